@@ -1,0 +1,30 @@
+"""AGCI (Adaptive Global Context Injection, arXiv 2509.21984) for stock Hugging Face transformers."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> module that holds it. Imported on first use (PEP 562), so that `import transformers_agci` loads no torch.
+_PUBLIC = {
+    "InputError": "transformers_agci.errors",
+    "LAMBDA_KEY": "transformers_agci.lam",
+    "SUPPORTED_FAMILIES": "transformers_agci.families",
+    "Handle": "transformers_agci.attach",
+    "agci": "transformers_agci.attach",
+    "attach": "transformers_agci.attach",
+    "image_embeddings": "transformers_agci.attach",
+    "inject_global_context": "transformers_agci.injection",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,92 @@
+"""`agci <command>`: the table of commands, and what happens to their errors."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers_agci.errors import InputError
+
+
+class Command(NamedTuple):
+    """`words` as typed ("data check" is two), the file in commands/ that holds it, one line of help."""
+
+    words: str
+    module: str
+    help: str
+
+
+COMMANDS: tuple[Command, ...] = (
+)
+
+GROUPS = {"data": "build, check and fetch data sets"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 is success, 1 a finished run with errors, 2 a mistake of the user, 130 an interruption."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser, command = _parser(arguments)
+        args = parser.parse_args(arguments)
+        if command is None:
+            parser.print_help()
+            return 2
+        return int(importlib.import_module(f"transformers_agci.commands.{command.module}").run(args))
+    except InputError as error:
+        print(f"agci: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("agci: interrupted; what was finished is kept, the same command goes on from there.", file=sys.stderr)
+        return 130
+
+
+def _parser(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, Command | None]:
+    """The parser for these arguments; only the command that is asked for is imported."""
+    command = _asked_for(arguments)
+    if command is not None:
+        module = importlib.import_module(f"transformers_agci.commands.{command.module}")
+        parser = argparse.ArgumentParser(f"agci {command.words}", description=module.__doc__,
+                                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("command", nargs=len(command.words.split()), help=argparse.SUPPRESS)
+        module.add_arguments(parser)
+        return parser, command
+    group = next((word for word in arguments[:1] if word in GROUPS), None)
+    listed = [c for c in COMMANDS if group is None or c.words.split()[0] == group]
+    width = max((len(c.words) for c in listed), default=0) + 2
+    table = "\n".join(f"  {c.words:<{width}}{c.help}" for c in listed)
+    parser = argparse.ArgumentParser(
+        f"agci {group}" if group else "agci",
+        usage="agci <command> [options]",
+        description=f"AGCI: spatial bias in vision-language models, measured and repaired.\n\ncommands:\n{table}",
+        epilog="agci <command> --help shows a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    from transformers_agci import __version__
+
+    parser.add_argument("--version", action="version", version=f"transformers-agci {__version__}")
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    words = [word for word in arguments if not word.startswith("-")]
+    if words and words[0] not in GROUPS:
+        raise InputError(_unknown(" ".join(words[:1])))
+    if group and len(words) > 1:
+        raise InputError(_unknown(" ".join(words[:2])))
+    return parser, None
+
+
+def _asked_for(arguments: Sequence[str]) -> Command | None:
+    by_words = {tuple(c.words.split()): c for c in COMMANDS}
+    return by_words.get(tuple(arguments[:2])) or by_words.get(tuple(arguments[:1]))
+
+
+def _unknown(words: str) -> str:
+    import difflib
+
+    names = [c.words for c in COMMANDS]
+    near = difflib.get_close_matches(words, names, n=1)
+    hint = f" Did you mean: {near[0]}?" if near else ""
+    return f"Unknown command '{words}'.{hint} Available: {', '.join(names)}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
