@@ -10,10 +10,10 @@ _PUBLIC = {
     "InputError": "transformers_agci.errors",
     "LAMBDA_KEY": "transformers_agci.lam",
     "SUPPORTED_FAMILIES": "transformers_agci.families",
-    "Handle": "transformers_agci.attach",
-    "agci": "transformers_agci.attach",
-    "attach": "transformers_agci.attach",
-    "image_embeddings": "transformers_agci.attach",
+    "Handle": "transformers_agci.hooks",
+    "agci": "transformers_agci.hooks",
+    "attach": "transformers_agci.hooks",
+    "image_embeddings": "transformers_agci.hooks",
     "inject_global_context": "transformers_agci.injection",
 }
 

@@ -1,0 +1,102 @@
+"""Where the tokens of each image stand in the sequences of one forward call."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from transformers_agci.families import Family, ForwardCall
+
+
+class ImageSpan(NamedTuple):
+    """Tokens start..stop-1 of sequence `row` are the tokens of one image."""
+
+    row: int
+    start: int
+    stop: int
+
+
+def image_token_mask(owner: nn.Module, call: ForwardCall) -> torch.Tensor:
+    """[B, S] bool, true at image tokens.
+
+    With inputs_embeds in place of ids an image token is a row equal to the image token's embedding, as stock finds it.
+    """
+    token_id = owner.config.image_token_id
+    if call.input_ids is not None:
+        return call.input_ids == token_id
+    if call.inputs_embeds is None:
+        raise ValueError("Give input_ids or inputs_embeds along with the images.")
+    embeds = call.inputs_embeds
+    marker = owner.get_input_embeddings()(torch.tensor(token_id, device=embeds.device))
+    return (embeds == marker).all(dim=-1)
+
+
+def image_spans(owner: nn.Module, family: Family, call: ForwardCall, mask: torch.Tensor) -> list[ImageSpan]:
+    """The images of a call in the order of their tokens, images that the attention mask hides left out.
+
+    Raises:
+        ValueError: the tokens do not divide into the images of the call, or an image is cut by chunked prefill.
+    """
+    _refuse_cut_images(call)
+    runs = _runs(mask)
+    total = sum(run.stop - run.start for run in runs)
+    lengths = family.lengths(owner.config, call, total) if total else None
+    spans = runs if lengths is None else _divide(runs, lengths)
+    visible = _visible(call.attention_mask, mask.shape)
+    if visible is None or not spans:
+        return spans
+    # A training framework may give a text-only batch a dummy image that no token attends to.
+    firsts = visible[[span.row for span in spans], [span.start for span in spans]].tolist()
+    return [span for span, seen in zip(spans, firsts, strict=True) if seen]
+
+
+def _runs(mask: torch.Tensor) -> list[ImageSpan]:
+    rows, columns = mask.nonzero(as_tuple=True)
+    if not len(rows):
+        return []
+    begins = torch.ones_like(rows, dtype=torch.bool)
+    begins[1:] = (rows.diff() != 0) | (columns.diff() != 1)
+    starts = begins.nonzero().flatten()
+    counts = torch.diff(starts, append=torch.tensor([len(rows)], device=starts.device))
+    runs = torch.stack([rows[starts], columns[starts], columns[starts] + counts], dim=1)
+    return [ImageSpan(*run) for run in runs.tolist()]
+
+
+def _divide(runs: list[ImageSpan], lengths: Sequence[int]) -> list[ImageSpan]:
+    spans: list[ImageSpan] = []
+    remaining = iter(lengths)
+    for row, start, stop in runs:
+        position = start
+        while position < stop:
+            length = next(remaining, None)
+            if length is None or length <= 0 or position + length > stop:
+                raise _mismatch(runs, lengths)
+            spans.append(ImageSpan(row, position, position + length))
+            position += length
+    if next(remaining, None) is not None:
+        raise _mismatch(runs, lengths)
+    return spans
+
+
+def _mismatch(runs: list[ImageSpan], lengths: Sequence[int]) -> ValueError:
+    return ValueError(
+        f"The image tokens of this call stand in runs of {[run.stop - run.start for run in runs]}, which do not divide "
+        f"into its images of {list(lengths)} tokens. A chunked prefill or a truncated prompt can cut an image: "
+        "leave prefill_chunk_size unset and keep every image whole."
+    )
+
+
+def _refuse_cut_images(call: ForwardCall) -> None:
+    # Chunked prefill hands each chunk a slice of the encoded images, which carries the pooled features only.
+    if call.encoded is not None and getattr(call.encoded, "last_hidden_state", None) is None:
+        raise ValueError(
+            "AGCI needs each image whole, but chunked prefill (prefill_chunk_size) cuts images: leave it unset."
+        )
+
+
+def _visible(attention_mask: object, shape: torch.Size) -> torch.Tensor | None:
+    """[B, S] bool of the tokens that are attended to, or None where the mask does not say so token by token."""
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2 or len(attention_mask) != shape[0]:
+        return None
+    return attention_mask[:, -shape[1] :] != 0
