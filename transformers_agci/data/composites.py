@@ -1,0 +1,64 @@
+"""Composites: one target among distractors on a grid, in each of the grid's cells in turn."""
+
+import io
+from collections.abc import Sequence
+from typing import TypeVar
+
+from PIL import Image
+
+from transformers_agci.data.grid import Grid
+from transformers_agci.errors import InputError
+
+T = TypeVar("T")
+
+
+def with_target(target: T, distractors: Sequence[T], k: int) -> list[T]:
+    """Cells in row-major order with the target inserted at cell k; the distractors keep their order around it.
+
+    >>> with_target("T", ["a", "b", "c"], 1)
+    ['a', 'T', 'b', 'c']
+    """
+    if not 0 <= k <= len(distractors):
+        raise InputError(f"Cell {k} does not exist: cells are 0 to {len(distractors)}.")
+    return [*distractors[:k], target, *distractors[k:]]
+
+
+def alone(target: T, k: int, cells: int = 9) -> list[T | None]:
+    """Cells of which only k is filled: a row of the similarity set."""
+    return [target if cell == k else None for cell in range(cells)]
+
+
+def fit(picture: Image.Image, grid: Grid, background: str = "white") -> Image.Image:
+    """The picture as RGB in the size its cell gives it; transparent parts show the background."""
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        picture = Image.new("RGBA", rgba.size, background)
+        picture.alpha_composite(rgba)
+    size = grid.fitted(picture.size)
+    rgb = picture.convert("RGB")
+    return rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS)
+
+
+def compose(pictures: Sequence[Image.Image | None], grid: Grid, background: str = "white") -> Image.Image:
+    """Lay pictures into the grid's cells, row-major; None leaves a cell empty. Returns an RGB canvas.
+
+    Every picture keeps its aspect ratio, fills its box with its longer side and stands centred in it.
+
+    >>> compose([Image.new("RGB", (20, 10), "red")] + [None] * 8, Grid()).getpixel((8, 80))
+    (255, 0, 0)
+    """
+    if len(pictures) != len(grid):
+        raise InputError(f"A {grid.rows}x{grid.cols} grid takes {len(grid)} pictures, but got {len(pictures)}.")
+    canvas = Image.new("RGB", (grid.canvas, grid.canvas), background)
+    for cell, picture in enumerate(pictures):
+        if picture is not None:
+            fitted = fit(picture, grid, background)
+            canvas.paste(fitted, grid.placed(fitted.size, cell))
+    return canvas
+
+
+def encode_jpeg(image: Image.Image, quality: int = 75) -> bytes:
+    """The picture as baseline JPEG with 4:2:0 chroma, as the published composites have it at quality 75."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    return buffer.getvalue()

@@ -1,0 +1,75 @@
+"""Opening pictures that a data file names: below their root, of bearable size, fully decoded."""
+
+import io
+from pathlib import Path, PureWindowsPath
+
+from PIL import Image
+
+from transformers_agci.errors import InputError
+
+MAX_PIXELS = 50_000_000  # 150 MB as RGB; a larger one is refused unread (decompression bombs)
+
+# Pillow's other formats bring external programs (EPS) or decoders that few have looked at.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+
+def resolve_below(root: Path | str, name: str, where: str) -> Path:
+    """The path of `name` below `root`. The file itself need not exist.
+
+    Raises InputError for an absolute name, one with "..", and one that a symlink leads out of the root.
+    `where` ("rows.json:12") begins the message.
+    """
+    windows = PureWindowsPath(name)
+    if not name or "\0" in name or name.startswith(("/", "\\")) or windows.drive or ".." in windows.parts:
+        raise InputError(f"{where}: the path {name!r} must be relative and without '..': it has to stay below {root}.")
+    base = Path(root).resolve()
+    path = (base / name).resolve()
+    if not path.is_relative_to(base):
+        raise InputError(
+            f"{where}: {name!r} is a link that leads out of {root} (to {path}); put the file itself below {root}."
+        )
+    return path
+
+
+def open_picture(path: Path | str, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture at `path` as RGB, fully decoded.
+
+    Raises InputError when it is missing, not a picture, truncated, or has more than `max_pixels` pixels.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{where}: the picture {path} does not exist.") from None
+    except OSError as error:
+        raise InputError(f"{where}: the picture {path} cannot be read ({error.strerror}).") from None
+    return decode_picture(data, f"{where}: the picture {path}", max_pixels).convert("RGB")
+
+
+def decode_picture(data: bytes, what: str, max_pixels: int = MAX_PIXELS, draft: int | None = None) -> Image.Image:
+    """A picture from its file's bytes, fully decoded, in its own mode; `what` names it in an error.
+
+    `draft` allows a JPEG to be decoded at a fraction of its size that is still at least `draft` px on both sides:
+    several times faster where a photograph is about to be made smaller.
+    """
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:
+        raise _unreadable(what, error) from None
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise InputError(f"{what} has {width}x{height} pixels, more than the {max_pixels} that are allowed.")
+    if draft is not None:
+        picture.draft(None, (draft, draft))
+    try:
+        picture.load()
+    except Exception as error:  # Pillow's decoders raise many kinds of exception on broken bytes
+        raise _unreadable(what, error) from None
+    return picture
+
+
+def _unreadable(what: str, error: Exception) -> InputError:
+    if isinstance(error, Image.DecompressionBombError):
+        return InputError(f"{what} has more pixels than are allowed.")
+    if isinstance(error, Image.UnidentifiedImageError):
+        return InputError(f"{what} is not a picture that can be read ({', '.join(FORMATS)}).")
+    return InputError(f"{what} is broken or truncated ({error}).")
