@@ -18,6 +18,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: tuple[Command, ...] = (
+    Command("metrics", "metrics", "the position probe's results in numbers and as a map"),
 )
 
 GROUPS = {"data": "build, check and fetch data sets"}

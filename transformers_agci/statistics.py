@@ -198,15 +198,15 @@ def percentile_interval(samples: Floats, estimate: float, n: int) -> Interval:
     return Interval(float(estimate), float(low), float(high), n)
 
 
-class PairedDifference(NamedTuple):
-    """second - first over the rows that both have: over all rows, and per cell."""
+class Measured(NamedTuple):
+    """A measure over all rows, and per cell."""
 
     overall: Interval
     cells: list[Interval]
 
 
-def paired_difference(first: Floats, second: Floats, resamples: int = 2000, seed: int = 0) -> PairedDifference:
-    """The difference of two results on the same items, with item-clustered bootstrap intervals."""
+def paired_difference(first: Floats, second: Floats, resamples: int = 2000, seed: int = 0) -> Measured:
+    """second - first over the rows that both tables have, with item-clustered bootstrap intervals."""
     change = second - first
     sample = bootstrap([change], resamples, seed)[0]
     present = (~np.isnan(change)).sum(axis=0)
@@ -216,7 +216,7 @@ def paired_difference(first: Floats, second: Floats, resamples: int = 2000, seed
         percentile_interval(draws, float(mean), int(n))
         for draws, mean, n in zip(sample.cells.T, cell_means(change), present, strict=True)
     ]
-    return PairedDifference(overall, cells)
+    return Measured(overall, cells)
 
 
 def d_prime(hit_rate: Floats, positives: Floats, false_alarm_rate: Floats, negatives: Floats) -> Floats:

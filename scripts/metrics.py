@@ -1,0 +1,8 @@
+"""The position probe's accuracy map and tables from result files: `python metrics.py --help`."""
+
+import sys
+
+from transformers_agci.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["metrics", *sys.argv[1:]]))

@@ -1,0 +1,266 @@
+"""The position probe's metrics: scoring rule, pairing, what is printed, drawn and concluded."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from transformers_agci.cli import main
+from transformers_agci.data.grid import POSITIONS
+from transformers_agci.errors import InputError
+from transformers_agci.probes.position_metrics import evaluate, load
+from transformers_agci.probes.position_report import Draws, compare, measure, verdict
+from transformers_agci.probes.position_results import read_answer, read_results
+
+DRAWS = Draws(200, 400)
+
+
+def result_rows(items, correct, margin=True, answers=("Yes", "No")):
+    """Rows of a result; `correct(item, answer, cell)` says whether the reply is right."""
+    rows = []
+    for item in range(items):
+        for answer in answers:
+            for cell, position in enumerate(POSITIONS):
+                right = correct(item, answer, cell)
+                said = answer if right else ("No" if answer == "Yes" else "Yes")
+                row = {"id": 9 * item + cell, "image": f"{item:04d}_{cell}.jpg", "caption": f"{answer} {item}",
+                       "position": position, "answer": answer, "prediction": said, "qs": "?"}
+                if margin:
+                    row["margin"] = 1.0 + 0.1 * cell if said == "Yes" else -1.0
+                rows.append(row)
+    return rows
+
+
+def write(path: Path, rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def coin(p, seed):
+    """A reply that is right with probability p(cell), drawn per row."""
+    draws = np.random.default_rng(seed).random((500, 2, 9))
+    return lambda item, answer, cell: bool(draws[item, int(answer == "No"), cell] < (p(cell) if callable(p) else p))
+
+
+@pytest.mark.parametrize("reply, answer", [
+    ("Yes", "Yes"), ("Yes.", "Yes"), ("Yes, there is", "Yes"), ("Yesterday", "Yes"), (" Yes\n", "Yes"),
+    ("No", "No"), ("No, it is not", "No"), ("Nothing matches", "No"), ("yes", "Yes"), ("NO", "No"),
+    ("yes, it is", "Yes"), ("no, not there", "No"), ("yes.", None), ("There is", None), ("", None),
+    ("The answer is Yes", None),
+])  # fmt: skip
+def test_the_published_scoring_rule(reply, answer):
+    assert read_answer(reply) == answer
+
+
+def test_tables_of_a_result(tmp_path):
+    rows = result_rows(3, lambda item, answer, cell: not (item == 1 and cell == 4))
+    rows[0]["prediction"] = "I cannot say"
+    result = read_results(write(tmp_path / "a.jsonl", rows))
+    assert result.items == ("0000", "0001", "0002") and result.label == "a"
+    assert result.yes.correct[0, 0] == 0 and result.yes.unreadable[0, 0] == 1 and result.yes.said_yes[0, 0] == 0
+    assert result.yes.correct[1, 4] == 0 and result.no.said_yes[1, 4] == 1
+    assert result.yes.correct.sum() == 25 and result.no.correct.sum() == 26
+
+
+def test_a_published_result_is_accepted(tmp_path):
+    """JSON Lines in a .json file, no logits, Yes rows only."""
+    rows = result_rows(4, lambda *_: True, margin=False, answers=["Yes"])
+    report = measure(read_results(write(tmp_path / "laion_answers.json", rows)), DRAWS)
+    assert report.yes.accuracy.estimate == 1.0 and report.yes.accuracy.low < 1.0
+    assert report.no is None and report.balanced is None and report.yes.margin is None
+
+
+def test_files_that_are_named_otherwise_are_grouped_by_runs(tmp_path):
+    rows = result_rows(3, lambda item, answer, cell: True, answers=["Yes"])
+    for number, row in enumerate(rows):
+        row["image"] = f"picture-{number}.png"
+    result = read_results(write(tmp_path / "a.jsonl", rows))
+    assert result.items == ("picture-0.png", "picture-9.png", "picture-18.png")
+
+
+def test_negatives_may_stand_in_a_file_of_their_own(tmp_path):
+    rows = result_rows(20, coin(0.8, 0))
+    whole = read_results(write(tmp_path / "all.jsonl", rows))
+    yes = write(tmp_path / "x.json", [row for row in rows if row["answer"] == "Yes"])
+    no = write(tmp_path / "x_negatives.json", [row for row in rows if row["answer"] == "No"])
+    parts = load([yes], [no])[0]
+    assert measure(parts, DRAWS).balanced == measure(whole, DRAWS).balanced
+
+
+def test_numbers_by_hand(tmp_path):
+    """Two items: 12 of 18 Yes rows right, 9 of 18 No rows."""
+    result = read_results(write(tmp_path / "a.jsonl", result_rows(
+        2, lambda item, answer, cell: cell < 6 if answer == "Yes" else item == 0)))
+    report = measure(result, DRAWS)
+    assert report.yes.accuracy.estimate == pytest.approx(12 / 18)
+    assert [cell.estimate for cell in report.yes.cells] == [1.0] * 6 + [0.0] * 3
+    assert report.yes.spread.gap.observed == 1.0
+    assert report.yes.spread.sd.observed == pytest.approx(np.std([1] * 6 + [0] * 3))
+    assert report.balanced.estimate == pytest.approx((12 / 18 + 9 / 18) / 2)
+    assert report.d_prime.estimate == pytest.approx(stats.norm.ppf(12.5 / 19) - stats.norm.ppf(9.5 / 19))
+    assert [cell.estimate for cell in report.balanced_cells] == [0.75] * 6 + [0.25] * 3
+    assert report.yes.margin_cells[0].estimate == pytest.approx(1.0)
+
+
+def test_two_equal_results_show_no_difference(tmp_path):
+    first = read_results(write(tmp_path / "a.jsonl", result_rows(30, coin(0.9, 1))), label="baseline")
+    second = read_results(write(tmp_path / "b.jsonl", result_rows(30, coin(0.9, 1))), label="AGCI")
+    pair = compare(first, second, DRAWS)
+    assert pair.balanced[:3] == (0, 0, 0)
+    assert verdict(pair).startswith("On 30 items, AGCI against baseline: no difference in balanced accuracy")
+    assert "neither more nor less even" in verdict(pair)
+
+
+def test_the_verdict_follows_the_interval(tmp_path):
+    """The same words for noise, others for a true gain, a true loss, and a moved threshold."""
+    low_at_the_bottom = lambda cell: 0.9 if cell < 6 else 0.4  # noqa: E731
+    files = {
+        "base": coin(low_at_the_bottom, 2), "noise": coin(low_at_the_bottom, 3), "gain": coin(0.97, 4),
+        "yes": lambda item, answer, cell: answer == "Yes",
+    }  # fmt: skip
+    results = {name: read_results(write(tmp_path / f"{name}.jsonl", result_rows(80, correct)), label=name)
+               for name, correct in files.items()}
+    noise = verdict(compare(results["base"], results["noise"], DRAWS))
+    assert "no difference in balanced accuracy" in noise and "neither more nor less even" in noise
+    gain = verdict(compare(results["base"], results["gain"], DRAWS))
+    assert "balanced accuracy rises by" in gain and "the Yes map is more even" in gain
+    loss = verdict(compare(results["gain"], results["base"], DRAWS))
+    assert "balanced accuracy falls by" in loss and "the Yes map is less even" in loss
+    shift = verdict(compare(results["base"], results["yes"], DRAWS))
+    assert "the threshold moves: it says Yes more often (Yes rows +" in shift
+    for text in (noise, gain, loss, shift):
+        assert text.endswith(".") and "\n" not in text
+
+
+def test_rows_are_paired_by_item_not_by_place(tmp_path):
+    rows = result_rows(10, coin(0.7, 5))
+    turned = [rows[18 * item + k] for item in reversed(range(10)) for k in range(18)]
+    first, second = (read_results(write(tmp_path / f"{n}.jsonl", r)) for n, r in (("a", rows), ("b", turned)))
+    assert compare(first, second, DRAWS).balanced[:3] == (0, 0, 0)
+
+
+def test_rows_that_only_one_result_has_are_counted(tmp_path):
+    rows = result_rows(5, coin(0.7, 6))
+    first, second = (read_results(write(tmp_path / f"{n}.jsonl", r)) for n, r in (("a", rows), ("b", rows[:-20])))
+    pair = compare(first, second, DRAWS)
+    assert pair.left_out == 20 and pair.yes.accuracy.overall.n == 45 - 9
+    other = read_results(write(tmp_path / "c.jsonl", [row | {"image": "z" + row["image"]} for row in rows]))
+    with pytest.raises(InputError, match="no row in common"):
+        compare(first, other, DRAWS)
+
+
+def grid_rows(side):
+    return [{"id": k, "image": f"a_{k}.jpg", "caption": "c", "grid": f"{side}x{side}", "row": k // side,
+             "col": k % side, "answer": "Yes", "prediction": "Yes"} for k in range(side * side)]
+
+
+def test_other_grids(tmp_path, capsys):
+    path = write(tmp_path / "a.jsonl", grid_rows(4))
+    assert main(["metrics", "--results_file", str(path), "--output_heatmap", str(tmp_path / "m.png")]) == 0
+    assert "row 4, col 4" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"several: 4x4 .*, 3x3"):
+        read_results(write(tmp_path / "b.jsonl", grid_rows(4) + result_rows(1, lambda *_: True)))
+    with pytest.raises(InputError, match='"row" must be a whole number from 0 to 3, but is 4'):
+        read_results(write(tmp_path / "c.jsonl", [grid_rows(4)[0] | {"row": 4}]))
+    with pytest.raises(InputError, match='"grid" must be like "4x4"'):
+        read_results(write(tmp_path / "d.jsonl", [grid_rows(4)[0] | {"grid": "four"}]))
+
+
+@pytest.mark.parametrize("change, sentence", [
+    ({"prediction": None}, r'a.jsonl:2: "prediction" must be a text, but is None'),
+    ({"position": "middle"}, r'a.jsonl:2: "position" is \'middle\', but must be one of: top_left'),
+    ({"answer": "maybe"}, r'a.jsonl:2: "answer" is \'maybe\''),
+    ({"margin": "big"}, r'a.jsonl:2: "margin" must be a number'),
+    ({"image": "0000_0.jpg", "position": "top_left"}, r"a.jsonl:2: .* is there already \(a.jsonl:1\)"),
+])  # fmt: skip
+def test_bad_result_rows_are_named(tmp_path, change, sentence):
+    rows = result_rows(1, lambda *_: True)
+    rows[1] |= change
+    with pytest.raises(InputError, match=sentence):
+        read_results(write(tmp_path / "a.jsonl", rows))
+    del rows[1]["prediction"]
+    with pytest.raises(InputError, match=r'a.jsonl:2: the field "prediction" is missing'):
+        read_results(write(tmp_path / "a.jsonl", rows))
+
+
+@pytest.fixture
+def two_files(tmp_path):
+    for name, lam, seed in (("A.lam0", 0.0, 1), ("A.lam0.5", 0.5, 2)):
+        write(tmp_path / f"{name}.jsonl", result_rows(20, coin(0.85, seed)))
+        (tmp_path / f"{name}.manifest.json").write_text(json.dumps({"lambda": lam}))
+    return [str(tmp_path / f"{name}.jsonl") for name in ("A.lam0", "A.lam0.5")]
+
+
+@pytest.mark.parametrize("flag", ["--results_file", "--result_file"])
+def test_command_prints_draws_and_writes(two_files, tmp_path, capsys, flag):
+    picture, numbers = tmp_path / "map.png", tmp_path / "out" / "numbers.json"
+    code = main(["metrics", flag, *two_files, "--output_heatmap", str(picture), "--json", str(numbers),
+                 "--draws", "100", "--text_only_file", two_files[0], "--blank_image_file", *two_files])
+    out = capsys.readouterr().out
+    assert code == 0
+    for words in ("accuracy, Yes rows", "accuracy, No rows", "balanced accuracy", "d' (log-linear)", "unreadable",
+                  "margin, Yes rows", "sd, Yes rows", "max - min", "by chance", "bottom_right", "McNemar p",
+                  "baseline (lambda 0)", "AGCI (lambda 0.5)", "text only", "blank image, AGCI (lambda 0.5)",
+                  str(picture)):
+        assert words in out, words
+    content = json.loads(numbers.read_text())
+    assert content["difference"]["verdict"] in out
+    assert content["results"][0]["yes"]["cells"][0]["n"] == 20
+    with Image.open(picture) as image:
+        assert image.width > image.height > 800
+
+
+def test_one_file_has_the_no_map_beside_the_yes_map(two_files, tmp_path, monkeypatch):
+    from transformers_agci.probes import position_view
+
+    drawn = []
+    monkeypatch.setattr(position_view, "draw", lambda panels, *_: drawn.extend(panels))
+    position_view.draw_maps([measure(load(two_files[:1])[0], DRAWS)], None, tmp_path / "m.png")
+    assert [panel.title.split(":")[0] for panel in drawn[0]] == ["Yes rows", "No rows"]
+    assert drawn[0][0].scale is drawn[0][1].scale
+
+
+def test_two_files_share_a_scale_and_the_difference_is_centred(two_files, tmp_path, monkeypatch):
+    from transformers_agci.probes import position_view
+
+    drawn = []
+    monkeypatch.setattr(position_view, "draw", lambda panels, *_: drawn.extend(panels))
+    metrics = evaluate(load(two_files), draws=DRAWS)
+    position_view.draw_maps(metrics.results, metrics.pair, tmp_path / "m.png")
+    for row in drawn:
+        assert row[0].scale is row[1].scale and not row[0].scale.diverging
+        assert row[2].scale.diverging and row[2].scale.low == -row[2].scale.high
+        np.testing.assert_allclose(row[2].values, row[1].values - row[0].values)
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--results_file", "nowhere.json"], "nowhere.json: there is no such file."),
+    (["--results_file", "A", "A", "A"], "Give one result file, or two"),
+    (["--results_file", "A", "--negatives_file", "A", "A"], "needs one entry per result file (1), but has 2"),
+    (["--results_file", "A", "--draws", "0"], "--draws must be at least 1"),
+    (["--results_file", "A", "--output_heatmap", "m.txt"], "cannot be drawn as '.txt'"),
+    (["--results_file", "empty.jsonl"], "the file holds no rows"),
+    (["--results_file", "A", "--json", "A/x.json"], "cannot be written"),
+])  # fmt: skip
+def test_mistakes_are_one_sentence(two_files, tmp_path, capsys, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").write_text("")
+    Path("A").symlink_to(two_files[0])
+    Path("A.jsonl").symlink_to(two_files[0])
+    words = ["A.jsonl" if word == "A" else word.replace("A/", "A.jsonl/") for word in words]
+    assert main(["metrics", *words]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_script_runs_from_any_folder(two_files, tmp_path):
+    script = Path(__file__).parent.parent / "scripts" / "metrics.py"
+    done = subprocess.run([sys.executable, script, "--result_file", two_files[0], "--draws", "10"], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "balanced accuracy" in done.stdout

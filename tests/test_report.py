@@ -1,0 +1,89 @@
+"""The look of maps and tables."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from transformers_agci.errors import InputError
+from transformers_agci.report import heatmap
+from transformers_agci.report.heatmap import Panel, Scale, draw, picture_path, scale_about_zero, scale_over
+from transformers_agci.report.table import format_table
+
+SCALE = Scale(0, 100, "correct, %")
+
+
+def panel(shape=(3, 3), **changes):
+    values = np.linspace(0, 100, shape[0] * shape[1]).reshape(shape)
+    texts = [f"{v:.0f}" for v in values.ravel()]
+    return Panel(**({"values": values, "scale": SCALE, "title": "t", "note": "n = 5\nx", "texts": texts} | changes))
+
+
+def test_table_columns_line_up():
+    assert format_table(["position", "n"], [["left", "100"], ["center", "7"]]).splitlines() == [
+        "position    n", "left      100", "center      7",
+    ]
+
+
+def test_scale_spans_the_intervals_and_stays_inside_its_limits():
+    scale = scale_over([71.2, 88.0, float("nan"), 99.1], "x", 5, (0, 100))
+    assert (scale.low, scale.high, scale.diverging) == (70, 100, False)
+
+
+def test_difference_scale_is_centred_on_zero():
+    scale = scale_about_zero([-2.2, 7.4], "x", 1)
+    assert (scale.low, scale.high, scale.diverging) == (-8, 8, True)
+    assert scale_about_zero([0.0], "x", 1).high == 1
+    assert scale_about_zero([float("nan")], "x", 1).high == 1
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 4), (5, 5), (20, 20)])
+def test_a_map_of_any_grid_is_drawn(tmp_path, shape):
+    one = panel(shape) if shape != (20, 20) else panel(shape, texts=())
+    path = draw([[one, None], [one, one]], tmp_path / "deep" / "map.png", "title", "foot\nnote")
+    with Image.open(path) as picture:
+        assert picture.size[0] > 800
+        assert len(picture.convert("RGB").resize((64, 64)).getcolors(4096)) > 20
+
+
+def test_one_scale_has_one_colour_bar(tmp_path, monkeypatch):
+    bars = []
+    from matplotlib.figure import Figure
+
+    original = Figure.colorbar
+    monkeypatch.setattr(Figure, "colorbar", lambda *a, **k: bars.append(k["ax"]) or original(*a, **k))
+    other = Scale(-5, 5, "difference", diverging=True)
+    draw([[panel(), panel(), panel(scale=other)]], tmp_path / "map.png")
+    assert [len(axes) for axes in bars] == [2, 1]
+
+
+def test_cells_without_rows_stay_blank(tmp_path):
+    values = np.full((3, 3), 50.0)
+    values[1, 1] = np.nan
+    draw([[panel(values=values, texts=["50"] * 4 + [""] + ["50"] * 4)]], tmp_path / "map.png")
+    with Image.open(tmp_path / "map.png") as picture:
+        assert (255, 255, 255) in [colour for _, colour in picture.convert("RGB").getcolors(1 << 20)]
+
+
+def test_the_same_map_is_the_same_file(tmp_path):
+    first, second = (draw([[panel()]], tmp_path / name).read_bytes() for name in ("a.png", "b.png"))
+    assert first == second
+
+
+def test_words_on_colours_can_be_read():
+    assert heatmap._ink_on((0.27, 0.0, 0.33, 1)) == "white"
+    assert heatmap._ink_on((0.99, 0.9, 0.14, 1)) == "black"
+
+
+def test_path_of_a_picture(tmp_path):
+    assert picture_path(tmp_path / "map").name == "map.png"
+    assert picture_path("map.pdf").name == "map.pdf"
+    with pytest.raises(InputError, match=r"cannot be drawn as '.docx'.*allowed: .*png"):
+        picture_path("map.docx")
+    with pytest.raises(InputError, match="is a folder"):
+        picture_path(tmp_path)
+
+
+def test_unwritable_picture_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written to .*map.png'.*choose another path\.$"):
+        draw([[panel()]], tmp_path / "file" / "map.png")

@@ -1,0 +1,1 @@
+"""What results look like: one look for every map, one for every table."""

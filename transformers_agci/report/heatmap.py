@@ -1,0 +1,180 @@
+"""One look for every map of this project: panels of cells, a shared scale, the number and its interval in the cell.
+
+Colours are safe for colour-blind readers: viridis for amounts (its order is kept in grey), purple - white - orange
+for differences, always centred on zero.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transformers_agci.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PANEL_INCHES = 2.9
+MIN_COLUMNS = 1.4  # room for the words around a single panel
+NOTE_INCHES = 0.15  # one line of a panel's note
+DOTS_PER_INCH = 200
+INK = "#1a1a1a"
+GREY = "#5a5a5a"
+COLUMN_NAMES = {3: ("left", "center", "right")}
+ROW_NAMES = {3: ("top", "middle", "bottom")}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a colour means. Panels that hold the same scale share one colour bar.
+
+    `low` and `high` are in the unit of the panels' values; a `diverging` scale must be symmetric about zero.
+    """
+
+    low: float
+    high: float
+    label: str
+    diverging: bool = False
+
+    @property
+    def colours(self) -> str:
+        """The name of matplotlib's colour map."""
+        return "PuOr_r" if self.diverging else "viridis"
+
+
+def scale_over(bounds: Sequence[float], label: str, step: float, limits: tuple[float, float]) -> Scale:
+    """A scale that spans all `bounds` (the ends of the intervals), rounded outwards to `step`, inside `limits`.
+
+    Spanning the intervals and not only the estimates keeps noise from looking like a pattern.
+    """
+    low, high = _finite_range(bounds, limits)
+    return Scale(max(limits[0], np.floor(low / step) * step), min(limits[1], np.ceil(high / step) * step), label)
+
+
+def scale_about_zero(bounds: Sequence[float], label: str, step: float) -> Scale:
+    """A diverging scale as wide on either side as the furthest of `bounds`, rounded outwards to `step`."""
+    low, high = _finite_range(bounds, (-step, step))
+    reach = max(step, np.ceil(max(abs(low), abs(high)) / step) * step)
+    return Scale(-reach, reach, label, diverging=True)
+
+
+def _finite_range(bounds: Sequence[float], otherwise: tuple[float, float]) -> tuple[float, float]:
+    finite = [b for b in bounds if np.isfinite(b)]
+    return (min(finite), max(finite)) if finite else otherwise
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One map: values [rows, cols] (NaN cells stay blank), and per cell a large and a small text, row by row."""
+
+    values: NDArray[np.floating]
+    scale: Scale
+    title: str
+    note: str = ""
+    texts: Sequence[str] = field(default=())
+    subtexts: Sequence[str] = field(default=())
+
+
+def draw(panels: Sequence[Sequence[Panel | None]], path: str | Path, title: str = "", footnote: str = "") -> Path:
+    """Draw rows of panels (None = empty place) into one picture; the suffix of `path` decides the format."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    target = picture_path(path)
+    rows, columns = len(panels), max(len(row) for row in panels)
+    notes = max(panel.note.count("\n") + 1 if panel.note else 0 for row in panels for panel in row if panel)
+    height = (PANEL_INCHES + 0.5 + NOTE_INCHES * notes) * rows + 0.6 + (0.3 if title else 0)
+    figure = Figure(
+        figsize=(PANEL_INCHES * max(columns, MIN_COLUMNS) + 0.4, height + 0.16 * (footnote.count("\n") + 1)),
+        layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06), facecolor="white",
+    )
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    drawn: dict[Scale, list[tuple[Axes, Any]]] = {}
+    for axes_row, panel_row in zip(grid, panels, strict=True):
+        for column, axes in enumerate(axes_row):
+            panel = panel_row[column] if column < len(panel_row) else None
+            if panel is None:
+                axes.set_axis_off()
+            else:
+                drawn.setdefault(panel.scale, []).append((axes, _draw_panel(axes, panel, labelled=column == 0)))
+    for scale, places in drawn.items():
+        bar = figure.colorbar(places[0][1], ax=[axes for axes, _ in places], location="bottom",
+                              aspect=15 + 8 * len(places) / rows, pad=0.02, shrink=0.95)
+        bar.set_label(scale.label, fontsize=9, color=INK)
+        bar.ax.tick_params(labelsize=8, length=2, color=GREY, labelcolor=INK)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+    if title:
+        figure.suptitle(title, fontsize=12.5, color=INK, fontweight="bold")
+    if footnote:
+        figure.supxlabel(footnote, fontsize=8, color=GREY)
+    _save(figure, target)
+    return target
+
+
+def picture_path(path: str | Path) -> Path:
+    """The file to draw to: ".png" where no suffix is given; an unknown suffix is refused before any work is done."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"'{path}' is a folder; give the file to draw to, for instance {target / 'heatmap.png'}.")
+    if not target.suffix:
+        return target.with_name(target.name + ".png")
+    known = sorted(FigureCanvasBase.filetypes)
+    if target.suffix[1:].lower() not in known:
+        raise InputError(f"A map cannot be drawn as '{target.suffix}' ({path}); allowed: {', '.join(known)}.")
+    return target
+
+
+def _save(figure: Any, target: Path) -> None:
+    metadata = {"Software": None} if target.suffix.lower() == ".png" else None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(target, dpi=DOTS_PER_INCH, metadata=metadata)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"The map cannot be written to '{target}': {reason}; choose another path.") from error
+
+
+def _draw_panel(axes: "Axes", panel: Panel, labelled: bool) -> Any:
+    rows, columns = panel.values.shape
+    image = axes.imshow(panel.values, cmap=panel.scale.colours, vmin=panel.scale.low, vmax=panel.scale.high)
+    axes.set_title(panel.title, fontsize=10.5, color=INK,
+                   pad=5 + (72 * NOTE_INCHES * (panel.note.count("\n") + 1) if panel.note else 0))
+    if panel.note:
+        axes.text(0.5, 1.02, panel.note, transform=axes.transAxes, ha="center", va="bottom", fontsize=8, color=GREY)
+    axes.set_xticks(range(columns), COLUMN_NAMES.get(columns, [str(c + 1) for c in range(columns)]))
+    axes.set_yticks(range(rows), ROW_NAMES.get(rows, [str(r + 1) for r in range(rows)]) if labelled else [""] * rows)
+    axes.tick_params(length=0, labelsize=8, labelcolor=GREY, pad=2)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    if panel.texts:  # white rules between annotated cells
+        axes.set_xticks(np.arange(columns - 1) + 0.5, minor=True)
+        axes.set_yticks(np.arange(rows - 1) + 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=2)
+        axes.tick_params(which="minor", length=0)
+        _write_cells(axes, panel, image)
+    return image
+
+
+def _write_cells(axes: "Axes", panel: Panel, image: Any) -> None:
+    columns = panel.values.shape[1]
+    large, small = (13.5, 7.8) if columns <= 3 else (9.5, 5.8)
+    for index, text in enumerate(panel.texts):
+        row, column = divmod(index, columns)
+        colour = _ink_on(image.to_rgba(panel.values[row, column]))
+        subtext = panel.subtexts[index] if panel.subtexts else ""
+        axes.text(column, row - (0.1 if subtext else 0), text, ha="center", va="center", fontsize=large, color=colour)
+        if subtext:
+            axes.text(column, row + 0.24, subtext, ha="center", va="center", fontsize=small, color=colour)
+
+
+def _ink_on(rgba: Sequence[float]) -> str:
+    """Black or white, whichever reads better on this colour (by relative luminance as in WCAG)."""
+    red, green, blue = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3])
+    return "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.2 else "black"
