@@ -1,0 +1,122 @@
+"""One way of answering: greedy `generate` with a stop rule per task."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from transformers_agci.inference.prompt import answer_token_ids
+from transformers_agci.inference.questions import ANSWER_WORDS, StopRule
+
+LOGIT_DIGITS = 6  # behind the point: more than float32 has, and a fixed form in the file
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`text` is the answer without surrounding white space; the logits are raw and None unless Yes/No was asked."""
+
+    text: str
+    yes_logit: float | None = None
+    no_logit: float | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What a result row holds beside the input row."""
+        if self.yes_logit is None or self.no_logit is None:
+            return {"prediction": self.text}
+        return {"prediction": self.text, "yes_logit": round(self.yes_logit, LOGIT_DIGITS),
+                "no_logit": round(self.no_logit, LOGIT_DIGITS),
+                "margin": round(self.yes_logit - self.no_logit, LOGIT_DIGITS)}
+
+    @property
+    def logits_disagree(self) -> bool:
+        """The answer says one word and the raw logits order the words the other way (a repetition penalty can)."""
+        if self.yes_logit is None or self.no_logit is None or not self.text.startswith(ANSWER_WORDS):
+            return False
+        return (self.yes_logit > self.no_logit) != self.text.startswith("Yes")
+
+
+def verdict_is_fixed(text: str) -> bool:
+    """Whether more text cannot change how a Yes/No answer is scored.
+
+    The scoring rule: an answer that begins with Yes or No is that word; of any other the part before ", " counts, in
+    lower case. So "Yes" and "Nothing" are fixed, "The" is (it can never be right), and "yes" is not yet.
+
+    >>> [verdict_is_fixed(text) for text in ("", "Y", "Yes", "yes", "yes,", "yes, it", "The")]
+    [False, False, True, False, False, True, True]
+    """
+    text = text.lstrip()
+    if text.startswith(ANSWER_WORDS):
+        return True
+    return not any(f"{word.lower()}, ".startswith(text.lower()) for word in ANSWER_WORDS) or text.endswith(", ")
+
+
+class _StopAtVerdict(StoppingCriteria):
+    """Ends each row by itself as soon as its verdict is fixed."""
+
+    def __init__(self, tokenizer: Any, prompt_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # [B, S] -> [B]
+        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt_length :], skip_special_tokens=True)
+        return torch.tensor([verdict_is_fixed(text) for text in texts], device=input_ids.device)
+
+
+def generation_settings(model: Any, tokenizer: Any) -> Any:
+    """The checkpoint's own generation settings, made greedy: sampling off, everything else kept."""
+    config = copy.deepcopy(model.generation_config)
+    config.do_sample, config.num_beams = False, 1
+    config.temperature = config.top_p = config.top_k = None
+    config.max_length = None
+    if config.eos_token_id is None:
+        config.eos_token_id = tokenizer.eos_token_id
+    if config.pad_token_id is None:
+        eos = config.eos_token_id
+        config.pad_token_id = eos[0] if isinstance(eos, list) else eos
+    config.return_dict_in_generate = True
+    return config
+
+
+def told_settings(config: Any) -> dict[str, Any]:
+    """What of the generation settings shapes a greedy answer, for the manifest."""
+    names = ("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
+             "forced_bos_token_id", "forced_eos_token_id", "eos_token_id", "pad_token_id", "min_new_tokens",
+             "encoder_repetition_penalty", "sequence_bias")
+    told = {name: getattr(config, name, None) for name in names}
+    return {"decoding": "greedy", **{name: value for name, value in told.items() if value is not None}}
+
+
+class Answerer:
+    """Answers batches on one model; `forwards` counts the forward calls of the whole model."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model = model
+        self.tokenizer = processor.tokenizer
+        self.processor = processor
+        self.settings = generation_settings(model, self.tokenizer)
+        self._answer_ids: tuple[int, int] | None = None
+
+    def answer(self, inputs: dict[str, torch.Tensor], stop: StopRule) -> list[Answer]:
+        """Greedy answers to a batch of prompts [B, S], one per row."""
+        settings = copy.copy(self.settings)
+        settings.max_new_tokens = stop.max_new_tokens
+        settings.output_logits = stop.yes_no
+        length = inputs["input_ids"].shape[1]
+        criteria = StoppingCriteriaList([_StopAtVerdict(self.tokenizer, length)] if stop.yes_no else [])
+        with torch.inference_mode():
+            made = self.model.generate(**inputs, generation_config=settings, stopping_criteria=criteria)
+        texts = [text.strip() for text in
+                 self.tokenizer.batch_decode(made.sequences[:, length:], skip_special_tokens=True)]
+        if not stop.yes_no:
+            return [Answer(text) for text in texts]
+        return [Answer(text, *pair) for text, pair in zip(texts, self._word_logits(made.logits), strict=True)]
+
+    def _word_logits(self, logits: Sequence[torch.Tensor]) -> list[list[float]]:
+        """The Yes and No logits of each row before the first answer token, as the model gave them."""
+        if self._answer_ids is None:
+            self._answer_ids = answer_token_ids(self.processor)
+        return logits[0][:, list(self._answer_ids)].float().tolist()  # [B, 2]

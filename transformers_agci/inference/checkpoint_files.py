@@ -1,0 +1,129 @@
+"""What lies in a model folder, looked at before anything of it is loaded: only data, never code.
+
+Refused with the remedy: a checkpoint that asks for its own Python code, weights that are pickles (.bin, .pt), a
+folder without weights or with a shard missing, a model type that AGCI does not serve, and the layout of the original
+LLaVA repositories.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers_agci.errors import InputError
+from transformers_agci.families import SUPPORTED_FAMILIES
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+# Only these are fetched from the hub: no code, no pickles.
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+
+
+def model_folder(model: str, revision: str | None) -> Path:
+    """The folder of a checkpoint: a local one as it is, a hub id through the local cache or a download."""
+    folder = Path(model)
+    if folder.is_dir():
+        if revision is not None:
+            raise InputError(f"--revision {revision} belongs to a hub id, but {model} is a folder.")
+        return folder
+    if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise InputError(f"There is no model folder {model}; give a folder with config.json and *.safetensors, or a "
+                         "hub id such as Qwen/Qwen2.5-VL-7B-Instruct.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # the hub's client has many: offline, not found, gated, not an id
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{model} is neither a folder here nor a checkpoint that the hub gave us ({reason}).") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a supported, code-free checkpoint."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise InputError(f"{folder} holds no {CONFIG}, so it is not a model folder.")
+    for file in sorted(folder.glob("*.json")):
+        if file.name != INDEX and file.stat().st_size < 1 << 20:
+            _refuse_code(file)
+    config = _read_json(path)
+    model_type = config.get("model_type")
+    if model_type in ("llava_llama", "llava_mistral"):
+        twin = SUPPORTED_FAMILIES["llava" if model_type == "llava_llama" else "llava_next"].hub_id
+        raise InputError(f"{folder} has the layout of the original LLaVA repository (model_type {model_type!r}), which "
+                         f"transformers cannot load; use its transformers twin {twin}.")
+    if model_type not in SUPPORTED_FAMILIES:
+        served = ", ".join(f"{family.name} ({name})" for name, family in SUPPORTED_FAMILIES.items())
+        raise InputError(f"{path} says model_type {model_type!r}, which AGCI does not support. Supported: {served}.")
+    return config
+
+
+def _refuse_code(file: Path) -> None:
+    content = _read_json(file)
+    if isinstance(content, dict) and "auto_map" in content:
+        raise InputError(
+            f"{file} asks for Python code of its own (auto_map), which would run on this machine and is never loaded; "
+            'use a checkpoint in transformers\' own format (for InternVL3 the "-hf" one), or take auto_map out if the '
+            "model class is one of transformers'."
+        )
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is not readable JSON ({error}).") from error
+
+
+def check_weights(folder: Path) -> list[Path]:
+    """The safetensors files of the model; InputError with the remedy if they are not all there."""
+    index = folder / INDEX
+    if index.exists():
+        try:
+            names = sorted(set(_read_json(index)["weight_map"].values()))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index} has no weight_map.") from error
+        inside = [name for name in names if Path(name).name == name]
+        if len(inside) != len(names):
+            raise InputError(f"{index} names weights outside its folder: {sorted(set(names) - set(inside))[0]!r}.")
+        missing = [name for name in names if not (folder / name).exists()]
+        if missing:
+            raise InputError(f"{folder} lacks {len(missing)} of {len(names)} weight files, the first is {missing[0]}; "
+                             "copy or download it again.")
+        return [folder / name for name in names]
+    single = folder / "model.safetensors"
+    if single.exists():
+        return [single]
+    pickles = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
+    if pickles:
+        raise InputError(
+            f"{folder} has its weights as pickles ({sorted(pickles)[0]}), which can run code when they are opened; "
+            "convert them once on a machine you trust (model.save_pretrained(folder) writes safetensors) or download "
+            "the safetensors revision."
+        )
+    raise InputError(f"{folder} holds no weights: model.safetensors or {INDEX} is expected.")
+
+
+WHOLE = 64 << 20  # bytes; larger files are sampled
+SAMPLE = 1 << 16  # bytes
+SAMPLES = 256  # pieces, the first and the last among them
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of config.json and the weights: whole files up to 64 MiB, 256 evenly spread pieces of larger ones."""
+    digest = hashlib.sha256((folder / CONFIG).read_bytes())
+    for file in check_weights(folder):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as data:
+            if size <= WHOLE:
+                while piece := data.read(1 << 20):
+                    digest.update(piece)
+            else:
+                for number in range(SAMPLES):
+                    data.seek((size - SAMPLE) * number // (SAMPLES - 1), os.SEEK_SET)
+                    digest.update(data.read(SAMPLE))
+    return digest.hexdigest()

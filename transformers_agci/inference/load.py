@@ -1,0 +1,330 @@
+"""A model and its processor from a folder or hub id, ready to answer, and what the manifest says about them."""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers_agci.errors import InputError
+from transformers_agci.lam import LAMBDA_KEY, validate_lambda
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What a command line says about loading; None leaves the choice to the checkpoint or the machine."""
+
+    model: str
+    family: str | None = None  # model_type that the checkpoint must have
+    dtype: str = "auto"  # the checkpoint's own
+    device: str | None = None  # "cpu", "cuda", "cuda:1"; default: a GPU if there is one
+    device_map: str | None = None  # "auto": the layers over all GPUs
+    attn_implementation: str | None = None
+    revision: str | None = None  # of a hub id
+    load_in_4bit: bool = False
+    min_pixels: int | None = None  # Qwen only: the picture is resized into these bounds
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode with its processor.
+
+    identity  what must be equal for a result file to go on: weights, dtype, attention, picture size, prompt template
+    notes     what the manifest only tells: where the model lay, its revision
+    lam       the lambda that config.json carries, or None
+    """
+
+    model: Any
+    processor: Any
+    family: Any  # families.Family
+    device: Any  # torch.device on which inputs are put
+    identity: Mapping[str, Any]
+    notes: Mapping[str, Any]
+    lam: float | None = None
+
+
+def add_load_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """The options of `LoadOptions`, for a command's parser; `default` is the model if none is named."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model_path", "--model", "--model-path", dest="model", default=default,
+                       required=default is None, help="folder or hub id of the checkpoint")
+    group.add_argument("--family", help="refuse a checkpoint whose model_type is another one")
+    group.add_argument("--dtype", choices=DTYPES, default="auto", help="default: the checkpoint's own")
+    group.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
+    group.add_argument("--device_map", choices=("auto",), help="auto: spread the layers over all GPUs")
+    group.add_argument("--attn_implementation", help="eager, sdpa, flash_attention_2, ...; default: transformers' choice")
+    group.add_argument("--revision", help="commit, tag or branch of a hub id")
+    group.add_argument("--load_in_4bit", action="store_true", help="quantize with bitsandbytes while loading (GPU only)")
+    group.add_argument("--min_pixels", type=int, help="Qwen: pictures are enlarged to at least this many pixels")
+    group.add_argument("--max_pixels", type=int, help="Qwen: pictures are reduced to at most this many pixels")
+
+
+def load_options(args: argparse.Namespace) -> LoadOptions:
+    """The options that `add_load_arguments` parsed."""
+    return LoadOptions(**{name: getattr(args, name) for name in LoadOptions.__dataclass_fields__})
+
+
+def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
+    """Load model and processor; `weights=False` gives the model's shape only, on the meta device (for --dry_run).
+
+    Raises InputError for everything that is wrong with the folder, the options or the installed packages.
+    """
+    one_thread_on_cpu()
+    from transformers_agci.families import SUPPORTED_FAMILIES, family_of
+    from transformers_agci.inference import checkpoint_files
+
+    folder = checkpoint_files.model_folder(options.model, options.revision)
+    config = checkpoint_files.read_config(folder)
+    _check_family(options, config["model_type"], SUPPORTED_FAMILIES)
+    lam = config.get(LAMBDA_KEY)
+    if lam is not None:
+        lam = validate_lambda(lam, f"{LAMBDA_KEY} of {folder / checkpoint_files.CONFIG}")
+    if weights:
+        checkpoint_files.check_weights(folder)
+    try:
+        processor = _load_processor(folder, options)
+        model = _load_model(folder, options) if weights else _shape_of(folder, options)
+    except ImportError as error:
+        raise InputError(f"{options.model} needs a package that is not installed: {_one_line(error)} "
+                         "(pip install 'transformers-agci[eval]' brings all of them).") from error
+    device = next((p.device for p in model.parameters()), None) if weights else None
+    identity = {
+        "family": config["model_type"],
+        "weights_sha256": checkpoint_files.fingerprint(folder) if weights else None,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "quantization": "4bit" if options.load_in_4bit else None,
+        "device": getattr(device, "type", None),
+        "pictures": _picture_settings(processor),
+        "chat_template_sha256": _template_hash(processor),
+    }
+    notes = {"model": options.model, "revision": _revision(folder), "lambda_in_config": lam,
+             "unexpected_weights": getattr(model, "_agci_unexpected", [])}
+    return LoadedModel(model, processor, family_of(model), device, identity, notes, lam)
+
+
+def one_thread_on_cpu() -> None:
+    """One thread per process unless OMP_NUM_THREADS says otherwise.
+
+    Two threads gain little on an idle machine and lose many times over on a busy one, and the order of a sum over
+    several threads is not fixed: with one, a row's bytes are the same in every run. More speed comes from more
+    processes.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def _check_family(options: LoadOptions, found: str, supported: Mapping[str, Any]) -> None:
+    wanted = options.family
+    if wanted is None or wanted == found:
+        return
+    if wanted not in supported:
+        raise InputError(f"Unknown family {wanted!r}. Available: {', '.join(supported)}.")
+    raise InputError(f"{options.model} is a {supported[found].name} checkpoint (model_type {found!r}), but this command "
+                     f"is for {supported[wanted].name} ({wanted!r}); use the one of {supported[found].name}.")
+
+
+# --- processor -----------------------------------------------------------------------------------------------------
+
+def _load_processor(folder: Path, options: LoadOptions) -> Any:
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise InputError(f"The processor in {folder} cannot be loaded ({_one_line(error)}); a model folder also holds "
+                         "the tokenizer and preprocessor_config.json.") from error
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise InputError(f"{folder} holds a {type(processor).__name__} instead of a processor for text and pictures; "
+                         "preprocessor_config.json may be missing.")
+    if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
+        raise InputError(f"{folder} has no chat template (chat_template.jinja or chat_template.json), so the model's "
+                         "own prompt form is unknown.")
+    if not getattr(processor, "chat_template", None):
+        processor.chat_template = processor.tokenizer.chat_template
+    processor.tokenizer.padding_side = "left"  # answers are read off the last position
+    if processor.tokenizer.pad_token_id is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    _pin_picture_size(processor, options)
+    return processor
+
+
+def _pin_picture_size(processor: Any, options: LoadOptions) -> None:
+    """Put --min_pixels and --max_pixels into a Qwen image processor, in the form its version reads."""
+    if options.min_pixels is None and options.max_pixels is None:
+        return
+    images = processor.image_processor
+    size = dict(images.size)
+    if not {"shortest_edge", "longest_edge"} <= set(size):
+        raise InputError("--min_pixels and --max_pixels are for the Qwen families; this checkpoint fixes the size of "
+                         "its pictures itself.")
+    low = size["shortest_edge"] if options.min_pixels is None else options.min_pixels
+    high = size["longest_edge"] if options.max_pixels is None else options.max_pixels
+    if not 0 < low <= high:
+        raise InputError(f"The picture size needs 0 < min_pixels <= max_pixels, but they are {low} and {high}.")
+    images.size = type(images.size)(**(size | {"shortest_edge": low, "longest_edge": high}))
+    for name, value in (("min_pixels", low), ("max_pixels", high)):
+        if hasattr(images, name):
+            setattr(images, name, value)
+
+
+PICTURE_KEYS = ("size", "crop_size", "patch_size", "merge_size", "min_patches", "max_patches", "crop_to_patches",
+                "image_grid_pinpoints", "do_resize", "do_center_crop", "do_pad", "image_mean", "image_std", "resample",
+                "rescale_factor", "do_normalize")
+
+
+def _picture_settings(processor: Any) -> dict[str, Any]:
+    """What decides the pixels and the token grid."""
+    told = processor.image_processor.to_dict()
+    settings = {key: told[key] for key in PICTURE_KEYS if told.get(key) is not None}
+    return {"class": type(processor.image_processor).__name__, **{key: _plain(value) for key, value in settings.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping) or hasattr(value, "keys"):
+        return {key: _plain(value[key]) for key in value if value[key] is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def _template_hash(processor: Any) -> str:
+    import hashlib
+
+    return hashlib.sha256(str(processor.chat_template).encode()).hexdigest()
+
+
+# --- model ---------------------------------------------------------------------------------------------------------
+
+def _load_model(folder: Path, options: LoadOptions) -> Any:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    placed = _placement(options, torch)
+    if options.attn_implementation is not None:
+        placed["attn_implementation"] = options.attn_implementation
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=_dtype(options, torch), use_safetensors=True, local_files_only=True, trust_remote_code=False,
+            output_loading_info=True, **placed)
+    except (ImportError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # safetensors, config and shape errors come as many kinds
+        raise InputError(f"The model in {folder} cannot be loaded ({_one_line(error)}).") from error
+    model._agci_unexpected = _check_loaded(folder, model, info)
+    return model.eval()
+
+
+def _dtype(options: LoadOptions, torch: Any) -> Any:
+    return "auto" if options.dtype == "auto" else getattr(torch, options.dtype)
+
+
+def _placement(options: LoadOptions, torch: Any) -> dict[str, Any]:
+    """device_map and quantization for from_pretrained."""
+    cuda = torch.cuda.is_available()
+    if options.device_map is not None and options.device is not None:
+        raise InputError("--device_map spreads the model over devices, --device puts it on one: give only one of them.")
+    placed: dict[str, Any] = {}
+    if options.load_in_4bit:
+        placed["quantization_config"] = _four_bit(cuda, torch)
+    if options.device_map is not None:
+        _need("accelerate", "--device_map")
+        return placed | {"device_map": options.device_map}
+    device = options.device or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu")
+    if device.startswith("cuda") and not cuda:
+        raise InputError(f"--device {device} was asked for, but PyTorch finds no GPU here; give --device cpu.")
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"--device {device!r} is not a device that PyTorch knows; give cpu, cuda or cuda:1.") from error
+    if device == "cpu" and not options.load_in_4bit:
+        return placed  # works without accelerate
+    _need("accelerate", f"--device {device}")
+    return placed | {"device_map": {"": device}}
+
+
+def _four_bit(cuda: bool, torch: Any) -> Any:
+    if not cuda:
+        raise InputError("--load_in_4bit needs a GPU, and PyTorch finds none here.")
+    _need("bitsandbytes", "--load_in_4bit")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def _need(package: str, option: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise InputError(f"{option} needs the package {package}: pip install {package}.")
+
+
+def _shape_of(folder: Path, options: LoadOptions) -> Any:
+    """The model on the meta device: its parameters have shapes and no storage."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    dtype = getattr(config, "dtype", None) if options.dtype == "auto" else getattr(torch, options.dtype)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype or torch.float32)
+    if (folder / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model.eval()
+
+
+def _check_loaded(folder: Path, model: Any, info: Mapping[str, Any]) -> list[str]:
+    """Refuse weights that are missing, of another shape, or strangers in a part that answers; return other strangers."""
+    missing = sorted(info.get("missing_keys", ()))
+    if missing:
+        raise InputError(f"{folder} lacks {len(missing)} of the model's weights, for instance {missing[0]}; they would be "
+                         "random. The checkpoint is incomplete or was saved by an incompatible transformers version.")
+    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ()))
+    if mismatched:
+        raise InputError(f"{folder} has {len(mismatched)} weights of another shape than config.json says, for instance "
+                         f"{mismatched[0]}.")
+    unexpected = sorted(map(str, info.get("unexpected_keys", ())))
+    answering = [key for key in unexpected if _is_answering(key, model)]
+    if answering:
+        raise InputError(f"{folder} has {len(answering)} weights that this model does not know in its vision tower, "
+                         f"projector or decoder, for instance {answering[0]}; config.json belongs to another model.")
+    return unexpected
+
+
+# Parts that a picture question never reaches.
+SILENT = ("audio_tower", "embed_audio")
+
+
+def _is_answering(key: str, model: Any) -> bool:
+    """Whether a weight of this name belongs to the part of the model that sees pictures and answers."""
+    parts = {name for name, _ in model.model.named_children()} | {"lm_head", "language_model", "layers", "visual",
+                                                                  "vision_tower", "multi_modal_projector"}
+    words = set(key.split("."))
+    return bool(words & (parts - set(SILENT))) and not words & set(SILENT)
+
+
+def _revision(folder: Path) -> str | None:
+    """The commit, where the folder is a snapshot of the hub's cache."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def lambdas_of(given: Sequence[float] | None, loaded: LoadedModel) -> tuple[list[float], str]:
+    """The lambdas to run and where they come from: the command line, else the config key, else 0."""
+    if given:
+        return list(given), "the command line"
+    if loaded.lam is not None:
+        return [loaded.lam], f"{LAMBDA_KEY} in the model's config.json"
+    return [0.0], f"the default: config.json has no {LAMBDA_KEY}"

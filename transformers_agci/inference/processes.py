@@ -1,0 +1,64 @@
+"""Several processes on one result: torchrun's, which talk to each other, or a job array's, which do not."""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+from transformers_agci.inference.results import Shard
+
+PATIENCE = timedelta(days=7)  # how long a process that is done waits for the slowest one
+
+
+class Team:
+    """The processes of one torchrun; a process alone is a team of one.
+
+    torchrun sets RANK and WORLD_SIZE. Every process holds the whole model and does every n-th block; they only meet
+    to agree at the start and to merge at the end.
+    """
+
+    def __init__(self) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self._ours = False
+        if self.size > 1:
+            import torch.distributed as dist
+
+            if not dist.is_initialized():
+                dist.init_process_group("gloo", timeout=PATIENCE)
+                self._ours = True
+
+    @property
+    def shard(self) -> Shard | None:
+        """This process's share of the blocks; None when it is alone."""
+        return Shard(self.rank, self.size) if self.size > 1 else None
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def from_leader(self, value: Any) -> Any:
+        """The leader's value, in every process; a meeting point."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def from_all(self, value: Any) -> list[Any]:
+        """Every process's value, by rank; a meeting point."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        box: list[Any] = [None] * self.size
+        dist.all_gather_object(box, value)
+        return box
+
+    def close(self) -> None:
+        if self._ours:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
+            self._ours = False

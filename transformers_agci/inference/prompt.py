@@ -1,0 +1,83 @@
+"""One user turn in the model's own chat template, and a batch of them as tensors."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from PIL import Image
+
+from transformers_agci.errors import InputError
+from transformers_agci.inference.questions import ANSWER_WORDS, Question
+
+IMAGE_MARK = "<image>"
+
+
+def chat_content(question: Question) -> list[dict[str, str]]:
+    """The parts of the user turn: the pictures first, or where the text holds one `<image>` mark per picture."""
+    pieces = question.text.split(IMAGE_MARK)
+    if len(pieces) - 1 != len(question.pictures) or not question.pictures:
+        return [*({"type": "image"} for _ in question.pictures), {"type": "text", "text": question.text}]
+    content: list[dict[str, str]] = []
+    for index, piece in enumerate(pieces):
+        if index:
+            content.append({"type": "image"})
+        if piece:
+            content.append({"type": "text", "text": piece})
+    return content
+
+
+def chat_text(processor: Any, question: Question) -> str:
+    """The prompt as the model's chat template writes it, up to where the answer begins."""
+    messages = [{"role": "user", "content": chat_content(question)}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def tokenize(processor: Any, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
+    """The processor's tensors for a batch, padded on the left; `pictures` holds one list per prompt."""
+    nested = [list(of_prompt) for of_prompt in pictures]
+    given = {"images": nested} if any(nested) else {}
+    return dict(processor(text=list(prompts), padding=True, return_tensors="pt", **given))
+
+
+class _Recorded:
+    """Stands in for an image processor: what it made of the same pictures is given again."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self._made: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._made is None:
+            self._made = self._real(*args, **kwargs)
+        return type(self._made)(data=dict(self._made))  # processors take entries out of what they get
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+@contextmanager
+def pictures_once(processor: Any) -> Iterator[None]:
+    """Within this block the pictures are preprocessed by the first call only: all calls are about the same ones."""
+    real = processor.image_processor
+    processor.image_processor = _Recorded(real)
+    try:
+        yield
+    finally:
+        processor.image_processor = real
+
+
+def answer_token_ids(processor: Any) -> tuple[int, int]:
+    """The ids whose logits stand for Yes and No at the beginning of an answer.
+
+    They are the first tokens of "Yes" and "No" as the tokenizer writes them at the beginning of a text. For
+    tokenizers that put a space there (Llama's, Mistral's) this is the form with the space, which is also what follows
+    the "ASSISTANT:" and "[/INST]" of their templates; for the others the bare word, which follows their line break.
+    """
+    ids = [processor.tokenizer(word, add_special_tokens=False)["input_ids"] for word in ANSWER_WORDS]
+    yes, no = (tokens[0] for tokens in ids)
+    if yes == no:  # a space of its own before both
+        yes, no = (tokens[1] for tokens in ids)
+    if yes == no:
+        raise InputError("This tokenizer begins Yes and No with the same token, so that their logits cannot be told "
+                         "apart.")
+    return yes, no

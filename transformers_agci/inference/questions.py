@@ -1,0 +1,115 @@
+"""What a model is asked: a text, its pictures, and when the answer is long enough."""
+
+import hashlib
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from PIL import Image
+
+from transformers_agci.data.pictures import decode_picture, open_picture, resolve_below
+from transformers_agci.errors import InputError
+
+ANSWER_WORDS = ("Yes", "No")
+
+
+class Picture(Protocol):
+    """Where the pixels come from. `open` may run in a worker process, so a picture must survive pickling."""
+
+    @property
+    def key(self) -> Hashable:
+        """Equal keys mean equal pixels: such pictures are encoded once per block."""
+
+    def open(self) -> Image.Image:
+        """The decoded RGB picture; InputError (naming `where`) if it is missing or broken."""
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture on disk, `name` below the folder `root`; `where` ("probe.json:12") is the row that asked for it."""
+
+    root: Path
+    name: str
+    where: str
+
+    @property
+    def key(self) -> Hashable:
+        return (str(self.root), self.name)
+
+    def open(self) -> Image.Image:
+        return open_picture(resolve_below(self.root, self.name, self.where), self.where)
+
+
+@dataclass(frozen=True)
+class PictureBytes:
+    """An encoded picture (JPEG, PNG, ...) held in memory, as parquet files have them."""
+
+    data: bytes = field(repr=False)
+    where: str
+
+    @property
+    def key(self) -> Hashable:
+        return hashlib.sha256(self.data).digest()
+
+    def open(self) -> Image.Image:
+        return decode_picture(self.data, f"{self.where}: the picture in this row").convert("RGB")
+
+
+@dataclass(frozen=True)
+class BlankPicture:
+    """One colour, `width` x `height` pixels: the control that keeps the picture's tokens and takes its content."""
+
+    width: int
+    height: int
+    colour: tuple[int, int, int] = (255, 255, 255)
+
+    @property
+    def key(self) -> Hashable:
+        return (self.width, self.height, self.colour)
+
+    def open(self) -> Image.Image:
+        return Image.new("RGB", (self.width, self.height), self.colour)
+
+
+class StopRule(NamedTuple):
+    """When a greedy answer is long enough: at the end token, at `max_new_tokens`, or earlier for a Yes/No answer.
+
+    A Yes/No answer ends as soon as the scoring rule of the position probe cannot change its verdict any more
+    (see `answer.verdict_is_fixed`): normally after its first token.
+    """
+
+    yes_no: bool
+    max_new_tokens: int
+
+
+YES_NO = StopRule(yes_no=True, max_new_tokens=128)
+
+
+def up_to(max_new_tokens: int) -> StopRule:
+    """Free text of at most `max_new_tokens` tokens."""
+    if max_new_tokens < 1:
+        raise InputError(f"An answer needs at least 1 token, but max_new_tokens is {max_new_tokens}.")
+    return StopRule(yes_no=False, max_new_tokens=max_new_tokens)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row of an experiment.
+
+    row       the input row, echoed into the result
+    where     file and line it came from, for messages: "probe.json:12"
+    text      the user turn; the pictures stand before it unless it holds one `<image>` mark per picture
+    pictures  in the order in which they are shown
+    group     consecutive rows of one group (an item, a picture) stay in one block
+    stop      `YES_NO` or `up_to(max_new_tokens)`
+    shown     what the result calls `qs`, where that differs from `text`
+    """
+
+    row: Mapping[str, Any]
+    where: str
+    text: str
+    pictures: tuple[Picture, ...] = ()
+    group: Hashable = None
+    stop: StopRule = YES_NO
+    shown: str | None = None
