@@ -287,11 +287,25 @@ def build_model(family: str, seed: int = 0, attn_implementation: str | None = No
     tokenizer = build_tokenizer(family)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if family == "gemma3n":
+        _settle_batch_norms(model.model.vision_tower)
     if family == "qwen2_5_vl":
         model.generation_config.repetition_penalty = 1.05  # as the published checkpoints have it
     if yes_no:
         _lift_yes_no(model, family, seed)
     return model
+
+
+def _settle_batch_norms(tower: Any) -> None:
+    """Give the batch norms the statistics of random pixels; untrained ones let every image token look the same."""
+    norms = [module for module in tower.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    with torch.no_grad():
+        tower(torch.randn(4, 3, 128, 128, generator=torch.Generator().manual_seed(0)), do_pooling=False)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
 
 
 def _lift_yes_no(model: Any, family: str, seed: int) -> None:

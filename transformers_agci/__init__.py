@@ -5,7 +5,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Public name -> module that holds it. Imported on first use (PEP 562), so that `import transformers_agci` loads no torch.
+# Public name -> module that holds it, imported on first use (PEP 562): `import transformers_agci` loads no torch.
 _PUBLIC = {
     "InputError": "transformers_agci.errors",
     "LAMBDA_KEY": "transformers_agci.lam",
@@ -17,7 +17,7 @@ _PUBLIC = {
     "inject_global_context": "transformers_agci.injection",
 }
 
-__all__ = sorted(_PUBLIC)
+__all__ = [*_PUBLIC]  # noqa: PLE0604, PLE0605
 
 
 def __getattr__(name: str) -> Any:

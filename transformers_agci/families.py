@@ -172,7 +172,7 @@ def find_owner(model: nn.Module) -> nn.Module:
 
 
 def family_of(model: nn.Module) -> Family:
-    """The row of the family that `model` belongs to; errors as in `find_owner`, and where the row refuses the config."""
+    """The row that `model` belongs to; errors as in `find_owner`, and where the row refuses the config."""
     owner = find_owner(model)
     family = SUPPORTED_FAMILIES[_model_type(owner)]
     reason = family.refusal(owner.config)

@@ -16,14 +16,14 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
 from transformers_agci.errors import InputError
 from transformers_agci.families import Family, ForwardCall, family_of, find_owner
-from transformers_agci.image_spans import image_spans, image_token_mask
+from transformers_agci.image_spans import image_spans, image_token_mask, refuse_lost_images
 from transformers_agci.injection import METHODS, global_context
 from transformers_agci.lam import LAMBDA_KEY, validate_lambda
 
@@ -60,7 +60,7 @@ class Handle:
         injections: images updated so far; every beam copy counts, nothing counts while lambda is 0.
     """
 
-    def __init__(self, owner: nn.Module, family: Family, scope: str, method: str) -> None:
+    def __init__(self, owner: Any, family: Family, scope: str, method: str) -> None:
         self.family = family
         self.scope = scope
         self.method = method
@@ -69,10 +69,9 @@ class Handle:
         self._owner = owner
         self._found = vars(owner.config).get(LAMBDA_KEY, _ABSENT)
         self._count_lock = _Lock()
-        decoder = owner.language_model
         self._hooks = [
             owner.register_forward_pre_hook(self._before_owner, with_kwargs=True),
-            decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+            owner.language_model.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
             owner.register_forward_hook(self._after_owner, always_call=True),
         ]
         setattr(owner, _HANDLE, self)
@@ -109,10 +108,13 @@ class Handle:
 
     def _before_owner(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         lam = _config_lambda(owner.config)
-        call = forward_call(owner, args, kwargs) if lam else None
         pending = None
-        if call is not None and call.has_images:
-            pending = _Pending(call, image_token_mask(owner, call), lam)
+        if lam:
+            call = forward_call(owner, args, kwargs)
+            if call.has_images:
+                pending = _Pending(call, image_token_mask(owner, call), lam)
+            else:
+                refuse_lost_images(owner, call)
         _carrier.pending.append((id(self), pending))
 
     def _before_decoder(
@@ -217,7 +219,7 @@ def image_embeddings(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.
     Raises:
         InputError: unsupported model, or inputs without an image.
     """
-    family, owner = family_of(model), find_owner(model)
+    family, owner = family_of(model), cast(Any, find_owner(model))
     thread = threading.get_ident()
     seen: list[tuple[ForwardCall, torch.Tensor]] = []
 
@@ -259,10 +261,13 @@ class _Reached(Exception):
 def forward_call(owner: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ForwardCall:
     """The arguments of the owner's forward that families look at, given by position or by name."""
     given = {**dict(zip(_parameters(type(owner).forward), args, strict=False)), **kwargs}
-    pixels = next((given[n] for n in ("pixel_values", "pixel_values_images", "image_patches") if _given(given, n)), None)
+    pixels = next((given[name] for name in _PIXELS if _given(given, name)), None)
     encoded = (given.get("mm_encoder_outputs") or {}).get("image")
     names = ("input_ids", "inputs_embeds", "attention_mask", "image_grid_thw", "image_sizes")
     return ForwardCall(**{name: given.get(name) for name in names}, pixel_values=pixels, encoded=encoded)
+
+
+_PIXELS = ("pixel_values", "pixel_values_images", "image_patches")
 
 
 def _given(arguments: Mapping[str, Any], name: str) -> bool:

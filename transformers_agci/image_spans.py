@@ -1,10 +1,9 @@
 """Where the tokens of each image stand in the sequences of one forward call."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from transformers_agci.families import Family, ForwardCall
 
@@ -17,7 +16,7 @@ class ImageSpan(NamedTuple):
     stop: int
 
 
-def image_token_mask(owner: nn.Module, call: ForwardCall) -> torch.Tensor:
+def image_token_mask(owner: Any, call: ForwardCall) -> torch.Tensor:
     """[B, S] bool, true at image tokens.
 
     With inputs_embeds in place of ids an image token is a row equal to the image token's embedding, as stock finds it.
@@ -32,7 +31,7 @@ def image_token_mask(owner: nn.Module, call: ForwardCall) -> torch.Tensor:
     return (embeds == marker).all(dim=-1)
 
 
-def image_spans(owner: nn.Module, family: Family, call: ForwardCall, mask: torch.Tensor) -> list[ImageSpan]:
+def image_spans(owner: Any, family: Family, call: ForwardCall, mask: torch.Tensor) -> list[ImageSpan]:
     """The images of a call in the order of their tokens, images that the attention mask hides left out.
 
     Raises:
@@ -49,6 +48,21 @@ def image_spans(owner: nn.Module, family: Family, call: ForwardCall, mask: torch
     # A training framework may give a text-only batch a dummy image that no token attends to.
     firsts = visible[[span.row for span in spans], [span.start for span in spans]].tolist()
     return [span for span, seen in zip(spans, firsts, strict=True) if seen]
+
+
+def refuse_lost_images(owner: Any, call: ForwardCall) -> None:
+    """Raise ValueError where a prompt holds image tokens but no image came with it.
+
+    Some versions' chunked prefill loses the pixels that way and answers as if nothing had happened. Single tokens are
+    not looked at: they are decoding steps, and looking would make the device wait.
+    """
+    if call.input_ids is None or call.input_ids.shape[-1] == 1:
+        return
+    if bool((call.input_ids == owner.config.image_token_id).any()):
+        raise ValueError(
+            "This prompt holds image tokens, but no images came with it: AGCI has nothing to inject. "
+            "If prefill_chunk_size is set, leave it unset; otherwise pass the processor's pixel_values."
+        )
 
 
 def _runs(mask: torch.Tensor) -> list[ImageSpan]:

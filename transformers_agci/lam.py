@@ -28,11 +28,9 @@ def validate_lambda(value: Any, source: str) -> float:
 def parse_lambda(text: str, source: str) -> float:
     """Read a lambda typed by a user, for instance "0.5"; the same range and error as `validate_lambda`."""
     try:
-        value: Any = float(text)
+        value = float(text)
     except ValueError:
-        value = text
-    if value != value or value in (math.inf, -math.inf):
-        value = text
+        return validate_lambda(text, source)
     return validate_lambda(value, source)
 
 
