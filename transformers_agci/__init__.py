@@ -17,7 +17,7 @@ _PUBLIC = {
     "inject_global_context": "transformers_agci.injection",
 }
 
-__all__ = [*_PUBLIC]  # noqa: PLE0604, PLE0605
+__all__ = [*_PUBLIC]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

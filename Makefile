@@ -1,0 +1,72 @@
+# make demo     environment, then the position probe on the embedded model: 3,600 answers, a table, a heat map
+# make test     environment, then the default tests (offline, CPU)
+# make check    lint, types and import contracts
+# make slow     the tests that start processes or take long
+# make contract the method's contract on the older transformers versions of OVERLAYS
+#
+# The environment is .venv (VENV=... elsewhere). PyPI's torch for Linux brings CUDA: about 3 GB to download, 6.5 GB on
+# disk. A CPU build, about 0.3 GB to download:  make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+
+# Name of the overlay folder, then what goes into it on top of the environment's torch.
+OVERLAYS := 4.57.6 5.6.0
+OVERLAY_4.57.6 := transformers==4.57.6 huggingface-hub==0.36.2 tokenizers==0.22.2
+OVERLAY_5.6.0 := transformers==5.6.0 huggingface-hub==1.5.0 tokenizers==0.22.2
+CONTRACT := tests/test_injection.py tests/test_hooks.py tests/test_reference_outputs.py
+
+# One thread per process: two threads of torch are slower than one as soon as anything else runs.
+export OMP_NUM_THREADS = 1
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test check slow contract clean
+
+demo: $(VENV)/.eval
+	$(BIN)/agci demo --output_dir demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+contract: $(VENV)/.dev $(OVERLAYS:%=$(VENV)/overlay-%/.done)
+	for version in $(OVERLAYS); do \
+	  PYTHONPATH="$(abspath $(VENV))/overlay-$$version" $(BIN)/python -m pytest -n 2 -p no:cacheprovider $(CONTRACT) || exit 1; \
+	done
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "transformers-agci needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	@echo "Installing torch into $(VENV) (the CUDA build of PyPI is about 3 GB; TORCH_INDEX= in the Makefile for a CPU build)"
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch torchvision
+	touch $@
+
+$(VENV)/.eval: pyproject.toml $(VENV)/.torch
+	$(PIP) --editable '.[eval]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.torch
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/.eval
+
+$(VENV)/overlay-%/.done: constraints.txt | $(VENV)/.dev
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --upgrade --target $(@D) $(OVERLAY_$*)
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis demo
