@@ -61,7 +61,7 @@ class _StopAtVerdict(StoppingCriteria):
         self.tokenizer = tokenizer
         self.prompt_length = prompt_length
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # [B, S] -> [B]
+    def __call__(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:  # [B, S] -> [B]
         texts = self.tokenizer.batch_decode(input_ids[:, self.prompt_length :], skip_special_tokens=True)
         return torch.tensor([verdict_is_fixed(text) for text in texts], device=input_ids.device)
 

@@ -8,12 +8,13 @@ after batch, and its recorded encoding can be replayed exactly as it was.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import pairwise
 
 from transformers_agci.inference.questions import Picture, Question
 
 
-class Block(NamedTuple):
+@dataclass(frozen=True)
+class Block:
     """Questions `start` up to, not including, `stop`; `index` counts the blocks of the input."""
 
     index: int
@@ -85,4 +86,4 @@ def _even(items: Sequence[list[int]], most: int) -> list[Sequence[list[int]]]:
     """Cut into as few shares of at most `most` as possible, of nearly equal length: 18 by 16 is 9 + 9."""
     shares = -(-len(items) // most)
     bounds = [len(items) * share // shares for share in range(shares + 1)]
-    return [items[low:high] for low, high in zip(bounds, bounds[1:], strict=False)]
+    return [items[low:high] for low, high in pairwise(bounds)]

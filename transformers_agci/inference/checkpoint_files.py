@@ -38,7 +38,9 @@ def model_folder(model: str, revision: str | None) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(HUB_FILES)))
     except Exception as error:  # the hub's client has many: offline, not found, gated, not an id
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{model} is neither a folder here nor a checkpoint that the hub gave us ({reason}).") from error
+        raise InputError(
+            f"{model} is neither a folder here nor a checkpoint that the hub gave us ({reason})."
+        ) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

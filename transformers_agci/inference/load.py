@@ -56,9 +56,9 @@ def add_load_arguments(parser: argparse.ArgumentParser, default: str | None = No
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="default: the checkpoint's own")
     group.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
     group.add_argument("--device_map", choices=("auto",), help="auto: spread the layers over all GPUs")
-    group.add_argument("--attn_implementation", help="eager, sdpa, flash_attention_2, ...; default: transformers' choice")
+    group.add_argument("--attn_implementation", help="eager, sdpa, ...; default: transformers' choice")
     group.add_argument("--revision", help="commit, tag or branch of a hub id")
-    group.add_argument("--load_in_4bit", action="store_true", help="quantize with bitsandbytes while loading (GPU only)")
+    group.add_argument("--load_in_4bit", action="store_true", help="quantize with bitsandbytes (GPU only)")
     group.add_argument("--min_pixels", type=int, help="Qwen: pictures are enlarged to at least this many pixels")
     group.add_argument("--max_pixels", type=int, help="Qwen: pictures are reduced to at most this many pixels")
 
@@ -87,7 +87,7 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
         checkpoint_files.check_weights(folder)
     try:
         processor = _load_processor(folder, options)
-        model = _load_model(folder, options) if weights else _shape_of(folder, options)
+        model, unexpected = _load_model(folder, options) if weights else (_shape_of(folder, options), [])
     except ImportError as error:
         raise InputError(f"{options.model} needs a package that is not installed: {_one_line(error)} "
                          "(pip install 'transformers-agci[eval]' brings all of them).") from error
@@ -103,7 +103,7 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
         "chat_template_sha256": _template_hash(processor),
     }
     notes = {"model": options.model, "revision": _revision(folder), "lambda_in_config": lam,
-             "unexpected_weights": getattr(model, "_agci_unexpected", [])}
+             "unexpected_weights": unexpected}
     return LoadedModel(model, processor, family_of(model), device, identity, notes, lam)
 
 
@@ -126,8 +126,8 @@ def _check_family(options: LoadOptions, found: str, supported: Mapping[str, Any]
         return
     if wanted not in supported:
         raise InputError(f"Unknown family {wanted!r}. Available: {', '.join(supported)}.")
-    raise InputError(f"{options.model} is a {supported[found].name} checkpoint (model_type {found!r}), but this command "
-                     f"is for {supported[wanted].name} ({wanted!r}); use the one of {supported[found].name}.")
+    raise InputError(f"{options.model} is a {supported[found].name} checkpoint (model_type {found!r}), but this "
+                     f"command is for {supported[wanted].name} ({wanted!r}); use the one of {supported[found].name}.")
 
 
 # --- processor -----------------------------------------------------------------------------------------------------
@@ -185,7 +185,8 @@ def _picture_settings(processor: Any) -> dict[str, Any]:
     """What decides the pixels and the token grid."""
     told = processor.image_processor.to_dict()
     settings = {key: told[key] for key in PICTURE_KEYS if told.get(key) is not None}
-    return {"class": type(processor.image_processor).__name__, **{key: _plain(value) for key, value in settings.items()}}
+    return {"class": type(processor.image_processor).__name__,
+            **{key: _plain(value) for key, value in settings.items()}}
 
 
 def _plain(value: Any) -> Any:
@@ -204,7 +205,8 @@ def _template_hash(processor: Any) -> str:
 
 # --- model ---------------------------------------------------------------------------------------------------------
 
-def _load_model(folder: Path, options: LoadOptions) -> Any:
+def _load_model(folder: Path, options: LoadOptions) -> tuple[Any, list[str]]:
+    """The model, and the names of weights that it has no place for."""
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -212,15 +214,15 @@ def _load_model(folder: Path, options: LoadOptions) -> Any:
     if options.attn_implementation is not None:
         placed["attn_implementation"] = options.attn_implementation
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=_dtype(options, torch), use_safetensors=True, local_files_only=True, trust_remote_code=False,
             output_loading_info=True, **placed)
     except (ImportError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # safetensors, config and shape errors come as many kinds
         raise InputError(f"The model in {folder} cannot be loaded ({_one_line(error)}).") from error
-    model._agci_unexpected = _check_loaded(folder, model, info)
-    return model.eval()
+    model, info = loaded
+    return model.eval(), _check_loaded(folder, model, info)
 
 
 def _dtype(options: LoadOptions, torch: Any) -> Any:
@@ -244,7 +246,7 @@ def _placement(options: LoadOptions, torch: Any) -> dict[str, Any]:
     try:
         torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"--device {device!r} is not a device that PyTorch knows; give cpu, cuda or cuda:1.") from error
+        raise InputError(f"--device {device!r} is not one that PyTorch knows; give cpu, cuda or cuda:1.") from error
     if device == "cpu" and not options.load_in_4bit:
         return placed  # works without accelerate
     _need("accelerate", f"--device {device}")
@@ -282,11 +284,11 @@ def _shape_of(folder: Path, options: LoadOptions) -> Any:
 
 
 def _check_loaded(folder: Path, model: Any, info: Mapping[str, Any]) -> list[str]:
-    """Refuse weights that are missing, of another shape, or strangers in a part that answers; return other strangers."""
+    """Refuse weights that are missing, misshapen or unknown in a part that answers; return the other unknown ones."""
     missing = sorted(info.get("missing_keys", ()))
     if missing:
-        raise InputError(f"{folder} lacks {len(missing)} of the model's weights, for instance {missing[0]}; they would be "
-                         "random. The checkpoint is incomplete or was saved by an incompatible transformers version.")
+        raise InputError(f"{folder} lacks {len(missing)} of the model's weights, for instance {missing[0]}; they would "
+                         "be random. The checkpoint is incomplete, or an incompatible transformers version saved it.")
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ()))
     if mismatched:
         raise InputError(f"{folder} has {len(mismatched)} weights of another shape than config.json says, for instance "

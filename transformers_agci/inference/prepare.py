@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import sys
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection, wait
@@ -105,7 +105,8 @@ def _call(asked: Sequence[Question], opened: dict[Hashable, Image.Image], proces
     return prompt.tokenize(processor, prompts, pictures)
 
 
-def _alone(number: int, questions: Sequence[Question], opened: dict[Hashable, Image.Image], processor: Any) -> str | None:
+def _alone(number: int, questions: Sequence[Question], opened: dict[Hashable, Image.Image],
+           processor: Any) -> str | None:
     """Why this question cannot be asked even by itself, or None."""
     try:
         _call([questions[number]], opened, processor)
@@ -117,7 +118,7 @@ def _alone(number: int, questions: Sequence[Question], opened: dict[Hashable, Im
 
 
 def prepared_ahead(columns: Iterable[Column], questions: Sequence[Question], processor: Any,
-                   workers: int) -> Iterator[Prepared]:
+                   workers: int) -> Generator[Prepared, None, None]:
     """`prepare` for each column, in order; with `workers` > 0 in that many processes, a bounded number ahead.
 
     A worker that dies is an InputError that names the row it was at.
@@ -200,6 +201,7 @@ def _work(connection: Connection, other_end: Connection, questions: Sequence[Que
             column = connection.recv()
         except EOFError:
             return
+        answer: tuple[str, Any]
         try:
             answer = ("prepared", prepare(column, questions, processor))
         except Exception:

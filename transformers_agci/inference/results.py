@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,8 @@ from transformers_agci.inference import manifest
 from transformers_agci.lam import lambda_text
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """This process is number `index` (from 0) of `count`; it does the blocks whose number % count is `index`."""
 
     index: int
@@ -137,9 +139,10 @@ class ResultFile:
                 raise InputError("--overwrite with --shard would delete the other shards' work: "
                                  f"delete {self.path} and {self.parts} by hand, then start the shards without it.")
             self.delete()
-        if self.leader:
-            manifest.open_for(self.path, self.settings, self.notes, self.block_sizes)
-        self._scan()
+        with self._briefly_whole():
+            if self.leader:
+                manifest.open_for(self.path, self.settings, self.notes, self.block_sizes)
+            self._scan()
         if self.shard is None and not self.parts.exists():
             self._out = self.path.open("ab")
         else:
@@ -189,10 +192,22 @@ class ResultFile:
         assert self.shard is not None
         self.parts.mkdir(exist_ok=True)
         self._take(FileLock(self.parts / f"{self.shard.index}-of-{self.shard.count}.lock"))
-        # Other shards look here too, each for a moment.
-        self._take(whole, seconds=5.0)
-        self._locks.remove(whole)
-        _drop(whole)
+        with self._briefly_whole():
+            pass  # nobody holds it for longer
+
+    @contextlib.contextmanager
+    def _briefly_whole(self) -> Iterator[None]:
+        """For a shard: the lock of the whole file, which the other shards take for moments, too."""
+        if not self._alone:
+            yield
+            return
+        whole = FileLock(beside(self.path, ".lock"))
+        self._take(whole, seconds=10.0)
+        try:
+            yield
+        finally:
+            self._locks.remove(whole)
+            _drop(whole)
 
     def _take(self, lock: FileLock, seconds: float = 0.0) -> None:
         try:
@@ -320,6 +335,11 @@ class ResultFile:
         self._write_failed()
         temporary.replace(self.path)
         shutil.rmtree(self.parts)
+
+    def record(self, run: Mapping[str, Any]) -> None:
+        """Add what a run measured to the manifest."""
+        with self._briefly_whole():
+            manifest.add_run(self.path, run)
 
     def missing(self) -> list[int]:
         """The blocks that are not finished."""

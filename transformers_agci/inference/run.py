@@ -1,6 +1,7 @@
 """Questions in, result files out: blocks, batches, every lambda, and whatever happens on the way."""
 
 import contextlib
+import functools
 import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from transformers_agci.errors import InputError
+from transformers_agci.hooks import Handle, agci
 from transformers_agci.inference import manifest
 from transformers_agci.inference.answer import Answer, Answerer, told_settings
 from transformers_agci.inference.batches import Block, Column, plan_blocks, plan_columns
@@ -20,67 +22,11 @@ from transformers_agci.inference.processes import Team
 from transformers_agci.inference.progress import Progress
 from transformers_agci.inference.questions import ANSWER_WORDS, Question
 from transformers_agci.inference.results import FailedRow, ResultFile, Shard
+from transformers_agci.inference.summary import Counts, RunSummary
 from transformers_agci.inference.vision_replay import VisionReplay
 
 BATCH_SIZE = {"cpu": 9, "cuda": 18}  # picture lists per forward call; the probe's items have nine pictures
 BATCHES_PER_BLOCK = 4  # what a kill can cost, against how much there is to sort by length
-
-
-@dataclass
-class Counts:
-    """What a run did; the tests hold these, never seconds."""
-
-    rows: int = 0  # answers written by this run
-    rows_before: int = 0  # answers that were already there
-    batches: int = 0
-    forwards: int = 0  # forward calls of the whole model
-    vision_calls: int = 0
-    vision_pictures: int = 0  # pictures that the vision side encoded
-    disagreements: int = 0  # Yes/No rows whose raw logits order the words against the answer
-    unreadable: int = 0  # Yes/No rows whose answer begins with neither word
-    halved_blocks: list[int] = field(default_factory=list)
-    failed: list[FailedRow] = field(default_factory=list)
-
-    def plus(self, other: "Counts") -> "Counts":
-        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """How a run ended. `complete` is False for a shard: `agci merge-shards` joins the parts."""
-
-    outputs: tuple[Path, ...]
-    counts: Counts
-    seconds: float
-    complete: bool
-
-    @property
-    def exit_code(self) -> int:
-        return 1 if self.counts.failed else 0
-
-    def lines(self) -> list[str]:
-        """What a command prints at the end."""
-        counts = self.counts
-        rate = counts.rows / self.seconds if self.seconds else 0.0
-        said = [f"{counts.rows} answers in {self.seconds:.1f} s ({rate:.1f} rows/s)"
-                + (f", {counts.rows_before} were there before" if counts.rows_before else "")
-                + f"; vision ran on {counts.vision_pictures} pictures, {counts.forwards} forward calls."]
-        if counts.unreadable:
-            said.append(f"{counts.unreadable} answers begin with neither Yes nor No.")
-        if counts.disagreements:
-            said.append(f"{counts.disagreements} answers go against the order of their raw Yes and No logits.")
-        if counts.halved_blocks:
-            said.append(f"Memory ran out in {len(counts.halved_blocks)} blocks, which were halved: "
-                        f"{', '.join(map(str, counts.halved_blocks[:10]))}.")
-        if counts.failed:
-            said.append(f"{len(counts.failed)} rows could not be asked:")
-            said += [f"  {row.error}" for row in counts.failed[:20]]
-            said += [f"  ... and {len(counts.failed) - 20} more"] if len(counts.failed) > 20 else []
-        if self.complete:
-            said += [f"Written: {path}" for path in self.outputs]
-        else:
-            said += [f"This shard is done; when all are: agci merge-shards {path}" for path in self.outputs]
-        return said
 
 
 class Plan(NamedTuple):
@@ -142,8 +88,8 @@ def run_questions(
         raise ValueError(f"{len(lambdas)} lambdas need as many outputs, not {len(outputs)}")
     team = Team()
     if shard is not None and team.size > 1:
-        raise InputError("--shard is for processes that do not know each other; under torchrun the blocks are shared out "
-                         "already. Leave one of the two away.")
+        raise InputError("--shard is for processes that do not know each other; under torchrun the blocks are shared "
+                         "out already. Leave one of the two away.")
     plan = make_plan(questions, loaded.device.type, batch_size, block_rows)
     if workers is None:
         workers = 0 if loaded.device.type == "cpu" else 4
@@ -173,45 +119,49 @@ def _together(run: "_Run", team: Team, shard: Shard | None, bad_rows: Sequence[F
               progress: bool) -> RunSummary:
     """Open the files, answer, merge: the leader first where there is one."""
     started, start_time = time.monotonic(), manifest.now()
+    share = shard or team.shard
     with contextlib.ExitStack() as stack:
-        refusal = None
-        if team.leads:
-            try:
-                for file in run.files:
-                    stack.enter_context(file)
-            except InputError as error:
-                refusal = str(error)
-        refusal = team.from_leader(refusal)
-        if refusal is not None:
-            if team.leads:
-                raise InputError(refusal)
-            raise SystemExit(2)  # said once is enough
-        if not team.leads:
-            for file in run.files:
-                stack.enter_context(file)
+        _open_files(run.files, team, stack)
         run.counts.rows_before = sum(file.rows_before for file in run.files) if team.leads else 0
-        bar = Progress(run.rows_to_do(shard or team.shard), shown=progress and team.leads)
+        bar = Progress(run.rows_to_do(share), shown=progress and team.leads)
+        finished = False
         try:
-            run.answer_blocks(shard or team.shard, bar)
+            run.answer_blocks(share, bar)
+            finished = True
         finally:
             bar.close()
-            seconds = time.monotonic() - started
-            entry = _run_entry(run, shard or team.shard, start_time, seconds)
-            if team.size == 1:
-                _record(run, [entry])
-        entries = team.from_all((entry, run.counts))
-        counts = entries[0][1]
-        for _, others in entries[1:]:
-            counts = counts.plus(others)
-        if team.leads and team.size > 1:
-            _record(run, [entry for entry, _ in entries])
-        known = {row.row: row for file in run.files for rows in file.failed.values() for row in rows}
+            entry = _run_entry(run, share, start_time, time.monotonic() - started)
+            if team.size == 1 or not finished:
+                _record(run.files, [entry])
+        of_all = team.from_all((entry, run.counts))
+        if team.size > 1 and team.leads:
+            _record(run.files, [entry for entry, _ in of_all])
         if shard is None and team.leads:
             for file in run.files:
                 file.merge()
-                known |= {row.row: row for rows in file.failed.values() for row in rows}
-        counts = replace(counts, failed=[*bad_rows, *(known[number] for number in sorted(known))])
+        failed = {row.row: row for file in run.files for rows in file.failed.values() for row in rows}
+        counts = functools.reduce(Counts.plus, (counts for _, counts in of_all))
+        counts = replace(counts, failed=[*bad_rows, *(failed[number] for number in sorted(failed))])
         return RunSummary(tuple(file.path for file in run.files), counts, time.monotonic() - started, shard is None)
+
+
+def _open_files(files: Sequence[ResultFile], team: Team, stack: contextlib.ExitStack) -> None:
+    """Enter all files, the leader's first: what it refuses, all refuse."""
+    refusal = None
+    if team.leads:
+        try:
+            for file in files:
+                stack.enter_context(file)
+        except InputError as error:
+            refusal = error
+    refused = team.from_leader(refusal is not None)
+    if refusal is not None:
+        raise refusal
+    if refused:
+        raise SystemExit(2)  # the leader says why; once is enough
+    if not team.leads:
+        for file in files:
+            stack.enter_context(file)
 
 
 def _run_entry(run: "_Run", shard: Shard | None, start_time: str, seconds: float) -> dict[str, Any]:
@@ -227,30 +177,40 @@ def _run_entry(run: "_Run", shard: Shard | None, start_time: str, seconds: float
     }
 
 
-def _record(run: "_Run", entries: Sequence[Mapping[str, Any]]) -> None:
-    for file in run.files:
+def _record(files: Sequence[ResultFile], entries: Sequence[Mapping[str, Any]]) -> None:
+    for file in files:
         for entry in entries:
-            manifest.add_run(file.path, entry)
+            file.record(entry)
 
 
+@dataclass
+class _BlockWork:
+    """A block in the making: the numbers of the lambdas that lack it, and what is there so far."""
+
+    block: Block
+    lacking: list[int]
+    columns: list[Column]
+    prepared: Prepared | None = None  # the column at hand
+    answers: dict[int, dict[int, Answer]] = field(default_factory=dict)  # number of lambda -> question number -> answer
+    failed: list[FailedRow] = field(default_factory=list)
+
+
+@dataclass
 class _Run:
     """The state of one run in one process."""
 
-    def __init__(self, loaded: LoadedModel, questions: Sequence[Question], lambdas: list[float],
-                 files: list[ResultFile], plan: Plan, answerer: Answerer, workers: int, strict: bool,
-                 method: str, scope: str) -> None:
-        self.loaded = loaded
-        self.questions = questions
-        self.lambdas = lambdas
-        self.files = files
-        self.plan = plan
-        self.answerer = answerer
-        self.workers = workers
-        self.strict = strict
-        self.method = method
-        self.scope = scope
-        self.counts = Counts()
-        self.token_grid: dict[str, Any] | None = None
+    loaded: LoadedModel
+    questions: Sequence[Question]
+    lambdas: list[float]
+    files: list[ResultFile]
+    plan: Plan
+    answerer: Answerer
+    workers: int
+    strict: bool
+    method: str
+    scope: str
+    counts: Counts = field(default_factory=Counts)
+    token_grid: dict[str, Any] | None = None
 
     def to_do(self, shard: Shard | None) -> Iterator[tuple[Block, list[int]]]:
         """The blocks of this process, each with the numbers of the lambdas that lack it."""
@@ -265,26 +225,21 @@ class _Run:
 
     def answer_blocks(self, shard: Shard | None, bar: Progress) -> None:
         """Answer and write what is left, block by block."""
-        from transformers_agci.attach import attach
-
-        todo = [(block, lacking, self._columns(block)) for block, lacking in self.to_do(shard)]
-        columns = (column for _, _, of_block in todo for column in of_block)
+        todo = [_BlockWork(block, lacking, self._columns(block)) for block, lacking in self.to_do(shard)]
+        columns = (column for work in todo for column in work.columns)
         ahead = prepared_ahead(columns, self.questions, self.loaded.processor, self.workers)
-        handle = attach(self.loaded.model, lam=0.0, scope=self.scope, method=self.method)
         counter = self.loaded.model.register_forward_hook(self._count_forward)
         try:
-            with VisionReplay(self.loaded.model) as vision, contextlib.closing(ahead):
-                for block, lacking, of_block in todo:
-                    failed: list[FailedRow] = []
-                    answers: dict[int, dict[int, Answer]] = {i: {} for i in lacking}
-                    for _ in of_block:
-                        self._answer_column(next(ahead), block, lacking, handle, vision, answers, failed, bar)
-                    self._write(block, answers, failed)
-                self.counts.vision_calls = vision.calls
-                self.counts.vision_pictures = vision.pictures
+            with (agci(self.loaded.model, 0.0, self.scope, self.method) as handle,
+                  VisionReplay(self.loaded.model) as vision, contextlib.closing(ahead)):
+                for work in todo:
+                    for _ in work.columns:
+                        self._note_failed(next(ahead), work, bar)
+                        self._answer_column(work, handle, vision, bar)
+                    self._write(work)
+                    self.counts.vision_calls, self.counts.vision_pictures = vision.calls, vision.pictures
         finally:
             counter.remove()
-            handle.detach()
 
     def _columns(self, block: Block) -> list[Column]:
         return plan_columns(self.questions, range(block.start, block.stop), self.plan.batch_size)
@@ -292,21 +247,25 @@ class _Run:
     def _count_forward(self, *_: Any) -> None:
         self.counts.forwards += 1
 
-    def _answer_column(self, prepared: Prepared, block: Block, lacking: list[int], handle: Any, vision: VisionReplay,
-                       answers: dict[int, dict[int, Answer]], failed: list[FailedRow], bar: Progress) -> None:
+    def _note_failed(self, prepared: Prepared, work: "_BlockWork", bar: Progress) -> None:
         for row in prepared.failed:
             if self.strict:
                 raise InputError(row.error)
             bar.say(f"agci: {row.error}")
-            failed.append(row)
-        for batch in prepared.batches:
+        work.failed += prepared.failed
+        work.prepared = prepared
+
+    def _answer_column(self, work: "_BlockWork", handle: Handle, vision: VisionReplay, bar: Progress) -> None:
+        """All batches of the column that was prepared last, at every lambda that lacks this block."""
+        assert work.prepared is not None
+        for batch in work.prepared.batches:
             if self.token_grid is None and batch.pictures:
                 self.token_grid = self._token_grid(batch)
             inputs = self._on_device(batch)
-            for i in lacking:
+            for i in work.lacking:
                 handle.lam = self.lambdas[i]
-                made = self._answer_batch(batch, inputs, block, vision)
-                answers[i].update(made)
+                made = self._answer_batch(batch, inputs, work.block, vision)
+                work.answers.setdefault(i, {}).update(made)
                 bar.add(len(made))
 
     def _answer_batch(self, batch: Batch, inputs: dict[str, torch.Tensor], block: Block,
@@ -342,14 +301,14 @@ class _Run:
         return {name: value.to(self.loaded.device, model.dtype if value.is_floating_point() else value.dtype)
                 for name, value in batch.inputs.items()}
 
-    def _write(self, block: Block, answers: dict[int, dict[int, Answer]], failed: list[FailedRow]) -> None:
-        failed = sorted(failed)
+    def _write(self, work: "_BlockWork") -> None:
+        failed = sorted(work.failed)
         left_out = {row.row for row in failed}
-        for i, of_lambda in answers.items():
-            rows = [self._result_row(number, of_lambda[number]) for number in range(block.start, block.stop)
-                    if number not in left_out]
-            self.files[i].write(block.index, rows, failed)
-            self.counts.rows += len(rows)
+        numbers = [number for number in range(work.block.start, work.block.stop) if number not in left_out]
+        for i in work.lacking:
+            of_lambda = work.answers.get(i, {})
+            self.files[i].write(work.block.index, [self._result_row(n, of_lambda[n]) for n in numbers], failed)
+            self.counts.rows += len(numbers)
         self.counts.failed += failed
 
     def _result_row(self, number: int, answer: Answer) -> dict[str, Any]:
@@ -366,6 +325,7 @@ class _Run:
         image_token = self.loaded.model.config.image_token_id
         row = batch.text["input_ids"][0]
         grid = batch.pixels.get("image_grid_thw")
-        return {"row": self.questions[batch.numbers[0]].where, "pictures": len(self.questions[batch.numbers[0]].pictures),
+        asked = self.questions[batch.numbers[0]]
+        return {"row": asked.where, "pictures": len(asked.pictures),
                 "image_tokens": int((row == image_token).sum()),
                 **({} if grid is None else {"patches_t_h_w": grid[0].tolist()})}

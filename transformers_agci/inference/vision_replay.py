@@ -38,7 +38,7 @@ class VisionReplay:
 
     def __enter__(self) -> "VisionReplay":
         # The instance, never the class; wraps, because transformers reads the method's signature.
-        original = self.owner.get_image_features
+        original: Any = self.owner.get_image_features
 
         @functools.wraps(original)
         def get_image_features(*args: Any, **kwargs: Any) -> Any:
