@@ -192,7 +192,7 @@ def test_bad_result_rows_are_named(tmp_path, change, sentence):
 def two_files(tmp_path):
     for name, lam, seed in (("A.lam0", 0.0, 1), ("A.lam0.5", 0.5, 2)):
         write(tmp_path / f"{name}.jsonl", result_rows(20, coin(0.85, seed)))
-        (tmp_path / f"{name}.manifest.json").write_text(json.dumps({"lambda": lam}))
+        (tmp_path / f"{name}.manifest.json").write_text(json.dumps({"settings": {"lambda": lam}}))
     return [str(tmp_path / f"{name}.jsonl") for name in ("A.lam0", "A.lam0.5")]
 
 

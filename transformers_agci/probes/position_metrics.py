@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError
 from transformers_agci.probes.position_report import Draws, PairReport, ResultReport, as_json, compare, measure
@@ -75,14 +77,25 @@ def print_metrics(metrics: Metrics) -> None:
         print(f"\n{metrics.pair.verdict}")
 
 
+def accuracies_text(paths: Paths) -> str:
+    """One line per result file: accuracy on Yes and No rows, unreadable replies."""
+    lines = []
+    for path in paths:
+        result = read_results(path)
+        accuracies = [st.clustered_proportion(t.correct) if t else None for t in (result.yes, result.no)]
+        unreadable = sum(int(np.nansum(t.unreadable)) for t in (result.yes, result.no) if t)
+        lines.append([result.label, *(_percent(accuracy) for accuracy in accuracies), str(unreadable)])
+    return format_table(["accuracy", "Yes rows % [95 %]", "No rows % [95 %]", "unreadable"], lines)
+
+
 def controls_text(controls: Sequence[Control]) -> str:
     """The Yes-rates without the picture, as a table."""
+    rows = [[control.name, _percent(control.yes_rate), _percent(control.no_rate)] for control in controls]
+    return format_table(["says Yes without the picture", "Yes rows % [95 %]", "No rows % [95 %]"], rows)
 
-    def percent(rate: st.Interval | None) -> str:
-        return "-" if rate is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in rate[:3]))
 
-    rows = [[control.name, percent(control.yes_rate), percent(control.no_rate)] for control in controls]
-    return format_table(["says Yes without the picture", "Yes rows %", "No rows %"], rows)
+def _percent(rate: st.Interval | None) -> str:
+    return "-" if rate is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in rate[:3]))
 
 
 def write_maps(metrics: Metrics, path: str | Path, title: str = "") -> Path:

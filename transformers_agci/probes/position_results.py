@@ -1,10 +1,9 @@
 """Results of the position probe, scored: from result rows to tables [items, cells]."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,9 @@ from numpy.typing import NDArray
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.rows import ANSWERS, read_rows, require, require_one_of, require_text
 from transformers_agci.errors import InputError
+from transformers_agci.inference import manifest
 from transformers_agci.lam import lambda_text
+from transformers_agci.probes.items import item_names
 
 Floats = NDArray[np.floating]
 Shape = tuple[int, int]  # rows, cols of the grid
@@ -114,7 +115,7 @@ def read_results(path: str | Path, negatives: str | Path | None = None, label: s
         found = ", ".join(f"{r}x{c} ({where})" for (r, c), where in shapes.items())
         raise InputError(f"{path}: one map needs one grid, but the rows have several: {found}; split the file.")
     shape = rows[0].shape
-    names = _item_names(rows)
+    names = item_names(rows)
     items = tuple(dict.fromkeys(names))
     place = {item: number for number, item in enumerate(items)}
     by_answer = {
@@ -135,11 +136,11 @@ def label_of(path: str | Path) -> str:
 
 def _lambda_of(path: Path) -> float | None:
     """The lambda in the manifest that stands beside a result of ours; None for other results."""
-    manifest = path.with_name(path.stem + ".manifest.json")
     try:
-        lam = json.loads(manifest.read_text(encoding="utf-8")).get("lambda")
-    except (OSError, ValueError, AttributeError):
+        found = manifest.read(path)
+    except InputError:
         return None
+    lam = found["settings"].get("lambda") if found else None
     return float(lam) if isinstance(lam, int | float) and not isinstance(lam, bool) else None
 
 
@@ -191,30 +192,6 @@ def _margin(row: Mapping[str, Any], where: str) -> float:
     if isinstance(margin, bool) or not isinstance(margin, int | float):
         raise InputError(f'{where}: "margin" must be a number, but is {margin!r}.')
     return float(margin)
-
-
-def _item_names(rows: Sequence[_Scored]) -> list[str]:
-    """The item of every row: the key of <key>_<k>.jpg; where files are named otherwise, the first image of a run.
-
-    A run is consecutive rows of one caption and answer without a cell twice.
-    """
-    keys = [_key(row) for row in rows]
-    if all(key is not None for key in keys):
-        return [str(key) for key in keys]
-    names: list[str] = []
-    cells: set[int] = set()
-    for number, row in enumerate(rows):
-        before = rows[number - 1] if number else None
-        goes_on = before and (before.caption, before.answer) == (row.caption, row.answer) and row.cell not in cells
-        cells = cells | {row.cell} if goes_on else {row.cell}
-        names.append(names[-1] if goes_on else row.image)
-    return names
-
-
-def _key(row: _Scored) -> str | None:
-    path = PurePosixPath(row.image)
-    key, mark, number = path.stem.rpartition("_")
-    return str(path.with_name(key)) if mark and key and number == str(row.cell) else None
 
 
 def _tables(placed: Sequence[tuple[int, _Scored]], items: int, cells: int) -> Tables | None:

@@ -1,0 +1,8 @@
+"""The position probe on a Gemma3n checkpoint: `python eval_laion_bias_data.py --help`."""
+
+import sys
+
+from transformers_agci.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["probe", "--family", "gemma3n", *sys.argv[1:]]))

@@ -1,0 +1,8 @@
+"""The position probe on a Qwen2.5-VL checkpoint: `python eval_laion_bias_data.py --help`."""
+
+import sys
+
+from transformers_agci.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["probe", "--family", "qwen2_5_vl", *sys.argv[1:]]))

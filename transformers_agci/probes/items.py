@@ -1,0 +1,50 @@
+"""Which rows belong together: an item is one target in all cells, asked about with one caption."""
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Protocol
+
+
+class Placed(Protocol):
+    """A row of the probe, or of a result: what tells items apart."""
+
+    @property
+    def image(self) -> str:
+        """File name of the composite."""
+
+    @property
+    def caption(self) -> str:
+        """The text that is asked about."""
+
+    @property
+    def answer(self) -> str:
+        """Yes or No."""
+
+    @property
+    def cell(self) -> int:
+        """Where the target stands, row-major from 0."""
+
+
+def item_names(rows: Sequence[Placed]) -> list[str]:
+    """The item of every row. Yes rows and No rows about the same composites are the same item.
+
+    It is the key of <key>_<k>.jpg where every file is named so, k being the cell. Otherwise it is the first image of
+    a run: consecutive rows of one caption and answer without a cell twice.
+    """
+    keys = [_key(row) for row in rows]
+    if all(key is not None for key in keys):
+        return [str(key) for key in keys]
+    names: list[str] = []
+    cells: set[int] = set()
+    for number, row in enumerate(rows):
+        before = rows[number - 1] if number else None
+        goes_on = before and (before.caption, before.answer) == (row.caption, row.answer) and row.cell not in cells
+        cells = cells | {row.cell} if goes_on else {row.cell}
+        names.append(names[-1] if goes_on else row.image)
+    return names
+
+
+def _key(row: Placed) -> str | None:
+    path = PurePosixPath(row.image)
+    key, mark, number = path.stem.rpartition("_")
+    return str(path.with_name(key)) if mark and key and number == str(row.cell) else None
