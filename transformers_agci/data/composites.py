@@ -35,7 +35,7 @@ def fit(picture: Image.Image, grid: Grid, background: str = "white") -> Image.Im
         picture = Image.new("RGBA", rgba.size, background)
         picture.alpha_composite(rgba)
     size = grid.fitted(picture.size)
-    rgb = picture.convert("RGB")
+    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
     return rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS)
 
 

@@ -1,0 +1,138 @@
+"""The pool: a source's accepted pairs, each decoded once and kept in the size of its cell."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from transformers_agci.data.grid import Grid
+from transformers_agci.data.journal import Journal
+from transformers_agci.data.screening import Cell, Fingerprint, Seen, screen
+from transformers_agci.data.sources import Pair, Source, read_pairs
+
+CELLS = "cells.bin"
+RECORDS = "pool.jsonl"
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class PoolPair(NamedTuple):
+    """An accepted pair: the stem of its files, its caption, and where its cell's RGB bytes lie in the cells file."""
+
+    key: str
+    caption: str
+    offset: int  # bytes
+    size: tuple[int, int]  # pixels, (width, height)
+
+    @property
+    def end(self) -> int:
+        return self.offset + 3 * self.size[0] * self.size[1]
+
+    def picture(self, cells: Path) -> Image.Image:
+        """The cell's picture; one read, no decoding."""
+        with cells.open("rb") as file:
+            file.seek(self.offset)
+            return Image.frombytes("RGB", self.size, file.read(self.end - self.offset))
+
+
+class Drop(NamedTuple):
+    """A pair that was left out, as the file of dropped pairs names it."""
+
+    pair: int
+    key: str | None
+    reason: str
+    detail: str
+
+
+class Pool(NamedTuple):
+    """What a source gave: the accepted pairs in its order, how many were dropped and why, all dropped pairs."""
+
+    pairs: list[PoolPair]
+    dropped: Counter[str]
+    cells: Path
+    records: Path
+
+    def drops(self) -> Iterator[Drop]:
+        """The dropped pairs, in the source's order."""
+        journal = Journal(self.records)
+        journal.close()
+        return (Drop(*record["drop"]) for record in journal.records if "drop" in record)
+
+
+def fill_pool(folder: Path, source: Source, wanted: int, grid: Grid, background: str) -> Pool:
+    """Read pairs from the source until `wanted` are accepted or it ends.
+
+    Cells and records are kept in `folder`; called again after an interruption it goes on behind the last record.
+    """
+    cells = folder / CELLS
+    journal = Journal(folder / RECORDS)
+    cells.touch()
+    _cut_to_whole_cells(journal, cells)
+    pool, seen, finished = _remembered(journal, cells)
+    skip = len(journal.records) - finished
+    journal.records.clear()
+    if not finished:
+        keys = {pair.key.lower() for pair in pool.pairs}
+        with cells.open("ab") as file:
+            file.truncate(pool.pairs[-1].end if pool.pairs else 0)
+            for pair in read_pairs(source, skip) if len(pool.pairs) < wanted else ():
+                result = screen(pair, seen, grid, background)
+                if not isinstance(result, Cell):
+                    pool.dropped[result.reason] += 1
+                    journal.append({"drop": Drop(pair.number, pair.key, *result)})
+                    continue
+                seen.add(pair.caption, result.fingerprint)
+                size = result.picture.size
+                accepted = PoolPair(_unique_key(pair, keys), pair.caption, _end(pool), size)
+                file.write(result.picture.tobytes())
+                file.flush()
+                pool.pairs.append(accepted)
+                journal.append({"pair": accepted, "fingerprint": result.fingerprint.hex()})
+                if len(pool.pairs) == wanted:
+                    break
+        journal.append({"end": len(pool.pairs)})
+    journal.close()
+    return pool
+
+
+def _end(pool: Pool) -> int:
+    return pool.pairs[-1].end if pool.pairs else 0
+
+
+def _pool_pair(record: dict) -> PoolPair:
+    key, caption, offset, size = record["pair"]
+    return PoolPair(key, caption, offset, (size[0], size[1]))
+
+
+def _cut_to_whole_cells(journal: Journal, cells: Path) -> None:
+    """Drop the records behind the first one whose cell the cells file does not hold whole."""
+    there = cells.stat().st_size
+    for number, record in enumerate(journal.records):
+        if "pair" in record and _pool_pair(record).end > there:
+            journal.keep(number)
+            return
+
+
+def _remembered(journal: Journal, cells: Path) -> tuple[Pool, Seen, bool]:
+    pool, seen = Pool([], Counter(), cells, journal.path), Seen()
+    finished = False
+    for record in journal.records:
+        if "pair" in record:
+            pool.pairs.append(_pool_pair(record))
+            seen.add(pool.pairs[-1].caption, Fingerprint.from_hex(record["fingerprint"]))
+        elif "drop" in record:
+            pool.dropped[Drop(*record["drop"]).reason] += 1
+        else:
+            finished = True
+    return pool, seen, finished
+
+
+def _unique_key(pair: Pair, taken: set[str]) -> str:
+    """The source's own key where it can be a file name, else the pair's number; never one that is taken."""
+    key = pair.key if pair.key and FILE_NAME.fullmatch(pair.key) else f"{pair.number:09d}"
+    while key.lower() in taken:
+        key = f"{key}-{pair.number}"
+    taken.add(key.lower())
+    return key
