@@ -23,6 +23,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("merge-shards", "merge_shards", "join what the shards of a job array wrote"),
     Command("metrics", "metrics", "the position probe's results in numbers and as a map"),
     Command("probe", "probe", "the position probe: ask a model about every cell of a grid"),
+    Command("score", "score", "score the answers of any model on a benchmark, as its official program does"),
 )
 
 GROUPS = {"data": "build, check and fetch data sets"}
