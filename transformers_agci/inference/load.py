@@ -91,14 +91,14 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
     except ImportError as error:
         raise InputError(f"{options.model} needs a package that is not installed: {_one_line(error)} "
                          "(pip install 'transformers-agci[eval]' brings all of them).") from error
-    device = next((p.device for p in model.parameters()), None) if weights else None
+    device = model.device if weights else _device(options)
     identity = {
         "family": config["model_type"],
         "weights_sha256": checkpoint_files.fingerprint(folder) if weights else None,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),
         "quantization": "4bit" if options.load_in_4bit else None,
-        "device": getattr(device, "type", None),
+        "device": device.type,
         "pictures": _picture_settings(processor),
         "chat_template_sha256": _template_hash(processor),
     }
@@ -240,17 +240,26 @@ def _placement(options: LoadOptions, torch: Any) -> dict[str, Any]:
     if options.device_map is not None:
         _need("accelerate", "--device_map")
         return placed | {"device_map": options.device_map}
-    device = options.device or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu")
-    if device.startswith("cuda") and not cuda:
+    device = _device(options)
+    if device.type == "cuda" and not cuda:
         raise InputError(f"--device {device} was asked for, but PyTorch finds no GPU here; give --device cpu.")
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"--device {device!r} is not one that PyTorch knows; give cpu, cuda or cuda:1.") from error
-    if device == "cpu" and not options.load_in_4bit:
+    if device.type == "cpu" and not options.load_in_4bit:
         return placed  # works without accelerate
     _need("accelerate", f"--device {device}")
     return placed | {"device_map": {"": device}}
+
+
+def _device(options: LoadOptions) -> Any:
+    """The device that was asked for, else this process's GPU, else the CPU."""
+    import torch
+
+    default = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(options.device or default)
+    except RuntimeError as error:
+        raise InputError(
+            f"--device {options.device!r} is not one that PyTorch knows; give cpu, cuda or cuda:1."
+        ) from error
 
 
 def _four_bit(cuda: bool, torch: Any) -> Any:

@@ -346,6 +346,33 @@ class ResultFile:
         return [block for block in range(len(self.block_sizes)) if block not in self.finished]
 
 
+class Merged(NamedTuple):
+    """A result file made of its shards: how many rows it has, and which have none."""
+
+    path: Path
+    rows: int
+    failed: list[FailedRow]
+
+
+def merge_shards(path: Path) -> Merged:
+    """Join the parts of a sharded run whose shards have all finished.
+
+    Raises InputError if blocks are missing, a shard still writes, or there is nothing to merge.
+    """
+    content = manifest.read(path)
+    if content is None:
+        raise InputError(f"There is no {manifest.path_of(path)}: name the answer file as the shards were given it "
+                         "(with several lambdas A.lam0.jsonl, A.lam0.5.jsonl).")
+    sizes = manifest.block_sizes(content)
+    with ResultFile(path, sizes, content["settings"], content["notes"]) as file:
+        if not file.parts.exists() and file.missing():
+            raise InputError(f"{path} has {len(file.finished)} of {len(sizes)} blocks and no {file.parts.name} beside "
+                             "it: run its command again, it goes on where it stopped.")
+        file.merge()
+        failed = [row for block in sorted(file.failed) for row in file.failed[block]]
+        return Merged(path, sum(sizes) - len(failed), failed)
+
+
 class _PartLine(NamedTuple):
     block: int
     rows: int

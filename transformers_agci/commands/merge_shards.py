@@ -1,0 +1,27 @@
+"""Join what the shards of a job array wrote: `agci merge-shards A.jsonl`, after every `--shard i/n` has finished.
+
+The blocks lie in A.parts/; they are put into A.jsonl in the order of the input, the same bytes as one process would
+have written, and A.parts/ is removed. Several lambdas: name each of the files A.lam0.jsonl, A.lam0.5.jsonl.
+"""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("answer_file", nargs="+", help="the answer file that the shards were given")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge each file; 1 if rows of it could not be asked."""
+    from pathlib import Path
+
+    from transformers_agci.inference.results import merge_shards
+
+    failed = 0
+    for name in args.answer_file:
+        merged = merge_shards(Path(name))
+        print(f"Written: {merged.path} ({merged.rows} rows)")
+        for row in merged.failed[:20]:
+            print(f"  without an answer: {row.error}")
+        failed += len(merged.failed)
+    return 1 if failed else 0
