@@ -21,6 +21,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("data build-probe", "data_build_probe", "composites of nine pictures from any captioned pictures"),
     Command("data build-similarity", "data_build_similarity", "one picture in each of nine places"),
     Command("merge-shards", "merge_shards", "join what the shards of a job array wrote"),
+    Command("demo", "demo", "from nothing to a heat map: the embedded model, with and without AGCI"),
     Command("metrics", "metrics", "the position probe's results in numbers and as a map"),
     Command("probe", "probe", "the position probe: ask a model about every cell of a grid"),
     Command("score", "score", "score the answers of any model on a benchmark, as its official program does"),
