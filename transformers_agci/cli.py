@@ -19,12 +19,22 @@ class Command(NamedTuple):
 
 COMMANDS: tuple[Command, ...] = (
     Command("data build-probe", "data_build_probe", "composites of nine pictures from any captioned pictures"),
+    Command("data build-scienceqa", "data_build_scienceqa", "LLaVA's question file from ScienceQA's own files"),
     Command("data build-similarity", "data_build_similarity", "one picture in each of nine places"),
-    Command("merge-shards", "merge_shards", "join what the shards of a job array wrote"),
+    Command("data check-images", "data_check_images", "which pictures of an instruction file are missing"),
+    Command("data fetch", "data_fetch", "the published sets from the hub, unpacked and checked"),
+    Command("data sample-instruct", "data_sample_instruct", "the fine-tuning sample from LLaVA's instruction mix"),
     Command("demo", "demo", "from nothing to a heat map: the embedded model, with and without AGCI"),
+    Command("merge-shards", "merge_shards", "join what the shards of a job array wrote"),
+    Command("flow", "flow", "information flow: what the text after the picture attends to, on the picture"),
     Command("metrics", "metrics", "the position probe's results in numbers and as a map"),
+    Command("metrics-similarity", "metrics_similarity", "similarity results in numbers and as a map"),
+    Command("occlusion", "occlusion", "occlusion maps: which places of a picture the answer depends on"),
+    Command("occlusion-maps", "occlusion_maps", "occlusion maps summed up by the place of the target"),
     Command("probe", "probe", "the position probe: ask a model about every cell of a grid"),
     Command("score", "score", "score the answers of any model on a benchmark, as its official program does"),
+    Command("similarity", "similarity", "how well the vision encoder understands a picture in each of nine places"),
+    Command("train-embedded", "train_embedded", "train the embedded model anew on a CPU, from the shipped atlas"),
 )
 
 GROUPS = {"data": "build, check and fetch data sets"}

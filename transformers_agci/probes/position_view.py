@@ -8,7 +8,7 @@ import numpy as np
 from transformers_agci.probes.position_report import AnswerChange, AnswerReport, PairReport, ResultReport
 from transformers_agci.report.heatmap import Panel, Scale, draw, scale_about_zero, scale_over
 from transformers_agci.report.table import format_table
-from transformers_agci.statistics import Interval, Spread
+from transformers_agci.statistics import NO_DATA, Interval, Spread
 
 ABSENT = "-"
 
@@ -54,6 +54,45 @@ def pair_positions(pair: PairReport, positions: Sequence[str]) -> str:
                         [str(test.lost) for test in change.mcnemar_cells],
                         [_p(test.p) for test in change.mcnemar_cells]]
     return format_table(header, list(zip(*columns, strict=True)))
+
+
+def summary_text(results: Sequence[ResultReport], pair: PairReport) -> str:
+    """Two results and their difference on one screen: per position, then over all of them."""
+    header, columns = ["correct, %"], [[*results[0].positions, "all positions"]]
+    for name, side in (("yes", "Yes rows"), ("no", "No rows")):
+        change: AnswerChange | None = getattr(pair, name)
+        if change is None:
+            continue
+        for report, label in zip(results, (f"{side}: {_short(pair.first)}", _short(pair.second)), strict=True):
+            answer: AnswerReport = getattr(report, name)
+            header.append(label)
+            columns.append([f"{100 * cell.estimate:.1f}" for cell in (*answer.cells, answer.accuracy)])
+        header.append("difference [95 %]")
+        columns.append([_signed(cell) for cell in (*change.accuracy.cells, change.accuracy.overall)])
+    positions = format_table(header, list(zip(*columns, strict=True)))
+    return f"{positions}\n\n{_summary_overall(results, pair)}"
+
+
+def _short(label: str) -> str:
+    """"AGCI (lambda 0.5)" -> "AGCI", for the head of a column."""
+    return label.split(" (", maxsplit=1)[0]
+
+
+def _summary_overall(results: Sequence[ResultReport], pair: PairReport) -> str:
+    rows = []
+    if pair.balanced and pair.d_prime:
+        first, second = (report.balanced or NO_DATA for report in results)
+        rows.append(["balanced accuracy, %", _percent(first), _percent(second), _signed(pair.balanced)])
+        first, second = (report.d_prime or NO_DATA for report in results)
+        rows.append(["d'", _number(first), _number(second), _signed(pair.d_prime, factor=1, digits=2)])
+    for name, change in (("yes", pair.yes), ("no", pair.no)):
+        if change:
+            spreads = [getattr(report, name).spread.sd for report in results]
+            texts = [f"{100 * s.observed:.1f} (chance {100 * s.expected:.1f}, {_p_text(s.p)})" for s in spreads]
+            rows.append([f"sd over positions, {name.capitalize()} rows", *texts, _signed(change.sd)])
+    unreadable = [sum(side.unreadable for side in (report.yes, report.no) if side) for report in results]
+    rows.append(["unreadable answers", *map(str, unreadable), ""])
+    return format_table(["over all positions", *(report.label for report in results), "difference [95 %]"], rows)
 
 
 def draw_maps(
