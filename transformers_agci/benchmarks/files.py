@@ -36,8 +36,10 @@ def read_scored(path: Path) -> list[Read]:
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file.")
-    if path.suffix == ".gz" or _starts_with(path, b"PAR1"):
+    if path.suffix in (".gz", ".parquet"):
         rows = [Read(where, row) for where, row in read_rows(path)]
+    elif _starts_with(path, b"PAR1"):
+        raise InputError(f"{path}: this is a parquet file; give it the ending .parquet.")
     else:
         text = _text(path)
         rows = _array(text, path) if text.lstrip().startswith("[") else _lines(text, path)

@@ -75,8 +75,8 @@ def _result(items: Sequence[Item], inputs: Inputs, given: Sequence[Any]) -> Scor
     return Score(
         variant=f"{len(items)} items, {every}" + ("" if inputs.questions else f", split {inputs.split}"),
         figures={
-            "accuracy_pct": 100 * correct / len(items),
-            "image_accuracy_pct": 100 * image_correct / len(images) if images else None,
+            "accuracy_pct": correct / len(items) * 100,
+            "image_accuracy_pct": image_correct / len(images) * 100 if images else None,
             "correct": correct,
             "count": len(items),
             "image_correct": image_correct,
