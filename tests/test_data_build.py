@@ -360,7 +360,7 @@ def cut_everywhere(chosen, built, tmp_path, step):
 
 
 def test_truncation_of_the_last_item_is_survived(source, built, tmp_path):
-    assert cut_everywhere(options(source, tmp_path / "out"), built, tmp_path, step=397) >= 20
+    assert cut_everywhere(options(source, tmp_path / "out"), built, tmp_path, step=797) >= 12
 
 
 @pytest.mark.slow

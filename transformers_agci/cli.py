@@ -21,6 +21,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("data build-probe", "data_build_probe", "composites of nine pictures from any captioned pictures"),
     Command("data build-scienceqa", "data_build_scienceqa", "LLaVA's question file from ScienceQA's own files"),
     Command("data build-similarity", "data_build_similarity", "one picture in each of nine places"),
+    Command("data check", "data_check", "counts, balance, duplicates and pictures of a probe or similarity set"),
     Command("data check-images", "data_check_images", "which pictures of an instruction file are missing"),
     Command("data fetch", "data_fetch", "the published sets from the hub, unpacked and checked"),
     Command("data sample-instruct", "data_sample_instruct", "the fine-tuning sample from LLaVA's instruction mix"),

@@ -1,0 +1,128 @@
+"""Check a probe or similarity set: are the rows sound, the items whole, the pictures there?"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+from transformers_agci.data.grid import POSITIONS
+from transformers_agci.data.manifest import SUFFIX, read_manifest, set_hash
+from transformers_agci.data.pictures import picture_size, resolve_below
+from transformers_agci.data.rows import ANSWERS, ProbeRow, read_probe_rows
+from transformers_agci.errors import InputError
+
+
+@dataclass
+class CheckReport:
+    """What a check found. `errors` make the set unusable as it is; `notes` are worth knowing."""
+
+    rows: int = 0
+    items: int = 0
+    positions: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # pixels, (width, height), per picture
+    pictures_checked: bool = False
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self, errors_shown: int = 20) -> Iterator[str]:
+        """The report as text."""
+        yield f"{self.rows} rows, {self.items} items of {len(POSITIONS)} rows"
+        yield "answers: " + ", ".join(f"{self.answers[answer]} {answer}" for answer in ANSWERS)
+        yield "positions: " + ", ".join(f"{self.positions[name]} {name}" for name in POSITIONS)
+        if self.pictures_checked:
+            sizes = ", ".join(f"{count} of {w}x{h}" for (w, h), count in self.sizes.most_common(5))
+            more = f" and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
+            yield f"pictures: {sizes or 'none'}{more}"
+        yield from (f"note: {note}" for note in self.notes)
+        yield from (f"error: {error}" for error in self.errors[:errors_shown])
+        hidden = len(self.errors) - errors_shown
+        if hidden > 0:
+            yield f"error: and {hidden} more"
+        yield f"{len(self.errors)} errors"
+
+
+def check(
+    path: Path, image_root: Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> CheckReport:
+    """Check the rows of a file and, with `image_root`, that every picture is there and whole.
+
+    Raises InputError only where nothing can be read at all.
+    """
+    report = CheckReport()
+    rows = read_probe_rows(path, lambda error: report.errors.append(str(error)))
+    report.rows = len(rows)
+    report.positions.update(row.position for row in rows)
+    report.answers.update(row.answer for row in rows)
+    _check_items(rows, report)
+    _check_duplicates(rows, report)
+    if image_root is None:
+        report.notes.append("the pictures were not checked: give --img_path.")
+    else:
+        _check_pictures(rows, image_root, report, progress)
+    _check_manifest(path, report)
+    return report
+
+
+def item_key(row: ProbeRow) -> tuple[str, str]:
+    """What the nine rows of an item share: the picture's name without its _k, and the answer."""
+    return re.sub(r"_\d+(?=\.\w+$)", "", row.image), row.answer
+
+
+def _check_items(rows: Sequence[ProbeRow], report: CheckReport) -> None:
+    seen = set()
+    for key, group in groupby(rows, item_key):
+        item = list(group)
+        report.items += 1
+        name = f"{item[0].where}: the item {key[0]}"
+        if key in seen:
+            report.errors.append(f"{name} has been before: the nine rows of an item must stand together.")
+        elif sorted(row.position for row in item) != sorted(POSITIONS):
+            held = ", ".join(row.position for row in item[:12])
+            report.errors.append(f"{name} must have each of the nine positions once, but has: {held}.")
+        seen.add(key)
+
+
+def _check_duplicates(rows: Sequence[ProbeRow], report: CheckReport) -> None:
+    for what, values in (
+        ("id", [(row.id, row.answer) for row in rows]),
+        ("question", [(row.image, row.caption) for row in rows]),
+    ):
+        first: dict[object, str] = {}
+        for row, value in zip(rows, values, strict=True):
+            if value in first:
+                report.errors.append(f"{row.where}: the {what} {value[0]} stands in {first[value]} already.")
+            first.setdefault(value, row.where)
+    items_by_caption = Counter(caption for caption, _ in {(row.caption, item_key(row)) for row in rows})
+    repeated = sum(count > 1 for count in items_by_caption.values())
+    if repeated:
+        report.notes.append(f"{repeated} captions are asked for in more than one item.")
+
+
+def _check_pictures(
+    rows: Sequence[ProbeRow], root: Path, report: CheckReport, progress: Callable[[int, int], None] | None
+) -> None:
+    report.pictures_checked = True
+    if not root.is_dir():
+        raise InputError(f"There is no picture folder {root}: give --img_path the folder that holds {rows[0].image}.")
+    first_use = {row.image: row.where for row in reversed(rows)}
+    for number, (image, where) in enumerate(sorted(first_use.items()), 1):
+        try:
+            report.sizes[picture_size(resolve_below(root, image, where), where)] += 1
+        except InputError as error:
+            report.errors.append(str(error))
+        if progress:
+            progress(number, len(first_use))
+
+
+def _check_manifest(path: Path, report: CheckReport) -> None:
+    """A set that we built says by its hash whether it is still what was built."""
+    beside = path.with_name(path.name.removesuffix(".json").removesuffix("_negatives") + SUFFIX)
+    if beside.exists():
+        manifest = read_manifest(beside)
+        if set_hash(path.parent, manifest) == manifest["sha256"]:
+            report.notes.append(f"every byte is as {beside.name} says.")
+        else:
+            report.errors.append(f"the set is not what {beside.name} says: files were changed or are missing.")

@@ -1,0 +1,134 @@
+"""Fetch the published sets from the hub, or arrange a local copy of them, in whichever of three shapes they come."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers_agci.data.grid import POSITIONS
+from transformers_agci.data.journal import write_whole
+from transformers_agci.data.manifest import json_line
+from transformers_agci.data.pictures import resolve_below
+from transformers_agci.data.rows import SUFFIXES, ProbeRow, Row, read_rows
+from transformers_agci.data.unpack import ARCHIVES, unpack
+from transformers_agci.errors import InputError
+
+# The older names come second (METHOD: the sets were published as BaPA's first).
+HUB_SETS = {
+    "probe": ("AAAndyZ/AGCI_Probe_Dataset", "AAAndyZ/BaPA_Probe_Dataset"),
+    "similarity": ("AAAndyZ/AGCI_Similarity_Dataset", "AAAndyZ/BaPA_Similarity_Dataset"),
+}
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+class Fetched(NamedTuple):
+    """A rows file with the folder that its pictures lie below."""
+
+    rows: Path
+    images: Path
+
+
+def download(kind: str, folder: Path) -> Path:
+    """Download a hub set into `folder`/<its name>; a broken-off download goes on. Returns that folder.
+
+    Raises InputError in one sentence when the hub cannot be reached or has neither name.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    for name in HUB_SETS[kind]:
+        target = folder / name.split("/")[1]
+        try:
+            snapshot_download(name, repo_type="dataset", local_dir=target)
+        except RepositoryNotFoundError:
+            continue
+        except Exception as error:  # no network shows as one of a dozen kinds, depending on where it breaks
+            raise InputError(
+                f"The hub set {name} could not be downloaded ({type(error).__name__}: {_first_line(error)}): try again "
+                f"online, the download goes on; or put a copy into a folder and give it with --local_copy."
+            ) from None
+        return target
+    raise InputError(f"The hub has none of {', '.join(HUB_SETS[kind])}: give a copy with --local_copy.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")[:200] if str(error).strip() else "no reason given"
+
+
+def describe(folder: Path) -> str:
+    """What a folder holds, by kind of file: "2 .json, 90000 .jpg"."""
+    counts = Counter("".join(path.suffixes[-2:]) if ".tar" in path.suffixes else path.suffix for path in _files(folder))
+    return ", ".join(f"{count} {suffix or 'other'}" for suffix, count in sorted(counts.items())) or "nothing"
+
+
+def arrange(folder: Path) -> list[Fetched]:
+    """Make a downloaded set usable in place: unpack archives, write parquet's pictures out, pair rows and pictures.
+
+    Done again, it leaves alone what stands already. Raises InputError when no rows or no pictures are found.
+    """
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}.")
+    for path in _files(folder):
+        if path.name.endswith(ARCHIVES):
+            unpack(path, folder)
+    tables = [path for path in _files(folder) if path.suffix == ".parquet"]
+    if tables:
+        _write_out(tables, folder)
+    found = [Fetched(path, _image_root(path, folder)) for path in _files(folder) if _holds_rows(path)]
+    if not found:
+        raise InputError(f"{folder} holds no rows of a probe or similarity set, only {describe(folder)}.")
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files but the hub library's own bookkeeping."""
+    every = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in every if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _holds_rows(path: Path) -> bool:
+    if not path.name.endswith(SUFFIXES) or path.suffix == ".parquet":
+        return False
+    try:
+        where, fields = next(read_rows(path))
+        ProbeRow.parse(fields, where)
+    except (InputError, StopIteration):
+        return False
+    return True
+
+
+def _image_root(rows: Path, folder: Path) -> Path:
+    """The folder below which the first row's picture lies."""
+    where, fields = next(read_rows(rows))
+    image = ProbeRow.parse(fields, where).image
+    resolve_below(folder, image, where)
+    for path in _files(folder):
+        if path.as_posix().endswith("/" + image):
+            return path.parents[len(Path(image).parts) - 1]
+    raise InputError(f"{where}: the picture {image} is nowhere below {folder}, which holds {describe(folder)}.")
+
+
+def _write_out(tables: list[Path], folder: Path) -> None:
+    """Rows and pictures of a set's parquet files as loose files: <folder's name>.jsonl and images/."""
+    images = folder / "images"
+    images.mkdir(exist_ok=True)
+
+    def rows() -> Iterator[bytes]:
+        for number, (where, row) in enumerate(row for table in tables for row in read_rows(table)):
+            data, name = _picture_of(row, number, where)
+            path = resolve_below(images, name, where)
+            if not (path.is_file() and path.stat().st_size == len(data)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, [data])
+            yield json_line({"id": number, **row, "image": name})
+
+    write_whole(folder / f"{folder.name}.jsonl", rows())
+
+
+def _picture_of(row: Row, number: int, where: str) -> tuple[bytes, str]:
+    image: Any = row.get("image")
+    data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
+    if not isinstance(data, bytes):
+        raise InputError(f'{where}: "image" must hold a picture\'s bytes; the row has: {", ".join(row)}.')
+    item, k = divmod(number, len(POSITIONS))
+    return data, path or f"{item:09d}_{k}.jpg"

@@ -1,0 +1,37 @@
+"""Which pictures of an instruction mix are there, folder by folder."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers_agci.data.instruct import existing_name, read_conversations
+from transformers_agci.errors import InputError
+
+
+@dataclass
+class FolderCount:
+    """Pictures of one folder that a mix names: how many, how many are missing, the first missing ones."""
+
+    named: int = 0
+    missing: int = 0
+    first_missing: list[str] = field(default_factory=list)
+
+
+def count_pictures(mix: Path, image_root: Path) -> dict[str, FolderCount]:
+    """Per folder of `mix`'s pictures (LLaVA's form), which exist below `image_root`; each picture counts once."""
+    if not image_root.is_dir():
+        raise InputError(f"There is no picture folder {image_root}: give --image_root.")
+    folders: dict[str, FolderCount] = defaultdict(FolderCount)
+    seen = set()
+    for number, record in enumerate(read_conversations(mix), 1):
+        image = record.get("image") if isinstance(record, dict) else None
+        if not isinstance(image, str) or image in seen:
+            continue
+        seen.add(image)
+        count = folders[str(Path(image).parent)]
+        count.named += 1
+        if existing_name(image_root, image, f"{mix.name}: record {number}") is None:
+            count.missing += 1
+            if len(count.first_missing) < 3:
+                count.first_missing.append(image)
+    return dict(sorted(folders.items()))

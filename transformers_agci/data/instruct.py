@@ -1,0 +1,155 @@
+"""The fine-tuning sample: drawn from LLaVA's instruction mix, read as a stream, written for two trainers."""
+
+import heapq
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers_agci.data.journal import write_whole
+from transformers_agci.data.pictures import resolve_below
+from transformers_agci.data.rows import Row
+from transformers_agci.errors import InputError
+
+IMAGE_TOKEN = "<image>"
+SPEAKERS = {"human": "user", "gpt": "assistant"}  # LLaVA's names -> the names that LLaMA-Factory is told to expect
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp")  # OCR-VQA's downloads do not all have the listed one
+
+# How LLaMA-Factory reads the sharegpt form.
+SHAREGPT = {
+    "formatting": "sharegpt",
+    "columns": {"messages": "messages", "images": "images"},
+    "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+}
+
+
+@dataclass
+class Sample:
+    """The drawn conversations in LLaVA's form, in drawn order, and why others were left out."""
+
+    rows: list[Row] = field(default_factory=list)
+    read: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
+class Skip(NamedTuple):
+    """Why a conversation cannot be used."""
+
+    reason: str
+
+
+def read_conversations(path: Path) -> Iterator[Row]:
+    """Yield the records of LLaVA's JSON array one by one; memory does not grow with the file.
+
+    Raises InputError, with the number of the last good record, when the file is missing, cut off or no array.
+    """
+    import ijson
+
+    number = 0
+    try:
+        with path.open("rb") as file:
+            for record in ijson.items(file, "item", use_float=True):
+                number += 1
+                yield record
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file.") from None
+    except (ijson.JSONError, OSError, UnicodeDecodeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path}: the JSON array is broken after record {number} ({reason}).") from None
+    if not number:
+        raise InputError(f"{path}: this is no JSON array of conversations, or it is empty.")
+
+
+def draw_sample(path: Path, image_root: Path, count: int, seed: int, keep_text_only: bool = False) -> Sample:
+    """Shuffle the mix by `seed` and take the first `count` conversations whose picture exists below `image_root`.
+
+    One pass: every record gets a random number, and the `count` usable ones with the lowest numbers are the first
+    of the shuffled order. Text-only conversations are skipped unless `keep_text_only`.
+    """
+    if count < 1:
+        raise InputError(f"--n must be at least 1, but is {count}.")
+    rng = random.Random(seed)
+    sample = Sample()
+    kept: list[tuple[float, int, Row]] = []  # a heap with the highest number on top
+    for number, record in enumerate(read_conversations(path)):
+        sample.read += 1
+        order = rng.random()
+        row = usable(record, image_root, keep_text_only, f"{path.name}: record {number + 1}")
+        if isinstance(row, Skip):
+            sample.skipped[row.reason] += 1
+        elif len(kept) < count:
+            heapq.heappush(kept, (-order, number, row))
+        else:
+            heapq.heappushpop(kept, (-order, number, row))
+    sample.rows = [row for _, _, row in sorted(kept, key=lambda entry: -entry[0])]
+    return sample
+
+
+def usable(record: Any, image_root: Path, keep_text_only: bool, where: str) -> Row | Skip:
+    """The record with the name its picture really has, or why it is left out."""
+    turns = record.get("conversations") if isinstance(record, dict) else None
+    if not isinstance(turns, list) or not turns or not all(_is_turn(turn) for turn in turns):
+        return Skip("malformed conversation")
+    image = record.get("image")
+    marks = sum(turn["value"].count(IMAGE_TOKEN) for turn in turns)
+    if image is None:
+        if not keep_text_only:
+            return Skip("text only")
+        return Skip("<image> without a picture") if marks else record
+    if not isinstance(image, str) or marks != 1:
+        return Skip("not exactly one <image>")
+    name = existing_name(image_root, image, where)
+    return Skip(f"missing picture in {Path(image).parent}") if name is None else {**record, "image": name}
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and turn.get("from") in SPEAKERS and isinstance(turn.get("value"), str)
+
+
+def existing_name(image_root: Path, image: str, where: str) -> str | None:
+    """The name below `image_root` under which a picture exists: as listed, or with another extension; None: nowhere."""
+    path = resolve_below(image_root, image, where)
+    if path.is_file():
+        return image
+    there = (path.with_suffix(extension) for extension in EXTENSIONS)
+    found = next((other for other in there if other.is_file()), None)
+    return None if found is None else str(Path(image).with_suffix(found.suffix))
+
+
+def to_sharegpt(row: Row) -> Row:
+    """A conversation in LLaMA-Factory's sharegpt form.
+
+    >>> to_sharegpt({"id": "7", "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nHi"}]})
+    {'messages': [{'role': 'user', 'content': '<image>\\nHi'}], 'images': ['a.jpg']}
+    """
+    messages = [{"role": SPEAKERS[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]
+    return {"messages": messages, "images": [row["image"]] if "image" in row else []}
+
+
+def write_sample(rows: list[Row], folder: Path, name: str) -> tuple[Path, Path]:
+    """Write <name>_for_llava1.5.json and <name>.json, and enter the latter into dataset_info.json under its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for_llava, for_llama_factory = folder / f"{name}_for_llava1.5.json", folder / f"{name}.json"
+    _write_array(for_llava, rows)
+    _write_array(for_llama_factory, [to_sharegpt(row) for row in rows])
+    register(folder, name)
+    return for_llava, for_llama_factory
+
+
+def register(folder: Path, name: str) -> None:
+    """Enter <name>.json into the folder's dataset_info.json; other entries stay."""
+    path = folder / "dataset_info.json"
+    try:
+        entries = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        entries[name] = {"file_name": f"{name}.json", **SHAREGPT}
+    except (ValueError, TypeError):
+        raise InputError(f"{path} is not a JSON object: repair it or take it away.") from None
+    write_whole(path, [json.dumps(entries, indent=1).encode(), b"\n"])
+
+
+def _write_array(path: Path, rows: list[Row]) -> None:
+    lines = (json.dumps(row, ensure_ascii=False).encode() for row in rows)
+    write_whole(path, [b"[\n", b",\n".join(lines), b"\n]\n"])
