@@ -12,17 +12,22 @@ from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.rows import ProbeRow, read_rows
 from transformers_agci.errors import InputError
 from transformers_agci.probes.items import item_names
-from transformers_agci.report.heatmap import Panel, Scale, draw, scale_over
+from transformers_agci.report.heatmap import Panel, Scale, draw, scale_about_zero
 from transformers_agci.report.table import format_table
 
 
 @dataclass(frozen=True)
 class SimilarityReport:
-    """Cosines: the mean over all rows and per cell (row-major), and whether the cells differ by more than chance."""
+    """Cosines: the mean over all rows and per cell (row-major), and whether the cells differ by more than chance.
+
+    `effects` are paired: per cell the mean difference from the item's own mean over its cells. How far items differ
+    from one another, which makes the intervals of `cells` wide, drops out of them.
+    """
 
     items: int
     overall: st.Interval
     cells: list[st.Interval]
+    effects: list[st.Interval]
     spread: st.SpreadTest
 
 
@@ -54,12 +59,18 @@ def read_similarities(path: Path | str) -> st.Floats:
 
 def measure(table: st.Floats, draws: int = 2000, seed: int = 0) -> SimilarityReport:
     """Means with bootstrap intervals that resample items, and the test of evenness that permutes within items."""
-    sample = st.bootstrap([table], draws, seed)[0]
+    centred = table - np.nanmean(table, axis=1, keepdims=True)
+    sample, of_effects = st.bootstrap([table, centred], draws, seed)
+    rows = int((~np.isnan(table)).sum())
+    overall = st.percentile_interval(sample.overall, float(np.nanmean(table)), rows)
+    return SimilarityReport(len(table), overall, _cells(table, sample), _cells(centred, of_effects),
+                            st.permutation_null(table, draws, seed))
+
+
+def _cells(table: st.Floats, sample: st.Resampled) -> list[st.Interval]:
     counts = (~np.isnan(table)).sum(axis=0)
-    cells = [st.percentile_interval(drawn, float(mean), int(n))
-             for drawn, mean, n in zip(sample.cells.T, st.cell_means(table), counts, strict=True)]
-    overall = st.percentile_interval(sample.overall, float(np.nanmean(table)), int(counts.sum()))
-    return SimilarityReport(len(table), overall, cells, st.permutation_null(table, draws, seed))
+    return [st.percentile_interval(drawn, float(mean), int(n))
+            for drawn, mean, n in zip(sample.cells.T, st.cell_means(table), counts, strict=True)]
 
 
 def report_text(report: SimilarityReport, label: str) -> str:
@@ -69,43 +80,46 @@ def report_text(report: SimilarityReport, label: str) -> str:
              f"mean similarity {_with_range(report.overall)}",
              f"deviation over the positions {sd.observed:.4f} (by chance {sd.expected:.4f}, p = {sd.p:.4f}); "
              f"largest minus smallest {gap.observed:.4f} (by chance {gap.expected:.4f})", ""]
-    rows = [[name, _with_range(cell), str(cell.n)] for name, cell in zip(POSITIONS, report.cells, strict=True)]
-    return "\n".join(lines) + format_table(["position", "similarity [95 %]", "n"], rows)
+    rows = [[name, _with_range(cell), _with_range(effect, "+"), str(cell.n)]
+            for name, cell, effect in zip(POSITIONS, report.cells, report.effects, strict=True)]
+    lines.append(format_table(["position", "similarity [95 %]", "from the item's mean [95 %]", "n"], rows))
+    return "\n".join(lines)
 
 
-def _with_range(value: st.Interval) -> str:
-    return f"{value.estimate:.4f} [{value.low:.4f}, {value.high:.4f}]"
+def _with_range(value: st.Interval, sign: str = "") -> str:
+    return f"{value.estimate:{sign}.4f} [{value.low:{sign}.4f}, {value.high:{sign}.4f}]"
 
 
 def draw_similarity(report: SimilarityReport, path: str | Path, title: str = "") -> Path:
-    """Two panels: the whole range 0 to 1 as in the paper, and a scale that spans the data's intervals."""
-    bounds = [bound for cell in report.cells for bound in (cell.low, cell.high)]
+    """Two panels: the whole range 0 to 1 as in the paper, and the paired differences on a scale that spans the data."""
     counts = {cell.n for cell in report.cells}
     per_cell = f"n = {counts.pop()} per cell" if len(counts) == 1 else "n differs by cell"
     sd = report.spread.sd
-    notes = (f"mean {report.overall.estimate:.3f}, {per_cell}", f"sd {sd.observed:.4f} (chance {sd.expected:.4f}, "
-                                                                f"p = {sd.p:.3g})")
-    scales = (Scale(0, 1, "similarity (cosine), whole range"),
-              scale_over(bounds, "similarity (cosine), range of the data", _step(bounds), (-1, 1)))
+    effects = [_thousandths(cell) for cell in report.effects]
+    scale = scale_about_zero([bound for cell in effects for bound in (cell.low, cell.high)],
+                             "from the item's mean, thousandths", 1)
     panels = [
-        Panel(
-            values=np.array([cell.estimate for cell in report.cells]).reshape(3, 3),
-            scale=scale,
-            title=name,
-            note=note,
-            texts=[f"{cell.estimate:.3f}" if cell.n else "-" for cell in report.cells],
-            subtexts=[f"{cell.low:.3f} – {cell.high:.3f}" if cell.n else "" for cell in report.cells],
-        )
-        for name, note, scale in zip(("0 to 1", "scaled to the data"), notes, scales, strict=True)
+        _panel(report.cells, Scale(0, 1, "similarity (cosine)"), "similarity, 0 to 1", ".3f",
+               f"mean {report.overall.estimate:.3f}\n{per_cell}"),
+        _panel(effects, scale, "scaled to the data", "+.1f",
+               f"sd over the cells {sd.observed:.4f}\nchance {sd.expected:.4f}, p = {sd.p:.3g}"),
     ]
-    return draw([panels], path, title, "small numbers: 95 % interval over items")
+    return draw([panels], path, title, "small numbers: 95 % interval over items; p: positions shuffled within items")
 
 
-def _step(bounds: list[float]) -> float:
-    """A round step of about a tenth of the range, so that the scale's ends are short numbers."""
-    finite = [bound for bound in bounds if np.isfinite(bound)]
-    width = max(finite) - min(finite) if finite else 0.0
-    return float(10 ** np.floor(np.log10(width))) / 2 if width > 0 else 0.01
+def _thousandths(cell: st.Interval) -> st.Interval:
+    return cell._replace(estimate=1000 * cell.estimate, low=1000 * cell.low, high=1000 * cell.high)
+
+
+def _panel(cells: list[st.Interval], scale: Scale, title: str, form: str, note: str) -> Panel:
+    return Panel(
+        values=np.array([cell.estimate for cell in cells]).reshape(3, 3),
+        scale=scale,
+        title=title,
+        note=note,
+        texts=[f"{cell.estimate:{form}}" if cell.n else "-" for cell in cells],
+        subtexts=[f"{cell.low:{form}} to {cell.high:{form}}" if cell.n else "" for cell in cells],
+    )
 
 
 def write_json(report: SimilarityReport, path: str | Path) -> None:
@@ -113,7 +127,8 @@ def write_json(report: SimilarityReport, path: str | Path) -> None:
     content: dict[str, Any] = {
         "items": report.items,
         "overall": report.overall._asdict(),
-        "positions": {name: cell._asdict() for name, cell in zip(POSITIONS, report.cells, strict=True)},
+        "positions": {name: {"similarity": cell._asdict(), "from_item_mean": effect._asdict()}
+                      for name, cell, effect in zip(POSITIONS, report.cells, report.effects, strict=True)},
         "spread": {"sd": report.spread.sd._asdict(), "gap": report.spread.gap._asdict()},
     }
     try:

@@ -1,0 +1,8 @@
+"""Similarity maps of a Qwen3-VL checkpoint: `python similarity.py --help`."""
+
+import sys
+
+from transformers_agci.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["similarity", "--family", "qwen3_vl", *sys.argv[1:]]))
