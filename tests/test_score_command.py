@@ -109,9 +109,7 @@ class TestPope:
 
     @pytest.mark.parametrize("keyed", [True, False])
     def test_figures_per_category(self, tmp_path: Path, keyed: bool) -> None:
-        texts = (
-            ["Yes", "No", "No", "No, there is not."] + ["Yes", "no\n", "Yes", "No"] + ["Yes", "No", "Yes", "No"]
-        )
+        texts = ["Yes", "No", "No", "No, there is not.", "Yes", "no\n", "Yes", "No", "Yes", "No", "Yes", "No"]
         found = score(tmp_path, *self.arguments(tmp_path, keyed), "--answers", self.answers(tmp_path, texts))
         first = found["categories"]["adversarial"]
         assert (first["tp"], first["fp"], first["tn"], first["fn"]) == (1, 0, 2, 1)

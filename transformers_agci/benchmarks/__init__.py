@@ -1,4 +1,6 @@
-"""The benchmarks: every module of this folder that declares a `BENCHMARK`. No torch, no inference.
+"""The benchmarks: every file of this folder that declares a `BENCHMARK`. No torch, no inference.
+
+A new one needs its file here and a test.
 
 >>> sorted(all_benchmarks())
 ['crpe', 'hallusionbench', 'mmmu_pro', 'pope', 'scienceqa', 'textvqa']
@@ -10,8 +12,8 @@ import importlib
 import pkgutil
 from pathlib import Path
 
-from transformers_agci.benchmarks.declaration import Benchmark, Inputs, Score
-from transformers_agci.benchmarks.files import read_scored
+from transformers_agci.benchmarks.contract.declaration import Benchmark, Inputs, Score
+from transformers_agci.benchmarks.contract.files import read_scored
 from transformers_agci.errors import InputError
 
 ROWS_LOOKED_AT = 50

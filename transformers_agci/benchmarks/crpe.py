@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.benchmarks.declaration import Asked, Benchmark, Inputs, Item, Row, Score, Sums
-from transformers_agci.benchmarks.files import (
+from transformers_agci.benchmarks.contract.declaration import Asked, Benchmark, Inputs, Item, Row, Score, Sums
+from transformers_agci.benchmarks.contract.files import (
     Read,
     answer_of,
     check_join,

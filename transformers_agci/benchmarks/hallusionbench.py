@@ -8,8 +8,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from transformers_agci.benchmarks.declaration import Asked, Benchmark, Inputs, Item, Row, Score, counted, mean_score_pct
-from transformers_agci.benchmarks.files import Read, answer_of, check_join, field_of, read_scored, shown
+from transformers_agci.benchmarks.contract.declaration import (
+    Asked,
+    Benchmark,
+    Inputs,
+    Item,
+    Row,
+    Score,
+    counted,
+    mean_score_pct,
+)
+from transformers_agci.benchmarks.contract.files import Read, answer_of, check_join, field_of, read_scored, shown
 from transformers_agci.errors import InputError
 
 INSTRUCTION = "The answer should only contain 'Yes' or 'No', without reasoning process."

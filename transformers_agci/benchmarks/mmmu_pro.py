@@ -10,8 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.benchmarks.declaration import Asked, Benchmark, Inputs, Item, Row, Score, counted, mean_score
-from transformers_agci.benchmarks.files import (
+from transformers_agci.benchmarks.contract.declaration import (
+    Asked,
+    Benchmark,
+    Inputs,
+    Item,
+    Row,
+    Score,
+    counted,
+    mean_score,
+)
+from transformers_agci.benchmarks.contract.files import (
     Read,
     check_join,
     check_known,

@@ -5,9 +5,17 @@ from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from transformers_agci.benchmarks.contractions import CONTRACTIONS
-from transformers_agci.benchmarks.declaration import Asked, Benchmark, Inputs, Item, Row, Score, counted, mean_score
-from transformers_agci.benchmarks.files import (
+from transformers_agci.benchmarks.contract.declaration import (
+    Asked,
+    Benchmark,
+    Inputs,
+    Item,
+    Row,
+    Score,
+    counted,
+    mean_score,
+)
+from transformers_agci.benchmarks.contract.files import (
     Read,
     answer_of,
     check_join,
@@ -18,6 +26,7 @@ from transformers_agci.benchmarks.files import (
     read_scored,
     shown,
 )
+from transformers_agci.benchmarks.contractions import CONTRACTIONS
 from transformers_agci.errors import InputError
 
 INSTRUCTION = "Answer the question using a single word or phrase."

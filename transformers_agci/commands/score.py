@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers_agci.benchmarks.declaration import Benchmark, Inputs, Score
+    from transformers_agci.benchmarks.contract.declaration import Benchmark, Inputs, Score
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +75,7 @@ def _refuse_what_is_not_taken(args: argparse.Namespace, declared: "Benchmark") -
 
 
 def _inputs(args: argparse.Namespace, answers: list[Path]) -> "Inputs":
-    from transformers_agci.benchmarks.declaration import Inputs
+    from transformers_agci.benchmarks.contract.declaration import Inputs
 
     return Inputs(
         answers=tuple(answers),
@@ -90,7 +90,7 @@ def _inputs(args: argparse.Namespace, answers: list[Path]) -> "Inputs":
 
 
 def _interval(declared: "Benchmark", score: "Score", args: argparse.Namespace) -> dict[str, Any]:
-    from transformers_agci.benchmarks.trust import headline_interval
+    from transformers_agci.benchmarks.contract.trust import headline_interval
 
     interval = headline_interval(declared, score, args.resamples, args.seed)
     known = interval.n > 0
@@ -99,7 +99,7 @@ def _interval(declared: "Benchmark", score: "Score", args: argparse.Namespace) -
 
 
 def _difference(declared: "Benchmark", first: "Score", second: "Score", args: argparse.Namespace) -> dict[str, Any]:
-    from transformers_agci.benchmarks.trust import headline_difference
+    from transformers_agci.benchmarks.contract.trust import headline_difference
 
     found = headline_difference(declared, first, second, max(1, args.resamples), args.seed)
     report: dict[str, Any] = {declared.headline: found.headline.estimate,

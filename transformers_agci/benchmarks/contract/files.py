@@ -6,7 +6,7 @@ from collections.abc import Container, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.benchmarks.declaration import Inputs, Row
+from transformers_agci.benchmarks.contract.declaration import Inputs, Row
 from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError
 
