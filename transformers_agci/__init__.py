@@ -1,6 +1,11 @@
-"""AGCI (Adaptive Global Context Injection, arXiv 2509.21984) for stock Hugging Face transformers."""
+"""AGCI (Adaptive Global Context Injection, arXiv 2509.21984) for stock Hugging Face transformers.
+
+`import transformers_agci as transformers` is a drop-in: every public name of transformers resolves here, and models
+whose config.json carries lambda get AGCI.
+"""
 
 from importlib import import_module
+from importlib.machinery import PathFinder
 from typing import Any
 
 __version__ = "0.1.0"
@@ -15,6 +20,7 @@ _PUBLIC = {
     "attach": "transformers_agci.hooks",
     "image_embeddings": "transformers_agci.hooks",
     "inject_global_context": "transformers_agci.injection",
+    "self_check": "transformers_agci.self_checks",
 }
 
 __all__ = [*_PUBLIC]  # noqa: PLE0604
@@ -23,7 +29,22 @@ __all__ = [*_PUBLIC]  # noqa: PLE0604
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if PathFinder.find_spec(f"{__name__}.{name}", __path__) is not None:
+        return import_module(f"{__name__}.{name}")
+    return _from_transformers(name)
+
+
+def _from_transformers(name: str) -> Any:
+    """The drop-in: transformers' `name`, once the config key is honoured in this process."""
+    transformers = import_module("transformers")
+    try:
+        found = getattr(transformers, name)
+    except AttributeError:
+        raise AttributeError(f"neither {__name__!r} nor 'transformers' has an attribute {name!r}") from None
+    import_module("transformers_agci.autoload").activate()
+    return found
 
 
 def __dir__() -> list[str]:

@@ -158,9 +158,7 @@ def find_owner(model: nn.Module) -> nn.Module:
     Raises:
         InputError: no such module, two of them, or one of a family that is not in the table.
     """
-    owners = [
-        module for module in model.modules() if "language_model" in module._modules and has_image_features(module)
-    ]
+    owners = [module for module in model.modules() if is_owner(module)]
     known = [owner for owner in owners if _model_type(owner) in SUPPORTED_FAMILIES]
     if len(known) == 1:
         return known[0]
@@ -179,6 +177,11 @@ def family_of(model: nn.Module) -> Family:
     if reason is not None:
         raise InputError(f"This {family.name} checkpoint cannot be served by AGCI: {reason}.")
     return family
+
+
+def is_owner(module: nn.Module) -> bool:
+    """Whether `module` merges image features into the text and calls a decoder of its own, of any family."""
+    return "language_model" in module._modules and has_image_features(module)
 
 
 def has_image_features(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ What passes between the hooks is thread-local: one model may run in several thre
 import contextlib
 import functools
 import inspect
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
@@ -25,10 +26,12 @@ from transformers_agci.errors import InputError
 from transformers_agci.families import Family, ForwardCall, family_of, find_owner
 from transformers_agci.image_spans import image_spans, image_token_mask, refuse_lost_images
 from transformers_agci.injection import METHODS, global_context
-from transformers_agci.lam import LAMBDA_KEY, validate_lambda
+from transformers_agci.lam import LAMBDA_KEY, lambda_text, validate_lambda
 
 SCOPES = ("image", "batch")
 _HANDLE = "_agci_handle"  # attribute of the owner that holds its handle
+
+_log = logging.getLogger("transformers_agci")
 
 
 class _Pending(NamedTuple):
@@ -67,6 +70,7 @@ class Handle:
         self.injections = 0
         self.by_key = False  # put on by the config key alone, without a call of `attach`
         self._owner = owner
+        _lift_key(owner.config)
         self._found = vars(owner.config).get(LAMBDA_KEY, _ABSENT)
         self._count_lock = _Lock()
         self._hooks = [
@@ -164,16 +168,27 @@ def attach(model: nn.Module, lam: float, scope: str = "image", method: str = "ag
     lam = validate_lambda(lam, "lam")
     _one_of("scope", scope, SCOPES)
     _one_of("method", method, tuple(METHODS))
-    family = family_of(model)
-    owner = find_owner(model)
-    handle = current_handle(owner)
+    handle = current_handle(find_owner(model))
     if handle is None:
-        handle = Handle(owner, family, scope, method)
+        handle = _put_on(model, scope, method)
     elif handle.by_key:
         handle.by_key, handle.scope, handle.method = False, scope, method
     else:
         raise InputError(f"{handle!r} is already attached to this model: set its lam, or detach it first.")
+    _log_conflict(handle, lam)
     handle.lam = lam
+    return handle
+
+
+def serve_key(model: nn.Module) -> Handle:
+    """Let the model's config key alone decide; returns the handle that is on, or a new one that reads the key.
+
+    A later call of `attach` takes that handle over. Errors as in `attach`.
+    """
+    handle = current_handle(find_owner(model))
+    if handle is None:
+        handle = _put_on(model, "image", "agci")
+        handle.by_key = True
     return handle
 
 
@@ -250,6 +265,23 @@ def image_embeddings(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.
     return [embeds[span.row, span.start : span.stop] for span in spans]
 
 
+def _put_on(model: nn.Module, scope: str, method: str) -> Handle:
+    owner = find_owner(model)
+    if LAMBDA_KEY in inspect.unwrap(type(owner).forward).__code__.co_names:
+        raise InputError(
+            f"{type(owner).__name__} of this transformers injects by itself: it is the published patched copy, with "
+            "which every image would get two doses. Install stock transformers (pip install --force-reinstall "
+            "transformers)."
+        )
+    return Handle(owner, family_of(model), scope, method)
+
+
+def _log_conflict(handle: Handle, lam: float) -> None:
+    found = getattr(handle._owner.config, LAMBDA_KEY, lam)
+    if found != lam:
+        _log.warning("AGCI: lambda %s as given wins over %r in the model's config.", lambda_text(lam), found)
+
+
 class _Reached(Exception):
     """The decoder was reached; carries what it was about to receive."""
 
@@ -291,6 +323,18 @@ def _take_pending(handle_id: int) -> _Pending | None:
 
 def _config_lambda(config: Any) -> float:
     return validate_lambda(getattr(config, LAMBDA_KEY, 0.0), f"{LAMBDA_KEY} in the model's config")
+
+
+def _lift_key(config: Any) -> None:
+    """Let the key stand in the whole model's config only, where one of its parts has a copy of it.
+
+    Where a checkpoint's config.json is flat, transformers 4.57 copies unknown keys into the text part and reads them
+    there; a saved model would carry two lambdas.
+    """
+    text = vars(config).get("text_config")
+    if text is not None and LAMBDA_KEY in vars(text):
+        copied = vars(text).pop(LAMBDA_KEY)
+        vars(config)[LAMBDA_KEY] = copied
 
 
 _ABSENT = "absent"
