@@ -1,0 +1,14 @@
+"""Where the shipped checkpoint lies."""
+
+from pathlib import Path
+
+SNAPSHOT = Path(__file__).parent / "snapshot"
+
+
+def embedded_model_path() -> Path:
+    """The folder of the embedded model's checkpoint, for AutoProcessor and AutoModelForImageTextToText.
+
+    >>> (embedded_model_path() / "config.json").is_file()
+    True
+    """
+    return SNAPSHOT
