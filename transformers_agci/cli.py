@@ -18,6 +18,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: tuple[Command, ...] = (
+    Command("benchmark", "benchmark", "ask a model one of six benchmarks, with and without AGCI, and score it"),
     Command("data build-probe", "data_build_probe", "composites of nine pictures from any captioned pictures"),
     Command("data build-scienceqa", "data_build_scienceqa", "LLaVA's question file from ScienceQA's own files"),
     Command("data build-similarity", "data_build_similarity", "one picture in each of nine places"),

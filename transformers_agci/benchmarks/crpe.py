@@ -189,7 +189,7 @@ def ask(row: Row, protocol: str, mode: str) -> Asked | None:
     return Asked(_text(read, "text"), (picture,), picture, 128)
 
 
-def read(path: Path) -> Sequence[Read]:
+def read(path: Path, setting: str | None = None) -> Sequence[Read]:
     """Questions from one file, or from the folder with crpe_exist.jsonl and crpe_relation.jsonl."""
     if not path.is_dir():
         return read_scored(path)
@@ -214,5 +214,4 @@ BENCHMARK = Benchmark(
     looks_like=looks_like,
     read=read,
     ask=ask,
-    key=lambda row: (row.get("category") == "exist", row.get("question_id")),
 )

@@ -6,6 +6,7 @@ The official judge is GPT-4: its codes are accepted where rows carry them. Witho
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers_agci.benchmarks.contract.declaration import (
@@ -272,6 +273,11 @@ def ask(row: Row, protocol: str, mode: str) -> Asked | None:
     return Asked(text, (str(filename),) if shows else (), group, 128 if protocol == "paper" else 512)
 
 
+def read(path: Path, setting: str | None = None) -> Sequence[Read]:
+    """Questions from one file, or from the folder with HallusionBench.json."""
+    return read_scored(path / "HallusionBench.json" if path.is_dir() else path)
+
+
 def looks_like(row: Row) -> bool:
     """Rows of HallusionBench: category VD or VS with set and figure ids."""
     return row.get("category") in CATEGORIES and "figure_id" in row
@@ -285,8 +291,7 @@ BENCHMARK = Benchmark(
     headline_of=mean_score_pct,
     score=score,
     looks_like=looks_like,
-    read=lambda path: read_scored(path / "HallusionBench.json" if path.is_dir() else path),
+    read=read,
     ask=ask,
-    key=lambda row: tuple(str(row.get(name)) for name in KEY_FIELDS),
     protocol="paper",
 )

@@ -246,13 +246,16 @@ def _picture(row: Row, name: str, where: str) -> str | bytes:
     return value
 
 
-def read(path: Path) -> Sequence[Read]:
-    """Rows of one file, or of a folder's parquet files."""
+def read(path: Path, setting: str | None = None) -> Sequence[Read]:
+    """Rows of one file, or of the parquet files in a folder or, in a clone of the data set, in the setting's folder."""
     if not path.is_dir():
         return read_scored(path)
-    rows = [row for file in sorted(path.rglob("*.parquet")) for row in read_scored(file)]
+    of_setting = path / (setting or SETTINGS[0])
+    folder = of_setting if of_setting.is_dir() else path
+    rows = [row for file in sorted(folder.glob("*.parquet")) for row in read_scored(file)]
     if not rows:
-        raise InputError(f"{path}: the folder holds no parquet files.")
+        raise InputError(f"{folder}: the folder holds no parquet files. A clone of MMMU/MMMU_Pro has them in folders "
+                         f"called {', '.join(map(repr, SETTINGS))}.")
     return rows
 
 
@@ -273,6 +276,7 @@ BENCHMARK = Benchmark(
     looks_like=looks_like,
     read=read,
     ask=ask,
-    key=lambda row: row.get("id"),
     modes=("direct", "cot"),
+    settings=SETTINGS,
+    hub_id="MMMU/MMMU_Pro",
 )

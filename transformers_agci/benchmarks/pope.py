@@ -144,17 +144,17 @@ def _from_labelled_rows(inputs: Inputs) -> list[tuple[Answer, Label | None]]:
     pairs: list[tuple[Answer, Label | None]] = []
     keys = []
     for read in (read for path in inputs.answers for read in read_scored(path)):
-        if "answer" not in read.row or "category" not in read.row:
+        if "category" not in read.row or not {"answer", "label"} & set(read.row):
             raise InputError(
                 f"{read.where}: without --annotations a row must carry 'category', 'answer' (yes or no) and "
-                f"'prediction', as lmms-lab/POPE's do; LLaVA's files need "
+                "'prediction', as lmms-lab/POPE's do; LLaVA's files need "
                 "--annotations, the folder with coco_pope_<category>.json, and --questions."
             )
         category = _category(read)
         key = _row_key(read.row, category) or (category, identity_of(read, "question_id", "id"))
         image = _image_name(read.row) or str(key)
         keys.append(key)
-        pairs.append((Answer(read, category, key), Label(key, image, read.row["answer"] != "no")))
+        pairs.append((Answer(read, category, key), Label(key, image, field_of(read, "answer", "label") != "no")))
     if not inputs.official:
         check_join(inputs, dict.fromkeys(keys), keys)
     return pairs
@@ -282,15 +282,18 @@ def ask(row: Row, protocol: str, mode: str) -> Asked | None:
     return Asked(prompt, (picture,), _image_name(row) or row.get("question_id"), 128)
 
 
-def read(path: Path) -> Sequence[Read]:
-    """Questions from one file, or from a folder of parquet files or of coco_pope_<category>.json files."""
+def read(path: Path, setting: str | None = None) -> Sequence[Read]:
+    """Questions from one file, or from a folder of parquet files or of coco_pope_<category>.json files.
+
+    Of a clone of lmms-lab/POPE the 9000 rows in data/ are read, or those in Full/, which are the same.
+    """
     if not path.is_dir():
         return read_scored(path)
     rows: list[Read] = []
-    for file in sorted(path.rglob("*.parquet")):
-        rows += read_scored(file)
-    if rows:
-        return rows
+    for folder in (path, path / "data", path / "Full"):
+        rows = [row for file in sorted(folder.glob("*.parquet")) for row in read_scored(file)]
+        if rows:
+            return rows
     for file in sorted(path.glob(f"{PREFIX}*{SUFFIX}"), key=lambda file: _order(file.name)):
         category = file.name[len(PREFIX) : -len(SUFFIX)]
         rows += [Read(where, {**row, "category": category}) for where, row in read_scored(file)]
@@ -319,5 +322,5 @@ BENCHMARK = Benchmark(
     looks_like=looks_like,
     read=read,
     ask=ask,
-    key=lambda row: (row.get("category"), _image_name(row), _question(row)),
+    hub_id="lmms-lab/POPE",
 )

@@ -25,6 +25,7 @@ from transformers_agci.benchmarks.contract.files import (
     read_scored,
     shown,
 )
+from transformers_agci.data.scienceqa import conversations
 from transformers_agci.errors import InputError
 
 LETTERS = "ABCDE"
@@ -195,40 +196,15 @@ def ask(row: Row, protocol: str, mode: str) -> Asked | None:
                  128 if protocol == "paper" else 1024)
 
 
-def read(path: Path) -> Sequence[Read]:
+def read(path: Path, setting: str | None = None) -> Sequence[Read]:
     """Questions from llava_test_CQM-A.json, or from a folder that holds it, or problems.json and pid_splits.json."""
     if not path.is_dir():
         return read_scored(path)
     made = path / "llava_test_CQM-A.json"
     if made.is_file():
         return read_scored(made)
-    return _as_conversations(path)
-
-
-def _as_conversations(folder: Path) -> list[Read]:
-    """The rows of llava_test_CQM-A.json built from ScienceQA's own files (its prompt format CQM-A)."""
-    problems = read_json(folder / "problems.json")
-    rows = []
-    for key in _from_splits(folder / "problems.json", folder / "pid_splits.json", "test"):
-        problem = problems[key]
-        where = f"problems.json: question {shown(key)}"
-        if not isinstance(problem.get("question"), str):
-            raise InputError(f"{where} has no text in 'question'.")
-        context = str(problem.get("hint") or "").strip()
-        choices = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, problem["choices"], strict=False))
-        text = f"{problem['question']}\n{choices}"
-        if context:
-            text = f"Context: {context}\n{text}"
-        row: Row = {"id": key}
-        if problem.get("image"):
-            row["image"] = f"{key}/{problem['image']}"
-            text = f"<image>\n{text}"
-        row["conversations"] = [
-            {"from": "human", "value": text},
-            {"from": "gpt", "value": LETTERS[problem["answer"]]},
-        ]
-        rows.append(Read(where, row))
-    return rows
+    rows = conversations(path / "problems.json", path / "pid_splits.json")
+    return [Read(f"problems.json: question {row['id']}", row) for row in rows]
 
 
 def looks_like(row: Row) -> bool:
@@ -249,5 +225,4 @@ BENCHMARK = Benchmark(
     looks_like=looks_like,
     read=read,
     ask=ask,
-    key=lambda row: row.get("id"),
 )

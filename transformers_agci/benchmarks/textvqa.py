@@ -170,6 +170,11 @@ def ask(row: Row, protocol: str, mode: str) -> Asked | None:
     return Asked(text, (picture,), picture, 128)
 
 
+def read(path: Path, setting: str | None = None) -> Sequence[Read]:
+    """Questions from one file, or from the folder with llava_textvqa_val_v051_ocr.jsonl."""
+    return read_scored(path / "llava_textvqa_val_v051_ocr.jsonl" if path.is_dir() else path)
+
+
 def looks_like(row: Row) -> bool:
     """Rows of TextVQA: OCR tokens in the prompt, or an image id of sixteen hexadecimal digits as question id."""
     prompt = row.get("prompt", row.get("text"))
@@ -187,7 +192,6 @@ BENCHMARK = Benchmark(
     headline_of=mean_score,
     score=score,
     looks_like=looks_like,
-    read=lambda path: read_scored(path / "llava_textvqa_val_v051_ocr.jsonl" if path.is_dir() else path),
+    read=read,
     ask=ask,
-    key=lambda row: (row.get("question_id"), question_of(row["text"]) if isinstance(row.get("text"), str) else None),
 )

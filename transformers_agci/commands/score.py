@@ -53,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
     report: dict[str, Any] = {"benchmark": declared.name, "variant": score.variant, "official": args.official,
                               **score.figures}
     if args.resamples > 0:
-        report |= _interval(declared, score, args)
+        report |= interval_report(declared, score, args.resamples, args.seed)
     if args.against:
         second = score_answers(declared, _inputs(args, args.against))
-        report["difference"] = _difference(declared, score, second, args)
+        report["difference"] = difference_report(declared, score, second, args.resamples, args.seed)
     print_report(declared, score, report)
     if args.json:
         _write(args.json, json.dumps(report, indent=1) + "\n")
@@ -89,19 +89,21 @@ def _inputs(args: argparse.Namespace, answers: list[Path]) -> "Inputs":
     )
 
 
-def _interval(declared: "Benchmark", score: "Score", args: argparse.Namespace) -> dict[str, Any]:
+def interval_report(declared: "Benchmark", score: "Score", resamples: int, seed: int) -> dict[str, Any]:
+    """The headline's interval for the result file; null where the headline is not known."""
     from transformers_agci.benchmarks.contract.trust import headline_interval
 
-    interval = headline_interval(declared, score, args.resamples, args.seed)
-    known = interval.n > 0
-    return {"interval_95": {declared.headline: [interval.low, interval.high] if known else None,
-                            "resamples": args.resamples, "seed": args.seed, "clustered_by": "picture"}}
+    interval = headline_interval(declared, score, resamples, seed)
+    return {"interval_95": {declared.headline: [interval.low, interval.high] if interval.n else None,
+                            "resamples": resamples, "seed": seed, "clustered_by": "picture"}}
 
 
-def _difference(declared: "Benchmark", first: "Score", second: "Score", args: argparse.Namespace) -> dict[str, Any]:
+def difference_report(declared: "Benchmark", first: "Score", second: "Score", resamples: int, seed: int
+                      ) -> dict[str, Any]:
+    """Second minus first for the result file, with McNemar's test where answers are right or wrong."""
     from transformers_agci.benchmarks.contract.trust import headline_difference
 
-    found = headline_difference(declared, first, second, max(1, args.resamples), args.seed)
+    found = headline_difference(declared, first, second, max(1, resamples), seed)
     report: dict[str, Any] = {declared.headline: found.headline.estimate,
                               "interval_95": [found.headline.low, found.headline.high]}
     if found.test is not None:

@@ -63,6 +63,7 @@ class Inputs:
     split: str = "test"
     judge: str = "auto"
     official: bool = False
+    partial: bool = False  # the answers of a run that was asked some questions only: missing ones are no error
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,12 @@ class Benchmark:
     headline_of: Callable[[Sums], Any]
     score: Callable[[Inputs], Score]
     looks_like: Callable[[Row], bool]  # a row of this benchmark's questions or answers
-    read: Callable[[Path], Sequence[tuple[str, Row]]]  # (where, row) of a data file or folder
+    read: Callable[[Path, str | None], Sequence[tuple[str, Row]]]  # (where, row) of a data file or folder; setting
     ask: Callable[[Row, str, str], Asked | None]  # row, protocol, mode; None: not in the protocol's population
-    key: Callable[[Row], Hashable]
     protocol: str = "official"  # the default
     modes: tuple[str, ...] = ("direct",)
+    settings: tuple[str, ...] = ()  # forms of the data set that are never mixed; the first is the default
+    hub_id: str | None = None  # the data set for the `datasets` library; None where it is plain files
 
 
 def mean_score(sums: Sums) -> Any:

@@ -1,0 +1,155 @@
+"""A benchmark asked of a model: rows to questions, questions to result files, result files to a score.
+
+Shared by `agci benchmark`, `agci downstream` and `agci mmmu-pro`.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers_agci.benchmarks.contract.declaration import Asked, Benchmark, Inputs, Row
+from transformers_agci.errors import InputError
+from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.questions import Picture, PictureBytes, PictureFile, Question, up_to
+from transformers_agci.inference.results import FailedRow
+from transformers_agci.inference.run import RunSummary, run_questions
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows and pictures are, and which of them are asked how."""
+
+    benchmark: Benchmark
+    data: Path | None  # a file or folder, or
+    hub_id: str | None = None  # a data set for the `datasets` library
+    image_root: Path | None = None  # default: the folder of `data`
+    protocol: str | None = None  # default: the benchmark's
+    mode: str = "direct"
+    setting: str | None = None
+    split: str = "test"
+    limit: int | None = None
+
+    @property
+    def how(self) -> str:
+        """The protocol in use."""
+        return self.protocol or self.benchmark.protocol
+
+
+@dataclass
+class Asking:
+    """The questions of a source, the rows that could not become one, and how many are outside the population."""
+
+    questions: list[Question] = field(default_factory=list)
+    bad_rows: list[FailedRow] = field(default_factory=list)
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+
+def asking(source: Source) -> Asking:
+    """Every row of the protocol's population as a question."""
+    made = Asking()
+    for number, (where, row) in enumerate(_rows(source)):
+        try:
+            asked = source.benchmark.ask(row, source.how, source.mode)
+        except InputError as error:
+            made.bad_rows.append(FailedRow(number, where, f"{where}: {error}"))
+            continue
+        if asked is None:
+            made.left_out += 1
+            continue
+        made.questions.append(_question(source, where, row, asked))
+        if source.limit is not None and len(made) >= source.limit:
+            break
+    return made
+
+
+def _question(source: Source, where: str, row: Row, asked: Asked) -> Question:
+    pictures = tuple(_picture(source, where, picture) for picture in asked.pictures)
+    return Question(without_pictures(row), where, asked.text, pictures, asked.group, up_to(asked.max_new_tokens))
+
+
+def _picture(source: Source, where: str, picture: str | bytes) -> Picture:
+    if isinstance(picture, bytes):
+        return PictureBytes(picture, where)
+    root = source.image_root
+    if root is None and source.data is not None:
+        root = source.data if source.data.is_dir() else source.data.parent
+    if root is None:
+        raise InputError(f"{where}: the picture {picture!r} needs --image_root, the folder it lies in.")
+    return PictureFile(root, picture, where)
+
+
+def without_pictures(row: Row) -> Row:
+    """The row without the bytes of its pictures, which a result file need not repeat."""
+    return {name: value for name, value in row.items()
+            if not isinstance(value, bytes) and not (isinstance(value, dict) and "bytes" in value)
+            and not (value is None and name.startswith("image"))}
+
+
+def _rows(source: Source) -> Sequence[tuple[str, Row]]:
+    declared = source.benchmark
+    if source.setting is not None and source.setting not in declared.settings:
+        allowed = ", ".join(map(repr, declared.settings)) or "none"
+        raise InputError(f"{declared.name} has no setting {source.setting!r}; available: {allowed}.")
+    if source.mode not in declared.modes:
+        raise InputError(f"{declared.name} has no mode {source.mode!r}; available: {', '.join(declared.modes)}.")
+    if source.hub_id is not None:
+        return _hub_rows(source)
+    if source.data is None:
+        raise InputError(f"{declared.name} needs --data, its question file or folder (see eval/), or --hub_id.")
+    if not source.data.exists():
+        raise InputError(f"--data {source.data}: there is no such file or folder.")
+    return declared.read(source.data, source.setting)
+
+
+def _hub_rows(source: Source) -> list[tuple[str, Row]]:
+    """Rows through the `datasets` library, pictures as encoded bytes; the one place that may use the network."""
+    declared = source.benchmark
+    if declared.hub_id is None:
+        raise InputError(f"{declared.name} is plain files on the hub; download them and give --data (see eval/).")
+    try:
+        import datasets
+    except ImportError:
+        raise InputError("--hub_id needs the datasets library; install it with: pip install datasets.") from None
+    setting = source.setting or (declared.settings[0] if declared.settings else None)
+    try:
+        loaded = datasets.load_dataset(source.hub_id, setting, split=source.split)
+    except Exception as error:  # the library raises many kinds: no network, no such data set, no such split
+        raise InputError(f"--hub_id {source.hub_id} cannot be loaded: {str(error).splitlines()[0]}") from error
+    for name, feature in loaded.features.items():
+        if isinstance(feature, datasets.Image):
+            loaded = loaded.cast_column(name, datasets.Image(decode=False))
+    return [(f"{source.hub_id}:row {number}", row) for number, row in enumerate(loaded, 1)]
+
+
+def ask(source: Source, made: Asking, loaded: LoadedModel, lambdas: Sequence[float], outputs: Sequence[Path], *,
+        options: Mapping[str, Any]) -> RunSummary:
+    """Ask every question at every lambda."""
+    settings = {
+        "experiment": source.benchmark.name, "protocol": source.how, "mode": source.mode, "setting": source.setting,
+        "questions_sha256": _fingerprint(made.questions),
+    }
+    notes = {"data": str(source.hub_id or source.data), "image_root": str(source.image_root)}
+    return run_questions(loaded, made.questions, lambdas, outputs,
+                         **{**options, "settings": settings, "bad_rows": made.bad_rows,
+                            "notes": {**notes, **options.get("notes", {})}})
+
+
+def _fingerprint(questions: Sequence[Question]) -> str:
+    """What is asked, in one number: texts and picture names or contents, in order."""
+    digest = hashlib.sha256()
+    for question in questions:
+        names = [p.name if isinstance(p, PictureFile) else p.key.hex() for p in question.pictures
+                 if isinstance(p, PictureFile | PictureBytes)]
+        digest.update(repr((question.text, names, question.stop)).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
+def score_inputs(source: Source, answers: Path, annotations: Path | None, partial: bool) -> Inputs:
+    """The result file as an answer file: its rows carry their questions."""
+    inputs = Inputs((answers,), partial=partial)
+    return replace(inputs, annotations=annotations) if annotations is not None else inputs
