@@ -29,6 +29,7 @@ def describe(loaded: LoadedModel, questions: Sequence[Question], lambdas: Sequen
     plan = make_plan(questions, loaded.device.type, batch_size, block_rows)
     columns = [column for block in plan.blocks[:LOOKED_AT]
                for column in plan_columns(questions, range(block.start, block.stop), plan.batch_size)]
+    columns.sort(key=lambda column: min(column.batches[0]))  # the first row first
     prepared = _first_good(columns[:LOOKED_AT], questions, loaded.processor)
     batch = prepared.batches[0]
     rows, length = batch.text["input_ids"].shape

@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import sys
 from collections import deque
-from collections.abc import Generator, Hashable, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection, wait
@@ -47,11 +47,16 @@ class Prepared:
     failed: tuple[FailedRow, ...]
 
 
-def prepare(column: Column, questions: Sequence[Question], processor: Any) -> Prepared:
-    """Decode, preprocess and tokenize a column; rows whose picture or text is bad are left out and named."""
+def prepare(column: Column, questions: Sequence[Question], processor: Any,
+            at: Callable[[int], None] = lambda number: None) -> Prepared:
+    """Decode, preprocess and tokenize a column; rows whose picture or text is bad are left out and named.
+
+    `at` is told the number of each question before its pictures are opened.
+    """
     opened: dict[Hashable, Image.Image] = {}
     failed: dict[int, FailedRow] = {}
     for number in (number for batch in column.batches for number in batch):
+        at(number)
         reason = _open_pictures(questions[number], opened)
         if reason is not None:
             failed[number] = FailedRow(number, questions[number].where, reason)
@@ -137,7 +142,7 @@ def prepared_ahead(columns: Iterable[Column], questions: Sequence[Question], pro
             waiting.append((worker, column))
         while waiting:
             worker, column = waiting.popleft()
-            yield worker.receive(column, questions)
+            yield worker.receive(questions)
             for following in islice(source, 1):
                 worker.ask(following)
                 waiting.append((worker, following))
@@ -151,7 +156,9 @@ class _Worker:
 
     def __init__(self, context: Any, questions: Sequence[Question], processor: Any) -> None:
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, self.connection, questions, processor), daemon=True)
+        self.at = context.Value("q", 0)  # the number of the question it is at, which survives its death
+        self.process = context.Process(target=_work, daemon=True,
+                                       args=(theirs, self.connection, self.at, questions, processor))
         self.process.start()
         theirs.close()
 
@@ -159,22 +166,22 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError):  # a dead worker is reported where its answer is awaited
             self.connection.send(column)
 
-    def receive(self, column: Column, questions: Sequence[Question]) -> Prepared:
+    def receive(self, questions: Sequence[Question]) -> Prepared:
+        """The next column in the order of `ask`."""
         ready = wait([self.connection, self.process.sentinel])
         try:
             if self.connection not in ready and not self.connection.poll():
                 raise EOFError
             kind, content = self.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # OSError: its answer was there, but the memory it shared has gone with it
             self.process.join()
-            rows = [questions[number].where for number in column.batches[0]]
             raise InputError(
-                f"{rows[0]}: the process that prepares pictures died here (exit code {self.process.exitcode}) while it "
-                f"was at this row or one of the {len(rows) - 1} in the same batch; finished blocks are kept. "
-                "Look at the picture, or give --workers 0 to prepare it in the main process."
+                f"{questions[self.at.value].where}: the process that prepares pictures died at this row (exit code "
+                f"{self.process.exitcode}); finished blocks are kept. Look at the picture, or give --workers 0 to "
+                "prepare it in the main process."
             ) from None
         if kind == "error":
-            raise RuntimeError(f"preparing {questions[column.batches[0][0]].where} failed in a worker:\n{content}")
+            raise RuntimeError(f"preparing {questions[self.at.value].where} failed in a worker:\n{content}")
         return content
 
     def stop(self) -> None:
@@ -190,8 +197,12 @@ def _start(workers: int, questions: Sequence[Question], processor: Any) -> list[
     return [_Worker(context, questions, processor) for _ in range(workers)]
 
 
-def _work(connection: Connection, other_end: Connection, questions: Sequence[Question], processor: Any) -> None:
+def _work(connection: Connection, other_end: Connection, at: Any, questions: Sequence[Question],
+          processor: Any) -> None:
     import traceback
+
+    def remember(number: int) -> None:
+        at.value = number
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     other_end.close()
@@ -203,7 +214,7 @@ def _work(connection: Connection, other_end: Connection, questions: Sequence[Que
             return
         answer: tuple[str, Any]
         try:
-            answer = ("prepared", prepare(column, questions, processor))
+            answer = ("prepared", prepare(column, questions, processor, remember))
         except Exception:
             answer = ("error", traceback.format_exc())
         connection.send(answer)

@@ -15,7 +15,7 @@ IMAGE_MARK = "<image>"
 def chat_content(question: Question) -> list[dict[str, str]]:
     """The parts of the user turn: the pictures first, or where the text holds one `<image>` mark per picture."""
     pieces = question.text.split(IMAGE_MARK)
-    if len(pieces) - 1 != len(question.pictures) or not question.pictures:
+    if not question.marks or len(pieces) - 1 != len(question.pictures) or not question.pictures:
         return [*({"type": "image"} for _ in question.pictures), {"type": "text", "text": question.text}]
     content: list[dict[str, str]] = []
     for index, piece in enumerate(pieces):
@@ -27,8 +27,16 @@ def chat_content(question: Question) -> list[dict[str, str]]:
 
 
 def chat_text(processor: Any, question: Question) -> str:
-    """The prompt as the model's chat template writes it, up to where the answer begins."""
-    messages = [{"role": "user", "content": chat_content(question)}]
+    """The prompt as the model's chat template writes it, up to where the answer begins.
+
+    Raises InputError where the text holds the model's image token: the model would look for one more picture.
+    """
+    content = chat_content(question)
+    image_token = str(getattr(processor, "image_token", IMAGE_MARK))
+    if any(image_token in part.get("text", "") for part in content):
+        raise InputError(f"{question.where}: the text holds {image_token}, which stands for a picture in this model's "
+                         "prompts; take it out of the row.")
+    messages = [{"role": "user", "content": content}]
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 

@@ -100,6 +100,7 @@ class Question:
     row       the input row, echoed into the result
     where     file and line it came from, for messages: "probe.json:12"
     text      the user turn; the pictures stand before it unless it holds one `<image>` mark per picture
+    marks     False takes `<image>` for text, which a caption from the wild may hold
     pictures  in the order in which they are shown
     group     consecutive rows of one group (an item, a picture) stay in one block
     stop      `YES_NO` or `up_to(max_new_tokens)`
@@ -113,3 +114,4 @@ class Question:
     group: Hashable = None
     stop: StopRule = YES_NO
     shown: str | None = None
+    marks: bool = True

@@ -98,6 +98,8 @@ class ResultFile:
     named), if it is not one of ours, or if it cannot be written; `overwrite` starts anew.
     """
 
+    BRIEFLY = 10.0  # seconds to wait for shards that look at the whole file's lock
+
     def __init__(self, path: Path, block_sizes: Sequence[int], settings: Mapping[str, Any],
                  notes: Mapping[str, Any] | None = None, *, shard: Shard | None = None, joined: bool = False,
                  overwrite: bool = False) -> None:
@@ -202,7 +204,7 @@ class ResultFile:
             yield
             return
         whole = FileLock(beside(self.path, ".lock"))
-        self._take(whole, seconds=10.0)
+        self._take(whole, seconds=self.BRIEFLY)
         try:
             yield
         finally:

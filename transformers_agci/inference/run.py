@@ -286,8 +286,8 @@ class _Run:
         vision.about(None)
         if block.index not in self.counts.halved_blocks:
             self.counts.halved_blocks.append(block.index)
-        gc.collect()
         if torch.cuda.is_available():
+            gc.collect()
             torch.cuda.empty_cache()
         middle = (len(batch.numbers) + 1) // 2
         answers: dict[int, Answer] = {}

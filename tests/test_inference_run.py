@@ -1,0 +1,371 @@
+"""The engine on a tiny checkpoint: counts, resuming, bad rows, memory, workers, interruptions."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_checkpoints import picture
+
+from transformers_agci.errors import InputError
+from transformers_agci.hooks import agci, attach, current_handle
+from transformers_agci.inference import manifest
+from transformers_agci.inference.answer import Answerer
+from transformers_agci.inference.dry_run import describe
+from transformers_agci.inference.load import LoadedModel, LoadOptions, load
+from transformers_agci.inference.questions import YES_NO, BlankPicture, PictureBytes, PictureFile, Question, up_to
+from transformers_agci.inference.results import FailedRow, Shard, merge_shards, output_paths
+from transformers_agci.inference.run import RunSummary, run_questions
+
+LAMBDAS = [0.0, 0.5]
+ITEMS, CELLS = 3, 4
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_checkpoint: Callable[[str], Path]) -> LoadedModel:
+    return load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl"))))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(ITEMS * CELLS):
+        picture(number).save(folder / f"{number}.jpg")
+    return folder
+
+
+def probe(folder: Path, items: int = ITEMS) -> list[Question]:
+    """Each item has CELLS pictures and two captions for each, as the position probe has."""
+    asked: list[Question] = []
+    for item in range(items):
+        for caption in (f"a dog {item}", "nothing"):
+            for cell in range(CELLS):
+                where, name = f"rows.json:{len(asked) + 1}", f"{item * CELLS + cell}.jpg"
+                asked.append(Question({"id": item, "cell": cell, "caption": caption}, where, f"Is there {caption}?",
+                                      (PictureFile(folder, name, where),), item))
+    return asked
+
+
+def ask(loaded: LoadedModel, questions: list[Question], path: Path, lambdas: list[float] = LAMBDAS,
+        **options) -> RunSummary:
+    given = {"batch_size": CELLS, "block_rows": 8, "progress": False, **options}
+    return run_questions(loaded, questions, lambdas, output_paths(path, lambdas), **given)
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith("manifest.json")}
+
+
+# --- what a run does and writes ---
+
+def test_result_rows_are_the_input_rows_with_the_answer(loaded, pictures, tmp_path):
+    questions = probe(pictures)
+    ask(loaded, questions, tmp_path / "A.jsonl")
+    for lam in ("0", "0.5"):
+        found = rows(tmp_path / f"A.lam{lam}.jsonl")
+        assert [{key: row[key] for key in ("id", "cell", "caption")} for row in found] == [q.row for q in questions]
+        assert [row["qs"] for row in found] == [question.text for question in questions]
+        for row in found:
+            assert list(row)[3:] == ["prediction", "qs", "yes_logit", "no_logit", "margin"]
+            assert row["prediction"] in ("Yes", "No")
+            assert row["margin"] == pytest.approx(row["yes_logit"] - row["no_logit"], abs=2e-6)
+    assert rows(tmp_path / "A.lam0.jsonl") != rows(tmp_path / "A.lam0.5.jsonl")
+
+
+def test_vision_runs_once_per_picture_and_each_row_takes_one_forward(loaded, pictures, tmp_path):
+    counts = ask(loaded, probe(pictures), tmp_path / "A.jsonl").counts
+    assert counts.vision_pictures == ITEMS * CELLS  # for two questions and two lambdas on each
+    assert counts.vision_calls == ITEMS
+    assert counts.forwards == counts.batches == ITEMS * 2 * len(LAMBDAS)
+    assert counts.rows == ITEMS * CELLS * 2 * len(LAMBDAS)
+
+
+def test_answers_are_those_of_generate_on_each_row_alone(loaded, pictures, tmp_path):
+    questions = probe(pictures)
+    ask(loaded, questions, tmp_path / "A.jsonl")
+    tokenizer, model = loaded.processor.tokenizer, loaded.model
+    yes, no = tokenizer.convert_tokens_to_ids(["Yes", "No"])
+    for lam in LAMBDAS:
+        found = rows(output_paths(tmp_path / "A.jsonl", LAMBDAS)[LAMBDAS.index(lam)])
+        with agci(model, lam), torch.no_grad():
+            for question, row in list(zip(questions, found, strict=True))[::3]:
+                content = [{"type": "image"}, {"type": "text", "text": question.text}]
+                text = loaded.processor.apply_chat_template([{"role": "user", "content": content}],
+                                                            add_generation_prompt=True)
+                inputs = loaded.processor(text=[text], images=[question.pictures[0].open()], return_tensors="pt")
+                made = model.generate(**inputs, do_sample=False, max_new_tokens=8)
+                reply = tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+                assert ("Yes" if reply.startswith("Yes") else "No") == row["prediction"]
+                logits = model(**inputs).logits[0, -1]
+                assert row["yes_logit"] == pytest.approx(float(logits[yes]), abs=1e-4)
+                assert row["no_logit"] == pytest.approx(float(logits[no]), abs=1e-4)
+
+
+def test_the_model_is_as_it_was(loaded, pictures, tmp_path):
+    hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in loaded.model.modules()]
+    ask(loaded, probe(pictures, 1), tmp_path / "A.jsonl")
+    assert [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in loaded.model.modules()] == hooks
+    assert "get_image_features" not in vars(loaded.model.model)
+    assert current_handle(loaded.model) is None
+    handle = attach(loaded.model, 0.3)
+    ask(loaded, probe(pictures, 1), tmp_path / "B.jsonl")
+    assert (handle.lam, handle.attached) == (0.3, True)
+    handle.detach()
+    assert contents(tmp_path)["A.lam0.5.jsonl"] == contents(tmp_path)["B.lam0.5.jsonl"]
+
+
+def test_free_text_text_only_bytes_and_several_pictures(loaded, pictures, tmp_path):
+    data = (pictures / "0.jpg").read_bytes()
+    two = (PictureBytes(data, "x"), PictureFile(pictures, "1.jpg", "x"))
+    questions = [
+        Question({"n": 0}, "x:1", "Is there a dog?"),
+        Question({"n": 1}, "x:2", "First <image> then <image>: which?", two, stop=up_to(5), shown="short"),
+        Question({"n": 2}, "x:3", "What is in both?", two, stop=up_to(5)),
+        Question({"n": 3}, "x:4", "Is there a cat?", (BlankPicture(120, 90),)),
+        Question({"n": 4}, "x:5", "Is there anything?"),
+    ]
+    counts = ask(loaded, questions, tmp_path / "A.jsonl", [0.5], batch_size=2).counts
+    found = rows(tmp_path / "A.jsonl")
+    assert [row["n"] for row in found] == [0, 1, 2, 3, 4]
+    assert found[1]["qs"] == "short"
+    assert ["margin" in row for row in found] == [True, False, False, True, True]
+    assert counts.vision_calls == 2
+    assert loaded.processor.tokenizer(found[1]["prediction"])["input_ids"].__len__() <= 8
+
+
+def test_dry_run_tells_the_plan_without_weights(loaded, pictures, tiny_checkpoint):
+    shape = load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl"))), weights=False)
+    assert all(parameter.is_meta for parameter in shape.model.parameters())
+    questions = probe(pictures)
+    told = "\n".join(describe(shape, questions, LAMBDAS, [Path("A")], batch_size=CELLS, block_rows=8))
+    assert questions[0].text in told
+    assert "of which 12 are image tokens of 1 pictures" in told
+    assert "24 rows in 3 blocks, 6 batches for each of 2 lambdas (0, 0.5)" in told
+    assert "would write: A" in told
+    assert "weights" in told
+
+
+# --- going on ---
+
+def test_truncated_at_every_byte_of_the_last_block_it_resumes_to_the_same_bytes(loaded, pictures, tmp_path):
+    path = tmp_path / "A.jsonl"
+    ask(loaded, probe(pictures), path, [0.5])
+    whole = path.read_bytes()
+    last_block = len(whole) - sum(map(len, whole.splitlines(keepends=True)[-8:]))
+    for size in range(last_block, len(whole), 37):  # every byte: test_inference_results
+        path.write_bytes(whole[:size])
+        counts = ask(loaded, probe(pictures), path, [0.5]).counts
+        assert (counts.rows, counts.rows_before) == (8, 16)
+        assert path.read_bytes() == whole
+
+
+def test_ctrl_c_keeps_finished_blocks(loaded, pictures, tmp_path, monkeypatch):
+    ask(loaded, probe(pictures), tmp_path / "whole" / "A.jsonl")
+    calls = iter([*[None] * 6, KeyboardInterrupt])
+    real = Answerer.answer
+
+    def answer(self, inputs, stop):
+        if next(calls, None):
+            raise KeyboardInterrupt
+        return real(self, inputs, stop)
+
+    monkeypatch.setattr(Answerer, "answer", answer)
+    with pytest.raises(KeyboardInterrupt):
+        ask(loaded, probe(pictures), tmp_path / "cut" / "A.jsonl")
+    assert len(rows(tmp_path / "cut" / "A.lam0.jsonl")) == 8
+    assert current_handle(loaded.model) is None
+    counts = ask(loaded, probe(pictures), tmp_path / "cut" / "A.jsonl").counts
+    assert counts.rows_before == 16
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_only_the_lambda_that_lacks_a_block_is_run(loaded, pictures, tmp_path):
+    ask(loaded, probe(pictures), tmp_path / "A.jsonl")
+    whole = contents(tmp_path)
+    (tmp_path / "A.lam0.5.jsonl").write_bytes(b"")
+    counts = ask(loaded, probe(pictures), tmp_path / "A.jsonl").counts
+    assert (counts.rows, counts.forwards) == (24, 6)
+    assert contents(tmp_path) == whole
+
+
+def test_shards_and_one_process_write_the_same_bytes(loaded, pictures, tmp_path):
+    ask(loaded, probe(pictures), tmp_path / "one" / "A.jsonl")
+    for index in (1, 0):
+        summary = ask(loaded, probe(pictures), tmp_path / "two" / "A.jsonl", shard=Shard(index, 2))
+        assert not summary.complete
+        assert "merge-shards" in summary.lines()[-1]
+    for path in output_paths(tmp_path / "two" / "A.jsonl", LAMBDAS):
+        merge_shards(path)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    ({"batch_size": 3}, "batch_size is 4 there and 3 now"),
+    ({"method": "uniform"}, "method is 'agci' there and 'uniform' now"),
+    ({"settings": {"prompt": "other"}}, "prompt is 'not set' there and 'other' now"),
+])
+def test_other_settings_are_refused(loaded, pictures, tmp_path, change, named):
+    ask(loaded, probe(pictures, 1), tmp_path / "A.jsonl", [0.5])
+    with pytest.raises(InputError, match=named):
+        ask(loaded, probe(pictures, 1), tmp_path / "A.jsonl", [0.5], **change)
+    with pytest.raises(InputError, match=r"lambda is 0\.5 there and 0\.7 now"):
+        ask(loaded, probe(pictures, 1), tmp_path / "A.jsonl", [0.7])
+    ask(loaded, probe(pictures, 1), tmp_path / "A.jsonl", [0.5], overwrite=True, **change)
+
+
+def test_the_manifest_says_how_it_was_made(loaded, pictures, tmp_path):
+    ask(loaded, probe(pictures), tmp_path / "A.jsonl", [0.5], settings={"data_sha256": "1"}, notes={"from": "x"})
+    found = manifest.read(tmp_path / "A.jsonl")
+    assert found is not None
+    settings, run = found["settings"], found["runs"][0]
+    assert settings["lambda"] == 0.5
+    assert settings["data_sha256"] == "1"
+    assert settings["generation"]["repetition_penalty"] == 1.05
+    assert settings["model"]["family"] == "qwen2_5_vl"
+    assert len(settings["model"]["weights_sha256"]) == 64
+    assert settings["model"]["dtype"] == "float32"
+    assert found["notes"]["from"] == "x"
+    assert run["token_grid"] == {"row": "rows.json:1", "pictures": 1, "image_tokens": 12, "patches_t_h_w": [1, 6, 8]}
+    assert {"packages", "git_commit", "machine", "rows_per_s", "peak_memory", "halved_blocks"} <= set(run)
+
+
+# --- what goes wrong ---
+
+def spoil(folder: Path, source: Path) -> None:
+    """Copy the pictures, without number 1, with number 5 cut short."""
+    for file in source.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes()[: 300 if file.name == "5.jpg" else None])
+    (folder / "1.jpg").unlink()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_rows_are_named_and_the_rest_is_answered(loaded, pictures, tmp_path, workers, capfd):
+    spoil(tmp_path, pictures)
+    questions = probe(tmp_path)
+    unread = FailedRow(0, "rows.json:99", "rows.json:99: caption is missing.")
+    path = tmp_path / "A.jsonl"
+    summary = ask(loaded, questions, path, [0.5], workers=workers, bad_rows=[unread])
+    told = [row.where for row in summary.counts.failed]
+    assert told == ["rows.json:99", "rows.json:2", "rows.json:6", "rows.json:10", "rows.json:14"]
+    assert summary.exit_code == 1
+    assert "5 rows could not be asked:" in summary.lines()[1]
+    assert "1.jpg does not exist" in capfd.readouterr().err
+    assert len(rows(path)) == 20
+    assert [row["row"] for row in rows(tmp_path / "A.bad.jsonl")] == [1, 5, 9, 13]
+    again = ask(loaded, questions, path, [0.5])
+    assert (again.exit_code, again.counts.rows) == (1, 0)
+
+
+def test_strict_stops_at_the_first_bad_row(loaded, pictures, tmp_path):
+    spoil(tmp_path, pictures)
+    with pytest.raises(InputError, match=r"rows\.json:2: .*1\.jpg does not exist"):
+        ask(loaded, probe(tmp_path), tmp_path / "A.jsonl", strict=True)
+
+
+def test_a_text_that_holds_the_image_token_is_a_bad_row(loaded, pictures, tmp_path):
+    questions = probe(pictures)
+    questions[2] = Question({}, "rows.json:3", "Is there <|image_pad|>?", questions[2].pictures, 0)
+    summary = ask(loaded, questions, tmp_path / "A.jsonl", [0.5])
+    assert [row.where for row in summary.counts.failed] == ["rows.json:3"]
+    assert "<|image_pad|>" in summary.counts.failed[0].error
+
+
+def test_nothing_to_ask(loaded, tmp_path):
+    with pytest.raises(InputError, match="no row to ask"):
+        ask(loaded, [], tmp_path / "A.jsonl")
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(loaded, pictures, tmp_path, monkeypatch):
+    ask(loaded, probe(pictures), tmp_path / "whole.jsonl")
+    real = Answerer.answer
+
+    def answer(self, inputs, stop):
+        if len(inputs["input_ids"]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, inputs, stop)
+
+    monkeypatch.setattr(Answerer, "answer", answer)
+    summary = ask(loaded, probe(pictures), tmp_path / "A.jsonl")
+    assert summary.counts.halved_blocks == [0, 1, 2]
+    assert any("halved" in line for line in summary.lines())
+    found = manifest.read(tmp_path / "A.lam0.jsonl")
+    assert found is not None
+    assert found["runs"][0]["halved_blocks"] == [0, 1, 2]
+    for lam in ("0", "0.5"):
+        for row, expected in zip(rows(tmp_path / f"A.lam{lam}.jsonl"), rows(tmp_path / f"whole.lam{lam}.jsonl"),
+                                 strict=True):
+            assert row["prediction"] == expected["prediction"]
+            assert row["margin"] == pytest.approx(expected["margin"], abs=1e-4)
+
+
+def test_one_row_that_does_not_fit_is_named(loaded, pictures, tmp_path, monkeypatch):
+    def answer(self, inputs, stop):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Answerer, "answer", answer)
+    with pytest.raises(InputError, match=r"rows\.json:\d+: memory does not suffice"):
+        ask(loaded, probe(pictures), tmp_path / "A.jsonl")
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """A picture whose decoder takes its process down."""
+
+    key: str = "deadly"
+
+    def open(self) -> Image.Image:
+        os._exit(66)
+
+
+def test_a_worker_that_dies_is_an_error_with_the_rows_name(loaded, pictures, tmp_path):
+    questions = probe(pictures)
+    questions[9] = Question({}, "rows.json:10", "Is it?", (Deadly(),), 1)
+    with pytest.raises(InputError, match=r"^rows\.json:10: .*died at this row \(exit code 66\)"):
+        ask(loaded, questions, tmp_path / "A.jsonl", workers=2)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(loaded, pictures, tmp_path, workers):
+    ask(loaded, probe(pictures), tmp_path / "none" / "A.jsonl")
+    ask(loaded, probe(pictures), tmp_path / "some" / "A.jsonl", workers=workers)
+    assert contents(tmp_path / "some") == contents(tmp_path / "none")
+
+
+def test_workers_are_only_a_little_ahead(loaded, pictures, monkeypatch):
+    from transformers_agci.inference import prepare
+    from transformers_agci.inference.batches import plan_columns
+
+    asked: list[int] = []
+    real = prepare._Worker.ask
+    monkeypatch.setattr(prepare._Worker, "ask", lambda self, column: (asked.append(1), real(self, column))[1])
+    questions = probe(pictures)
+    columns = plan_columns(questions, range(len(questions)), 1)
+    ahead = prepare.prepared_ahead(columns, questions, loaded.processor, workers=2)
+    for taken, _ in enumerate(ahead):
+        assert len(asked) <= taken + 2 * prepare.AHEAD
+    assert len(asked) == len(columns) == ITEMS * CELLS
+
+
+def test_a_yes_no_answer_may_take_several_tokens(loaded, pictures, tmp_path, monkeypatch):
+    """The text decides, not the first token: white space goes by, other words end the answer."""
+    from transformers_agci.inference import answer
+
+    seen: list[list[str]] = []
+    real = answer.verdict_is_fixed
+
+    def fixed(text: str) -> bool:
+        seen.append(text)
+        return len(text) >= 3 and real(text[-3:])
+
+    monkeypatch.setattr(answer, "verdict_is_fixed", fixed)
+    counts = ask(loaded, probe(pictures, 1)[:1], tmp_path / "A.jsonl", [0.0]).counts
+    assert counts.forwards > 1 or rows(tmp_path / "A.jsonl")[0]["prediction"] == "Yes"
+    assert YES_NO.max_new_tokens == 128
