@@ -6,12 +6,16 @@ Without --eval_file the pictures come from the embedded atlas, without --model_p
 """
 
 import argparse
-from typing import TYPE_CHECKING, Any
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers_agci.inference.load import LoadOptions
+    from transformers_agci.probes.position import Control
     from transformers_agci.probes.position_data import ProbeData
     from transformers_agci.probes.position_run import PositionProbe
 
@@ -22,6 +26,7 @@ EMBEDDED_ITEMS = 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; the words of the published scripts work, in both of their spellings."""
     from transformers_agci.inference.load import add_load_arguments
+    from transformers_agci.inference.run_options import add_run_arguments
 
     add_load_arguments(parser, default=EMBEDDED)
     data = parser.add_argument_group("data")
@@ -29,70 +34,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--img_path", "--image_path", metavar="I", help="folder of the rows' pictures")
     data.add_argument("--negatives_file", metavar="N", help="rows whose right answer is No, on the same pictures")
     data.add_argument("--items", type=int, metavar="N", help="only the first N items (embedded atlas: N, default 100)")
-    data.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
     data.add_argument("--seed", type=int, default=0, help="seed of the embedded atlas's composites (default 0)")
     data.add_argument("--answer_file", "--answers_file", default="position_probe.jsonl", metavar="A",
                       help="where the answers go (default position_probe.jsonl)")
-    asked = parser.add_argument_group("what is asked")
-    asked.add_argument("--global_context_lambda", nargs="+", metavar="L",
-                       help="one or several lambdas; default: the key in the model's config.json, else 0")
-    asked.add_argument("--method", default="agci", help="agci, or one of its controls: uniform, random")
-    asked.add_argument("--text_only", action="store_true", help="ask also without any picture: A.text_only.jsonl")
-    asked.add_argument("--blank_image", action="store_true", help="ask also on a white picture: A.blank_image.jsonl")
-    run = parser.add_argument_group("run")
-    run.add_argument("--batch_size", type=int, metavar="N", help="pictures per forward call")
-    run.add_argument("--workers", type=int, metavar="N", help="processes that prepare pictures")
-    run.add_argument("--shard", metavar="i/n", help="do only this share of the work (from 0/n); then agci merge-shards")
-    run.add_argument("--overwrite", action="store_true", help="start anew instead of going on where the file ends")
-    run.add_argument("--strict", action="store_true", help="stop at the first bad row; default: name it and go on")
-    run.add_argument("--quiet", action="store_true", help="no progress line")
-    run.add_argument("--dry_run", action="store_true", help="check the input and print the plan; loads no weights")
+    data.add_argument("--text_only", action="store_true", help="ask also without any picture: A.text_only.jsonl")
+    data.add_argument("--blank_image", action="store_true", help="ask also on a white picture: A.blank_image.jsonl")
+    add_run_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, write, and say what came out; 1 where rows were bad."""
+    if os.environ.get("RANK", "0") == "0":
+        return _run(args)
+    with contextlib.redirect_stdout(None):  # under torchrun the first process speaks for all
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from transformers_agci.errors import InputError
     from transformers_agci.inference.load import lambdas_of, load
-    from transformers_agci.inference.results import parse_shard
-    from transformers_agci.lam import lambda_text, parse_lambda
+    from transformers_agci.inference.run_options import given_lambdas, run_arguments
+    from transformers_agci.lam import lambda_text
     from transformers_agci.probes.position import Control
     from transformers_agci.probes.position_run import PositionProbe
 
-    _check_numbers(args)
-    given = [parse_lambda(text, "--global_context_lambda") for text in args.global_context_lambda or ()]
-    shard = parse_shard(args.shard) if args.shard else None
+    if args.items is not None and args.items < 1:
+        raise InputError(f"--items must be at least 1, but it is {args.items}.")
+    given, options = given_lambdas(args), run_arguments(args)
     answer_file = Path(args.answer_file)
-    options = _load_options(args)
+    load_options = _load_options(args)
     data = _data(args, answer_file)
-    loaded = load(options, weights=not args.dry_run)
+    loaded = load(load_options, weights=not args.dry_run)
     lambdas, source = lambdas_of(given, loaded)
     print(f"lambda {', '.join(map(lambda_text, lambdas))} (from {source}); {loaded.family.name}, model {args.model}",
           flush=True)
     print(f"{data.rows} rows, {len(data.items)} items from {args.eval_file or 'the embedded atlas'}", flush=True)
-    probe = PositionProbe(loaded, data, lambdas, answer_file, {
-        "batch_size": args.batch_size, "workers": args.workers, "method": args.method, "shard": shard,
-        "overwrite": args.overwrite, "strict": args.strict, "progress": not args.quiet,
-        "notes": {"lambda_source": source, "eval_file": args.eval_file, "img_path": str(data.img_path)},
-    })  # fmt: skip
+    notes = {"lambda_source": source, "eval_file": args.eval_file, "img_path": str(data.img_path)}
+    probe = PositionProbe(loaded, data, lambdas, answer_file, {**options, "notes": notes})
     controls = [control for control in Control if getattr(args, control.value)]
     if args.dry_run:
         return _dry_run(probe, controls)
     summaries = [probe.ask(), *(probe.ask_without_picture(control) for control in controls)]
     for line in (line for summary in summaries for line in summary.lines()):
         print(line)
-    if shard is None:
+    if all(summary.complete for summary in summaries):
         _show(probe, controls)
     return max(summary.exit_code for summary in summaries)
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    from transformers_agci.errors import InputError
-
-    for name in ("items", "limit", "batch_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name} must be at least 1, but is {value}.")
 
 
 def _load_options(args: argparse.Namespace) -> "LoadOptions":
@@ -131,43 +120,29 @@ def _data(args: argparse.Namespace, answer_file: "Path") -> "ProbeData":
     return read_data(Path(args.eval_file), Path(args.img_path), negatives, args.items, args.limit)
 
 
-def _dry_run(probe: "PositionProbe", controls: list[Any]) -> int:
-    """The first prompt, its tokens, the plan and the files; nothing is written."""
-    from transformers_agci.inference.prompt import chat_text, tokenize
-    from transformers_agci.inference.run import make_plan
+def _dry_run(probe: "PositionProbe", controls: Sequence["Control"]) -> int:
+    """Say what would be done; bad rows are named all the same."""
+    from transformers_agci.inference.dry_run import describe
     from transformers_agci.probes.position import questions
 
+    outputs = [*probe.outputs, *(path for control in controls for path in probe.control_outputs(control))]
     asked = questions(probe.data.items, probe.data.img_path)
-    plan = make_plan(asked, _device_type(probe), probe.options["batch_size"])
-    prompt = chat_text(probe.loaded.processor, asked[0])
-    pictures = [[picture.open() for picture in asked[0].pictures]]
-    ids = tokenize(probe.loaded.processor, [prompt], pictures)["input_ids"][0]
-    image_tokens = int((ids == probe.loaded.model.config.image_token_id).sum())
-    parameters = sum(p.numel() for p in probe.loaded.model.parameters())
-    print(f"first prompt ({asked[0].where}), {len(ids)} tokens, {image_tokens} of them the picture's:\n{prompt}")
-    print(f"{parameters / 1e6:.1f} M parameters; {probe.data.rows * len(probe.lambdas)} answers in {len(plan.blocks)} "
-          f"blocks, batches of up to {plan.batch_size} pictures")
-    for path in [*probe.outputs, *(path for control in controls for path in probe.control_outputs(control))]:
-        print(f"would write {path}")
+    for line in describe(probe.loaded, asked, probe.lambdas, outputs, batch_size=probe.options["batch_size"]):
+        print(line)
     for row in probe.data.bad_rows:
         print(row.error)
     return 1 if probe.data.bad_rows else 0
 
 
-def _device_type(probe: "PositionProbe") -> str:
-    return probe.loaded.device.type if probe.loaded.device else "cpu"
-
-
-def _show(probe: "PositionProbe", controls: list[Any]) -> None:
+def _show(probe: "PositionProbe", controls: Sequence["Control"]) -> None:
     """Accuracy per lambda, the Yes-rates without a picture, and the command that draws the map."""
     from transformers_agci.probes.position_metrics import accuracies_text, controls_text, load_controls
 
-    outputs = [str(path) for path in probe.outputs]
-    files = {control.value: [str(path) for path in probe.control_outputs(control)] for control in controls}
+    files = {control.value: probe.control_outputs(control) for control in controls}
     print(f"\n{accuracies_text(probe.outputs)}")
     if controls:
         print(f"\n{controls_text(load_controls(files.get('text_only', []), files.get('blank_image', [])))}")
-    if len(outputs) <= 2:
-        options = {"results": outputs, **files}
-        words = " ".join(f"--{name}_file {' '.join(paths)}" for name, paths in options.items())
+    if len(probe.outputs) <= 2:
+        options = {"results": probe.outputs, **files}
+        words = " ".join(f"--{name}_file {' '.join(map(str, paths))}" for name, paths in options.items())
         print(f"\nnumbers and map: agci metrics {words} --output_heatmap map.png")

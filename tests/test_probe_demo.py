@@ -1,0 +1,56 @@
+"""`agci demo`: two processes, answers computed anew, and an end that says what the map shows."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from transformers_agci.cli import main
+
+
+@pytest.mark.slow
+def test_demo_from_start_to_end(tiny_checkpoint, tmp_path, capsys):
+    model = str(tiny_checkpoint("qwen2_5_vl"))
+    words = ["demo", "--items", "5", "--output_dir", str(tmp_path / "demo"), "--model", model]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    lines = said.out.strip().splitlines()
+    assert lines[0].startswith("180 answers: 5 items x 9 positions, Yes and No, lambda 0 and 0.5")
+    assert "180/180 rows (100%)" in said.err
+    for words_ in ("top_left", "all positions", "balanced accuracy, %", "sd over positions, Yes rows"):
+        assert words_ in said.out, words_
+    assert re.match(r"180 answers in \d+ s", lines[-3])
+    assert lines[-2] == f"heat map: {tmp_path / 'demo' / 'heatmap.png'}"
+    assert lines[-1].startswith("On 5 items, AGCI (lambda 0.5) against baseline (lambda 0): ")
+    with Image.open(tmp_path / "demo" / "heatmap.png") as picture:
+        assert picture.width > 1000
+    for name in ("answers.lam0", "answers.lam0.5"):
+        assert len((tmp_path / "demo" / f"{name}.jsonl").read_text().splitlines()) == 90
+        runs = json.loads((tmp_path / "demo" / f"{name}.manifest.json").read_text())["runs"]
+        assert sorted(run["shard"] for run in runs) == ["0/2", "1/2"]
+    assert not list((tmp_path / "demo").glob("*.parts"))
+
+    first = (tmp_path / "demo" / "answers.lam0.5.jsonl").read_bytes()
+    (tmp_path / "demo" / "answers.lam0.5.jsonl").write_text("left from before\n")
+    assert main([*words, "--processes", "1"]) == 0, "nothing is taken over from an earlier run"
+    assert (tmp_path / "demo" / "answers.lam0.5.jsonl").read_bytes() == first, "and one process gives the same bytes"
+
+
+@pytest.mark.slow
+def test_demo_says_what_a_process_said(tmp_path, capsys):
+    assert main(["demo", "--items", "1", "--output_dir", str(tmp_path / "demo"), "--model", "/nowhere/model"]) == 2
+    error = capsys.readouterr().err
+    assert "A process of the demo failed; it said: agci: There is no model folder /nowhere/model" in error
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--items", "0"], "--items must be at least 1, but is 0."),
+    (["--processes", "0"], "--processes must be at least 1, but is 0."),
+    (["--output_dir", "file/demo"], "--output_dir: 'file/demo' cannot be written"),
+])  # fmt: skip
+def test_mistakes_of_the_demo(tmp_path, monkeypatch, capsys, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert main(["demo", *words]) == 2
+    assert sentence in capsys.readouterr().err
