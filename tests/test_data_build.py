@@ -465,6 +465,34 @@ def test_bad_options_are_one_sentence(flags, message, source, tmp_path, capsys):
     assert printed.count("\n") == 1
 
 
+def test_a_few_items_draw_their_distractors_from_a_larger_pool(source, built, tmp_path):
+    summary = build(options(source, tmp_path, items=2, pool=14))
+    assert summary.items == 2
+    whole = content(built)
+    few = content(tmp_path)
+    assert {name: whole[name] for name in few if name.endswith(".jpg")} == {
+        name: data for name, data in few.items() if name.endswith(".jpg")
+    }
+    assert whole["set.json"].startswith(few["set.json"])
+    assert len(read_probe_rows(tmp_path / "set_negatives.json")) == 18
+
+
+def test_each_source_is_decoded_once_and_each_composite_encoded_once(source, tmp_path, monkeypatch):
+    from transformers_agci.data import painting, screening
+
+    calls = Counter()
+    for module, name in ((screening, "decode_picture"), (painting, "encode_jpeg")):
+        real = getattr(module, name)
+
+        def counted(*args, real=real, name=name, **kwargs):
+            calls[name] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counted)
+    build(options(source, tmp_path))
+    assert calls == {"decode_picture": 14, "encode_jpeg": 14 * 9}
+
+
 def test_the_command_prints_what_it_built(source, tmp_path, capsys):
     arguments = ["data", "build-similarity", "--source", str(source), "--output_dir", str(tmp_path), "--items", "2"]
     assert main([*arguments, "--workers", "1", "--canvas", "90", "--box", "28", "--gutter", "1"]) == 0

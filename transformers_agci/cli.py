@@ -20,6 +20,7 @@ class Command(NamedTuple):
 COMMANDS: tuple[Command, ...] = (
     Command("benchmark", "benchmark", "ask a model one of six benchmarks, with and without AGCI, and score it"),
     Command("data build-probe", "data_build_probe", "composites of nine pictures from any captioned pictures"),
+    Command("data build-samples", "data_build_samples", "the samples that the repository ships, from the atlas"),
     Command("data build-scienceqa", "data_build_scienceqa", "LLaVA's question file from ScienceQA's own files"),
     Command("data build-similarity", "data_build_similarity", "one picture in each of nine places"),
     Command("data check", "data_check", "counts, balance, duplicates and pictures of a probe or similarity set"),

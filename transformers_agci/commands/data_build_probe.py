@@ -14,6 +14,9 @@ from typing import Literal
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_build_arguments(parser, output_dir="probe_datasets", name="probe_840_840")
     parser.add_argument(
+        "--pool", type=int, default=0, help="pairs that distractors are drawn from (default: as many as --items)"
+    )
+    parser.add_argument(
         "--negatives", action=argparse.BooleanOptionalAction, default=True,
         help="also write <name>_negatives.json: the same composites, asked for a caption that is not in them",
     )  # fmt: skip
@@ -71,6 +74,7 @@ def build_set(kind: Literal["probe", "similarity"], args: argparse.Namespace) ->
         name=args.name,
         images=args.images,
         items=args.items,
+        pool=args.pool,
         grid=Grid.centred(args.canvas, args.box, args.gutter),
         quality=args.quality,
         background=args.background,

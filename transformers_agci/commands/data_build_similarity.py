@@ -12,7 +12,7 @@ from transformers_agci.commands.data_build_probe import add_build_arguments, bui
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_build_arguments(parser, output_dir="similarity_data", name="similarity_840_840")
-    parser.set_defaults(negatives=False)
+    parser.set_defaults(negatives=False, pool=0)
 
 
 def run(args: argparse.Namespace) -> int:

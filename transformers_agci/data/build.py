@@ -84,21 +84,22 @@ def _has_records(journal: Path) -> bool:
 
 
 def _build(options: BuildOptions, scratch: Path, workers: int, progress: Progress | None) -> BuildSummary:
-    pool = fill_pool(scratch, options.source, options.items, options.grid, options.background)
+    pool = fill_pool(scratch, options.source, options.pairs_wanted, options.grid, options.background)
     _check_size(options, pool)
     _make_folder(options.image_folder)
     journal = Journal(scratch / ITEMS)
     _keep_whole_items(journal, pool, options.image_folder)
     done = len(journal.records)
     painter = Painter(pool.cells, options.image_folder, options.grid, options.quality, options.background)
-    tasks = (_task(options, pool, item) for item in range(done, len(pool.pairs)))
+    items = min(options.items, len(pool.pairs))
+    tasks = (_task(options, pool, item) for item in range(done, items))
     with contextlib.closing(in_order(painter.paint, tasks, workers)) as painted:
         for item, hashes in enumerate(painted, done):
             journal.append(hashes)
             if progress:
-                progress(item + 1, len(pool.pairs))
+                progress(item + 1, items)
     journal.close()
-    return write_set(options, pool, len(pool.pairs) - done)
+    return write_set(options, pool, items, painted=items - done)
 
 
 def _check_size(options: BuildOptions, pool: Pool) -> None:

@@ -35,19 +35,19 @@ def manifest_path(options: BuildOptions) -> Path:
     return options.folder / (options.name + SUFFIX)
 
 
-def write_set(options: BuildOptions, pool: Pool, painted: int) -> BuildSummary:
+def write_set(options: BuildOptions, pool: Pool, items: int, painted: int) -> BuildSummary:
     """Write rows, the dropped pairs and the manifest; the manifest comes last and says that the set is whole."""
     rows_files = [f"{options.name}.json"]
-    write_whole(options.folder / rows_files[0], map(json_line, _rows(options, pool, "Yes")))
+    write_whole(options.folder / rows_files[0], map(json_line, _rows(options, pool, items, "Yes")))
     if options.has_negatives:
         rows_files.append(f"{options.name}_negatives.json")
-        write_whole(options.folder / rows_files[1], map(json_line, _rows(options, pool, "No")))
+        write_whole(options.folder / rows_files[1], map(json_line, _rows(options, pool, items, "No")))
     drops = (json_line(drop._asdict()) for drop in pool.drops())
     write_whole(options.folder / f"{options.name}.dropped.jsonl", drops)
     manifest: Row = {
         "settings": options.settings(),
-        "items": len(pool.pairs),
-        "composites": len(pool.pairs) * len(POSITIONS),
+        "items": items,
+        "composites": items * len(POSITIONS),
         "dropped": dict(sorted(pool.dropped.items())),
         "rows_files": rows_files,
     }
@@ -103,9 +103,9 @@ def file_hash(path: Path) -> str:
         return "missing"
 
 
-def _rows(options: BuildOptions, pool: Pool, answer: str) -> Iterator[Row]:
+def _rows(options: BuildOptions, pool: Pool, items: int, answer: str) -> Iterator[Row]:
     """Nine rows per item. A negative has the number and picture of its composite and a caption that is not in it."""
-    for item, pair in enumerate(pool.pairs):
+    for item, pair in enumerate(pool.pairs[:items]):
         asked = pair if answer == "Yes" else pool.pairs[draw(item, len(pool.pairs), options.seed).absent]
         for k, position in enumerate(POSITIONS):
             yield {

@@ -7,6 +7,7 @@ from typing import Literal
 import PIL
 from PIL import ImageColor
 
+from transformers_agci.data.draws import DISTRACTORS
 from transformers_agci.data.grid import POSITIONS, Grid
 from transformers_agci.data.rows import Row
 from transformers_agci.data.sources import Source
@@ -27,6 +28,7 @@ class BuildOptions:
     name: str
     images: str = ""  # default: <name>_images
     items: int = 10_000  # at most; a source with fewer good pairs gives fewer
+    pool: int = 0  # pairs that distractors are drawn from, the targets among them; default: `items`, at least 10
     grid: Grid = field(default_factory=Grid)
     quality: int = 75  # of the JPEGs, 1 to 95
     background: str = "white"
@@ -54,6 +56,11 @@ class BuildOptions:
     def image_folder(self) -> Path:
         return self.folder / (self.images or f"{self.name}_images")
 
+    @property
+    def pairs_wanted(self) -> int:
+        """How many good pairs are read: targets first, then those that only serve as distractors."""
+        return self.items if self.kind == "similarity" else max(self.items, self.pool, DISTRACTORS + 2)
+
     def settings(self) -> Row:
         """What must be equal for a build to be continued; Pillow writes the JPEGs."""
         return {
@@ -61,6 +68,7 @@ class BuildOptions:
             "source": self.source._asdict(),
             "images": self.image_folder.name,
             "items": self.items,
+            "pool": self.pairs_wanted,
             "grid": asdict(self.grid),
             "quality": self.quality,
             "background": self.background,

@@ -1,0 +1,81 @@
+"""The small samples that the repository ships: probe, similarity, instruction; made by our own builder."""
+
+import contextlib
+import csv
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from transformers_agci.data.build import build
+from transformers_agci.data.composites import compose, encode_jpeg
+from transformers_agci.data.grid import POSITIONS, Grid
+from transformers_agci.data.instruct import register, write_sample
+from transformers_agci.data.journal import write_whole
+from transformers_agci.data.options import BuildOptions
+from transformers_agci.data.rows import Row
+from transformers_agci.data.sources import Source
+
+NAME = "sample_noto_840_840"
+PROBE_ITEMS = 4
+SIMILARITY_ITEMS = 4
+CONVERSATIONS = 16
+INSTRUCT_NAME = "sample_noto"
+TEN_THOUSAND = "llava_v1_5_instruct_sample_10k"  # registered in dataset_info.json; agci data sample-instruct writes it
+
+Captioned = tuple[str, Image.Image]
+
+
+def build_samples(root: Path, pictures: Sequence[Captioned], seed: int = 0) -> None:
+    """Write the samples into probe_datasets/, similarity_data/ and data/ below `root`, in place of what is there.
+
+    `pictures` are (caption, picture); equal pictures give equal bytes.
+    """
+    shuffled = random.Random(seed).sample(list(pictures), len(pictures))
+    root = root.resolve()
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+        # A relative name, because the manifest repeats it.
+        source = Source(str(_write_source(Path("noto_atlas"), shuffled)))
+        probe = BuildOptions(
+            "probe", source, root / "probe_datasets", NAME, "images", PROBE_ITEMS, pool=len(shuffled), seed=seed
+        )
+        build(probe, overwrite=True)
+        similarity = BuildOptions(
+            "similarity", source, root / "similarity_data", NAME, "images", SIMILARITY_ITEMS, seed=seed
+        )
+        build(similarity, overwrite=True)
+    _build_conversations(root / "data", shuffled, random.Random(seed))
+
+
+def _write_source(folder: Path, pictures: Sequence[Captioned]) -> Path:
+    folder.mkdir()
+    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "caption"])
+        for number, (caption, picture) in enumerate(pictures):
+            name = f"noto_{number:03d}.png"
+            picture.save(folder / name)
+            writer.writerow([name, caption])
+    return folder
+
+
+def _build_conversations(folder: Path, pictures: Sequence[Captioned], rng: random.Random) -> None:
+    """Nine pictures in a small grid, and two questions about what stands where."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    grid = Grid(canvas=252, box=84, margin=0, gutter=0)
+    rows: list[Row] = []
+    for number in range(CONVERSATIONS):
+        shown = rng.sample(pictures, len(POSITIONS))
+        name = f"images/noto_{number:03d}.jpg"
+        write_whole(folder / name, [encode_jpeg(compose([picture for _, picture in shown], grid))])
+        turns = []
+        for asked, k in enumerate(rng.sample(range(len(POSITIONS)), 2)):
+            where = POSITIONS[k].replace("_", " ")
+            mark = "" if asked else "<image>\n"
+            turns.append({"from": "human", "value": f"{mark}Which picture stands in the cell {where}?"})
+            turns.append({"from": "gpt", "value": shown[k][0].capitalize() + "."})
+        rows.append({"id": f"noto_{number:03d}", "image": name, "conversations": turns})
+    write_sample(rows, folder, INSTRUCT_NAME)
+    register(folder, TEN_THOUSAND)
