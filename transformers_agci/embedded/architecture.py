@@ -52,7 +52,7 @@ def configuration(tokenizer: Any) -> Any:
         return int(tokenizer.convert_tokens_to_ids(token))
 
     blank = number("<|endoftext|>")
-    ids = {"bos_token_id": blank, "eos_token_id": number("<|im_end|>"), "pad_token_id": blank}
+    ids: dict[str, Any] = {"bos_token_id": blank, "eos_token_id": number("<|im_end|>"), "pad_token_id": blank}
     text = {
         **TEXT,
         **ids,

@@ -94,7 +94,7 @@ class QuestionSheet:
         self._head, self._tail = ids(words.QUESTION_HEAD), ids(words.QUESTION_TAIL) + answer_begins
         self._chain_head = ids(words.SHORT_QUESTIONS) + answer_begins
         opening = ids(f"<|im_start|>system\n{words.SYSTEM}<|im_end|>\n<|im_start|>user\n<|vision_start|>")
-        self.layout = Sheet(opening, ids("<|vision_end|>"), *ids("<|image_pad|>"))
+        self.layout = Sheet(opening, ids("<|vision_end|>"), image_token=ids("<|image_pad|>")[0])
         longest = max(map(len, self.names))
         typical = sum(map(len, self.names)) / len(self.names)
         chain_length = len(self._chain_head) + round(chained * (typical + 2))

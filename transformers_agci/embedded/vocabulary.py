@@ -43,7 +43,7 @@ CHAT_TEMPLATE = (
 def train_tokenizer(names: Sequence[str]) -> Any:
     """A Qwen2TokenizerFast of 1,536 tokens in which the probe's prompt and most names are whole words."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import Qwen2TokenizerFast
+    from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
 
     core = Tokenizer(models.BPE())
     core.normalizer = normalizers.NFC()
