@@ -4,6 +4,7 @@
 whose config.json carries lambda get AGCI.
 """
 
+import sys
 from importlib import import_module
 from importlib.machinery import PathFinder
 from typing import Any
@@ -48,4 +49,5 @@ def _from_transformers(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+    transformers = sys.modules.get("transformers")
+    return sorted({*globals(), *_PUBLIC, *(dir(transformers) if transformers else ())})
