@@ -6,6 +6,8 @@ are always computed anew. Rows, manifests and the map are written to --output_di
 
 import argparse
 
+from transformers_agci.commands.model_default import EMBEDDED
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; none is needed."""
@@ -13,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", type=int, default=100, metavar="N", help="items of nine composites (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the composites (default 0)")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="one-thread processes (default 2)")
-    parser.add_argument("--model_path", "--model", dest="model", default="embedded", help=argparse.SUPPRESS)
+    parser.add_argument("--model_path", "--model", dest="model", default=EMBEDDED, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:

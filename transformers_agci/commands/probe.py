@@ -8,27 +8,27 @@ Without --eval_file the pictures come from the embedded atlas, without --model_p
 import argparse
 import contextlib
 import os
+import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from transformers_agci.commands.model_default import add_model_arguments, model_options
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from transformers_agci.inference.load import LoadOptions
     from transformers_agci.probes.position import Control
     from transformers_agci.probes.position_data import ProbeData
     from transformers_agci.probes.position_run import PositionProbe
 
-EMBEDDED = "embedded"
 EMBEDDED_ITEMS = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; the words of the published scripts work, in both of their spellings."""
-    from transformers_agci.inference.load import add_load_arguments
     from transformers_agci.inference.run_options import add_run_arguments
 
-    add_load_arguments(parser, default=EMBEDDED)
+    add_model_arguments(parser)
     data = parser.add_argument_group("data")
     data.add_argument("--eval_file", metavar="F", help="the probe's rows; default: composites of the embedded atlas")
     data.add_argument("--img_path", "--image_path", metavar="I", help="folder of the rows' pictures")
@@ -44,17 +44,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, write, and say what came out; 1 where rows were bad."""
-    if os.environ.get("RANK", "0") == "0":
-        return _run(args)
-    with contextlib.redirect_stdout(None):  # under torchrun the first process speaks for all
-        return _run(args)
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
+            stack.enter_context(contextlib.redirect_stdout(None))
+        drawn_in = stack.enter_context(tempfile.TemporaryDirectory()) if args.dry_run else None
+        return _run(args, drawn_in)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, drawn_in: str | None) -> int:
+    """`drawn_in` is where the embedded atlas's composites go; default: beside the answers."""
     from pathlib import Path
 
     from transformers_agci.errors import InputError
     from transformers_agci.inference.load import lambdas_of, load
+    from transformers_agci.inference.results import beside
     from transformers_agci.inference.run_options import given_lambdas, run_arguments
     from transformers_agci.lam import lambda_text
     from transformers_agci.probes.position import Control
@@ -64,9 +67,9 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError(f"--items must be at least 1, but it is {args.items}.")
     given, options = given_lambdas(args), run_arguments(args)
     answer_file = Path(args.answer_file)
-    load_options = _load_options(args)
-    data = _data(args, answer_file)
-    loaded = load(load_options, weights=not args.dry_run)
+    wanted = model_options(args)
+    data = _data(args, Path(drawn_in, "probe_set") if drawn_in else beside(answer_file, ".probe_set"))
+    loaded = load(wanted, weights=not args.dry_run)
     lambdas, source = lambdas_of(given, loaded)
     print(f"lambda {', '.join(map(lambda_text, lambdas))} (from {source}); {loaded.family.name}, model {args.model}",
           flush=True)
@@ -84,36 +87,18 @@ def _run(args: argparse.Namespace) -> int:
     return max(summary.exit_code for summary in summaries)
 
 
-def _load_options(args: argparse.Namespace) -> "LoadOptions":
-    """The model's options; without --model_path the embedded model, which is of one family."""
-    from dataclasses import replace
-
-    from transformers_agci.embedded.location import embedded_model_path
-    from transformers_agci.errors import InputError
-    from transformers_agci.inference.load import load_options
-
-    options = load_options(args)
-    if options.model != EMBEDDED:
-        return options
-    if options.family not in (None, "qwen2_5_vl"):
-        raise InputError("--model_path is needed: without it the embedded model answers, which is a Qwen2.5-VL, but "
-                         f"this command is for {options.family}.")
-    return replace(options, model=str(embedded_model_path()))
-
-
-def _data(args: argparse.Namespace, answer_file: "Path") -> "ProbeData":
+def _data(args: argparse.Namespace, drawn: "Path") -> "ProbeData":
+    """The rows of --eval_file, or composites drawn into the folder `drawn`."""
     from pathlib import Path
 
     from transformers_agci.errors import InputError
-    from transformers_agci.inference.results import beside
     from transformers_agci.probes.position_data import embedded_data, read_data
 
     if args.eval_file is None:
         if args.img_path or args.negatives_file:
             raise InputError("--img_path and --negatives_file belong to --eval_file; without it the embedded atlas "
                              "makes the pictures and the negatives.")
-        folder = beside(answer_file, ".probe_set")
-        return embedded_data(folder, args.items or EMBEDDED_ITEMS, args.seed, args.limit)
+        return embedded_data(drawn, args.items or EMBEDDED_ITEMS, args.seed, args.limit)
     if args.img_path is None:
         raise InputError("--img_path is needed with --eval_file: the folder that holds the rows' pictures.")
     negatives = Path(args.negatives_file) if args.negatives_file else None

@@ -59,7 +59,10 @@ class ResultReport:
 
 @dataclass(frozen=True)
 class AnswerChange:
-    """second - first on the rows of one answer: accuracy, its deviation over the cells, and who changed sides."""
+    """second - first on the rows of one answer: accuracy, its deviation over the cells, and who changed sides.
+
+    Resampling adds noise to both deviations, most to the smaller one: the interval `sd` leans towards no change.
+    """
 
     accuracy: Measured
     sd: Interval
