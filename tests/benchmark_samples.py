@@ -24,7 +24,7 @@ def scienceqa_questions() -> list[Row]:
     """Four items, the first and third with a picture; the right letters are A, B, C, A."""
     rows: list[Row] = []
     for number, (letter, image) in enumerate(zip("ABCA", (True, False, True, False), strict=True), 11):
-        text = "<image>\n" * image + "Context: made up.\nWhich?\nA. one\nB. two\nlines\nC. three"
+        text = "<image>\n" * image + f"Context: made up.\nWhich of {number}?\nA. one\nB. two\nlines\nC. three"
         row: Row = {"id": str(number)}
         if image:
             row["image"] = f"{number}/image.png"
@@ -118,7 +118,7 @@ def crpe_questions(categories: tuple[str, ...] = ("subject", "predicate", "objec
             "question_id": number,
             "image": f"coco/val2017/{number // 4}.jpg",
             "category": category,
-            "text": f"Which?\nA. a\nB. b\nC. c\nD. d\nQuestion {number}",
+            "text": f"Which?\nA. a\nB. b\nC. c\nD. d\nQuestion {number}.",
             "correct_option": "ABCD"[rotation],
         }
         for number, (category, _, rotation) in enumerate(
@@ -145,7 +145,7 @@ def hallusionbench_questions() -> list[Row]:
             "subcategory": "made",
             "set_id": "0",
             "question_id": "0",
-            "question": "Is it so?",
+            "question": f"Is it so in {row[0]} {row[2]}?",
             **dict(zip(fields, row, strict=True)),
         }
         for row in rows
@@ -157,7 +157,7 @@ def mmmu_rows(responses: list[Any]) -> list[Row]:
     return [
         {
             "id": f"test_{subject}_{n}",
-            "question": "Which one is <image 1>?",
+            "question": f"Which of {n} is <image 1>?",
             "options": "['red', 'green', 'blue', 'it']",
             "answer": "B",
             "subject": subject,

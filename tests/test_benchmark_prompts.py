@@ -21,7 +21,7 @@ def ask(name: str, row: dict[str, Any], protocol: str = "official", mode: str = 
 @pytest.mark.parametrize("protocol", ["official", "paper"])
 def test_scienceqa(protocol: str) -> None:
     asked = ask("scienceqa", samples.scienceqa_questions()[0], protocol)
-    assert asked.text == f"Context: made up.\nWhich?\nA. one\nB. two\nlines\nC. three\n{LETTER}"
+    assert asked.text == f"Context: made up.\nWhich of 11?\nA. one\nB. two\nlines\nC. three\n{LETTER}"
     assert asked.pictures == ("11/image.png",)
 
 
@@ -66,39 +66,32 @@ def test_textvqa(protocol: str) -> None:
 @pytest.mark.parametrize("protocol", ["official", "paper"])
 def test_crpe(protocol: str) -> None:
     asked = ask("crpe", samples.crpe_questions()[0], protocol)
-    assert asked.text == "Which?\nA. a\nB. b\nC. c\nD. d\nQuestion 0"
+    assert asked.text == "Which?\nA. a\nB. b\nC. c\nD. d\nQuestion 0."
     assert (asked.pictures, asked.max_new_tokens) == (("coco/val2017/0.jpg",), 128)
 
 
 def test_hallusionbench() -> None:
     with_picture, without = samples.hallusionbench_questions()[0], samples.hallusionbench_questions()[2]
-    assert ask("hallusionbench", with_picture).text == "Is it so?"
+    assert ask("hallusionbench", with_picture).text == "Is it so in VD 0?"
     assert ask("hallusionbench", without).pictures == ()
     paper = ask("hallusionbench", with_picture, "paper")
-    assert paper.text == "Is it so?\nThe answer should only contain 'Yes' or 'No', without reasoning process."
+    assert paper.text == "Is it so in VD 0?\nThe answer should only contain 'Yes' or 'No', without reasoning process."
     assert (paper.pictures, paper.max_new_tokens) == (("./VD/illusion/0_0.png",), 128)
     assert ask("hallusionbench", without, "paper") is None
     assert benchmark("hallusionbench").protocol == "paper"
 
 
+LAST_LINE = (
+    "The last line of your response should be of the following format: 'Answer: $LETTER' (without quotes) where LETTER "
+    "is one of options."
+)
+DIRECT = "Answer with the option letter from the given choices directly."
+STEPS = "Think step by step before answering."
 INSTRUCTIONS = {
-    ("standard", "direct"): "Answer with the option letter from the given choices directly.",
-    (
-        "vision",
-        "direct",
-    ): "Answer with the option letter from the given choices directly. The last line of your response "
-    "should be of the following format: 'Answer: $LETTER' (without quotes) where LETTER is one of options.",
-    (
-        "standard",
-        "cot",
-    ): "Answer the preceding multiple choice question. The last line of your response should be of the "
-    "following format: 'Answer: $LETTER' (without quotes) where LETTER is one of options. Think step by step before answering.",
-    (
-        "vision",
-        "cot",
-    ): "Write out the multiple-choice question in the image and then solve it. The last line of your "
-    "response should be of the following format: 'Answer: $LETTER' (without quotes) where LETTER is one of options. "
-    "Think step by step before answering.",
+    ("standard", "direct"): DIRECT,
+    ("vision", "direct"): f"{DIRECT} {LAST_LINE}",
+    ("standard", "cot"): f"Answer the preceding multiple choice question. {LAST_LINE} {STEPS}",
+    ("vision", "cot"): f"Write out the multiple-choice question in the image and then solve it. {LAST_LINE} {STEPS}",
 }
 
 
@@ -108,7 +101,7 @@ def test_mmmu_pro(mode: str, tokens: int, protocol: str) -> None:
     row = {**samples.mmmu_rows([""])[0], "image_1": {"bytes": b"png"}}
     asked = ask("mmmu_pro", row, protocol, mode)
     assert (
-        asked.text == f"Which one is <image>?\nA. red\nB. green\nC. blue\nD. it\n{INSTRUCTIONS['standard', mode]}"
+        asked.text == f"Which of 0 is <image>?\nA. red\nB. green\nC. blue\nD. it\n{INSTRUCTIONS['standard', mode]}"
     )
     assert (asked.pictures, asked.max_new_tokens) == ((b"png",), tokens)
     vision = ask(
@@ -142,7 +135,7 @@ def test_mmmu_pro_picture_missing() -> None:
 def test_scienceqa_rows_from_its_own_files(tmp_path: Path) -> None:
     problems = {
         row["id"]: {
-            "question": "Which?",
+            "question": f"Which of {row['id']}?",
             "choices": ["one", "two\nlines", "three"],
             "hint": "made up.",
             "answer": "ABC".index(row["conversations"][1]["value"]),

@@ -214,4 +214,5 @@ BENCHMARK = Benchmark(
     looks_like=looks_like,
     read=read,
     ask=ask,
+    folder="CRPE",
 )

@@ -293,5 +293,7 @@ BENCHMARK = Benchmark(
     looks_like=looks_like,
     read=read,
     ask=ask,
+    folder="HallusionBench",
+    pictures=("data", "hallusion_bench", ""),
     protocol="paper",
 )

@@ -146,6 +146,7 @@ def score(inputs: Inputs) -> Score:
         "skipped": len(reads) - len(answered),
         "by_subject": {subject: _figures(subjects[subject]) for subject in sorted(subjects)},
     }
+    variant = inputs.variant or _variant(inputs.answers[0].name, answered)
     notes = []
     if figures["undecided"]:
         notes.append(f"{figures['undecided']} answers are undecided and count 1/n each; the official program draws a "
@@ -155,7 +156,7 @@ def score(inputs: Inputs) -> Score:
                      "exactly one image) and are left out; the official program stops at them.")
     if len(reads) != ROWS:
         notes.append(f"The file has {len(reads)} rows; the official program takes {ROWS} only.")
-    return Score(f"{_variant(inputs.answers[0].name, answered)}, {len(items)} questions", figures, items, tuple(notes))
+    return Score(f"{variant}, {len(items)} questions", figures, items, tuple(notes))
 
 
 def _figures(items: Sequence[Item]) -> Row:
@@ -276,6 +277,7 @@ BENCHMARK = Benchmark(
     looks_like=looks_like,
     read=read,
     ask=ask,
+    folder="MMMU",
     modes=("direct", "cot"),
     settings=SETTINGS,
     hub_id="MMMU/MMMU_Pro",

@@ -322,5 +322,7 @@ BENCHMARK = Benchmark(
     looks_like=looks_like,
     read=read,
     ask=ask,
+    folder="POPE",
+    pictures=("val2014", "images", ""),
     hub_id="lmms-lab/POPE",
 )

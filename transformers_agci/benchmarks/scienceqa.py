@@ -225,4 +225,6 @@ BENCHMARK = Benchmark(
     looks_like=looks_like,
     read=read,
     ask=ask,
+    folder="ScienceQA",
+    pictures=("images/test", "images", "test", ""),
 )

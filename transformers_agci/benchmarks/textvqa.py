@@ -194,4 +194,7 @@ BENCHMARK = Benchmark(
     looks_like=looks_like,
     read=read,
     ask=ask,
+    folder="TextVQA",
+    pictures=("train_images", "images", ""),
+    annotations="TextVQA_0.5.1_val.json",
 )

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--mode", choices=MODES, default="direct", help="mmmu_pro: direct answer or chain of thought")
     how.add_argument("--setting", "--dataset_variant", metavar="S",
                      help="mmmu_pro: 'standard (10 options)', 'standard (4 options)' or vision")
+    how.add_argument("--max_new_tokens", metavar="N", type=int, help="instead of the protocol's limit")
     add_run_arguments(parser)
     how.add_argument("--resamples", metavar="N", type=int, default=2000, help="of the score's bootstrap")
     how.add_argument("--seed", metavar="N", type=int, default=0, help="of the score's bootstrap")
@@ -50,18 +51,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask, write, score; 1 where rows were bad or could not be scored."""
     from transformers_agci.benchmarks import benchmark
-    from transformers_agci.commands.benchmark_run import Source, ask, asking
-    from transformers_agci.inference.load import lambdas_of, load, load_options
+    from transformers_agci.commands.benchmark_run import Source
+    from transformers_agci.inference.load import load, load_options
+
+    source = Source(benchmark(args.name), args.data, args.hub_id, args.image_root, args.protocol, args.mode,
+                    args.setting, limit=args.limit, max_new_tokens=args.max_new_tokens)
+    loaded = load(load_options(args), weights=not args.dry_run)
+    return ask_and_score(args, source, loaded, args.answer_file or Path(f"{args.name}.jsonl"))
+
+
+def ask_and_score(args: argparse.Namespace, source: "Source", loaded: "LoadedModel", answer_file: Path) -> int:
+    """One benchmark on a loaded model. Of `args`: the engine's options, annotations, resamples, seed."""
+    from transformers_agci.commands.benchmark_run import ask, asking
+    from transformers_agci.inference.load import lambdas_of
     from transformers_agci.inference.results import output_paths
     from transformers_agci.inference.run_options import given_lambdas, run_arguments
 
-    given, options = given_lambdas(args), dict(run_arguments(args))
-    source = Source(benchmark(args.name), args.data, args.hub_id, args.image_root, args.protocol, args.mode,
-                    args.setting, limit=args.limit)
+    given, options = given_lambdas(args), run_arguments(args)
     made = asking(source)
-    loaded = load(load_options(args), weights=not args.dry_run)
     lambdas, told = lambdas_of(given, loaded)
-    outputs = output_paths(args.answer_file or Path(f"{args.name}.jsonl"), lambdas)
+    outputs = output_paths(answer_file, lambdas)
     print(f"{source.benchmark.title}, protocol {source.how}: {len(made)} questions"
           + (f", {made.left_out} rows outside its population" if made.left_out else ""), flush=True)
     if args.dry_run:
@@ -88,7 +97,10 @@ def _dry_run(args: argparse.Namespace, loaded: "LoadedModel", made: "Asking", la
 
 def score_outputs(source: "Source", outputs: Sequence[Path], lambdas: Sequence[float], args: argparse.Namespace,
                   partial: bool) -> int:
-    """Score each result file, write the figures beside it, compare the later lambdas with the first."""
+    """Score each result file, write the figures beside it, compare the later lambdas with the first.
+
+    Of `args`: annotations, resamples, seed.
+    """
     from transformers_agci.benchmarks import score_answers
     from transformers_agci.commands.benchmark_run import score_inputs
     from transformers_agci.commands.score import difference_report, interval_report, print_report
@@ -113,7 +125,6 @@ def score_outputs(source: "Source", outputs: Sequence[Path], lambdas: Sequence[f
         if first is not None:
             report["difference"] = difference_report(declared, first, score, args.resamples, args.seed)
         print(f"\nlambda {lambda_text(lam)}, protocol {source.how}"
-              + (f", {args.mode}" if len(declared.modes) > 1 else "")
               + (", not all questions were asked" if partial else ""))
         print_report(declared, score, report)
         beside(path, ".score.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

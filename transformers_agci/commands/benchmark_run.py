@@ -5,7 +5,7 @@ Shared by `agci benchmark`, `agci downstream` and `agci mmmu-pro`.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,25 @@ class Source:
     setting: str | None = None
     split: str = "test"
     limit: int | None = None
+    max_new_tokens: int | None = None  # default: the protocol's
 
     @property
     def how(self) -> str:
         """The protocol in use."""
         return self.protocol or self.benchmark.protocol
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the data."""
+        return self.data.parent if self.data is not None and not self.data.is_dir() else self.data
+
+    @property
+    def picture_root(self) -> Path | None:
+        """The folder that the rows' picture names start from."""
+        folder = self.folder
+        if self.image_root is not None or folder is None:
+            return self.image_root
+        return next((folder / name for name in self.benchmark.pictures if (folder / name).is_dir()), folder)
 
 
 @dataclass
@@ -69,15 +83,14 @@ def asking(source: Source) -> Asking:
 
 def _question(source: Source, where: str, row: Row, asked: Asked) -> Question:
     pictures = tuple(_picture(source, where, picture) for picture in asked.pictures)
-    return Question(without_pictures(row), where, asked.text, pictures, asked.group, up_to(asked.max_new_tokens))
+    return Question(without_pictures(row), where, asked.text, pictures, asked.group,
+                    up_to(source.max_new_tokens or asked.max_new_tokens))
 
 
 def _picture(source: Source, where: str, picture: str | bytes) -> Picture:
     if isinstance(picture, bytes):
         return PictureBytes(picture, where)
-    root = source.image_root
-    if root is None and source.data is not None:
-        root = source.data if source.data.is_dir() else source.data.parent
+    root = source.picture_root
     if root is None:
         raise InputError(f"{where}: the picture {picture!r} needs --image_root, the folder it lies in.")
     return PictureFile(root, picture, where)
@@ -133,7 +146,7 @@ def ask(source: Source, made: Asking, loaded: LoadedModel, lambdas: Sequence[flo
         "experiment": source.benchmark.name, "protocol": source.how, "mode": source.mode, "setting": source.setting,
         "questions_sha256": _fingerprint(made.questions),
     }
-    notes = {"data": str(source.hub_id or source.data), "image_root": str(source.image_root)}
+    notes = {"data": str(source.hub_id or source.data), "image_root": str(source.picture_root)}
     return run_questions(loaded, made.questions, lambdas, outputs,
                          **{**options, "settings": settings, "bad_rows": made.bad_rows,
                             "notes": {**notes, **options.get("notes", {})}})
@@ -151,5 +164,9 @@ def _fingerprint(questions: Sequence[Question]) -> str:
 
 def score_inputs(source: Source, answers: Path, annotations: Path | None, partial: bool) -> Inputs:
     """The result file as an answer file: its rows carry their questions."""
-    inputs = Inputs((answers,), partial=partial)
-    return replace(inputs, annotations=annotations) if annotations is not None else inputs
+    declared = source.benchmark
+    if annotations is None and declared.annotations and source.folder is not None:
+        beside = source.folder / declared.annotations
+        annotations = beside if beside.is_file() else None
+    variant = f"{source.setting or declared.settings[0]}, {source.mode}" if declared.settings else None
+    return Inputs((answers,), annotations=annotations, partial=partial, variant=variant)

@@ -63,6 +63,7 @@ class Inputs:
     split: str = "test"
     judge: str = "auto"
     official: bool = False
+    variant: str | None = None  # what a run knows better than the name of its result file
     partial: bool = False  # the answers of a run that was asked some questions only: missing ones are no error
 
 
@@ -92,6 +93,9 @@ class Benchmark:
     protocol: str = "official"  # the default
     modes: tuple[str, ...] = ("direct",)
     settings: tuple[str, ...] = ()  # forms of the data set that are never mixed; the first is the default
+    folder: str = ""  # its name below a common data root, as in eval/
+    pictures: tuple[str, ...] = ("",)  # where in the folder the pictures may lie; the first that exists is taken
+    annotations: str | None = None  # a file of the folder that scoring needs
     hub_id: str | None = None  # the data set for the `datasets` library; None where it is plain files
 
 

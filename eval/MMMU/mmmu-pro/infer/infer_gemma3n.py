@@ -1,0 +1,10 @@
+"""MMMU-Pro on a Gemma3n checkpoint: `python infer_gemma3n.py --help`."""
+
+import sys
+from pathlib import Path
+
+from transformers_agci.cli import main
+
+if __name__ == "__main__":
+    beside = str(Path(__file__).resolve().parents[1])
+    sys.exit(main(["mmmu-pro", "--family", "gemma3n", "--output_root", beside, *sys.argv[1:]]))

@@ -1,0 +1,10 @@
+"""MMMU-Pro on a LLaVA-v1.6 checkpoint: `python infer_llava1.6.py --help`."""
+
+import sys
+from pathlib import Path
+
+from transformers_agci.cli import main
+
+if __name__ == "__main__":
+    beside = str(Path(__file__).resolve().parents[1])
+    sys.exit(main(["mmmu-pro", "--family", "llava_next", "--output_root", beside, *sys.argv[1:]]))
