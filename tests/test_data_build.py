@@ -181,6 +181,7 @@ def test_the_similarity_set_shows_the_target_alone(source, tmp_path):
         assert (tmp_path / "sim_images" / row.image).read_bytes() == expected
 
 
+@settings(deadline=None)
 @given(st.integers(10, 40), st.integers(0, 3), st.data())
 def test_a_draw_never_repeats_and_never_holds_the_target(pool, seed, data):
     item = data.draw(st.integers(0, pool - 1))
@@ -212,11 +213,14 @@ def test_too_few_pairs_is_one_sentence(tmp_path):
 def test_bad_pairs_are_dropped_named_and_counted(tmp_path):
     pairs = good_pairs()
     first = Image.open(io.BytesIO(pairs[0][2]))
+    bomb = io.BytesIO()
+    Image.new("1", (8000, 7000)).save(bomb, "PNG")
     bad = [
         ("broken", "cut short", pairs[1][2][:-400]),
         ("text", "no picture at all", b"hello"),
         ("tiny", "a tiny one", jpeg(picture(90, (300, 63)))),
         ("long", "a strip", jpeg(picture(91, (1000, 90)))),
+        ("bomb", "56 million pixels in a few kilobytes", bomb.getvalue()),
         ("copy", "the first again, smaller", jpeg(first.resize((88, 66)), 60)),
         ("same", "Picture  Number 1", jpeg(picture(92))),
         ("empty", "  ", jpeg(picture(93))),
@@ -227,7 +231,7 @@ def test_bad_pairs_are_dropped_named_and_counted(tmp_path):
     summary = build(options(made, tmp_path / "out"))
     assert summary.items == 14
     assert summary.dropped == {
-        "broken picture": 4, "duplicate caption": 1, "duplicate picture": 1, "extreme picture": 1,
+        "broken picture": 4, "duplicate caption": 1, "duplicate picture": 1, "extreme picture": 2,
         "no caption": 1, "tiny picture": 1,
     }  # fmt: skip
     dropped = [json.loads(line) for line in (tmp_path / "out" / "set.dropped.jsonl").open()]
@@ -285,6 +289,24 @@ def test_a_source_that_is_none_is_one_sentence(make, message, tmp_path, monkeypa
         build(options(make(tmp_path / "p"), tmp_path / "out"))
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_hub_id_is_streamed_with_its_split_and_nothing_is_decoded(built, tmp_path, monkeypatch):
+    import datasets
+
+    asked = {}
+    local = as_table(good_pairs(), tmp_path / "source")
+    real = datasets.load_dataset
+
+    def hub(name, **options):
+        asked.update(options, name=name)
+        return real("parquet", data_files=str(local / "00000.parquet"), split="train", streaming=True)
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    chosen = options(tmp_path, tmp_path / "out")
+    build(replace(chosen, source=Source("somebody/pictures", split="validation")))
+    assert asked == {"name": "somebody/pictures", "split": "validation", "streaming": True}
+    assert content(tmp_path / "out") == content(built)
 
 
 def test_a_missing_column_is_named_with_those_there_are(tmp_path):
@@ -443,6 +465,25 @@ def test_a_second_process_on_the_same_set_is_refused(source, tmp_path):
 def test_a_killed_worker_is_an_error_and_not_a_hang():
     with pytest.raises(InputError, match="worker process was killed"):
         list(in_order(os._exit, [9] * 3, workers=2))  # os._exit(9) is what a kill looks like from outside
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(source, built, tmp_path, monkeypatch):
+    from transformers_agci.data import painting
+
+    real, calls = painting.write_whole, Counter()
+
+    def full(*args):
+        calls["write"] += 1
+        if calls["write"] > 30:
+            raise OSError(28, "No space left on device")
+        real(*args)
+
+    monkeypatch.setattr(painting, "write_whole", full)
+    with pytest.raises(InputError, match=r"No space left on device.*what was finished is kept"):
+        build(options(source, tmp_path))
+    monkeypatch.undo()
+    assert build(options(source, tmp_path)).painted == 11
+    assert content(tmp_path) == content(built)
 
 
 @pytest.mark.parametrize(

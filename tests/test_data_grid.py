@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -35,6 +35,7 @@ def test_published_boxes_cover_these_pixels():
     assert len(POSITIONS) == len(set(POSITIONS)) == len(grid) == 9
 
 
+@settings(deadline=None)
 @given(grids)
 def test_boxes_are_disjoint_on_the_canvas_and_symmetric(grid):
     boxes = grid.boxes()
@@ -51,6 +52,7 @@ def test_boxes_are_disjoint_on_the_canvas_and_symmetric(grid):
     assert grid.canvas - last == pytest.approx(grid.margin, abs=1e-5)
 
 
+@settings(deadline=None)
 @given(grids, sizes)
 def test_a_picture_keeps_its_aspect_fills_its_box_and_is_centred(grid, size):
     width, height = grid.fitted(size)
@@ -64,6 +66,7 @@ def test_a_picture_keeps_its_aspect_fills_its_box_and_is_centred(grid, size):
         assert abs((top + height / 2) - (box.top + box.bottom) / 2) <= 0.5 + 1e-6
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(), min_size=8, max_size=8), st.integers(0, 8))
 def test_the_target_is_inserted_and_the_distractors_keep_their_order(distractors, k):
     cells = with_target("target", distractors, k)

@@ -4,10 +4,14 @@ import gzip
 import io
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from transformers_agci import data
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.pictures import decode_picture, open_picture, resolve_below
 from transformers_agci.data.rows import read_probe_rows, read_rows
@@ -200,3 +204,13 @@ def test_a_folder_is_not_a_picture(tmp_path):
 def test_draft_halves_a_large_jpeg_and_leaves_a_small_one():
     assert min(decode_picture(jpeg((1200, 900)), "it", draft=270).size) >= 270
     assert decode_picture(jpeg((512, 384)), "it", draft=270).size == (512, 384)
+
+
+def test_the_whole_package_of_data_loads_neither_torch_nor_datasets():
+    modules = sorted(path.stem for path in Path(data.__file__).parent.glob("*.py"))
+    program = "import sys, importlib\n" + "".join(
+        f"importlib.import_module('transformers_agci.data.{name}')\n" for name in modules if name != "__init__"
+    )
+    program += "sys.exit(', '.join({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.stderr.strip() == ""

@@ -51,7 +51,7 @@ def add_build_arguments(parser: argparse.ArgumentParser, output_dir: str, name: 
     look.add_argument("--background", default="white", help="colour of the canvas (default: %(default)s)")
     look.add_argument("--quality", type=int, default=75, help="of the JPEGs (default: %(default)s)")
     parser.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: all cores); no byte "
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores); no byte "
         "depends on it",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="build anew what stands under this name")

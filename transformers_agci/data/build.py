@@ -66,6 +66,11 @@ def _scratch_folder(options: BuildOptions) -> Iterator[Path]:
         raise InputError(f"{options.folder / options.name} is being built by another process.") from None
     try:
         yield folder
+    except OSError as error:  # a full or vanished disk
+        raise InputError(
+            f"{options.folder / options.name} could not be written ({error}); what was finished is kept, the same "
+            "command goes on from there."
+        ) from error
     finally:
         if not _has_records(folder / RECORDS):
             shutil.rmtree(folder)

@@ -106,7 +106,7 @@ def _check_pictures(
 ) -> None:
     report.pictures_checked = True
     if not root.is_dir():
-        raise InputError(f"There is no picture folder {root}: give --img_path the folder that holds {rows[0].image}.")
+        raise InputError(f"There is no picture folder {root}: give --img_path the folder of the pictures.")
     first_use = {row.image: row.where for row in reversed(rows)}
     for number, (image, where) in enumerate(sorted(first_use.items()), 1):
         try:

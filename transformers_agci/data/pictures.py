@@ -13,6 +13,10 @@ MAX_PIXELS = 50_000_000  # 150 MB as RGB; a larger one is refused unread (decomp
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
+class TooLarge(InputError):
+    """A picture with more pixels than are allowed."""
+
+
 def resolve_below(root: Path | str, name: str, where: str) -> Path:
     """The path of `name` below `root`. The file itself need not exist.
 
@@ -71,7 +75,7 @@ def decode_picture(data: bytes, what: str, max_pixels: int = MAX_PIXELS, draft: 
         raise _unreadable(what, error) from None
     width, height = picture.size
     if width * height > max_pixels:
-        raise InputError(f"{what} has {width}x{height} pixels, more than the {max_pixels} that are allowed.")
+        raise TooLarge(f"{what} has {width}x{height} pixels, more than the {max_pixels} that are allowed.")
     if draft is not None:
         picture.draft(None, (draft, draft))
     try:
@@ -83,7 +87,7 @@ def decode_picture(data: bytes, what: str, max_pixels: int = MAX_PIXELS, draft: 
 
 def _unreadable(what: str, error: Exception) -> InputError:
     if isinstance(error, Image.DecompressionBombError):
-        return InputError(f"{what} has more pixels than are allowed.")
+        return TooLarge(f"{what} has more pixels than are allowed.")
     if isinstance(error, Image.UnidentifiedImageError):
         return InputError(f"{what} is not a picture that can be read ({', '.join(FORMATS)}).")
     return InputError(f"{what} is broken or truncated ({error}).")

@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 
 from transformers_agci.data.composites import fit
 from transformers_agci.data.grid import Grid
-from transformers_agci.data.pictures import decode_picture
+from transformers_agci.data.pictures import TooLarge, decode_picture
 from transformers_agci.data.sources import Pair
 from transformers_agci.errors import InputError
 
@@ -109,6 +109,8 @@ def _decoded(picture: bytes | str, grid: Grid) -> Image.Image | Dropped:
     try:
         # Twice the box: the cell looks the same, and a photograph of 20 megapixels is decoded several times faster.
         decoded = ImageOps.exif_transpose(decode_picture(picture, "the picture", draft=max(2 * grid.box, MIN_SIDE)))
+    except TooLarge as error:
+        return Dropped("extreme picture", str(error))
     except InputError as error:
         return Dropped("broken picture", str(error))
     short, long = sorted(decoded.size)
