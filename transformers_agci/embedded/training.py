@@ -51,7 +51,7 @@ class Stage:
 STAGES = (
     Stage("names", 450, canvases=21, rate=2e-3, vision_rate=1.0, noise=0.5),
     Stage("canvas", 600, canvases=21, rate=1e-3, vision_rate=1.0, noise=1.0),
-    Stage("words", 500, canvases=16, rate=1.5e-3, vision_rate=0.0, noise=1.0, chained=24),
+    Stage("words", 700, canvases=16, rate=1.5e-3, vision_rate=0.0, noise=1.0, chained=24),
     Stage("prompt", 700, canvases=16, rate=1e-3, vision_rate=0.3, noise=1.0, chained=10, prompts=5, naming=0.5),
 )
 TEXT_SCALE = 0.3  # root mean square of embeddings and image tokens when the decoder starts to learn
