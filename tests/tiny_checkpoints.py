@@ -318,7 +318,7 @@ def _lift_yes_no(model: Any, family: str, seed: int) -> None:
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0][0, -1]))
     with torch.no_grad():
-        model(**prompt_inputs(build_processor(family), "Is there a dog?", picture()))
+        model(**prompt_inputs(build_processor(family), "A prompt that no test asks.", picture(seed=99)))
     hook.remove()
     common = torch.nn.functional.normalize(seen[0], dim=0)  # [D]
     apart = torch.randn(common.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=common.dtype)

@@ -1,0 +1,103 @@
+"""Six families through the engine: a row's answer does not depend on its batch."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_checkpoints import FAMILIES, picture, prompt_inputs
+
+from transformers_agci.errors import InputError
+from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.prompt import answer_token_ids, chat_text
+from transformers_agci.inference.questions import PictureFile, Question
+from transformers_agci.inference.results import output_paths
+from transformers_agci.inference.run import run_questions
+from transformers_agci.inference.vision_replay import VisionReplay
+
+LAMBDAS = [0.0, 0.5]
+TEXTS = ("a dog", "a red square in the middle of the picture", "x")
+SIZES = ((120, 90), (90, 90), (64, 120), (200, 60))  # pixels: width, height
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> list[Question]:
+    folder = tmp_path_factory.mktemp("pictures")
+    asked = []
+    for number, (width, height) in enumerate(SIZES * 2):
+        picture(number, width, height).save(folder / f"{number}.png")
+        for text in TEXTS:
+            where = f"x:{len(asked) + 1}"
+            asked.append(Question({"n": len(asked)}, where, f"Is there {text}?",
+                                  (PictureFile(folder, f"{number}.png", where),)))
+    return asked
+
+
+def answers(checkpoint: Path, questions: list[Question], folder: Path, batch_size: int,
+            dtype: str = "float32") -> dict[float, list[dict]]:
+    loaded = load(LoadOptions(str(checkpoint), dtype=dtype))
+    paths = output_paths(folder / f"{batch_size}.jsonl", LAMBDAS)
+    run_questions(loaded, questions, LAMBDAS, paths, batch_size=batch_size, block_rows=24, progress=False)
+    return {lam: [json.loads(line) for line in path.read_text().splitlines()]
+            for lam, path in zip(LAMBDAS, paths, strict=True)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batch_1_and_batch_5_agree_in_float32(tiny_checkpoint, questions, tmp_path, family):
+    alone = answers(tiny_checkpoint(family), questions, tmp_path, 1)
+    together = answers(tiny_checkpoint(family), questions, tmp_path, 5)
+    for lam in LAMBDAS:
+        for one, many in zip(alone[lam], together[lam], strict=True):
+            assert one["yes_logit"] == pytest.approx(many["yes_logit"], abs=1e-4)
+            assert one["no_logit"] == pytest.approx(many["no_logit"], abs=1e-4)
+            assert one["prediction"] == many["prediction"]
+    assert [row["margin"] for row in alone[0.0]] != [row["margin"] for row in alone[0.5]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bfloat16_only_close_calls_may_flip(tiny_checkpoint, questions, tmp_path, family):
+    alone = answers(tiny_checkpoint(family), questions, tmp_path, 1, "bfloat16")
+    together = answers(tiny_checkpoint(family), questions, tmp_path, 5, "bfloat16")
+    moved = {}
+    for lam in LAMBDAS:
+        pairs = list(zip(alone[lam], together[lam], strict=True))
+        moved[lam] = sum(abs(one["margin"] - many["margin"]) for one, many in pairs) / len(pairs)
+        flips = [one for one, many in pairs if one["prediction"] != many["prediction"]]
+        assert all(abs(one["margin"]) < 0.1 for one in flips)
+        print(f"{family} lambda {lam}: {len(flips)} of {len(pairs)} answers flip, margins move by {moved[lam]:.3f} on average")
+    # AGCI adds nothing to what stock's rounding does; one step of bfloat16 between 8 and 16 is 0.0625.
+    assert moved[0.5] <= moved[0.0] + 0.0625
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_vision_record_is_exact_and_not_changed_by_its_use(tiny_checkpoint, family):
+    loaded = load(LoadOptions(str(tiny_checkpoint(family))))
+    model, processor = loaded.model, loaded.processor
+    first = prompt_inputs(processor, "Is there a dog?", picture(1), picture(2))
+    second = prompt_inputs(processor, "Is there a red square in the picture?", picture(1), picture(2))
+    with torch.no_grad():
+        stock = [model(**inputs).logits for inputs in (first, second, first)]
+        with VisionReplay(model) as vision:
+            vision.about(("1", "2"))
+            replayed = [model(**inputs).logits for inputs in (first, second, first)]
+            assert (vision.calls, vision.pictures, vision.replays) == (1, 2, 2)
+            vision.about(("3", "2"))
+            model(**first)
+            assert vision.calls == 2
+            vision.about(None)
+            model(**first)
+            model(**first)
+            assert vision.calls == 4
+    assert all(torch.equal(one, other) for one, other in zip(stock, replayed, strict=True))
+    assert "get_image_features" not in vars(vision.owner)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_caption_cannot_bring_a_picture_of_its_own(tiny_checkpoint, family):
+    processor = load(LoadOptions(str(tiny_checkpoint(family)))).processor
+    token = processor.image_token
+    with pytest.raises(InputError, match="x:1: the text holds"):
+        chat_text(processor, Question({}, "x:1", f"Is there {token}?", (), marks=False))
+    yes, no = answer_token_ids(processor)
+    assert (processor.tokenizer.decode([yes]), processor.tokenizer.decode([no])) == ("Yes", "No")
