@@ -408,3 +408,19 @@ def test_ctrl_c_in_a_process_of_its_own(data, tiny_checkpoint):
     for name in ("cut.jsonl", "whole.jsonl"):
         assert start(name).wait(timeout=300) == 0
     assert (data / "cut.jsonl").read_bytes() == (data / "whole.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_write_the_same_bytes(data, tiny_checkpoint):
+    """The probe and a control, one process after the other's work on the same file."""
+    script = SCRIPTS / "LLaVA-v1.5" / "eval_laion_bias_data.py"
+    words = ["--model_path", tiny_checkpoint("llava"), "--eval_file", data / "x.json", "--img_path", data / "images",
+             "--device", "cpu", "--global_context_lambda", "0", "0.5", "--text_only", "--batch_size", "1"]  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    for launcher, name in (([sys.executable], "one.jsonl"), (torchrun, "two.jsonl")):
+        command = [*launcher, script, *words, "--answer_file", data / name]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("numbers and map: agci metrics") == 1
+    for ending in ("lam0", "lam0.5", "text_only"):
+        assert (data / f"one.{ending}.jsonl").read_bytes() == (data / f"two.{ending}.jsonl").read_bytes()

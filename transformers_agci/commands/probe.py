@@ -7,7 +7,6 @@ Without --eval_file the pictures come from the embedded atlas, without --model_p
 
 import argparse
 import contextlib
-import os
 import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -44,14 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, write, and say what came out; 1 where rows were bad."""
+    from transformers_agci.inference.processes import Team
+
     with contextlib.ExitStack() as stack:
-        if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
+        team = Team()  # one for the probe and its controls
+        stack.callback(team.close)
+        if not team.leads:  # under torchrun the first process speaks for all
             stack.enter_context(contextlib.redirect_stdout(None))
         drawn_in = stack.enter_context(tempfile.TemporaryDirectory()) if args.dry_run else None
-        return _run(args, drawn_in)
+        return _run(args, drawn_in, team.leads)
 
 
-def _run(args: argparse.Namespace, drawn_in: str | None) -> int:
+def _run(args: argparse.Namespace, drawn_in: str | None, leads: bool) -> int:
     """`drawn_in` is where the embedded atlas's composites go; default: beside the answers."""
     from pathlib import Path
 
@@ -82,7 +85,7 @@ def _run(args: argparse.Namespace, drawn_in: str | None) -> int:
     summaries = [probe.ask(), *(probe.ask_without_picture(control) for control in controls)]
     for line in (line for summary in summaries for line in summary.lines()):
         print(line)
-    if all(summary.complete for summary in summaries):
+    if leads and all(summary.complete for summary in summaries):
         _show(probe, controls)
     return max(summary.exit_code for summary in summaries)
 

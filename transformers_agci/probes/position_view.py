@@ -37,9 +37,9 @@ def pair_text(pair: PairReport) -> str:
     if pair.balanced and pair.d_prime:
         rows.append(["balanced accuracy", _signed(pair.balanced), str(pair.balanced.n)])
         rows.append(["d' (not points)", _signed(pair.d_prime, factor=1, digits=2), str(pair.d_prime.n)])
-    lines += [format_table(["difference", "estimate [95 %]", "n"], rows), ""]
+    lines += [format_table(["difference", "estimate [95 %]", "n"], rows)]
     if pair.left_out:
-        lines += [f"{pair.left_out} rows that only one of the two results has are left out.", ""]
+        lines += ["", f"{pair.left_out} rows that only one of the two results has are left out."]
     return "\n".join(lines)
 
 
