@@ -242,7 +242,7 @@ def test_bad_pairs_are_dropped_named_and_counted(tmp_path):
 def test_perceptual_hash_knows_copies_and_tells_the_rest_apart():
     seen = Seen()
     for number in range(60):
-        seen.add(str(number), fingerprint(picture(number, (270, 202))))
+        seen.add(str(number), str(number), fingerprint(picture(number, (270, 202))))
     for number in range(60):
         copy = Image.open(io.BytesIO(jpeg(picture(number, (270, 202)).resize((150, 112)), 50))).resize((270, 202))
         assert seen.has_picture(fingerprint(copy)), number
@@ -250,7 +250,7 @@ def test_perceptual_hash_knows_copies_and_tells_the_rest_apart():
     red, blue = (Image.new("RGB", (270, 270), "white") for _ in range(2))
     red.paste("red", (60, 60, 200, 200))
     blue.paste("blue", (60, 60, 200, 200))
-    seen.add("red", fingerprint(red))
+    seen.add("red", "red", fingerprint(red))
     assert not seen.has_picture(fingerprint(blue))
 
 

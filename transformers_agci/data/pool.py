@@ -3,14 +3,15 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from PIL import Image
 
 from transformers_agci.data.grid import Grid
 from transformers_agci.data.journal import Journal
-from transformers_agci.data.screening import Cell, Fingerprint, Seen, screen
+from transformers_agci.data.screening import Cell, Dropped, Fingerprint, Seen, screen
 from transformers_agci.data.sources import Pair, Source, read_pairs
 
 CELLS = "cells.bin"
@@ -71,30 +72,42 @@ def fill_pool(folder: Path, source: Source, wanted: int, grid: Grid, background:
     cells.touch()
     _cut_to_whole_cells(journal, cells)
     pool, seen, finished = _remembered(journal, cells)
-    skip = len(journal.records) - finished
-    journal.records.clear()
     if not finished:
-        keys = {pair.key.lower() for pair in pool.pairs}
+        pairs = read_pairs(source, skip=len(journal.records)) if len(pool.pairs) < wanted else iter(())
+        journal.records.clear()
         with cells.open("ab") as file:
-            file.truncate(pool.pairs[-1].end if pool.pairs else 0)
-            for pair in read_pairs(source, skip) if len(pool.pairs) < wanted else ():
-                result = screen(pair, seen, grid, background)
-                if not isinstance(result, Cell):
-                    pool.dropped[result.reason] += 1
-                    journal.append({"drop": Drop(pair.number, pair.key, *result)})
-                    continue
-                seen.add(pair.caption, result.fingerprint)
-                size = result.picture.size
-                accepted = PoolPair(_unique_key(pair, keys), pair.caption, _end(pool), size)
-                file.write(result.picture.tobytes())
-                file.flush()
-                pool.pairs.append(accepted)
-                journal.append({"pair": accepted, "fingerprint": result.fingerprint.hex()})
+            file.truncate(_end(pool))
+            notes = _Notes(pool, seen, journal, file)
+            for pair in pairs:
+                notes.add(pair, screen(pair, seen, grid, background))
                 if len(pool.pairs) == wanted:
                     break
         journal.append({"end": len(pool.pairs)})
     journal.close()
     return pool
+
+
+@dataclass(frozen=True)
+class _Notes:
+    """Where the outcome of a screening goes: the cell first, then the record that says it is whole."""
+
+    pool: Pool
+    seen: Seen
+    journal: Journal
+    cells: IO[bytes]
+
+    def add(self, pair: Pair, outcome: Cell | Dropped) -> None:
+        if isinstance(outcome, Dropped):
+            self.pool.dropped[outcome.reason] += 1
+            self.journal.append({"drop": Drop(pair.number, pair.key, *outcome)})
+            return
+        key = _unique_key(pair, self.seen)
+        self.seen.add(key, pair.caption, outcome.fingerprint)
+        accepted = PoolPair(key, pair.caption, _end(self.pool), outcome.picture.size)
+        self.cells.write(outcome.picture.tobytes())
+        self.cells.flush()
+        self.pool.pairs.append(accepted)
+        self.journal.append({"pair": accepted, "fingerprint": outcome.fingerprint.hex()})
 
 
 def _end(pool: Pool) -> int:
@@ -121,7 +134,7 @@ def _remembered(journal: Journal, cells: Path) -> tuple[Pool, Seen, bool]:
     for record in journal.records:
         if "pair" in record:
             pool.pairs.append(_pool_pair(record))
-            seen.add(pool.pairs[-1].caption, Fingerprint.from_hex(record["fingerprint"]))
+            seen.add(pool.pairs[-1].key, pool.pairs[-1].caption, Fingerprint.from_hex(record["fingerprint"]))
         elif "drop" in record:
             pool.dropped[Drop(*record["drop"]).reason] += 1
         else:
@@ -129,10 +142,9 @@ def _remembered(journal: Journal, cells: Path) -> tuple[Pool, Seen, bool]:
     return pool, seen, finished
 
 
-def _unique_key(pair: Pair, taken: set[str]) -> str:
+def _unique_key(pair: Pair, seen: Seen) -> str:
     """The source's own key where it can be a file name, else the pair's number; never one that is taken."""
     key = pair.key if pair.key and FILE_NAME.fullmatch(pair.key) else f"{pair.number:09d}"
-    while key.lower() in taken:
+    while seen.has_key(key):
         key = f"{key}-{pair.number}"
-    taken.add(key.lower())
     return key

@@ -45,16 +45,20 @@ def fingerprint(picture: Image.Image) -> Fingerprint:
 
 
 class Seen:
-    """The captions and pictures accepted so far."""
+    """The keys, captions and pictures accepted so far; letter case does not tell keys or captions apart."""
 
     def __init__(self) -> None:
-        self.captions: set[str] = set()
+        self._keys: set[str] = set()
+        self._captions: set[str] = set()
         self._count = 0
         self._bits = np.zeros(1024, dtype="<u8")
         self._colours = np.zeros((1024, 192), dtype=np.uint8)
 
+    def has_key(self, key: str) -> bool:
+        return key.casefold() in self._keys
+
     def has_caption(self, caption: str) -> bool:
-        return caption.casefold() in self.captions
+        return caption.casefold() in self._captions
 
     def has_picture(self, new: Fingerprint) -> bool:
         """Whether an accepted picture looks the same: a near hash and near colours everywhere."""
@@ -63,13 +67,14 @@ class Seen:
         differences = np.abs(self._colours[near].astype(np.int16) - new.colours)
         return bool((differences.max(axis=1, initial=0) <= NEAR_LEVELS).any()) if len(near) else False
 
-    def add(self, caption: str, new: Fingerprint) -> None:
+    def add(self, key: str, caption: str, new: Fingerprint) -> None:
         if self._count == len(self._bits):
             self._bits = np.concatenate([self._bits, np.zeros_like(self._bits)])
             self._colours = np.concatenate([self._colours, np.zeros_like(self._colours)])
         self._bits[self._count], self._colours[self._count] = new.bits[0], new.colours
         self._count += 1
-        self.captions.add(caption.casefold())
+        self._keys.add(key.casefold())
+        self._captions.add(caption.casefold())
 
 
 class Cell(NamedTuple):
