@@ -10,6 +10,7 @@ Four stages, each counted in steps:
 Trained from the prompt alone the model stays at chance; the order is what makes it converge.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,11 +53,12 @@ STAGES = (
     Stage("names", 450, canvases=21, rate=2e-3, vision_rate=1.0, noise=0.5),
     Stage("canvas", 600, canvases=21, rate=1e-3, vision_rate=1.0, noise=1.0),
     Stage("words", 700, canvases=16, rate=1.5e-3, vision_rate=0.0, noise=1.0, chained=24),
-    Stage("prompt", 700, canvases=16, rate=1e-3, vision_rate=0.3, noise=1.0, chained=10, prompts=5, naming=0.5),
+    Stage("prompt", 900, canvases=16, rate=1e-3, vision_rate=0.3, noise=1.0, chained=10, prompts=5, naming=0.5),
 )
 TEXT_SCALE = 0.3  # root mean square of embeddings and image tokens when the decoder starts to learn
 IMAGE_MARK = 0.7  # a constant random offset on every image token, in TEXT_SCALE: tells them from words
 LOOKUP = 1.5  # scale of the first layer's equal query and key weights: like finds like
+SHARPNESS = 2.5  # where the naming stages start; they learn it
 END_WEIGHT = 0.1  # the end of an answer is easy
 
 
@@ -65,6 +67,7 @@ class Naming:
 
     def __init__(self, embedding: nn.Embedding, names: list[list[int]]) -> None:
         self.embedding = embedding
+        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))  # logarithm of the factor on cosines
         longest = max(map(len, names))
         self.ids = torch.tensor([name + [0] * (longest - len(name)) for name in names])
         self.used = torch.tensor([[1.0] * len(name) + [0.0] * (longest - len(name)) for name in names])[..., None]
@@ -119,8 +122,8 @@ def cell_tokens(tokens: Tensor) -> Tensor:
 def naming_steps(pupil: Pupil, studio: Studio, stage: Stage, whole: bool) -> Callable[[], Tensor]:
     """Stages 1 and 2: the loss of one step, on single cells or on `whole` canvases."""
     vision = FastVision(pupil.model, shape.GRID if whole else shape.TOKENS_PER_CELL_SIDE)
-    sharpness = nn.Parameter(torch.tensor(2.5))
-    pupil.model.register_parameter("sharpness", sharpness)
+    sharpness = pupil.names.sharpness
+    sharpness.data.fill_(SHARPNESS)
     weight = 1.0 if whole else 0.3
 
     def loss() -> Tensor:
@@ -221,7 +224,7 @@ def optimizer_for(pupil: Pupil, stage: Stage) -> torch.optim.AdamW:
     naming_only = not (stage.chained or stage.prompts)
     parts = [(pupil.seeing(), stage.vision_rate)] + ([] if naming_only else [(pupil.thinking(), 1.0)])
     if naming_only:
-        parts.append(([pupil.model.sharpness], 1.0))
+        parts.append(([pupil.names.sharpness], 1.0))
     for parameters, share in parts:
         if share:
             matrices = [p for p in parameters if p.ndim > 1]
@@ -258,12 +261,11 @@ def run_stage(pupil: Pupil, stage: Stage, atlas: Atlas, look: Look, seed: int) -
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        pupil.model.zero_grad(set_to_none=True)
+        for parameter in (*pupil.model.parameters(), *trained):
+            parameter.grad = None
         smooth(report, "loss", loss.item())
         progress.set_postfix(report, refresh=False)
         yield loss.item()
-    if hasattr(pupil.model, "sharpness"):
-        del pupil.model.sharpness
 
 
 @contextmanager
@@ -293,11 +295,13 @@ def train(
     After each stage its weights go to <folder>/stages, and the same call goes on from there: a stage's draws and
     optimizer are its own, so the result is the same as without the interruption.
     """
-    atlas, look = Atlas(), look or Look()
+    atlas, look, stages = Atlas(), look or Look(), scaled(steps)
     pupil = new_pupil(atlas, seed)
     losses: dict[str, list[float]] = {}
-    for stage in scaled(steps):
-        done = folder / "stages" / f"{stage.name}.seed{seed}.steps{stage.steps}.safetensors"
+    for number, stage in enumerate(stages, start=1):
+        # Named after everything that led to it: another recipe does not take these weights for its own.
+        way = hashlib.sha256(repr((stages[:number], look, seed)).encode()).hexdigest()[:12]
+        done = folder / "stages" / f"{number}-{stage.name}-{way}.safetensors"
         if done.is_file():
             pupil.model.load_state_dict(load_file(done), strict=False)  # the output layer is the embedding
             continue
