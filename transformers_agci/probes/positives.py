@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from transformers_agci.data.rows import ProbeRow
 from transformers_agci.errors import InputError
 from transformers_agci.inference.results import FailedRow
-from transformers_agci.probes.position_data import read_data
+from transformers_agci.probes.position_data import ProbeData, read_data
 
 
 class Positives(NamedTuple):
@@ -27,14 +27,18 @@ class Positives(NamedTuple):
 
 def read_positives(eval_file: Path, img_path: Path) -> Positives:
     """The Yes rows of a probe or similarity file. InputError where the file or folder is missing, or all say No."""
-    data = read_data(eval_file, img_path)
+    return only_positives(read_data(eval_file, img_path), str(eval_file))
+
+
+def only_positives(data: ProbeData, source: str) -> Positives:
+    """The Yes rows of probe data; InputError (naming `source`) where all say No."""
     items = {name: [row for row in rows if row.answer == "Yes"] for name, rows in data.items.items()}
     items = {name: rows for name, rows in items.items() if rows}
     if data.rows and not items:
-        raise InputError(f"{eval_file} holds only rows whose answer is No; give the file of the positives.")
+        raise InputError(f"{source} holds only rows whose answer is No; give the file of the positives.")
     kept = sum(map(len, items.values()))
     settings = {"data_sha256": data.settings["data_sha256"]}
-    return Positives(items, img_path, data.bad_rows, settings, data.rows - kept)
+    return Positives(items, data.img_path, data.bad_rows, settings, data.rows - kept)
 
 
 def refuse_twice(rows: Sequence[ProbeRow], what: str, of: Sequence[str]) -> None:

@@ -112,7 +112,7 @@ def draw(panels: Sequence[Sequence[Panel | None]], path: str | Path, title: str 
         figure.suptitle(title, fontsize=12.5, color=INK, fontweight="bold")
     if footnote:
         figure.supxlabel(footnote, fontsize=8, color=GREY)
-    _save(figure, target)
+    save_figure(figure, target)
     return target
 
 
@@ -131,7 +131,8 @@ def picture_path(path: str | Path) -> Path:
     return target
 
 
-def _save(figure: Any, target: Path) -> None:
+def save_figure(figure: Any, target: Path) -> None:
+    """Write a figure; InputError if the place cannot be written to."""
     metadata = {"Software": None} if target.suffix.lower() == ".png" else None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,8 @@
+"""Occlusion maps of a Qwen2.5-VL checkpoint: `python qwen_laion_bias_prob.py --help`."""
+
+import sys
+
+from transformers_agci.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["occlusion", "--family", "qwen2_5_vl", *sys.argv[1:]]))

@@ -1,0 +1,8 @@
+"""Occlusion maps of a Qwen3-VL checkpoint: `python laion_bias_prob.py --help`."""
+
+import sys
+
+from transformers_agci.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["occlusion", "--family", "qwen3_vl", *sys.argv[1:]]))

@@ -1,0 +1,8 @@
+"""Occlusion maps per target position from a results folder: `python prob_results_position.py --help`."""
+
+import sys
+
+from transformers_agci.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["occlusion-maps", *sys.argv[1:]]))

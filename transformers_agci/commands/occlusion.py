@@ -1,0 +1,89 @@
+"""Occlusion maps: a white square hides one place of a picture after another; how far do the answer's logits move?
+
+20 items are drawn with seed 1 (all if there are not more), nine pictures each. Every picture gets a folder
+<output_dir>/<name>/ with its scores, its map and the map drawn over it; started again, the command goes on with the
+next picture. An answer of several tokens is teacher-forced: every token's logit is read after the original answer's
+beginning. `agci occlusion-maps` sums the maps up by the place of the target.
+"""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from transformers_agci.commands.model_default import add_model_arguments, model_options
+from transformers_agci.commands.run_options import add_run_arguments, at_least_one, run_options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers_agci.probes.positives import Positives
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options; the words of the published script work."""
+    add_model_arguments(parser)
+    data = parser.add_argument_group("data")
+    data.add_argument("--eval_file", metavar="F", help="the probe's rows; default: composites of the embedded atlas")
+    data.add_argument("--img_path", "--image_path", metavar="I", help="folder of the rows' pictures")
+    data.add_argument("--output_dir", default="occlusion", metavar="D", help="where results go (default occlusion/)")
+    data.add_argument("--items", type=int, default=20, metavar="N", help="items to draw (default 20)")
+    data.add_argument("--seed", type=int, default=1, help="seed of the draw (default 1)")
+    masks = parser.add_argument_group("masks")
+    masks.add_argument("--mask_size", type=int, default=42, metavar="PX",
+                       help="side of the mask in pixels (default 42, the paper's; 1.5 image tokens of Qwen2.5-VL)")
+    masks.add_argument("--stride", type=int, metavar="PX", help="distance of the masks in pixels (default: their side)")
+    masks.add_argument("--colour", "--color", default="white", help="colour of the mask: a name, or #808080")
+    asked = parser.add_argument_group("what is asked")
+    asked.add_argument("--global_context_lambda", default="0", metavar="L", help="lambda while answering (default 0)")
+    asked.add_argument("--max_new_tokens", type=int, default=128, metavar="N",
+                       help="longest answer in tokens (default 128)")
+    add_run_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Mask, measure, write; 1 where pictures failed."""
+    from pathlib import Path
+
+    from transformers_agci.inference.load import load
+    from transformers_agci.lam import lambda_text, parse_lambda
+    from transformers_agci.probes.occlusion import MaskOptions, OcclusionRun, draw_items
+    from transformers_agci.probes.occlusion_masks import parse_colour
+
+    at_least_one(args, "items", "mask_size", "stride", "max_new_tokens", "batch_size")
+    lam = parse_lambda(args.global_context_lambda, "--global_context_lambda")
+    masks = MaskOptions(args.mask_size, args.stride or args.mask_size, parse_colour(args.colour))
+    output_dir = Path(args.output_dir)
+    options = model_options(args)
+    data = _data(args, output_dir)
+    rows = draw_items(data.items, args.items, args.seed)
+    loaded = load(options)
+    drawn = (f"{args.items} of {len(data.items)} items, drawn with seed {args.seed}"
+             if args.items < len(data.items) else f"all {len(data.items)} items (fewer than --items asks for)"
+             if args.items > len(data.items) else f"all {len(data.items)} items")
+    print(f"{drawn}: {len(rows)} pictures; {loaded.family.name}, lambda {lambda_text(lam)}, masks of {masks.size} px "
+          f"every {masks.stride} px", flush=True)
+    if data.negatives:
+        print(f"{data.negatives} rows whose answer is No are left out.", flush=True)
+    measured = OcclusionRun(loaded, rows, data.img_path, masks, lam, args.batch_size, args.max_new_tokens)
+    notes = {"eval_file": args.eval_file, "img_path": str(data.img_path), "items": args.items, "seed": args.seed}
+    summary = measured.write(output_dir, data, notes, run_options(args))
+    print("\n".join(summary.lines("pictures")))
+    if not args.shard:
+        print(f"\nmaps by target position: agci occlusion-maps --prob_results_dir {output_dir} --output_path maps.png")
+    return summary.exit_code
+
+
+def _data(args: argparse.Namespace, output_dir: "Path") -> "Positives":
+    from pathlib import Path
+
+    from transformers_agci.errors import InputError
+    from transformers_agci.probes.position_data import embedded_data
+    from transformers_agci.probes.positives import only_positives, read_positives
+
+    if args.eval_file is None:
+        if args.img_path:
+            raise InputError("--img_path belongs to --eval_file; without it the embedded atlas makes the pictures.")
+        folder = output_dir.with_name(f"{output_dir.name}.probe_set")
+        return only_positives(embedded_data(folder, args.items, args.seed), "the embedded atlas")
+    if args.img_path is None:
+        raise InputError("--img_path is needed with --eval_file: the folder that holds the rows' pictures.")
+    return read_positives(Path(args.eval_file), Path(args.img_path))

@@ -1,0 +1,89 @@
+"""Nine maps of one kind, one per place of the target, on one scale and with the target's box outlined."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transformers_agci.report.heatmap import GREY, INK, picture_path, save_figure
+from transformers_agci.report.overlay import OUTLINE, colour_bar
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PANEL_INCHES = 2.3
+
+
+class PlaceMap(NamedTuple):
+    """Values [rows, cols] (None: no picture with the target there), words, and the target's box as fractions 0..1.
+
+    `box` is (left, top, right, bottom).
+    """
+
+    values: NDArray[np.floating] | None
+    title: str
+    note: str
+    box: tuple[float, float, float, float]
+
+
+def draw_nine(maps: Sequence[PlaceMap], path: str | Path, label: str, title: str = "", footnote: str = "") -> Path:
+    """The 3x3 panel of nine maps, row-major, with one colour bar."""
+    return _draw(maps, 3, picture_path(path), _ceiling(maps), label=label, title=title, footnote=footnote)
+
+
+def draw_one(maps: Sequence[PlaceMap], index: int, path: str | Path, label: str, title: str = "") -> Path:
+    """Map `index` alone, on the scale of all nine."""
+    return _draw([maps[index]], 1, picture_path(path), _ceiling(maps), label=label, title=title)
+
+
+def _ceiling(maps: Sequence[PlaceMap]) -> float:
+    return max((float(place.values.max()) for place in maps if place.values is not None), default=1.0) or 1.0
+
+
+def _draw(maps: Sequence[PlaceMap], columns: int, target: Path, ceiling: float, *, label: str, title: str,
+          footnote: str = "") -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    rows = -(-len(maps) // columns)
+    figure = Figure(
+        figsize=(PANEL_INCHES * columns + 0.5, (PANEL_INCHES + 0.55) * rows + 0.7 + 0.16 * (footnote.count("\n") + 1)),
+        facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05),
+    )  # fmt: skip
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    drawn: Any = None
+    for axes, place in zip(grid.ravel(), maps, strict=True):
+        shown = _draw_place(axes, place, ceiling)
+        drawn = drawn if shown is None else shown
+    if drawn is not None:
+        colour_bar(figure, drawn, list(grid.ravel()), label, aspect=12 * columns)
+    if title:
+        figure.suptitle(title, fontsize=12, color=INK, fontweight="bold")
+    if footnote:
+        figure.supxlabel(footnote, fontsize=8, color=GREY)
+    save_figure(figure, target)
+    return target
+
+
+def _draw_place(axes: "Axes", place: PlaceMap, ceiling: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    axes.set_title(place.title, fontsize=10, color=INK, pad=15 if place.note else 5)
+    axes.text(0.5, 1.02, place.note, transform=axes.transAxes, ha="center", va="bottom", fontsize=7.8, color=GREY)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_visible(False)
+    if place.values is None:
+        axes.text(0.5, 0.5, "no picture", transform=axes.transAxes, ha="center", va="center", fontsize=9, color=GREY)
+        return None
+    rows, cols = place.values.shape
+    shown = axes.imshow(place.values, cmap="viridis", vmin=0, vmax=ceiling, interpolation="nearest")
+    left, top, right, bottom = place.box
+    axes.add_patch(Rectangle((left * cols - 0.5, top * rows - 0.5), (right - left) * cols, (bottom - top) * rows,
+                             fill=False, edgecolor=OUTLINE, linewidth=1.8, clip_on=False))
+    return shown

@@ -1,0 +1,109 @@
+"""Maps laid over the picture that they are about: the picture, then one panel per map, all on one scale."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from transformers_agci.data.grid import Box
+from transformers_agci.report.heatmap import GREY, INK, picture_path, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PANEL_INCHES = 2.9
+COLOURS = "viridis"
+COVER = 0.7  # opacity of the colours over the grey picture
+PALEST = 0.35  # how far the grey picture is lightened: what is dark shall be the map's doing
+OUTLINE = "#e6007e"  # no colour of viridis, readable on all of them
+
+
+class Overlay(NamedTuple):
+    """One map over the picture: values [height, width] at the picture's pixels, words, and a box to outline."""
+
+    values: NDArray[np.floating]
+    title: str
+    note: str = ""
+    box: Box | None = None
+
+
+def draw_overlays(
+    picture: Image.Image,
+    overlays: Sequence[Overlay],
+    path: str | Path,
+    *,
+    label: str,
+    title: str = "",
+    footnote: str = "",
+    top: float | None = None,
+) -> Path:
+    """Draw the picture and every map over a grey copy of it; `top` is the scale's end (default: the largest value)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    target = picture_path(path)
+    panels = 1 + len(overlays)
+    tall = PANEL_INCHES * min(2.0, picture.height / picture.width)
+    notes = max(overlay.note.count("\n") + 1 if overlay.note else 0 for overlay in overlays)
+    height = tall + 0.95 + 0.15 * notes + (0.35 if title else 0) + (0.2 if footnote else 0)
+    figure = Figure(figsize=(PANEL_INCHES * panels + 0.3, height), facecolor="white",
+                    layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05, compress=True))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    _plain(axes[0], "picture", notes)
+    axes[0].imshow(picture)
+    for overlay in overlays[:1]:
+        _outline(axes[0], overlay.box)
+    ceiling = top if top is not None else max(float(np.max(overlay.values)) for overlay in overlays)
+    grey = PALEST * 255 + (1 - PALEST) * np.asarray(picture.convert("L"))
+    drawn: Any = None
+    for place, overlay in zip(axes[1:], overlays, strict=True):
+        _plain(place, overlay.title, notes)
+        place.imshow(grey, cmap="gray", vmin=0, vmax=255)
+        drawn = place.imshow(overlay.values, cmap=COLOURS, vmin=0, vmax=ceiling or 1.0, alpha=COVER,
+                             interpolation="nearest")
+        _outline(place, overlay.box)
+        if overlay.note:
+            note = "\n".join(_short(line, 52) for line in overlay.note.split("\n"))
+            place.text(0.5, 1.02, note, transform=place.transAxes, ha="center", va="bottom", fontsize=8, color=GREY)
+    colour_bar(figure, drawn, list(axes), label, aspect=16 * panels)
+    if title:
+        figure.suptitle(_short(title, 45 * panels), fontsize=11.5, color=INK, fontweight="bold")
+    if footnote:
+        figure.supxlabel(footnote, fontsize=8, color=GREY)
+    save_figure(figure, target)
+    return target
+
+
+def colour_bar(figure: Any, drawn: Any, axes: "list[Axes]", label: str, aspect: float) -> None:
+    """One bar for the panels in `axes`, below them."""
+    bar = figure.colorbar(drawn, ax=axes, location="bottom", pad=0.03, shrink=0.7, aspect=aspect)
+    bar.set_label(label, fontsize=9, color=INK)
+    bar.ax.tick_params(labelsize=8, length=2, color=GREY, labelcolor=INK)
+    bar.outline.set_visible(False)
+
+
+def _plain(axes: "Axes", title: str, note_lines: int) -> None:
+    axes.set_title(title, fontsize=10.5, color=INK, pad=5 + 11 * note_lines)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_color(GREY)
+        side.set_linewidth(0.5)
+
+
+def _outline(axes: "Axes", box: Box | None) -> None:
+    from matplotlib.patches import Rectangle
+
+    if box is not None:
+        corner = (box.left - 0.5, box.top - 0.5)  # imshow puts a pixel's centre on the whole number
+        axes.add_patch(Rectangle(corner, box.right - box.left, box.bottom - box.top, fill=False, edgecolor=OUTLINE,
+                                 linewidth=1.6, clip_on=False))
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
