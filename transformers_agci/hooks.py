@@ -73,11 +73,7 @@ class Handle:
         _lift_key(owner.config)
         self._found = vars(owner.config).get(LAMBDA_KEY, _ABSENT)
         self._count_lock = _Lock()
-        self._hooks = [
-            owner.register_forward_pre_hook(self._before_owner, with_kwargs=True),
-            owner.language_model.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
-            owner.register_forward_hook(self._after_owner, always_call=True),
-        ]
+        self._hooks = self._put_hooks_on()
         setattr(owner, _HANDLE, self)
 
     @property
@@ -97,11 +93,18 @@ class Handle:
         """Take the hooks off and restore the config key as it was found. A second call does nothing."""
         if not self._hooks:
             return
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._take_hooks_off()
         delattr(self._owner, _HANDLE)
         _restore_key(self._owner.config, self._found)
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Stock within a `with` block, without the hooks; to compare with."""
+        self._take_hooks_off()
+        try:
+            yield
+        finally:
+            self._hooks = self._put_hooks_on()
 
     def __repr__(self) -> str:
         method = "" if self.method == "agci" else f"method={self.method}, "
@@ -109,6 +112,19 @@ class Handle:
             f"AGCI({'' if self.attached else 'detached, '}lam={self.lam:g}, {method}scope={self.scope}, "
             f"family={self.family.model_type}, images={self.injections})"
         )
+
+    def _put_hooks_on(self) -> list[Any]:
+        owner = self._owner
+        return [
+            owner.register_forward_pre_hook(self._before_owner, with_kwargs=True),
+            owner.language_model.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+            owner.register_forward_hook(self._after_owner, always_call=True),
+        ]
+
+    def _take_hooks_off(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def _before_owner(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         lam = _config_lambda(owner.config)
