@@ -248,6 +248,7 @@ def test_offline_is_one_sentence(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert "AAAndyZ/AGCI_Probe_Dataset" in printed
+    assert "(the hub is out of reach)" in printed
     assert "--local_copy" in printed
 
 

@@ -34,7 +34,7 @@ def download(kind: str, folder: Path) -> Path:
     Raises InputError in one sentence when the hub cannot be reached or has neither name.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     for name in HUB_SETS[kind]:
         target = folder / name.split("/")[1]
@@ -42,17 +42,19 @@ def download(kind: str, folder: Path) -> Path:
             snapshot_download(name, repo_type="dataset", local_dir=target)
         except RepositoryNotFoundError:
             continue
-        except Exception as error:  # no network shows as one of a dozen kinds, depending on where it breaks
-            raise InputError(
-                f"The hub set {name} could not be downloaded ({type(error).__name__}: {_first_line(error)}): try again "
-                f"online, the download goes on; or put a copy into a folder and give it with --local_copy."
-            ) from None
+        except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+            raise _undownloaded(name, "the hub is out of reach") from None
+        except Exception as error:  # a broken connection shows as one of a dozen kinds, depending on where it breaks
+            raise _undownloaded(name, f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}") from error
         return target
     raise InputError(f"The hub has none of {', '.join(HUB_SETS[kind])}: give a copy with --local_copy.")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")[:200] if str(error).strip() else "no reason given"
+def _undownloaded(name: str, reason: str) -> InputError:
+    return InputError(
+        f"The hub set {name} could not be downloaded ({reason}): try again online, the download goes on; or put a copy "
+        "into a folder and give it with --local_copy."
+    )
 
 
 def describe(folder: Path) -> str:
