@@ -27,7 +27,7 @@ def result_text(report: ResultReport) -> str:
 
 
 def pair_text(pair: PairReport) -> str:
-    """The difference of two results, overall and per position, and the verdict."""
+    """The difference of two results over all positions: accuracy, evenness, balanced accuracy, d'."""
     lines = [f"{pair.second} minus {pair.first}, {pair.items} items (paired, item-clustered bootstrap; points)", ""]
     rows = []
     for name, change in (("Yes rows", pair.yes), ("No rows", pair.no)):
