@@ -30,6 +30,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("demo", "demo", "from nothing to a heat map: the embedded model, with and without AGCI"),
     Command("merge-shards", "merge_shards", "join what the shards of a job array wrote"),
     Command("downstream", "downstream", "five benchmarks in one go, with the words of the published eval_downstream.py"),
+    Command("families", "families", "the supported models as a table"),
     Command("flow", "flow", "information flow: what the text after the picture attends to, on the picture"),
     Command("metrics", "metrics", "the position probe's results in numbers and as a map"),
     Command("metrics-similarity", "metrics_similarity", "similarity results in numbers and as a map"),
@@ -38,6 +39,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("occlusion-maps", "occlusion_maps", "occlusion maps summed up by the place of the target"),
     Command("probe", "probe", "the position probe: ask a model about every cell of a grid"),
     Command("score", "score", "score the answers of any model on a benchmark, as its official program does"),
+    Command("self-check", "self_check", "proof on a checkpoint that AGCI is on and correct"),
+    Command("set-lambda", "set_lambda", "write lambda into a checkpoint's config.json"),
     Command("similarity", "similarity", "how well the vision encoder understands a picture in each of nine places"),
     Command("train-embedded", "train_embedded", "train the embedded model anew on a CPU, from the shipped atlas"),
 )
