@@ -1,0 +1,81 @@
+"""Proof on a checkpoint that AGCI is on and correct: a table of checks, each with its figure.
+
+Without CHECKPOINT the embedded model is checked, without --image the question is about a picture of the embedded
+atlas. Exits with 1 when a check fails.
+"""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers_agci.inference.load import LoadedModel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    from transformers_agci.commands.model_default import add_model_arguments
+
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="folder or hub id; the same as --model_path")
+    parser.add_argument("--image", metavar="I", help="the picture to ask about")
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, check, print."""
+    from transformers_agci.commands.model_default import EMBEDDED, model_options
+    from transformers_agci.errors import InputError
+    from transformers_agci.inference.load import load
+    from transformers_agci.self_checks import self_check
+
+    if args.checkpoint is not None:
+        if args.model not in (EMBEDDED, args.checkpoint):
+            raise InputError("Name the checkpoint once: as CHECKPOINT or with --model_path.")
+        args.model = args.checkpoint
+    loaded = load(model_options(args))
+    _serve_key(loaded)
+    result = self_check(loaded.model, _inputs(loaded, args.image))
+    print(result)
+    return 0 if result.passed else 1
+
+
+def _serve_key(loaded: "LoadedModel") -> None:
+    """Where no start-up hook did it, put AGCI on by the key: the other checks are about the method itself."""
+    from transformers_agci.hooks import serve_key
+
+    if loaded.lam is not None:
+        serve_key(loaded.model)
+
+
+def _inputs(loaded: "LoadedModel", image: str | None) -> dict[str, Any]:
+    """The position probe's question about one picture, as the processor makes it."""
+    from pathlib import Path
+
+    from transformers_agci.inference.prompt import chat_text, tokenize
+    from transformers_agci.inference.questions import YES_NO, Picture, PictureBytes, PictureFile, Question
+    from transformers_agci.probes.position import PROMPT
+
+    picture: Picture
+    if image is None:
+        data, caption = _atlas_picture()
+        picture = PictureBytes(data, "the embedded atlas")
+    else:
+        path = Path(image)
+        picture, caption = PictureFile(path.parent, path.name, "--image"), "a dog"
+    question = Question(row={}, where="self-check", text=PROMPT.format(caption=caption), pictures=(picture,),
+                        group=0, stop=YES_NO)  # fmt: skip
+    inputs = tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[picture.open()]])
+    return {
+        name: value.to(loaded.device, loaded.model.dtype) if value.is_floating_point() else value.to(loaded.device)
+        for name, value in inputs.items()
+    }
+
+
+def _atlas_picture() -> tuple[bytes, str]:
+    """A composite of nine atlas pictures, and the name of the one in the middle."""
+    from transformers_agci.embedded.atlas import Atlas
+    from transformers_agci.embedded.drawing import Look
+    from transformers_agci.embedded.probe_set import draw_items
+
+    atlas = Atlas()
+    [drawn] = draw_items(atlas, items=1, seed=0, look=Look())
+    return drawn.composite(4), atlas.names[drawn.item.target]

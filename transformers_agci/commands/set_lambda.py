@@ -1,0 +1,138 @@
+"""Write lambda into a local checkpoint's config.json, where every program of this environment finds it.
+
+The file is replaced as a whole, what it was before stays beside it as config.json.bak, and the change is shown.
+"""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONFIG = "config.json"
+LOCK_SECONDS = 30  # that another program may take for its own change
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder with config.json")
+    parser.add_argument("lam", metavar="LAMBDA", nargs="?", help="a number >= 0; 0 is the unmodified model")
+    parser.add_argument("--remove", action="store_true", help="take the key out instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Change the file and say how."""
+    from pathlib import Path
+
+    from transformers_agci.errors import InputError
+    from transformers_agci.lam import parse_lambda
+
+    if args.remove == (args.lam is not None):
+        raise InputError("Give a lambda (agci set-lambda CHECKPOINT 0.5) or --remove, one of the two.")
+    lam = None if args.remove else parse_lambda(args.lam, "LAMBDA")
+    for line in set_lambda(Path(args.checkpoint), lam):
+        print(line)
+    return 0
+
+
+def set_lambda(folder: "Path", lam: float | None) -> list[str]:
+    """Set the key of the checkpoint in `folder`, or take it out where `lam` is None; returns what to tell the user.
+
+    Raises:
+        InputError: no config.json, not JSON, not a supported family, not writable, or held by another program.
+    """
+    from filelock import FileLock, Timeout
+
+    from transformers_agci.errors import InputError
+
+    path = folder if folder.name == CONFIG else folder / CONFIG
+    if not path.is_file():
+        raise InputError(f"There is no {path}; give the folder of a checkpoint on this machine.")
+    try:
+        with FileLock(path.with_name(f".{CONFIG}.lock"), timeout=LOCK_SECONDS):
+            return _change(path, lam)
+    except Timeout as error:
+        raise InputError(f"Another program has been changing {path} for {LOCK_SECONDS} s; try again later.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be changed ({error.strerror or error}).") from error
+
+
+def _change(path: "Path", lam: float | None) -> list[str]:
+    import json
+    import os
+
+    from transformers_agci.errors import InputError
+    from transformers_agci.lam import LAMBDA_KEY
+
+    text = path.read_text(encoding="utf-8")
+    config = _parsed(path, text)
+    found = json.dumps(config[LAMBDA_KEY]) if LAMBDA_KEY in config else "absent"
+    _without_key(config)
+    if lam is not None:
+        config[LAMBDA_KEY] = lam
+    wanted = json.dumps(config, indent=_indent(text), ensure_ascii=False) + "\n"
+    if json.loads(text) == config:
+        return [f"{path}: {LAMBDA_KEY} is {found} already; nothing was changed."]
+    if not os.access(path, os.W_OK):
+        raise InputError(f"{path} is write-protected; copy the checkpoint or change its permissions.")
+    backup = path.with_name(f"{CONFIG}.bak")
+    _replace(backup, text, path)
+    _replace(path, wanted, path)
+    now = "absent" if lam is None else json.dumps(lam)
+    return [f"{path}: {LAMBDA_KEY}: {found} -> {now}", f"before: {backup}"]
+
+
+def _parsed(path: "Path", text: str) -> dict[str, Any]:
+    """The config of a supported family."""
+    import json
+
+    from transformers_agci.errors import InputError
+    from transformers_agci.families import SUPPORTED_FAMILIES
+
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no JSON object; it is not a model's config.")
+    if config.get("model_type") not in SUPPORTED_FAMILIES:
+        served = ", ".join(f"{family.name} ({name})" for name, family in SUPPORTED_FAMILIES.items())
+        raise InputError(
+            f"{path} says model_type {config.get('model_type')!r}, which AGCI does not support. Supported: {served}."
+        )
+    return config
+
+
+def _without_key(config: dict[str, Any]) -> None:
+    """Take the key out, also of the text part, where some versions of transformers put a copy and then prefer it."""
+    from transformers_agci.lam import LAMBDA_KEY
+
+    config.pop(LAMBDA_KEY, None)
+    if isinstance(config.get("text_config"), dict):
+        config["text_config"].pop(LAMBDA_KEY, None)
+
+
+def _indent(text: str) -> int | None:
+    """The file's own indentation, so that a diff shows one line; None for a file in one line."""
+    lines = text.splitlines()[1:2]
+    return len(lines[0]) - len(lines[0].lstrip()) if lines else None
+
+
+def _replace(path: "Path", text: str, like: "Path") -> None:
+    """Write `path` as a whole or not at all, with the permissions of `like`."""
+    import os
+    import shutil
+    import tempfile
+    from pathlib import Path
+
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.copymode(like, name)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
