@@ -186,7 +186,8 @@ def ask(row: Row, protocol: str, mode: str) -> Asked | None:
     """The text holds the options and the instruction already."""
     read = Read(f"CRPE question {shown(row.get('question_id'))}", row)
     picture = _text(read, "image")
-    return Asked(_text(read, "text"), (picture,), picture, 128)
+    text = _text(read, "text")
+    return Asked(text, text, (picture,), picture, 128)
 
 
 def read(path: Path, setting: str | None = None) -> Sequence[Read]:

@@ -270,7 +270,7 @@ def ask(row: Row, protocol: str, mode: str) -> Asked | None:
         return None
     text = f"{question}\n{INSTRUCTION}" if protocol == "paper" else question
     group = tuple(str(row.get(name)) for name in KEY_FIELDS[:4])
-    return Asked(text, (str(filename),) if shows else (), group, 128 if protocol == "paper" else 512)
+    return Asked(text, question, (str(filename),) if shows else (), group, 128 if protocol == "paper" else 512)
 
 
 def read(path: Path, setting: str | None = None) -> Sequence[Read]:

@@ -227,15 +227,16 @@ def ask(row: Row, protocol: str, mode: str) -> Asked | None:
     """The dataset's row as a prompt; the paper's scripts asked the rows with exactly one picture only."""
     where = f"MMMU-Pro question {shown(row.get('id'))}"
     if "question" not in row:
-        return Asked(INSTRUCTIONS["vision", mode], (_picture(row, "image", where),), row.get("id"), TOKENS[mode])
+        return Asked(INSTRUCTIONS["vision", mode], "", (_picture(row, "image", where),), row.get("id"), TOKENS[mode])
     options = read_options(row.get("options"), where)
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(letters_of(options), options, strict=True))
-    prompt = f"{row['question']}\n{listed}\n{INSTRUCTIONS['standard', mode]}"
-    numbers = IMAGE.findall(prompt)
+    question = f"{row['question']}\n{listed}"
+    numbers = IMAGE.findall(question)
     if protocol == "paper" and len(numbers) != 1:
         return None
     pictures = tuple(_picture(row, f"image_{int(number)}", where) for number in numbers)
-    return Asked(IMAGE.sub("<image>", prompt), pictures, row.get("id"), TOKENS[mode])
+    question = IMAGE.sub("<image>", question)
+    return Asked(f"{question}\n{INSTRUCTIONS['standard', mode]}", question, pictures, row.get("id"), TOKENS[mode])
 
 
 def _picture(row: Row, name: str, where: str) -> str | bytes:

@@ -278,8 +278,8 @@ def ask(row: Row, protocol: str, mode: str) -> Asked | None:
         picture = picture.get("bytes")
     if not isinstance(picture, str | bytes):
         raise InputError(f"POPE question {shown(row.get('question_id'))}: 'image' is neither a path nor a picture.")
-    prompt = text if text.endswith(INSTRUCTION) else f"{text}\n{INSTRUCTION}"
-    return Asked(prompt, (picture,), _image_name(row) or row.get("question_id"), 128)
+    question = text.removesuffix(f"\n{INSTRUCTION}")
+    return Asked(f"{question}\n{INSTRUCTION}", question, (picture,), _image_name(row) or row.get("question_id"), 128)
 
 
 def read(path: Path, setting: str | None = None) -> Sequence[Read]:

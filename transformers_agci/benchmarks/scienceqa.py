@@ -192,7 +192,7 @@ def ask(row: Row, protocol: str, mode: str) -> Asked | None:
     if protocol == "paper" and not image:
         return None
     question = _human(row, f"question {shown(row.get('id'))}").replace("<image>", "").strip()
-    return Asked(f"{question}\n{INSTRUCTION}", (image,) if image else (), row.get("id"),
+    return Asked(f"{question}\n{INSTRUCTION}", question, (image,) if image else (), row.get("id"),
                  128 if protocol == "paper" else 1024)
 
 

@@ -167,7 +167,7 @@ def ask(row: Row, protocol: str, mode: str) -> Asked | None:
     text, picture = field_of(read, "text"), field_of(read, "image")
     if not isinstance(text, str) or not isinstance(picture, str):
         raise InputError(f"{read.where}: 'text' and 'image' must be text.")
-    return Asked(text, (picture,), picture, 128)
+    return Asked(text, text.removesuffix(f"\n{INSTRUCTION}"), (picture,), picture, 128)
 
 
 def read(path: Path, setting: str | None = None) -> Sequence[Read]:

@@ -42,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--mode", choices=MODES, default="direct", help="mmmu_pro: direct answer or chain of thought")
     how.add_argument("--setting", "--dataset_variant", metavar="S",
                      help="mmmu_pro: 'standard (10 options)', 'standard (4 options)' or vision")
+    how.add_argument("--prompt", metavar="TEXT", help="instead of the protocol's: {question} stands for the row's "
+                     "question without its instruction")
     how.add_argument("--max_new_tokens", metavar="N", type=int, help="instead of the protocol's limit")
     add_run_arguments(parser)
     how.add_argument("--resamples", metavar="N", type=int, default=2000, help="of the score's bootstrap")
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.inference.load import load, load_options
 
     source = Source(benchmark(args.name), args.data, args.hub_id, args.image_root, args.protocol, args.mode,
-                    args.setting, limit=args.limit, max_new_tokens=args.max_new_tokens)
+                    args.setting, limit=args.limit, max_new_tokens=args.max_new_tokens, prompt=args.prompt)
     loaded = load(load_options(args), weights=not args.dry_run)
     return ask_and_score(args, source, loaded, args.answer_file or Path(f"{args.name}.jsonl"))
 
@@ -71,7 +73,8 @@ def ask_and_score(args: argparse.Namespace, source: "Source", loaded: "LoadedMod
     made = asking(source)
     lambdas, told = lambdas_of(given, loaded)
     outputs = output_paths(answer_file, lambdas)
-    print(f"{source.benchmark.title}, protocol {source.how}: {len(made)} questions"
+    print(f"{source.benchmark.title}, protocol {source.how}{' with a prompt of your own' if source.prompt else ''}: "
+          f"{len(made)} questions"
           + (f", {made.left_out} rows outside its population" if made.left_out else ""), flush=True)
     if args.dry_run:
         return _dry_run(args, loaded, made, lambdas, outputs)

@@ -31,6 +31,7 @@ class Source:
     split: str = "test"
     limit: int | None = None
     max_new_tokens: int | None = None  # default: the protocol's
+    prompt: str | None = None  # instead of the protocol's: "{question}" stands for the row's question
 
     @property
     def how(self) -> str:
@@ -83,7 +84,8 @@ def asking(source: Source) -> Asking:
 
 def _question(source: Source, where: str, row: Row, asked: Asked) -> Question:
     pictures = tuple(_picture(source, where, picture) for picture in asked.pictures)
-    return Question(without_pictures(row), where, asked.text, pictures, asked.group,
+    text = asked.text if source.prompt is None else source.prompt.replace("{question}", asked.question)
+    return Question(without_pictures(row), where, text, pictures, asked.group,
                     up_to(source.max_new_tokens or asked.max_new_tokens))
 
 
@@ -144,6 +146,7 @@ def ask(source: Source, made: Asking, loaded: LoadedModel, lambdas: Sequence[flo
     """Ask every question at every lambda."""
     settings = {
         "experiment": source.benchmark.name, "protocol": source.how, "mode": source.mode, "setting": source.setting,
+        "prompt": source.prompt or "the protocol's",
         "questions_sha256": _fingerprint(made.questions),
     }
     notes = {"data": str(source.hub_id or source.data), "image_root": str(source.picture_root)}
@@ -156,8 +159,7 @@ def _fingerprint(questions: Sequence[Question]) -> str:
     """What is asked, in one number: texts and picture names or contents, in order."""
     digest = hashlib.sha256()
     for question in questions:
-        names = [p.name if isinstance(p, PictureFile) else p.key.hex() for p in question.pictures
-                 if isinstance(p, PictureFile | PictureBytes)]
+        names = [p.name if isinstance(p, PictureFile) else str(p.key) for p in question.pictures]
         digest.update(repr((question.text, names, question.stop)).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
 

@@ -18,10 +18,12 @@ class Asked:
     """One row as the user's turn.
 
     Without a mark the pictures come before the text; with marks the k-th "<image>" stands for the k-th picture.
-    `group` names the picture or item: rows of one group are asked together.
+    `question` is the text without the protocol's instruction. `group` names the picture or item: rows of one group are
+    asked together.
     """
 
     text: str
+    question: str
     pictures: tuple[Picture, ...]
     group: Hashable
     max_new_tokens: int
