@@ -1,8 +1,10 @@
 """A model and its processor from a folder or hub id, ready to answer, and what the manifest says about them."""
 
 import argparse
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +89,8 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
         checkpoint_files.check_weights(folder)
     try:
         processor = _load_processor(folder, options)
-        model, unexpected = _load_model(folder, options) if weights else (_shape_of(folder, options), [])
+        with _bars_on_a_terminal_only():
+            model, unexpected = _load_model(folder, options) if weights else (_shape_of(folder, options), [])
     except ImportError as error:
         raise InputError(f"{options.model} needs a package that is not installed: {_one_line(error)} "
                          "(pip install 'transformers-agci[eval]' brings all of them).") from error
@@ -105,6 +108,21 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
     notes = {"model": options.model, "revision": _revision(folder), "lambda_in_config": lam,
              "unexpected_weights": unexpected}
     return LoadedModel(model, processor, family_of(model), device, identity, notes, lam)
+
+
+@contextlib.contextmanager
+def _bars_on_a_terminal_only() -> Iterator[None]:
+    """transformers draws a progress bar while it loads, which a log file cannot show."""
+    from transformers.utils import logging
+
+    quiet = not sys.stderr.isatty() and logging.is_progress_bar_enabled()
+    if quiet:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet:
+            logging.enable_progress_bar()
 
 
 def one_thread_on_cpu() -> None:

@@ -1,0 +1,241 @@
+"""Loading: what is refused, in one sentence with the remedy, before anything of a checkpoint can run."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from transformers_agci.errors import InputError
+from transformers_agci.inference import checkpoint_files
+from transformers_agci.inference.load import LoadOptions, lambdas_of, load
+from transformers_agci.lam import LAMBDA_KEY
+
+FAMILY = "llava"
+
+
+@pytest.fixture
+def folder(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A tiny checkpoint that may be spoilt."""
+    return Path(shutil.copytree(tiny_checkpoint(FAMILY), tmp_path / "model"))
+
+
+def refuse(folder: Path | str, message: str, **options: Any) -> str:
+    with pytest.raises(InputError, match=message) as error:
+        load(LoadOptions(str(folder), **options))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def change(file: Path, **values: Any) -> None:
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(content | values))
+
+
+def change_weights(folder: Path, edit: Callable[[dict], None]) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    edit(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def test_what_the_manifest_learns(folder):
+    loaded = load(LoadOptions(str(folder), dtype="bfloat16"))
+    assert loaded.model.dtype == torch.bfloat16
+    assert not loaded.model.training
+    assert loaded.identity["family"] == FAMILY
+    assert loaded.identity["dtype"] == "bfloat16"
+    assert loaded.identity["attention"] == "sdpa"
+    assert loaded.identity["device"] == "cpu"
+    assert loaded.identity["pictures"]["size"] == {"shortest_edge": 56}
+    assert loaded.notes["model"] == str(folder)
+    before = loaded.identity["weights_sha256"]
+    change_weights(folder, lambda weights: weights[min(weights)].add_(1))
+    assert load(LoadOptions(str(folder))).identity["weights_sha256"] != before
+    assert load(LoadOptions(str(folder), attn_implementation="eager")).identity["attention"] == "eager"
+
+
+def test_the_hash_of_large_files_is_sampled(folder, monkeypatch):
+    monkeypatch.setattr(checkpoint_files, "WHOLE", 1000)
+    monkeypatch.setattr(checkpoint_files, "SAMPLE", 1000)
+    before = checkpoint_files.fingerprint(folder)
+    assert checkpoint_files.fingerprint(folder) == before
+    change_weights(folder, lambda weights: weights.update({key: value + 1 for key, value in weights.items()}))
+    assert checkpoint_files.fingerprint(folder) != before
+
+
+def test_lambda_comes_from_the_command_line_then_the_config_then_zero(folder):
+    assert lambdas_of([], load(LoadOptions(str(folder))))[0] == [0.0]
+    change(folder / "config.json", **{LAMBDA_KEY: 0.25})
+    loaded = load(LoadOptions(str(folder)))
+    assert lambdas_of(None, loaded) == ([0.25], f"{LAMBDA_KEY} in the model's config.json")
+    assert lambdas_of([0.5, 0], loaded) == ([0.5, 0], "the command line")
+    change(folder / "config.json", **{LAMBDA_KEY: -1})
+    refuse(folder, "lambda must be a finite number >= 0.*config.json")
+
+
+# --- not a checkpoint that we serve ---
+
+def test_no_such_folder(tmp_path):
+    refuse(tmp_path / "none", "There is no model folder")
+    refuse("./none", "There is no model folder")
+    refuse(tmp_path, "holds no config.json")
+    refuse("nobody/nothing", "neither a folder here nor a checkpoint that the hub gave us")
+
+
+def test_a_folder_without_weights(folder):
+    (folder / "model.safetensors").unlink()
+    refuse(folder, "holds no weights")
+
+
+def test_pickled_weights_are_refused_with_the_remedy(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refuse(folder, r"pickles \(pytorch_model.bin\).*save_pretrained")
+
+
+def test_a_missing_shard_is_named(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    change(folder / "model.safetensors.index.json", **index)
+    refuse(folder, "lacks 1 of 2 weight files, the first is model-00002-of-00002.safetensors")
+    change(folder / "model.safetensors.index.json", weight_map={"a": "../../secret.safetensors"})
+    refuse(folder, "outside its folder")
+
+
+def test_an_unsupported_model_lists_the_supported_ones(folder):
+    change(folder / "config.json", model_type="bert")
+    said = refuse(folder, "model_type 'bert'")
+    assert all(name in said for name in ("Qwen2.5-VL", "Qwen3-VL", "Gemma3n", "InternVL3", "LLaVA-v1.6", "LLaVA-v1.5"))
+
+
+@pytest.mark.parametrize(("model_type", "twin"), [("llava_llama", "llava-1.5"), ("llava_mistral", "llava-v1.6")])
+def test_the_original_llava_layout_names_its_twin(folder, model_type, twin):
+    change(folder / "config.json", model_type=model_type)
+    refuse(folder, twin)
+
+
+def test_a_checkpoint_of_another_family(folder):
+    refuse(folder, r"is a LLaVA-v1.5 checkpoint.*is for Qwen2.5-VL", family="qwen2_5_vl")
+    refuse(folder, "Unknown family 'qwen'. Available: qwen2_5_vl", family="qwen")
+    load(LoadOptions(str(folder), family=FAMILY))
+
+
+def test_broken_json(folder):
+    (folder / "config.json").write_text("{")
+    refuse(folder, "config.json is not readable JSON")
+
+
+# --- hostile ---
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "preprocessor_config.json",
+                                  "processor_config.json"])
+def test_code_of_its_own_is_refused_and_never_run(folder, tmp_path, file):
+    proof = tmp_path / "it_ran"
+    (folder / "evil.py").write_text(f"open({str(proof)!r}, 'w')\nclass Evil: pass\n")
+    autos = {"AutoConfig": "evil.Evil", "AutoTokenizer": ["evil.Evil", None], "AutoProcessor": "evil.Evil"}
+    change(folder / file, auto_map=autos)
+    refuse(folder, f"{file} asks for Python code of its own")
+    assert not proof.exists()
+    assert not any(name.endswith("evil") for name in sys.modules)
+
+
+def test_a_chat_template_cannot_reach_python(folder):
+    from transformers_agci.inference.prompt import chat_text
+    from transformers_agci.inference.questions import Question
+
+    (folder / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    loaded = load(LoadOptions(str(folder)))
+    with pytest.raises(Exception, match="unsafe"):
+        chat_text(loaded.processor, Question({}, "x", "hello"))
+
+
+# --- weights ---
+
+def test_missing_weights_are_an_error(folder):
+    change_weights(folder, lambda weights: weights.pop(next(key for key in weights if "projector" in key)))
+    refuse(folder, "lacks 1 of the model's weights, for instance .*projector")
+
+
+def test_weights_of_another_shape_are_an_error(folder):
+    def squash(weights: dict) -> None:
+        key = next(key for key in weights if key.endswith("q_proj.weight") and "language" in key)
+        weights[key] = weights[key][:5].clone()
+
+    change_weights(folder, squash)
+    refuse(folder, "cannot be loaded|another shape")
+
+
+@pytest.mark.parametrize(("name", "refused"), [
+    ("model.vision_tower.extra.weight", True), ("vision_tower.vision_model.extra", True),
+    ("model.language_model.layers.9.mlp.up_proj.weight", True), ("multi_modal_projector.linear_9.weight", True),
+    ("lm_head.bias", True), ("optimizer.state", False), ("model.audio_tower.weight", False),
+])
+def test_unknown_weights(folder, name, refused):
+    change_weights(folder, lambda weights: weights.update({name: torch.zeros(2)}))
+    if refused:
+        refuse(folder, "does not know in its vision tower, projector or decoder")
+    else:
+        assert load(LoadOptions(str(folder))).notes["unexpected_weights"] == [name]
+
+
+# --- processor and options ---
+
+def test_a_processor_that_is_not_there(folder):
+    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / file).unlink(missing_ok=True)
+    refuse(folder, "processor")
+
+
+def test_no_chat_template(folder):
+    for file in folder.glob("chat_template*"):
+        file.unlink()
+    for file in ("processor_config.json", "tokenizer_config.json"):
+        if (folder / file).exists():
+            content = json.loads((folder / file).read_text())
+            content.pop("chat_template", None)
+            (folder / file).write_text(json.dumps(content))
+    refuse(folder, "no chat template")
+
+
+def test_the_picture_size_can_be_pinned_where_the_family_has_one(folder, tiny_checkpoint):
+    from tiny_checkpoints import picture, prompt_inputs
+
+    refuse(folder, "for the Qwen families", max_pixels=1000)
+    qwen = str(tiny_checkpoint("qwen2_5_vl"))
+    refuse(qwen, "0 < min_pixels <= max_pixels", min_pixels=10_000, max_pixels=5_000)
+    loaded = load(LoadOptions(qwen, max_pixels=28 * 28 * 9))
+    tokens = prompt_inputs(loaded.processor, "Is it?", picture(0, 300, 300))["input_ids"]
+    assert int((tokens == loaded.model.config.image_token_id).sum()) == 9
+    assert loaded.identity["pictures"]["size"]["longest_edge"] == 28 * 28 * 9
+
+
+def test_devices(folder):
+    refuse(folder, "give only one", device="cpu", device_map="auto")
+    refuse(folder, "not one that PyTorch knows", device="abacus")
+    refuse(folder, "is a folder", revision="main")
+    if not torch.cuda.is_available():
+        refuse(folder, "finds no GPU", device="cuda")
+        refuse(folder, "needs a GPU", load_in_4bit=True)
+    assert load(LoadOptions(str(folder), device_map="auto")).device.type in ("cpu", "cuda")
+
+
+def test_a_missing_package_is_named(folder, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    refuse(folder, "--device_map needs the package accelerate: pip install accelerate", device_map="auto")
+
+
+def test_one_thread_unless_the_environment_says_otherwise(monkeypatch):
+    from transformers_agci.inference.load import one_thread_on_cpu
+
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    one_thread_on_cpu()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    one_thread_on_cpu()
+    assert asked == [1]
