@@ -205,18 +205,22 @@ class Measured(NamedTuple):
     cells: list[Interval]
 
 
-def paired_difference(first: Floats, second: Floats, resamples: int = 2000, seed: int = 0) -> Measured:
-    """second - first over the rows that both tables have, with item-clustered bootstrap intervals."""
-    change = second - first
-    sample = bootstrap([change], resamples, seed)[0]
-    present = (~np.isnan(change)).sum(axis=0)
+def bootstrap_means(table: Floats, resamples: int = 2000, seed: int = 0) -> Measured:
+    """The mean over all rows and per cell of a table, with item-clustered bootstrap intervals."""
+    sample = bootstrap([table], resamples, seed)[0]
+    present = (~np.isnan(table)).sum(axis=0)
     rows = int(present.sum())
-    overall = percentile_interval(sample.overall, float(np.nansum(change) / rows) if rows else np.nan, rows)
+    overall = percentile_interval(sample.overall, float(np.nansum(table) / rows) if rows else np.nan, rows)
     cells = [
         percentile_interval(draws, float(mean), int(n))
-        for draws, mean, n in zip(sample.cells.T, cell_means(change), present, strict=True)
+        for draws, mean, n in zip(sample.cells.T, cell_means(table), present, strict=True)
     ]
     return Measured(overall, cells)
+
+
+def paired_difference(first: Floats, second: Floats, resamples: int = 2000, seed: int = 0) -> Measured:
+    """second - first over the rows that both tables have, with item-clustered bootstrap intervals."""
+    return bootstrap_means(second - first, resamples, seed)
 
 
 def d_prime(hit_rate: Floats, positives: Floats, false_alarm_rate: Floats, negatives: Floats) -> Floats:

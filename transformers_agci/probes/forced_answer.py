@@ -66,7 +66,7 @@ class ForcedAnswer:
         forced = _with_answer(self._on_device(inputs), tokens[:-1])
         with torch.inference_mode():
             # Only the needed positions' logits: the vocabulary is large.
-            logits = self.loaded.model(**forced, use_cache=False, logits_to_keep=len(tokens)).logits
+            logits = self.loaded.model(**forced, logits_to_keep=len(tokens)).logits
         wanted = tokens.to(logits.device).expand(len(logits), -1)
         return logits[:, -len(tokens) :].gather(2, wanted[..., None])[..., 0].float().cpu()
 

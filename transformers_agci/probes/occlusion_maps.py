@@ -55,12 +55,7 @@ def sum_up(maps: Sequence[PictureMap], draws: int = 2000, seed: int = 0) -> Occl
         totals[picture.cell] += pixels
         counts[picture.cell] += 1
         shares[items[picture.item], picture.cell] = share_in(pixels, target_box(picture.cell, *pixels.shape[::-1]))
-    sample = st.bootstrap([shares], draws, seed)[0]
-    present = (~np.isnan(shares)).sum(axis=0)
-    cells = [st.percentile_interval(drawn, float(mean), int(n))
-             for drawn, mean, n in zip(sample.cells.T, st.cell_means(shares), present, strict=True)]
-    total = int(present.sum())
-    overall = st.percentile_interval(sample.overall, float(np.nanmean(shares)) if total else np.nan, total)
+    overall, cells = st.bootstrap_means(shares, draws, seed)
     means = [total / n if n else None for total, n in zip(totals, counts, strict=True)]
     covered = raster.covered().astype(float)
     areas = [share_in(covered, target_box(cell, raster.width, raster.height)) for cell in range(len(POSITIONS))]

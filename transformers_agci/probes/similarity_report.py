@@ -60,17 +60,9 @@ def read_similarities(path: Path | str) -> st.Floats:
 def measure(table: st.Floats, draws: int = 2000, seed: int = 0) -> SimilarityReport:
     """Means with bootstrap intervals that resample items, and the test of evenness that permutes within items."""
     centred = table - np.nanmean(table, axis=1, keepdims=True)
-    sample, of_effects = st.bootstrap([table, centred], draws, seed)
-    rows = int((~np.isnan(table)).sum())
-    overall = st.percentile_interval(sample.overall, float(np.nanmean(table)), rows)
-    return SimilarityReport(len(table), overall, _cells(table, sample), _cells(centred, of_effects),
+    means, effects = (st.bootstrap_means(values, draws, seed) for values in (table, centred))
+    return SimilarityReport(len(table), means.overall, means.cells, effects.cells,
                             st.permutation_null(table, draws, seed))
-
-
-def _cells(table: st.Floats, sample: st.Resampled) -> list[st.Interval]:
-    counts = (~np.isnan(table)).sum(axis=0)
-    return [st.percentile_interval(drawn, float(mean), int(n))
-            for drawn, mean, n in zip(sample.cells.T, st.cell_means(table), counts, strict=True)]
 
 
 def report_text(report: SimilarityReport, label: str) -> str:
