@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from transformers_agci.cli import main
-from transformers_agci.embedded import training
+from transformers_agci.embedded import recipe, training
 from transformers_agci.embedded.architecture import fresh_model
 from transformers_agci.embedded.atlas import Atlas
 from transformers_agci.embedded.checkpoint import processor_for
@@ -115,9 +115,9 @@ def test_the_same_seed_gives_the_same_lessons(tokenizer: Any) -> None:
 
 
 def test_a_short_recipe_keeps_every_stage() -> None:
-    assert [stage.steps for stage in training.scaled(None)] == [stage.steps for stage in training.STAGES]
-    assert [stage.steps for stage in training.scaled(1)] == [1, 1, 1, 1]
-    assert 18 <= sum(stage.steps for stage in training.scaled(20)) <= 22
+    assert [stage.steps for stage in recipe.scaled(None)] == [stage.steps for stage in recipe.STAGES]
+    assert [stage.steps for stage in recipe.scaled(1)] == [1, 1, 1, 1]
+    assert 18 <= sum(stage.steps for stage in recipe.scaled(20)) <= 22
 
 
 def test_bad_numbers_are_clear_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_bad_numbers_are_clear_errors(capsys: pytest.CaptureFixture[str], tmp_pa
 @pytest.mark.slow
 def test_twenty_steps_lower_the_loss(tmp_path: Path) -> None:
     _, losses = training.train(tmp_path, steps=20)
-    assert list(losses) == [stage.name for stage in training.STAGES]
+    assert list(losses) == [stage.name for stage in recipe.STAGES]
     assert losses["words"][-1] < losses["words"][0] / 2
     assert losses["prompt"][-1] < losses["prompt"][0]
 

@@ -1,22 +1,10 @@
-"""How the embedded model learns, from nothing, in about 15 minutes on one CPU thread.
-
-Four stages, each counted in steps:
-
-1. names    the vision tower learns to name single cells: an image token shall resemble its picture's name
-2. canvas   the same on whole canvases, where the last vision block mixes the cells
-3. words    the decoder learns to find a name among the image tokens: "cat Yes; dog No;"
-4. prompt   the whole model learns the probe's own prompt, the naming kept on beside it
-
-Trained from the prompt alone the model stays at chance; the order is what makes it converge.
-"""
+"""How the embedded model learns, stage by stage, from nothing."""
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,91 +13,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from transformers_agci.embedded import architecture as shape
-from transformers_agci.embedded.architecture import fresh_model
 from transformers_agci.embedded.atlas import CELL, Atlas
 from transformers_agci.embedded.drawing import SIDE, Look
 from transformers_agci.embedded.fast_forward import FastDecoder, FastVision
 from transformers_agci.embedded.lessons import Lesson, Studio
+from transformers_agci.embedded.pupil import SHARPNESS, Pupil, new_pupil, open_the_decoder
+from transformers_agci.embedded.recipe import STAGES, Stage, rate_at, scaled
 from transformers_agci.embedded.sheet import IGNORED
-from transformers_agci.embedded.vocabulary import train_tokenizer
 
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the recipe."""
-
-    name: str
-    steps: int
-    canvases: int  # per step
-    rate: float  # peak learning rate
-    vision_rate: float  # of the vision tower and the embeddings, as a share of `rate`; 0 freezes them
-    noise: float  # share of the look's noise: early stages see clearer pictures
-    chained: int = 0  # bare names per canvas
-    prompts: int = 0  # questions in the probe's words per canvas
-    naming: float = 0.0  # weight of the naming loss beside the questions
-
-
-STAGES = (
-    Stage("names", 450, canvases=21, rate=2e-3, vision_rate=1.0, noise=0.5),
-    Stage("canvas", 600, canvases=21, rate=1e-3, vision_rate=1.0, noise=1.0),
-    Stage("words", 700, canvases=16, rate=1.5e-3, vision_rate=0.0, noise=1.0, chained=24),
-    Stage("prompt", 900, canvases=16, rate=1e-3, vision_rate=0.3, noise=1.0, chained=10, prompts=5, naming=0.5),
-)
-TEXT_SCALE = 0.3  # root mean square of embeddings and image tokens when the decoder starts to learn
-IMAGE_MARK = 0.7  # a constant random offset on every image token, in TEXT_SCALE: tells them from words
-LOOKUP = 1.5  # scale of the first layer's equal query and key weights: like finds like
-SHARPNESS = 2.5  # where the naming stages start; they learn it
 END_WEIGHT = 0.1  # the end of an answer is easy
-
-
-class Naming:
-    """Cross-entropy of image tokens against the 400 names; a name is the mean of its words' embeddings."""
-
-    def __init__(self, embedding: nn.Embedding, names: list[list[int]]) -> None:
-        self.embedding = embedding
-        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))  # logarithm of the factor on cosines
-        longest = max(map(len, names))
-        self.ids = torch.tensor([name + [0] * (longest - len(name)) for name in names])
-        self.used = torch.tensor([[1.0] * len(name) + [0.0] * (longest - len(name)) for name in names])[..., None]
-
-    def directions(self) -> Tensor:
-        """One unit vector per name: [400, 192]."""
-        mean = (self.embedding(self.ids) * self.used).sum(1) / self.used.sum(1)
-        return F.normalize(mean.float(), dim=-1)
-
-    def loss(self, tokens: Tensor, shown: Tensor, sharpness: Tensor | float) -> Tensor:
-        """`tokens` [..., 192] should each name picture `shown` [...]."""
-        scores = F.normalize(tokens.float(), dim=-1) @ self.directions().t() * sharpness
-        return F.cross_entropy(scores.flatten(0, -2), shown.flatten())
-
-
-@dataclass
-class Pupil:
-    """The model, its tokenizer and the quick forwards that belong to it."""
-
-    model: Any
-    tokenizer: Any
-    names: Naming
-
-    @property
-    def embedding(self) -> nn.Embedding:
-        return self.model.model.language_model.embed_tokens
-
-    def seeing(self) -> list[nn.Parameter]:
-        """The parameters of the vision tower and the embeddings."""
-        return [*self.model.model.visual.parameters(), *self.embedding.parameters()]
-
-    def thinking(self) -> list[nn.Parameter]:
-        """The parameters of the decoder's layers."""
-        seeing = {id(parameter) for parameter in self.seeing()}
-        return [parameter for parameter in self.model.parameters() if id(parameter) not in seeing]
-
-
-def new_pupil(atlas: Atlas, seed: int) -> Pupil:
-    tokenizer = train_tokenizer(atlas.names)
-    model = fresh_model(tokenizer, seed)
-    names = [tokenizer(f" {name}").input_ids for name in atlas.names]
-    return Pupil(model, tokenizer, Naming(model.model.language_model.embed_tokens, names))
 
 
 def cell_tokens(tokens: Tensor) -> Tensor:
@@ -144,33 +56,6 @@ def naming_steps(pupil: Pupil, studio: Studio, stage: Stage, whole: bool) -> Cal
         return pooled + weight * each + 10 * (length - goal).pow(2).mean()
 
     return loss
-
-
-@torch.no_grad()
-def open_the_decoder(pupil: Pupil, seed: int) -> None:
-    """Give the decoder a start from which it learns to look names up; without it training stays at chance."""
-    chance = torch.Generator().manual_seed(seed)
-    decoder = pupil.model.model.language_model
-    depth = shape.TEXT["num_hidden_layers"]
-    for layer in decoder.layers:
-        for name, weight in layer.named_parameters():
-            if weight.ndim == 2:
-                residual = (2 * depth) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
-                weight.normal_(0, residual * weight.shape[1] ** -0.5, generator=chance)
-    decoder.norm.weight.fill_(0.2)
-    # Queries and keys of the first layer are equal and orthonormal: a word looks for what resembles it.
-    attention = decoder.layers[0].self_attn
-    width, head = shape.TEXT["hidden_size"], shape.TEXT["hidden_size"] // shape.TEXT["num_attention_heads"]
-    for start in range(0, width, head):
-        rows = torch.linalg.qr(torch.randn(width, head, generator=chance))[0].t() * LOOKUP
-        attention.q_proj.weight[start : start + head] = rows
-        attention.k_proj.weight[start : start + head] = rows
-    weight = pupil.embedding.weight
-    scale = TEXT_SCALE / weight.pow(2).mean().sqrt()
-    weight.mul_(scale)
-    last = pupil.model.model.visual.merger.mlp[2]
-    last.weight.mul_(scale)
-    last.bias.mul_(scale).add_(torch.randn(width, generator=chance) * IMAGE_MARK * TEXT_SCALE)
 
 
 def answer_loss(hidden: Tensor, labels: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,12 +119,6 @@ def optimizer_for(pupil: Pupil, stage: Stage) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98))
 
 
-def rate_at(stage: Stage, step: int, steps: int) -> float:
-    """Warm-up over the first tenth (60 steps at most), then half a cosine down to a twentieth."""
-    warm = min(1.0, (step + 1) / max(1, min(60, steps // 10)))
-    return stage.rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
 def run_stage(pupil: Pupil, stage: Stage, atlas: Atlas, look: Look, seed: int) -> Iterator[float]:
     """Train one stage; yields the loss of every step."""
     number = [s.name for s in STAGES].index(stage.name)
@@ -256,7 +135,7 @@ def run_stage(pupil: Pupil, stage: Stage, atlas: Atlas, look: Look, seed: int) -
     progress = tqdm(range(stage.steps), desc=f"stage {number + 1} of {len(STAGES)}: {stage.name}", mininterval=5)
     for step in progress:
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(stage, step, stage.steps) * group["share"]
+            group["lr"] = rate_at(stage, step) * group["share"]
         loss = step_loss()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -277,14 +156,6 @@ def on_one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def scaled(steps: int | None) -> tuple[Stage, ...]:
-    """The recipe, or a short one of `steps` steps in all (at least one per stage), for a test of the machinery."""
-    if steps is None:
-        return STAGES
-    whole = sum(stage.steps for stage in STAGES)
-    return tuple(replace(stage, steps=max(1, round(stage.steps * steps / whole))) for stage in STAGES)
 
 
 def train(
