@@ -85,7 +85,7 @@ def test_lambda_zero_is_the_stock_model(probe, data):
     probe("--global_context_lambda", "0")
     at_zero = read(data / "A.jsonl")
     probe("--global_context_lambda", "0", "--method", "uniform", answer_file=data / "B.jsonl")
-    assert read(data / "B.jsonl") == at_zero
+    assert read(data / "B.uniform.jsonl") == at_zero
 
 
 def test_one_lambda_writes_the_file_that_was_named(probe, data):

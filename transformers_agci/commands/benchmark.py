@@ -72,7 +72,7 @@ def ask_and_score(args: argparse.Namespace, source: "Source", loaded: "LoadedMod
     given, options = given_lambdas(args), run_arguments(args)
     made = asking(source)
     lambdas, told = lambdas_of(given, loaded)
-    outputs = output_paths(answer_file, lambdas)
+    outputs = output_paths(answer_file, lambdas, options["method"])
     print(f"{source.benchmark.title}, protocol {source.how}{' with a prompt of your own' if source.prompt else ''}: "
           f"{len(made)} questions"
           + (f", {made.left_out} rows outside its population" if made.left_out else ""), flush=True)

@@ -69,12 +69,18 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(stem(path).name + ending)
 
 
-def output_paths(answer_file: Path, lambdas: Sequence[float]) -> list[Path]:
+def output_paths(answer_file: Path, lambdas: Sequence[float], method: str = "agci") -> list[Path]:
     """One lambda writes the file that was named; several write A.lam0.jsonl, A.lam0.5.jsonl, ...
+
+    A control's results are never taken for AGCI's: its name stands in the file's.
 
     >>> [path.name for path in output_paths(Path("A.json"), [0, 0.5])]
     ['A.lam0.jsonl', 'A.lam0.5.jsonl']
+    >>> [path.name for path in output_paths(Path("A.json"), [0.5], "random")]
+    ['A.random.jsonl']
     """
+    if method != "agci":
+        answer_file = beside(answer_file, f".{method}.jsonl")
     if len(set(lambdas)) != len(lambdas):
         raise InputError(f"Each lambda is run once, but the list is {' '.join(map(lambda_text, lambdas))}.")
     if len(lambdas) == 1:

@@ -25,11 +25,12 @@ class PositionProbe:
     @property
     def outputs(self) -> list[Path]:
         """A itself for one lambda, A.lam0.jsonl, A.lam0.5.jsonl for several."""
-        return output_paths(self.answer_file, self.lambdas)
+        return output_paths(self.answer_file, self.lambdas, self._method)
 
     def control_outputs(self, control: Control) -> list[Path]:
         """A.text_only.jsonl; A.blank_image.jsonl, or A.blank_image.lam0.5.jsonl where there are several lambdas."""
-        return output_paths(beside(self.answer_file, f".{control.value}.jsonl"), self._lambdas_of(control))
+        file = beside(self.answer_file, f".{control.value}.jsonl")
+        return output_paths(file, self._lambdas_of(control), self._method)
 
     def ask(self) -> RunSummary:
         """Answer every row at every lambda."""
@@ -48,6 +49,10 @@ class PositionProbe:
             self.loaded, asked, self._lambdas_of(control), self.control_outputs(control),
             **{**self.options, "settings": settings},
         )  # fmt: skip
+
+    @property
+    def _method(self) -> str:
+        return str(self.options.get("method", "agci"))
 
     def _lambdas_of(self, control: Control) -> Sequence[float]:
         """Without image tokens lambda does nothing: text alone is asked once."""
