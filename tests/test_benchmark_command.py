@@ -364,6 +364,72 @@ def test_mistakes(
     assert wanted in capsys.readouterr().err
 
 
+def test_dry_run_shows_the_prompt(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a.jsonl"
+    arguments = ["--model", model, "--data", str(crpe(tmp_path)), "--answer_file", str(out), "--dry_run"]
+    assert main(["benchmark", "crpe", *arguments]) == 0
+    assert "Question 0." in capsys.readouterr().out
+    assert not out.exists()
+
+
+def test_a_limit_asks_the_first_rows(
+    tmp_path: Path,
+    model: str,
+    recorded: Callable[[dict[str, str]], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recorded(EVERY["textvqa"][1])
+    out = tmp_path / "a.jsonl"
+    arguments = [
+        "--model",
+        model,
+        "--data",
+        str(textvqa(tmp_path)),
+        "--answer_file",
+        str(out),
+        "--limit",
+        "2",
+        "--quiet",
+    ]
+    assert main(["benchmark", "textvqa", *arguments]) == 0
+    assert figures(tmp_path / "a.score.json")["count"] == 2
+    assert "not all questions were asked" in capsys.readouterr().out
+
+
+def test_llavas_pope_questions_are_scored_with_the_label_files(
+    tmp_path: Path, model: str, recorded: Callable[[dict[str, str]], None]
+) -> None:
+    recorded({"a dog": "Yes", "a cat": "No", "a car": "Yes", "a cup": "No"})
+    questions = write_rows(tmp_path / "llava_pope_test.jsonl", samples.pope_questions())
+    save_pictures(tmp_path, ["COCO_0.jpg", "COCO_1.jpg"])
+    labels = samples.pope_label_files(tmp_path / "coco")
+    out = tmp_path / "a.jsonl"
+    arguments = [
+        "--model",
+        model,
+        "--data",
+        str(questions),
+        "--annotations",
+        str(labels),
+        "--answer_file",
+        str(out),
+    ]
+    assert main(["benchmark", "pope", *arguments, "--quiet"]) == 0
+    assert figures(tmp_path / "a.score.json")["mean_f1"] == 1
+
+
+def test_a_data_set_through_the_datasets_library(tmp_path: Path) -> None:
+    """A local folder of parquet files is read as a hub id would be."""
+    pytest.importorskip("datasets")
+    from transformers_agci.benchmarks import benchmark
+    from transformers_agci.commands.benchmark_run import Source, asking
+
+    made = asking(Source(benchmark("pope"), None, str(pope(tmp_path))))
+    assert len(made) == 12
+    assert made.questions[0].pictures[0].open().size == picture(1).size
+    assert "image" not in made.questions[0].row
+
+
 # --- downstream ---
 
 

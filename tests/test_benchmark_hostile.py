@@ -114,6 +114,12 @@ def test_odd_answers_are_scored_and_written(tmp_path: Path, text: str) -> None:
     assert len(items.read_text().splitlines()) == 4
 
 
+def test_names_that_are_no_text_for_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**row, "subject": "\ud800\x1b[31m"} for row in samples.mmmu_rows(["B", "A"])]
+    assert main(["score", "mmmu_pro", "--answers", str(write_rows(tmp_path / "m.jsonl", rows))]) == 0
+    assert "\\ud800\\x1b[31m" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("value", [None, 3, ["A"], {"a": 1}, True, 1.5])
 def test_an_answer_that_is_no_text_is_refused_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], value

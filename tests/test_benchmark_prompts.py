@@ -75,7 +75,9 @@ def test_hallusionbench() -> None:
     assert ask("hallusionbench", with_picture).text == "Is it so in VD 0?"
     assert ask("hallusionbench", without).pictures == ()
     paper = ask("hallusionbench", with_picture, "paper")
-    assert paper.text == "Is it so in VD 0?\nThe answer should only contain 'Yes' or 'No', without reasoning process."
+    assert (
+        paper.text == "Is it so in VD 0?\nThe answer should only contain 'Yes' or 'No', without reasoning process."
+    )
     assert (paper.pictures, paper.max_new_tokens) == (("./VD/illusion/0_0.png",), 128)
     assert ask("hallusionbench", without, "paper") is None
     assert benchmark("hallusionbench").protocol == "paper"
@@ -91,7 +93,10 @@ INSTRUCTIONS = {
     ("standard", "direct"): DIRECT,
     ("vision", "direct"): f"{DIRECT} {LAST_LINE}",
     ("standard", "cot"): f"Answer the preceding multiple choice question. {LAST_LINE} {STEPS}",
-    ("vision", "cot"): f"Write out the multiple-choice question in the image and then solve it. {LAST_LINE} {STEPS}",
+    (
+        "vision",
+        "cot",
+    ): f"Write out the multiple-choice question in the image and then solve it. {LAST_LINE} {STEPS}",
 }
 
 
@@ -169,3 +174,19 @@ def test_a_benchmark_is_a_file() -> None:
         assert declared.name == name
         assert declared.protocol in PROTOCOLS
         assert (declared.score.__doc__ or "").strip()
+
+
+def test_a_seventh_needs_its_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the folder that declares a BENCHMARK is found, scored and named beside the others."""
+    (tmp_path / "yes_no.py").write_text(
+        "from dataclasses import replace\n"
+        "from transformers_agci.benchmarks.hallusionbench import BENCHMARK as LIKE_THIS\n"
+        "BENCHMARK = replace(LIKE_THIS, name='yes_no', title='Yes/No')\n"
+    )
+    from transformers_agci import benchmarks
+
+    monkeypatch.setattr(benchmarks, "__path__", [*benchmarks.__path__, str(tmp_path)])
+    assert len(all_benchmarks()) == 7
+    assert benchmark("yes_no").title == "Yes/No"
+    with pytest.raises(InputError, match=r"Did you mean: yes_no\? Available: .*, yes_no\."):
+        benchmark("yes-noo")

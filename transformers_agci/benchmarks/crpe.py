@@ -69,7 +69,7 @@ def _group(category: str, number: int, members: Sequence[Pair]) -> list[Item]:
             parsed=_answer(pair),
             gold=pair.question.row["correct_option"],
             score=float(right),
-            cluster=pair.question.row.get("image", (category, number)),
+            cluster=str(pair.question.row.get("image", (category, number))),
             key=(category, number, place),
             parts={f"{category}.right": group * (place == 0), f"{category}.questions": float(place == 0)},
             fields={"category": category, "question": number, "question_correct": bool(group)},

@@ -53,18 +53,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask, write, score; 1 where rows were bad or could not be scored."""
     from transformers_agci.benchmarks import benchmark
-    from transformers_agci.commands.benchmark_run import Source
+    from transformers_agci.commands.benchmark_run import Source, one_voice
     from transformers_agci.inference.load import load, load_options
 
     source = Source(benchmark(args.name), args.data, args.hub_id, args.image_root, args.protocol, args.mode,
                     args.setting, limit=args.limit, max_new_tokens=args.max_new_tokens, prompt=args.prompt)
     loaded = load(load_options(args), weights=not args.dry_run)
-    return ask_and_score(args, source, loaded, args.answer_file or Path(f"{args.name}.jsonl"))
+    with one_voice():
+        return ask_and_score(args, source, loaded, args.answer_file or Path(f"{args.name}.jsonl"))
 
 
 def ask_and_score(args: argparse.Namespace, source: "Source", loaded: "LoadedModel", answer_file: Path) -> int:
     """One benchmark on a loaded model. Of `args`: the engine's options, annotations, resamples, seed."""
-    from transformers_agci.commands.benchmark_run import ask, asking
+    from transformers_agci.commands.benchmark_run import ask, asking, leads
     from transformers_agci.inference.load import lambdas_of
     from transformers_agci.inference.results import output_paths
     from transformers_agci.inference.run_options import given_lambdas, run_arguments
@@ -81,7 +82,7 @@ def ask_and_score(args: argparse.Namespace, source: "Source", loaded: "LoadedMod
     summary = ask(source, made, loaded, lambdas, outputs, options={**options, "notes": {"lambda_source": told}})
     for line in summary.lines():
         print(line)
-    if not summary.complete:
+    if not summary.complete or not leads():
         return summary.exit_code
     partial = args.limit is not None or bool(summary.counts.failed)
     return max(summary.exit_code, score_outputs(source, outputs, lambdas, args, partial))

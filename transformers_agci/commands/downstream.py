@@ -47,7 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask and score every benchmark whose files are there; 1 where rows were bad or none was there."""
+    """Ask and score every benchmark whose files are there; 1 where rows were bad, 2 where there was none."""
+    from transformers_agci.commands.benchmark_run import one_voice
+
+    with one_voice():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from transformers_agci.benchmarks import benchmark
     from transformers_agci.errors import InputError
     from transformers_agci.inference.load import load, load_options

@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask, write the three files, score."""
     from transformers_agci.commands.benchmark import ask_and_score
+    from transformers_agci.commands.benchmark_run import leads, one_voice
     from transformers_agci.inference.load import lambdas_of, load, load_options
     from transformers_agci.inference.results import output_paths
     from transformers_agci.inference.run_options import given_lambdas
@@ -69,8 +70,9 @@ def run(args: argparse.Namespace) -> int:
     dataset = args.dataset_repo_id.rstrip("/").split("/")[-1]
     name = f"{model}_{args.dataset_variant}_{args.mode}.jsonl"
     engine_file = args.output_root / "output" / dataset / "runs" / name
-    code = ask_and_score(args, source, loaded, engine_file)
-    if args.dry_run or args.shard:
+    with one_voice():
+        code = ask_and_score(args, source, loaded, engine_file)
+    if args.dry_run or args.shard or not leads():
         return code
     for lam, path in zip(lambdas, output_paths(engine_file, lambdas), strict=True):
         rows = _with_response(path)

@@ -115,7 +115,7 @@ def print_report(declared: "Benchmark", score: "Score", report: dict[str, Any]) 
     """The figures as tables, the population above them, what to know about them below."""
     from transformers_agci.report.table import format_table
 
-    print(f"{declared.title}: {score.variant}")
+    print(f"{declared.title}: {_printable(score.variant)}")
     flat = {name: value for name, value in score.figures.items() if not isinstance(value, dict)}
     print(format_table(["figure", "value"], [[name, figure_text(name, value)] for name, value in flat.items()]))
     for title, group in score.figures.items():
@@ -129,7 +129,7 @@ def print_report(declared: "Benchmark", score: "Score", report: dict[str, Any]) 
     if "difference" in report:
         print(_difference_text(declared.headline, report["difference"]))
     for note in score.notes:
-        print(f"note: {note}")
+        print(f"note: {_printable(note)}")
 
 
 def _group_table(group: dict[str, Any]) -> str:
@@ -137,10 +137,12 @@ def _group_table(group: dict[str, Any]) -> str:
     from transformers_agci.report.table import format_table
 
     if not all(isinstance(value, dict) for value in group.values()):
-        return format_table(["figure", "value"], [[name, figure_text(name, value)] for name, value in group.items()])
+        lines = [[_printable(name), figure_text(name, value)] for name, value in group.items()]
+        return format_table(["figure", "value"], lines)
     columns = [name for name, value in next(iter(group.values())).items() if not isinstance(value, dict)]
-    return format_table(["", *columns], [[member, *(figure_text(name, values[name]) for name in columns)]
-                                         for member, values in group.items()])
+    lines = [[_printable(member), *(figure_text(name, values[name]) for name in columns)]
+             for member, values in group.items()]
+    return format_table(["", *columns], lines)
 
 
 def _difference_text(headline: str, difference: dict[str, Any]) -> str:
@@ -161,6 +163,11 @@ def figure_text(name: str, value: Any, signed: bool = False) -> str:
         return str(value)
     sign = "+" if signed else ""
     return f"{value:{sign}.2f} %" if name.endswith("_pct") else f"{value:{sign}.4f}"
+
+
+def _printable(text: str) -> str:
+    """Names out of a file may hold anything; a terminal shall not be given what is no sign."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def _write(path: Path, text: str) -> None:

@@ -22,9 +22,10 @@ class Read(NamedTuple):
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file."""
+    text = _text(path)
     try:
-        return json.loads(_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: this is not a JSON file ({error}).") from None
 
 
@@ -54,11 +55,10 @@ def _lines(text: str, path: Path) -> list[Read]:
         if line.strip():
             where = f"{path.name}:{number}"
             try:
-                rows.append(Read(where, _object(json.loads(line), where)))
-            except (json.JSONDecodeError, RecursionError, ValueError) as error:
-                if isinstance(error, InputError):
-                    raise
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{where}: this line is not valid JSON ({error}).") from None
+            rows.append(Read(where, _object(value, where)))
     return rows
 
 
