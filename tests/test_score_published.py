@@ -1,4 +1,4 @@
-"""The scorers on real published answers, where they are at hand: set AGCI_SCORER_DATA, or put them in ../shared/scorer_data.
+"""The scorers on real published answers, where they are at hand: AGCI_SCORER_DATA, or ../shared/scorer_data.
 
 The data are their owners' and not part of this repository; without them these tests are skipped.
 """
