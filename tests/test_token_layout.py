@@ -68,5 +68,5 @@ def test_mass_is_kept_and_newlines_have_no_place() -> None:
 
 def test_other_tokens_than_the_layout_has_are_refused() -> None:
     model, processor = build_model("llava_next"), build_processor("llava_next")
-    with pytest.raises(InputError, match="image tokens in LLaVA-v1.6's layout, but this prompt has 7"):
+    with pytest.raises(InputError, match=r"image tokens in LLaVA-v1\.6's layout, but this prompt has 7"):
         token_layout(family_of(model), Shown(100, 100, 7, model.config, processor.image_processor))

@@ -7,15 +7,10 @@ beginning. `agci occlusion-maps` sums the maps up by the place of the target.
 """
 
 import argparse
-from typing import TYPE_CHECKING
 
 from transformers_agci.commands.model_default import add_model_arguments, model_options
+from transformers_agci.commands.probe_data import positives
 from transformers_agci.commands.run_options import add_run_arguments, at_least_one, run_options
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from transformers_agci.probes.positives import Positives
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     masks = MaskOptions(args.mask_size, args.stride or args.mask_size, parse_colour(args.colour))
     output_dir = Path(args.output_dir)
     options = model_options(args)
-    data = _data(args, output_dir)
+    data = positives(args, output_dir)
     rows = draw_items(data.items, args.items, args.seed)
     loaded = load(options)
     drawn = (f"{args.items} of {len(data.items)} items, drawn with seed {args.seed}"
@@ -70,20 +65,3 @@ def run(args: argparse.Namespace) -> int:
     if not args.shard:
         print(f"\nmaps by target position: agci occlusion-maps --prob_results_dir {output_dir} --output_path maps.png")
     return summary.exit_code
-
-
-def _data(args: argparse.Namespace, output_dir: "Path") -> "Positives":
-    from pathlib import Path
-
-    from transformers_agci.errors import InputError
-    from transformers_agci.probes.position_data import embedded_data
-    from transformers_agci.probes.positives import only_positives, read_positives
-
-    if args.eval_file is None:
-        if args.img_path:
-            raise InputError("--img_path belongs to --eval_file; without it the embedded atlas makes the pictures.")
-        folder = output_dir.with_name(f"{output_dir.name}.probe_set")
-        return only_positives(embedded_data(folder, args.items, args.seed), "the embedded atlas")
-    if args.img_path is None:
-        raise InputError("--img_path is needed with --eval_file: the folder that holds the rows' pictures.")
-    return read_positives(Path(args.eval_file), Path(args.img_path))

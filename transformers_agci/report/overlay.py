@@ -1,5 +1,6 @@
 """Maps laid over the picture that they are about: the picture, then one panel per map, all on one scale."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,9 +39,13 @@ def draw_overlays(
     label: str,
     title: str = "",
     footnote: str = "",
+    bottom: float = 0.0,
     top: float | None = None,
 ) -> Path:
-    """Draw the picture and every map over a grey copy of it; `top` is the scale's end (default: the largest value)."""
+    """Draw the picture and every map over a grey copy of it.
+
+    `bottom` and `top` are the scale's ends; without `top` it is the largest value.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -49,7 +54,8 @@ def draw_overlays(
     panels = 1 + len(overlays)
     tall = PANEL_INCHES * min(2.0, picture.height / picture.width)
     notes = max(overlay.note.count("\n") + 1 if overlay.note else 0 for overlay in overlays)
-    height = tall + 0.95 + 0.15 * notes + (0.35 if title else 0) + (0.2 if footnote else 0)
+    heading = textwrap.wrap(title, 28 * panels, max_lines=2, placeholder=" …")
+    height = tall + 0.95 + 0.15 * notes + 0.25 * len(heading) + (0.2 if footnote else 0)
     figure = Figure(figsize=(PANEL_INCHES * panels + 0.3, height), facecolor="white",
                     layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05, compress=True))
     FigureCanvasAgg(figure)
@@ -64,15 +70,15 @@ def draw_overlays(
     for place, overlay in zip(axes[1:], overlays, strict=True):
         _plain(place, overlay.title, notes)
         place.imshow(grey, cmap="gray", vmin=0, vmax=255)
-        drawn = place.imshow(overlay.values, cmap=COLOURS, vmin=0, vmax=ceiling or 1.0, alpha=COVER,
+        drawn = place.imshow(overlay.values, cmap=COLOURS, vmin=bottom, vmax=ceiling or 1.0, alpha=COVER,
                              interpolation="nearest")
         _outline(place, overlay.box)
         if overlay.note:
             note = "\n".join(_short(line, 52) for line in overlay.note.split("\n"))
             place.text(0.5, 1.02, note, transform=place.transAxes, ha="center", va="bottom", fontsize=8, color=GREY)
     colour_bar(figure, drawn, list(axes), label, aspect=16 * panels)
-    if title:
-        figure.suptitle(_short(title, 45 * panels), fontsize=11.5, color=INK, fontweight="bold")
+    if heading:
+        figure.suptitle("\n".join(heading), fontsize=11.5, color=INK, fontweight="bold")
     if footnote:
         figure.supxlabel(footnote, fontsize=8, color=GREY)
     save_figure(figure, target)

@@ -1,0 +1,122 @@
+"""Information flow: the recorded rows against eager attention, its way back onto the picture, commands, bad input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_similarity import write_rows
+from tiny_checkpoints import FAMILIES, build_model, build_processor, picture, prompt_inputs
+
+from transformers_agci import agci
+from transformers_agci.cli import main
+from transformers_agci.errors import InputError
+from transformers_agci.families import find_owner
+from transformers_agci.probes.attention_rows import AttentionRows
+from transformers_agci.probes.flow import parse_layers
+
+
+def image_of(model: Any, inputs: dict[str, torch.Tensor]) -> range:
+    places = (inputs["input_ids"][0] == model.config.image_token_id).nonzero().flatten().tolist()
+    return range(places[0], places[-1] + 1)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_rows_equal_eager_attention(family: str, lam: float) -> None:
+    eager, model = build_model(family, attn_implementation="eager"), build_model(family)
+    text = "Is there a red dog in the given image, or is there not? " * 3  # Gemma3n's sliding window cuts something
+    inputs = prompt_inputs(build_processor(family), text, picture())
+    image, length = image_of(model, inputs), inputs["input_ids"].shape[1]
+    rows, layers = range(image.stop, length), [0, 2, 3]
+    with agci(eager, lam):
+        whole = eager(**inputs, output_attentions=True).attentions
+    expected = torch.stack([whole[layer][0, :, rows.start :, image.start : image.stop].mean(0) for layer in layers])
+    with agci(model, lam):
+        before = model(**inputs).logits
+        with AttentionRows(model, layers, rows, image) as recorded:
+            within = model(**inputs).logits
+        after = model(**inputs).logits
+    torch.testing.assert_close(recorded.weights, expected, atol=1e-5, rtol=0)
+    # the model answers as ever, and is as it was
+    torch.testing.assert_close(within, before, atol=1e-5, rtol=0)
+    assert torch.equal(before, after)
+    decoder: Any = find_owner(model).language_model
+    assert decoder.config._attn_implementation != "agci_rows"
+    # kept: layers x rows x image tokens, nothing of the whole matrix
+    assert recorded.weights.numel() == len(layers) * len(rows) * len(image)
+
+
+def test_layers_are_all_one_or_a_range() -> None:
+    assert parse_layers("all", 3) == [0, 1, 2]
+    for wrong in ("3", "2-1", "-1", "x", "0-3", ""):
+        with pytest.raises(InputError, match="--layers must be all, one layer or a range such as 0-2"):
+            parse_layers(wrong, 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_picture_on_every_family(family: str, tiny_checkpoint: Any, tmp_path: Path) -> None:
+    picture(2, 120, 90).save(tmp_path / "x.png")
+    target = tmp_path / "out" / "flow.png"
+    assert main(["flow", "--model_path", str(tiny_checkpoint(family)), "--image", str(tmp_path / "x.png"), "--question",
+                 "Is there a dog?", "--global_context_lambda", "0", "0.5", "--layers", "1-2", "--max_new_tokens", "2",
+                 "--output_path", str(target)]) == 0
+    assert Image.open(target).width > 1500 and Image.open(target.with_stem("flow_answer")).width > 1500
+    told = json.loads(target.with_suffix(".json").read_text())
+    assert told["layers"] == [1, 2] and [flow["lambda"] for flow in told["flows"]] == [0, 0.5]
+    for flow in told["flows"]:
+        placed = sum(np.sum(grid["text"]) for grid in flow["grids"])
+        assert 0 < placed <= flow["on_picture"]["text"] + 1e-6 < 1
+    assert told["flows"][0]["on_picture"] != told["flows"][1]["on_picture"]
+
+
+def test_probe_file_shares_and_maps(
+    tiny_checkpoint: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, images = write_rows(tmp_path, items=2)
+    folder = tmp_path / "D"
+    command = ["flow", "--model_path", str(tiny_checkpoint("qwen2_5_vl")), "--eval_file", str(file), "--img_path",
+               str(images), "--output_dir", str(folder), "--max_new_tokens", "1", "--quiet"]
+    assert main(command) == 0
+    assert "answer, lambda 0.5, all" in capsys.readouterr().out
+    whole = (folder / "flow.jsonl").read_bytes()
+    rows = [json.loads(line) for line in whole.splitlines()]
+    assert len(rows) == 18 and sorted(file.name for file in folder.glob("*.png")) == [
+        "flow_answer_lam0.5.png", "flow_answer_lam0.png", "flow_text_lam0.5.png", "flow_text_lam0.png"]
+    for row in rows[::5]:
+        values = np.array(row["flows"][1]["text"]["map"])  # 27 x 27, nine to a cell
+        down, across = divmod(("top_left", "top_center", "top_right", "left", "center", "right", "bottom_left",
+                               "bottom_center", "bottom_right").index(row["position"]), 3)
+        cell = values[9 * down : 9 * down + 9, 9 * across : 9 * across + 9]
+        assert row["flows"][1]["text"]["on_target"] == pytest.approx(cell.sum() / values.sum(), abs=1e-3)
+        assert row["flows"][1]["text"]["on_picture"] == pytest.approx(values.sum(), abs=1e-3)
+    (folder / "flow.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:11])[:-9])
+    assert main(command) == 0
+    assert "8 rows in" in capsys.readouterr().out
+    assert (folder / "flow.jsonl").read_bytes() == whole
+    assert main([*command, "--layers", "0"]) == 2
+    assert "layers is [0, 1, 2, 3] there and [0] now" in capsys.readouterr().err
+
+
+def test_bad_input_is_told_in_one_sentence(
+    tiny_checkpoint: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture().save(tmp_path / "x.png")
+    model = ["flow", "--model_path", str(tiny_checkpoint("llava"))]
+    image = ["--image", str(tmp_path / "x.png")]
+    for options, told in (
+        (image, "--image and --question go together"),
+        ([*image, "--question", "Q?", "--layers", "9"], "--layers must be all"),
+        ([*image, "--question", "Q?", "--global_context_lambda", "0", "-1"], "lambda must be a finite number >= 0"),
+        ([*image, "--question", "Q?", "--global_context_lambda", "0", "0"], "Each lambda is measured once"),
+        ([*image, "--question", "Q?", "--family", "gemma3n"], "is a LLaVA-v1.5 checkpoint"),
+        (["--image", "missing.png", "--question", "Q?"], "missing.png does not exist"),
+        (["--img_path", "P"], "--img_path belongs to --eval_file"),
+    ):
+        assert main([*model, *options]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("agci: ") and told in error, error
