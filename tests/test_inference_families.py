@@ -1,7 +1,6 @@
 """Six families through the engine: a row's answer does not depend on its batch."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,7 +64,8 @@ def test_in_bfloat16_only_close_calls_may_flip(tiny_checkpoint, questions, tmp_p
         moved[lam] = sum(abs(one["margin"] - many["margin"]) for one, many in pairs) / len(pairs)
         flips = [one for one, many in pairs if one["prediction"] != many["prediction"]]
         assert all(abs(one["margin"]) < 0.1 for one in flips)
-        print(f"{family} lambda {lam}: {len(flips)} of {len(pairs)} answers flip, margins move by {moved[lam]:.3f} on average")
+        print(f"{family} lambda {lam}: {len(flips)} of {len(pairs)} answers flip, "
+              f"margins move by {moved[lam]:.3f} on average")
     # AGCI adds nothing to what stock's rounding does; one step of bfloat16 between 8 and 16 is 0.0625.
     assert moved[0.5] <= moved[0.0] + 0.0625
 

@@ -60,6 +60,15 @@ def test_what_the_manifest_learns(folder):
     assert load(LoadOptions(str(folder), attn_implementation="eager")).identity["attention"] == "eager"
 
 
+def test_float16_becomes_float32_on_a_cpu_only(folder):
+    change(folder / "config.json", dtype="float16", torch_dtype="float16")
+    assert load(LoadOptions(str(folder), device="cpu")).model.dtype == torch.float32
+    assert load(LoadOptions(str(folder), device="cpu"), weights=False).model.dtype == torch.float32
+    assert load(LoadOptions(str(folder), device="cpu", dtype="float16")).model.dtype == torch.float16
+    change(folder / "config.json", dtype="bfloat16", torch_dtype="bfloat16")
+    assert load(LoadOptions(str(folder), device="cpu")).model.dtype == torch.bfloat16
+
+
 def test_the_hash_of_large_files_is_sampled(folder, monkeypatch):
     monkeypatch.setattr(checkpoint_files, "WHOLE", 1000)
     monkeypatch.setattr(checkpoint_files, "SAMPLE", 1000)
@@ -123,6 +132,11 @@ def test_a_checkpoint_of_another_family(folder):
     refuse(folder, r"is a LLaVA-v1.5 checkpoint.*is for Qwen2.5-VL", family="qwen2_5_vl")
     refuse(folder, "Unknown family 'qwen'. Available: qwen2_5_vl", family="qwen")
     load(LoadOptions(str(folder), family=FAMILY))
+
+
+def test_an_adapter_is_to_be_merged_first(folder):
+    change(folder / "adapter_config.json", base_model_name_or_path="elsewhere")
+    refuse(folder, "holds a LoRA adapter.*merge it")
 
 
 def test_broken_json(folder):

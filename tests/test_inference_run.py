@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_checkpoints import picture
+from tiny_checkpoints import checkpoint, picture, prompt_inputs
 
 from transformers_agci.errors import InputError
 from transformers_agci.hooks import agci, attach, current_handle
 from transformers_agci.inference import manifest
-from transformers_agci.inference.answer import Answerer
+from transformers_agci.inference.answer import Answerer, verdict_is_fixed
 from transformers_agci.inference.dry_run import describe
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
-from transformers_agci.inference.questions import YES_NO, BlankPicture, PictureBytes, PictureFile, Question, up_to
+from transformers_agci.inference.questions import BlankPicture, PictureBytes, PictureFile, Question, up_to
 from transformers_agci.inference.results import FailedRow, Shard, merge_shards, output_paths
 from transformers_agci.inference.run import RunSummary, run_questions
 
@@ -278,6 +278,18 @@ def test_a_text_that_holds_the_image_token_is_a_bad_row(loaded, pictures, tmp_pa
     assert "<|image_pad|>" in summary.counts.failed[0].error
 
 
+def test_a_path_that_leaves_its_root_is_a_bad_row(loaded, pictures, tmp_path):
+    picture().save(tmp_path / "secret.jpg")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    names = ("../secret.jpg", str(tmp_path / "secret.jpg"), "link.jpg")
+    questions = [*probe(pictures, 1), *(Question({}, f"x:{n}", "Is it?", (PictureFile(tmp_path / "root", name, f"x:{n}"),))
+                                        for n, name in enumerate(names))]
+    summary = ask(loaded, questions, tmp_path / "A.jsonl", [0.5])
+    assert [row.where for row in summary.counts.failed] == ["x:0", "x:1", "x:2"]
+    assert len(rows(tmp_path / "A.jsonl")) == 8
+
+
 def test_nothing_to_ask(loaded, tmp_path):
     with pytest.raises(InputError, match="no row to ask"):
         ask(loaded, [], tmp_path / "A.jsonl")
@@ -354,18 +366,13 @@ def test_workers_are_only_a_little_ahead(loaded, pictures, monkeypatch):
     assert len(asked) == len(columns) == ITEMS * CELLS
 
 
-def test_a_yes_no_answer_may_take_several_tokens(loaded, pictures, tmp_path, monkeypatch):
-    """The text decides, not the first token: white space goes by, other words end the answer."""
-    from transformers_agci.inference import answer
-
-    seen: list[list[str]] = []
-    real = answer.verdict_is_fixed
-
-    def fixed(text: str) -> bool:
-        seen.append(text)
-        return len(text) >= 3 and real(text[-3:])
-
-    monkeypatch.setattr(answer, "verdict_is_fixed", fixed)
-    counts = ask(loaded, probe(pictures, 1)[:1], tmp_path / "A.jsonl", [0.0]).counts
-    assert counts.forwards > 1 or rows(tmp_path / "A.jsonl")[0]["prediction"] == "Yes"
-    assert YES_NO.max_new_tokens == 128
+def test_an_answer_goes_on_until_its_verdict_is_fixed(pictures, tmp_path):
+    """A model that says anything: the prediction is the beginning of what generate says, up to the fixed verdict."""
+    loaded = load(LoadOptions(str(checkpoint("llava", tmp_path / "model", yes_no=False))))
+    questions = probe(pictures)
+    ask(loaded, questions, tmp_path / "A.jsonl", [0.0])
+    for question, row in list(zip(questions, rows(tmp_path / "A.jsonl"), strict=True))[::5]:
+        inputs = prompt_inputs(loaded.processor, question.text, question.pictures[0].open())
+        made = loaded.model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+        texts = [loaded.processor.tokenizer.decode(made[:end], skip_special_tokens=True) for end in range(1, 9)]
+        assert row["prediction"] == next(filter(verdict_is_fixed, texts), texts[-1]).strip()

@@ -43,15 +43,20 @@ def verdict_is_fixed(text: str) -> bool:
     """Whether more text cannot change how a Yes/No answer is scored.
 
     The scoring rule: an answer that begins with Yes or No is that word; of any other the part before ", " counts, in
-    lower case. So "Yes" and "Nothing" are fixed, "The" is (it can never be right), and "yes" is not yet.
+    lower case and without white space around it. So "Yes" and "Nothing" are fixed, "The" is (it can never be right),
+    and "yes" is not yet.
 
-    >>> [verdict_is_fixed(text) for text in ("", "Y", "Yes", "yes", "yes,", "yes, it", "The")]
+    >>> [verdict_is_fixed(text) for text in ("", " Y", "Yes", "yes", "yes ,", "yes, it", "The")]
     [False, False, True, False, False, True, True]
     """
     text = text.lstrip()
     if text.startswith(ANSWER_WORDS):
         return True
-    return not any(f"{word.lower()}, ".startswith(text.lower()) for word in ANSWER_WORDS) or text.endswith(", ")
+    text = text.lower()
+    for word in map(str.lower, ANSWER_WORDS):
+        if word.startswith(text) or (text.startswith(word) and text[len(word) :].strip() in ("", ",")):
+            return False
+    return True
 
 
 class _StopAtVerdict(StoppingCriteria):

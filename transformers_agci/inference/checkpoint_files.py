@@ -15,6 +15,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.families import SUPPORTED_FAMILIES
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -46,6 +47,9 @@ def model_folder(model: str, revision: str | None) -> Path:
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a supported, code-free checkpoint."""
     path = folder / CONFIG
+    if (folder / ADAPTER).exists():
+        raise InputError(f"{folder} holds a LoRA adapter ({ADAPTER}); merge it into its model first, for instance with "
+                         "llamafactory-cli export and the files in configs/merge_lora, and name the merged folder.")
     if not path.exists():
         raise InputError(f"{folder} holds no {CONFIG}, so it is not a model folder.")
     for file in sorted(folder.glob("*.json")):

@@ -20,7 +20,7 @@ from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prepare import Batch, Prepared, prepare, prepared_ahead
 from transformers_agci.inference.processes import Team
 from transformers_agci.inference.progress import Progress
-from transformers_agci.inference.questions import ANSWER_WORDS, Question
+from transformers_agci.inference.questions import Question
 from transformers_agci.inference.results import FailedRow, ResultFile, Shard
 from transformers_agci.inference.summary import Counts, RunSummary
 from transformers_agci.inference.vision_replay import VisionReplay
@@ -171,7 +171,7 @@ def _run_entry(run: "_Run", shard: Shard | None, start_time: str, seconds: float
         "started": start_time, "seconds": round(seconds, 3), "shard": f"{shard.index}/{shard.count}" if shard else None,
         "answers": counts.rows, "rows_per_s": round(counts.rows / seconds, 3) if seconds else None,
         "forwards": counts.forwards, "vision_pictures": counts.vision_pictures,
-        "disagreements": counts.disagreements, "unreadable": counts.unreadable, "halved_blocks": counts.halved_blocks,
+        "disagreements": counts.disagreements, "halved_blocks": counts.halved_blocks,
         "failed_rows": len(counts.failed), "token_grid": run.token_grid, "peak_memory": manifest.peak_memory(),
         **manifest.environment(),
     }
@@ -313,9 +313,7 @@ class _Run:
 
     def _result_row(self, number: int, answer: Answer) -> dict[str, Any]:
         question = self.questions[number]
-        if question.stop.yes_no:
-            self.counts.unreadable += not answer.text.startswith(ANSWER_WORDS)
-            self.counts.disagreements += answer.logits_disagree
+        self.counts.disagreements += answer.logits_disagree
         asked = question.text if question.shown is None else question.shown
         return {**question.row, "prediction": answer.text, "qs": asked,
                 **{name: value for name, value in answer.fields.items() if name != "prediction"}}

@@ -17,7 +17,6 @@ class Counts:
     vision_calls: int = 0
     vision_pictures: int = 0  # pictures that the vision side encoded
     disagreements: int = 0  # Yes/No rows whose raw logits order the words against the answer
-    unreadable: int = 0  # Yes/No rows whose answer begins with neither word
     halved_blocks: list[int] = field(default_factory=list)
     failed: list[FailedRow] = field(default_factory=list)
 
@@ -45,8 +44,6 @@ class RunSummary:
         said = [f"{counts.rows} answers in {self.seconds:.1f} s ({rate:.1f} rows/s)"
                 + (f", {counts.rows_before} were there before" if counts.rows_before else "")
                 + f"; vision ran on {counts.vision_pictures} pictures, {counts.forwards} forward calls."]
-        if counts.unreadable:
-            said.append(f"{counts.unreadable} answers begin with neither Yes nor No.")
         if counts.disagreements:
             said.append(f"{counts.disagreements} answers go against the order of their raw Yes and No logits.")
         if counts.halved_blocks:

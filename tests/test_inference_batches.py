@@ -1,0 +1,140 @@
+"""Blocks, columns and stop rules: pure functions of the input."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transformers_agci.errors import InputError
+from transformers_agci.inference.answer import Answer, verdict_is_fixed
+from transformers_agci.inference.batches import picture_keys, plan_blocks, plan_columns
+from transformers_agci.inference.progress import Progress, _span
+from transformers_agci.inference.prompt import chat_content
+from transformers_agci.inference.questions import Question, up_to
+from transformers_agci.inference.run import make_plan
+from transformers_agci.probes.position_results import read_answer
+
+
+@dataclass(frozen=True)
+class Named:
+    key: str
+
+
+def question(*pictures: str, group: object = None, text: str = "Is it?", **more) -> Question:
+    return Question({}, "x", text, tuple(map(Named, pictures)), group, **more)
+
+
+GROUPS = st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=12)
+
+
+@given(GROUPS, st.integers(1, 9))
+def test_blocks_are_whole_groups_of_at_least_so_many_rows(groups, block_rows):
+    questions = [question(group=None if alone else name) for name, (size, alone) in enumerate(groups)
+                 for _ in range(size)]
+    blocks = plan_blocks(questions, block_rows)
+    assert [number for block in blocks for number in range(block.start, block.stop)] == list(range(len(questions)))
+    assert [block.index for block in blocks] == list(range(len(blocks)))
+    assert all(block.size >= block_rows for block in blocks[:-1])
+    for block in blocks[:-1]:
+        before, after = questions[block.stop - 1].group, questions[block.stop].group
+        assert before is None or before != after
+
+
+def test_more_input_does_not_move_the_blocks_before_it():
+    questions = [question(group=number // 3) for number in range(30)]
+    long, short = plan_blocks(questions, 4), plan_blocks(questions[:20], 4)
+    assert short[:-1] == long[: len(short) - 1]
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=2), min_size=1, max_size=30), st.integers(1, 5))
+def test_columns_ask_everything_once_about_one_list_of_pictures_each_slot(lists, batch_size):
+    questions = [question(*pictures) for pictures in lists]
+    columns = plan_columns(questions, range(len(questions)), batch_size)
+    asked = Counter(number for column in columns for batch in column.batches for number in batch)
+    assert asked == Counter(range(len(questions)))
+    for column in columns:
+        first = [picture_keys(questions[number].pictures) for number in column.batches[0]]
+        assert len(first) <= batch_size
+        assert len({bool(keys) for keys in first}) == 1
+        for batch in column.batches:
+            assert [picture_keys(questions[number].pictures) for number in batch] == first[: len(batch)]
+    with_pictures = [column for column in columns if questions[column.batches[0][0]].pictures]
+    distinct = {tuple(pictures) for pictures in lists if pictures}
+    assert sum(len(column.batches[0]) for column in with_pictures) == len(distinct)
+
+
+def test_longer_texts_share_a_batch_and_batches_are_even():
+    questions = [question(str(n), text="x" * (n % 6)) for n in range(18)]
+    columns = plan_columns(questions, range(18), 16)
+    assert [len(column.batches[0]) for column in columns] == [9, 9]
+    lengths = [len(questions[number].text) for column in columns for number in column.batches[0]]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_other_stop_rules_get_columns_of_their_own():
+    columns = plan_columns([question("a"), question("a", stop=up_to(9))], range(2), 9)
+    assert [column.batches for column in columns] == [((0,),), ((1,),)]
+    with pytest.raises(InputError, match="at least 1 token"):
+        up_to(0)
+
+
+def test_a_batch_has_at_least_one_row():
+    assert make_plan([question()], "cpu").batch_size == 9
+    with pytest.raises(InputError, match="at least 1 row"):
+        make_plan([question()], "cpu", batch_size=-1)
+
+
+def test_pictures_come_first_or_where_their_marks_are():
+    image = {"type": "image"}
+
+    def text(words: str) -> dict[str, str]:
+        return {"type": "text", "text": words}
+
+    assert chat_content(question("a", "b", text="Q")) == [image, image, text("Q")]
+    assert chat_content(question("a", "b", text="1 <image> 2 <image>")) == [text("1 "), image, text(" 2 "), image]
+    assert chat_content(question("a", "b", text="one <image>")) == [image, image, text("one <image>")]
+    assert chat_content(question("a", text="a <image>", marks=False)) == [image, text("a <image>")]
+    assert chat_content(question(text="<image>")) == [text("<image>")]
+
+
+# --- the stop rule of Yes/No answers ---
+
+@given(st.text("YyEeSsNnOo ,.\n", max_size=10) | st.sampled_from(["yes, it is", "no\n, x", "Yes.", "NO", "yes,"]))
+def test_stopping_early_never_changes_the_verdict(reply):
+    stopped = next((reply[:end] for end in range(len(reply)) if verdict_is_fixed(reply[:end])), reply)
+    assert read_answer(stopped.strip()) == read_answer(reply.strip())
+
+
+def test_yes_and_no_stop_at_once():
+    assert verdict_is_fixed("Yes") and verdict_is_fixed("No") and verdict_is_fixed("\nNo")
+
+
+@pytest.mark.parametrize(("text", "yes", "no", "disagrees"), [
+    ("Yes", 2.0, 1.0, False), ("No", 2.0, 1.0, True), ("Yes", 1.0, 2.0, True), ("maybe", 1.0, 2.0, False),
+])
+def test_logits_against_the_answer(text, yes, no, disagrees):
+    answer = Answer(text, yes, no)
+    assert answer.logits_disagree is disagrees
+    assert answer.fields == {"prediction": text, "yes_logit": yes, "no_logit": no, "margin": yes - no}
+    assert Answer(text).fields == {"prediction": text}
+
+
+# --- progress ---
+
+def test_a_log_file_gets_a_line_a_minute(capsys, monkeypatch):
+    clock = iter([0.0, 1.0, 59.0, 61.0, 61.0, 62.0, 62.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    bar = Progress(100)
+    for _ in range(4):
+        bar.add(10)
+    assert capsys.readouterr().err == "30/100 rows (30%), 0.5 rows/s, 2 min left\n"
+    assert [_span(seconds) for seconds in (3.4, 60, 3600)] == ["3 s", "1 min", "1 h 00 min"]
+
+
+def test_quiet_says_nothing(capsys):
+    bar = Progress(1, shown=False)
+    bar.add(1)
+    bar.close()
+    assert capsys.readouterr().err == ""
