@@ -283,8 +283,8 @@ def test_a_path_that_leaves_its_root_is_a_bad_row(loaded, pictures, tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     names = ("../secret.jpg", str(tmp_path / "secret.jpg"), "link.jpg")
-    questions = [*probe(pictures, 1), *(Question({}, f"x:{n}", "Is it?", (PictureFile(tmp_path / "root", name, f"x:{n}"),))
-                                        for n, name in enumerate(names))]
+    outside = [PictureFile(tmp_path / "root", name, f"x:{n}") for n, name in enumerate(names)]
+    questions = [*probe(pictures, 1), *(Question({}, file.where, "Is it?", (file,)) for file in outside)]
     summary = ask(loaded, questions, tmp_path / "A.jsonl", [0.5])
     assert [row.where for row in summary.counts.failed] == ["x:0", "x:1", "x:2"]
     assert len(rows(tmp_path / "A.jsonl")) == 8

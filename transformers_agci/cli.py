@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,10 +29,10 @@ COMMANDS: tuple[Command, ...] = (
     Command("data fetch", "data_fetch", "the published sets from the hub, unpacked and checked"),
     Command("data sample-instruct", "data_sample_instruct", "the fine-tuning sample from LLaVA's instruction mix"),
     Command("demo", "demo", "from nothing to a heat map: the embedded model, with and without AGCI"),
-    Command("merge-shards", "merge_shards", "join what the shards of a job array wrote"),
     Command("downstream", "downstream", "five benchmarks in one go, with the words of the published eval_downstream.py"),
     Command("families", "families", "the supported models as a table"),
     Command("flow", "flow", "information flow: what the text after the picture attends to, on the picture"),
+    Command("merge-shards", "merge_shards", "join what the shards of a job array wrote"),
     Command("metrics", "metrics", "the position probe's results in numbers and as a map"),
     Command("metrics-similarity", "metrics_similarity", "similarity results in numbers and as a map"),
     Command("mmmu-pro", "mmmu_pro", "MMMU-Pro with the words of the published infer scripts, and files for its evaluator"),
@@ -61,6 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"agci: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "transformers_agci"):
+            raise
+        print(f"agci: this command needs the package '{package}', which is not installed; everything that the commands "
+              "need comes with: pip install 'transformers-agci[eval]'", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `agci ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("agci: interrupted; what was finished is kept, the same command goes on from there.", file=sys.stderr)
         return 130
