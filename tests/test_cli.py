@@ -1,0 +1,61 @@
+"""`agci` itself: the table of commands, what loads torch, and how mistakes end."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from transformers_agci.cli import COMMANDS, main
+
+
+def test_every_command_has_its_file_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [command.words for command in COMMANDS] == sorted(command.words for command in COMMANDS)
+    for command in COMMANDS:
+        module = importlib.import_module(f"transformers_agci.commands.{command.module}")
+        assert module.__doc__ and callable(module.run)
+        with pytest.raises(SystemExit) as stopped:
+            main([*command.words.split(), "--help"])
+        assert stopped.value.code == 0
+        assert "usage: agci" in capsys.readouterr().out
+
+
+def test_help_and_version_load_no_torch() -> None:
+    for argument in ("--help", "--version", "probe --help", "score --help"):
+        code = (
+            "import sys; from transformers_agci.cli import main\n"
+            f"try: main({argument.split()!r})\n"
+            "except SystemExit: pass\n"
+            "print('torch' in sys.modules, file=sys.stderr)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stderr.strip() == "False", argument
+    assert "agci" in done.stdout
+
+
+def test_unknown_commands_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, hint in ((["prob"], "Did you mean: probe?"), (["data", "chek"], "Did you mean: data check?")):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"agci: Unknown command '{' '.join(words)}'.")
+        assert hint in said
+
+
+def test_no_command_prints_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    said = capsys.readouterr().out
+    assert all(command.words in said for command in COMMANDS)
+
+
+def test_a_missing_package_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: object) -> int:
+        raise ModuleNotFoundError("No module named 'matplotlib.pyplot'", name="matplotlib.pyplot")
+
+    monkeypatch.setattr("transformers_agci.commands.metrics.run", run)
+    assert main(["metrics", "--results_file", "R"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "needs the package 'matplotlib'" in said
+    assert "transformers-agci[eval]" in said
