@@ -116,7 +116,7 @@ def _is_multimodal(answer: Read, problem: Problem) -> bool:
 def _problems(inputs: Inputs, answers: Sequence[Read]) -> dict[Any, Problem]:
     """The key of every question that is to be scored, in the order of its file."""
     if inputs.problems or inputs.splits:
-        if not (inputs.problems and inputs.splits):
+        if not (inputs.problems and inputs.splits) or inputs.questions:
             raise InputError("scienceqa needs --problems and --splits together, or --questions.")
         return _from_splits(inputs.problems, inputs.splits, inputs.split)
     if inputs.questions:
@@ -134,6 +134,8 @@ def _from_splits(problems: Path, splits: Path, split: str) -> dict[Any, Problem]
     if not isinstance(by_split, dict) or not isinstance(by_split.get(split), list):
         there = ", ".join(by_split) if isinstance(by_split, dict) else "no splits"
         raise InputError(f"{splits}: there is no split '{split}'; the file has: {there}.")
+    if not by_split[split] or not all(isinstance(key, str | int) for key in by_split[split]):
+        raise InputError(f"{splits}: split '{split}' must be a list of question ids, with at least one.")
     keys = list(dict.fromkeys(by_split[split]))
     lost = [key for key in keys if not isinstance(by_key, dict) or key not in by_key]
     if lost:

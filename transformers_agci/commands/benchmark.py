@@ -53,25 +53,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask, write, score; 1 where rows were bad or could not be scored."""
     from transformers_agci.benchmarks import benchmark
-    from transformers_agci.commands.benchmark_run import Source, one_voice
+    from transformers_agci.commands.benchmark_run import Source, asking, one_voice
     from transformers_agci.inference.load import load, load_options
 
     source = Source(benchmark(args.name), args.data, args.hub_id, args.image_root, args.protocol, args.mode,
                     args.setting, limit=args.limit, max_new_tokens=args.max_new_tokens, prompt=args.prompt)
+    made = asking(source)
     loaded = load(load_options(args), weights=not args.dry_run)
     with one_voice():
-        return ask_and_score(args, source, loaded, args.answer_file or Path(f"{args.name}.jsonl"))
+        return ask_and_score(args, source, made, loaded, args.answer_file or Path(f"{args.name}.jsonl"))
 
 
-def ask_and_score(args: argparse.Namespace, source: "Source", loaded: "LoadedModel", answer_file: Path) -> int:
+def ask_and_score(args: argparse.Namespace, source: "Source", made: "Asking", loaded: "LoadedModel",
+                  answer_file: Path) -> int:
     """One benchmark on a loaded model. Of `args`: the engine's options, annotations, resamples, seed."""
-    from transformers_agci.commands.benchmark_run import ask, asking, leads
+    from transformers_agci.commands.benchmark_run import ask, leads
     from transformers_agci.inference.load import lambdas_of
     from transformers_agci.inference.results import output_paths
     from transformers_agci.inference.run_options import given_lambdas, run_arguments
 
     given, options = given_lambdas(args), run_arguments(args)
-    made = asking(source)
     lambdas, told = lambdas_of(given, loaded)
     outputs = output_paths(answer_file, lambdas, options["method"])
     print(f"{source.benchmark.title}, protocol {source.how}{' with a prompt of your own' if source.prompt else ''}: "

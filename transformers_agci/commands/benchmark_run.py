@@ -98,7 +98,7 @@ def _question(source: Source, where: str, row: Row, asked: Asked) -> Question:
     pictures = tuple(_picture(source, where, picture) for picture in asked.pictures)
     text = asked.text if source.prompt is None else source.prompt.replace("{question}", asked.question)
     return Question(without_pictures(row), where, text, pictures, asked.group,
-                    up_to(source.max_new_tokens or asked.max_new_tokens))
+                    up_to(asked.max_new_tokens if source.max_new_tokens is None else source.max_new_tokens))
 
 
 def _picture(source: Source, where: str, picture: str | bytes) -> Picture:

@@ -76,6 +76,7 @@ def _run(args: argparse.Namespace) -> int:
 def _one(args: argparse.Namespace, source: "Source", loaded: "LoadedModel") -> int:
     """One benchmark from its rows to its score; a mistake in its files does not stop the others."""
     from transformers_agci.commands.benchmark import ask_and_score
+    from transformers_agci.commands.benchmark_run import asking
     from transformers_agci.errors import InputError
 
     name = source.benchmark.name
@@ -83,7 +84,7 @@ def _one(args: argparse.Namespace, source: "Source", loaded: "LoadedModel") -> i
     args.annotations = getattr(args, f"annotations_{name}", None)
     print(f"\n== {source.benchmark.title}", flush=True)
     try:
-        return ask_and_score(args, source, loaded, answers)
+        return ask_and_score(args, source, asking(source), loaded, answers)
     except InputError as error:
         if args.strict:
             raise

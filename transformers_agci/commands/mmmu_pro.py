@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask, write the three files, score."""
     from transformers_agci.commands.benchmark import ask_and_score
-    from transformers_agci.commands.benchmark_run import leads, one_voice
+    from transformers_agci.commands.benchmark_run import asking, leads, one_voice
     from transformers_agci.inference.load import lambdas_of, load, load_options
     from transformers_agci.inference.results import output_paths
     from transformers_agci.inference.run_options import given_lambdas
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         args.limit = min(args.limit or DEBUG_ROWS, DEBUG_ROWS)
     args.annotations = None
     source = _source(args)
+    made = asking(source)
     loaded = load(load_options(args), weights=not args.dry_run)
     lambdas, _ = lambdas_of(given_lambdas(args), loaded)
     model = Path(args.model).resolve().name if Path(args.model).exists() else args.model.split("/")[-1]
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     name = f"{model}_{args.dataset_variant}_{args.mode}.jsonl"
     engine_file = args.output_root / "output" / dataset / "runs" / name
     with one_voice():
-        code = ask_and_score(args, source, loaded, engine_file)
+        code = ask_and_score(args, source, made, loaded, engine_file)
     if args.dry_run or args.shard or not leads():
         return code
     for lam, path in zip(lambdas, output_paths(engine_file, lambdas), strict=True):
