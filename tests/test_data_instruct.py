@@ -1,9 +1,6 @@
 """The fine-tuning sample, the report of missing pictures, and ScienceQA's question file."""
 
 import json
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -134,27 +131,6 @@ def test_a_picture_outside_the_root_stops_the_sample(tree):
     (tree / "mix.json").write_text(json.dumps([talk(1, "../../etc/passwd")]))
     with pytest.raises(InputError, match=r"mix.json: record 1: the path '\.\./\.\./etc/passwd'"):
         draw_sample(tree / "mix.json", tree / "root", 1, seed=0)
-
-
-@pytest.mark.slow
-def test_a_file_of_one_gigabyte_is_read_in_less_than_300_megabytes(tmp_path):
-    """A million records of a kilobyte; the sample is full size. Bytes held do not depend on the machine's speed."""
-    record = json.dumps({**talk(0, None, "x" * 880), "model": "y"})
-    with (tmp_path / "mix.json").open("w") as file:
-        file.write("[" + record)
-        for _ in range(999_999):
-            file.write(",\n" + record)
-    assert (tmp_path / "mix.json").stat().st_size > 1_000_000_000
-    program = textwrap.dedent(f"""
-        import resource, pathlib
-        from transformers_agci.data.instruct import draw_sample
-        sample = draw_sample(pathlib.Path({str(tmp_path / "mix.json")!r}), pathlib.Path("."), 10_000, 0, True)
-        print(sample.read, len(sample.rows), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    """)
-    read, kept, kilobytes = map(int, subprocess.check_output([sys.executable, "-c", program]).split())
-    (tmp_path / "mix.json").unlink()
-    assert (read, kept) == (1_000_000, 10_000)
-    assert kilobytes < 300_000
 
 
 PROBLEMS = {
