@@ -2,6 +2,7 @@
 
 import json
 import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -364,6 +365,27 @@ def test_workers_are_only_a_little_ahead(loaded, pictures, monkeypatch):
     for taken, _ in enumerate(ahead):
         assert len(asked) <= taken + 2 * prepare.AHEAD
     assert len(asked) == len(columns) == ITEMS * CELLS
+
+
+def test_pictures_are_let_go(loaded, pictures, tmp_path, monkeypatch):
+    """However long the run, the tensors of two columns are alive at most: the one at hand and the one before."""
+    from transformers_agci.inference import prepare
+
+    alive: set[int] = set()
+    most: list[int] = []
+    real = prepare.prepare
+
+    def counted(*args):
+        prepared = real(*args)
+        alive.add(id(prepared))
+        weakref.finalize(prepared, alive.discard, id(prepared))
+        most.append(len(alive))
+        return prepared
+
+    monkeypatch.setattr(prepare, "prepare", counted)
+    ask(loaded, probe(pictures), tmp_path / "A.jsonl", [0.5], batch_size=1, block_rows=1)
+    assert len(most) == ITEMS * CELLS
+    assert max(most) <= 2
 
 
 def test_an_answer_goes_on_until_its_verdict_is_fixed(pictures, tmp_path):

@@ -189,8 +189,6 @@ class _BlockWork:
 
     block: Block
     lacking: list[int]
-    columns: list[Column]
-    prepared: Prepared | None = None  # the column at hand
     answers: dict[int, dict[int, Answer]] = field(default_factory=dict)  # number of lambda -> question number -> answer
     failed: list[FailedRow] = field(default_factory=list)
 
@@ -225,17 +223,19 @@ class _Run:
 
     def answer_blocks(self, shard: Shard | None, bar: Progress) -> None:
         """Answer and write what is left, block by block."""
-        todo = [_BlockWork(block, lacking, self._columns(block)) for block, lacking in self.to_do(shard)]
-        columns = (column for work in todo for column in work.columns)
+        todo = list(self.to_do(shard))
+        columns = (column for block, _ in todo for column in self._columns(block))
         ahead = prepared_ahead(columns, self.questions, self.loaded.processor, self.workers)
         counter = self.loaded.model.register_forward_hook(self._count_forward)
         try:
             with (agci(self.loaded.model, 0.0, self.scope, self.method) as handle,
                   VisionReplay(self.loaded.model) as vision, contextlib.closing(ahead)):
-                for work in todo:
-                    for _ in work.columns:
-                        self._note_failed(next(ahead), work, bar)
-                        self._answer_column(work, handle, vision, bar)
+                for block, lacking in todo:
+                    work = _BlockWork(block, lacking)
+                    for _ in self._columns(block):
+                        prepared = next(ahead)
+                        self._note_failed(prepared, work, bar)
+                        self._answer_column(prepared, work, handle, vision, bar)
                     self._write(work)
                     self.counts.vision_calls, self.counts.vision_pictures = vision.calls, vision.pictures
         finally:
@@ -253,12 +253,11 @@ class _Run:
                 raise InputError(row.error)
             bar.say(f"agci: {row.error}")
         work.failed += prepared.failed
-        work.prepared = prepared
 
-    def _answer_column(self, work: "_BlockWork", handle: Handle, vision: VisionReplay, bar: Progress) -> None:
-        """All batches of the column that was prepared last, at every lambda that lacks this block."""
-        assert work.prepared is not None
-        for batch in work.prepared.batches:
+    def _answer_column(self, prepared: Prepared, work: "_BlockWork", handle: Handle, vision: VisionReplay,
+                       bar: Progress) -> None:
+        """All batches of a column, at every lambda that lacks this block."""
+        for batch in prepared.batches:
             if self.token_grid is None and batch.pictures:
                 self.token_grid = self._token_grid(batch)
             inputs = self._on_device(batch)
