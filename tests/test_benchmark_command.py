@@ -6,6 +6,7 @@ A model with recorded answers stands in where the score must be known by hand: e
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -636,3 +637,16 @@ def test_the_readme_explains_every_figure(name: str, tmp_path: Path) -> None:
     for command in (f"agci benchmark {name} ", f"agci score {name} "):
         assert command in text
     assert f"| {declared.title} |" in (ROOT / "eval" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_sample_of_the_readme_is_scored(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers_agci.benchmarks import benchmark
+
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "eval" / benchmark(name).folder / "README.md").read_text()
+    command = next(line.strip() for line in text.splitlines() if "/sample/" in line)
+    assert main(shlex.split(command)[1:]) == 0
+    assert "95 % interval" in capsys.readouterr().out
