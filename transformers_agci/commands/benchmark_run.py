@@ -140,8 +140,9 @@ def _hub_rows(source: Source) -> list[tuple[str, Row]]:
         raise InputError(f"{declared.name} is plain files on the hub; download them and give --data (see eval/).")
     try:
         import datasets
-    except ImportError:
-        raise InputError("--hub_id needs the datasets library; install it with: pip install datasets.") from None
+    except ImportError as error:
+        raise InputError("--hub_id needs the datasets library, installed with: pip install datasets; it cannot be "
+                         f"imported here ({error}).") from None
     setting = source.setting or (declared.settings[0] if declared.settings else None)
     try:
         loaded = datasets.load_dataset(source.hub_id, setting, split=source.split)
