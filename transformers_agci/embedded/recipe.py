@@ -1,4 +1,4 @@
-"""The recipe: four stages, each counted in steps; about 15 minutes of one idle CPU thread.
+"""The recipe: four stages, each counted in steps; about 20 minutes of one CPU thread.
 
 1. names    the vision tower learns to name single cells: an image token shall resemble its picture's name
 2. canvas   the same on whole canvases, where a window may hold parts of several cells
