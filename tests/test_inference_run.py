@@ -296,13 +296,15 @@ def test_nothing_to_ask(loaded, tmp_path):
         ask(loaded, [], tmp_path / "A.jsonl")
 
 
-def test_out_of_memory_halves_the_batch_and_says_so(loaded, pictures, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=["gpu", "cpu"])
+def test_out_of_memory_halves_the_batch_and_says_so(loaded, pictures, tmp_path, monkeypatch, error):
     ask(loaded, probe(pictures), tmp_path / "whole.jsonl")
     real = Answerer.answer
 
     def answer(self, inputs, stop):
         if len(inputs["input_ids"]) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return real(self, inputs, stop)
 
     monkeypatch.setattr(Answerer, "answer", answer)

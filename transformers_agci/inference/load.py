@@ -336,8 +336,9 @@ def _check_loaded(folder: Path, model: Any, info: Mapping[str, Any]) -> list[str
     return unexpected
 
 
-# Parts that a picture question never reaches.
-SILENT = ("audio_tower", "embed_audio")
+# Parts that a picture question never reaches, and what older checkpoints saved although it follows from the config.
+SILENT = {"audio_tower", "embed_audio"}
+CONSTANTS = {"inv_freq", "position_ids"}
 
 
 def _is_answering(key: str, model: Any) -> bool:
@@ -345,7 +346,7 @@ def _is_answering(key: str, model: Any) -> bool:
     parts = {name for name, _ in model.model.named_children()} | {"lm_head", "language_model", "layers", "visual",
                                                                   "vision_tower", "multi_modal_projector"}
     words = set(key.split("."))
-    return bool(words & (parts - set(SILENT))) and not words & set(SILENT)
+    return bool(words & (parts - SILENT)) and not words & (SILENT | CONSTANTS)
 
 
 def _revision(folder: Path) -> str | None:

@@ -110,6 +110,11 @@ def run_questions(
         team.close()
 
 
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Of a GPU, or of the CPU, which has no error class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def _stop_rules(questions: Sequence[Question]) -> list[str]:
     rules = sorted({question.stop for question in questions})
     return [f"{'Yes/No or ' if rule.yes_no else ''}{rule.max_new_tokens} new tokens" for rule in rules]
@@ -276,7 +281,9 @@ class _Run:
             made = self.answerer.answer(inputs, stop)
             self.counts.batches += 1
             return dict(zip(batch.numbers, made, strict=True))
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
             if len(batch.numbers) == 1:
                 raise InputError(f"{self.questions[batch.numbers[0]].where}: memory does not suffice even for this row "
                                  f"alone ({str(error).splitlines()[0]}); try --dtype bfloat16, --max_pixels or "
