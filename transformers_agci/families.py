@@ -32,6 +32,7 @@ class ForwardCall:
     image_grid_thw: torch.Tensor | None = None  # [images, 3] patches in time, height, width
     image_sizes: Any = None  # [images, 2] height, width in pixels
     encoded: Any = None
+    past_key_values: Any = None
 
     @property
     def has_images(self) -> bool:

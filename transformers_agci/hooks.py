@@ -22,9 +22,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
+from transformers_agci.compiled_graphs import forget_graphs_of
 from transformers_agci.errors import InputError
 from transformers_agci.families import Family, ForwardCall, family_of, find_owner
-from transformers_agci.image_spans import image_spans, image_token_mask, refuse_lost_images
+from transformers_agci.image_spans import image_spans, image_token_mask, note_images_in_cache, refuse_lost_images
 from transformers_agci.injection import METHODS, global_context
 from transformers_agci.lam import LAMBDA_KEY, lambda_text, validate_lambda
 
@@ -127,12 +128,13 @@ class Handle:
         self._hooks = []
 
     def _before_owner(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        lam = _config_lambda(owner.config)
+        lam = _config_lambda(owner.config) if self._hooks else 0.0  # a compiled graph may outlive them
         pending = None
         if lam:
             call = forward_call(owner, args, kwargs)
             if call.has_images:
                 pending = _Pending(call, image_token_mask(owner, call), lam)
+                note_images_in_cache(call)
             else:
                 refuse_lost_images(owner, call)
         _carrier.pending.append((id(self), pending))
@@ -289,7 +291,9 @@ def _put_on(model: nn.Module, scope: str, method: str) -> Handle:
             "which every image would get two doses. Install stock transformers (pip install --force-reinstall "
             "transformers)."
         )
-    return Handle(owner, family_of(model), scope, method)
+    handle = Handle(owner, family_of(model), scope, method)
+    forget_graphs_of(owner)
+    return handle
 
 
 def _log_conflict(handle: Handle, lam: float) -> None:
@@ -311,7 +315,7 @@ def forward_call(owner: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     given = {**dict(zip(_parameters(type(owner).forward), args, strict=False)), **kwargs}
     pixels = next((given[name] for name in _PIXELS if _given(given, name)), None)
     encoded = (given.get("mm_encoder_outputs") or {}).get("image")
-    names = ("input_ids", "inputs_embeds", "attention_mask", "image_grid_thw", "image_sizes")
+    names = ("input_ids", "inputs_embeds", "attention_mask", "image_grid_thw", "image_sizes", "past_key_values")
     return ForwardCall(**{name: given.get(name) for name in names}, pixel_values=pixels, encoded=encoded)
 
 

@@ -50,13 +50,23 @@ def image_spans(owner: Any, family: Family, call: ForwardCall, mask: torch.Tenso
     return [span for span, seen in zip(spans, firsts, strict=True) if seen]
 
 
+_HOLDS_IMAGES = "_agci_holds_images"  # attribute of a cache
+
+
+def note_images_in_cache(call: ForwardCall) -> None:
+    """Remember on the cache of a call with images that they went into it."""
+    if hasattr(call.past_key_values, "__dict__"):
+        setattr(call.past_key_values, _HOLDS_IMAGES, True)
+
+
 def refuse_lost_images(owner: Any, call: ForwardCall) -> None:
     """Raise ValueError where a prompt holds image tokens but no image came with it.
 
     Some versions' chunked prefill loses the pixels that way and answers as if nothing had happened. Single tokens are
-    not looked at: they are decoding steps, and looking would make the device wait.
+    not looked at: they are decoding steps, and looking would make the device wait. Nor are later calls on a cache that
+    images went into: prompt lookup proposes pieces of the prompt, image tokens among them, as an answer.
     """
-    if call.input_ids is None or call.input_ids.shape[-1] == 1:
+    if call.input_ids is None or call.input_ids.shape[-1] == 1 or hasattr(call.past_key_values, _HOLDS_IMAGES):
         return
     if bool((call.input_ids == owner.config.image_token_id).any()):
         raise ValueError(
