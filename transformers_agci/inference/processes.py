@@ -4,6 +4,7 @@ import os
 from datetime import timedelta
 from typing import Any
 
+from transformers_agci.errors import InputError
 from transformers_agci.inference.results import Shard
 
 PATIENCE = timedelta(days=7)  # how long a process that is done waits for the slowest one
@@ -24,7 +25,13 @@ class Team:
             import torch.distributed as dist
 
             if not dist.is_initialized():
-                dist.init_process_group("gloo", timeout=PATIENCE)
+                try:
+                    dist.init_process_group("gloo", timeout=PATIENCE)
+                except ValueError as error:
+                    raise InputError(
+                        f"WORLD_SIZE is {self.size}, as torchrun sets it, but the processes cannot meet ({error}); start "
+                        "them with torchrun, or unset WORLD_SIZE and give each its --shard i/n."
+                    ) from error
                 self._ours = True
 
     @property
