@@ -29,8 +29,8 @@ class Team:
                     dist.init_process_group("gloo", timeout=PATIENCE)
                 except ValueError as error:
                     raise InputError(
-                        f"WORLD_SIZE is {self.size}, as torchrun sets it, but the processes cannot meet ({error}); start "
-                        "them with torchrun, or unset WORLD_SIZE and give each its --shard i/n."
+                        f"WORLD_SIZE is {self.size}, as torchrun sets it, but the processes cannot meet ({error}); "
+                        "start them with torchrun, or unset WORLD_SIZE and give each its --shard i/n."
                     ) from error
                 self._ours = True
 
