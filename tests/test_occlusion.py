@@ -226,3 +226,33 @@ def test_an_answer_without_tokens_is_named(tiny_checkpoint: Any, tmp_path: Path)
 def test_no_folder_no_maps(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no folder"):
         read_folder(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("full", [[1], [2], []])
+@torch.no_grad()
+def test_reused_windows_change_nothing_but_the_work(full: list[int]) -> None:
+    """Qwen2.5-VL: only touched windows go through the window-only layers, and the image tokens are the same."""
+    from tiny_checkpoints import build_model, build_processor
+    from tiny_checkpoints import prompt_inputs as inputs_of
+
+    from transformers_agci import image_embeddings
+    from transformers_agci.probes.window_reuse import reused_windows
+
+    model: Any = build_model("qwen2_5_vl")
+    tower = model.model.visual
+    tower.fullatt_block_indexes = full  # of its two layers; the windows are 2x2 tokens
+    processor, image = build_processor("qwen2_5_vl"), picture(4, 112, 112)
+    masked = image.copy()
+    masked.paste("white", (60, 4, 80, 20))  # inside the second of four windows
+    original, copy_ = (inputs_of(processor, "Is there a dog?", shown) for shown in (image, masked))
+    expected = [image_embeddings(model, inputs)[0] for inputs in (original, copy_)]
+    rows: list[int] = []
+    hook = tower.blocks[0].mlp.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    with reused_windows(model, "qwen2_5_vl", original):
+        rows.clear()
+        found = [image_embeddings(model, inputs)[0] for inputs in (original, copy_)]
+    hook.remove()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert rows == [16, 32]  # of 64 patches: the first window always, and the touched one
+    assert torch.equal(image_embeddings(model, copy_)[0], expected[1])
+    assert all("forward" not in vars(module) for module in (tower.patch_embed, *tower.blocks))

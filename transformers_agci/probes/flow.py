@@ -18,7 +18,7 @@ from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prompt import chat_text, tokenize
 from transformers_agci.inference.questions import Question, up_to
 from transformers_agci.probes.attention_rows import AttentionRows
-from transformers_agci.probes.similarity import on_device
+from transformers_agci.probes.on_device import on_device
 from transformers_agci.token_layout import Shown, TokenLayout, token_layout
 
 SOURCES = {"text": "the text after the picture", "answer": "the answer's position"}

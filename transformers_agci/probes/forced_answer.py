@@ -18,6 +18,7 @@ from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prepare import TEXT_KEYS
 from transformers_agci.inference.prompt import chat_text, tokenize
 from transformers_agci.inference.questions import Question
+from transformers_agci.probes.on_device import on_device
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ForcedAnswer:
         settings = copy.copy(answerer.settings)
         settings.max_new_tokens = self.max_new_tokens
         with torch.inference_mode():
-            made = self.loaded.model.generate(**self._on_device(inputs), generation_config=settings)
+            made = self.loaded.model.generate(**on_device(self.loaded, inputs), generation_config=settings)
         tokens = made.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
         if tokens and tokens[-1] in ends:
@@ -63,17 +64,12 @@ class ForcedAnswer:
     def logits(self, inputs: Mapping[str, torch.Tensor], answered: Answered) -> torch.Tensor:
         """The raw logits [B, T] float32 of the answer's tokens, each after the prompt and the tokens before it."""
         tokens = torch.tensor(answered.tokens, device=self.loaded.device)
-        forced = _with_answer(self._on_device(inputs), tokens[:-1])
+        forced = _with_answer(on_device(self.loaded, inputs), tokens[:-1])
         with torch.inference_mode():
             # Only the needed positions' logits: the vocabulary is large.
             logits = self.loaded.model(**forced, logits_to_keep=len(tokens)).logits
         wanted = tokens.to(logits.device).expand(len(logits), -1)
         return logits[:, -len(tokens) :].gather(2, wanted[..., None])[..., 0].float().cpu()
-
-    def _on_device(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        dtype = self.loaded.model.dtype
-        return {name: value.to(self.loaded.device, dtype if value.is_floating_point() else value.dtype)
-                for name, value in inputs.items()}
 
 
 def _with_answer(inputs: dict[str, torch.Tensor], tokens: torch.Tensor) -> dict[str, torch.Tensor]:

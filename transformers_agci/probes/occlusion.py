@@ -35,8 +35,10 @@ from transformers_agci.probes.occlusion_masks import (
     one_colour,
     raster_on,
 )
+from transformers_agci.probes.on_device import on_device
 from transformers_agci.probes.position import PROMPT
 from transformers_agci.probes.positives import Positives, refuse_twice
+from transformers_agci.probes.window_reuse import reused_windows
 
 ITEMS, SEED = 20, 1  # the paper's draw
 INFINITE = 1e5  # takes the place of an infinite difference
@@ -122,8 +124,10 @@ class OcclusionRun:
         question = Question(row=row.fields, where=row.where, text=PROMPT.format(caption=row.caption),
                             pictures=(PictureFile(self.img_path, row.image, row.where),))
         asked = ForcedAnswer(self.loaded, question, self.max_new_tokens)
-        answered = asked.answer(asked.inputs([pixels]))
-        logits = self._logits(asked, answered, pixels, [None, *masks], counts)
+        alone = asked.inputs([pixels])
+        answered = asked.answer(alone)
+        with reused_windows(self.loaded.model, self.loaded.family.model_type, on_device(self.loaded, alone)):
+            logits = self._logits(asked, answered, pixels, [None, *masks], counts)
         if bool(logits.isnan().any()):
             raise InputError(f"{row.where}: the model gives logits that are not numbers; try --dtype float32.")
         counts["masked_copies_run"] = counts.get("masked_copies_run", 0) + len(masks)

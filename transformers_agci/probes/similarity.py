@@ -24,6 +24,7 @@ from transformers_agci.inference.progress import Progress
 from transformers_agci.inference.questions import PictureFile, Question
 from transformers_agci.injection import inject_global_context
 from transformers_agci.probes.block_run import BlockSummary, Counts, Done, RunOptions, run_blocks
+from transformers_agci.probes.on_device import on_device
 from transformers_agci.probes.positives import Positives
 
 ROWS = 9_000  # of the published set's 90,000, as evaluated in the paper
@@ -114,13 +115,6 @@ def caption_embeddings(loaded: LoadedModel, caption: str) -> torch.Tensor:
     ids = torch.as_tensor(loaded.processor.tokenizer(caption)["input_ids"])
     embedding = loaded.model.get_input_embeddings()
     return embedding(ids.to(embedding.weight.device))
-
-
-def on_device(loaded: LoadedModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inputs on the model's device, pixels in its dtype."""
-    dtype = loaded.model.dtype
-    return {name: value.to(loaded.device, dtype if value.is_floating_point() else value.dtype)
-            for name, value in inputs.items()}
 
 
 def pooling_named(name: str) -> str:

@@ -1,0 +1,101 @@
+"""Occlusion maps against the plain loop: seconds per masked copy, on one thread, and whether the maps agree.
+
+The plain loop is the published procedure: draw the mask with Pillow, run the processor, generate two tokens, read the
+first one's raw logit; one copy at a time. Both sides get the same pictures, masks and threads.
+
+    python perf/occlusion.py --model_path M [--items 1] [--mask_size 28]      default: the embedded model
+
+Processor seconds are printed beside wall seconds: on a busy machine only they mean something.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from transformers_agci.data.rows import ProbeRow
+from transformers_agci.embedded.location import embedded_model_path
+from transformers_agci.inference.load import LoadedModel, LoadOptions, load
+from transformers_agci.probes.occlusion import MaskOptions, OcclusionRun
+from transformers_agci.probes.position import PROMPT
+from transformers_agci.probes.position_data import embedded_data
+
+
+class Timed(NamedTuple):
+    """What came out, and the wall and processor seconds it took."""
+
+    result: Any
+    wall: float
+    cpu: float
+
+
+def timed(work: Callable[[], Any]) -> Timed:
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    return Timed(result, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def plain_loop(loaded: LoadedModel, row: ProbeRow, image: Image.Image, mask: int) -> np.ndarray:
+    """The map [rows, cols], one masked copy at a time."""
+    text = PROMPT.format(caption=row.caption)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    prompt = loaded.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def first_logits(shown: Image.Image) -> torch.Tensor:
+        inputs = loaded.processor(text=[prompt], images=[shown], return_tensors="pt").to(loaded.model.device)
+        with torch.inference_mode():
+            made = loaded.model.generate(**inputs, max_new_tokens=2, do_sample=False, output_logits=True,
+                                         return_dict_in_generate=True)
+        return made.logits[0][0].float()
+
+    original = first_logits(image)
+    token = int(original.argmax())
+    values = np.zeros((image.height // mask, image.width // mask))
+    for row_number, col in np.ndindex(values.shape):
+        left, top = col * mask, row_number * mask
+        masked = image.copy()
+        ImageDraw.Draw(masked).rectangle((left, top, left + mask - 1, top + mask - 1), fill="white")
+        values[row_number, col] = abs(float(first_logits(masked)[token] - original[token]))
+    return values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_path", default=str(embedded_model_path()))
+    parser.add_argument("--items", type=int, default=1)
+    parser.add_argument("--pictures", type=int, default=3, help="of each item's nine")
+    parser.add_argument("--mask_size", type=int, default=28)
+    parser.add_argument("--batch_size", type=int)
+    args = parser.parse_args()
+    loaded = load(LoadOptions(args.model_path))
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        data = embedded_data(Path(folder) / "set", args.items, seed=1)
+        rows = [row for rows in data.items.values() for row in rows[: args.pictures]]
+        run = OcclusionRun(loaded, rows, data.img_path, MaskOptions(args.mask_size, args.mask_size), 0.0,
+                           args.batch_size, max_new_tokens=1)
+        run.occlude(rows[0])  # warm up
+        ours, plain, copies, apart = [], [], 0, 0.0
+        for row in rows:
+            image = Image.open(data.img_path / row.image).convert("RGB")
+            ours.append(timed(lambda row=row: run.occlude(row)))
+            plain.append(timed(lambda row=row, image=image: plain_loop(loaded, row, image, args.mask_size)))
+            copies += sum(logits is not None for logits in ours[-1].result.masked)
+            apart = max(apart, float(np.abs(ours[-1].result.differences - plain[-1].result).max()))
+    print(f"{len(rows)} pictures, {copies} masked copies, 1 thread, {loaded.model.dtype}; maps differ by {apart:.1e}")
+    for name, runs in (("plain loop", plain), ("batched", ours)):
+        wall, cpu = sum(run.wall for run in runs), sum(run.cpu for run in runs)
+        print(f"{name:>10}: {1000 * wall / copies:7.1f} ms wall, {1000 * cpu / copies:7.1f} ms processor per copy")
+    ratio = [sum(getattr(run, name) for run in plain) / sum(getattr(run, name) for run in ours)
+             for name in ("wall", "cpu")]
+    print(f"     ratio: {ratio[0]:.2f}x wall, {ratio[1]:.2f}x processor")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The per-model scripts of similarity, occlusion and flow, as users start them, on a checkpoint of every family."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_similarity import write_rows
+from tiny_checkpoints import FAMILIES
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+FOLDERS = {"qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL", "gemma3n": "Gemma3n", "internvl": "InternVL3",
+           "llava_next": "LLaVA-v1.6", "llava": "LLaVA-v1.5"}
+
+
+def started(script: str, *options: str) -> str:
+    """The script's output; started in its own folder, as METHOD's commands are."""
+    path = SCRIPTS / script
+    command = [sys.executable, path.name, *options]
+    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scripts_of_every_family(family: str, tiny_checkpoint: Any, tmp_path: Path) -> None:
+    file, images = write_rows(tmp_path, items=1)
+    data = ["--model_path", str(tiny_checkpoint(family)), "--eval_file", str(file), "--img_path", str(images)]
+    folder = FOLDERS[family]
+    started(f"{folder}/similarity.py", *data, "--answer_file", str(tmp_path / "S.jsonl"))
+    said = started("metrics_similarity.py", "--results_file", str(tmp_path / "S.jsonl"), "--output_heatmap",
+                   str(tmp_path / "s.png"))
+    assert "mean similarity" in said and (tmp_path / "s.png").exists()
+    names = ["laion_bias_prob.py", *(["qwen_laion_bias_prob.py"] if family == "qwen2_5_vl" else [])]
+    for name in names:
+        output = tmp_path / name
+        started(f"{folder}/{name}", *data, "--output_dir", str(output), "--mask_size", "30", "--max_new_tokens", "2")
+        started("prob_results_position.py", "--prob_results_dir", str(output), "--output_path", str(output / "maps"))
+        assert len(list((output / "maps").glob("*.png"))) == 10
+    said = started(f"{folder}/information_flow.py", *data, "--output_dir", str(tmp_path / "F"), "--max_new_tokens", "2")
+    assert "flow on the target" in said and len(list((tmp_path / "F").glob("*.png"))) == 4
+
+
+def test_every_family_has_the_three_scripts() -> None:
+    wanted = {"similarity.py", "laion_bias_prob.py", "information_flow.py"}
+    for family, folder in FOLDERS.items():
+        assert wanted <= {file.name for file in (SCRIPTS / folder).glob("*.py")}
+        for name in wanted:
+            assert f'"--family", "{family}"' in (SCRIPTS / folder / name).read_text()
