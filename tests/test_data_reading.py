@@ -30,7 +30,7 @@ def write(path, kind):
     if kind == "array":
         path.write_text(json.dumps(rows(), indent=1), "utf-8")
     elif kind == "gz":
-        path.write_bytes(gzip.compress(lines.encode()))
+        path.write_bytes(gzip.compress(lines.encode(), mtime=0))
     elif kind == "parquet":
         import pyarrow
         import pyarrow.parquet
@@ -83,7 +83,7 @@ GOOD = '{"id": 1, "image": "a.jpg", "caption": "c", "position": "center", "answe
         ("a.json", b'[{"id": 1},]', "malformed or cut off"),
         ("a.json", b"\xff\xfe{}", "not UTF-8"),
         ("a.json", b"[" * 100_000, "malformed or cut off"),
-        ("a.json.gz", gzip.compress(GOOD.encode())[:-9], "broken or truncated"),
+        ("a.json.gz", gzip.compress(GOOD.encode(), mtime=0)[:-9], "broken or truncated"),
         ("a.json.gz", b"plain", "broken or truncated"),
         ("a.parquet", b"PAR1 no", "cannot be read"),
     ],

@@ -7,6 +7,7 @@ from PIL import Image
 
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.rows import ProbeRow
+from transformers_agci.inference.prompt import chat_content
 from transformers_agci.inference.questions import YES_NO
 from transformers_agci.probes.items import item_names
 from transformers_agci.probes.position import PROMPT, Control, by_item, control_questions, questions
@@ -80,3 +81,11 @@ def test_asking_needs_no_torch_to_be_planned():
     code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_caption_with_an_image_mark_moves_no_picture(tmp_path):
+    row = ProbeRow.parse(
+        {"id": 0, "image": "a_0.jpg", "caption": "a <image> tag", "position": "top_left", "answer": "Yes"}, "x:1"
+    )
+    [question] = questions({"0": [row]}, tmp_path)
+    assert chat_content(question) == [{"type": "image"}, {"type": "text", "text": PROMPT.format(caption="a <image> tag")}]

@@ -70,6 +70,7 @@ def _question(row: ProbeRow, item: str, pictures: tuple[Picture, ...]) -> Questi
         pictures=pictures,
         group=item,
         stop=YES_NO,
+        marks=False,  # a caption may hold the text <image>
     )
 
 
