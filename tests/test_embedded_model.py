@@ -17,7 +17,7 @@ from transformers_agci.data.grid import POSITIONS
 from transformers_agci.embedded import embedded_model_path
 from transformers_agci.embedded.atlas import ATLAS_FOLDER, Atlas
 from transformers_agci.embedded.drawing import Look
-from transformers_agci.embedded.measuring import ask
+from transformers_agci.embedded.measuring import EVALUATION_SEED, ask
 from transformers_agci.embedded.probe_set import draw_items
 from transformers_agci.probes.position import PROMPT
 
@@ -99,6 +99,18 @@ def test_configuration_says_float32_and_weights_are_float16() -> None:
     assert config["transformers_version"] == "4.57.6"
     with safe_open(embedded_model_path() / "model.safetensors", "pt") as weights:
         assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
+
+
+@pytest.mark.slow
+def test_the_card_says_what_the_checkpoint_does(stock: tuple[Any, Any]) -> None:
+    processor, model = stock
+    answers = ask(model, processor.tokenizer, items=300, seed=EVALUATION_SEED)
+    card = (embedded_model_path() / "MODEL_CARD.md").read_text()
+    (row,) = [line for line in card.splitlines() if line.startswith("| seed 0 (shipped)")]
+    stated = [float(cell.split()[0]) for cell in row.split("|")[2:5]]
+    measured = [answers.balanced_accuracy, answers.yes_right.mean(), answers.no_right.mean()]
+    assert np.allclose(stated, 100 * np.array(measured), atol=0.3)  # a margin near 0 may fall either way elsewhere
+    assert 85 <= stated[0] <= 95
 
 
 LOGITS = """

@@ -18,18 +18,18 @@ POSES = 12  # training poses per picture, drawn once; the probe set draws poses 
 class Studio:
     """An endless, seeded supply of canvases."""
 
-    def __init__(self, atlas: Atlas, look: Look, seed: int) -> None:
+    def __init__(self, atlas: Atlas, look: Look, seed: int, poses: int = POSES) -> None:
         self.atlas, self.look = atlas, look
         self.rng = np.random.default_rng(seed)
         self._poses = np.stack(
-            [[pose(atlas.picture(i), self.rng, look) for _ in range(POSES)] for i in range(len(atlas))]
-        )  # [400, POSES, 84, 84, 4]
+            [[pose(atlas.picture(i), self.rng, look) for _ in range(poses)] for i in range(len(atlas))]
+        )  # [400, poses, 84, 84, 4]
 
     def draw(self, count: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """Canvases [count, 252, 252, 3] uint8, their pictures [count, 9] and one absent picture each [count]."""
         items = [draw_item(self.atlas, self.rng, self.look) for _ in range(count)]
         shown = np.stack([self.rng.permutation(item.shown) for item in items])
-        chosen = self._poses[shown.ravel(), self.rng.integers(POSES, size=shown.size)]
+        chosen = self._poses[shown.ravel(), self.rng.integers(self._poses.shape[1], size=shown.size)]
         seen = np.stack([through_jpeg(canvas) for canvas in canvases(tiles(chosen, self.rng, self.look))])
         return torch.from_numpy(seen), shown, np.array([item.absent for item in items])
 
