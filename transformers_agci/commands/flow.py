@@ -108,5 +108,5 @@ def _probe_file(args: argparse.Namespace, lambdas: list[float]) -> int:
     if not args.shard and summary.rows + summary.rows_before:
         summed = sum_up(summary.path)
         print(f"\n{maps_text(summed)}\n")
-        print("\n".join(f"map: {file}" for file in draw_maps(summed, output_dir)))
+        print("\n".join(f"map: {file}" for file in draw_maps(summed, output_dir, measured.layers_text)))
     return summary.exit_code

@@ -88,6 +88,15 @@ def layer_count(model: Any) -> int:
     return len(decoder.layers)
 
 
+def layers_text(layers: Sequence[int]) -> str:
+    """The layers in words.
+
+    >>> layers_text([3]), layers_text([0, 1, 2])
+    ('layer 3', 'layers 0-2')
+    """
+    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}-{layers[-1]}"
+
+
 def parse_layers(text: str, count: int) -> list[int]:
     """Read "all", "14" or "8-20" (both ends included) for a decoder of `count` layers.
 

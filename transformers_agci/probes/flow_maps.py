@@ -94,14 +94,14 @@ def _percent(value: st.Interval, sign: str = "") -> str:
     return "{:{s}.1f} [{:{s}.1f}, {:{s}.1f}]".format(*(100 * number for number in value[:3]), s=sign)
 
 
-def draw_maps(summed: list[FlowMaps], output_dir: Path) -> list[Path]:
-    """One panel of nine maps per source and lambda: flow_<source>_lam<lambda>.png."""
+def draw_maps(summed: list[FlowMaps], output_dir: Path, layers: str) -> list[Path]:
+    """One panel of nine maps per source and lambda: flow_<source>_lam<lambda>.png; `layers` says them in words."""
     boxes = [target_box(k, 1, 1) for k in range(len(POSITIONS))]  # as fractions
     drawn = []
     for maps in summed:
         places = [
             PlaceMap(mean, POSITIONS[k].replace("_", " "),
-                     f"n = {maps.shares.cells[k].n}; on the target {_percent(maps.shares.cells[k])} %",
+                     f"on it {_percent(maps.shares.cells[k])} %, n = {maps.shares.cells[k].n}",
                      boxes[k])
             for k, mean in enumerate(maps.means)
         ]
@@ -109,7 +109,7 @@ def draw_maps(summed: list[FlowMaps], output_dir: Path) -> list[Path]:
         drawn.append(draw_nine(
             places, output_dir / f"flow_{maps.source}_lam{lambda_text(maps.lam)}.png",
             "attention per area of the picture (1: all attention, evenly spread)",
-            f"flow from {SOURCES[maps.source]}, lambda {lambda_text(maps.lam)}",
+            f"flow from {SOURCES[maps.source]}\nlambda {lambda_text(maps.lam)}, {layers}",
             f"outlined: the target's cell; flow on it {_percent(overall)} % of the picture's (a ninth: 11.1 %), "
             "95 % intervals over items",
         ))  # fmt: skip

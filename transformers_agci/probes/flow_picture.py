@@ -10,7 +10,7 @@ from PIL import Image
 
 from transformers_agci.errors import InputError
 from transformers_agci.lam import lambda_text
-from transformers_agci.probes.flow import SOURCES, Flow
+from transformers_agci.probes.flow import SOURCES, Flow, layers_text
 from transformers_agci.report.overlay import Overlay, draw_overlays
 
 LARGEST = 1000  # pixels: a larger picture is drawn at this size
@@ -36,17 +36,11 @@ def draw_flow(flows: Sequence[Flow], source: str, picture: Image.Image, path: Pa
     ]
     least = min(float(overlay.values.min()) for overlay in overlays)
     return draw_overlays(shown, overlays, path, label=LABEL, title=question, bottom=least,
-                         footnote=f"from {SOURCES[source]}, {layers_text(flows[0])}, mean over heads")
+                         footnote=f"from {SOURCES[source]}, {layers_text(flows[0].layers)}, mean over heads")
 
 
 def _name(lam: float) -> str:
     return "baseline" if lam == 0 else f"AGCI, lambda {lambda_text(lam)}"
-
-
-def layers_text(flow: Flow) -> str:
-    """The layers in words: "layer 3", "layers 0-27"."""
-    first, last = flow.layers[0], flow.layers[-1]
-    return f"layer {first}" if first == last else f"layers {first}-{last}"
 
 
 def as_json(flows: Sequence[Flow], image: str, question: str) -> dict[str, Any]:

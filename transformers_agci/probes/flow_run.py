@@ -12,7 +12,7 @@ from transformers_agci.inference.progress import Progress
 from transformers_agci.inference.questions import PictureFile, Question
 from transformers_agci.inference.results import FailedRow
 from transformers_agci.probes.block_run import BlockSummary, Counts, Done, RunOptions, run_blocks
-from transformers_agci.probes.flow import SOURCES, Flow, layer_count, measure_flow, parse_layers
+from transformers_agci.probes.flow import SOURCES, Flow, layer_count, layers_text, measure_flow, parse_layers
 from transformers_agci.probes.occlusion_maps import share_in
 from transformers_agci.probes.position import PROMPT
 from transformers_agci.probes.positives import Positives
@@ -34,10 +34,17 @@ class FlowRun:
     layers: str = "all"
     max_new_tokens: int = 32
 
+    @property
+    def layers_text(self) -> str:
+        """The layers in words."""
+        return layers_text(self._chosen)
+
+    @property
+    def _chosen(self) -> list[int]:
+        return parse_layers(self.layers, layer_count(self.loaded.model))
+
     def write(self, output_dir: Path, data: Positives, notes: Mapping[str, Any], options: RunOptions) -> BlockSummary:
         """Measure every row that the folder lacks; a row is the unit of resuming."""
-        chosen = parse_layers(self.layers, layer_count(self.loaded.model))
-
         def work(todo: Sequence[int], bar: Progress, counts: Counts) -> Iterator[Done]:
             for number in todo:
                 row = self.rows[number]
@@ -48,7 +55,7 @@ class FlowRun:
                 bar.add(1)
 
         settings = {"experiment": "flow", "model": dict(self.loaded.identity), "lambdas": list(self.lambdas),
-                    "layers": chosen, "prompt": PROMPT, "max_new_tokens": self.max_new_tokens,
+                    "layers": self._chosen, "prompt": PROMPT, "max_new_tokens": self.max_new_tokens,
                     "rows": [row.id for row in self.rows], **data.settings}
         return run_blocks(output_dir / RESULTS, [1] * len(self.rows), work, settings, {**self.loaded.notes, **notes},
                           bad_rows=data.bad_rows, options=options)

@@ -105,5 +105,5 @@ def _place(maps: OcclusionMaps, k: int) -> PlaceMap:
     raster, share = maps.raster, maps.shares[k]
     box = target_box(k, raster.width, raster.height)
     fractions = (box.left / raster.width, box.top / raster.height, box.right / raster.width, box.bottom / raster.height)
-    note = f"n = {maps.counts[k]}; inside {_percent(share)} %"
+    note = f"on it {_percent(share)} %, n = {maps.counts[k]}"
     return PlaceMap(maps.means[k], POSITIONS[k].replace("_", " "), note, fractions)

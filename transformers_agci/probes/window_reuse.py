@@ -23,7 +23,7 @@ def reused_windows(model: Any, model_type: str, inputs: dict[str, torch.Tensor])
 
     Families without such layers run as ever.
     """
-    tower = find_owner(model).visual if model_type == FAMILY else None
+    tower: Any = find_owner(model).visual if model_type == FAMILY else None
     leading = min(tower.fullatt_block_indexes, default=len(tower.blocks)) if tower is not None else 0
     if tower is None or not leading:
         yield

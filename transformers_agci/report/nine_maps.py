@@ -49,10 +49,9 @@ def _draw(maps: Sequence[PlaceMap], columns: int, target: Path, ceiling: float, 
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = -(-len(maps) // columns)
-    figure = Figure(
-        figsize=(PANEL_INCHES * columns + 0.5, (PANEL_INCHES + 0.55) * rows + 0.7 + 0.16 * (footnote.count("\n") + 1)),
-        facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05),
-    )  # fmt: skip
+    words = 0.16 * (footnote.count("\n") + 1) + (0.25 * (title.count("\n") + 1) if title else 0)  # inches
+    figure = Figure(figsize=(PANEL_INCHES * columns + 0.5, (PANEL_INCHES + 0.55) * rows + 0.7 + words),
+                    facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, compress=True))
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False)
     drawn: Any = None
