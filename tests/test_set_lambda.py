@@ -1,0 +1,176 @@
+"""agci set-lambda, agci families and agci self-check as commands."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES
+from transformers_agci.cli import main
+from transformers_agci.commands import set_lambda
+from transformers_agci.commands.families import families_table
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    config = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "text_config": {"x": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return tmp_path
+
+
+def config_of(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+def run(*words: object) -> int:
+    return main(["set-lambda", *map(str, words)])
+
+
+def test_writes_shows_and_keeps_what_was(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (checkpoint / "config.json").read_text()
+    (checkpoint / "config.json").chmod(0o640)
+    assert run(checkpoint, "0.5") == 0
+    assert f"{LAMBDA_KEY}: absent -> 0.5" in capsys.readouterr().out
+    assert config_of(checkpoint) == json.loads(before) | {LAMBDA_KEY: 0.5}
+    assert (checkpoint / "config.json.bak").read_text() == before
+    assert (checkpoint / "config.json").stat().st_mode & 0o777 == 0o640
+    added = set((checkpoint / "config.json").read_text().splitlines()) - set(before.splitlines())
+    assert len(added) <= 2  # the key, and the comma before it
+    assert run(checkpoint, "0.25") == 0
+    assert f"{LAMBDA_KEY}: 0.5 -> 0.25" in capsys.readouterr().out
+    assert json.loads((checkpoint / "config.json.bak").read_text())[LAMBDA_KEY] == 0.5
+    assert run(checkpoint / "config.json", "--remove") == 0
+    assert (checkpoint / "config.json").read_text() == before
+    assert {file.name for file in checkpoint.iterdir()} == {"config.json", "config.json.bak", ".config.json.lock"}
+
+
+def test_equal_value_changes_nothing(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(checkpoint, "0.5")
+    time = (checkpoint / "config.json").stat().st_mtime_ns
+    assert run(checkpoint, "0.5") == 0
+    assert "nothing was changed" in capsys.readouterr().out
+    assert (checkpoint / "config.json").stat().st_mtime_ns == time
+
+
+def test_copy_in_the_text_part_goes(checkpoint: Path) -> None:
+    config = config_of(checkpoint)
+    config["text_config"][LAMBDA_KEY] = 0.1
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert run(checkpoint, "0.5") == 0
+    assert config_of(checkpoint) == config | {LAMBDA_KEY: 0.5, "text_config": {"x": 1}}
+
+
+def test_link_into_a_shared_cache_is_not_followed(checkpoint: Path, tmp_path: Path) -> None:
+    blob = tmp_path / "blob"
+    (checkpoint / "config.json").rename(blob)
+    (checkpoint / "config.json").symlink_to(blob)
+    before = blob.read_text()
+    assert run(checkpoint, "0.5") == 0
+    assert blob.read_text() == before
+    assert config_of(checkpoint)[LAMBDA_KEY] == 0.5
+
+
+@pytest.mark.parametrize("bad", ["abc", "-1", "nan", "inf", "[0.5]", ""])
+def test_bad_lambda(bad: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (checkpoint / "config.json").read_text()
+    assert main(["set-lambda", "--", str(checkpoint), bad]) == 2
+    assert "lambda must be a finite number >= 0" in capsys.readouterr().err
+    assert (checkpoint / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "holds no JSON object"),
+        ('{"model_type": "llama"}', "which AGCI does not support. Supported: Qwen2.5-VL (qwen2_5_vl)"),
+        (None, "There is no"),
+    ],
+)
+def test_bad_config(content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert run(tmp_path, "0.5") == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert str(tmp_path / "config.json") in error
+    assert error.count("\n") == 1
+
+
+def test_one_of_lambda_and_remove(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(checkpoint) == run(checkpoint, "0.5", "--remove") == 2
+    assert capsys.readouterr().err.count("one of the two") == 2
+
+
+def test_not_writable(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # permissions mean nothing to root, who runs some CIs
+    assert run(checkpoint, "0.5") == 2
+    assert "write-protected" in capsys.readouterr().err
+
+
+def test_full_disk_leaves_the_old_file(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = config_of(checkpoint)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run(checkpoint, "0.5") == 2
+    assert "cannot be changed (No space left on device)" in capsys.readouterr().err
+    assert config_of(checkpoint) == before
+    assert {file.name for file in checkpoint.iterdir()} == {"config.json", ".config.json.lock"}
+
+
+def test_held_by_another_program(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(set_lambda, "LOCK_SECONDS", 0)
+    with FileLock(checkpoint / ".config.json.lock"):
+        assert run(checkpoint, "0.5") == 2
+    assert "Another program has been changing" in capsys.readouterr().err
+    assert LAMBDA_KEY not in config_of(checkpoint)
+
+
+@pytest.mark.slow
+def test_two_programs_at_once(checkpoint: Path) -> None:
+    """Each of many changes finds a whole file and leaves one: the last backup and the result are both values set."""
+    values = [str(n / 4) for n in range(1, 9)]
+    code = "import sys; from transformers_agci.cli import main; sys.exit(main(['set-lambda', *sys.argv[1:]]))"
+    programs = [subprocess.Popen([sys.executable, "-c", code, str(checkpoint), value]) for value in values]
+    assert [program.wait() for program in programs] == [0] * 8
+    left = config_of(checkpoint).pop(LAMBDA_KEY)
+    backup = json.loads((checkpoint / "config.json.bak").read_text())[LAMBDA_KEY]
+    assert {str(left), str(backup)} <= set(values)
+    assert left != backup
+
+
+def test_families_table_is_the_readme_s(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["families"]) == 0
+    table = capsys.readouterr().out.rstrip("\n")
+    assert table == families_table()
+    assert len(table.splitlines()) == 2 + len(SUPPORTED_FAMILIES)
+    assert table in (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_self_check_command(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tiny_checkpoints import picture
+
+    picture().save(tmp_path / "picture.png")
+    folder = tiny_checkpoint("llava")
+    code = main(["self-check", str(folder), "--image", str(tmp_path / "picture.png")])
+    table = capsys.readouterr().out
+    assert table.startswith("AGCI self-check: LLaVA-v1.5, lambda 0.5")
+    failed = [line for line in table.splitlines() if "FAILED" in line]
+    assert code == (1 if failed else 0)
+    assert all(line.startswith("start-up hook") for line in failed)  # not there in a checkout without an install
+    assert main(["self-check", str(folder), "--image", str(tmp_path / "none.png")]) == 2
+    assert "none.png" in capsys.readouterr().err
