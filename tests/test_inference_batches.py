@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers_agci.errors import InputError
 from transformers_agci.inference.answer import Answer, verdict_is_fixed
 from transformers_agci.inference.batches import picture_keys, plan_blocks, plan_columns
-from transformers_agci.inference.progress import Progress, _span
+from transformers_agci.inference.progress import Progress
 from transformers_agci.inference.prompt import chat_content
 from transformers_agci.inference.questions import Question, up_to
 from transformers_agci.inference.run import make_plan
@@ -123,14 +123,21 @@ def test_logits_against_the_answer(text, yes, no, disagrees):
 
 # --- progress ---
 
-def test_a_log_file_gets_a_line_a_minute(capsys, monkeypatch):
-    clock = iter([0.0, 1.0, 59.0, 61.0, 61.0, 62.0, 62.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    bar = Progress(100)
-    for _ in range(4):
-        bar.add(10)
-    assert capsys.readouterr().err == "30/100 rows (30%), 0.5 rows/s, 2 min left\n"
-    assert [_span(seconds) for seconds in (3.4, 60, 3600)] == ["3 s", "1 min", "1 h 00 min"]
+def test_a_log_file_is_left_alone_for_a_minute(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    bar = Progress(1000)
+    for seconds in (1.0, 59.0):
+        clock[0] = seconds
+        bar.add(100)
+    assert capsys.readouterr().err == ""
+    clock[0] = 61.0
+    bar.add(100)
+    said = capsys.readouterr().err
+    assert "300/1000" in said and "row/s" in said
+    assert bar.done == 300
+    bar.say("rows.json:3: broken")
+    assert "rows.json:3: broken\n" in capsys.readouterr().err
 
 
 def test_quiet_says_nothing(capsys):
