@@ -1,4 +1,5 @@
-"""The start-up hook in programs that never import us: an environment with the three files that an install puts there."""
+"""The start-up hook in programs that never import us: an environment that has the three files an install
+puts there."""
 
 import json
 import os
@@ -166,6 +167,12 @@ def test_finder_removes_itself(hooked: Environment) -> None:
     done = hooked.run("-c", code)
     assert done.stdout.split()[1:] == ["True", "transformers.modeling_utils", "False"]
     assert done.stderr == ""
+
+
+def test_wrapped_once_by_hook_and_drop_in(hooked: Environment) -> None:
+    code = "import transformers_agci as t; print(hasattr(t.PreTrainedModel.post_init.__wrapped__, '__wrapped__'))"
+    done = hooked.run("-c", code)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_start_file_names_what_the_pth_calls() -> None:

@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import SUPPORTED_FAMILIES, family_of, find_owner, is_owner
+from transformers_agci.families import family_of, find_owner
 from transformers_agci.hooks import current_handle, serve_key
 from transformers_agci.lam import LAMBDA_KEY, lambda_text, validate_lambda
 
@@ -32,19 +32,22 @@ def activate() -> None:
     >>> hasattr(transformers.PreTrainedModel, "global_context_broadcast_lambda")
     True
     """
-    if os.environ.get(SWITCH) == "0" or active():
+    if os.environ.get(SWITCH) == "0":
         return
     from transformers.modeling_utils import PreTrainedModel
 
-    stock = PreTrainedModel.post_init
+    if active():  # asked only now: the start-up hook, where it is installed, activates during the import
+        return
+    base: Any = PreTrainedModel
+    stock = base.post_init
 
     @functools.wraps(stock)
     def post_init(self: Any, *args: Any, **kwargs: Any) -> None:
         stock(self, *args, **kwargs)
         honour_key(self)
 
-    PreTrainedModel.post_init = post_init
-    setattr(PreTrainedModel, LAMBDA_KEY, property(_get_lambda, _set_lambda))
+    base.post_init = post_init
+    setattr(base, LAMBDA_KEY, property(_get_lambda, _set_lambda))
 
 
 def active() -> bool:

@@ -1,4 +1,4 @@
-"""The supported families as a Markdown table; README's table is this one."""
+"""The supported families as a Markdown table; README's is the same, with the scripts of each beside it."""
 
 import argparse
 
@@ -17,7 +17,7 @@ def families_table() -> str:
     """One line per family: name, model_type in config.json, checkpoint, image tokens of an 840x840 picture."""
     from transformers_agci.families import SUPPORTED_FAMILIES
 
-    rows = [("family", "model_type", "checkpoint", "image tokens at 840x840"), ("---",) * 4] + [
+    rows = [("model", "`model_type`", "checkpoint", "image tokens at 840x840"), ("---",) * 4] + [
         (family.name, f"`{family.model_type}`", family.hub_id, family.image_tokens)
         for family in SUPPORTED_FAMILIES.values()
     ]

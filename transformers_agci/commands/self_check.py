@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     from transformers_agci.commands.model_default import add_model_arguments
 
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="folder or hub id; the same as --model_path")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="folder or hub id, as --model_path")
     parser.add_argument("--image", metavar="I", help="the picture to ask about")
     add_model_arguments(parser)
 

@@ -4,6 +4,7 @@ transformers_agci.pth (from Python 3.15 on transformers_agci.start) calls `start
 once a program imports transformers.modeling_utils, transformers_agci.autoload does the rest. It never stops Python.
 """
 
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 import os
 import sys
 
@@ -27,7 +28,7 @@ def find_spec(name, path=None, target=None):
 
 def activate_after(spec):
     stock = spec.loader.exec_module
-    activate = lambda: __import__("transformers_agci.autoload").autoload.activate()  # noqa: E731
+    activate = lambda: __import__("transformers_agci.autoload").autoload.activate()  # noqa: E731, PLW0108
     spec.loader.exec_module = lambda module: (stock(module), or_say_why(activate))
 
 
