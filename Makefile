@@ -38,8 +38,9 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+slow: $(VENV)/.dev $(OVERLAYS:%=$(VENV)/overlay-%/.done)
+	AGCI_TRANSFORMERS_OVERLAYS="$(subst $(eval) ,:,$(OVERLAYS:%=$(abspath $(VENV))/overlay-%))" \
+	  $(BIN)/python -m pytest -n 2 --dist worksteal -m slow --durations 15
 
 contract: $(VENV)/.dev $(OVERLAYS:%=$(VENV)/overlay-%/.done)
 	for version in $(OVERLAYS); do \
