@@ -152,3 +152,24 @@ def test_bad_rows_are_named_and_the_others_go_on(
     assert len((tmp_path / "A.jsonl").read_text().splitlines()) == 8
     assert main([*command, "--family", "gemma3n"]) == 2
     assert "is a LLaVA-v1.5 checkpoint" in capsys.readouterr().err
+
+
+def test_shards_make_the_same_file(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    file, images = write_rows(tmp_path, items=2)
+    command = ["similarity", "--model_path", str(tiny_checkpoint("llava")), "--eval_file", str(file), "--img_path",
+               str(images), "--batch_size", "1", "--quiet"]
+    assert main([*command, "--answer_file", str(tmp_path / "whole.jsonl")]) == 0
+    for shard in ("1/2", "0/2"):
+        assert main([*command, "--answer_file", str(tmp_path / "A.jsonl"), "--shard", shard]) == 0
+    assert main(["merge-shards", str(tmp_path / "A.jsonl")]) == 0
+    assert (tmp_path / "A.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_an_id_used_twice_is_refused(
+    tiny_checkpoint: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, images = write_rows(tmp_path, items=1, id=7)
+    for command in ("similarity", "flow", "occlusion"):
+        assert main([command, "--model_path", str(tiny_checkpoint("llava")), "--eval_file", str(file), "--img_path",
+                     str(images)]) == 2
+        assert "rows.json:2: the id 7 is used twice, first at rows.json:1" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.inference.load import load
     from transformers_agci.lam import parse_lambda
 
-    at_least_one(args, "items", "max_new_tokens", "batch_size")
+    at_least_one(args, "items", "max_new_tokens")
     lambdas = [parse_lambda(text, "--global_context_lambda") for text in args.global_context_lambda]
     if len(set(lambdas)) != len(lambdas):
         raise InputError(f"Each lambda is measured once, but the list is {' '.join(args.global_context_lambda)}.")

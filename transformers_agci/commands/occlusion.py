@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--global_context_lambda", default="0", metavar="L", help="lambda while answering (default 0)")
     asked.add_argument("--max_new_tokens", type=int, default=128, metavar="N",
                        help="longest answer in tokens (default 128)")
-    add_run_arguments(parser)
+    group = add_run_arguments(parser)
+    group.add_argument("--batch_size", type=int, metavar="N", help="masked copies per forward call")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 def add_run_arguments(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     """--shard, --overwrite, --strict, --quiet; returns their group."""
     group = parser.add_argument_group("run")
-    group.add_argument("--batch_size", type=int, metavar="N", help="pictures per forward call")
     group.add_argument("--shard", metavar="i/n", help="only this share of the work (from 0/n)")
     group.add_argument("--overwrite", action="store_true", help="start anew instead of going on where the file ends")
     group.add_argument("--strict", action="store_true", help="stop at the first bad row; default: name it and go on")

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured.add_argument("--global_context_lambda", default="0", metavar="L",
                           help="above 0: pool the image tokens after AGCI (default 0, as in the paper)")
     group = add_run_arguments(parser)
+    group.add_argument("--batch_size", type=int, metavar="N", help="pictures per call of the vision side")
     group.add_argument("--workers", type=int, metavar="N", help="processes that prepare pictures")
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from transformers_agci.errors import InputError
 from transformers_agci.inference import manifest
 from transformers_agci.inference.progress import Progress
@@ -114,6 +116,9 @@ def run_blocks(
                 failed += done.failed
             if options.shard is None:
                 file.merge()
+        except torch.OutOfMemoryError as error:
+            raise InputError(f"Memory ran out ({str(error).splitlines()[0]}); give a smaller --batch_size or "
+                             "--max_pixels, or --dtype bfloat16. Finished blocks are kept.") from error
         finally:
             bar.close()
             seconds = time.monotonic() - started

@@ -15,7 +15,7 @@ from transformers_agci.probes.block_run import BlockSummary, Counts, Done, RunOp
 from transformers_agci.probes.flow import SOURCES, Flow, layer_count, layers_text, measure_flow, parse_layers
 from transformers_agci.probes.occlusion_maps import share_in
 from transformers_agci.probes.position import PROMPT
-from transformers_agci.probes.positives import Positives
+from transformers_agci.probes.positives import Positives, refuse_twice
 from transformers_agci.probes.target_box import target_box
 
 RASTER = 27  # rows and columns of a kept map: nine per cell of the 3x3 grid
@@ -45,6 +45,8 @@ class FlowRun:
 
     def write(self, output_dir: Path, data: Positives, notes: Mapping[str, Any], options: RunOptions) -> BlockSummary:
         """Measure every row that the folder lacks; a row is the unit of resuming."""
+        refuse_twice(self.rows, "id", [str(row.id) for row in self.rows])
+
         def work(todo: Sequence[int], bar: Progress, counts: Counts) -> Iterator[Done]:
             for number in todo:
                 row = self.rows[number]

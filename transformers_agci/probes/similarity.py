@@ -25,7 +25,7 @@ from transformers_agci.inference.questions import PictureFile, Question
 from transformers_agci.injection import inject_global_context
 from transformers_agci.probes.block_run import BlockSummary, Counts, Done, RunOptions, run_blocks
 from transformers_agci.probes.on_device import on_device
-from transformers_agci.probes.positives import Positives
+from transformers_agci.probes.positives import Positives, refuse_twice
 
 ROWS = 9_000  # of the published set's 90,000, as evaluated in the paper
 DIGITS = 6  # behind the point in the result file
@@ -63,6 +63,7 @@ class SimilarityRun:
 
     def write(self, answer_file: Path, data: Positives, notes: Mapping[str, Any], options: RunOptions) -> BlockSummary:
         """Measure every row that the file lacks: the input row plus `similarity`."""
+        refuse_twice(self.rows, "id", [str(row.id) for row in self.rows])
         questions = [Question(row=row.fields, where=row.where, text=TEXT,
                               pictures=(PictureFile(self.img_path, row.image, row.where),)) for row in self.rows]
         blocks = plan_blocks(questions, self._batch_size * BATCHES_PER_BLOCK)
