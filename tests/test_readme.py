@@ -1,0 +1,64 @@
+"""README.md: its commands run, its links and files exist."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from transformers_agci import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "RESULTS.md", "REPRODUCE.md", "LOG.md", "CHANGELOG.md")
+
+
+def commands() -> list[list[str]]:
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)).replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in blocks.splitlines() if re.match(r"agci |python ", line)]
+
+
+def test_commands_run(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The probe of the quick start, on a tiny checkpoint and the shipped sample, and the map of what it wrote."""
+    samples = ROOT / "probe_datasets"
+    stands_for = {
+        "Qwen/Qwen2.5-VL-7B-Instruct": str(tiny_checkpoint("qwen2_5_vl")),
+        "laion_bias_test_easy_10k_840_840.json": str(samples / "sample_noto_840_840.json"),
+        "images": str(samples / "images"),
+    }
+    found = commands()
+    assert [words[:2] for words in found] == [["agci", "probe"], ["python", "scripts/metrics.py"]]
+    for words in found:
+        given = [stands_for.get(word, word).replace("results/", f"{tmp_path}/") for word in words]
+        arguments = given[1:]
+        if given[0] == "python":
+            assert (ROOT / given[1]).is_file()
+            arguments = ["metrics", *given[2:]]
+        assert cli.main(arguments) == 0, (words, capsys.readouterr().err)
+    assert (tmp_path / "qwen.png").stat().st_size > 10_000
+    assert len((tmp_path / "qwen.lam0.5.jsonl").read_text().splitlines()) == 36
+
+
+def test_links_and_files_exist() -> None:
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert (ROOT / target).exists(), f"{name} links to {target}"
+    tree = README.split("## Files")[1].split("## Glossary")[0]
+    for line in tree.splitlines():
+        first = re.match(r"    (?:  )?((?:[\w./-]+,? )*[\w./<>-]+)  ", line)
+        for path in re.split(r"[, ]+", first[1]) if first else []:
+            path = path.partition("<")[0]
+            places = [ROOT / path, ROOT / "transformers_agci" / path]
+            assert any(place.exists() for place in places), f"the file tree names {path}"
+
+
+def test_published_words_are_in_the_table() -> None:
+    table = README.split("## The published commands")[1].split("## Models")[0]
+    for word in ("eval_laion_bias_data.py", "qwen_laion_bias_prob.py", "similarity.py", "eval_downstream.sh",
+                 "metrics.py",
+                 "prob_results_position.py", "metrics_similarity.py", "infer_qwen2.5vl.py", "llamafactory-cli"):
+        assert word in table, word
