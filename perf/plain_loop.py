@@ -86,7 +86,8 @@ def main() -> None:
             spent = plain_loop(loaded, asked, data.img_path)
             plains.append(sum(spent.values()))
             parts = ", ".join(f"{name} {1000 * seconds / answers:.2f}" for name, seconds in spent.items())
-            print(f"round {number}: plain loop {answers / plains[-1]:6.1f} answers/s ({parts} ms per answer)", flush=True)
+            rate = answers / plains[-1]
+            print(f"round {number}: plain loop {rate:6.1f} answers/s ({parts} ms per answer)", flush=True)
             seconds, summary = engine(loaded, asked)
             engines.append(seconds)
             counts = summary.counts

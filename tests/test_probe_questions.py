@@ -88,4 +88,5 @@ def test_a_caption_with_an_image_mark_moves_no_picture(tmp_path):
         {"id": 0, "image": "a_0.jpg", "caption": "a <image> tag", "position": "top_left", "answer": "Yes"}, "x:1"
     )
     [question] = questions({"0": [row]}, tmp_path)
-    assert chat_content(question) == [{"type": "image"}, {"type": "text", "text": PROMPT.format(caption="a <image> tag")}]
+    text = {"type": "text", "text": PROMPT.format(caption="a <image> tag")}
+    assert chat_content(question) == [{"type": "image"}, text]

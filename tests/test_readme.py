@@ -51,8 +51,8 @@ def test_links_and_files_exist() -> None:
     for line in tree.splitlines():
         first = re.match(r"    (?:  )?((?:[\w./-]+,? )*[\w./<>-]+)  ", line)
         for path in re.split(r"[, ]+", first[1]) if first else []:
-            path = path.partition("<")[0]
-            places = [ROOT / path, ROOT / "transformers_agci" / path]
+            before = path.partition("<")[0]
+            places = [ROOT / before, ROOT / "transformers_agci" / before]
             assert any(place.exists() for place in places), f"the file tree names {path}"
 
 
