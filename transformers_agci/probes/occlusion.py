@@ -85,7 +85,7 @@ class OcclusionRun:
         """What a results folder must have been made with to go on."""
         return {"experiment": "occlusion", "model": dict(self.loaded.identity), "lambda": self.lam, "prompt": PROMPT,
                 "mask_size": self.masks.size, "stride": self.masks.stride, "colour": list(self.masks.colour),
-                "batch_size": self._batch_size, "max_new_tokens": self.max_new_tokens}
+                "batch_size": self.batch, "max_new_tokens": self.max_new_tokens}
 
     def write(self, output_dir: Path, data: Positives, notes: Mapping[str, Any], options: RunOptions) -> BlockSummary:
         """Mask every picture that the folder lacks; a picture is the unit of resuming.
@@ -139,7 +139,7 @@ class OcclusionRun:
     def _logits(self, asked: ForcedAnswer, answered: Answered, pixels: torch.Tensor,
                 masks: Sequence[Mask | None], counts: Counts) -> torch.Tensor:
         """[len(masks), T] logits, in batches of one shape: in bfloat16 another batch shape alone moves a logit."""
-        batches = -(-len(masks) // self._batch_size)
+        batches = -(-len(masks) // self.batch)
         size = -(-len(masks) // batches)
         filled = [*masks, *[None] * (batches * size - len(masks))]
         shares = [filled[at : at + size] for at in range(0, len(filled), size)]
@@ -165,7 +165,8 @@ class OcclusionRun:
                 yield ready
 
     @property
-    def _batch_size(self) -> int:
+    def batch(self) -> int:
+        """The most masked copies in a forward call."""
         return self.batch_size or BATCH_SIZE.get(self.loaded.device.type, BATCH_SIZE["cpu"])
 
 
