@@ -47,5 +47,5 @@ def refuse_twice(rows: Sequence[ProbeRow], what: str, of: Sequence[str]) -> None
     for row, name in zip(rows, of, strict=True):
         if name in seen:
             raise InputError(f"{row.where}: the {what} {name} is used twice, first at {seen[name].where}; their "
-                             "results would overwrite one another. Give every row its own.")
+                             "results could not be told apart. Give every row its own.")
         seen[name] = row
