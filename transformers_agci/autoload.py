@@ -109,6 +109,8 @@ def _get_lambda(model: Any) -> float:
 def _set_lambda(model: Any, value: float) -> None:
     """Turn AGCI on at this lambda (0: stock, bit for bit).
 
+    A PEFT or DDP wrapper hands reading on, not setting: set it on the model inside (`get_base_model()`, `.module`).
+
     Raises InputError (a ValueError) for a value that is no lambda and for a model that is not supported.
     """
     lam = validate_lambda(value, f"model.{LAMBDA_KEY}")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from transformers_agci.autoload import SWITCH, active
 from transformers_agci.errors import InputError
 from transformers_agci.families import Family, family_of, find_owner
 from transformers_agci.hooks import Handle, agci, current_handle, forward_call
@@ -103,11 +104,9 @@ def self_check(model: nn.Module, inputs: Mapping[str, Any]) -> SelfCheck:
 
 def _start_up_hook() -> Check:
     name = "start-up hook active"
-    if os.environ.get("TRANSFORMERS_AGCI") == "0":
-        return Check(name, False, None, None, "TRANSFORMERS_AGCI=0 turns the config key off in every program.")
-    modeling = sys.modules.get("transformers.modeling_utils")
-    honoured = LAMBDA_KEY in vars(getattr(modeling, "PreTrainedModel", object))
-    if "transformers_agci_startup" not in sys.modules or not honoured:
+    if os.environ.get(SWITCH) == "0":
+        return Check(name, False, None, None, f"{SWITCH}=0 turns the config key off in every program.")
+    if "transformers_agci_startup" not in sys.modules or not active():
         return Check(name, False, None, None,
                      "Python did not run it: the config key works in agci's own commands only. Install the package "
                      "with pip; PYTHONPATH, --target and -S leave start-up hooks out.")  # fmt: skip
