@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
+from test_reference_outputs import case_inputs
 from tiny_checkpoints import FAMILIES, MODEL_CLASSES, build_config, make_inputs
 
 import transformers_agci
@@ -83,6 +85,21 @@ def test_key_serves_every_family(family: str, keyed: Callable[..., Path], caplog
     assert handle.injections == 2
     handle.lam = 0.0
     assert torch.equal(logits(model, inputs), stock)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_next"])
+@pytest.mark.parametrize("lam", ["0", "0.25", "1"])
+def test_published_checkpoint(family: str, lam: str, tmp_path: Path) -> None:
+    """Weights under the names of transformers 4.57, as the published code has them, and its key in config.json."""
+    reference = Path(__file__).parent / "reference" / family
+    made = json.loads((reference / "config_kwargs.json").read_text())
+    config = made["config"] | {"model_type": family, "architectures": [made["cls"]], LAMBDA_KEY: float(lam)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(load_file(reference / "weights.safetensors"), tmp_path / "model.safetensors", {"format": "pt"})
+    model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path, attn_implementation="eager")
+    expected = load_file(reference / "outputs.safetensors")[f"single/lam{lam}/logits"]
+    torch.testing.assert_close(logits(model, case_inputs(family, "single", model)), expected, atol=1e-5, rtol=0)
+    assert current_handle(model).injections == (float(lam) > 0)
 
 
 def test_every_way_to_load(keyed: Callable[..., Path]) -> None:
