@@ -127,6 +127,7 @@ def test_a_log_file_is_left_alone_for_a_minute(capsys, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
     bar = Progress(1000)
+    assert "0/1000" in capsys.readouterr().err
     for seconds in (1.0, 59.0):
         clock[0] = seconds
         bar.add(100)

@@ -1,4 +1,4 @@
-"""Rows done, rows per second, time left: a moving bar on a terminal, a line a minute in a log file."""
+"""Rows done, rows per second, time left: a moving bar on a terminal, in a log file a line at both ends and one a minute."""
 
 import sys
 
@@ -16,7 +16,7 @@ class Progress:
         terminal = sys.stderr.isatty()
         pace = REDRAW if terminal else EVERY
         self._bar = tqdm(total=total, unit="row", disable=not shown or total == 0, dynamic_ncols=terminal,
-                         mininterval=pace, maxinterval=pace, delay=0 if terminal else EVERY)
+                         mininterval=pace, maxinterval=pace)
 
     def add(self, rows: int) -> None:
         """So many rows more are done."""
