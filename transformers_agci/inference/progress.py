@@ -1,4 +1,4 @@
-"""Rows done, rows per second, time left: a moving bar on a terminal, in a log file a line at both ends and one a minute."""
+"""Rows done, rows per second, time left: a bar on a terminal, in a log file a line at both ends and one a minute."""
 
 import sys
 
