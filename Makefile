@@ -3,12 +3,15 @@
 # make check    lint, types and import contracts
 # make slow     the tests that start processes or take long
 # make contract the method's contract on the older transformers versions of OVERLAYS
+# make train-env  LLaMA-Factory in .venv-train (TRAIN_VENV=... elsewhere), laid over the environment: 0.2 GB, 20 s
+# make train-test every recipe of configs/, from a tiny checkpoint to a trained, merged, probed one
 #
 # The environment is .venv (VENV=... elsewhere). PyPI's torch for Linux brings CUDA: about 3 GB to download, 6.5 GB on
 # disk. A CPU build, about 0.3 GB to download:  make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
 VENV ?= .venv
+TRAIN_VENV ?= .venv-train
 TORCH_INDEX ?=
 
 # Name of the overlay folder, then what goes into it on top of the environment's torch.
@@ -25,7 +28,11 @@ export TOKENIZERS_PARALLELISM = false
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check slow contract clean
+TRAIN_BIN := $(TRAIN_VENV)/bin
+TRAIN_PIP := $(TRAIN_BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
+SITE := import sysconfig; print(*dict.fromkeys(map(sysconfig.get_path, ("purelib", "platlib"))), sep="\n")
+
+.PHONY: demo test check slow contract train-env train-test clean
 
 demo: $(VENV)/.eval
 	$(BIN)/agci demo --output_dir demo
@@ -46,6 +53,12 @@ contract: $(VENV)/.dev $(OVERLAYS:%=$(VENV)/overlay-%/.done)
 	for version in $(OVERLAYS); do \
 	  PYTHONPATH="$(abspath $(VENV))/overlay-$$version" $(BIN)/python -m pytest -n 2 -p no:cacheprovider $(CONTRACT) || exit 1; \
 	done
+
+train-env: $(TRAIN_VENV)/.done
+
+train-test: $(VENV)/.dev $(TRAIN_VENV)/.done
+	AGCI_TRAIN_PYTHON="$(abspath $(TRAIN_VENV))/bin/python" \
+	  $(BIN)/python -m pytest -n 2 --dist loadgroup -m train --durations 10
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -69,5 +82,16 @@ $(VENV)/overlay-%/.done: constraints.txt | $(VENV)/.dev
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --upgrade --target $(@D) $(OVERLAY_$*)
 	touch $@
 
+# Packages that are not installed in it come from the first environment, by main_environment.pth. Scripts and start-up
+# hooks do not: torchrun would start the first environment's Python, and lambda in config.json would do nothing.
+$(TRAIN_VENV)/.done: constraints-train.txt pyproject.toml | $(VENV)/.eval
+	$(BIN)/python -m venv --clear --without-pip $(TRAIN_VENV)
+	$(BIN)/python -c '$(SITE)' > "$$($(TRAIN_BIN)/python -c '$(SITE)' | head -n 1)/main_environment.pth"
+	$(TRAIN_PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --requirement constraints-train.txt
+	$(TRAIN_PIP) --editable .
+	printf '%s\n' '#!/bin/sh' 'exec "$$(dirname "$$0")/python" -m torch.distributed.run "$$@"' > $(TRAIN_BIN)/torchrun
+	chmod +x $(TRAIN_BIN)/torchrun
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis demo
+	rm -rf $(VENV) $(TRAIN_VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis demo
