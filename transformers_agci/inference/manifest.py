@@ -73,12 +73,17 @@ def add_run(result: Path, run: Mapping[str, Any]) -> None:
 
 def refuse_difference(result: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """InputError naming every setting that differs."""
-    before, now = dict(_flat(there)), dict(_flat(here))
-    differ = [f"{key} is {before.get(key, 'not set')!r} there and {now.get(key, 'not set')!r} now"
-              for key in sorted(before | now) if before.get(key, "not set") != now.get(key, "not set")]
+    differ = differences(there, here)
     if differ:
         raise InputError(f"{result} was made with other settings: {'; '.join(differ)}. Give --overwrite to start anew, "
                          "or name another answer file.")
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs between the settings of a run that is there and those of now, each as words."""
+    before, now = dict(_flat(there)), dict(_flat(here))
+    return [f"{key} is {before.get(key, 'not set')!r} there and {now.get(key, 'not set')!r} now"
+            for key in sorted(before | now) if before.get(key, "not set") != now.get(key, "not set")]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,13 +9,13 @@ EVERY = 60.0  # seconds between two lines in a log file
 
 
 class Progress:
-    """Counts the rows of this run; `total` is what is left to do. `shown=False` says nothing at all."""
+    """Counts the rows (or another `unit`) of a run; `total` is what is left to do. `shown=False` says nothing at all."""
 
-    def __init__(self, total: int, shown: bool = True) -> None:
+    def __init__(self, total: int, shown: bool = True, unit: str = "row") -> None:
         self.done = 0
         terminal = sys.stderr.isatty()
         pace = REDRAW if terminal else EVERY
-        self._bar = tqdm(total=total, unit="row", disable=not shown or total == 0, dynamic_ncols=terminal,
+        self._bar = tqdm(total=total, unit=unit, disable=not shown or total == 0, dynamic_ncols=terminal,
                          mininterval=pace, maxinterval=pace)
 
     def add(self, rows: int) -> None:
