@@ -138,6 +138,57 @@ def test_held_by_another_program(
     assert LAMBDA_KEY not in config_of(checkpoint)
 
 
+def test_second_folder(
+    checkpoint: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The control of a fine-tuning run: another lambda beside the first, the weights once."""
+    outside = tmp_path_factory.mktemp("second")
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    (checkpoint / "tokenizer.json").write_text("{}")
+    (checkpoint / "folder").mkdir()
+    assert run(checkpoint, "0.5") == 0
+    before = {file.name: file.read_bytes() for file in checkpoint.iterdir() if file.is_file()}
+    control = outside / "deeper" / "lam0"
+    capsys.readouterr()
+    assert run(checkpoint, "0", "--output", control) == 0
+    said = capsys.readouterr().out
+    assert f"{LAMBDA_KEY}: 0.5 -> 0.0" in said
+    assert "1 weight files are links" in said
+    assert {file.name: file.read_bytes() for file in checkpoint.iterdir() if file.is_file()} == before
+    names = {file.name for file in control.iterdir()} - {".config.json.lock"}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert config_of(control) == config_of(checkpoint) | {LAMBDA_KEY: 0.0}
+    assert (control / "model.safetensors").samefile(checkpoint / "model.safetensors")
+    assert not (control / "tokenizer.json").samefile(checkpoint / "tokenizer.json")
+    assert run(checkpoint, "0", "--output", control) == 2
+    assert "exists already" in capsys.readouterr().err
+
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert run(checkpoint, "--remove", "--output", outside / "copied") == 0
+    assert "1 were copied" in capsys.readouterr().out
+    assert LAMBDA_KEY not in config_of(outside / "copied")
+    assert not (outside / "copied" / "model.safetensors").samefile(checkpoint / "model.safetensors")
+
+
+def test_second_folder_on_a_full_disk(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copy", full)
+    control = checkpoint.with_name("control")
+    assert run(checkpoint, "0", "--output", control) == 2
+    assert "control cannot be written (No space left on device)" in capsys.readouterr().err
+    assert not list(checkpoint.parent.glob("*control*"))
+
+
 @pytest.mark.slow
 def test_two_programs_at_once(checkpoint: Path) -> None:
     """Each of many changes finds a whole file and leaves one: the last backup and the result are both values set."""

@@ -1,6 +1,7 @@
 """Write lambda into a local checkpoint's config.json, where every program of this environment finds it.
 
-The file is replaced as a whole, what it was before stays beside it as config.json.bak, and the change is shown.
+The file is replaced as a whole, what it was before stays beside it as config.json.bak, and the change is shown. With
+--output the checkpoint stays as it is and a second folder gets the other lambda; the weights lie on disk once.
 """
 
 import argparse
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from transformers_agci.errors import InputError
 
 CONFIG = "config.json"
 LOCK_SECONDS = 30  # that another program may take for its own change
@@ -18,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder with config.json")
     parser.add_argument("lam", metavar="LAMBDA", nargs="?", help="a number >= 0; 0 is the unmodified model")
     parser.add_argument("--remove", action="store_true", help="take the key out instead")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="leave CHECKPOINT as it is and make this folder: hard links to its weights"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,9 +36,32 @@ def run(args: argparse.Namespace) -> int:
     if args.remove == (args.lam is not None):
         raise InputError("Give a lambda (agci set-lambda CHECKPOINT 0.5) or --remove, one of the two.")
     lam = None if args.remove else parse_lambda(args.lam, "LAMBDA")
-    for line in set_lambda(Path(args.checkpoint), lam):
-        print(line)
+    if args.output is None:
+        lines = set_lambda(Path(args.checkpoint), lam)
+    else:
+        lines = set_lambda_beside(Path(args.checkpoint), Path(args.output), lam)
+    print("\n".join(lines))
     return 0
+
+
+def set_lambda_beside(source: "Path", target: "Path", lam: float | None) -> list[str]:
+    """Make the folder `target` from the checkpoint in `source`, with the key set or taken out there only.
+
+    Raises:
+        InputError: as `set_lambda`, or `target` exists or cannot be written.
+    """
+    from transformers_agci.commands.checkpoint_copy import copy_beside
+
+    source = source.parent if source.name == CONFIG else source
+    path = source / CONFIG
+    if not path.is_file():
+        raise _no_config(path)
+    _parsed(path, path.read_text(encoding="utf-8"))
+    linked, copied = copy_beside(source, target)
+    lines = set_lambda(target, lam)[:1]
+    target.joinpath(f"{CONFIG}.bak").unlink(missing_ok=True)
+    weights = f"{linked} weight files are links into {source}" + (f", {copied} were copied" if copied else "")
+    return [*lines, f"{target}: {weights}. Do not write into either folder; train and merge into others."]
 
 
 def set_lambda(folder: "Path", lam: float | None) -> list[str]:
@@ -47,7 +76,7 @@ def set_lambda(folder: "Path", lam: float | None) -> list[str]:
 
     path = folder if folder.name == CONFIG else folder / CONFIG
     if not path.is_file():
-        raise InputError(f"There is no {path}; give the folder of a checkpoint on this machine.")
+        raise _no_config(path)
     try:
         with FileLock(path.with_name(f".{CONFIG}.lock"), timeout=LOCK_SECONDS):
             return _change(path, lam)
@@ -80,6 +109,12 @@ def _change(path: "Path", lam: float | None) -> list[str]:
     _replace(path, wanted, path)
     now = "absent" if lam is None else json.dumps(lam)
     return [f"{path}: {LAMBDA_KEY}: {found} -> {now}", f"before: {backup}"]
+
+
+def _no_config(path: "Path") -> "InputError":
+    from transformers_agci.errors import InputError
+
+    return InputError(f"There is no {path}; give the folder of a checkpoint on this machine.")
 
 
 def _parsed(path: "Path", text: str) -> dict[str, Any]:
