@@ -59,10 +59,20 @@ def test_columns_ask_everything_once_about_one_list_of_pictures_each_slot(lists,
         assert len(first) <= batch_size
         assert len({bool(keys) for keys in first}) == 1
         for batch in column.batches:
-            assert [picture_keys(questions[number].pictures) for number in batch] == first[: len(batch)]
+            assert [picture_keys(questions[number].pictures) for number in batch] == first
     with_pictures = [column for column in columns if questions[column.batches[0][0]].pictures]
     distinct = {tuple(pictures) for pictures in lists if pictures}
-    assert sum(len(column.batches[0]) for column in with_pictures) == len(distinct)
+    assert sum(len(column.batches[0]) for column in with_pictures) == len(distinct)  # each list is encoded once
+
+
+def test_a_block_has_enough_pictures_for_a_batch_of_them():
+    """18 questions about each picture: 4 batches of 3 rows would all be about one picture."""
+    questions = [question(str(number // 18), group=number // 18) for number in range(18 * 7)]
+    assert [block.size for block in plan_blocks(questions, 12)] == [18] * 7
+    assert [block.size for block in plan_blocks(questions, 12, lists=3)] == [54, 54, 18]
+    assert make_plan(questions, "cpu", batch_size=3).blocks == plan_blocks(questions, 12, lists=3)
+    about_one = [question("a") for _ in range(100)]
+    assert [block.size for block in plan_blocks(about_one, 4, lists=3)] == [32, 32, 32, 4]
 
 
 def test_longer_texts_share_a_batch_and_batches_are_even():

@@ -89,6 +89,21 @@ def test_vision_runs_once_per_picture_and_each_row_takes_one_forward(loaded, pic
     assert counts.rows == ITEMS * CELLS * 2 * len(LAMBDAS)
 
 
+def test_pictures_with_unequal_question_counts_are_encoded_and_prefilled_once(loaded, pictures, tmp_path):
+    texts = ("Is there a dog?", "Is there a cat?", "Is there a red square?", "Is there a picture?")
+    asked = [Question({}, f"x:{picture_number}.{number}", text, (PictureFile(pictures, f"{picture_number}.jpg", "x"),))
+             for picture_number in range(8) for number, text in enumerate(texts[: 1 + picture_number % 4])]
+    counts = ask(loaded, asked, tmp_path / "A.jsonl", batch_size=3, block_rows=len(asked)).counts
+    assert counts.vision_pictures == 8
+    alone = ask(loaded, asked, tmp_path / "B.jsonl", batch_size=1, block_rows=1).counts
+    assert alone.replayed_tokens == 0
+    assert counts.prefill_tokens + counts.replayed_tokens == alone.prefill_tokens
+    image_tokens = (picture(0).width // 28 + 1) * (picture(0).height // 28 + 1) // 2  # at least, of each picture
+    assert counts.replayed_tokens > len(LAMBDAS) * (len(asked) - 8) * image_tokens
+    manifest = json.loads((tmp_path / "A.lam0.manifest.json").read_text())
+    assert manifest["runs"][0]["prefill_tokens"] == counts.prefill_tokens
+
+
 def test_answers_are_those_of_generate_on_each_row_alone(loaded, pictures, tmp_path):
     questions = probe(pictures)
     ask(loaded, questions, tmp_path / "A.jsonl")

@@ -2,8 +2,9 @@
 
 A block is a number of consecutive groups: a function of the input and the batch size only. Inside it, the questions
 are sorted into slots. The distinct lists of pictures of a block are divided into columns of at most `batch_size`
-lists; batch j of a column asks the j-th question about each list. So one ordered list of pictures comes back batch
-after batch, and its recorded encoding can be replayed exactly as it was.
+lists with equally many questions; batch j of a column asks the j-th question about each list. So one ordered list of
+pictures comes back batch after batch: its recorded encoding can be replayed exactly as it was, and so can the
+decoder's work on it.
 """
 
 from collections.abc import Hashable, Sequence
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from transformers_agci.inference.questions import Picture, Question
+
+LARGEST_BLOCK = 8  # times `block_rows`, however few pictures: what a kill can cost
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,23 @@ class Column:
     batches: tuple[tuple[int, ...], ...]
 
 
-def plan_blocks(questions: Sequence[Question], block_rows: int) -> list[Block]:
-    """Cut the input into blocks of whole groups, each of at least `block_rows` rows (the last may have fewer).
+def plan_blocks(questions: Sequence[Question], block_rows: int, lists: int = 1) -> list[Block]:
+    """Cut the input into blocks of whole groups, each of at least `block_rows` rows about at least `lists` different
+    lists of pictures, so that with many questions per picture a batch still has `lists` rows. The last may have fewer.
 
     A group is a run of consecutive questions with one `group`; None stands alone.
     """
     blocks: list[Block] = []
     start = 0
+    seen: set[Hashable] = set()
     for at in range(1, len(questions) + 1):
+        seen.add(_list_key(questions, at - 1))
         at_boundary = at == len(questions) or not _same_group(questions[at - 1], questions[at])
-        if at_boundary and (at - start >= block_rows or at == len(questions)):
+        rows = at - start
+        full = rows >= block_rows and (len(seen) >= lists or rows >= LARGEST_BLOCK * block_rows)
+        if at_boundary and (full or at == len(questions)):
             blocks.append(Block(len(blocks), start, at))
-            start = at
+            start, seen = at, set()
     return blocks
 
 
@@ -55,27 +63,32 @@ def _same_group(one: Question, other: Question) -> bool:
 def plan_columns(questions: Sequence[Question], numbers: Sequence[int], batch_size: int) -> list[Column]:
     """Arrange the questions with these numbers for batches of at most `batch_size`.
 
-    Lists with more questions come first, so that a later batch is a beginning of the first one; then longer texts,
-    so that a batch pads little. Questions without a picture and questions with another stop rule get columns of
+    Longer texts come first, among the questions about a list and among the lists, so that a batch pads little.
+    Questions without a picture, with another stop rule, and lists with another number of questions get columns of
     their own.
     """
     by_list: dict[Hashable, list[int]] = {}
     for number in numbers:
-        question = questions[number]
-        pictures: Hashable = picture_keys(question.pictures) or number
-        by_list.setdefault((pictures, question.stop), []).append(number)
+        by_list.setdefault((_list_key(questions, number), questions[number].stop), []).append(number)
+
+    def longest_first(number: int) -> int:
+        return -len(questions[number].text)
+
     kinds: dict[Hashable, list[list[int]]] = {}
-    for asked in by_list.values():
+    for found in by_list.values():
+        asked = sorted(found, key=longest_first)
         first = questions[asked[0]]
-        kinds.setdefault((bool(first.pictures), first.stop), []).append(asked)
-    columns: list[Column] = []
-    for lists in kinds.values():
-        ordered = sorted(lists, key=lambda asked: (-len(asked), -len(questions[asked[0]].text)))
-        for share in _even(ordered, batch_size):
-            depth = len(share[0])
-            columns.append(Column(tuple(tuple(asked[slot] for asked in share if slot < len(asked))
-                                        for slot in range(depth))))
-    return columns
+        kinds.setdefault((bool(first.pictures), first.stop, len(asked)), []).append(asked)
+    return [
+        Column(tuple(zip(*share, strict=True)))
+        for lists in kinds.values()
+        for share in _even(sorted(lists, key=lambda asked: longest_first(asked[0])), batch_size)
+    ]
+
+
+def _list_key(questions: Sequence[Question], number: int) -> Hashable:
+    """The pictures of a question; a question without one is a list of its own."""
+    return picture_keys(questions[number].pictures) or number
 
 
 def picture_keys(pictures: Sequence[Picture]) -> tuple[Hashable, ...]:

@@ -15,8 +15,9 @@ from transformers_agci.errors import InputError
 from transformers_agci.hooks import Handle, agci
 from transformers_agci.inference import manifest
 from transformers_agci.inference.answer import Answer, Answerer, told_settings
-from transformers_agci.inference.batches import Block, Column, plan_blocks, plan_columns
+from transformers_agci.inference.batches import Block, Column, picture_keys, plan_blocks, plan_columns
 from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.prefix_replay import PrefixReplay, Prompts
 from transformers_agci.inference.prepare import Batch, Prepared, prepare, prepared_ahead
 from transformers_agci.inference.processes import Team
 from transformers_agci.inference.progress import Progress
@@ -43,8 +44,10 @@ def make_plan(questions: Sequence[Question], device_type: str, batch_size: int |
     size = batch_size or BATCH_SIZE.get(device_type, BATCH_SIZE["cpu"])
     if size < 1 or (block_rows is not None and block_rows < 1):
         raise InputError(f"A batch needs at least 1 row, but --batch_size is {batch_size}, block_rows {block_rows}.")
-    rows = block_rows or size * BATCHES_PER_BLOCK
-    return Plan(plan_blocks(questions, rows), size, rows)
+    if block_rows is not None:
+        return Plan(plan_blocks(questions, block_rows), size, block_rows)
+    rows = size * BATCHES_PER_BLOCK
+    return Plan(plan_blocks(questions, rows, lists=size), size, rows)
 
 
 def run_questions(
@@ -176,6 +179,7 @@ def _run_entry(run: "_Run", shard: Shard | None, start_time: str, seconds: float
         "started": start_time, "seconds": round(seconds, 3), "shard": f"{shard.index}/{shard.count}" if shard else None,
         "answers": counts.rows, "rows_per_s": round(counts.rows / seconds, 3) if seconds else None,
         "forwards": counts.forwards, "vision_pictures": counts.vision_pictures,
+        "prefill_tokens": counts.prefill_tokens, "replayed_tokens": counts.replayed_tokens,
         "disagreements": counts.disagreements, "halved_blocks": counts.halved_blocks,
         "failed_rows": len(counts.failed), "token_grid": run.token_grid, "peak_memory": manifest.peak_memory(),
         **manifest.environment(),
@@ -196,6 +200,21 @@ class _BlockWork:
     lacking: list[int]
     answers: dict[int, dict[int, Answer]] = field(default_factory=dict)  # number of lambda -> question number -> answer
     failed: list[FailedRow] = field(default_factory=list)
+
+
+class _Replays(NamedTuple):
+    """What spares work that was done already."""
+
+    vision: VisionReplay
+    prefix: PrefixReplay
+
+    def about(self, batch: Batch, prompts: Prompts, keep: bool) -> None:
+        self.vision.about(batch.pictures)
+        self.prefix.about(prompts if batch.pictures else None, keep)
+
+    def forget(self) -> None:
+        self.vision.about(None)
+        self.prefix.forget()
 
 
 @dataclass
@@ -234,15 +253,19 @@ class _Run:
         counter = self.loaded.model.register_forward_hook(self._count_forward)
         try:
             with (agci(self.loaded.model, 0.0, self.scope, self.method) as handle,
-                  VisionReplay(self.loaded.model) as vision, contextlib.closing(ahead)):
+                  VisionReplay(self.loaded.model) as vision, PrefixReplay(self.loaded.model) as prefix,
+                  contextlib.closing(ahead)):
+                replays = _Replays(vision, prefix)
                 for block, lacking in todo:
                     work = _BlockWork(block, lacking)
                     for _ in self._columns(block):
                         prepared = next(ahead)
                         self._note_failed(prepared, work, bar)
-                        self._answer_column(prepared, work, handle, vision, bar)
+                        self._answer_column(prepared, work, handle, replays, bar)
                     self._write(work)
                     self.counts.vision_calls, self.counts.vision_pictures = vision.calls, vision.pictures
+                    self.counts.prefill_tokens = prefix.prefill_tokens
+                    self.counts.replayed_tokens = prefix.replayed_tokens
         finally:
             counter.remove()
 
@@ -259,25 +282,28 @@ class _Run:
             bar.say(f"agci: {row.error}")
         work.failed += prepared.failed
 
-    def _answer_column(self, prepared: Prepared, work: "_BlockWork", handle: Handle, vision: VisionReplay,
+    def _answer_column(self, prepared: Prepared, work: "_BlockWork", handle: Handle, replays: "_Replays",
                        bar: Progress) -> None:
         """All batches of a column, at every lambda that lacks this block."""
-        for batch in prepared.batches:
-            if self.token_grid is None and batch.pictures:
-                self.token_grid = self._token_grid(batch)
-            inputs = self._on_device(batch)
-            for i in work.lacking:
-                handle.lam = self.lambdas[i]
-                made = self._answer_batch(batch, inputs, work.block, vision)
+        if self.token_grid is None and prepared.batches and prepared.batches[0].pictures:
+            self.token_grid = self._token_grid(prepared.batches[0])
+        inputs = self._on_device(prepared.batches)
+        for i in work.lacking:
+            handle.lam = self.lambdas[i]
+            for number, batch in enumerate(prepared.batches):
+                # The first batch's keys and values serve the others, if there are any.
+                keep = number == 0 and len(prepared.batches) > 1
+                made = self._answer_batch(batch, inputs[number], work.block, replays, keep)
                 work.answers.setdefault(i, {}).update(made)
                 bar.add(len(made))
+            replays.prefix.forget()  # another lambda, other keys and values
 
-    def _answer_batch(self, batch: Batch, inputs: dict[str, torch.Tensor], block: Block,
-                      vision: VisionReplay) -> dict[int, Answer]:
+    def _answer_batch(self, batch: Batch, inputs: dict[str, torch.Tensor], block: Block, replays: "_Replays",
+                      keep: bool = False) -> dict[int, Answer]:
         """Answers by question number; a batch that does not fit into memory is halved."""
         stop = self.questions[batch.numbers[0]].stop
         try:
-            vision.about(batch.pictures)
+            replays.about(batch, self._prompts(batch), keep)
             made = self.answerer.answer(inputs, stop)
             self.counts.batches += 1
             return dict(zip(batch.numbers, made, strict=True))
@@ -289,7 +315,7 @@ class _Run:
                                  f"alone ({str(error).splitlines()[0]}); try --dtype bfloat16, --max_pixels or "
                                  "--load_in_4bit.") from error
         # Outside the except clause: the traceback would keep the failed attempt's tensors alive.
-        vision.about(None)
+        replays.forget()
         if block.index not in self.counts.halved_blocks:
             self.counts.halved_blocks.append(block.index)
         if torch.cuda.is_available():
@@ -299,13 +325,25 @@ class _Run:
         answers: dict[int, Answer] = {}
         for half in (batch.numbers[:middle], batch.numbers[middle:]):
             for part in prepare(Column((half,)), self.questions, self.loaded.processor).batches:
-                answers |= self._answer_batch(part, self._on_device(part), block, vision)
+                answers |= self._answer_batch(part, self._on_device([part])[0], block, replays)
         return answers
 
-    def _on_device(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def _prompts(self, batch: Batch) -> Prompts:
+        keys = tuple(picture_keys(self.questions[number].pictures) for number in batch.numbers)
+        return Prompts(keys, batch.text["input_ids"], batch.text["attention_mask"])
+
+    def _on_device(self, batches: Sequence[Batch]) -> list[dict[str, torch.Tensor]]:
+        """The inputs of each batch where the model is; pixels that batches share cross once."""
+        crossed: dict[int, dict[str, torch.Tensor]] = {}
+        for batch in batches:
+            if id(batch.pixels) not in crossed:
+                crossed[id(batch.pixels)] = self._moved(batch.pixels)
+        return [{**self._moved(batch.text), **crossed[id(batch.pixels)]} for batch in batches]
+
+    def _moved(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         model = self.loaded.model
         return {name: value.to(self.loaded.device, model.dtype if value.is_floating_point() else value.dtype)
-                for name, value in batch.inputs.items()}
+                for name, value in tensors.items()}
 
     def _write(self, work: "_BlockWork") -> None:
         failed = sorted(work.failed)

@@ -16,6 +16,8 @@ class Counts:
     forwards: int = 0  # forward calls of the whole model
     vision_calls: int = 0
     vision_pictures: int = 0  # pictures that the vision side encoded
+    prefill_tokens: int = 0  # prompt tokens that went through the decoder
+    replayed_tokens: int = 0  # prompt tokens whose keys and values another question about the pictures had left
     disagreements: int = 0  # Yes/No rows whose raw logits order the words against the answer
     halved_blocks: list[int] = field(default_factory=list)
     failed: list[FailedRow] = field(default_factory=list)
