@@ -25,6 +25,7 @@ class LoadOptions:
     device: str | None = None  # "cpu", "cuda", "cuda:1"; default: a GPU if there is one
     device_map: str | None = None  # "auto": the layers over all GPUs
     attn_implementation: str | None = None
+    vision_attention: str = "auto"  # or "stock": see vision_attention.py
     revision: str | None = None  # of a hub id
     load_in_4bit: bool = False
     min_pixels: int | None = None  # Qwen only: the picture is resized into these bounds
@@ -60,6 +61,8 @@ def add_load_arguments(parser: argparse.ArgumentParser, default: str | None = No
     group.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
     group.add_argument("--device_map", choices=("auto",), help="auto: spread the layers over all GPUs")
     group.add_argument("--attn_implementation", help="eager, sdpa, ...; default: transformers' choice")
+    group.add_argument("--vision_attention", choices=("auto", "stock"), default="auto",
+                       help="auto: one call per layer for all windows and pictures where it agrees with stock (Qwen)")
     group.add_argument("--revision", help="commit, tag or branch of a hub id")
     group.add_argument("--load_in_4bit", action="store_true", help="quantize with bitsandbytes (GPU only)")
     group.add_argument("--min_pixels", type=int, help="Qwen: pictures are enlarged to at least this many pixels")
@@ -96,18 +99,20 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
         raise InputError(f"{options.model} needs a package that is not installed: {_one_line(error)} "
                          "(pip install 'transformers-agci[eval]' brings all of them).") from error
     device = model.device if weights else _device(options)
+    vision = _vision_attention(model, options) if weights else None
     identity = {
         "family": config["model_type"],
         "weights_sha256": checkpoint_files.fingerprint(folder) if weights else None,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),
+        "vision_attention": vision.backend if vision else None,
         "quantization": "4bit" if options.load_in_4bit else None,
         "device": device.type,
         "pictures": _picture_settings(processor),
         "chat_template_sha256": _template_hash(processor),
     }
     notes = {"model": options.model, "revision": _revision(folder), "lambda_in_config": lam,
-             "unexpected_weights": unexpected}
+             "vision_attention_because": vision.reason if vision else None, "unexpected_weights": unexpected}
     return LoadedModel(model, processor, family_of(model), device, identity, notes, lam)
 
 
@@ -242,6 +247,14 @@ def _load_model(folder: Path, options: LoadOptions) -> tuple[Any, list[str]]:
         raise InputError(f"The model in {folder} cannot be loaded ({_one_line(error)}).") from error
     model, info = loaded
     return model.eval(), _check_loaded(folder, model, info)
+
+
+def _vision_attention(model: Any, options: LoadOptions) -> Any:
+    from transformers_agci.inference.vision_attention import STOCK, VisionAttention, use_segments
+
+    if options.vision_attention == STOCK:
+        return VisionAttention(STOCK, "--vision_attention stock")
+    return use_segments(model)
 
 
 def _dtype(options: LoadOptions, folder: Path, torch: Any) -> Any:

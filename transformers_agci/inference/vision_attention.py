@@ -1,0 +1,234 @@
+"""One attention call per layer for vision towers that pack pictures and windows into one sequence.
+
+The towers of Qwen2.5-VL and Qwen3-VL lay the windows of a picture, and all pictures of a batch, end to end; a token
+attends within its own segment only. Under SDPA transformers loops over the segments: 1,792 attention calls for one
+picture of 840x840 in Qwen2.5-VL-7B. Here a hook on each attention layer hands over the whole sequence as if it were
+one segment, with the true segments beside it, and an attention function known to transformers works on all at once:
+
+    torch varlen               torch.nn.attention.varlen: one kernel (GPU, bfloat16 or float16)
+    sdpa by segment length     one SDPA call per distinct length, equal segments stacked as a batch (anywhere)
+    stock                      transformers' own loop, where neither fits or neither agrees with it
+
+Only attention layers of the vision tower are touched, on the instance. The decoder keeps its own attention.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import nn
+
+from transformers_agci.families import find_owner
+
+NAME = "agci_segments"  # under which transformers finds our attention function
+STOCK = "stock"
+
+# Largest allowed difference to SDPA, as a share of the largest value: rounding, far below what a wrong segment makes.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+PROBED_LENGTHS = (5, 16, 16, 3)  # segments of the comparison with SDPA
+
+
+class Segments:
+    """How a packed sequence of S tokens divides.
+
+    bounds   [n + 1] int32, on the sequence's device: where the segments begin, and S
+    longest  tokens of the longest segment
+    groups   (length, rows): the rows [m * length] of the m segments of this length; rows is None if they are all
+    inverse  [S]: where each token stands when the groups are laid end to end; None if in place
+    """
+
+    def __init__(self, cu_seqlens: torch.Tensor) -> None:
+        lengths = [length for length in cu_seqlens.diff().tolist() if length]
+        device = cu_seqlens.device
+        starts = list(accumulate(lengths, initial=0))
+        self.bounds = torch.tensor(starts, dtype=torch.int32, device=device)
+        self.longest = max(lengths)
+        self.groups: list[tuple[int, torch.Tensor | None]] = [(self.longest, None)]
+        self.inverse: torch.Tensor | None = None
+        if len(set(lengths)) > 1:
+            members = {length: [start for start, own in zip(starts, lengths, strict=False) if own == length]
+                       for length in sorted(set(lengths))}
+            rows = {length: (torch.tensor(first)[:, None] + torch.arange(length)).flatten()
+                    for length, first in members.items()}
+            self.groups = [(length, of_length.to(device)) for length, of_length in rows.items()]
+            self.inverse = torch.cat(list(rows.values())).argsort().to(device)
+
+
+# query, key, value [S, heads, D], segments, scaling -> [S, heads, D]
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Segments, float], torch.Tensor]
+
+
+def varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments,
+           scaling: float) -> torch.Tensor:
+    """All segments in one kernel of torch's (CUDA, half precision, torch >= 2.10)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    own = 1 / math.sqrt(query.shape[-1])  # the scale that it takes by itself; it has no argument for one in 2.10
+    if not math.isclose(scaling, own):
+        query = query * (scaling / own)
+    bounds, longest = segments.bounds.to(query.device), segments.longest
+    return varlen_attn(query, key, value, bounds, bounds, longest, longest)
+
+
+def by_length(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments,
+              scaling: float) -> torch.Tensor:
+    """One SDPA call per distinct length of a segment."""
+    attended = []
+    for length, rows in segments.groups:
+        chosen = (part if rows is None else part[rows.to(part.device)] for part in (query, key, value))
+        q, k, v = (part.unflatten(0, (-1, length)).transpose(1, 2) for part in chosen)  # [m, heads, length, D]
+        made = nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
+        attended.append(made.transpose(1, 2).flatten(0, 1))
+    whole = attended[0] if len(attended) == 1 else torch.cat(attended)
+    return whole if segments.inverse is None else whole[segments.inverse.to(whole.device)]
+
+
+KERNELS: dict[str, Kernel] = {"torch varlen": varlen, "sdpa by segment length": by_length}
+
+
+def _attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+               attention_mask: torch.Tensor | None, *, scaling: float, segments: Segments, kernel: Kernel,
+               **_: Any) -> tuple[torch.Tensor, None]:
+    """What transformers calls: query, key, value [1, heads, S, D] -> [1, S, heads, D]."""
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    return kernel(q, k, v, segments, scaling)[None], None
+
+
+class _Hook:
+    """Before an attention layer: the sequence becomes one segment, and the true ones travel beside it."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self._known: tuple[tuple[torch.Tensor, Segments], ...] = ()
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]  # [S, D]
+        segments = self._segments(kwargs["cu_seqlens"])
+        whole = torch.tensor([0, len(hidden)], dtype=torch.int32)  # on the CPU: transformers reads it back
+        return args, {**kwargs, "cu_seqlens": whole, "segments": segments, "kernel": self.kernel}
+
+    def _segments(self, cu_seqlens: torch.Tensor) -> Segments:
+        """Read once per tensor: the layers of one call share two, windows and pictures."""
+        for tensor, segments in self._known:
+            if tensor is cu_seqlens:
+                return segments
+        segments = Segments(cu_seqlens)
+        self._known = (*self._known[-1:], (cu_seqlens, segments))
+        return segments
+
+
+@dataclass(frozen=True)
+class VisionAttention:
+    """What the vision tower attends with; `reason` says why it is stock, or why a faster kernel is not used."""
+
+    backend: str
+    reason: str | None = None
+    remove: Callable[[], None] = lambda: None  # gives the tower transformers' own attention back
+
+
+def use_segments(model: nn.Module) -> VisionAttention:
+    """Give the vision tower the first kernel that fits and agrees with stock; without one it stays as it was."""
+    layers = _packed_layers(model)
+    if not layers:
+        return VisionAttention(STOCK, "this family's vision tower has no packed segments to loop over")
+    config: Any = layers[0].config
+    if config._attn_implementation != "sdpa":
+        return VisionAttention(STOCK, f"the vision tower was loaded with {config._attn_implementation}, not sdpa")
+    refusals = []
+    for backend, kernel in KERNELS.items():
+        reason = _unfit(backend, layers[0]) or _disagreement(layers[0], kernel)
+        if reason is None:
+            return VisionAttention(backend, "; ".join(refusals) or None, _put_on(layers, kernel))
+        refusals.append(f"{backend}: {reason}")
+    return VisionAttention(STOCK, "; ".join(refusals))
+
+
+def _packed_layers(model: nn.Module) -> list[Any]:
+    """The attention layers of the vision tower, where they work on packed segments."""
+    blocks = getattr(getattr(find_owner(model), "visual", None), "blocks", ())
+    return [block.attn for block in blocks if hasattr(block, "attn")]
+
+
+def _unfit(backend: str, layer: Any) -> str | None:
+    """Why the kernel cannot run here, before trying it."""
+    if KERNELS[backend] is not varlen:
+        return None
+    weight = layer.proj.weight
+    if weight.device.type != "cuda":
+        return f"it needs a GPU, and the vision tower is on {weight.device.type}"
+    if _dtype(layer) not in (torch.float16, torch.bfloat16):
+        return f"it needs bfloat16 or float16, not {str(_dtype(layer)).removeprefix('torch.')}"
+    if find_spec("torch.nn.attention.varlen") is None:
+        return f"it needs torch 2.10 or newer, and this is {torch.__version__}"
+    return None
+
+
+def _dtype(layer: Any) -> torch.dtype:
+    return layer.proj.bias.dtype  # a quantized layer's weight has another one
+
+
+def _disagreement(layer: Any, kernel: Kernel) -> str | None:
+    """Why the kernel must not be used, or None: it has to get the segments, and to agree with SDPA on random values.
+
+    Random queries, keys and values take the place of the layer's own, whose weights could hide a wrong segment.
+    """
+    generator = torch.Generator().manual_seed(0)
+    compared: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def on_random_values(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments,
+                         scaling: float) -> torch.Tensor:
+        q, k, v = (torch.randn(part.shape, generator=generator).to(part) for part in (query, key, value))
+        compared.append((kernel(q, k, v, segments, scaling), _one_by_one(q, k, v, scaling)))
+        return query
+
+    total, width = sum(PROBED_LENGTHS), layer.dim // layer.num_heads
+    device = layer.proj.bias.device
+    tokens = torch.zeros(total, layer.dim, dtype=_dtype(layer), device=device)
+    angles = torch.zeros(total, width, device=device)
+    bounds = torch.tensor(list(accumulate(PROBED_LENGTHS, initial=0)), dtype=torch.int32, device=device)
+    remove = _put_on([layer], on_random_values)
+    try:
+        with torch.inference_mode():
+            layer(tokens, cu_seqlens=bounds, position_embeddings=(angles.cos(), angles.sin()))
+    except Exception as error:  # whatever a kernel raises on a machine that it does not like
+        return f"it raises {type(error).__name__} ({' '.join(str(error).split())[:200]})"
+    finally:
+        remove()
+    if len(compared) != 1:
+        return f"this transformers makes {len(compared)} attention calls where 1 is expected"
+    ours, stock = (made.float() for made in compared[0])
+    apart = float((ours - stock).abs().max() / stock.abs().max())
+    if not apart <= TOLERANCE[_dtype(layer)]:
+        return f"it differs from SDPA by {apart:.1e} of the largest value, more than {TOLERANCE[_dtype(layer)]:.0e}"
+    return None
+
+
+def _one_by_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    """SDPA over one probed segment after the other, as stock does it: [S, heads, D]."""
+    attended = []
+    for parts in zip(*(part.split(PROBED_LENGTHS) for part in (query, key, value)), strict=True):
+        q, k, v = (part.transpose(0, 1)[None] for part in parts)
+        attended.append(nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)[0].transpose(0, 1))
+    return torch.cat(attended)
+
+
+def _put_on(layers: list[Any], kernel: Kernel) -> Callable[[], None]:
+    """Hook the layers and name our function in the tower's config; returns what undoes both."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _attention)
+    config = layers[0].config  # one object for the whole tower; the decoder has its own
+    found, hook = config._attn_implementation, _Hook(kernel)
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
+    config._attn_implementation = NAME
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+        config._attn_implementation = found
+
+    return remove
