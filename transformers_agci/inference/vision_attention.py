@@ -71,7 +71,9 @@ def varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments
     if not math.isclose(scaling, own):
         query = query * (scaling / own)
     bounds, longest = segments.bounds.to(query.device), segments.longest
-    return varlen_attn(query, key, value, bounds, bounds, longest, longest)
+    made = varlen_attn(query, key, value, bounds, bounds, longest, longest)
+    assert isinstance(made, torch.Tensor)  # a pair only for those who ask for more
+    return made
 
 
 def by_length(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments,
@@ -138,7 +140,7 @@ def use_segments(model: nn.Module) -> VisionAttention:
     config: Any = layers[0].config
     if config._attn_implementation != "sdpa":
         return VisionAttention(STOCK, f"the vision tower was loaded with {config._attn_implementation}, not sdpa")
-    refusals = []
+    refusals: list[str] = []
     for backend, kernel in KERNELS.items():
         reason = _unfit(backend, layers[0]) or _disagreement(layers[0], kernel)
         if reason is None:
