@@ -20,6 +20,7 @@ class Command(NamedTuple):
 
 COMMANDS: tuple[Command, ...] = (
     Command("benchmark", "benchmark", "ask a model one of six benchmarks, with and without AGCI, and score it"),
+    Command("convert-llava", "convert_llava", "an original LLaVA checkpoint in the layout that transformers loads"),
     Command("data build-probe", "data_build_probe", "composites of nine pictures from any captioned pictures"),
     Command("data build-samples", "data_build_samples", "the samples that the repository ships, from the atlas"),
     Command("data build-scienceqa", "data_build_scienceqa", "LLaVA's question file from ScienceQA's own files"),
@@ -44,6 +45,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("set-lambda", "set_lambda", "write lambda into a checkpoint's config.json"),
     Command("similarity", "similarity", "how well the vision encoder understands a picture in each of nine places"),
     Command("train-embedded", "train_embedded", "train the embedded model anew on a CPU, from the shipped atlas"),
+    Command("train-lora", "train_lora", "fine-tune with LoRA and AGCI by a LLaMA-Factory recipe, without LLaMA-Factory"),
 )
 
 GROUPS = {"data": "build, check and fetch data sets"}

@@ -1,0 +1,51 @@
+"""LoRA on the language model: which layers get an adapter, and how it is made."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from transformers_agci.errors import InputError
+from transformers_agci.families import find_owner
+from transformers_agci.training.recipe import Recipe
+
+ALL = "all"
+
+
+def with_lora(model: Any, recipe: Recipe) -> Any:
+    """The model with a new adapter in its language model; everything else is frozen. peft's wrapper is returned."""
+    from peft import LoraConfig, get_peft_model
+
+    rank = recipe["lora_rank"]
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=recipe["lora_alpha"] or 2 * rank,
+        lora_dropout=recipe["lora_dropout"],
+        use_rslora=recipe["use_rslora"],
+        target_modules=target_layers(model, recipe["lora_target"]),
+    )
+    config.base_model_name_or_path = recipe["model_name_or_path"]
+    return get_peft_model(model, config)
+
+
+def target_layers(model: Any, wanted: Sequence[str]) -> list[str]:
+    """Full names of the language model's linear layers that `lora_target` means: "all", or ends of names.
+
+    Raises InputError for a name that no linear layer of the language model has.
+    """
+    owner = find_owner(model)
+    prefix = next(name for name, module in model.named_modules() if module is owner.language_model)
+    layers = [f"{prefix}.{name}" for name, module in owner.language_model.named_modules()
+              if isinstance(module, torch.nn.Linear)]
+    kinds = sorted({layer.rpartition(".")[2] for layer in layers})
+    if list(wanted) == [ALL]:
+        if owner.config.model_type == "gemma3n":
+            raise InputError("lora_target: all is not possible for Gemma3n, whose decoder reads the weights of some linear "
+                             "layers itself; give lora_target: q_proj,k_proj,v_proj,o_proj.")
+        return layers
+    unknown = next((word for word in wanted if word not in kinds), None)
+    if unknown is not None:
+        raise InputError(f"lora_target: the language model has no linear layer {unknown!r}; it has: "
+                         f"{', '.join(kinds)} (or all).")
+    return [layer for layer in layers if layer.rpartition(".")[2] in wanted]

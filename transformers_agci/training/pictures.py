@@ -1,0 +1,147 @@
+"""Pictures in training: brought within the recipe's bounds, counted in image tokens, turned into pixel inputs."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from PIL import Image
+
+from transformers_agci.data.pictures import decode_picture, resolve_below
+from transformers_agci.data.sharegpt import Conversation
+from transformers_agci.errors import InputError
+from transformers_agci.families import anyres_tokens
+
+Size = tuple[int, int]  # width, height in pixels
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How large a picture may be before the image processor sees it, and how InternVL cuts it into tiles."""
+
+    max_pixels: int = 768 * 768
+    min_pixels: int = 32 * 32
+    crop_to_patches: bool = False
+
+    def __post_init__(self) -> None:
+        if self.min_pixels > self.max_pixels:
+            raise InputError(f"image_min_pixels ({self.min_pixels}) must not be larger than image_max_pixels "
+                             f"({self.max_pixels}).")
+
+    def steps(self, size: Size, model_type: str) -> Iterator[Size]:
+        """The sizes a picture is resized to, one after another; none where it lies within the bounds."""
+        for wrong, bound in (
+            (lambda s: s[0] * s[1] > self.max_pixels, lambda s: _scaled(s, self.max_pixels)),
+            (lambda s: s[0] * s[1] < self.min_pixels, lambda s: _scaled(s, self.min_pixels)),
+            *(QWEN_BOUNDS if model_type in ("qwen2_5_vl", "qwen3_vl") else ()),
+        ):
+            if wrong(size):
+                size = bound(size)
+                yield size
+
+
+def _scaled(size: Size, pixels: int) -> Size:
+    factor = math.sqrt(pixels / (size[0] * size[1]))
+    return int(size[0] * factor), int(size[1] * factor)
+
+
+# Qwen's processor refuses pictures that are narrower than a token or longer than 200 times their width.
+QWEN_BOUNDS: tuple[tuple[Callable[[Size], bool], Callable[[Size], Size]], ...] = (
+    (lambda s: min(s) < 28, lambda s: (max(s[0], 28), max(s[1], 28))),
+    (lambda s: s[0] / s[1] > 200, lambda s: (s[1] * 180, s[1])),
+    (lambda s: s[1] / s[0] > 200, lambda s: (s[0], s[0] * 180)),
+)
+
+TILES = {"crop_to_patches": True, "max_patches": 12, "min_patches": 1}  # InternVL, where the recipe asks for tiles
+
+
+class PictureInputs:
+    """Pictures for one checkpoint."""
+
+    def __init__(self, processor: Any, config: Any, bounds: Bounds) -> None:
+        self._processor = processor
+        self._images = processor.image_processor
+        self._config = config
+        self._bounds = bounds
+        self._tiles = TILES if bounds.crop_to_patches and config.model_type == "internvl" else {}
+        self._known: dict[Size, int] = {}
+
+    def open(self, conversation: Conversation, root: Path) -> list[Image.Image]:
+        """The row's pictures below `root`, RGB, within the bounds."""
+        opened = []
+        for number, name in enumerate(conversation.pictures):
+            where = conversation.picture_where(number)
+            path = resolve_below(root, name, where)
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise InputError(f"{where}: the picture {path} cannot be read ({error.strerror}).") from None
+            opened.append(self._bounded(decode_picture(data, f"{where}: the picture {path}")))
+        return opened
+
+    def _bounded(self, picture: Image.Image) -> Image.Image:
+        for size in self._bounds.steps(picture.size, self._config.model_type):
+            picture = picture.resize(size)
+        return picture.convert("RGB")
+
+    def tokens(self, size: Size) -> int:
+        """Image tokens of a picture of this size in pixels, before it is brought within the bounds."""
+        for size in self._bounds.steps(size, self._config.model_type):  # noqa: B020, PLR1704 (the last step counts)
+            pass
+        return self.tokens_within(size)
+
+    def tokens_within(self, size: Size) -> int:
+        """Image tokens of a picture that lies within the bounds."""
+        if size not in self._known:
+            self._known[size] = self._count(Image.new("RGB", size))
+        return self._known[size]
+
+    def _count(self, picture: Image.Image) -> int:
+        made = self._images(images=[picture], return_tensors="pt", **self._tiles)
+        return TOKENS[self._config.model_type](self._processor, self._config, made, picture.size)
+
+    def pixels(self, pictures: Sequence[Image.Image]) -> dict[str, Any]:
+        """The model's pixel inputs for the pictures of a batch, in order."""
+        made = self._images(images=list(pictures), return_tensors="pt", **self._tiles)
+        return {name: value for name, value in made.items() if name in PIXEL_INPUTS}
+
+
+PIXEL_INPUTS = ("pixel_values", "image_grid_thw", "image_sizes")
+
+# processor, config, what the image processor made of one picture, its (width, height) -> image tokens
+Count = Callable[[Any, Any, Mapping[str, Any], Size], int]
+
+
+def _by_grid(processor: Any, config: Any, made: Mapping[str, Any], size: Size) -> int:
+    return int(made["image_grid_thw"][0].prod()) // int(processor.image_processor.merge_size) ** 2
+
+
+def _by_tiles(processor: Any, config: Any, made: Mapping[str, Any], size: Size) -> int:
+    return int(made["pixel_values"].shape[0]) * int(processor.image_seq_length)
+
+
+def _fixed(processor: Any, config: Any, made: Mapping[str, Any], size: Size) -> int:
+    return int(processor.image_seq_length)
+
+
+def _by_patches(processor: Any, config: Any, made: Mapping[str, Any], size: Size) -> int:
+    height, width = made["pixel_values"].shape[-2:]
+    class_tokens = int(processor.num_additional_image_tokens)
+    taken = class_tokens - (processor.vision_feature_select_strategy == "default")
+    return int(height // processor.patch_size) * int(width // processor.patch_size) + taken
+
+
+def _by_anyres(processor: Any, config: Any, made: Mapping[str, Any], size: Size) -> int:
+    return anyres_tokens(config, height=size[1], width=size[0])
+
+
+TOKENS: Mapping[str, Count] = MappingProxyType({
+    "qwen2_5_vl": _by_grid,
+    "qwen3_vl": _by_grid,
+    "gemma3n": _fixed,
+    "internvl": _by_tiles,
+    "llava_next": _by_anyres,
+    "llava": _by_patches,
+})

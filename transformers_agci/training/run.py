@@ -1,0 +1,240 @@
+"""`agci train-lora`: a recipe on peft and transformers' Trainer, with AGCI on where the checkpoint's config says so."""
+
+import dataclasses
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from transformers_agci import autoload
+from transformers_agci.errors import InputError
+from transformers_agci.hooks import current_handle
+from transformers_agci.inference import manifest
+from transformers_agci.inference.load import LoadedModel, LoadOptions, load
+from transformers_agci.inference.progress import Progress
+from transformers_agci.training import outputs
+from transformers_agci.training.batches import Collator, Examples, wants_image_marks
+from transformers_agci.training.checks import Findings, Training, check_lengths, check_training
+from transformers_agci.training.encoding import Encoder
+from transformers_agci.training.lora import with_lora
+from transformers_agci.training.pictures import Bounds, PictureInputs
+from transformers_agci.training.recipe import Recipe
+from transformers_agci.training.recipe_keys import ATTENTION, TRAINER_KEYS
+from transformers_agci.training.steps import Steps
+
+# Keys that change neither the adapter nor what a run can go on from.
+NOT_COMPARED = {"output_dir", "overwrite_output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to",
+                "dataloader_num_workers", "ddp_timeout", "model_name_or_path", "dataset_dir", "media_dir",
+                "disable_gradient_checkpointing"}
+
+
+def train(recipe: Recipe, say: Any = print) -> Path:
+    """Train the recipe's adapter, or go on with it; returns its folder.
+
+    `say` prints what a user should know; under torchrun only the first process speaks.
+    Raises InputError for everything that can be known before the first step.
+    """
+    recipe.refuse_unsupported()
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()  # our own bar fits into a log file
+    rank = int(os.environ.get("RANK", "0"))
+    speak = say if rank == 0 else lambda text: None
+    for line in recipe.ignored:
+        speak(line)
+    arguments = training_arguments(recipe)
+    training, sized = _checked(recipe, rank, speak)
+    loaded = load_for_training(recipe)
+    encoder, inputs = inputs_of(recipe, training, loaded)
+    if sized:
+        findings = Findings()
+        cut = check_lengths(training, encoder, inputs, findings)
+        findings.refuse()
+        speak(f"{len(training.data.conversations)} rows; {cut} of them are cut to cutoff_len {encoder.cutoff}.")
+    lam = lambda_of(loaded)
+    folder = Path(recipe["output_dir"])
+    with arguments.main_process_first(local=False):
+        if rank == 0:
+            settings, notes = settings_of(recipe, training, loaded, lam, arguments.world_size)
+            if outputs.open_output(folder, settings, notes, recipe["overwrite_output_dir"]):
+                speak(f"{folder} is finished already; give another output_dir, or overwrite_output_dir=true to train anew.")
+        finished = (outputs.read_manifest(folder) or {}).get("finished")
+    if finished:
+        return folder
+    speak(f"{loaded.family.name}, lambda {lam:g}: "
+          + ("AGCI is on in this training." if lam else "AGCI is off in this training."))
+    _fit(recipe, loaded, Examples(training.data.conversations, encoder, inputs, training.data.root), arguments, speak)
+    speak(f"The adapter is in {folder}.")
+    return folder
+
+
+def _checked(recipe: Recipe, rank: int, speak: Any) -> tuple[Training, bool]:
+    """The checks' outcome, and whether the pictures were looked at (by the first process only)."""
+    findings, bar = Findings(), None
+
+    def seen(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or Progress(total, unit="picture")
+        bar.add(1)
+
+    try:
+        training = check_training(recipe, findings, seen, pictures=rank == 0)
+    finally:
+        if bar:
+            bar.close()
+    findings.refuse()
+    for line in (*findings.warnings, *findings.notes):
+        speak(line)
+    return training, rank == 0
+
+
+def load_for_training(recipe: Recipe) -> LoadedModel:
+    """Model and processor; the config key is honoured as everywhere (TRANSFORMERS_AGCI=0 turns it off)."""
+    autoload.activate()
+    return load(LoadOptions(recipe["model_name_or_path"], attn_implementation=ATTENTION[recipe["flash_attn"]]))
+
+
+def inputs_of(recipe: Recipe, training: Training, loaded: LoadedModel) -> tuple[Encoder, PictureInputs]:
+    """What turns the recipe's rows into tokens, and pictures into pixels."""
+    encoder = Encoder(training.template, loaded.processor.tokenizer, recipe["cutoff_len"], recipe["enable_thinking"])
+    bounds = Bounds(recipe["image_max_pixels"], recipe["image_min_pixels"], recipe["crop_to_patches"])
+    return encoder, PictureInputs(loaded.processor, loaded.model.config, bounds)
+
+
+def lambda_of(loaded: LoadedModel) -> float:
+    """The lambda that is active on the model: 0 where the key is missing or switched off."""
+    handle = current_handle(loaded.model)
+    return handle.lam if handle else 0.0
+
+
+def training_arguments(recipe: Recipe) -> Any:
+    """transformers' TrainingArguments; InputError where it refuses a value."""
+    given = {name: recipe[name] for name in TRAINER_KEYS if recipe[name] is not None}
+    known = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    steps, ratio = recipe["warmup_steps"], recipe["warmup_ratio"]
+    if int(transformers.__version__.partition(".")[0]) >= 5:  # there a number below 1 is a ratio
+        given["warmup_steps"] = steps or ratio
+    else:
+        given |= {"warmup_steps": int(steps), "warmup_ratio": ratio if steps < 1 else 0.0}
+    if "data_seed" in given and "data_seed" not in known:
+        raise InputError(f"data_seed is not served by transformers {transformers.__version__}.")
+    try:
+        return transformers.TrainingArguments(
+            output_dir=recipe["output_dir"],
+            use_cpu=not torch.cuda.is_available(),
+            remove_unused_columns=False,
+            label_names=["labels"],
+            disable_tqdm=True,
+            ddp_find_unused_parameters=False if "RANK" in os.environ else None,
+            **given,
+        )
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise InputError(f"{recipe.source}: transformers refuses these training settings "
+                         f"({' '.join(str(error).split())[:300]}).") from error
+
+
+def settings_of(
+    recipe: Recipe, training: Training, loaded: LoadedModel, lam: float, world_size: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What must be equal for a run to go on, and what the manifest only tells."""
+    identity = {name: value for name, value in loaded.identity.items() if name != "chat_template_sha256"}
+    settings = {
+        "lambda": lam,
+        "model": identity,
+        "data": {entry.name: _sha256(entry.file) for entry in training.data.entries},
+        "rows": len(training.data.conversations),
+        "processes": world_size,
+        "recipe": {name: value for name, value in recipe.values.items() if name not in NOT_COMPARED},
+    }
+    switched_off = bool(training.checkpoint.lam) and not lam
+    notes = {
+        "recipe": recipe.source,
+        "model": recipe["model_name_or_path"],
+        "lambda_source": f"{autoload.SWITCH}=0 (config.json says {training.checkpoint.lam:g})" if switched_off
+        else "the key in the checkpoint's config.json" if training.checkpoint.lam is not None
+        else "the default: the checkpoint's config.json has no such key",
+        "dataset_dir": recipe["dataset_dir"],
+        "media_dir": str(training.data.root),
+        "ignored_keys": list(recipe.ignored),
+    }
+    return settings, notes
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- the run -------------------------------------------------------------------------------------------------------
+
+def _fit(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any, speak: Any) -> None:
+    folder = Path(recipe["output_dir"])
+    trainer = make_trainer(recipe, loaded, examples, arguments)
+    trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    speak(f"{trainable} weights are trained.")
+    resume = outputs.last_checkpoint(folder)
+    if resume:
+        speak(f"Going on from {resume}.")
+    started, seconds = manifest.now(), time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        trainer.save_model()
+        trainer.save_state()
+    except OSError as error:
+        raise InputError(f"output_dir {folder} cannot be written ({error.strerror or error}); the same command goes on "
+                         "from the last checkpoint.") from error
+    if trainer.is_world_process_zero():
+        losses = [entry for entry in trainer.state.log_history if "loss" in entry]
+        outputs.add_run(folder, {
+            **manifest.environment(), "started": started, "seconds": round(time.monotonic() - seconds, 1),
+            "from_checkpoint": resume.name if resume else None, "steps": trainer.state.global_step,
+            "losses": [[entry["step"], entry["loss"]] for entry in losses], "peak_memory": manifest.peak_memory(),
+        }, finished=True)
+
+
+def make_trainer(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any) -> Any:
+    """transformers' Trainer around the model with its adapter."""
+    transformers.set_seed(recipe["seed"])
+    model = with_lora(loaded.model, recipe)
+    model.train()
+    text = loaded.model.config.get_text_config()
+    text.use_cache = False
+    if not recipe["disable_gradient_checkpointing"] and loaded.family.model_type != "gemma3n":
+        # Gemma3n's layers share keys and values, which a second forward of a layer does not find.
+        _checkpoint_layers(loaded.model)
+    trainer = transformers.Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=examples,
+        data_collator=Collator(
+            inputs=examples.inputs,
+            pad=loaded.processor.tokenizer.pad_token_id,
+            image_token=loaded.model.config.image_token_id,
+            dtype=_pixel_dtype(recipe, loaded.model),
+            marks_images=wants_image_marks(loaded.model),
+        ),
+        processing_class=loaded.processor,
+    )
+    # The mean over a micro-batch, and the mean of these over the accumulated ones, as LLaMA-Factory takes it for
+    # models with pictures.
+    trainer.model_accepts_loss_kwargs = False
+    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    trainer.add_callback(Steps())
+    return trainer
+
+
+def _checkpoint_layers(model: Any) -> None:
+    """Compute the layers' insides a second time in the backward pass instead of keeping them."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def _pixel_dtype(recipe: Recipe, model: Any) -> torch.dtype:
+    if recipe["bf16"]:
+        return torch.bfloat16
+    return torch.float16 if recipe["fp16"] else model.dtype
+
