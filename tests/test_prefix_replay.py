@@ -102,7 +102,7 @@ def test_rows_may_come_in_another_order_and_leave_some_out(loaded):
 
 
 @every_family
-@pytest.mark.parametrize("case", ["other pictures", "not named", "forgotten", "text before the picture", "static cache"])
+@pytest.mark.parametrize("case", ["other pictures", "not named", "forgotten", "other text before", "static cache"])
 def test_where_it_cannot_be_the_decoder_computes_everything(loaded, case):
     model = loaded.model
     first, later = (batch(loaded, texts[:1]) for texts in SLOTS[:2])
@@ -112,7 +112,7 @@ def test_where_it_cannot_be_the_decoder_computes_everything(loaded, case):
         generate(model, first)
         if case == "other pictures":
             known = prompts(later, ("b",))
-        elif case == "text before the picture":
+        elif case == "other text before":
             known.ids[0, 0] += 1
         elif case == "forgotten":
             prefix.forget()

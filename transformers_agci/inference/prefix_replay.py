@@ -1,7 +1,7 @@
 """The decoder once per common beginning: several questions about one picture share its keys and values."""
 
 import functools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 

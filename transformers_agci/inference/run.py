@@ -22,12 +22,15 @@ from transformers_agci.inference.prepare import Batch, Prepared, prepare, prepar
 from transformers_agci.inference.processes import Team
 from transformers_agci.inference.progress import Progress
 from transformers_agci.inference.questions import Question
+from transformers_agci.inference.raw_pixels import RawPixels, raw_pixels
 from transformers_agci.inference.results import FailedRow, ResultFile, Shard
 from transformers_agci.inference.summary import Counts, RunSummary
 from transformers_agci.inference.vision_replay import VisionReplay
 
 BATCH_SIZE = {"cpu": 9, "cuda": 18}  # picture lists per forward call; the probe's items have nine pictures
 BATCHES_PER_BLOCK = 4  # what a kill can cost, against how much there is to sort by length
+
+BYTES_CROSS_TO = ("cuda",)  # devices that normalise pictures themselves where they can
 
 
 class Plan(NamedTuple):
@@ -106,7 +109,8 @@ def run_questions(
     files = [ResultFile(path, [block.size for block in plan.blocks], {**shared, "lambda": lam}, told,
                         shard=shard or team.shard, joined=team.shard is not None, overwrite=overwrite)
              for lam, path in zip(lambdas, outputs, strict=True)]
-    run = _Run(loaded, questions, list(lambdas), files, plan, answerer, workers, strict, method, scope)
+    raw = raw_pixels(loaded.processor) if loaded.device.type in BYTES_CROSS_TO else None
+    run = _Run(loaded, questions, list(lambdas), files, plan, answerer, workers, strict, method, scope, raw)
     try:
         return _together(run, team, shard, bad_rows, progress)
     finally:
@@ -180,7 +184,7 @@ def _run_entry(run: "_Run", shard: Shard | None, start_time: str, seconds: float
         "answers": counts.rows, "rows_per_s": round(counts.rows / seconds, 3) if seconds else None,
         "forwards": counts.forwards, "vision_pictures": counts.vision_pictures,
         "prefill_tokens": counts.prefill_tokens, "replayed_tokens": counts.replayed_tokens,
-        "disagreements": counts.disagreements, "halved_blocks": counts.halved_blocks,
+        "pixels_normalised_on": run.loaded.device.type if run.raw else "cpu", "disagreements": counts.disagreements, "halved_blocks": counts.halved_blocks,
         "failed_rows": len(counts.failed), "token_grid": run.token_grid, "peak_memory": manifest.peak_memory(),
         **manifest.environment(),
     }
@@ -231,8 +235,13 @@ class _Run:
     strict: bool
     method: str
     scope: str
+    raw: RawPixels | None
     counts: Counts = field(default_factory=Counts)
     token_grid: dict[str, Any] | None = None
+
+    @property
+    def processor(self) -> Any:
+        return self.loaded.processor if self.raw is None else self.raw.processor
 
     def to_do(self, shard: Shard | None) -> Iterator[tuple[Block, list[int]]]:
         """The blocks of this process, each with the numbers of the lambdas that lack it."""
@@ -249,7 +258,7 @@ class _Run:
         """Answer and write what is left, block by block."""
         todo = list(self.to_do(shard))
         columns = (column for block, _ in todo for column in self._columns(block))
-        ahead = prepared_ahead(columns, self.questions, self.loaded.processor, self.workers)
+        ahead = prepared_ahead(columns, self.questions, self.processor, self.workers)
         counter = self.loaded.model.register_forward_hook(self._count_forward)
         try:
             with (agci(self.loaded.model, 0.0, self.scope, self.method) as handle,
@@ -324,7 +333,7 @@ class _Run:
         middle = (len(batch.numbers) + 1) // 2
         answers: dict[int, Answer] = {}
         for half in (batch.numbers[:middle], batch.numbers[middle:]):
-            for part in prepare(Column((half,)), self.questions, self.loaded.processor).batches:
+            for part in prepare(Column((half,)), self.questions, self.processor).batches:
                 answers |= self._answer_batch(part, self._on_device([part])[0], block, replays)
         return answers
 
@@ -341,9 +350,12 @@ class _Run:
         return [{**self._moved(batch.text), **crossed[id(batch.pixels)]} for batch in batches]
 
     def _moved(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        model = self.loaded.model
-        return {name: value.to(self.loaded.device, model.dtype if value.is_floating_point() else value.dtype)
-                for name, value in tensors.items()}
+        moved = {name: value.to(self.loaded.device) for name, value in tensors.items()}
+        if self.raw is not None:
+            moved = {name: self.raw.normalise(value) if value.dtype == torch.uint8 else value
+                     for name, value in moved.items()}
+        dtype = self.loaded.model.dtype
+        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in moved.items()}
 
     def _write(self, work: "_BlockWork") -> None:
         failed = sorted(work.failed)

@@ -1,0 +1,62 @@
+"""Pixels that cross as bytes and are normalised on the device."""
+
+import pytest
+import torch
+from test_inference_run import LAMBDAS, ask, probe, rows
+from tiny_checkpoints import FAMILIES, build_processor, picture
+
+from transformers_agci.inference import run as engine
+from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.raw_pixels import PIXELS, RawPixels, raw_pixels
+
+# LLaVA-NeXT fills up the tiles of smaller pictures with zeros behind its normalising.
+AS_BYTES = [family for family in FAMILIES if family != "llava_next"]
+
+
+@pytest.mark.parametrize("family", AS_BYTES)
+def test_the_device_makes_what_the_processor_makes(family):
+    processor = build_processor(family)
+    raw = raw_pixels(processor)
+    assert raw is not None
+    shown = [picture(number, *size) for number, size in enumerate(((300, 200), (61, 190), (90, 90)))]
+    wanted = processor.image_processor(images=shown, return_tensors="pt")[PIXELS]
+    made = raw.processor.image_processor(images=shown, return_tensors="pt")[PIXELS]
+    assert made.dtype == torch.uint8
+    assert torch.allclose(raw.normalise(made), wanted, atol=1e-6, rtol=0)
+    assert processor.image_processor.do_rescale
+
+
+def test_a_processor_that_pads_behind_its_normalising_keeps_it():
+    assert raw_pixels(build_processor("llava_next")) is None
+
+
+def test_only_what_was_tried_is_trusted(monkeypatch):
+    processor = build_processor("llava")
+    monkeypatch.setattr(RawPixels, "normalise", lambda self, pixels: pixels.float() / self.std[0])
+    assert raw_pixels(processor) is None
+    monkeypatch.undo()
+    processor.image_processor.do_rescale = False
+    assert raw_pixels(processor) is None
+
+
+def test_the_engine_gives_the_same_answers(tiny_checkpoint, tmp_path, monkeypatch):
+    loaded = load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl"))))
+    for number in range(12):
+        picture(number).save(tmp_path / f"{number}.jpg")
+    questions = probe(tmp_path)
+    ask(loaded, questions, tmp_path / "floats.jsonl")
+    normalised = []
+
+    def counted(self, pixels):
+        normalised.append(pixels.dtype)
+        return original(self, pixels)
+
+    original = RawPixels.normalise
+    monkeypatch.setattr(RawPixels, "normalise", counted)
+    monkeypatch.setattr(engine, "BYTES_CROSS_TO", ("cpu",))
+    ask(loaded, questions, tmp_path / "bytes.jsonl")
+    assert normalised[1:] == [torch.uint8] * 3  # the first is the trial; then each picture once
+    for lam in LAMBDAS:
+        floats, as_bytes = (rows(tmp_path / f"{name}.lam{lam:g}.jsonl") for name in ("floats", "bytes"))
+        assert [row["prediction"] for row in floats] == [row["prediction"] for row in as_bytes]
+        assert [row["margin"] for row in floats] == pytest.approx([row["margin"] for row in as_bytes], abs=1e-4)
