@@ -18,7 +18,7 @@ from transformers_agci.families import Family, anyres_layout
 
 
 class Part(NamedTuple):
-    """A rectangle of the picture, as fractions 0..1 of its width and height."""
+    """A rectangle on the picture, as fractions of its width and height; below 0 and above 1 is padding."""
 
     left: float
     top: float
@@ -121,7 +121,7 @@ def _square(shown: Shown) -> list[TokenGrid]:
 
 
 def _cropped_square(shown: Shown) -> list[TokenGrid]:
-    """LLaVA: the shorter side is fitted and the middle cropped, if the processor does so."""
+    """LLaVA: the shorter side is fitted and the middle cropped, or the picture is padded to a square, as told."""
     side = math.isqrt(shown.tokens)
     return [TokenGrid(0, side, side, side, _middle(shown))]
 
@@ -131,9 +131,12 @@ def _middle(shown: Shown) -> Part:
     shortest = (told.get("size") or {}).get("shortest_edge")
     if not told.get("do_center_crop") or not shortest:
         return WHOLE
-    scale = shortest / min(shown.width, shown.height)
-    wide = min(1.0, told["crop_size"]["width"] / (shown.width * scale))
-    tall = min(1.0, told["crop_size"]["height"] / (shown.height * scale))
+    padded = bool(told.get("do_pad"))  # the tokens then reach beyond the picture
+    scale = shortest / (max if padded else min)(shown.width, shown.height)
+    wide = told["crop_size"]["width"] / (shown.width * scale)
+    tall = told["crop_size"]["height"] / (shown.height * scale)
+    if not padded:
+        wide, tall = min(1.0, wide), min(1.0, tall)
     return Part((1 - wide) / 2, (1 - tall) / 2, (1 + wide) / 2, (1 + tall) / 2)
 
 

@@ -5,6 +5,7 @@ folder without weights or with a shard missing, a model type that AGCI does not 
 LLaVA repositories.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,10 +22,15 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 # Only these are fetched from the hub: no code, no pickles.
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+# And for `agci convert-llava`, whose sources are older than safetensors.
+ORIGINAL_FILES = (*HUB_FILES, "pytorch_model*.bin")
+
+# model_type of the original LLaVA repository's checkpoints -> that of the transformers twin
+ORIGINAL_LLAVA = {"llava_llama": "llava", "llava_mistral": "llava_next", "llava": "llava"}
 
 
-def model_folder(model: str, revision: str | None) -> Path:
-    """The folder of a checkpoint: a local one as it is, a hub id through the local cache or a download."""
+def model_folder(model: str, revision: str | None, files: tuple[str, ...] = HUB_FILES) -> Path:
+    """The folder of a checkpoint: a local one as it is, a hub id through the local cache or a download of `files`."""
     folder = Path(model)
     if folder.is_dir():
         if revision is not None:
@@ -33,10 +39,16 @@ def model_folder(model: str, revision: str | None) -> Path:
     if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise InputError(f"There is no model folder {model}; give a folder with config.json and *.safetensors, or a "
                          "hub id such as Qwen/Qwen2.5-VL-7B-Instruct.")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(HUB_FILES)))
+        if files is HUB_FILES:  # before gigabytes go by
+            with contextlib.suppress(EntryNotFoundError):  # an adapter has no config.json
+                refuse_original_llava(model, read_json(Path(hf_hub_download(model, CONFIG, revision=revision))))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
+    except InputError:
+        raise
     except Exception as error:  # the hub's client has many: offline, not found, gated, not an id
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -55,20 +67,35 @@ def read_config(folder: Path) -> dict[str, Any]:
     for file in sorted(folder.glob("*.json")):
         if file.name != INDEX and file.stat().st_size < 1 << 20:
             _refuse_code(file)
-    config = _read_json(path)
+    config = read_json(path)
+    refuse_original_llava(folder, config)
     model_type = config.get("model_type")
-    if model_type in ("llava_llama", "llava_mistral"):
-        twin = SUPPORTED_FAMILIES["llava" if model_type == "llava_llama" else "llava_next"].hub_id
-        raise InputError(f"{folder} has the layout of the original LLaVA repository (model_type {model_type!r}), which "
-                         f"transformers cannot load; use its transformers twin {twin}.")
     if model_type not in SUPPORTED_FAMILIES:
         served = ", ".join(f"{family.name} ({name})" for name, family in SUPPORTED_FAMILIES.items())
         raise InputError(f"{path} says model_type {model_type!r}, which AGCI does not support. Supported: {served}.")
     return config
 
 
+def is_original_llava(config: dict[str, Any]) -> bool:
+    """Whether a config.json is the original LLaVA repository's; some of LLaVA-1.5 call themselves "llava", too."""
+    model_type = config.get("model_type")
+    return model_type in ORIGINAL_LLAVA and (model_type != "llava" or "mm_vision_tower" in config)
+
+
+def refuse_original_llava(checkpoint: Path | str, config: dict[str, Any]) -> None:
+    """Raise InputError with the command to run where the checkpoint is in the original LLaVA repository's layout."""
+    if not is_original_llava(config):
+        return
+    anyres = config.get("image_aspect_ratio") == "anyres"
+    twin = SUPPORTED_FAMILIES["llava_next" if anyres else ORIGINAL_LLAVA[config["model_type"]]].hub_id
+    raise InputError(f"{checkpoint} has the layout of the original LLaVA repository (model_type "
+                     f"{config['model_type']!r}), which transformers cannot load; convert it once with "
+                     f"'agci convert-llava {checkpoint} {Path(checkpoint).name}-hf' and name the new folder, or use its "
+                     f"transformers twin {twin}.")
+
+
 def _refuse_code(file: Path) -> None:
-    content = _read_json(file)
+    content = read_json(file)
     if isinstance(content, dict) and "auto_map" in content:
         raise InputError(
             f"{file} asks for Python code of its own (auto_map), which would run on this machine and is never loaded; "
@@ -77,29 +104,35 @@ def _refuse_code(file: Path) -> None:
         )
 
 
-def _read_json(file: Path) -> Any:
+def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file} is not readable JSON ({error}).") from error
 
 
+def indexed_files(index: Path) -> list[Path]:
+    """The weight files that an index names, all of them beside it; InputError if one is missing or elsewhere."""
+    folder = index.parent
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index} has no weight_map.") from error
+    inside = [name for name in names if Path(name).name == name]
+    if len(inside) != len(names):
+        raise InputError(f"{index} names weights outside its folder: {sorted(set(names) - set(inside))[0]!r}.")
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise InputError(f"{folder} lacks {len(missing)} of {len(names)} weight files, the first is {missing[0]}; "
+                         "copy or download it again.")
+    return [folder / name for name in names]
+
+
 def check_weights(folder: Path) -> list[Path]:
     """The safetensors files of the model; InputError with the remedy if they are not all there."""
     index = folder / INDEX
     if index.exists():
-        try:
-            names = sorted(set(_read_json(index)["weight_map"].values()))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{index} has no weight_map.") from error
-        inside = [name for name in names if Path(name).name == name]
-        if len(inside) != len(names):
-            raise InputError(f"{index} names weights outside its folder: {sorted(set(names) - set(inside))[0]!r}.")
-        missing = [name for name in names if not (folder / name).exists()]
-        if missing:
-            raise InputError(f"{folder} lacks {len(missing)} of {len(names)} weight files, the first is {missing[0]}; "
-                             "copy or download it again.")
-        return [folder / name for name in names]
+        return indexed_files(index)
     single = folder / "model.safetensors"
     if single.exists():
         return [single]

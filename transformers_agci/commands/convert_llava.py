@@ -1,0 +1,43 @@
+"""Convert an original LLaVA checkpoint, as downloaded, into one that transformers loads.
+
+CHECKPOINT is liuhaotian/llava-v1.5-7b, liuhaotian/llava-v1.6-mistral-7b or another LLaVA-1.5 or 1.6 in the layout of
+the original repository: a folder, or a hub id. Weights may be safetensors or .bin; a .bin file is a pickle and is
+read by torch's restricted reader, which makes tensors and refuses everything else.
+
+A checkpoint that does not hold its vision tower needs --vision_tower (openai/clip-vit-large-patch14-336, its folder or
+hub id). OUTPUT appears when everything is done.
+"""
+
+import argparse
+
+SHOWN = 12  # lines about what was not used
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id in the original layout")
+    parser.add_argument("output", metavar="OUTPUT", help="folder to make")
+    parser.add_argument("--vision_tower", metavar="T", help="folder or hub id of the CLIP model")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
+                        help="of the written weights; default: the checkpoint's own")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier conversion wrote to OUTPUT")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert and say what became of everything."""
+    from pathlib import Path
+
+    from transformers_agci.conversion.convert import MANIFEST, convert
+    from transformers_agci.inference.checkpoint_files import ORIGINAL_FILES, model_folder
+
+    source = model_folder(args.checkpoint, None, ORIGINAL_FILES)
+    tower = None if args.vision_tower is None else model_folder(args.vision_tower, None, ORIGINAL_FILES)
+    made = convert(source, Path(args.output), tower=tower, dtype=args.dtype, overwrite=args.overwrite)
+    for name, reason in sorted(made.unused.items())[:SHOWN]:
+        print(f"not used: {name} ({reason})")
+    if len(made.unused) > SHOWN:
+        print(f"not used: {len(made.unused) - SHOWN} more, all listed in {MANIFEST}")
+    before, after = made.rows
+    print(f"{made.folder}: {made.tensors} tensors in {made.files} files, embeddings grown from {before} to {after} rows.")
+    print(f"Next: agci self-check {made.folder}")
+    return 0

@@ -1,0 +1,343 @@
+"""From a downloaded LLaVA checkpoint to a folder that transformers loads, one weight file in memory at a time.
+
+Everything is planned from names and shapes before a weight is read: every tensor of the source has its place, or is
+named with the reason why it has none, and every place is filled. Then each source file becomes one output file. The
+folder gets its name as the last step; until then it is a hidden sibling that the next run clears away.
+"""
+
+import errno
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from transformers_agci import __version__
+from transformers_agci.conversion import layout, processor_files
+from transformers_agci.conversion import original as originals
+from transformers_agci.conversion.original import Original
+from transformers_agci.conversion.shards import Shard, check_index, unread, weight_files
+from transformers_agci.errors import InputError
+from transformers_agci.inference.checkpoint_files import CONFIG, INDEX
+from transformers_agci.inference.load import LoadOptions, load, one_thread_on_cpu
+
+MANIFEST = "conversion_manifest.json"
+MULTIPLE = 64  # the grown vocabulary is a multiple of it, as in the llava-hf checkpoints
+GROWN = (layout.EMBEDDINGS, layout.HEAD)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source file: which of its tensors go where (source name -> name in transformers' layout)."""
+
+    file: Path
+    places: Mapping[str, str]
+
+
+@dataclass
+class Plan:
+    """What will be written, known before any weight is read."""
+
+    original: Original
+    config: dict[str, Any]
+    vocabulary: processor_files.Vocabulary
+    parts: list[Part]
+    dtype: torch.dtype
+    unused: dict[str, str] = field(default_factory=dict)  # tensor or file of the source -> why it is not used
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written, for the user."""
+
+    folder: Path
+    tensors: int
+    files: int
+    rows: tuple[int, int]  # of the embeddings, before and after
+    unused: Mapping[str, str]
+
+
+def convert(source: Path, output: Path, *, tower: Path | None = None, dtype: str = "auto", overwrite: bool = False
+            ) -> Converted:
+    """Convert the original LLaVA checkpoint in `source` into `output`.
+
+    Args:
+        source: the folder as downloaded.
+        output: the folder to make.
+        tower: folder of the CLIP model that is the vision tower, where `source` does not hold it.
+        dtype: "auto" keeps the checkpoint's own.
+        overwrite: replace `output`, if an earlier conversion wrote it.
+
+    Raises:
+        InputError: anything wrong with the source, the tower, the output or the disk, in one sentence.
+    """
+    one_thread_on_cpu()
+    _check_output(output, overwrite)
+    plan = make_plan(source, tower, dtype)
+    unfinished = output.with_name(f".{output.name}.unfinished")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(output.with_name(f".{output.name}.lock"), timeout=0):
+            if unfinished.exists():
+                shutil.rmtree(unfinished)
+            _check_space(plan, output.parent)
+            unfinished.mkdir()
+            try:
+                _write(plan, source, tower, unfinished)
+                _try_loading(unfinished)
+                _take_name(unfinished, output)
+            except BaseException:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
+    except Timeout as error:
+        raise InputError(f"Another program is converting into {output}; wait for it or name another folder.") from error
+    except (OSError, SafetensorError) as error:
+        raise _unwritten(output, error) from error
+    finally:
+        output.with_name(f".{output.name}.lock").unlink(missing_ok=True)
+    before = int(plan.original.config["vocab_size"])
+    return Converted(output, sum(len(part.places) for part in plan.parts), len(plan.parts),
+                     (before, plan.config["text_config"]["vocab_size"]), plan.unused)
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if not output.exists():
+        return
+    if not overwrite:
+        raise InputError(f"{output} exists already; name another folder, or give --overwrite to replace it.")
+    if not (output / MANIFEST).exists():
+        raise InputError(f"--overwrite replaces only what an earlier conversion wrote, and {output} holds no {MANIFEST}; "
+                         "name another folder.")
+
+
+# --- planning ------------------------------------------------------------------------------------------------------
+
+def make_plan(source: Path, tower: Path | None, dtype: str = "auto") -> Plan:
+    """Read names and shapes of everything and decide the place of each tensor; InputError if one has none."""
+    original = originals.read_original(source)
+    vocabulary = processor_files.read_tokenizer(source, original)
+    unused: dict[str, str] = {}
+    shapes: dict[str, layout.Shape] = {}
+    files = weight_files(source)
+    parts = [_place(source, file, layout.RENAMED, shapes, unused) for file in files]
+    unused |= {name: "the index does not name it" for name in unread(source, files)}
+    if any(name.startswith(layout.TOWER) for name in shapes):
+        if tower is None:
+            sizes = layout.tower_sizes(shapes, source)
+            vision = originals.tower_config_from(sizes, original)
+        else:
+            vision = originals.tower_config_of(tower)
+            unused[f"weights of {tower.name}"] = "the checkpoint holds the vision tower that it was trained with"
+    elif tower is None:
+        raise InputError(f"{source} does not hold its vision tower {original.config['mm_vision_tower']}; download that "
+                         "model, too, and give its folder with --vision_tower.")
+    else:
+        vision = originals.tower_config_of(tower)
+        parts += [_place(tower, file, layout.TOWER_RENAMED, shapes, unused) for file in weight_files(tower)]
+    text = originals.text_config(original)
+    if original.tied and layout.HEAD in shapes:
+        parts = [Part(part.file, {name: place for name, place in part.places.items() if place != layout.HEAD})
+                 for part in parts]
+        unused["lm_head.weight"] = "the config ties it to the embeddings"
+        del shapes[layout.HEAD]
+    _compare(source, shapes, layout.expected_shapes(text, vision, newline=original.anyres, tied=original.tied))
+    text["vocab_size"] = _grown_rows(int(text["vocab_size"]), vocabulary)
+    parts = [part for part in parts if part.places]
+    kept = _own_dtype(parts) if dtype == "auto" else getattr(torch, dtype)
+    config = originals.model_config(original, text, vision, image_token=vocabulary.image, pad_token=vocabulary.pad,
+                                    dtype=str(kept).removeprefix("torch."))
+    return Plan(original, config, vocabulary, parts, kept, unused)
+
+
+def _place(folder: Path, file: Path, table: tuple[tuple[str, str], ...], shapes: dict[str, layout.Shape],
+           unused: dict[str, str]) -> Part:
+    """Where each tensor of a file goes; adds to the shapes found and to what is not used."""
+    found = Shard(file).shapes
+    check_index(folder, file, set(found))
+    places: dict[str, str] = {}
+    for name, shape in found.items():
+        reason = _reason(name, table)
+        place = layout.renamed(name, table)
+        if reason is not None:
+            unused[name] = reason
+        elif place is None:
+            raise InputError(f"{file} holds {name}, which is no tensor of a LLaVA checkpoint known here; nothing was "
+                             "converted.")
+        elif place in shapes:
+            raise InputError(f"{file} holds {name}, but {place} is filled already; the checkpoint has it twice.")
+        else:
+            places[name] = place
+            shapes[place] = shape
+    return Part(file, places)
+
+
+def _reason(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
+    """Why a known tensor is not used, or None."""
+    for ending, reason in layout.BUFFERS.items():
+        if name.endswith(ending):
+            return reason
+    if table is layout.TOWER_RENAMED and name.startswith(layout.TEXT_SIDE):
+        return "it belongs to CLIP's text side"
+    return None
+
+
+def _compare(source: Path, found: Mapping[str, layout.Shape], expected: Mapping[str, layout.Shape]) -> None:
+    """Every place filled, nothing beyond, all shapes as the configs say."""
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise InputError(f"{source} lacks {len(missing)} of {len(expected)} tensors that its config asks for, for "
+                         f"instance {missing[0]}; the checkpoint is incomplete.")
+    unknown = [name for name in found if name not in expected]
+    if unknown:
+        raise InputError(f"{source} holds {len(unknown)} tensors that its config has no place for, for instance "
+                         f"{unknown[0]}; nothing was converted.")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise InputError(f"{name} has the shape {found[name]} in the weights of {source}, but the config makes it "
+                             f"{shape}; they do not belong together.")
+
+
+def _grown_rows(rows: int, vocabulary: processor_files.Vocabulary) -> int:
+    needed = max(rows, vocabulary.image + 1, vocabulary.pad + 1)
+    return -(-needed // MULTIPLE) * MULTIPLE
+
+
+def _own_dtype(parts: list[Part]) -> torch.dtype:
+    """The dtype of the checkpoint's embeddings: the one that the whole result gets."""
+    part = next(part for part in parts if layout.EMBEDDINGS in part.places.values())
+    name = next(name for name, place in part.places.items() if place == layout.EMBEDDINGS)
+    dtype = Shard(part.file).tensor(name).dtype
+    if not dtype.is_floating_point:
+        raise InputError(f"{part.file} holds {name} as {dtype}; quantized checkpoints are not converted.")
+    return dtype
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+def _check_space(plan: Plan, folder: Path) -> None:
+    needed = sum(part.file.stat().st_size for part in plan.parts)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(f"The converted checkpoint needs about {needed / 1e9:.1f} GB in {folder}, where "
+                         f"{free / 1e9:.1f} GB are free; make room or name a folder on another disk.")
+
+
+def _unwritten(output: Path, error: Exception) -> InputError:
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    reason = "the disk is full" if full else str(getattr(error, "strerror", None) or error).splitlines()[0]
+    return InputError(f"{output} could not be written ({reason}); what was begun is removed, the same command starts "
+                      "again.")
+
+
+def _write(plan: Plan, source: Path, tower: Path | None, folder: Path) -> None:
+    """All files of the converted checkpoint."""
+    weight_map: dict[str, str] = {}
+    total = 0
+    hashes: dict[str, Any] = {}
+    size = sum(part.file.stat().st_size for part in plan.parts)
+    with tqdm(total=size, unit="B", unit_scale=True, desc="converting", disable=None, file=sys.stderr) as bar:
+        for number, part in enumerate(plan.parts, 1):
+            name = f"model-{number:05}-of-{len(plan.parts):05}.safetensors"
+            total += _write_part(plan, part, folder / name)
+            weight_map |= dict.fromkeys(part.places.values(), name)
+            hashes[f"{part.file.parent.name}/{part.file.name}"] = _told(part.file)
+            bar.update(part.file.stat().st_size)
+    _json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    _json(folder / CONFIG, plan.config)
+    _json(folder / "generation_config.json",
+          processor_files.generation_config(source, plan.original, plan.vocabulary.pad))
+    _json(folder / "preprocessor_config.json",
+          processor_files.image_processor_config(plan.original, plan.config, tower))
+    _json(folder / "processor_config.json", processor_files.processor_config(plan.original, plan.config))
+    _json(folder / "tokenizer_config.json",
+          processor_files.tokenizer_config(source, plan.original, plan.vocabulary))
+    plan.vocabulary.tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(processor_files.chat_template(plan.original), encoding="utf-8")
+    for file in (plan.original.path, source / processor_files.TOKENIZER):
+        hashes[f"{file.parent.name}/{file.name}"] = _told(file)
+    _json(folder / MANIFEST, {
+        "written_by": "agci convert-llava",
+        "versions": _versions(),
+        "source": hashes,
+        "dtype": plan.config["dtype"],
+        "embedding_rows": {"source": plan.original.config["vocab_size"],
+                           "written": plan.config["text_config"]["vocab_size"],
+                           "new_rows": "the mean of the source's rows"},
+        "tensors": len(weight_map),
+        "unused": plan.unused,
+    })
+
+
+def _write_part(plan: Plan, part: Part, file: Path) -> int:
+    """One output file of one source file; returns the bytes of its tensors."""
+    shard = Shard(part.file)
+    rows = plan.config["text_config"]["vocab_size"]
+    written: dict[str, torch.Tensor] = {}
+    for name, place in part.places.items():
+        tensor = shard.tensor(name)
+        if not tensor.dtype.is_floating_point:
+            raise InputError(f"{part.file} holds {name} as {tensor.dtype}; quantized checkpoints are not converted.")
+        if place in GROWN:
+            tensor = grow(tensor, rows)
+        if tensor.untyped_storage().nbytes() != tensor.nbytes:  # safetensors wants each tensor in memory of its own
+            tensor = tensor.clone()
+        written[place] = tensor.to(plan.dtype).contiguous()
+    save_file(written, file, metadata={"format": "pt"})
+    return sum(tensor.nbytes for tensor in written.values())
+
+
+def grow(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    """[V, D] -> [rows, D]: each new row is the mean of the old ones, so that no new token can be the likeliest.
+
+    The image token's embedding is never seen (the picture's stand in its place), the pad token's is masked.
+
+    >>> grow(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 3).tolist()
+    [[1.0, 2.0], [3.0, 4.0], [2.0, 3.0]]
+    """
+    mean = weight.float().mean(dim=0, keepdim=True).to(weight.dtype)
+    return torch.cat([weight, mean.expand(rows - len(weight), -1)])
+
+
+def _told(file: Path) -> dict[str, Any]:
+    with file.open("rb") as data:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(data, "sha256").hexdigest()}
+
+
+def _versions() -> dict[str, str]:
+    import safetensors
+    import tokenizers
+    import transformers
+
+    return {"transformers-agci": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
+            "safetensors": safetensors.__version__, "tokenizers": tokenizers.__version__}
+
+
+def _json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _try_loading(folder: Path) -> None:
+    """transformers makes processor and model (its shape only) from the folder, or it is not a result."""
+    load(LoadOptions(str(folder), device="cpu"), weights=False)
+
+
+def _take_name(unfinished: Path, output: Path) -> None:
+    """Rename; what --overwrite replaces is moved aside first and removed last."""
+    if not output.exists():
+        unfinished.replace(output)
+        return
+    old = output.with_name(f".{output.name}.replaced")
+    if old.exists():
+        shutil.rmtree(old)
+    output.replace(old)
+    unfinished.replace(output)
+    shutil.rmtree(old)
