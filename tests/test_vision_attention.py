@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers_agci import agci
 from transformers_agci.inference import manifest, vision_attention
 from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.patch_embedding import PRODUCT, as_matrix_product
 from transformers_agci.inference.questions import PictureFile, Question
 from transformers_agci.inference.run import run_questions
 from transformers_agci.inference.vision_attention import KERNELS, STOCK, Segments, use_segments
@@ -233,7 +234,7 @@ def test_the_manifest_names_it(tiny_checkpoint: Callable[[str], Path], tmp_path:
     asked = [Question({"id": 1}, "rows.json:1", "Is there a dog?", (PictureFile(tmp_path, "a.jpg", "rows.json:1"),))]
     answers = {}
     for choice, backend in (("auto", BY_LENGTH), (STOCK, STOCK)):
-        loaded = load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl")), vision_attention=choice))
+        loaded = load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl")), vision=choice))
         output = tmp_path / f"{choice}.jsonl"
         run_questions(loaded, asked, [0.0], [output], progress=False)
         found = manifest.read(output)
@@ -241,9 +242,39 @@ def test_the_manifest_names_it(tiny_checkpoint: Callable[[str], Path], tmp_path:
         assert found["settings"]["model"]["vision_attention"] == backend
         assert found["settings"]["model"]["attention"] == "sdpa"
         assert found["notes"]["vision_attention_because"]
+        assert found["settings"]["model"]["patch_embedding"] == {"auto": PRODUCT, STOCK: STOCK}[choice]
         answers[choice] = json.loads(output.read_text())
     assert answers["auto"]["prediction"] == answers[STOCK]["prediction"]
     assert answers["auto"]["margin"] == pytest.approx(answers[STOCK]["margin"], abs=1e-5)
+
+
+def test_the_patch_embedding_as_a_product(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    convolution = model.model.visual.patch_embed.proj
+    called = []
+    convolution.register_forward_hook(lambda *_: called.append(1))
+    real = torch.nn.functional.conv3d
+    monkeypatch.setattr(torch.nn.functional, "conv3d", lambda *args: called.append(3) or real(*args))
+    stock = see(model, GRIDS["several sizes"])
+    assert called == [3, 1]
+    chosen = as_matrix_product(model)
+    assert (chosen.backend, chosen.reason) == (PRODUCT, None)
+    called.clear()
+    assert torch.allclose(see(model, GRIDS["several sizes"]), stock, atol=1e-5)
+    assert called == [1]
+    chosen.remove()
+    assert torch.equal(see(model, GRIDS["several sizes"]), stock)
+
+
+def test_another_convolution_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no patch convolution" in str(as_matrix_product(build_model("llava")).reason)
+    model = build_model("qwen2_5_vl")
+    model.model.visual.patch_embed.proj.padding = (0, 1, 1)
+    assert "overlap, are padded" in str(as_matrix_product(model).reason)
+    model = build_model("qwen2_5_vl")
+    monkeypatch.setattr(torch.nn.functional, "conv3d", lambda inputs, *_: torch.ones(len(inputs), 32, 1, 1, 1))
+    refused = as_matrix_product(model)
+    assert refused.backend == STOCK
+    assert "differs from the convolution" in str(refused.reason)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

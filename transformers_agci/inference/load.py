@@ -25,7 +25,7 @@ class LoadOptions:
     device: str | None = None  # "cpu", "cuda", "cuda:1"; default: a GPU if there is one
     device_map: str | None = None  # "auto": the layers over all GPUs
     attn_implementation: str | None = None
-    vision_attention: str = "auto"  # or "stock": see vision_attention.py
+    vision: str = "auto"  # or "stock": see vision_attention.py and patch_embedding.py
     revision: str | None = None  # of a hub id
     load_in_4bit: bool = False
     min_pixels: int | None = None  # Qwen only: the picture is resized into these bounds
@@ -61,8 +61,8 @@ def add_load_arguments(parser: argparse.ArgumentParser, default: str | None = No
     group.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
     group.add_argument("--device_map", choices=("auto",), help="auto: spread the layers over all GPUs")
     group.add_argument("--attn_implementation", help="eager, sdpa, ...; default: transformers' choice")
-    group.add_argument("--vision_attention", choices=("auto", "stock"), default="auto",
-                       help="auto: one call per layer for all windows and pictures where it agrees with stock (Qwen)")
+    group.add_argument("--vision", choices=("auto", "stock"), default="auto",
+                       help="auto: Qwen's vision tower in fewer, larger steps where they agree with transformers' own")
     group.add_argument("--revision", help="commit, tag or branch of a hub id")
     group.add_argument("--load_in_4bit", action="store_true", help="quantize with bitsandbytes (GPU only)")
     group.add_argument("--min_pixels", type=int, help="Qwen: pictures are enlarged to at least this many pixels")
@@ -99,20 +99,22 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
         raise InputError(f"{options.model} needs a package that is not installed: {_one_line(error)} "
                          "(pip install 'transformers-agci[eval]' brings all of them).") from error
     device = model.device if weights else _device(options)
-    vision = _vision_attention(model, options) if weights else None
+    attention, embedding = _quicken_vision(model, options, weights)
     identity = {
         "family": config["model_type"],
         "weights_sha256": checkpoint_files.fingerprint(folder) if weights else None,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),
-        "vision_attention": vision.backend if vision else None,
+        "vision_attention": attention.backend,
+        "patch_embedding": embedding.backend,
         "quantization": "4bit" if options.load_in_4bit else None,
         "device": device.type,
         "pictures": _picture_settings(processor),
         "chat_template_sha256": _template_hash(processor),
     }
     notes = {"model": options.model, "revision": _revision(folder), "lambda_in_config": lam,
-             "vision_attention_because": vision.reason if vision else None, "unexpected_weights": unexpected}
+             "vision_attention_because": attention.reason, "patch_embedding_because": embedding.reason,
+             "unexpected_weights": unexpected}
     return LoadedModel(model, processor, family_of(model), device, identity, notes, lam)
 
 
@@ -249,12 +251,15 @@ def _load_model(folder: Path, options: LoadOptions) -> tuple[Any, list[str]]:
     return model.eval(), _check_loaded(folder, model, info)
 
 
-def _vision_attention(model: Any, options: LoadOptions) -> Any:
+def _quicken_vision(model: Any, options: LoadOptions, weights: bool) -> tuple[Any, Any]:
+    """How the vision tower attends and embeds its patches from now on, each with a reason where it stays as it was."""
+    from transformers_agci.inference.patch_embedding import PatchEmbedding, as_matrix_product
     from transformers_agci.inference.vision_attention import STOCK, VisionAttention, use_segments
 
-    if options.vision_attention == STOCK:
-        return VisionAttention(STOCK, "--vision_attention stock")
-    return use_segments(model)
+    if options.vision == "auto" and weights:
+        return use_segments(model), as_matrix_product(model)
+    reason = "--vision stock" if weights else "no weights to compare with"
+    return VisionAttention(STOCK, reason), PatchEmbedding(STOCK, reason)
 
 
 def _dtype(options: LoadOptions, folder: Path, torch: Any) -> Any:
