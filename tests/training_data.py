@@ -31,13 +31,13 @@ def rows() -> list[dict[str, Any]]:
          "images": ["wide.png"]},
         {"messages": turns("Is there a sub image? <image>", "Yes, a sub image of a dog."), "images": ["grey.png"]},
         {"messages": turns("Say yes.", "Yes", "Say no.", "No")},
-        {"messages": turns("<image>\nDescribe it.", "The image is a picture of a red square " * 3), "images": ["c.png"]},
+        {"messages": turns("<image>\nDescribe it.", "The image is a picture of a dog " * 3), "images": ["c.png"]},
     ]
     return made
 
 
 def write_data(folder: Path, made: list[dict[str, Any]] | None = None) -> Path:
-    """<folder>/dataset_info.json with the data set `tiny`, its rows as JSON Lines, its pictures below <folder>/pictures."""
+    """<folder>/dataset_info.json with the data set `tiny`: tiny.jsonl, its pictures below <folder>/pictures."""
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     for name, size in (("a", (112, 84)), ("b", (60, 130)), ("c", (84, 84)), ("wide", (400, 24))):

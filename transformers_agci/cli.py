@@ -20,6 +20,7 @@ class Command(NamedTuple):
 
 COMMANDS: tuple[Command, ...] = (
     Command("benchmark", "benchmark", "ask a model one of six benchmarks, with and without AGCI, and score it"),
+    Command("check-recipe", "check_recipe", "check a fine-tuning recipe and its data before the first step"),
     Command("convert-llava", "convert_llava", "an original LLaVA checkpoint in the layout that transformers loads"),
     Command("data build-probe", "data_build_probe", "composites of nine pictures from any captioned pictures"),
     Command("data build-samples", "data_build_samples", "the samples that the repository ships, from the atlas"),
@@ -33,6 +34,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("downstream", "downstream", "five benchmarks in one go, in the words of the published eval_downstream.py"),
     Command("families", "families", "the supported models as a table"),
     Command("flow", "flow", "information flow: what the text after the picture attends to, on the picture"),
+    Command("merge-lora", "merge_lora", "merge a LoRA adapter into its checkpoint"),
     Command("merge-shards", "merge_shards", "join what the shards of a job array wrote"),
     Command("metrics", "metrics", "the position probe's results in numbers and as a map"),
     Command("metrics-similarity", "metrics_similarity", "similarity results in numbers and as a map"),

@@ -107,8 +107,8 @@ class Encoder:
 def kept_lengths(prompt: int, answer: int, room: int) -> tuple[int, int]:
     """How much of a prompt and an answer is kept where both have to share `room` tokens.
 
-    A short answer (less than half of the room) is kept whole at the prompt's cost, otherwise a short prompt at the answer's;
-    where neither is short both are cut in proportion.
+    A short answer (less than half of the room) is kept whole at the prompt's cost, otherwise a short prompt at the
+    answer's; where neither is short both are cut in proportion.
     """
     if 2 * answer < room:
         answer_room = room

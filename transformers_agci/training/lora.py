@@ -34,15 +34,15 @@ def target_layers(model: Any, wanted: Sequence[str]) -> list[str]:
 
     Raises InputError for a name that no linear layer of the language model has.
     """
-    owner = find_owner(model)
+    owner: Any = find_owner(model)
     prefix = next(name for name, module in model.named_modules() if module is owner.language_model)
     layers = [f"{prefix}.{name}" for name, module in owner.language_model.named_modules()
               if isinstance(module, torch.nn.Linear)]
     kinds = sorted({layer.rpartition(".")[2] for layer in layers})
     if list(wanted) == [ALL]:
         if owner.config.model_type == "gemma3n":
-            raise InputError("lora_target: all is not possible for Gemma3n, whose decoder reads the weights of some linear "
-                             "layers itself; give lora_target: q_proj,k_proj,v_proj,o_proj.")
+            raise InputError("lora_target: all is not possible for Gemma3n, whose decoder reads the weights of some "
+                             "linear layers itself; give lora_target: q_proj,k_proj,v_proj,o_proj.")
         return layers
     unknown = next((word for word in wanted if word not in kinds), None)
     if unknown is not None:

@@ -95,8 +95,8 @@ def _is_whole(checkpoint: Path) -> bool:
 def _refuse_foreign(folder: Path) -> None:
     there = sorted(path.name for path in folder.iterdir())
     if there:
-        raise InputError(f"{folder} holds something that is not a training of ours ({there[0]}); give another output_dir, "
-                         "or overwrite_output_dir=true if it is an adapter's folder that may go.")
+        raise InputError(f"{folder} holds something that is not a training of ours ({there[0]}); give another "
+                         "output_dir, or overwrite_output_dir=true if it is an adapter's folder that may go.")
 
 
 def _clear(folder: Path) -> None:
@@ -105,6 +105,6 @@ def _clear(folder: Path) -> None:
         return
     known = (folder / MANIFEST, folder / "adapter_config.json", *folder.glob("checkpoint-*"))
     if not any(path.exists() for path in known):
-        raise InputError(f"overwrite_output_dir: {folder} holds neither an adapter nor checkpoints, so it is not deleted; "
-                         "give another output_dir.")
+        raise InputError(f"overwrite_output_dir: {folder} holds neither an adapter nor checkpoints, so it is not "
+                         "deleted; give another output_dir.")
     shutil.rmtree(folder)

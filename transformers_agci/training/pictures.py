@@ -88,9 +88,8 @@ class PictureInputs:
 
     def tokens(self, size: Size) -> int:
         """Image tokens of a picture of this size in pixels, before it is brought within the bounds."""
-        for size in self._bounds.steps(size, self._config.model_type):  # noqa: B020, PLR1704 (the last step counts)
-            pass
-        return self.tokens_within(size)
+        *_, last = size, *self._bounds.steps(size, self._config.model_type)
+        return self.tokens_within(last)
 
     def tokens_within(self, size: Size) -> int:
         """Image tokens of a picture that lies within the bounds."""

@@ -1,7 +1,7 @@
 """A recipe: one of LLaMA-Factory's YAML files and `key=value` changes, read and checked key by key.
 
-Every key of the file is used, fixed (only one value makes sense here) or ignored for a stated reason; a key that is none
-of the three is refused. `training/recipe_keys.py` has the tables.
+Every key of the file is used, fixed (only one value makes sense here) or ignored for a stated reason; a key that is
+none of the three is refused. `training/recipe_keys.py` has the tables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -103,7 +103,7 @@ def _converted(kind: type, value: Any) -> Any:
         if not isinstance(value, bool):
             raise TypeError
         return value
-    if isinstance(value, bool) or isinstance(value, Mapping):
+    if isinstance(value, bool | Mapping):
         raise TypeError
     if kind is list:
         words = value if isinstance(value, list) else str(value).split(",")

@@ -15,16 +15,14 @@ from transformers_agci import autoload
 from transformers_agci.errors import InputError
 from transformers_agci.hooks import current_handle
 from transformers_agci.inference import manifest
-from transformers_agci.inference.load import LoadedModel, LoadOptions, load
-from transformers_agci.inference.progress import Progress
+from transformers_agci.inference.load import LoadedModel
 from transformers_agci.training import outputs
 from transformers_agci.training.batches import Collator, Examples, wants_image_marks
-from transformers_agci.training.checks import Findings, Training, check_lengths, check_training
-from transformers_agci.training.encoding import Encoder
+from transformers_agci.training.checks import Findings, Training, check_lengths
 from transformers_agci.training.lora import with_lora
-from transformers_agci.training.pictures import Bounds, PictureInputs
+from transformers_agci.training.prepare import inputs_of, load_model, look_at
 from transformers_agci.training.recipe import Recipe
-from transformers_agci.training.recipe_keys import ATTENTION, TRAINER_KEYS
+from transformers_agci.training.recipe_keys import TRAINER_KEYS
 from transformers_agci.training.steps import Steps
 
 # Keys that change neither the adapter nor what a run can go on from.
@@ -47,11 +45,14 @@ def train(recipe: Recipe, say: Any = print) -> Path:
     for line in recipe.ignored:
         speak(line)
     arguments = training_arguments(recipe)
-    training, sized = _checked(recipe, rank, speak)
-    loaded = load_for_training(recipe)
+    findings = Findings()
+    training = look_at(recipe, findings, pictures=rank == 0)
+    findings.refuse()
+    for line in (*findings.warnings, *findings.notes):
+        speak(line)
+    loaded = load_model(recipe)
     encoder, inputs = inputs_of(recipe, training, loaded)
-    if sized:
-        findings = Findings()
+    if rank == 0:
         cut = check_lengths(training, encoder, inputs, findings)
         findings.refuse()
         speak(f"{len(training.data.conversations)} rows; {cut} of them are cut to cutoff_len {encoder.cutoff}.")
@@ -61,7 +62,8 @@ def train(recipe: Recipe, say: Any = print) -> Path:
         if rank == 0:
             settings, notes = settings_of(recipe, training, loaded, lam, arguments.world_size)
             if outputs.open_output(folder, settings, notes, recipe["overwrite_output_dir"]):
-                speak(f"{folder} is finished already; give another output_dir, or overwrite_output_dir=true to train anew.")
+                speak(f"{folder} is finished already; give another output_dir, or overwrite_output_dir=true to train "
+                      "anew.")
         finished = (outputs.read_manifest(folder) or {}).get("finished")
     if finished:
         return folder
@@ -70,39 +72,6 @@ def train(recipe: Recipe, say: Any = print) -> Path:
     _fit(recipe, loaded, Examples(training.data.conversations, encoder, inputs, training.data.root), arguments, speak)
     speak(f"The adapter is in {folder}.")
     return folder
-
-
-def _checked(recipe: Recipe, rank: int, speak: Any) -> tuple[Training, bool]:
-    """The checks' outcome, and whether the pictures were looked at (by the first process only)."""
-    findings, bar = Findings(), None
-
-    def seen(done: int, total: int) -> None:
-        nonlocal bar
-        bar = bar or Progress(total, unit="picture")
-        bar.add(1)
-
-    try:
-        training = check_training(recipe, findings, seen, pictures=rank == 0)
-    finally:
-        if bar:
-            bar.close()
-    findings.refuse()
-    for line in (*findings.warnings, *findings.notes):
-        speak(line)
-    return training, rank == 0
-
-
-def load_for_training(recipe: Recipe) -> LoadedModel:
-    """Model and processor; the config key is honoured as everywhere (TRANSFORMERS_AGCI=0 turns it off)."""
-    autoload.activate()
-    return load(LoadOptions(recipe["model_name_or_path"], attn_implementation=ATTENTION[recipe["flash_attn"]]))
-
-
-def inputs_of(recipe: Recipe, training: Training, loaded: LoadedModel) -> tuple[Encoder, PictureInputs]:
-    """What turns the recipe's rows into tokens, and pictures into pixels."""
-    encoder = Encoder(training.template, loaded.processor.tokenizer, recipe["cutoff_len"], recipe["enable_thinking"])
-    bounds = Bounds(recipe["image_max_pixels"], recipe["image_min_pixels"], recipe["crop_to_patches"])
-    return encoder, PictureInputs(loaded.processor, loaded.model.config, bounds)
 
 
 def lambda_of(loaded: LoadedModel) -> float:

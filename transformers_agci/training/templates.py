@@ -1,7 +1,7 @@
 """Prompt formats of fine-tuning, one row each, as LLaMA-Factory 0.9.5 writes them under the same names.
 
-A conversation is encoded piece by piece, never as one string: the beginning, the system text, then question and answer of
-every turn. `{content}` stands for the turn's text, `{tokens}` for a picture's run of `picture_token`.
+A conversation is encoded piece by piece, never as one string: the beginning, the system text, then question and answer
+of every turn. `{content}` stands for the turn's text, `{tokens}` for a picture's run of `picture_token`.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ class Template:
     words: tuple[str, ...] = ()
 
 
-_CHATML = {
+_CHATML: dict[str, Any] = {
     "user": "<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n",
     "assistant": "{content}<|im_end|>\n",
     "system": "<|im_start|>system\n{content}<|im_end|>\n",
@@ -60,7 +60,7 @@ _QWEN_VL: dict[str, Any] = {
     "picture_token": "<|image_pad|>",
     "words": ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
 }
-_LLAVA = {"picture": "{tokens}", "picture_token": "<image>"}
+_LLAVA: dict[str, Any] = {"picture": "{tokens}", "picture_token": "<image>"}
 
 _ROWS = (
     Template("qwen2_vl", "qwen2_5_vl", default_system="You are a helpful assistant.", **_QWEN_VL),

@@ -1,0 +1,242 @@
+"""`agci merge-lora`: an adapter added to its checkpoint, weight by weight, in the checkpoint's own layout.
+
+No model is built: W + scale * B @ A is computed in float32 for each weight that the adapter changes, every other tensor
+and file stays byte for byte what it was. So the merged checkpoint loads wherever its base loaded, and no more than one
+file of weights is in memory.
+"""
+
+import errno
+import itertools
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from transformers_agci.errors import InputError
+from transformers_agci.inference import manifest
+from transformers_agci.inference.checkpoint_files import HUB_FILES, INDEX, check_weights, fingerprint
+from transformers_agci.inference.progress import Progress
+from transformers_agci.training.adapter import Adapter, Change, read_adapter
+from transformers_agci.training.checks import Checkpoint, Findings, read_checkpoint
+from transformers_agci.training.recipe import Recipe
+from transformers_agci.training.templates import template_for
+from transformers_agci.training.trained_lambda import lambda_warning
+
+MERGED = "merging.manifest.json"
+GB = 10**9  # bytes, as transformers counts them
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of the base checkpoint; `dtype` is the one it is written in, as safetensors spells it."""
+
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    change: Change | None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        count = 1
+        for side in self.shape:
+            count *= side
+        return count * BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merging recipe whose parts fit together."""
+
+    checkpoint: Checkpoint
+    adapter: Adapter
+    weights: list[Weight]
+    other_files: list[Path]
+    target: Path
+    file_size: float  # bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes that will be written, the headers of the weight files roughly."""
+        return sum(weight.size for weight in self.weights) + sum(file.stat().st_size for file in self.other_files)
+
+    @property
+    def changed(self) -> int:
+        """How many weights the adapter changes."""
+        return sum(weight.change is not None for weight in self.weights)
+
+    def settings(self) -> dict[str, Any]:
+        """What makes two merged checkpoints the same."""
+        return {"base_sha256": fingerprint(self.checkpoint.folder), "adapter_sha256": self.adapter.sha256,
+                "lambda": self.checkpoint.lam, "export_size": self.file_size}
+
+
+def check_merge(recipe: Recipe, findings: Findings) -> Merge:
+    """Everything that can be known before the first weight is written; raises InputError where it cannot work."""
+    if recipe["adapter_name_or_path"] is None:
+        raise InputError(f"{recipe.source}: adapter_name_or_path is missing, and without one there is nothing to "
+                         "merge; give the output_dir of the training.")
+    checkpoint = read_checkpoint(recipe)
+    if recipe["template"] is not None:
+        template_for(recipe["template"], checkpoint.model_type)
+    adapter = read_adapter(Path(recipe["adapter_name_or_path"]))
+    target = Path(recipe["export_dir"])
+    weights = _weights(checkpoint, adapter)
+    findings.warnings += lambda_warning(checkpoint, adapter.folder, adapter.base)
+    merge = Merge(checkpoint, adapter, weights, _other_files(checkpoint.folder), target, recipe["export_size"] * GB)
+    if target.resolve() == checkpoint.folder.resolve():
+        raise InputError(f"export_dir {target} is the folder of the base checkpoint; give another one.")
+    if not is_done(merge):
+        _check_room(merge)
+    return merge
+
+
+def is_done(merge: Merge) -> bool:
+    """Whether the merged checkpoint stands there already, made of the same parts."""
+    try:
+        found = json.loads((merge.target / MERGED).read_text(encoding="utf-8"))
+        return bool(found["settings"] == json.loads(json.dumps(merge.settings())))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _check_room(merge: Merge) -> None:
+    there = next(folder for folder in (merge.target, *merge.target.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < merge.size:
+        raise InputError(f"export_dir {merge.target} needs {_gb(merge.size)} GB, but only {_gb(free)} GB are free "
+                         "there; make room or give another folder.")
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:.2f}" if size < 100 * GB else f"{size / GB:.0f}"
+
+
+def _other_files(folder: Path) -> list[Path]:
+    """What a checkpoint holds beside its weights: config, tokenizer, processor, chat template, licence."""
+    patterns = [pattern for pattern in HUB_FILES if pattern != "*.safetensors"] + ["LICENSE*", "NOTICE*"]
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if path.name not in (INDEX, MERGED))
+
+
+def _weights(checkpoint: Checkpoint, adapter: Adapter) -> list[Weight]:
+    """Every tensor of the base with the change it gets; InputError where the adapter is another model's."""
+    tensors = list(_headers(checkpoint.folder))
+    changes = adapter.match({name: shape for _, name, shape, _ in tensors}, checkpoint)
+    computed = _computed_dtype(checkpoint.config)
+    return [Weight(name, file, shape, _wider(dtype, computed) if name in changes else dtype, changes.get(name))
+            for file, name, shape, dtype in tensors]
+
+
+def _headers(folder: Path) -> Iterator[tuple[Path, str, tuple[int, ...], str]]:
+    for file in check_weights(folder):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    part = opened.get_slice(name)
+                    yield file, name, tuple(part.get_shape()), part.get_dtype()
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} is not a whole safetensors file ({error}).") from error
+
+
+def _computed_dtype(config: Mapping[str, Any]) -> str | None:
+    """The dtype in which the model computes, which may be wider than the stored one."""
+    names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+    return names.get(str(config.get("dtype", config.get("torch_dtype"))))
+
+
+def _wider(stored: str, computed: str | None) -> str:
+    return computed if computed is not None and BYTES[computed] > BYTES[stored] else stored
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+def write(merge: Merge) -> Path:
+    """Write the merged checkpoint beside its place and move it there as a whole; returns its folder.
+
+    Raises InputError where something stands there, and where the disk is full or not writable; nothing is left behind.
+    """
+    if merge.target.exists() and (not merge.target.is_dir() or any(merge.target.iterdir())):
+        raise InputError(f"export_dir {merge.target} exists and is not empty; give another one, or take it away.")
+    started = manifest.now()
+    try:
+        merge.target.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=merge.target.parent, prefix=f".{merge.target.name}.unfinished-"))
+        made.chmod(0o755)
+    except OSError as error:
+        raise InputError(f"export_dir {merge.target} cannot be written ({error.strerror or error}).") from error
+    try:
+        for file in merge.other_files:
+            shutil.copy(file, made / file.name)
+        _write_weights(merge, made)
+        content = {"settings": merge.settings(), "base": str(merge.checkpoint.folder),
+                   "adapter": str(merge.adapter.folder), "changed_weights": merge.changed, "started": started,
+                   **manifest.environment()}
+        (made / MERGED).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if merge.target.exists():
+            merge.target.rmdir()  # empty: that was checked
+        made.rename(merge.target)
+    except (OSError, SafetensorError) as error:
+        raise InputError(_why_not(merge, error)) from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return merge.target
+
+
+def _why_not(merge: Merge, error: Exception) -> str:
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    if full:
+        return (f"The disk of export_dir {merge.target} became full while the merged checkpoint ({_gb(merge.size)} GB) "
+                "was written; what had been written was taken away again: make room or give another folder.")
+    return f"export_dir {merge.target} could not be written ({' '.join(str(error).split())})."
+
+
+def _write_weights(merge: Merge, folder: Path) -> None:
+    groups = list(_files_of(merge))
+    bar = Progress(len(merge.weights), unit="tensor")
+    index: dict[str, str] = {}
+    try:
+        for number, group in enumerate(groups, 1):
+            name = ("model.safetensors" if len(groups) == 1
+                    else f"model-{number:05d}-of-{len(groups):05d}.safetensors")
+            save_file(dict(_tensors(group, bar)), folder / name, metadata={"format": "pt"})
+            index |= {weight.name: name for weight in group}
+    finally:
+        bar.close()
+    if len(groups) > 1:
+        total = sum(weight.size for weight in merge.weights)
+        content = {"metadata": {"total_size": total}, "weight_map": index}
+        (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _files_of(merge: Merge) -> Iterator[list[Weight]]:
+    """The weights in the base's order, as many per file as fit."""
+    group: list[Weight] = []
+    for weight in merge.weights:
+        if group and sum(other.size for other in group) + weight.size > merge.file_size:
+            yield group
+            group = []
+        group.append(weight)
+    yield group
+
+
+def _tensors(group: list[Weight], bar: Progress) -> Iterator[tuple[str, torch.Tensor]]:
+    for file, weights in itertools.groupby(group, key=lambda weight: weight.file):
+        with safe_open(file, framework="pt") as opened:
+            for weight in weights:
+                tensor = opened.get_tensor(weight.name)
+                if weight.change is not None:
+                    merged = tensor.float() + weight.change.delta()
+                    tensor = merged.to(DTYPES[weight.dtype])
+                yield weight.name, tensor.contiguous()
+                bar.add(1)

@@ -1,0 +1,43 @@
+"""From a recipe to what the first step needs: checked rows, the model, tokens and pixels."""
+
+from transformers_agci import autoload
+from transformers_agci.inference.load import LoadedModel, LoadOptions, load
+from transformers_agci.inference.progress import Progress
+from transformers_agci.training.checks import Findings, Training, check_training
+from transformers_agci.training.encoding import Encoder
+from transformers_agci.training.pictures import Bounds, PictureInputs
+from transformers_agci.training.recipe import Recipe
+from transformers_agci.training.recipe_keys import ATTENTION
+
+
+def look_at(recipe: Recipe, findings: Findings, pictures: bool = True) -> Training:
+    """`check_training` with its pictures on a bar."""
+    bar: Progress | None = None
+
+    def seen(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or Progress(total, unit="picture")
+        bar.add(1)
+
+    try:
+        return check_training(recipe, findings, seen, pictures)
+    finally:
+        if bar:
+            bar.close()
+
+
+def load_model(recipe: Recipe, weights: bool = True) -> LoadedModel:
+    """Model and processor; the config key is honoured as everywhere (TRANSFORMERS_AGCI=0 turns it off).
+
+    `weights=False` gives the shape only, which is enough to count tokens.
+    """
+    autoload.activate()
+    options = LoadOptions(recipe["model_name_or_path"], attn_implementation=ATTENTION[recipe["flash_attn"]])
+    return load(options, weights=weights)
+
+
+def inputs_of(recipe: Recipe, training: Training, loaded: LoadedModel) -> tuple[Encoder, PictureInputs]:
+    """What turns the recipe's rows into tokens, and pictures into pixels."""
+    encoder = Encoder(training.template, loaded.processor.tokenizer, recipe["cutoff_len"], recipe["enable_thinking"])
+    bounds = Bounds(recipe["image_max_pixels"], recipe["image_min_pixels"], recipe["crop_to_patches"])
+    return encoder, PictureInputs(loaded.processor, loaded.model.config, bounds)
