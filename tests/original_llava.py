@@ -85,9 +85,11 @@ def reference_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float
     torch.manual_seed(seed)
     model_class = getattr(transformers, tiny.MODEL_CLASSES[family])
     model = model_class._from_config(config).eval()
-    for parameter in model.parameters():  # biases and norms that differ, so that no two tensors are alike
-        if parameter.dim() == 1:
-            torch.nn.init.normal_(parameter, mean=1.0, std=0.1)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:  # biases and norms that differ, so that no two tensors are alike
+            torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.1)
+        elif "projector" in name:  # a picture that the decoder takes notice of
+            parameter.data *= 20
     return model.to(dtype)
 
 
@@ -184,7 +186,7 @@ def write_tower(model: Any, folder: Path, *, kind: str = "bin", whole: bool = Tr
     write_weights(folder, tensors, kind, 1)
     write_json(folder / "config.json", config)
     write_json(folder / "preprocessor_config.json",
-               {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "resample": 3, "crop_size": 56, "size": 56})
+               {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "resample": 3, "size": 56})
     return folder
 
 

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if len(made.unused) > SHOWN:
         print(f"not used: {len(made.unused) - SHOWN} more, all listed in {MANIFEST}")
     before, after = made.rows
-    print(f"{made.folder}: {made.tensors} tensors in {made.files} files, embeddings grown from {before} to {after} rows.")
+    print(f"{made.folder}: {made.tensors} tensors in {made.files} files, embeddings grown from {before} to {after} "
+          "rows.")
     print(f"Next: agci self-check {made.folder}")
     return 0

@@ -5,12 +5,13 @@ named with the reason why it has none, and every place is filled. Then each sour
 folder gets its name as the last step; until then it is a hidden sibling that the next run clears away.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,10 @@ from transformers_agci import __version__
 from transformers_agci.conversion import layout, processor_files
 from transformers_agci.conversion import original as originals
 from transformers_agci.conversion.original import Original
-from transformers_agci.conversion.shards import Shard, check_index, unread, weight_files
+from transformers_agci.conversion.shards import Shard, check_index, error_line, unread, weight_files
 from transformers_agci.errors import InputError
 from transformers_agci.inference.checkpoint_files import CONFIG, INDEX
-from transformers_agci.inference.load import LoadOptions, load, one_thread_on_cpu
+from transformers_agci.inference.load import one_thread_on_cpu
 
 MANIFEST = "conversion_manifest.json"
 MULTIPLE = 64  # the grown vocabulary is a multiple of it, as in the llava-hf checkpoints
@@ -86,27 +87,36 @@ def convert(source: Path, output: Path, *, tower: Path | None = None, dtype: str
     unfinished = output.with_name(f".{output.name}.unfinished")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(output.with_name(f".{output.name}.lock"), timeout=0):
+        with _alone(output):
             if unfinished.exists():
                 shutil.rmtree(unfinished)
             _check_space(plan, output.parent)
             unfinished.mkdir()
             try:
                 _write(plan, source, tower, unfinished)
-                _try_loading(unfinished)
                 _take_name(unfinished, output)
             except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
-    except Timeout as error:
-        raise InputError(f"Another program is converting into {output}; wait for it or name another folder.") from error
     except (OSError, SafetensorError) as error:
         raise _unwritten(output, error) from error
-    finally:
-        output.with_name(f".{output.name}.lock").unlink(missing_ok=True)
     before = int(plan.original.config["vocab_size"])
     return Converted(output, sum(len(part.places) for part in plan.parts), len(plan.parts),
                      (before, plan.config["text_config"]["vocab_size"]), plan.unused)
+
+
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """No other process converts into `output` meanwhile."""
+    file = output.with_name(f".{output.name}.lock")
+    try:
+        with FileLock(file, timeout=0):
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
+    except Timeout as error:
+        raise InputError(f"Another program is converting into {output}; wait for it or name another folder.") from error
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -115,8 +125,8 @@ def _check_output(output: Path, overwrite: bool) -> None:
     if not overwrite:
         raise InputError(f"{output} exists already; name another folder, or give --overwrite to replace it.")
     if not (output / MANIFEST).exists():
-        raise InputError(f"--overwrite replaces only what an earlier conversion wrote, and {output} holds no {MANIFEST}; "
-                         "name another folder.")
+        raise InputError(f"--overwrite replaces only what an earlier conversion wrote, and {output} holds no "
+                         f"{MANIFEST}; name another folder.")
 
 
 # --- planning ------------------------------------------------------------------------------------------------------
@@ -129,7 +139,7 @@ def make_plan(source: Path, tower: Path | None, dtype: str = "auto") -> Plan:
     shapes: dict[str, layout.Shape] = {}
     files = weight_files(source)
     parts = [_place(source, file, layout.RENAMED, shapes, unused) for file in files]
-    unused |= {name: "the index does not name it" for name in unread(source, files)}
+    unused |= dict.fromkeys(unread(source, files), "the index does not name it")
     if any(name.startswith(layout.TOWER) for name in shapes):
         if tower is None:
             sizes = layout.tower_sizes(shapes, source)
@@ -239,29 +249,20 @@ def _unwritten(output: Path, error: Exception) -> InputError:
 
 
 def _write(plan: Plan, source: Path, tower: Path | None, folder: Path) -> None:
-    """All files of the converted checkpoint."""
-    weight_map: dict[str, str] = {}
-    total = 0
-    hashes: dict[str, Any] = {}
-    size = sum(part.file.stat().st_size for part in plan.parts)
-    with tqdm(total=size, unit="B", unit_scale=True, desc="converting", disable=None, file=sys.stderr) as bar:
-        for number, part in enumerate(plan.parts, 1):
-            name = f"model-{number:05}-of-{len(plan.parts):05}.safetensors"
-            total += _write_part(plan, part, folder / name)
-            weight_map |= dict.fromkeys(part.places.values(), name)
-            hashes[f"{part.file.parent.name}/{part.file.name}"] = _told(part.file)
-            bar.update(part.file.stat().st_size)
-    _json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
-    _json(folder / CONFIG, plan.config)
-    _json(folder / "generation_config.json",
-          processor_files.generation_config(source, plan.original, plan.vocabulary.pad))
-    _json(folder / "preprocessor_config.json",
-          processor_files.image_processor_config(plan.original, plan.config, tower))
-    _json(folder / "processor_config.json", processor_files.processor_config(plan.original, plan.config))
-    _json(folder / "tokenizer_config.json",
-          processor_files.tokenizer_config(source, plan.original, plan.vocabulary))
+    """All files of the converted checkpoint, the small ones first, so that they are tried before gigabytes go by."""
+    made = {
+        CONFIG: plan.config,
+        "generation_config.json": processor_files.generation_config(source, plan.original, plan.vocabulary.pad),
+        "preprocessor_config.json": processor_files.image_processor_config(plan.original, plan.config, tower),
+        "processor_config.json": processor_files.processor_config(plan.original, plan.config),
+        "tokenizer_config.json": processor_files.tokenizer_config(source, plan.original, plan.vocabulary),
+    }
+    for name, content in made.items():
+        _json(folder / name, content)
     plan.vocabulary.tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(processor_files.chat_template(plan.original), encoding="utf-8")
+    _try_loading(folder)
+    weight_map, hashes = _write_weights(plan, folder)
     for file in (plan.original.path, source / processor_files.TOKENIZER):
         hashes[f"{file.parent.name}/{file.name}"] = _told(file)
     _json(folder / MANIFEST, {
@@ -275,6 +276,35 @@ def _write(plan: Plan, source: Path, tower: Path | None, folder: Path) -> None:
         "tensors": len(weight_map),
         "unused": plan.unused,
     })
+
+
+def _try_loading(folder: Path) -> None:
+    """transformers makes config and processor from the small files, or the conversion ends here."""
+    from transformers import AutoConfig, AutoProcessor
+
+    try:
+        AutoConfig.from_pretrained(folder, local_files_only=True)
+        AutoProcessor.from_pretrained(folder, local_files_only=True)
+    except ImportError as error:
+        raise InputError(f"The processor of LLaVA needs a package that is not installed: {error_line(error)} "
+                         "(pip install 'transformers-agci[eval]' brings all of them).") from error
+
+
+def _write_weights(plan: Plan, folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """One output file per source file, and the index; returns tensor -> file, and what each source file was."""
+    weight_map: dict[str, str] = {}
+    hashes: dict[str, Any] = {}
+    total = 0
+    size = sum(part.file.stat().st_size for part in plan.parts)
+    with tqdm(total=size, unit="B", unit_scale=True, desc="converting", disable=None, file=sys.stderr) as bar:
+        for number, part in enumerate(plan.parts, 1):
+            name = f"model-{number:05}-of-{len(plan.parts):05}.safetensors"
+            total += _write_part(plan, part, folder / name)
+            weight_map |= dict.fromkeys(part.places.values(), name)
+            hashes[f"{part.file.parent.name}/{part.file.name}"] = _told(part.file)
+            bar.update(part.file.stat().st_size)
+    _json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    return weight_map, hashes
 
 
 def _write_part(plan: Plan, part: Part, file: Path) -> int:
@@ -323,11 +353,6 @@ def _versions() -> dict[str, str]:
 
 def _json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _try_loading(folder: Path) -> None:
-    """transformers makes processor and model (its shape only) from the folder, or it is not a result."""
-    load(LoadOptions(str(folder), device="cpu"), weights=False)
 
 
 def _take_name(unfinished: Path, output: Path) -> None:

@@ -145,7 +145,7 @@ def pinpoints(original: Original, tile: int) -> list[list[int]]:
     """LLaVA-1.6's resolutions as [height, width] in pixels; the original lists them as width, height."""
     told = original.config.get("image_grid_pinpoints")
     try:
-        pairs = ast.literal_eval(told) if isinstance(told, str) else told
+        pairs: Any = ast.literal_eval(told) if isinstance(told, str) else told
         found = [[int(height), int(width)] for width, height in pairs]
     except (TypeError, ValueError, SyntaxError):
         found = []

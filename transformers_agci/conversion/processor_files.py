@@ -78,15 +78,15 @@ def read_tokenizer(folder: Path, original: Original) -> Vocabulary:
         named[key] = texts[number]
     added = _added_tokens(folder, len(texts))
     if CHATML in added:
-        raise InputError(f"{folder} speaks ChatML ({CHATML}), as LLaVA-1.6-34B does; only the prompt forms of Vicuna and "
-                         "Mistral are written here, so take the llava-hf checkpoint of that model.")
+        raise InputError(f"{folder} speaks ChatML ({CHATML}), as LLaVA-1.6-34B does; only the prompt forms of Vicuna "
+                         "and Mistral are written here, so take the llava-hf checkpoint of that model.")
     more = [*added, *(text for text in (IMAGE, PAD) if text not in texts and text not in added)]
     tokenizer = build_tokenizer(vocabulary, named["bos_token_id"], more)
-    image, pad = tokenizer.token_to_id(IMAGE), tokenizer.token_to_id(PAD)
     rows = int(original.config["vocab_size"])
     if len(texts) + len(added) > rows:
-        raise InputError(f"{path} and its added tokens have {len(texts) + len(added)} entries, but {original.path} says "
-                         f"vocab_size {rows}; they do not belong together.")
+        raise InputError(f"{path} and its added tokens have {len(texts) + len(added)} entries, but {original.path} "
+                         f"says vocab_size {rows}; they do not belong together.")
+    image, pad = (tokenizer.get_vocab()[text] for text in (IMAGE, PAD))
     return Vocabulary(tokenizer, image, pad, named["bos_token_id"], named["eos_token_id"], vocabulary.unknown)
 
 
@@ -106,7 +106,7 @@ def _added_tokens(folder: Path, pieces: int) -> list[str]:
 
 
 def tokenizer_config(folder: Path, original: Original, vocabulary: Vocabulary) -> dict[str, Any]:
-    """tokenizer_config.json. The class is the general one: 5.x's LlamaTokenizer would split the text anew its own way."""
+    """tokenizer_config.json. The class is the general one: 5.x's LlamaTokenizer would split text its own way."""
     told = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     longest = original.config.get("tokenizer_model_max_length") or told.get("model_max_length")
     return {
@@ -138,7 +138,8 @@ def image_processor_config(original: Original, config: Mapping[str, Any], tower:
         "do_resize": True, "size": {"shortest_edge": side}, "resample": told.get("resample", BICUBIC),
         "do_center_crop": True, "crop_size": {"height": side, "width": side},
         "do_rescale": True, "rescale_factor": 1 / 255,
-        "do_normalize": True, "image_mean": told.get("image_mean", CLIP_MEAN), "image_std": told.get("image_std", CLIP_STD),
+        "do_normalize": True,
+        "image_mean": told.get("image_mean", CLIP_MEAN), "image_std": told.get("image_std", CLIP_STD),
     }
     if original.anyres:
         return made | {"image_processor_type": "LlavaNextImageProcessor", "do_pad": True,
@@ -169,11 +170,13 @@ SAMPLING = ("temperature", "top_p", "top_k", "typical_p", "min_p")
 def generation_config(folder: Path, original: Original, pad: int) -> dict[str, Any]:
     """The original's settings with the new pad token.
 
-    Sampling values without do_sample do nothing, and later versions of transformers refuse to save them.
+    Sampling values without do_sample do nothing, and later versions of transformers refuse to save them; max_length is
+    the context's, and beside max_new_tokens a warning at every call.
     """
     path = folder / "generation_config.json"
     told = dict(read_json(path)) if path.exists() else {}
-    for key in ("_from_model_config", "transformers_version", *(() if told.get("do_sample") else SAMPLING)):
+    idle = () if told.get("do_sample") else SAMPLING
+    for key in ("_from_model_config", "transformers_version", "max_length", *idle):
         told.pop(key, None)
     ids = {key: original.config[key] for key in ("bos_token_id", "eos_token_id")}
     return {**ids, **told, "pad_token_id": pad}

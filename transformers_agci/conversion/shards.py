@@ -26,7 +26,7 @@ class Shard:
         try:
             self._open(path)
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise InputError(f"{path} cannot be read ({_first_line(error)}); it may be incomplete, download it "
+            raise InputError(f"{path} cannot be read ({error_line(error)}); it may be incomplete, download it "
                              "again.") from error
         except Exception as error:  # the restricted unpickler refuses in many ways
             raise InputError(f"{path} holds something else than tensors and was not opened; a file of weights that "
@@ -38,9 +38,10 @@ class Shard:
             self._held: Any = safe_open(path, "pt")
             self._shapes = {name: tuple(self._held.get_slice(name).get_shape()) for name in self._held.keys()}  # noqa: SIM118
             return
-        self._held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if not isinstance(self._held, dict) or not all(isinstance(value, torch.Tensor) for value in self._held.values()):
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(held, dict) or not all(isinstance(value, torch.Tensor) for value in held.values()):
             raise TypeError("not a table of tensors")
+        self._held = held
         self._shapes = {name: tuple(tensor.shape) for name, tensor in self._held.items()}
 
     @property
@@ -87,5 +88,6 @@ def unread(folder: Path, files: list[Path]) -> list[str]:
     return sorted(path.name for path in found if path not in files)
 
 
-def _first_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
+    """The first line of an error's message."""
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__
