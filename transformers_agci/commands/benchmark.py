@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `agci benchmark`."""
     from transformers_agci.benchmarks.contract.declaration import MODES, PROTOCOLS
+    from transformers_agci.commands.run_options import add_engine_arguments
     from transformers_agci.inference.load import add_load_arguments
-    from transformers_agci.inference.run_options import add_run_arguments
 
     parser.add_argument("name", metavar="NAME", help="scienceqa, pope, textvqa, hallusionbench, crpe or mmmu_pro")
     add_load_arguments(parser)
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--prompt", metavar="TEXT", help="instead of the protocol's: {question} stands for the row's "
                      "question without its instruction")
     how.add_argument("--max_new_tokens", metavar="N", type=int, help="instead of the protocol's limit")
-    add_run_arguments(parser)
+    add_engine_arguments(parser)
     how.add_argument("--resamples", metavar="N", type=int, default=2000, help="of the score's bootstrap")
     how.add_argument("--seed", metavar="N", type=int, default=0, help="of the score's bootstrap")
 
@@ -53,8 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask, write, score; 1 where rows were bad or could not be scored."""
     from transformers_agci.benchmarks import benchmark
-    from transformers_agci.commands.benchmark_run import Source, asking, one_voice
+    from transformers_agci.commands.benchmark_run import Source, asking
     from transformers_agci.inference.load import load, load_options
+    from transformers_agci.inference.processes import one_voice
 
     source = Source(benchmark(args.name), args.data, args.hub_id, args.image_root, args.protocol, args.mode,
                     args.setting, limit=args.limit, max_new_tokens=args.max_new_tokens, prompt=args.prompt)
@@ -67,12 +68,13 @@ def run(args: argparse.Namespace) -> int:
 def ask_and_score(args: argparse.Namespace, source: "Source", made: "Asking", loaded: "LoadedModel",
                   answer_file: Path) -> int:
     """One benchmark on a loaded model. Of `args`: the engine's options, annotations, resamples, seed."""
-    from transformers_agci.commands.benchmark_run import ask, leads
+    from transformers_agci.commands.benchmark_run import ask
+    from transformers_agci.commands.run_options import engine_arguments, given_lambdas
     from transformers_agci.inference.load import lambdas_of
+    from transformers_agci.inference.processes import leads
     from transformers_agci.inference.results import output_paths
-    from transformers_agci.inference.run_options import given_lambdas, run_arguments
 
-    given, options = given_lambdas(args), run_arguments(args)
+    given, options = given_lambdas(args), engine_arguments(args)
     lambdas, told = lambdas_of(given, loaded)
     outputs = output_paths(answer_file, lambdas, options["method"])
     print(f"{source.benchmark.title}, protocol {source.how}{' with a prompt of your own' if source.prompt else ''}: "

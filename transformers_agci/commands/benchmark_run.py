@@ -3,9 +3,7 @@
 Shared by `agci benchmark`, `agci downstream` and `agci mmmu-pro`.
 """
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,16 +15,6 @@ from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.questions import Picture, PictureBytes, PictureFile, Question, up_to
 from transformers_agci.inference.results import FailedRow
 from transformers_agci.inference.run import RunSummary, run_questions
-
-
-def leads() -> bool:
-    """Whether this process speaks and scores for all of a torchrun team."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def one_voice() -> contextlib.AbstractContextManager[Any]:
-    """Nothing is printed within, except by the process that leads."""
-    return contextlib.nullcontext() if leads() else contextlib.redirect_stdout(None)
 
 
 @dataclass(frozen=True)

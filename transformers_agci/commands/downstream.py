@@ -24,8 +24,8 @@ OTHER_SPELLING = {"textvqa": "textqa"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options, one triple for each benchmark."""
     from transformers_agci.benchmarks.contract.declaration import PROTOCOLS
+    from transformers_agci.commands.run_options import add_engine_arguments
     from transformers_agci.inference.load import add_load_arguments
-    from transformers_agci.inference.run_options import add_run_arguments
 
     add_load_arguments(parser)
     data = parser.add_argument_group("data")
@@ -43,12 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--max_new_tokens", metavar="N", type=int, help="instead of the protocol's limit")
     how.add_argument("--resamples", metavar="N", type=int, default=2000, help="of the score's bootstrap")
     how.add_argument("--seed", metavar="N", type=int, default=0, help="of the score's bootstrap")
-    add_run_arguments(parser)
+    add_engine_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask and score every benchmark whose files are there; 1 where rows were bad, 2 where there was none."""
-    from transformers_agci.commands.benchmark_run import one_voice
+    from transformers_agci.inference.processes import one_voice
 
     with one_voice():
         return _run(args)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from transformers_agci.commands.model_default import add_model_arguments, model_options
 from transformers_agci.commands.probe_data import positives
-from transformers_agci.commands.run_options import add_run_arguments, at_least_one, run_options
+from transformers_agci.commands.run_options import add_run_arguments, at_least, run_options
 
 if TYPE_CHECKING:
     from transformers_agci.inference.load import LoadedModel
@@ -42,11 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, draw, write; 1 where rows were bad."""
+    from transformers_agci.inference.processes import one_voice
+
+    with one_voice():
+        return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
     from transformers_agci.errors import InputError
     from transformers_agci.inference.load import load
     from transformers_agci.lam import parse_lambda
 
-    at_least_one(args, "items", "max_new_tokens")
+    at_least(1, args, "items", "max_new_tokens")
     lambdas = [parse_lambda(text, "--global_context_lambda") for text in args.global_context_lambda]
     if len(set(lambdas)) != len(lambdas):
         raise InputError(f"Each lambda is measured once, but the list is {' '.join(args.global_context_lambda)}.")
@@ -89,6 +96,7 @@ def _probe_file(args: argparse.Namespace, lambdas: list[float]) -> int:
     from pathlib import Path
 
     from transformers_agci.inference.load import load
+    from transformers_agci.inference.processes import leads
     from transformers_agci.lam import lambda_text
     from transformers_agci.probes.flow_maps import draw_maps, maps_text, sum_up
     from transformers_agci.probes.flow_run import FlowRun
@@ -105,7 +113,7 @@ def _probe_file(args: argparse.Namespace, lambdas: list[float]) -> int:
     notes = {"eval_file": args.eval_file, "img_path": str(data.img_path), "items": args.items, "seed": args.seed}
     summary = measured.write(output_dir, data, notes, run_options(args))
     print("\n".join(summary.lines()))
-    if not args.shard and summary.rows + summary.rows_before:
+    if not args.shard and leads() and summary.rows + summary.rows_before:
         summed = sum_up(summary.path)
         print(f"\n{maps_text(summed)}\n")
         print("\n".join(f"map: {file}" for file in draw_maps(summed, output_dir, measured.layers_text)))

@@ -19,11 +19,11 @@ def run(args: argparse.Namespace) -> int:
     """Print the numbers; draw and write what is asked for."""
     from pathlib import Path
 
-    from transformers_agci.commands.run_options import at_least_one
+    from transformers_agci.commands.run_options import at_least
     from transformers_agci.probes import similarity_report
     from transformers_agci.report.heatmap import picture_path
 
-    at_least_one(args, "draws")
+    at_least(1, args, "draws")
     if args.output_heatmap:
         picture_path(args.output_heatmap)  # refuses a bad suffix before the work
     report = similarity_report.measure(similarity_report.read_similarities(args.results_file), args.draws, args.seed)

@@ -29,8 +29,8 @@ OFFICIAL_NAMES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The published flags, and the engine's."""
     from transformers_agci.benchmarks.contract.declaration import MODES, PROTOCOLS
+    from transformers_agci.commands.run_options import add_engine_arguments
     from transformers_agci.inference.load import add_load_arguments
-    from transformers_agci.inference.run_options import add_run_arguments
 
     add_load_arguments(parser)
     data = parser.add_argument_group("data")
@@ -49,16 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      help=f"the first {DEBUG_ROWS} rows only")
     how.add_argument("--resamples", metavar="N", type=int, default=2000, help="of the score's bootstrap")
     how.add_argument("--seed", metavar="N", type=int, default=0, help="of the score's bootstrap")
-    add_run_arguments(parser)
+    add_engine_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, write the three files, score."""
     from transformers_agci.commands.benchmark import ask_and_score
-    from transformers_agci.commands.benchmark_run import asking, leads, one_voice
+    from transformers_agci.commands.benchmark_run import asking
+    from transformers_agci.commands.run_options import given_lambdas
     from transformers_agci.inference.load import lambdas_of, load, load_options
+    from transformers_agci.inference.processes import leads, one_voice
     from transformers_agci.inference.results import output_paths
-    from transformers_agci.inference.run_options import given_lambdas
 
     if args.debug == "True":
         args.limit = min(args.limit or DEBUG_ROWS, DEBUG_ROWS)

@@ -10,7 +10,7 @@ import argparse
 
 from transformers_agci.commands.model_default import add_model_arguments, model_options
 from transformers_agci.commands.probe_data import positives
-from transformers_agci.commands.run_options import add_run_arguments, at_least_one, run_options
+from transformers_agci.commands.run_options import add_run_arguments, at_least, run_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Mask, measure, write; 1 where pictures failed."""
+    from transformers_agci.inference.processes import one_voice
+
+    with one_voice():
+        return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from transformers_agci.inference.load import load
@@ -44,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.probes.occlusion import MaskOptions, OcclusionRun, draw_items
     from transformers_agci.probes.occlusion_masks import parse_colour
 
-    at_least_one(args, "items", "mask_size", "stride", "max_new_tokens", "batch_size")
+    at_least(1, args, "items", "mask_size", "stride", "max_new_tokens", "batch_size")
     lam = parse_lambda(args.global_context_lambda, "--global_context_lambda")
     masks = MaskOptions(args.mask_size, args.stride or args.mask_size, parse_colour(args.colour))
     output_dir = Path(args.output_dir)

@@ -18,12 +18,12 @@ def run(args: argparse.Namespace) -> int:
     """Print the shares and draw; 1 where pictures are unfinished."""
     from pathlib import Path
 
-    from transformers_agci.commands.run_options import at_least_one
+    from transformers_agci.commands.run_options import at_least
     from transformers_agci.probes.occlusion_files import names, read_folder
     from transformers_agci.probes.occlusion_maps import draw_maps, maps_text, sum_up
     from transformers_agci.report.heatmap import picture_path
 
-    at_least_one(args, "draws")
+    at_least(1, args, "draws")
     output = Path(args.output_path)
     if output.suffix and not output.is_dir():
         picture_path(output)

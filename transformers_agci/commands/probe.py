@@ -25,7 +25,7 @@ EMBEDDED_ITEMS = 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; the words of the published scripts work, in both of their spellings."""
-    from transformers_agci.inference.run_options import add_run_arguments
+    from transformers_agci.commands.run_options import add_engine_arguments
 
     add_model_arguments(parser)
     data = parser.add_argument_group("data")
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help="where the answers go (default position_probe.jsonl)")
     data.add_argument("--text_only", action="store_true", help="ask also without any picture: A.text_only.jsonl")
     data.add_argument("--blank_image", action="store_true", help="ask also on a white picture: A.blank_image.jsonl")
-    add_run_arguments(parser)
+    add_engine_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,17 +58,15 @@ def _run(args: argparse.Namespace, drawn_in: str | None, leads: bool) -> int:
     """`drawn_in` is where the embedded atlas's composites go; default: beside the answers."""
     from pathlib import Path
 
-    from transformers_agci.errors import InputError
+    from transformers_agci.commands.run_options import at_least, engine_arguments, given_lambdas
     from transformers_agci.inference.load import lambdas_of, load
     from transformers_agci.inference.results import beside
-    from transformers_agci.inference.run_options import given_lambdas, run_arguments
     from transformers_agci.lam import lambda_text
     from transformers_agci.probes.position import Control
     from transformers_agci.probes.position_run import PositionProbe
 
-    if args.items is not None and args.items < 1:
-        raise InputError(f"--items must be at least 1, but it is {args.items}.")
-    given, options = given_lambdas(args), run_arguments(args)
+    at_least(1, args, "items")
+    given, options = given_lambdas(args), engine_arguments(args)
     answer_file = Path(args.answer_file)
     wanted = model_options(args)
     data = _data(args, Path(drawn_in, "probe_set") if drawn_in else beside(answer_file, ".probe_set"))

@@ -9,7 +9,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from transformers_agci.commands.model_default import add_model_arguments, model_options
-from transformers_agci.commands.run_options import add_run_arguments, at_least_one, run_options
+from transformers_agci.commands.run_options import add_run_arguments, at_least, run_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,13 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write, and say what came out; 1 where rows were bad."""
+    from transformers_agci.inference.processes import one_voice
+
+    with one_voice():
+        return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from transformers_agci.inference.load import load
     from transformers_agci.lam import lambda_text, parse_lambda
     from transformers_agci.probes.similarity import ROWS, SimilarityRun, pooling_named
 
-    at_least_one(args, "limit", "items", "batch_size")
+    at_least(1, args, "limit", "items", "batch_size")
     lam = parse_lambda(args.global_context_lambda, "--global_context_lambda")
     pooling_named(args.pooling)
     answer_file = Path(args.answer_file)

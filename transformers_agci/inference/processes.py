@@ -1,11 +1,13 @@
 """Several processes on one result: torchrun's, which talk to each other, or a job array's, which do not."""
 
+import contextlib
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.inference.results import Shard
+from transformers_agci.inference.results import ResultFile, Shard
 
 PATIENCE = timedelta(days=7)  # how long a process that is done waits for the slowest one
 
@@ -39,6 +41,31 @@ class Team:
         """This process's share of the blocks; None when it is alone."""
         return Shard(self.rank, self.size) if self.size > 1 else None
 
+    def share(self, given: Shard | None) -> Shard | None:
+        """The share of this process: the one `given` by --shard, or that of its rank. Both is an InputError."""
+        if given is not None and self.size > 1:
+            raise InputError("--shard is for processes that do not know each other; under torchrun the blocks are "
+                             "shared out already. Leave one of the two away.")
+        return given or self.shard
+
+    def open(self, files: Sequence[ResultFile], stack: contextlib.ExitStack) -> None:
+        """Enter all files, the leader's first: what it refuses, all refuse."""
+        refusal = None
+        if self.leads:
+            try:
+                for file in files:
+                    stack.enter_context(file)
+            except InputError as error:
+                refusal = error
+        refused = self.from_leader(refusal is not None)
+        if refusal is not None:
+            raise refusal
+        if refused:
+            raise SystemExit(2)  # the leader says why; once is enough
+        if not self.leads:
+            for file in files:
+                stack.enter_context(file)
+
     @property
     def leads(self) -> bool:
         return self.rank == 0
@@ -69,3 +96,13 @@ class Team:
 
             dist.destroy_process_group()
             self._ours = False
+
+
+def leads() -> bool:
+    """Whether this process speaks, scores and draws for all of a torchrun team."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def one_voice() -> contextlib.AbstractContextManager[Any]:
+    """Nothing is printed within, except by the process that leads."""
+    return contextlib.nullcontext() if leads() else contextlib.redirect_stdout(None)

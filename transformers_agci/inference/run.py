@@ -93,9 +93,7 @@ def run_questions(
     if len(outputs) != len(lambdas):
         raise ValueError(f"{len(lambdas)} lambdas need as many outputs, not {len(outputs)}")
     team = Team()
-    if shard is not None and team.size > 1:
-        raise InputError("--shard is for processes that do not know each other; under torchrun the blocks are shared "
-                         "out already. Leave one of the two away.")
+    share = team.share(shard)
     plan = make_plan(questions, loaded.device.type, batch_size, block_rows)
     if workers is None:
         workers = 0 if loaded.device.type == "cpu" else 4
@@ -107,7 +105,7 @@ def run_questions(
     }
     told = {**loaded.notes, **(notes or {})}
     files = [ResultFile(path, [block.size for block in plan.blocks], {**shared, "lambda": lam}, told,
-                        shard=shard or team.shard, joined=team.shard is not None, overwrite=overwrite)
+                        shard=share, joined=team.shard is not None, overwrite=overwrite)
              for lam, path in zip(lambdas, outputs, strict=True)]
     raw = raw_pixels(loaded.processor) if loaded.device.type in BYTES_CROSS_TO else None
     run = _Run(loaded, questions, list(lambdas), files, plan, answerer, workers, strict, method, scope, raw)
@@ -133,7 +131,7 @@ def _together(run: "_Run", team: Team, shard: Shard | None, bad_rows: Sequence[F
     started, start_time = time.monotonic(), manifest.now()
     share = shard or team.shard
     with contextlib.ExitStack() as stack:
-        _open_files(run.files, team, stack)
+        team.open(run.files, stack)
         run.counts.rows_before = sum(file.rows_before for file in run.files) if team.leads else 0
         bar = Progress(run.rows_to_do(share), shown=progress and team.leads)
         finished = False
@@ -157,25 +155,6 @@ def _together(run: "_Run", team: Team, shard: Shard | None, bad_rows: Sequence[F
         return RunSummary(tuple(file.path for file in run.files), counts, time.monotonic() - started, shard is None)
 
 
-def _open_files(files: Sequence[ResultFile], team: Team, stack: contextlib.ExitStack) -> None:
-    """Enter all files, the leader's first: what it refuses, all refuse."""
-    refusal = None
-    if team.leads:
-        try:
-            for file in files:
-                stack.enter_context(file)
-        except InputError as error:
-            refusal = error
-    refused = team.from_leader(refusal is not None)
-    if refusal is not None:
-        raise refusal
-    if refused:
-        raise SystemExit(2)  # the leader says why; once is enough
-    if not team.leads:
-        for file in files:
-            stack.enter_context(file)
-
-
 def _run_entry(run: "_Run", shard: Shard | None, start_time: str, seconds: float) -> dict[str, Any]:
     """One run for the manifest; also one that was interrupted."""
     counts = run.counts
@@ -184,7 +163,8 @@ def _run_entry(run: "_Run", shard: Shard | None, start_time: str, seconds: float
         "answers": counts.rows, "rows_per_s": round(counts.rows / seconds, 3) if seconds else None,
         "forwards": counts.forwards, "vision_pictures": counts.vision_pictures,
         "prefill_tokens": counts.prefill_tokens, "replayed_tokens": counts.replayed_tokens,
-        "pixels_normalised_on": run.loaded.device.type if run.raw else "cpu", "disagreements": counts.disagreements, "halved_blocks": counts.halved_blocks,
+        "pixels_normalised_on": run.loaded.device.type if run.raw else "cpu",
+        "disagreements": counts.disagreements, "halved_blocks": counts.halved_blocks,
         "failed_rows": len(counts.failed), "token_grid": run.token_grid, "peak_memory": manifest.peak_memory(),
         **manifest.environment(),
     }

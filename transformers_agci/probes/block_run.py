@@ -4,6 +4,7 @@ The engine's `run_questions` asks and writes answers; here the work of a block i
 it: the result file with its lock, manifest and resume, the progress line, and how bad rows are told.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 
 from transformers_agci.errors import InputError
 from transformers_agci.inference import manifest
+from transformers_agci.inference.processes import Team
 from transformers_agci.inference.progress import Progress
 from transformers_agci.inference.results import FailedRow, ResultFile, Shard
 
@@ -69,6 +71,16 @@ class BlockSummary:
         return [*said, f"Written: {self.path}"]
 
 
+class _Share(NamedTuple):
+    """What one process of the run did."""
+
+    rows: int
+    rows_before: int
+    counts: Counts
+    failed: dict[int, FailedRow]  # by row number
+    entry: dict[str, Any]  # for the manifest
+
+
 def run_blocks(
     path: Path,
     block_sizes: Sequence[int],
@@ -87,6 +99,7 @@ def run_blocks(
     bad_rows     rows that could not even be read; told with those that fail here
     steps_of     block -> steps of the progress line that it is; default: its rows
 
+    Under torchrun every process does its share and the first one merges; so does each --shard, without merging.
     Raises InputError where there is nothing to do at all, and with `strict` at the first bad row.
     """
     options = options or RunOptions()
@@ -96,15 +109,19 @@ def run_blocks(
         raise InputError("There is no row to work on" + (f": all {len(bad_rows)} are bad, for instance "
                                                          f"{bad_rows[0].error}" if bad_rows else "."))
     started, start_time = time.monotonic(), manifest.now()
-    written, counts = 0, Counts()
-    failed = list(bad_rows)
-    with ResultFile(path, block_sizes, settings, notes, shard=options.shard, overwrite=options.overwrite) as file:
+    team = Team()
+    share = team.share(options.shard)
+    file = ResultFile(path, block_sizes, settings, notes, shard=share, joined=team.shard is not None,
+                      overwrite=options.overwrite)
+    with contextlib.ExitStack() as stack:
+        stack.callback(team.close)
+        team.open([file], stack)
         todo = [block for block in range(len(block_sizes))
-                if block not in file.finished and (options.shard is None or options.shard.owns(block))]
-        before = file.rows_before
-        failed += [row for block in sorted(file.failed) for row in file.failed[block]]
+                if block not in file.finished and (share is None or share.owns(block))]
+        before = file.rows_before if team.leads else 0
         steps = steps_of or block_sizes.__getitem__
-        bar = Progress(sum(map(steps, todo)), options.progress)
+        bar = Progress(sum(map(steps, todo)), options.progress and team.leads)
+        written, counts, finished = 0, Counts(), False
         try:
             for block, done in zip(todo, work(todo, bar, counts), strict=True):
                 for row in done.failed:
@@ -113,16 +130,32 @@ def run_blocks(
                     bar.say(f"agci: {row.error}")
                 file.write(block, done.rows, done.failed)
                 written += len(done.rows)
-                failed += done.failed
-            if options.shard is None:
-                file.merge()
+            finished = True
         except torch.OutOfMemoryError as error:
             raise InputError(f"Memory ran out ({str(error).splitlines()[0]}); give a smaller --batch_size or "
                              "--max_pixels, or --dtype bfloat16. Finished blocks are kept.") from error
         finally:
             bar.close()
-            seconds = time.monotonic() - started
-            file.record({"started": start_time, "seconds": round(seconds, 3), "rows": written,
-                         "failed_rows": len(failed), **counts, "peak_memory": manifest.peak_memory(),
-                         **manifest.environment()})
-    return BlockSummary(path, written, before, seconds, failed, counts)
+            mine = _Share(written, before, counts, {row.row: row for rows in file.failed.values() for row in rows},
+                          {"started": start_time, "seconds": round(time.monotonic() - started, 3), "rows": written,
+                           "shard": f"{share.index}/{share.count}" if share else None, **counts,
+                           "peak_memory": manifest.peak_memory(), **manifest.environment()})
+            if not finished:
+                _record(file, [mine], bad_rows)
+        shares = team.from_all(mine)
+        if team.leads:
+            _record(file, shares, bad_rows)
+            if options.shard is None:
+                file.merge()
+    failed = {number: row for each in shares for number, row in each.failed.items()}
+    summed = Counts()
+    for each in shares:
+        for name, value in each.counts.items():
+            summed[name] = summed.get(name, 0) + value
+    return BlockSummary(path, sum(each.rows for each in shares), sum(each.rows_before for each in shares),
+                        time.monotonic() - started, [*bad_rows, *(failed[number] for number in sorted(failed))], summed)
+
+
+def _record(file: ResultFile, shares: Sequence[_Share], bad_rows: Sequence[FailedRow]) -> None:
+    for share in shares:
+        file.record({**share.entry, "failed_rows": len(bad_rows) + len(share.failed)})
