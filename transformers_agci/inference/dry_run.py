@@ -45,7 +45,8 @@ def describe(loaded: LoadedModel, questions: Sequence[Question], lambdas: Sequen
         *(f"    {line}" for line in chat_text(loaded.processor, first).splitlines()),
         f"its tokens: {length - padding}, of which {image_tokens} are image tokens of {len(first.pictures)} pictures",
         f"its batch: {rows} prompts of up to {length} tokens",
-        _memory(loaded.model, rows, length, sum(pixels.nbytes for pixels in batch.pixels.values())),
+        _memory(loaded.model, rows, length, sum(pixels.nbytes for pixels in batch.pixels.values()),
+                kept=len(prepared.batches) > 1),
         f"plan: {len(questions)} rows in {len(plan.blocks)} blocks, {forwards} batches for each of {len(lambdas)} "
         f"lambdas ({', '.join(map(lambda_text, lambdas))})",
         *(f"would write: {path}" for path in outputs),
@@ -60,14 +61,17 @@ def _first_good(columns: Sequence[Any], questions: Sequence[Question], processor
     raise InputError(f"None of the first rows can be asked, for instance {prepared.failed[0].error}")
 
 
-def _memory(model: Any, batch: int, length: int, pixel_bytes: int) -> str:
-    """An estimate in GiB: the weights and the key-value cache are exact, the rest is what one layer holds at a time."""
+def _memory(model: Any, batch: int, length: int, pixel_bytes: int, kept: bool) -> str:
+    """An estimate in GiB: the weights and the key-value cache are exact, the rest is what one layer holds at a time.
+
+    `kept`: the first question's keys and values are kept for the others about its pictures, beside the running cache.
+    """
     size = model.dtype.itemsize  # bytes
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     text = model.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    cache = 2 * text.num_hidden_layers * heads * head * batch * length * size
+    cache = 2 * text.num_hidden_layers * heads * head * batch * length * size * (2 if kept else 1)
     ffn = text.intermediate_size
     widest = max(ffn) if isinstance(ffn, list | tuple) else ffn
     layer = batch * length * (6 * text.hidden_size + 3 * widest) * size
