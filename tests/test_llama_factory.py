@@ -142,9 +142,10 @@ def train_words(recipe: str, checkpoint: Path, output: Path, data: Path, **more:
     return [str(ROOT / "configs" / "train_lora" / f"{recipe}.yaml"), *(f"{key}={changes[key]}" for key in changes)]
 
 
-def merge_words(recipe: str, base: Path, adapter: Path, merged: Path) -> list[str]:
-    return [str(ROOT / "configs" / "merge_lora" / f"{recipe}.yaml"), f"model_name_or_path={base}",
-            f"adapter_name_or_path={adapter}", f"export_dir={merged}"]
+def merge_words(recipe: str, done: Trained, merged: Path) -> list[str]:
+    """The recipe of merging `done`'s adapter into its base, and where to."""
+    return [str(ROOT / "configs" / "merge_lora" / f"{recipe}.yaml"), f"model_name_or_path={done.base}",
+            f"adapter_name_or_path={done.adapter}", f"export_dir={merged}"]
 
 
 @pytest.fixture(scope="session")
@@ -162,8 +163,8 @@ def trained(
             base = checkpoint(FAMILY[recipe], folder / "base")
             assert cli.main(["set-lambda", str(base), str(LAM)]) == 0
             log = train(recipe, base, folder / "adapter")
-            training.run("llamafactory-cli", "export", *merge_words(recipe, base, folder / "adapter", folder / "merged"))
             made[recipe] = Trained(base, folder / "adapter", folder / "merged", log)
+            training.run("llamafactory-cli", "export", *merge_words(recipe, made[recipe], folder / "merged"))
         return made[recipe]
 
     return of
@@ -251,7 +252,7 @@ def test_our_own_trainer_and_merger_agree(
     assert cli.main(["check-recipe", *words]) == 0, capsys.readouterr()
     assert cli.main(["train-lora", *words]) == 0, capsys.readouterr().err
     assert ours.losses()[0] == pytest.approx(done.losses()[0], abs=1e-4)
-    words = merge_words(recipe, done.base, done.adapter, ours.merged)
+    words = merge_words(recipe, done, ours.merged)
     assert cli.main(["check-recipe", *words]) == 0, capsys.readouterr()
     assert cli.main(["merge-lora", *words]) == 0, capsys.readouterr().err
     theirs, merged = (load_file(folder / "model.safetensors") for folder in (done.merged, ours.merged))
@@ -282,7 +283,7 @@ def test_control_with_lambda_0(
     log = train("qwen2_5_vl", control.base, control.adapter)
     assert "AGCI is on" not in log
     assert abs(control.losses()[0] - done.losses()[0]) > 1e-3
-    training.run("llamafactory-cli", "export", *merge_words("qwen2_5_vl", control.base, control.adapter, control.merged))
+    training.run("llamafactory-cli", "export", *merge_words("qwen2_5_vl", control, control.merged))
     assert json.loads((control.merged / "config.json").read_text())[LAMBDA_KEY] == 0
     assert cli.main(probe_words(control.merged, tmp_path / "answers.jsonl")) == 0
     assert json.loads((tmp_path / "answers.manifest.json").read_text())["settings"]["lambda"] == 0
