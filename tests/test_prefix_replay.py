@@ -8,7 +8,7 @@ from tiny_checkpoints import FAMILIES, build_model, picture
 from transformers import DynamicCache
 
 from transformers_agci import agci
-from transformers_agci.inference import prompt
+from transformers_agci.inference import prefix_replay, prompt
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prefix_replay import PrefixReplay, Prompts
 from transformers_agci.inference.questions import Question
@@ -67,6 +67,24 @@ def test_answers_are_those_of_the_whole_prompt(loaded, lam):
     assert computed + spared == total
     assert spared > 0
     assert "forward" not in vars(prefix.decoder)
+
+
+@every_family
+def test_the_recorded_keys_and_values_matter(loaded, monkeypatch):
+    """The comparison above can fail: keys and values one column further make other logits."""
+    def fill_wrongly(cache: Any, record: Any, reuse: Any) -> None:
+        layers = [None if layer is None else tuple(part.roll(1, dims=2) for part in layer) for layer in record.layers]
+        right(cache, record._replace(layers=layers), reuse)
+
+    right = prefix_replay._fill
+    monkeypatch.setattr(prefix_replay, "_fill", fill_wrongly)
+    first, later = (batch(loaded, texts) for texts in SLOTS[:2])
+    stock = generate(loaded.model, later)
+    with PrefixReplay(loaded.model) as prefix:
+        prefix.about(prompts(first, ("a", "b", "c")), keep=True)
+        generate(loaded.model, first)
+        prefix.about(prompts(later, ("a", "b", "c")))
+        assert float((generate(loaded.model, later)[1] - stock[1]).abs().max()) > 1e-2
 
 
 @every_family
