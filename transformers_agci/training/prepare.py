@@ -32,7 +32,8 @@ def load_model(recipe: Recipe, weights: bool = True) -> LoadedModel:
     `weights=False` gives the shape only, which is enough to count tokens.
     """
     autoload.activate()
-    options = LoadOptions(recipe["model_name_or_path"], attn_implementation=ATTENTION[recipe["flash_attn"]])
+    options = LoadOptions(recipe["model_name_or_path"], device="cpu" if recipe["use_cpu"] else None,
+                          attn_implementation=ATTENTION[recipe["flash_attn"]])
     return load(options, weights=weights)
 
 

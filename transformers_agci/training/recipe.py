@@ -63,8 +63,9 @@ def parse_recipe(found: Mapping[str, Any], source: str) -> Recipe:
         elif name in table.fixed:
             fixed = table.fixed[name]
             if value is not None and value not in fixed.allowed:
-                unsupported.append(f"{source}: {name} is {_shown(value)}, but {table.command} takes only "
-                                   f"{_shown(fixed.allowed[0])}: {fixed.reason}.")
+                only = f"only {_shown(fixed.allowed[0])}" if fixed.allowed else "none"
+                unsupported.append(f"{source}: {name} is {_shown(value)}, but {table.command} takes {only}: "
+                                   f"{fixed.reason}.")
         elif name in table.ignored:
             ignored.append(f"{name} is ignored: {table.ignored[name]}.")
         else:

@@ -69,6 +69,8 @@ TRAINER_KEYS: Mapping[str, Key] = {
     "save_total_limit": Key(int, None, 1),
     "dataloader_num_workers": Key(int, 0, 0),
     "ddp_timeout": Key(int, 1800, 1),
+    "ddp_backend": Key(str),
+    "use_cpu": Key(bool),  # default: where there is no GPU
     "report_to": Key(str, "none"),
 }
 

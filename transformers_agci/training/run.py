@@ -27,8 +27,8 @@ from transformers_agci.training.steps import Steps
 
 # Keys that change neither the adapter nor what a run can go on from.
 NOT_COMPARED = {"output_dir", "overwrite_output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to",
-                "dataloader_num_workers", "ddp_timeout", "model_name_or_path", "dataset_dir", "media_dir",
-                "disable_gradient_checkpointing"}
+                "dataloader_num_workers", "ddp_timeout", "ddp_backend", "model_name_or_path", "dataset_dir",
+                "media_dir", "disable_gradient_checkpointing"}
 
 
 def train(recipe: Recipe, say: Any = print) -> Path:
@@ -84,6 +84,7 @@ def training_arguments(recipe: Recipe) -> Any:
     """transformers' TrainingArguments; InputError where it refuses a value."""
     given = {name: recipe[name] for name in TRAINER_KEYS if recipe[name] is not None}
     known = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    given.setdefault("use_cpu", not torch.cuda.is_available())
     steps, ratio = recipe["warmup_steps"], recipe["warmup_ratio"]
     if int(transformers.__version__.partition(".")[0]) >= 5:  # there a number below 1 is a ratio
         given["warmup_steps"] = steps or ratio
@@ -94,7 +95,6 @@ def training_arguments(recipe: Recipe) -> Any:
     try:
         return transformers.TrainingArguments(
             output_dir=recipe["output_dir"],
-            use_cpu=not torch.cuda.is_available(),
             remove_unused_columns=False,
             label_names=["labels"],
             disable_tqdm=True,
