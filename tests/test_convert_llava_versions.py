@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,8 +58,8 @@ def test_loads_alike_on_every_version(family, tmp_path):
     source = llava.write_original(family, model, tmp_path / "original", **{LAMBDA_KEY: 0.5})
     folder = convert(source, tmp_path / "hf").folder
     tiny.picture(width=112, height=112).save(tmp_path / "picture.png")
-    found: list[Any] = [json.loads(under(overlay, "-c", LOAD, str(folder), str(tmp_path / "picture.png")).splitlines()[-1])
-                        for overlay in ["", *OVERLAYS]]
+    told = [under(overlay, "-c", LOAD, str(folder), str(tmp_path / "picture.png")) for overlay in ["", *OVERLAYS]]
+    found: list[Any] = [json.loads(text.splitlines()[-1]) for text in told]
     assert len({each["version"] for each in found}) == len(OVERLAYS) + 1
     tower = sum(p.double().abs().sum().item() for name, p in model.named_parameters() if "vision_tower" in name)
     for each in found:
@@ -91,7 +90,6 @@ def test_every_version_writes_the_same_checkpoint(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from pathlib import Path
 from transformers_agci.conversion import convert as converting
 
 save, calls = converting.save_file, []

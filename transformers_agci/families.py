@@ -132,10 +132,12 @@ def _best_resolution(pinpoints: Sequence[Sequence[int]], height: int, width: int
     return int(best[0]), int(best[1])
 
 
-def _fixed_size_tower(config: Any) -> str | None:
-    tower = config.vision_config.model_type
-    if tower == "pixtral":
+def _llava_refusal(config: Any) -> str | None:
+    if config.vision_config.model_type == "pixtral":
         return "its Pixtral vision tower separates the rows of one image, which would be taken for images"
+    if getattr(config, "mm_vision_tower", None):
+        return ("it has the layout of the original LLaVA repository, of which transformers makes a random model; "
+                "convert it with 'agci convert-llava', or use llava-hf/llava-1.5-7b-hf")
     return None
 
 
@@ -145,7 +147,7 @@ _ROWS = (
     Family("gemma3n", "Gemma3n", "google/gemma-3n-E4B-it", "256", _equal_shares),
     Family("internvl", "InternVL3", "OpenGVLab/InternVL3-8B-hf", "256 per tile, thumbnail included", _by_runs),
     Family("llava_next", "LLaVA-v1.6", "llava-hf/llava-v1.6-mistral-7b-hf", "2928", _by_anyres),
-    Family("llava", "LLaVA-v1.5", "llava-hf/llava-1.5-7b-hf", "576", _equal_shares, _fixed_size_tower),
+    Family("llava", "LLaVA-v1.5", "llava-hf/llava-1.5-7b-hf", "576", _equal_shares, _llava_refusal),
 )
 
 SUPPORTED_FAMILIES: Mapping[str, Family] = MappingProxyType({family.model_type: family for family in _ROWS})

@@ -123,6 +123,7 @@ def _parsed(path: "Path", text: str) -> dict[str, Any]:
 
     from transformers_agci.errors import InputError
     from transformers_agci.families import SUPPORTED_FAMILIES
+    from transformers_agci.inference.checkpoint_files import refuse_original_llava
 
     try:
         config = json.loads(text)
@@ -130,6 +131,7 @@ def _parsed(path: "Path", text: str) -> dict[str, Any]:
         raise InputError(f"{path} is not JSON ({error}).") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} holds no JSON object; it is not a model's config.")
+    refuse_original_llava(path.parent, config)
     if config.get("model_type") not in SUPPORTED_FAMILIES:
         served = ", ".join(f"{family.name} ({name})" for name, family in SUPPORTED_FAMILIES.items())
         raise InputError(
