@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from photographs import photograph
 
 SIDE = 512  # pixels, longer side of a source
 
@@ -48,20 +48,11 @@ def draw_sources(folder: Path, count: int) -> int:
         writer.writerow(["file_name", "caption"])
         for number in range(count):
             path = folder / f"{number:06d}.jpg"
-            photograph(number).save(path, "JPEG", quality=90)
+            height = int(SIDE * np.random.default_rng(number).uniform(0.6, 1))
+            photograph(number, SIDE, height).save(path, "JPEG", quality=90)
             sizes.append(path.stat().st_size)
             writer.writerow([path.name, f"picture {number}"])
     return round(sum(sizes) / count)
-
-
-def photograph(number: int) -> Image.Image:
-    """Patches of colour at several scales with a little grain: about as large as a JPEG of a photograph."""
-    rng = np.random.default_rng(number)
-    size = (SIDE, int(SIDE * rng.uniform(0.6, 1)))
-    coarse = [Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)) for n in (4, 12, 48)]
-    layers = [np.asarray(patches.resize(size, Image.Resampling.BICUBIC)) for patches in coarse]
-    mixed = 0.5 * layers[0] + 0.35 * layers[1] + 0.15 * layers[2] + rng.normal(0, 5, layers[0].shape)
-    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
 
 def main() -> None:

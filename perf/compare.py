@@ -1,0 +1,105 @@
+"""The engine and the plain loop on the same questions: rates in turn, then where the time goes, then the arithmetic."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from engine import engine
+from flops import TOLERANCE, Formula, counter, matmul_rate
+from machine import clock_name, peak_memory, say, seconds
+from models import quick_vision
+from plain_loop import plain_loop
+from split import Split, heading
+
+from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.questions import Question
+
+
+@dataclass
+class Comparison:
+    """The same questions at the same lambdas with the same weights, dtype and threads.
+
+    plain_asked  the questions of the plain loop: as many of them as there is time for
+    at_most      seconds of the clock that a round of the plain loop may take
+    """
+
+    loaded: LoadedModel
+    asked: Sequence[Question]
+    lambdas: Sequence[float]
+    rounds: int
+    plain_asked: Sequence[Question]
+    at_most: float = 60.0
+    rates: dict[str, list[float]] = field(default_factory=dict)  # answers per second, round by round
+
+    def run(self) -> None:
+        """Print everything."""
+        device = self.loaded.device
+        say(f"{len(self.asked)} questions x {len(self.lambdas)} lambdas, {self.loaded.model.dtype}, answers per "
+            f"{clock_name(device)}\n\n| | answers/s, each round | median | to the plain loop |\n|---|---|---|---|")
+        self._warm_up()
+        self._measure("plain loop", self._plain)
+        self._measure("ours, stock vision tower", lambda: self._ours(workers=0))
+        with quick_vision(self.loaded.model) as how:
+            counts = self._measure(f"ours ({how})", lambda: self._ours(workers=0))
+            if device.type == "cuda":
+                self._measure("ours, 4 processes prepare pictures", lambda: self._ours(workers=4))
+        say(f"\n{counts.rows} answers: {counts.vision_pictures} pictures through the vision side in "
+            f"{counts.vision_calls} calls; {counts.prefill_tokens} prompt tokens through the decoder, "
+            f"{counts.replayed_tokens} taken over")
+        self._split()
+        self._arithmetic()
+
+    def _plain(self, split: Split | None = None) -> tuple[int, None]:
+        return plain_loop(self.loaded, self.plain_asked, self.lambdas, split, self.at_most), None
+
+    def _ours(self, **options: Any) -> tuple[int, Any]:
+        counts = engine(self.loaded, self.asked, self.lambdas, **options)
+        return counts.rows, counts
+
+    def _warm_up(self) -> None:
+        plain_loop(self.loaded, self.plain_asked[:3], self.lambdas[:1])
+        engine(self.loaded, self.asked[: max(1, len(self.asked) // 4)], self.lambdas[:1], workers=0)
+
+    def _measure(self, name: str, work: Callable[[], tuple[int, Any]]) -> Any:
+        """A line of the table."""
+        counts: Any = None
+        self.rates[name] = []
+        for _ in range(self.rounds):
+            begin = seconds(self.loaded.device)
+            answers, counts = work()
+            self.rates[name].append(answers / (seconds(self.loaded.device) - begin))
+        middle, plain = median(self.rates[name]), median(self.rates["plain loop"])
+        each = ", ".join(f"{rate:.1f}" for rate in self.rates[name])
+        say(f"| {name} | {each} | {middle:.1f} | {middle / plain:.2f}x |")
+        return counts
+
+    def _split(self) -> None:
+        say(heading(self.loaded.device))
+        with Split(self.loaded) as split:
+            answers, _ = self._plain(split)
+        say(split.row(answers, "plain loop"))
+        with quick_vision(self.loaded.model), Split(self.loaded) as split:
+            answers, _ = self._ours(workers=0)
+        say(split.row(answers, "ours"))
+
+    def _arithmetic(self) -> None:
+        """Operations per answer, counted and by formula, and how much of the device's own rate that is."""
+        device = self.loaded.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        with quick_vision(self.loaded.model):
+            with Formula(self.loaded.model) as formula, counter() as counted:
+                answers, _ = self._ours(workers=0)
+            total = counted.get_total_flops()
+            apart = total / formula.flops - 1
+            rate = matmul_rate(device, self.loaded.model.dtype)
+            best = max(median(rates) for name, rates in self.rates.items() if name.startswith("ours"))
+            done = best * total / answers
+            say(f"\nours: {total / answers / 1e12:.4g} TFLOP per answer by torch's counter, {100 * apart:+.2f} % from "
+                f"the formula; {done / 1e12:.4g} TFLOP/s, {100 * done / rate:.0f} % of the device's matrix product, "
+                f"which does {rate / 1e12:.4g}")
+            say(f"peak memory: {peak_memory(device)}")
+        if abs(apart) > TOLERANCE:
+            raise SystemExit(f"counter and formula differ by {100 * apart:.2f} %, more than {100 * TOLERANCE:.0f} %")

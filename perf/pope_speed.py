@@ -1,0 +1,34 @@
+"""POPE's shape, 18 questions about each picture: ours beside the plain loop, with what is computed once per picture.
+
+    python perf/pope_speed.py                   the embedded model, any machine
+    python perf/pope_speed.py --random_7b       a GPU: Qwen2.5-VL-7B's shape, pictures of 640x480 pixels as COCO's
+    python perf/pope_speed.py --small           the same with a small shape, on any machine
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from compare import Comparison
+from machine import announce
+from models import add_model_arguments, chosen_model
+from rows import pope_questions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_arguments(parser)
+    parser.add_argument("--pictures", type=int, default=54, help="default 54, 972 questions")
+    parser.add_argument("--plain_rows", type=int, default=36, help="of the plain loop (default 36)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each is measured (default 3)")
+    args = parser.parse_args()
+    announce()
+    loaded = chosen_model(args)
+    width, height = (640, 480) if args.random_7b or args.small else (252, 252)
+    with tempfile.TemporaryDirectory() as name:
+        asked = pope_questions(Path(name), args.pictures, width, height)
+        Comparison(loaded, asked, [0.5], args.rounds, asked[: args.plain_rows]).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The position probe, ours beside the plain loop: rates, where the time goes, arithmetic, memory.
+
+    python perf/probe_speed.py                  the embedded model, Yes and No rows, two lambdas, one thread
+    python perf/probe_speed.py --random_7b      a GPU: 840x840 pixels, one question per picture, one lambda, bfloat16
+    python perf/probe_speed.py --small          the same with a small shape, on any machine
+
+Same weights, dtype and threads on both sides; opening and preprocessing pictures is inside, loading the model is not.
+Where it is not said otherwise, both sides use one process.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from compare import Comparison
+from machine import announce
+from models import add_model_arguments, chosen_model
+from rows import probe_questions
+
+from transformers_agci.probes.position import questions
+from transformers_agci.probes.position_data import embedded_data
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_arguments(parser)
+    parser.add_argument("--items", type=int, default=20, help="items of nine pictures (default 20)")
+    parser.add_argument("--plain_rows", type=int, default=36, help="of the plain loop, random weights (default 36)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each is measured (default 3)")
+    args = parser.parse_args()
+    announce()
+    loaded = chosen_model(args)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if args.random_7b or args.small:
+            asked = probe_questions(folder, 9 * args.items, 840, 840)
+            Comparison(loaded, asked, [0.5], args.rounds, asked[: args.plain_rows]).run()
+        else:
+            data = embedded_data(folder / "set", args.items, seed=0)
+            asked = questions(data.items, data.img_path)
+            Comparison(loaded, asked, [0.0, 0.5], args.rounds, asked).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Questions about made-up pictures, for models that need not understand them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from photographs import photograph
+
+from transformers_agci.inference.questions import PictureFile, Question
+from transformers_agci.probes.position import PROMPT
+
+CAPTION = "a photograph of a {} on a wooden table beside a window, in the afternoon light"
+THINGS = ("dog", "cat", "kettle", "bicycle", "lamp", "violin", "boat", "chair", "clock", "tree", "horse", "cup")
+POPE_PROMPT = "Is there a {caption} in the image?\nAnswer the question using a single word or phrase."
+
+
+def probe_questions(folder: Path, pictures: int, width: int, height: int, per_picture: int = 1) -> list[Question]:
+    """The position probe's prompt, `per_picture` captions for each picture; nine pictures are an item."""
+    texts = [PROMPT.format(caption=CAPTION.format(thing)) for thing in _things(pictures + per_picture)]
+    return _questions(folder, (width, height), [texts[n : n + per_picture] for n in range(pictures)], of_group=9)
+
+
+def pope_questions(folder: Path, pictures: int, width: int, height: int, per_picture: int = 18) -> list[Question]:
+    """POPE's shape: many short questions about each picture."""
+    texts = [POPE_PROMPT.format(caption=thing) for thing in _things(pictures + per_picture)]
+    return _questions(folder, (width, height), [texts[n : n + per_picture] for n in range(pictures)], of_group=1)
+
+
+def _questions(folder: Path, size: tuple[int, int], texts: Sequence[Sequence[str]], of_group: int) -> list[Question]:
+    """One picture for each entry of `texts`, which holds what is asked about it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    asked: list[Question] = []
+    for number, of_picture in enumerate(texts):
+        name = _draw(folder, number, size)
+        for text in of_picture:
+            where = f"rows.json:{len(asked) + 1}"
+            asked.append(Question({"id": number, "image": name}, where, text,
+                                  (PictureFile(folder, name, where),), number // of_group))
+    return asked
+
+
+def _things(count: int) -> list[str]:
+    return [f"{THINGS[number % len(THINGS)]} {number // len(THINGS)}" for number in range(count)]
+
+
+def _draw(folder: Path, number: int, size: tuple[int, int]) -> str:
+    name = f"{number:05d}_{size[0]}x{size[1]}.jpg"
+    if not (folder / name).exists():
+        photograph(number, *size).save(folder / name, "JPEG", quality=75)
+    return name
+
