@@ -46,6 +46,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("self-check", "self_check", "proof on a checkpoint that AGCI is on and correct"),
     Command("set-lambda", "set_lambda", "write lambda into a checkpoint's config.json"),
     Command("similarity", "similarity", "how well the vision encoder understands a picture in each of nine places"),
+    Command("study", "study", "fine-tune the embedded model with AGCI off and on, over five seeds, and probe it"),
     Command("train-embedded", "train_embedded", "train the embedded model anew on a CPU, from the shipped atlas"),
     Command("train-lora", "train_lora", "fine-tune with LoRA and AGCI by a LLaMA-Factory recipe, without LLaMA-Factory"),
 )

@@ -1,5 +1,6 @@
 """LoRA on the language model: which layers get an adapter, and how it is made."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,9 @@ def with_lora(model: Any, recipe: Recipe) -> Any:
         target_modules=target_layers(model, recipe["lora_target"]),
     )
     config.base_model_name_or_path = recipe["model_name_or_path"]
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)  # peft's own
+        return get_peft_model(model, config)
 
 
 def target_layers(model: Any, wanted: Sequence[str]) -> list[str]:
