@@ -35,14 +35,13 @@ FAMILY = {  # recipe -> model_type of its checkpoint
 RECIPES = [pytest.param(recipe, marks=pytest.mark.xdist_group(recipe)) for recipe in FAMILY]
 ONE = pytest.mark.xdist_group("qwen2_5_vl")  # beside that recipe's other tests, which train the same checkpoint
 LAM = 0.5
-SIZES = {  # one batch of four rows, and no GPU
+SIZES = {  # one batch of four rows, on the CPU
     "preprocessing_num_workers": 1,
     "dataloader_num_workers": 0,
     "max_steps": 3,
     "logging_steps": 1,
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 1,
-    "use_cpu": "true",
     "bf16": "false",
 }
 
@@ -73,7 +72,7 @@ class TrainingEnvironment:
         path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run([str(self.bin / program), *map(str, arguments)], cwd=ROOT, check=False, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              env=os.environ | {"PATH": path, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"} | variables)
+                              env=os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": ""} | variables)
         assert done.returncode == 0, f"{program} {arguments}\n{done.stdout[-5000:]}"
         return done.stdout
 
@@ -241,6 +240,7 @@ def test_first_step_follows_the_formula(
     assert hand["text, AGCI"] == hand["text, stock"]
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21 asks transformers for it
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_our_own_trainer_and_merger_agree(
     recipe: str, trained: Callable[[str], Trained], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -33,7 +33,8 @@ def with_lora(model: Any, recipe: Recipe) -> Any:
 
 
 def target_layers(model: Any, wanted: Sequence[str]) -> list[str]:
-    """Full names of the language model's linear layers that `lora_target` means: "all", or ends of names.
+    """Full names of the language model's linear layers that `lora_target` means: "all", or ends of names (up_proj,
+    mlp.up_proj).
 
     Raises InputError for a name that no linear layer of the language model has.
     """
@@ -47,8 +48,9 @@ def target_layers(model: Any, wanted: Sequence[str]) -> list[str]:
             raise InputError("lora_target: all is not possible for Gemma3n, whose decoder reads the weights of some "
                              "linear layers itself; give lora_target: q_proj,k_proj,v_proj,o_proj.")
         return layers
-    unknown = next((word for word in wanted if word not in kinds), None)
+    meant = {word: [layer for layer in layers if layer.endswith(f".{word}")] for word in wanted}
+    unknown = next((word for word in wanted if not meant[word]), None)
     if unknown is not None:
         raise InputError(f"lora_target: the language model has no linear layer {unknown!r}; it has: "
                          f"{', '.join(kinds)} (or all).")
-    return [layer for layer in layers if layer.rpartition(".")[2] in wanted]
+    return [layer for layer in layers if any(layer in named for named in meant.values())]
