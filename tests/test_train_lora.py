@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from transformers_agci.training.batches import Collator, Examples, wants_image_m
 from transformers_agci.training.checks import Findings
 from transformers_agci.training.encoding import IGNORED, kept_lengths
 from transformers_agci.training.prepare import inputs_of, load_model, look_at
-from transformers_agci.training.recipe import parse_recipe
+from transformers_agci.training.recipe import is_merging, parse_recipe, read_recipe
 from transformers_agci.training.templates import TEMPLATES
 
 # peft and Trainer themselves still say gradient_checkpointing
@@ -357,3 +359,33 @@ def test_large_pictures_are_reduced_as_the_recipe_says(keyed: Made, tmp_path: Pa
     row = Examples(training.data.conversations, encoder, inputs, training.data.root)[0]
     assert [image.size for image in row.pictures] == [(200, 100)]
     assert inputs.tokens((600, 300)) == inputs.tokens_within((200, 100))
+
+
+# --- the shipped recipes, and several processes --------------------------------------------------------------------
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*/*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_recipes_are_taken(path: Path) -> None:
+    """Every key has a meaning here or is named as ignored; templates and layers are those of the family."""
+    recipe = read_recipe(path)
+    assert recipe.unsupported == ()
+    assert is_merging(recipe) == (path.parent.name == "merge_lora")
+    assert recipe["template"] in TEMPLATES
+
+
+@pytest.mark.slow
+def test_two_processes(keyed: Made, data: Path, tmp_path: Path) -> None:
+    """torchrun shares the rows out: one row each is the same batch as two rows in one process."""
+    raw = td.training_recipe("qwen2_5_vl", keyed("qwen2_5_vl"), data, tmp_path / "one", use_cpu=True)
+    assert train(tmp_path / "r.yaml", raw) == 0
+    two = raw | {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 1, "ddp_backend": "gloo"}
+    recipe = td.write_recipe(tmp_path / "two.yaml", two)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
+               "transformers_agci.cli", "train-lora", str(recipe)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("AGCI is on in this training.") == 1  # one process speaks for both
+    assert len(losses(tmp_path / "two")) == 4
+    settings = json.loads((tmp_path / "two" / "training.manifest.json").read_text())["settings"]
+    assert (settings["processes"], settings["lambda"]) == (2, LAM)
+    # Each process takes the mean over its own row's tokens: equal only where the rows have equally many, so only near.
+    assert losses(tmp_path / "two")[0] == pytest.approx(losses(tmp_path / "one")[0], rel=0.2)

@@ -10,7 +10,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE.yaml", help="LLaMA-Factory's recipe, for instance configs/train_lora/*.yaml")
+    parser.add_argument("recipe", metavar="RECIPE.yaml", help="one of LLaMA-Factory's, as in configs/train_lora")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="values that replace the recipe's")
 
 

@@ -13,7 +13,7 @@ from transformers_agci.embedded.drawing import Look
 from transformers_agci.embedded.probe_set import draw_items
 from transformers_agci.probes.position import PROMPT
 
-# The fine-tuning rows of seed s are drawn with LESSONS + s, the probe's items with PROBE; nothing else draws with these.
+# The fine-tuning rows of seed s are drawn with LESSONS + s, the probe's items with PROBE, and nothing else with these.
 LESSONS = 41_000
 PROBE = 42_000
 

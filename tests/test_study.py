@@ -1,0 +1,89 @@
+"""The fine-tuning study: its data, its table, and a small run of it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from transformers_agci.cli import main
+from transformers_agci.data.grid import POSITIONS
+from transformers_agci.data.sharegpt import read_entry
+from transformers_agci.study.lessons import write_lessons
+from transformers_agci.study.run import LAMBDAS, Study
+from transformers_agci.study.table import Models, _changes, table_of
+
+ITEMS = 4
+
+
+def write_answers(path: Path, yes: str, no: str) -> None:
+    """Every Yes row is answered with `yes`, every No row with `no`."""
+    path.parent.mkdir(parents=True)
+    rows = [{"id": 9 * item + cell, "image": f"{item:09d}_{cell}.jpg", "caption": "a dog", "position": position,
+             "answer": answer, "prediction": said, "yes_logit": 1.0, "no_logit": 0.0, "margin": 1.0}
+            for item in range(ITEMS) for answer, said in (("Yes", yes), ("No", no))
+            for cell, position in enumerate(POSITIONS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_table_by_hand(tmp_path: Path) -> None:
+    """As it was always right; AGCI says Yes to everything; of two seeds tuned with AGCI one is right, one says Yes."""
+    study = Study(tmp_path, seeds=2)
+    for lam in LAMBDAS:
+        write_answers(study.answers(None, lam), "Yes", "Yes" if lam else "No")
+        for seed in range(2):
+            write_answers(study.answers(seed, lam), "Yes", "Yes" if lam and seed else "No")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_of(study).splitlines()]
+    found = {line[0]: line[1:] for line in lines if line}
+    assert found["as it was, lambda 0"][:3] == ["100.0 (100.0 to 100.0)"] * 3
+    assert found["as it was, lambda 0.5"][:3] == ["50.0 (50.0 to 50.0)", "100.0 (100.0 to 100.0)", "0.0 (0.0 to 0.0)"]
+    assert found["fine-tuned and probed at lambda 0.5"][0] == "75.0 (50.0 to 100.0)"
+    assert found["fine-tuned: lambda 0.5 - lambda 0"][:3] == ["-25.0 (-50.0 to +0.0)", "+0.0 (+0.0 to +0.0)",
+                                                              "-50.0 (-100.0 to +0.0)"]
+    assert "seed 0: +0.0, seed 1: -50.0." in table_of(study)
+
+
+def test_differences_are_paired() -> None:
+    """Seeds and items differ much among themselves and in nothing between the two conditions."""
+    rng = np.random.default_rng(0)
+    yes = (rng.random((5, 40, 9)) < rng.random((5, 40, 1))).astype(float)
+    models = Models(yes, yes)
+    assert _changes(models, models)[0] == "+0.0 (+0.0 to +0.0)"
+    better = Models(np.where(np.arange(40)[:, None] < 4, 1.0, yes), yes)
+    assert _changes(models, better)[0].startswith("+")
+
+
+def test_lessons_are_balanced_and_readable(tmp_path: Path) -> None:
+    name = write_lessons(tmp_path, 3, 8)
+    rows = list(read_entry(tmp_path, name).conversations())
+    assert [row.turns[1].text for row in rows] == ["Yes", "No"] * 4
+    assert all((tmp_path / row.pictures[0]).is_file() for row in rows)
+    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert write_lessons(tmp_path, 3, 8) == name
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--steps", "--items"])
+def test_bad_numbers(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "--output_dir", str(tmp_path), option, "0"]) == 2
+    assert f"{option} must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+def test_a_small_study_and_once_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One seed, two steps, one item; the second call trains nothing and asks nothing."""
+    words = ["study", "--output_dir", str(tmp_path / "s"), "--seeds", "1", "--steps", "2", "--items", "1"]
+    assert main(words) == 0
+    first = (tmp_path / "s" / "study.md").read_text()
+    settings = {lam: json.loads((tmp_path / "s" / f"seed0.lam{lam}" / "adapter" / "training.manifest.json").read_text())
+                ["settings"] for lam in ("0", "0.5")}
+    assert [settings[lam]["lambda"] for lam in settings] == [0.0, 0.5]
+    assert settings["0"]["recipe"] == settings["0.5"]["recipe"]
+    assert settings["0"]["data"] == settings["0.5"]["data"]
+    probed = json.loads((tmp_path / "s" / "seed0.lam0.5" / "answers.manifest.json").read_text())
+    assert probed["settings"]["lambda"] == probed["notes"]["lambda_in_config"] == 0.5
+    capsys.readouterr()
+    assert main(words) == 0
+    assert capsys.readouterr().out.count("is finished already") == 2
+    assert (tmp_path / "s" / "study.md").read_text() == first
