@@ -65,10 +65,11 @@ def chosen_model(args: argparse.Namespace) -> LoadedModel:
 
 
 def random_weights(shape: Shape) -> LoadedModel:
-    """The shape with random weights, behind the embedded model's processor without its bound on pixels."""
+    """The shape with random weights, behind the embedded model's processor without its bounds on pixels."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    small = load(LoadOptions(str(embedded_model_path()), vision="stock", max_pixels=1680 * 1680))
+    bounds = {"min_pixels": 4 * 28 * 28, "max_pixels": 1680 * 1680}
+    small = load(LoadOptions(str(embedded_model_path()), vision="stock", **bounds))
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     ends = {"bos_token_id": 0, "eos_token_id": 2}  # within the small vocabulary
     config = Qwen2_5_VLConfig(text_config=shape.text | ends, vision_config=shape.vision, tie_word_embeddings=False,

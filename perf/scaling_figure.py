@@ -1,0 +1,43 @@
+"""The figure of `perf/scaling.py`: measured points, and the model's line through them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+LABELS = {"rows": "rows (one question per picture)", "tokens": "prompt tokens", "questions": "questions per picture",
+          "lambdas": "lambdas", "processes": "processes, each on a machine of its own"}
+MEASURED, MODEL = "#1f4e79", "#c55a11"
+
+
+def draw(path: Path, points: Sequence[Any], constants: np.ndarray, *, shares: Mapping[int, float],
+         calculated: Mapping[int, float], unit: str) -> None:
+    """Five panels, the last one as a share of one process's time.
+
+    points      `scaling.Point`s
+    constants   of the model, in the order of `Point.terms`
+    shares      measured: processes -> the slowest one's part of the time of one
+    calculated  the same by the model, up to 64 machines
+    """
+    figure, axes = plt.subplots(1, 5, figsize=(15, 3.2), layout="constrained")
+    for axis, sweep in zip(axes, ("rows", "side", "questions", "lambdas"), strict=False):
+        chosen = sorted((point for point in points if point.sweep == sweep), key=lambda point: point.at)
+        at = [point.tokens if sweep == "side" else point.at for point in chosen]
+        axis.plot(at, [point.seconds for point in chosen], "o", color=MEASURED, label="measured")
+        axis.plot(at, [np.array(point.terms) @ constants for point in chosen], color=MODEL, label="model")
+        axis.set(xlabel=LABELS["tokens" if sweep == "side" else sweep], xscale="log", yscale="log")
+    axes[0].set_ylabel(unit)
+    axes[4].plot(list(shares), list(shares.values()), "o", color=MEASURED)
+    axes[4].plot(list(calculated), list(calculated.values()), color=MODEL)
+    axes[4].set(xlabel=LABELS["processes"], ylabel="part of one process's time", xscale="log", yscale="log")
+    axes[4].set_xticks(list(calculated), [str(machines) for machines in calculated])
+    axes[4].minorticks_off()
+    axes[0].legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
