@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from transformers_agci import cli
 
@@ -14,8 +15,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "RESULTS.md", "REPRODUCE.md", "LOG.md", "CHANGELOG.md")
 
 
-def commands() -> list[list[str]]:
-    blocks = "".join(re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)).replace("\\\n", " ")
+def commands(text: str) -> list[list[str]]:
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ")
     return [shlex.split(line, comments=True) for line in blocks.splitlines() if re.match(r"agci |python ", line)]
 
 
@@ -29,7 +30,7 @@ def test_commands_run(
         "laion_bias_test_easy_10k_840_840.json": str(samples / "sample_noto_840_840.json"),
         "images": str(samples / "images"),
     }
-    found = commands()
+    found = commands(README.split("## Fine-tuning")[0])
     assert [words[:2] for words in found] == [["agci", "probe"], ["python", "scripts/metrics.py"]]
     for words in found:
         given = [stands_for.get(word, word).replace("results/", f"{tmp_path}/") for word in words]
@@ -40,6 +41,26 @@ def test_commands_run(
         assert cli.main(arguments) == 0, (words, capsys.readouterr().err)
     assert (tmp_path / "qwen.png").stat().st_size > 10_000
     assert len((tmp_path / "qwen.lam0.5.jsonl").read_text().splitlines()) == 36
+
+
+def test_fine_tuning_commands_can_be_typed() -> None:
+    """tests/test_llama_factory.py trains; here: each command is one that we have, on recipes that go together."""
+    section = README.split("## Fine-tuning")[1].split("## Files")[0]
+    typed = [part for line in commands(section) for part in " ".join(line).split(" && ")]
+    assert [line.split()[1] for line in typed if line.startswith("agci")] == [
+        "set-lambda", "check-recipe", "check-recipe", "probe", "set-lambda",
+    ]
+    for line in typed:
+        program, *words = line.split()
+        if program == "agci":
+            parser, command = cli._parser(words)
+            assert command is not None, line
+            parser.parse_args(words)
+        for word in words:
+            assert (ROOT / word).is_file() == word.startswith("configs/"), word
+    merged = yaml.safe_load((ROOT / "configs/merge_lora/qwen2_5_vl.yaml").read_text())
+    assert f"--model {merged['export_dir']} " in section
+    assert f"--local-dir {merged['model_name_or_path']}\n" in section
 
 
 def test_links_and_files_exist() -> None:
