@@ -122,8 +122,8 @@ def test_first_step_follows_the_formula(family: str, keyed: Made, data: Path, tm
     tokens = [[inputs.tokens_within(image.size) for image in row.pictures] for row in rows]
     loaded.model.train()
     by_hand = {lam: loss_by_hand(loaded.model, collate(rows), tokens, lam) for lam in (0.0, LAM)}
-    assert losses(tmp_path / "on")[0] == pytest.approx(by_hand[LAM], abs=2e-5)
-    assert losses(tmp_path / "off")[0] == pytest.approx(by_hand[0.0], abs=2e-5)
+    assert losses(tmp_path / "on")[0] == pytest.approx(by_hand[LAM], abs=6e-5)  # transformers 4 rounds to 1e-4
+    assert losses(tmp_path / "off")[0] == pytest.approx(by_hand[0.0], abs=6e-5)
     assert abs(by_hand[LAM] - by_hand[0.0]) > 1e-3
     settings = json.loads((tmp_path / "on" / "training.manifest.json").read_text())["settings"]
     assert (settings["lambda"], settings["model"]["family"]) == (LAM, family)

@@ -46,12 +46,11 @@ def _check_merging(recipe: "Recipe", findings: "Findings") -> None:
 
 
 def _check_training(recipe: "Recipe", findings: "Findings") -> None:
-    from transformers_agci.training.checks import check_lengths
-    from transformers_agci.training.prepare import inputs_of, load_model, look_at
+    from transformers_agci.training.prepare import inputs_of, load_model, look_at, measure
 
     training = look_at(recipe, findings)
     encoder, inputs = inputs_of(recipe, training, load_model(recipe, weights=False))
-    cut = check_lengths(training, encoder, inputs, findings)
+    cut = measure(training, encoder, inputs, findings)
     data = training.data
     findings.notes.append(f"{len(data.conversations)} rows, {len(data.sizes)} pictures; {cut} rows are cut to "
                           f"cutoff_len {encoder.cutoff}.")

@@ -110,7 +110,7 @@ def _resampled(measure: Callable[..., float], *groups: Models) -> Interval:
     seeds, items = max(len(group.yes) for group in groups), groups[0].yes.shape[1]
     draws = np.empty(RESAMPLES)
     for number in range(RESAMPLES):
-        drawn_seeds, drawn_items = rng.integers(seeds, size=seeds), rng.integers(items, size=items)
+        drawn_seeds, drawn_items = rng.integers(seeds, size=(seeds,)), rng.integers(items, size=(items,))
         draws[number] = measure(*(_drawn(group, drawn_seeds, drawn_items) for group in groups))
     return percentile_interval(draws, measure(*groups), seeds * items)
 

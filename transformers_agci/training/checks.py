@@ -13,7 +13,7 @@ from transformers_agci.lam import LAMBDA_KEY, validate_lambda
 from transformers_agci.training.recipe import Recipe
 from transformers_agci.training.templates import Template, template_for
 
-Seen = Callable[[int, int], None]  # pictures looked at, pictures in all
+Seen = Callable[[int, int], None]  # pictures or rows looked at, how many in all
 
 
 @dataclass
@@ -139,18 +139,21 @@ def _picture_sizes(
     return sizes
 
 
-def check_lengths(training: Training, encoder: Any, inputs: Any, findings: Findings) -> int:
+def check_lengths(
+    training: Training, encoder: Any, inputs: Any, findings: Findings, seen: Seen | None = None
+) -> int:
     """Encode every row once, so that a cut through a picture's tokens is named before the first step.
 
     Returns how many rows are cut (their text, which is allowed). Needs `sizes` of every picture.
     """
     cut = 0
-    for conversation in training.data.conversations:
-        try:
-            tokens = [inputs.tokens(training.data.sizes[name]) for name in conversation.pictures]
-            cut += len(encoder.encode(conversation, tokens).ids) == encoder.cutoff
-        except InputError as error:
-            findings.errors.append(str(error))
-        except KeyError:
-            continue  # its picture is among the errors
+    for done, conversation in enumerate(training.data.conversations, 1):
+        if all(name in training.data.sizes for name in conversation.pictures):  # else it is among the errors
+            try:
+                tokens = [inputs.tokens(training.data.sizes[name]) for name in conversation.pictures]
+                cut += len(encoder.encode(conversation, tokens).ids) == encoder.cutoff
+            except InputError as error:
+                findings.errors.append(str(error))
+        if seen:
+            seen(done, len(training.data.conversations))
     return cut

@@ -94,45 +94,46 @@ class PictureInputs:
     def tokens_within(self, size: Size) -> int:
         """Image tokens of a picture that lies within the bounds."""
         if size not in self._known:
-            self._known[size] = self._count(Image.new("RGB", size))
+            count = TOKENS[self._config.model_type]
+            self._known[size] = count(self._processor, self._config, lambda: self._made([Image.new("RGB", size)]), size)
         return self._known[size]
 
-    def _count(self, picture: Image.Image) -> int:
-        made = self._images(images=[picture], return_tensors="pt", **self._tiles)
-        return TOKENS[self._config.model_type](self._processor, self._config, made, picture.size)
+    def _made(self, pictures: Sequence[Image.Image]) -> Mapping[str, Any]:
+        made: Mapping[str, Any] = self._images(images=list(pictures), return_tensors="pt", **self._tiles)
+        return made
 
     def pixels(self, pictures: Sequence[Image.Image]) -> dict[str, Any]:
         """The model's pixel inputs for the pictures of a batch, in order."""
-        made = self._images(images=list(pictures), return_tensors="pt", **self._tiles)
-        return {name: value for name, value in made.items() if name in PIXEL_INPUTS}
+        return {name: value for name, value in self._made(pictures).items() if name in PIXEL_INPUTS}
 
 
 PIXEL_INPUTS = ("pixel_values", "image_grid_thw", "image_sizes")
 
-# processor, config, what the image processor made of one picture, its (width, height) -> image tokens
-Count = Callable[[Any, Any, Mapping[str, Any], Size], int]
+# processor, config, what makes one picture's pixel inputs (not quick), its (width, height) -> image tokens
+Pixels = Callable[[], Mapping[str, Any]]
+Count = Callable[[Any, Any, Pixels, Size], int]
 
 
-def _by_grid(processor: Any, config: Any, made: Mapping[str, Any], size: Size) -> int:
-    return int(made["image_grid_thw"][0].prod()) // int(processor.image_processor.merge_size) ** 2
+def _by_grid(processor: Any, config: Any, pixels: Pixels, size: Size) -> int:
+    return int(pixels()["image_grid_thw"][0].prod()) // int(processor.image_processor.merge_size) ** 2
 
 
-def _by_tiles(processor: Any, config: Any, made: Mapping[str, Any], size: Size) -> int:
-    return int(made["pixel_values"].shape[0]) * int(processor.image_seq_length)
+def _by_tiles(processor: Any, config: Any, pixels: Pixels, size: Size) -> int:
+    return int(pixels()["pixel_values"].shape[0]) * int(processor.image_seq_length)
 
 
-def _fixed(processor: Any, config: Any, made: Mapping[str, Any], size: Size) -> int:
+def _fixed(processor: Any, config: Any, pixels: Pixels, size: Size) -> int:
     return int(processor.image_seq_length)
 
 
-def _by_patches(processor: Any, config: Any, made: Mapping[str, Any], size: Size) -> int:
-    height, width = made["pixel_values"].shape[-2:]
+def _by_patches(processor: Any, config: Any, pixels: Pixels, size: Size) -> int:
+    height, width = pixels()["pixel_values"].shape[-2:]
     class_tokens = int(processor.num_additional_image_tokens)
     taken = class_tokens - (processor.vision_feature_select_strategy == "default")
     return int(height // processor.patch_size) * int(width // processor.patch_size) + taken
 
 
-def _by_anyres(processor: Any, config: Any, made: Mapping[str, Any], size: Size) -> int:
+def _by_anyres(processor: Any, config: Any, pixels: Pixels, size: Size) -> int:
     return anyres_tokens(config, height=size[1], width=size[0])
 
 

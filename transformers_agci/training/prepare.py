@@ -1,9 +1,12 @@
 """From a recipe to what the first step needs: checked rows, the model, tokens and pixels."""
 
+import contextlib
+from collections.abc import Iterator
+
 from transformers_agci import autoload
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.progress import Progress
-from transformers_agci.training.checks import Findings, Training, check_training
+from transformers_agci.training.checks import Findings, Seen, Training, check_lengths, check_training
 from transformers_agci.training.encoding import Encoder
 from transformers_agci.training.pictures import Bounds, PictureInputs
 from transformers_agci.training.recipe import Recipe
@@ -12,15 +15,28 @@ from transformers_agci.training.recipe_keys import ATTENTION
 
 def look_at(recipe: Recipe, findings: Findings, pictures: bool = True) -> Training:
     """`check_training` with its pictures on a bar."""
+    with _bar("picture") as seen:
+        return check_training(recipe, findings, seen, pictures)
+
+
+def measure(training: Training, encoder: Encoder, inputs: PictureInputs, findings: Findings) -> int:
+    """`check_lengths` with its rows on a bar."""
+    with _bar("row") as seen:
+        return check_lengths(training, encoder, inputs, findings, seen)
+
+
+@contextlib.contextmanager
+def _bar(unit: str) -> Iterator[Seen]:
+    """A bar that appears with the first call of what is yielded."""
     bar: Progress | None = None
 
     def seen(done: int, total: int) -> None:
         nonlocal bar
-        bar = bar or Progress(total, unit="picture")
+        bar = bar or Progress(total, unit=unit)
         bar.add(1)
 
     try:
-        return check_training(recipe, findings, seen, pictures)
+        yield seen
     finally:
         if bar:
             bar.close()

@@ -18,9 +18,9 @@ from transformers_agci.inference import manifest
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.training import outputs
 from transformers_agci.training.batches import Collator, Examples, wants_image_marks
-from transformers_agci.training.checks import Findings, Training, check_lengths
+from transformers_agci.training.checks import Findings, Training
 from transformers_agci.training.lora import with_lora
-from transformers_agci.training.prepare import inputs_of, load_model, look_at
+from transformers_agci.training.prepare import inputs_of, load_model, look_at, measure
 from transformers_agci.training.recipe import Recipe
 from transformers_agci.training.recipe_keys import TRAINER_KEYS
 from transformers_agci.training.steps import Steps
@@ -53,7 +53,7 @@ def train(recipe: Recipe, say: Any = print) -> Path:
     loaded = load_model(recipe)
     encoder, inputs = inputs_of(recipe, training, loaded)
     if rank == 0:
-        cut = check_lengths(training, encoder, inputs, findings)
+        cut = measure(training, encoder, inputs, findings)
         findings.refuse()
         speak(f"{len(training.data.conversations)} rows; {cut} of them are cut to cutoff_len {encoder.cutoff}.")
     lam = lambda_of(loaded)
