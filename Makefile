@@ -5,6 +5,8 @@
 # make contract the method's contract on the older transformers versions of OVERLAYS
 # make train-env  LLaMA-Factory in .venv-train (TRAIN_VENV=... elsewhere), laid over the environment: 0.2 GB, 20 s
 # make train-test every recipe of configs/, from a tiny checkpoint to a trained, merged, probed one
+# make lmms-env   lmms-eval in .venv-lmms (LMMS_VENV=... elsewhere), laid over the environment: 0.2 GB
+# make lmms-eval  a POPE-form task under lmms-eval with AGCI on by config.json, beside our own run on the same rows
 #
 # The environment is .venv (VENV=... elsewhere). PyPI's torch for Linux brings CUDA: about 3 GB to download, 6.5 GB on
 # disk. A CPU build, about 0.3 GB to download:  make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -12,6 +14,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TRAIN_VENV ?= .venv-train
+LMMS_VENV ?= .venv-lmms
 TORCH_INDEX ?=
 
 # Name of the overlay folder, then what goes into it on top of the environment's torch.
@@ -29,11 +32,20 @@ export TOKENIZERS_PARALLELISM = false
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-TRAIN_BIN := $(TRAIN_VENV)/bin
-TRAIN_PIP := $(TRAIN_BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
 SITE := import sysconfig; print(*dict.fromkeys(map(sysconfig.get_path, ("purelib", "platlib"))), sep="\n")
 
-.PHONY: demo test check slow contract train-env train-test clean
+# $(1): an environment laid over the first one, with the packages of the file $(2) and this one, without dependencies.
+# Packages that are not installed in it come from the first environment, by main_environment.pth. Scripts and start-up
+# hooks do not: torchrun would start the first environment's Python, and lambda in config.json would do nothing.
+define LAYER
+	$(BIN)/python -m venv --clear --without-pip $(1)
+	$(BIN)/python -c '$(SITE)' > "$$($(1)/bin/python -c '$(SITE)' | head -n 1)/main_environment.pth"
+	$(1)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --requirement $(2)
+	$(1)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
+endef
+
+.PHONY: demo test check slow contract train-env train-test lmms-env lmms-eval clean
 
 demo: $(VENV)/.eval
 	$(BIN)/agci demo --output_dir demo
@@ -61,6 +73,11 @@ train-test: $(VENV)/.dev $(TRAIN_VENV)/.done
 	AGCI_TRAIN_PYTHON="$(abspath $(TRAIN_VENV))/bin/python" \
 	  $(BIN)/python -m pytest -n 2 --dist loadgroup -m train --durations 10
 
+lmms-env: $(LMMS_VENV)/.done
+
+lmms-eval: $(VENV)/.dev $(LMMS_VENV)/.done
+	AGCI_LMMS_PYTHON="$(abspath $(LMMS_VENV))/bin/python" $(BIN)/python -m pytest -m slow -rA tests/test_lmms_eval.py
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "transformers-agci needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -83,16 +100,15 @@ $(VENV)/overlay-%/.done: constraints.txt | $(VENV)/.dev
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --upgrade --target $(@D) $(OVERLAY_$*)
 	touch $@
 
-# Packages that are not installed in it come from the first environment, by main_environment.pth. Scripts and start-up
-# hooks do not: torchrun would start the first environment's Python, and lambda in config.json would do nothing.
 $(TRAIN_VENV)/.done: constraints-train.txt pyproject.toml | $(VENV)/.eval
-	$(BIN)/python -m venv --clear --without-pip $(TRAIN_VENV)
-	$(BIN)/python -c '$(SITE)' > "$$($(TRAIN_BIN)/python -c '$(SITE)' | head -n 1)/main_environment.pth"
-	$(TRAIN_PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --requirement constraints-train.txt
-	$(TRAIN_PIP) --editable .
-	printf '%s\n' '#!/bin/sh' 'exec "$$(dirname "$$0")/python" -m torch.distributed.run "$$@"' > $(TRAIN_BIN)/torchrun
-	chmod +x $(TRAIN_BIN)/torchrun
+	$(call LAYER,$(TRAIN_VENV),constraints-train.txt)
+	printf '%s\n' '#!/bin/sh' 'exec "$$(dirname "$$0")/python" -m torch.distributed.run "$$@"' > $(TRAIN_VENV)/bin/torchrun
+	chmod +x $(TRAIN_VENV)/bin/torchrun
+	touch $@
+
+$(LMMS_VENV)/.done: constraints-lmms.txt pyproject.toml | $(VENV)/.eval
+	$(call LAYER,$(LMMS_VENV),constraints-lmms.txt)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TRAIN_VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis demo
+	rm -rf $(VENV) $(TRAIN_VENV) $(LMMS_VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis demo
