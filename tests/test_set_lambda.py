@@ -156,7 +156,7 @@ def test_second_folder(
     assert run(checkpoint, "0", "--output", control) == 0
     said = capsys.readouterr().out
     assert f"{LAMBDA_KEY}: 0.5 -> 0.0" in said
-    assert "1 weight files are links" in said
+    assert "1 linked to those of" in said
     assert {file.name: file.read_bytes() for file in checkpoint.iterdir() if file.is_file()} == before
     names = {file.name for file in control.iterdir()} - {".config.json.lock"}
     assert names == {"config.json", "model.safetensors", "tokenizer.json"}
@@ -171,7 +171,7 @@ def test_second_folder(
 
     monkeypatch.setattr(os, "link", refuse)
     assert run(checkpoint, "--remove", "--output", outside / "copied") == 0
-    assert "1 were copied" in capsys.readouterr().out
+    assert "1 copied" in capsys.readouterr().out
     assert LAMBDA_KEY not in config_of(outside / "copied")
     assert not (outside / "copied" / "model.safetensors").samefile(checkpoint / "model.safetensors")
 

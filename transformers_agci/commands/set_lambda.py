@@ -60,8 +60,8 @@ def set_lambda_beside(source: "Path", target: "Path", lam: float | None) -> list
     linked, copied = copy_beside(source, target)
     lines = set_lambda(target, lam)[:1]
     target.joinpath(f"{CONFIG}.bak").unlink(missing_ok=True)
-    weights = f"{linked} weight files are links into {source}" + (f", {copied} were copied" if copied else "")
-    return [*lines, f"{target}: {weights}. Do not write into either folder; train and merge into others."]
+    return [*lines, f"{target}: weight files: {linked} linked to those of {source}, {copied} copied. Do not write into "
+                    "either folder; train and merge into others."]
 
 
 def set_lambda(folder: "Path", lam: float | None) -> list[str]:
