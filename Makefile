@@ -1,4 +1,5 @@
 # make demo     environment, then the position probe on the embedded model: 3,600 answers, a table, a heat map
+# make study    the embedded model fine-tuned with lambda 0 and 0.5, five seeds, and probed: a quarter of an hour
 # make test     environment, then the default tests (offline, CPU)
 # make check    lint, types and import contracts
 # make slow     the tests that start processes or take long
@@ -45,10 +46,13 @@ define LAYER
 	$(1)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
 endef
 
-.PHONY: demo test check slow contract train-env train-test lmms-env lmms-eval clean
+.PHONY: demo study test check slow contract train-env train-test lmms-env lmms-eval clean
 
 demo: $(VENV)/.eval
 	$(BIN)/agci demo --output_dir demo
+
+study: $(VENV)/.eval
+	$(BIN)/agci study --output_dir study
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
