@@ -30,7 +30,7 @@ class Comparison:
     lambdas: Sequence[float]
     rounds: int
     plain_asked: Sequence[Question]
-    at_most: float = 60.0
+    at_most: float = 30.0
     rates: dict[str, list[float]] = field(default_factory=dict)  # answers per second, round by round
 
     def run(self) -> None:

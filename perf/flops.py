@@ -100,7 +100,8 @@ def _more_formulas() -> dict[Any, Any]:
     if find_spec("torch.nn.attention.varlen") is not None:
         import_module("torch.nn.attention.varlen")  # registers the operator
         segments.__dict__["_get_raw"] = True  # the counter hands it the values of the bounds, not their shape
-        known[torch.ops.torch_attn._varlen_attn] = segments
+        operator = getattr(torch.ops.torch_attn, "_varlen_attn", None)
+        known |= {} if operator is None else {operator: segments}
     return known
 
 

@@ -9,9 +9,10 @@ import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 LABELS = {"rows": "rows (one question per picture)", "tokens": "prompt tokens", "questions": "questions per picture",
-          "lambdas": "lambdas", "processes": "processes, each on a machine of its own"}
+          "lambdas": "lambdas", "processes": "machines"}
 MEASURED, MODEL = "#1f4e79", "#c55a11"
 
 
@@ -31,13 +32,22 @@ def draw(path: Path, points: Sequence[Any], constants: np.ndarray, *, shares: Ma
         axis.plot(at, [point.seconds for point in chosen], "o", color=MEASURED, label="measured")
         axis.plot(at, [np.array(point.terms) @ constants for point in chosen], color=MODEL, label="model")
         axis.set(xlabel=LABELS["tokens" if sweep == "side" else sweep], xscale="log", yscale="log")
+        _name_ticks(axis, at)
     axes[0].set_ylabel(unit)
     axes[4].plot(list(shares), list(shares.values()), "o", color=MEASURED)
     axes[4].plot(list(calculated), list(calculated.values()), color=MODEL)
     axes[4].set(xlabel=LABELS["processes"], ylabel="part of one process's time", xscale="log", yscale="log")
-    axes[4].set_xticks(list(calculated), [str(machines) for machines in calculated])
-    axes[4].minorticks_off()
+    _name_ticks(axes[4], list(calculated))
     axes[0].legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _name_ticks(axis: Any, at: Sequence[int]) -> None:
+    """The measured values stand at the axis below, plain numbers at the one beside."""
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xticks(at, [str(value) for value in at])
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

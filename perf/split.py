@@ -1,7 +1,7 @@
 """Where the time goes: decode, preprocess, vision, decoder, write. For a pass of its own, since it stops the GPU."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,6 +12,8 @@ from transformers_agci.families import find_owner
 from transformers_agci.inference import prepare, questions, results, run
 from transformers_agci.inference.load import LoadedModel
 
+FUNCTIONS = ((questions.PictureFile, "open", "decode"), (prepare, "prepare", "preprocess"),
+             (run, "prepare", "preprocess"), (results.ResultFile, "write", "write"))
 PARTS = ("decode", "preprocess", "vision", "decoder", "write", "other")
 
 
@@ -23,8 +25,9 @@ class Split:
         split.seconds["vision"]
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.loaded = loaded
+    def __init__(self, loaded: LoadedModel, also: Sequence[tuple[Any, str, str]] = ()) -> None:
+        """`also`: further functions, as (module or class, name, part)."""
+        self.loaded, self._also = loaded, also
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._stack = ["other"]
         self._since = 0.0
@@ -35,13 +38,11 @@ class Split:
         head = self.loaded.model.get_output_embeddings()
         for module, part in ((owner.visual, "vision"), (owner.language_model, "decoder"), (head, "decoder")):
             before = module.register_forward_pre_hook(lambda *_, part=part: self._begin(part))
-            after = module.register_forward_hook(lambda *_: self._end())
+            after = module.register_forward_hook(lambda *_: self._end(), always_call=True)
             self._undo.callback(before.remove)
             self._undo.callback(after.remove)
-        self._wrap(questions.PictureFile, "open", "decode")
-        self._wrap(results.ResultFile, "write", "write")
-        for module in (prepare, run):
-            self._wrap(module, "prepare", "preprocess")
+        for holder, name, part in (*FUNCTIONS, *self._also):
+            self._wrap(holder, name, part)
         self._since = seconds(self.loaded.device)
         return self
 

@@ -1,0 +1,55 @@
+"""Every measurement in perf/ still runs, at its smallest size, without the packages that a GPU machine may lack."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PERF = Path(__file__).parents[1] / "perf"
+ABSENT = ("datasets", "psutil", "statsmodels", "ijson")
+
+# command -> what it must have printed
+COMMANDS = {
+    "probe_speed.py --items 1 --rounds 1": (
+        "| plain loop |", "36 answers: 9 pictures through the vision side in 1 calls", "+0.00 % from the formula",
+        "| | decode | preprocess | vision | decoder | write |"),
+    "probe_speed.py --small --items 1 --plain_rows 2 --rounds 1": ("+0.00 % from the formula",),
+    "pope_speed.py --pictures 2 --plain_rows 2 --rounds 1": (
+        "36 answers: 2 pictures through the vision side in 1 calls", "taken over", "+0.00 % from the formula"),
+    "own_share.py --rows 4 --batch_sizes 1": ("| 1 | 4 |",),
+    "memory.py --rows 1800 --run 400": ("1800 rows open", "growth after row 200"),
+    "parity.py --items 1": ("36 answers", "| quick, float32 | sdpa by segment length |", "| quick, bfloat16 |"),
+    "occlusion.py --pictures 1 --mask_size 84": ("the maps differ by", "| batched |", "TFLOP per copy"),
+    "scaling.py --quick --rounds 1 --figure {folder}/scaling.png": ("the model's constants", "| 64 |"),
+}
+
+
+def run(command: str, folder: Path, absent: tuple[str, ...]) -> str:
+    script, *words = command.format(folder=folder).split()
+    code = (f"import runpy, sys; sys.modules.update(dict.fromkeys({absent!r})); sys.path.insert(0, {str(PERF)!r}); "
+            f"sys.argv = {[script, *words]!r}; runpy.run_path({str(PERF / script)!r}, run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_runs(command: str, tmp_path: Path) -> None:
+    said = run(command, tmp_path, ABSENT)
+    for words in COMMANDS[command]:
+        assert words in said, words
+    if "--figure" in command:
+        assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_builder(tmp_path: Path) -> None:
+    assert "| 10 | 90 |" in run("composites.py --items 10", tmp_path, ())
+
+
+def test_every_script_is_run_here() -> None:
+    scripts = {path.name for path in PERF.glob("*.py") if "__main__" in path.read_text()}
+    run_here = {command.split()[0] for command in COMMANDS}
+    assert scripts - run_here == {"composites.py", "instruct_sample.py"}  # the latter writes a gigabyte
