@@ -27,6 +27,7 @@ from transformers_agci.training.adapter import Adapter, Change, read_adapter
 from transformers_agci.training.checks import Checkpoint, Findings, read_checkpoint
 from transformers_agci.training.recipe import Recipe
 from transformers_agci.training.templates import template_for
+from transformers_agci.training.trained_family import refuse_another_family
 from transformers_agci.training.trained_lambda import lambda_warning
 
 MERGED = "merging.manifest.json"
@@ -92,6 +93,7 @@ def check_merge(recipe: Recipe, findings: Findings) -> Merge:
     adapter = read_adapter(Path(recipe["adapter_name_or_path"]))
     target = Path(recipe["export_dir"])
     weights = _weights(checkpoint, adapter)
+    refuse_another_family(checkpoint, adapter.folder, adapter.base)
     findings.warnings += lambda_warning(checkpoint, adapter.folder, adapter.base)
     merge = Merge(checkpoint, adapter, weights, _other_files(checkpoint.folder), target, recipe["export_size"] * GB)
     if target.resolve() == checkpoint.folder.resolve():
