@@ -323,6 +323,26 @@ def test_gemma3n_takes_named_layers_only(
     assert "give lora_target: q_proj,k_proj,v_proj,o_proj" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [(OSError(28, "No space left on device"), "cannot be written ([Errno 28] No space left on device)"),
+     (RuntimeError("[enforce fail] PytorchStreamWriter failed writing data/3"), "goes on from the last checkpoint"),
+     (torch.OutOfMemoryError("CUDA out of memory"), "lower per_device_train_batch_size")],
+)
+def test_errors_of_a_running_training(
+    error: Exception, what: str, keyed: Made, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("transformers.Trainer._save_checkpoint", fail)
+    raw = td.training_recipe("qwen2_5_vl", keyed("qwen2_5_vl"), data, tmp_path / "out")
+    assert train(tmp_path / "r.yaml", raw) == 2
+    assert what in capsys.readouterr().err.splitlines()[-1]
+    assert json.loads((tmp_path / "out" / "training.manifest.json").read_text())["finished"] is False
+
+
 def test_another_folder_is_not_overwritten(
     keyed: Made, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -370,6 +390,19 @@ def test_the_shipped_recipes_are_taken(path: Path) -> None:
     assert recipe.unsupported == ()
     assert is_merging(recipe) == (path.parent.name == "merge_lora")
     assert recipe["template"] in TEMPLATES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/train_lora/*.yaml")),
+                         ids=lambda path: path.stem)
+def test_the_shipped_recipes_train(path: Path, keyed: Made, data: Path, tmp_path: Path) -> None:
+    """In bfloat16, with worker processes; what is changed is places and sizes."""
+    family = TEMPLATES[read_recipe(path)["template"]].family
+    changes = {"model_name_or_path": keyed(family), "output_dir": tmp_path / "out", "dataset": "tiny",
+               "dataset_dir": data, "media_dir": data / "pictures", "max_steps": 1, "gradient_accumulation_steps": 2,
+               "dataloader_num_workers": 1, "logging_steps": 1, "use_cpu": "true"}
+    assert main(["train-lora", str(path), *(f"{key}={value}" for key, value in changes.items())]) == 0
+    assert len(losses(tmp_path / "out")) == 1
 
 
 @pytest.mark.slow

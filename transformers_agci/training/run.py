@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from transformers_agci import autoload
 from transformers_agci.errors import InputError
@@ -153,9 +154,11 @@ def _fit(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         trainer.save_model()
         trainer.save_state()
-    except OSError as error:
-        raise InputError(f"output_dir {folder} cannot be written ({error.strerror or error}); the same command goes on "
-                         "from the last checkpoint.") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        told = _remedy(error, folder)
+        if told is None:
+            raise
+        raise InputError(told) from error
     if trainer.is_world_process_zero():
         losses = [entry for entry in trainer.state.log_history if "loss" in entry]
         outputs.add_run(folder, {
@@ -163,6 +166,17 @@ def _fit(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any
             "from_checkpoint": resume.name if resume else None, "steps": trainer.state.global_step,
             "losses": [[entry["step"], entry["loss"]] for entry in losses], "peak_memory": manifest.peak_memory(),
         }, finished=True)
+
+
+def _remedy(error: Exception, folder: Path) -> str | None:
+    """What a user can do about an error of a running training; None where it is not theirs."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return ("The GPU has not enough memory for this training: lower per_device_train_batch_size (raising "
+                "gradient_accumulation_steps) or cutoff_len, or take more GPUs.")
+    if isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error):
+        return (f"output_dir {folder} cannot be written ({' '.join(str(error).split())[:200]}); the same command goes on "
+                "from the last checkpoint.")
+    return None
 
 
 def make_trainer(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any) -> Any:
