@@ -1,5 +1,6 @@
 """One attention call per layer of the vision tower: equal to stock, counted, named, left off where it does not fit."""
 
+import copy
 import json
 from collections.abc import Callable
 from itertools import accumulate
@@ -265,11 +266,29 @@ def test_the_patch_embedding_as_a_product(model: Any, monkeypatch: pytest.Monkey
     assert torch.equal(see(model, GRIDS["several sizes"]), stock)
 
 
+def test_a_copy_of_the_model_has_weights_of_its_own(model: Any) -> None:
+    attention, embedding = use_segments(model), as_matrix_product(model)
+    copied = copy.deepcopy(model)
+    stock = see(model, GRIDS["several sizes"])
+    assert torch.equal(see(copied, GRIDS["several sizes"]), stock)
+    with torch.no_grad():
+        for weight in copied.model.visual.patch_embed.parameters():
+            weight.zero_()
+    assert not torch.allclose(see(copied, GRIDS["several sizes"]), stock)
+    assert torch.equal(see(model, GRIDS["several sizes"]), stock)
+    attention.remove()
+    embedding.remove()
+
+
 def test_another_convolution_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no patch convolution" in str(as_matrix_product(build_model("llava")).reason)
     model = build_model("qwen2_5_vl")
     model.model.visual.patch_embed.proj.padding = (0, 1, 1)
     assert "overlap, are padded" in str(as_matrix_product(model).reason)
+    model = build_model("qwen2_5_vl")
+    convolution = model.model.visual.patch_embed.proj
+    convolution.forward = convolution.forward
+    assert "something else runs it" in str(as_matrix_product(model).reason)
     model = build_model("qwen2_5_vl")
     monkeypatch.setattr(torch.nn.functional, "conv3d", lambda inputs, *_: torch.ones(len(inputs), 32, 1, 1, 1))
     refused = as_matrix_product(model)

@@ -7,6 +7,7 @@ spend seconds on it in bfloat16 (transformers issue 45750).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ def as_matrix_product(model: nn.Module) -> PatchEmbedding:
         return PatchEmbedding(STOCK, "this family's vision tower has no patch convolution in three dimensions")
     if convolution.kernel_size != convolution.stride or set(convolution.padding) != {0} or convolution.groups != 1:
         return PatchEmbedding(STOCK, "its patches overlap, are padded or divided into groups")
+    if "forward" in convolution.__dict__ or convolution.weight.is_meta:
+        return PatchEmbedding(STOCK, "something else runs it (accelerate's offloading)")
     reason = _disagreement(convolution)
     if reason is not None:
         return PatchEmbedding(STOCK, reason)
@@ -42,31 +45,21 @@ def as_matrix_product(model: nn.Module) -> PatchEmbedding:
 
 
 def _put_on(convolution: Any) -> Callable[[], None]:
-    """Give this instance another forward; returns what takes it off."""
-    found = convolution.__dict__.get("forward")  # accelerate's offloading puts one there
-    stock = convolution.forward
+    """Give this instance, and copies of it, another forward; returns what takes it off."""
+    convolution.__dict__["forward"] = MethodType(_product, convolution)
+    return lambda: convolution.__dict__.pop("forward", None)
 
-    def forward(patches: torch.Tensor) -> torch.Tensor:  # [N, channels, *kernel] -> [N, D, 1, 1, 1]
-        if patches.shape[2:] != convolution.kernel_size or convolution.weight.is_meta:
-            return stock(patches)
-        made = nn.functional.linear(patches.flatten(1), convolution.weight.flatten(1), convolution.bias)
-        return made[:, :, None, None, None]
 
-    def remove() -> None:
-        if found is None:
-            del convolution.__dict__["forward"]
-        else:
-            convolution.__dict__["forward"] = found
-
-    convolution.__dict__["forward"] = forward
-    return remove
+def _product(convolution: Any, patches: torch.Tensor) -> torch.Tensor:  # [N, channels, *kernel] -> [N, D, 1, 1, 1]
+    if patches.shape[2:] != convolution.kernel_size:
+        return nn.Conv3d.forward(convolution, patches)
+    made = nn.functional.linear(patches.flatten(1), convolution.weight.flatten(1), convolution.bias)
+    return made[:, :, None, None, None]
 
 
 def _disagreement(convolution: Any) -> str | None:
     """Why the product must not take the convolution's place, or None: both embed a few random patches."""
     weight = convolution.weight
-    if weight.is_meta:
-        return "its weights are loaded only when they are needed"
     probe = torch.randn(PROBED_PATCHES, *weight.shape[1:], generator=torch.Generator().manual_seed(0)).to(weight)
     with torch.inference_mode():
         stock = convolution(probe).float()
