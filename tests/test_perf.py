@@ -17,6 +17,7 @@ COMMANDS = {
     "probe_speed.py --small --items 1 --plain_rows 2 --rounds 1": ("+0.00 % from the formula",),
     "pope_speed.py --pictures 2 --plain_rows 2 --rounds 1": (
         "36 answers: 2 pictures through the vision side in 1 calls", "taken over", "+0.00 % from the formula"),
+    "convert_llava.py --layers 1 --narrow 32": ("| 407 |",),
     "own_share.py --rows 4 --batch_sizes 1": ("| 1 | 4 |",),
     "memory.py --rows 1800 --run 400": ("1800 rows open", "growth after row 200"),
     "parity.py --items 1": ("36 answers", "| quick, float32 | sdpa by segment length |", "| quick, bfloat16 |"),
