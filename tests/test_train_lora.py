@@ -393,6 +393,27 @@ def test_the_shipped_recipes_are_taken(path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_picture_that_goes_missing_on_the_way(
+    keyed: Made, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a worker process: its sentence, without its traceback."""
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    fit = training_run.make_trainer
+
+    def late(*args: Any) -> Any:
+        (folder / "pictures" / "a.png").unlink()
+        return fit(*args)
+
+    monkeypatch.setattr(training_run, "make_trainer", late)
+    raw = td.training_recipe("qwen2_5_vl", keyed("qwen2_5_vl"), folder, tmp_path / "out", dataloader_num_workers=1)
+    assert train(tmp_path / "r.yaml", raw) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("agci: tiny.jsonl:")
+    assert "a.png cannot be read (No such file or directory)" in said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/train_lora/*.yaml")),
                          ids=lambda path: path.stem)
 def test_the_shipped_recipes_train(path: Path, keyed: Made, data: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; none is needed."""
     parser.add_argument("--output_dir", default="study", metavar="D", help="where everything goes (default study)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="trainings per lambda (default 5)")
-    parser.add_argument("--steps", type=int, default=150, metavar="N", help="steps of 8 rows (default 150)")
+    parser.add_argument("--steps", type=int, default=120, metavar="N", help="steps of 8 rows (default 120)")
     parser.add_argument("--items", type=int, default=100, metavar="N", help="probe items (default 100)")
 
 

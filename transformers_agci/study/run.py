@@ -31,7 +31,7 @@ class Study:
 
     folder: Path
     seeds: int = 5
-    steps: int = 150
+    steps: int = 120
     items: int = 100
     learning_rate: float = 1e-3
 

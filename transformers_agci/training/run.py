@@ -143,7 +143,8 @@ def _sha256(path: Path) -> str:
 
 def _fit(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any, speak: Any) -> None:
     folder = Path(recipe["output_dir"])
-    trainer = make_trainer(recipe, loaded, examples, arguments)
+    steps = Steps()
+    trainer = make_trainer(recipe, loaded, examples, arguments, steps)
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     speak(f"{trainable} weights are trained.")
     resume = outputs.last_checkpoint(folder)
@@ -154,11 +155,13 @@ def _fit(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         trainer.save_model()
         trainer.save_state()
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (InputError, OSError, SafetensorError, RuntimeError) as error:
         told = _remedy(error, folder)
         if told is None:
             raise
         raise InputError(told) from error
+    finally:
+        steps.close()
     if trainer.is_world_process_zero():
         losses = [entry for entry in trainer.state.log_history if "loss" in entry]
         outputs.add_run(folder, {
@@ -174,13 +177,15 @@ def _remedy(error: Exception, folder: Path) -> str | None:
         return ("The GPU has not enough memory for this training: lower per_device_train_batch_size (raising "
                 "gradient_accumulation_steps) or cutoff_len, or take more GPUs.")
     if isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error):
-        return (f"output_dir {folder} cannot be written ({' '.join(str(error).split())[:200]}); the same command goes on "
-                "from the last checkpoint.")
+        return (f"output_dir {folder} cannot be written ({' '.join(str(error).split())[:200]}); the same command goes "
+                "on from the last checkpoint.")
+    if isinstance(error, InputError):  # of a worker process: our sentence is the end of its traceback
+        return str(error).strip().rpartition("InputError: ")[2]
     return None
 
 
-def make_trainer(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any) -> Any:
-    """transformers' Trainer around the model with its adapter."""
+def make_trainer(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any, steps: Steps) -> Any:
+    """transformers' Trainer around the model with its adapter; `steps` shows how far it is."""
     transformers.set_seed(recipe["seed"])
     model = with_lora(loaded.model, recipe)
     model.train()
@@ -206,7 +211,7 @@ def make_trainer(recipe: Recipe, loaded: LoadedModel, examples: Examples, argume
     # models with pictures.
     trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    trainer.add_callback(Steps())
+    trainer.add_callback(steps)
     return trainer
 
 

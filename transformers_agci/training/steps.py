@@ -26,6 +26,7 @@ class Steps(TrainerCallback):
             self._bar.say(f"step {state.global_step} of {state.max_steps}: loss {float(logs['loss']):.4f}, "
                           f"learning rate {float(rate):.2e}")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def close(self) -> None:
+        """Leave the bar's last state standing."""
         if self._bar:
             self._bar.close()
