@@ -1,6 +1,7 @@
 """The engine and the plain loop on the same questions: rates in turn, then where the time goes, then the arithmetic."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -35,21 +36,30 @@ class Comparison:
 
     def run(self) -> None:
         """Print everything."""
-        device = self.loaded.device
-        say(f"{len(self.asked)} questions x {len(self.lambdas)} lambdas, {self.loaded.model.dtype}, answers per "
-            f"{clock_name(device)}\n\n| | answers/s, each round | median | to the plain loop |\n|---|---|---|---|")
+        unit = clock_name(self.loaded.device)
+        say(f"{len(self.asked)} questions x {len(self.lambdas)} lambdas, {self.loaded.model.dtype}, answers per {unit} "
+            "(and per second of the clock)\n")
         self._warm_up()
-        self._measure("plain loop", self._plain)
-        self._measure("ours, stock vision tower", lambda: self._ours(workers=0))
-        with quick_vision(self.loaded.model) as how:
-            counts = self._measure(f"ours ({how})", lambda: self._ours(workers=0))
-            if device.type == "cuda":
-                self._measure("ours, 4 processes prepare pictures", lambda: self._ours(workers=4))
+        for number in range(1, self.rounds + 1):  # in turn, so that a machine that changes changes for all
+            for name, work in self._contenders():
+                counts = self._measure(number, name, work)
+        say(f"\n| | answers per {unit}, median | to the plain loop |\n|---|---|---|")
+        for name, rates in self.rates.items():
+            say(f"| {name} | {median(rates):.1f} | {median(rates) / median(self.rates['plain loop']):.2f}x |")
         say(f"\n{counts.rows} answers: {counts.vision_pictures} pictures through the vision side in "
             f"{counts.vision_calls} calls; {counts.prefill_tokens} prompt tokens through the decoder, "
             f"{counts.replayed_tokens} taken over")
         self._split()
         self._arithmetic()
+
+    def _contenders(self) -> Iterator[tuple[str, Callable[[], tuple[int, Any]]]]:
+        """What is measured in a round, by name; the last ones run under the quick vision tower."""
+        yield "plain loop", self._plain
+        yield "ours, stock vision tower", lambda: self._ours(workers=0)
+        with quick_vision(self.loaded.model) as how:
+            yield f"ours ({how})", lambda: self._ours(workers=0)
+            if self.loaded.device.type == "cuda":
+                yield "ours, 4 processes prepare pictures", lambda: self._ours(workers=4)
 
     def _plain(self, split: Split | None = None) -> tuple[int, None]:
         return plain_loop(self.loaded, self.plain_asked, self.lambdas, split, self.at_most), None
@@ -62,17 +72,12 @@ class Comparison:
         plain_loop(self.loaded, self.plain_asked[:3], self.lambdas[:1])
         engine(self.loaded, self.asked[: max(1, len(self.asked) // 4)], self.lambdas[:1], workers=0)
 
-    def _measure(self, name: str, work: Callable[[], tuple[int, Any]]) -> Any:
-        """A line of the table."""
-        counts: Any = None
-        self.rates[name] = []
-        for _ in range(self.rounds):
-            begin = seconds(self.loaded.device)
-            answers, counts = work()
-            self.rates[name].append(answers / (seconds(self.loaded.device) - begin))
-        middle, plain = median(self.rates[name]), median(self.rates["plain loop"])
-        each = ", ".join(f"{rate:.1f}" for rate in self.rates[name])
-        say(f"| {name} | {each} | {middle:.1f} | {middle / plain:.2f}x |")
+    def _measure(self, number: int, name: str, work: Callable[[], tuple[int, Any]]) -> Any:
+        begin, wall = seconds(self.loaded.device), time.perf_counter()
+        answers, counts = work()
+        took, wall = seconds(self.loaded.device) - begin, time.perf_counter() - wall
+        self.rates.setdefault(name, []).append(answers / took)
+        say(f"round {number}: {answers / took:7.1f} ({answers / wall:.1f})  {name}")
         return counts
 
     def _split(self) -> None:

@@ -99,7 +99,8 @@ def quick_vision(model: Any) -> Iterator[str]:
     """The vision tower as `agci` runs it by default; says what it does."""
     attention, embedding = use_segments(model), as_matrix_product(model)
     try:
-        yield f"{attention.backend}, {embedding.backend}"
+        why = f" because {attention.reason}" if attention.reason and torch.cuda.is_available() else ""
+        yield f"{attention.backend}{why}, {embedding.backend}"
     finally:
         attention.remove()
         embedding.remove()
