@@ -1,7 +1,8 @@
 """Fine-tuning with LLaMA-Factory, as a user does it: our recipes of configs/, its own commands, then our probe.
 
 Runs under `make train-test`, which makes LLaMA-Factory's environment and names its Python in AGCI_TRAIN_PYTHON. Each
-recipe trains a tiny checkpoint of its family; what is changed on its command line is places and sizes, nothing else.
+recipe trains a tiny checkpoint of its family; what is changed on its command line is places, sizes, and float32 for
+bfloat16, nothing else.
 """
 
 import json
