@@ -1,10 +1,10 @@
 """`agci train-lora`: a recipe on peft and transformers' Trainer, with AGCI on where the checkpoint's config says so."""
 
-import dataclasses
 import hashlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,15 @@ from transformers_agci.training.recipe import Recipe
 from transformers_agci.training.recipe_keys import TRAINER_KEYS
 from transformers_agci.training.steps import Steps
 
+Say = Callable[[str], None]
+
 # Keys that change neither the adapter nor what a run can go on from.
 NOT_COMPARED = {"output_dir", "overwrite_output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to",
                 "dataloader_num_workers", "ddp_timeout", "ddp_backend", "model_name_or_path", "dataset_dir",
                 "media_dir", "disable_gradient_checkpointing"}
 
 
-def train(recipe: Recipe, say: Any = print) -> Path:
+def train(recipe: Recipe, say: Say = print) -> Path:
     """Train the recipe's adapter, or go on with it; returns its folder.
 
     `say` prints what a user should know; under torchrun only the first process speaks.
@@ -42,7 +44,7 @@ def train(recipe: Recipe, say: Any = print) -> Path:
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()  # our own bar fits into a log file
     rank = int(os.environ.get("RANK", "0"))
-    speak = say if rank == 0 else lambda text: None
+    speak: Say = say if rank == 0 else lambda text: None
     for line in recipe.ignored:
         speak(line)
     arguments = training_arguments(recipe)
@@ -84,15 +86,12 @@ def lambda_of(loaded: LoadedModel) -> float:
 def training_arguments(recipe: Recipe) -> Any:
     """transformers' TrainingArguments; InputError where it refuses a value."""
     given = {name: recipe[name] for name in TRAINER_KEYS if recipe[name] is not None}
-    known = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
     given.setdefault("use_cpu", not torch.cuda.is_available())
     steps, ratio = recipe["warmup_steps"], recipe["warmup_ratio"]
     if int(transformers.__version__.partition(".")[0]) >= 5:  # there a number below 1 is a ratio
         given["warmup_steps"] = steps or ratio
     else:
         given |= {"warmup_steps": int(steps), "warmup_ratio": ratio if steps < 1 else 0.0}
-    if "data_seed" in given and "data_seed" not in known:
-        raise InputError(f"data_seed is not served by transformers {transformers.__version__}.")
     try:
         return transformers.TrainingArguments(
             output_dir=recipe["output_dir"],
@@ -141,7 +140,7 @@ def _sha256(path: Path) -> str:
 
 # --- the run -------------------------------------------------------------------------------------------------------
 
-def _fit(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any, speak: Any) -> None:
+def _fit(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any, speak: Say) -> None:
     folder = Path(recipe["output_dir"])
     steps = Steps()
     trainer = make_trainer(recipe, loaded, examples, arguments, steps)
