@@ -1,5 +1,5 @@
 # make demo     environment, then the position probe on the embedded model: 3,600 answers, a table, a heat map
-# make study    the embedded model fine-tuned with lambda 0 and 0.5, five seeds, and probed: a quarter of an hour
+# make study    the embedded model fine-tuned with lambda 0 and 0.5, five seeds, and probed: ten minutes of one core
 # make test     environment, then the default tests (offline, CPU)
 # make check    lint, types and import contracts
 # make slow     the tests that start processes or take long

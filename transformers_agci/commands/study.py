@@ -1,7 +1,7 @@
 """Fine-tune the embedded model with lambda 0 and 0.5, equal otherwise, over several seeds; probe; print a table.
 
 Each model is probed on fresh items with the lambda it was trained with, beside the model as it was. A killed study goes
-on with the same command; a finished run is not done again. The defaults take about a quarter of an hour of one core.
+on with the same command; a finished run is not done again. The defaults take about ten minutes of one core.
 """
 
 import argparse
@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; none is needed."""
     parser.add_argument("--output_dir", default="study", metavar="D", help="where everything goes (default study)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="trainings per lambda (default 5)")
-    parser.add_argument("--steps", type=int, default=120, metavar="N", help="steps of 8 rows (default 120)")
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="steps of 8 rows (default 100)")
     parser.add_argument("--items", type=int, default=100, metavar="N", help="probe items (default 100)")
 
 

@@ -31,7 +31,7 @@ class Study:
 
     folder: Path
     seeds: int = 5
-    steps: int = 120
+    steps: int = 100
     items: int = 100
     learning_rate: float = 1e-3
 
