@@ -206,6 +206,14 @@ def test_files_of_the_oldest_torch_format(tmp_path, model, refuse):
     refuse(source, "pytorch_model.bin")
 
 
+def test_values_that_the_dtype_cannot_hold(tmp_path, model, refuse):
+    source = original(tmp_path, model, shards=1)
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.norm.weight"][3] = 1e6
+    llava.write_weights(source, tensors, "safetensors", 1)
+    refuse(source, "model.norm.weight", "1e+06", "--dtype", options=("--dtype", "float16"))
+
+
 # --- tokenizer -----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("trainer", "normalizer", "more", "words"), [
@@ -252,6 +260,14 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path, model, ref
     monkeypatch.setattr(converting.shutil, "disk_usage", lambda folder: free)
     monkeypatch.setattr(converting, "_write", lambda *args: pytest.fail("written"))
     refuse(source, "needs about", "make room")
+
+
+def test_the_room_that_is_asked_for_is_what_is_written(tmp_path, model):
+    source = original(tmp_path, model, kind="bin", shards=1)
+    for dtype in ("float32", "bfloat16"):
+        plan = converting.make_plan(source, None, dtype)
+        folder = converting.convert(source, tmp_path / dtype, dtype=dtype).folder
+        assert plan.size == json.loads((folder / INDEX).read_text())["metadata"]["total_size"]
 
 
 def test_an_output_that_cannot_be_made(tmp_path, model, refuse, capsys):

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -53,6 +54,7 @@ class Plan:
     vocabulary: processor_files.Vocabulary
     parts: list[Part]
     dtype: torch.dtype
+    size: int  # bytes of all tensors, written
     unused: dict[str, str] = field(default_factory=dict)  # tensor or file of the source -> why it is not used
 
 
@@ -82,6 +84,7 @@ def convert(source: Path, output: Path, *, tower: Path | None = None, dtype: str
         InputError: anything wrong with the source, the tower, the output or the disk, in one sentence.
     """
     one_thread_on_cpu()
+    output = output.resolve()
     _check_output(output, overwrite)
     plan = make_plan(source, tower, dtype)
     unfinished = output.with_name(f".{output.name}.unfinished")
@@ -160,12 +163,15 @@ def make_plan(source: Path, tower: Path | None, dtype: str = "auto") -> Plan:
         unused["lm_head.weight"] = "the config ties it to the embeddings"
         del shapes[layout.HEAD]
     _compare(source, shapes, layout.expected_shapes(text, vision, newline=original.anyres, tied=original.tied))
-    text["vocab_size"] = _grown_rows(int(text["vocab_size"]), vocabulary)
+    rows = int(text["vocab_size"])
+    text["vocab_size"] = _grown_rows(rows, vocabulary)
+    grown = sum(name in shapes for name in GROWN) * (text["vocab_size"] - rows) * text["hidden_size"]
     parts = [part for part in parts if part.places]
     kept = _own_dtype(parts) if dtype == "auto" else getattr(torch, dtype)
     config = originals.model_config(original, text, vision, image_token=vocabulary.image, pad_token=vocabulary.pad,
                                     dtype=str(kept).removeprefix("torch."))
-    return Plan(original, config, vocabulary, parts, kept, unused)
+    size = (sum(math.prod(shape) for shape in shapes.values()) + grown) * kept.itemsize
+    return Plan(original, config, vocabulary, parts, kept, size, unused)
 
 
 def _place(folder: Path, file: Path, table: tuple[tuple[str, str], ...], shapes: dict[str, layout.Shape],
@@ -234,10 +240,9 @@ def _own_dtype(parts: list[Part]) -> torch.dtype:
 # --- writing -------------------------------------------------------------------------------------------------------
 
 def _check_space(plan: Plan, folder: Path) -> None:
-    needed = sum(part.file.stat().st_size for part in plan.parts)
     free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise InputError(f"The converted checkpoint needs about {needed / 1e9:.1f} GB in {folder}, where "
+    if free < plan.size:
+        raise InputError(f"The converted checkpoint needs about {plan.size / 1e9:.1f} GB in {folder}, where "
                          f"{free / 1e9:.1f} GB are free; make room or name a folder on another disk.")
 
 
@@ -320,9 +325,18 @@ def _write_part(plan: Plan, part: Part, file: Path) -> int:
             tensor = grow(tensor, rows)
         if tensor.untyped_storage().nbytes() != tensor.nbytes:  # safetensors wants each tensor in memory of its own
             tensor = tensor.clone()
-        written[place] = tensor.to(plan.dtype).contiguous()
+        written[place] = _cast(tensor, plan.dtype, name).contiguous()
     save_file(written, file, metadata={"format": "pt"})
     return sum(tensor.nbytes for tensor in written.values())
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    """The tensor in another dtype; InputError where float16 cannot hold its values."""
+    cast = tensor.to(dtype)
+    if cast.dtype != tensor.dtype and bool(tensor.isfinite().all()) and not bool(cast.isfinite().all()):
+        raise InputError(f"{name} has values up to {float(tensor.abs().max()):.3g}, which {dtype} cannot hold; give "
+                         "--dtype bfloat16 or float32.")
+    return cast
 
 
 def grow(weight: torch.Tensor, rows: int) -> torch.Tensor:
