@@ -70,6 +70,7 @@ def random_weights(shape: Shape) -> LoadedModel:
 
     bounds = {"min_pixels": 4 * 28 * 28, "max_pixels": 1680 * 1680}
     small = load(LoadOptions(str(embedded_model_path()), vision="stock", **bounds))
+    small.processor.tokenizer.model_max_length = shape.text["max_position_embeddings"]
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     ends = {"bos_token_id": 0, "eos_token_id": 2}  # within the small vocabulary
     config = Qwen2_5_VLConfig(text_config=shape.text | ends, vision_config=shape.vision, tie_word_embeddings=False,
