@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoints import FAMILIES, picture, prompt_inputs
+from tiny_checkpoints import FAMILIES, build_processor, picture, prompt_inputs
 
 from transformers_agci.errors import InputError
 from transformers_agci.inference.load import LoadOptions, load
-from transformers_agci.inference.prompt import answer_token_ids, chat_text
-from transformers_agci.inference.questions import PictureFile, Question
+from transformers_agci.inference.prompt import answer_token_ids, chat_text, pictures_once, tokenize
+from transformers_agci.inference.questions import BlankPicture, PictureFile, Question
 from transformers_agci.inference.results import output_paths
 from transformers_agci.inference.run import run_questions
 from transformers_agci.inference.vision_replay import VisionReplay
@@ -101,3 +101,20 @@ def test_a_caption_cannot_bring_a_picture_of_its_own(tiny_checkpoint, family):
         chat_text(processor, Question({}, "x:1", f"Is there {token}?", (), marks=False))
     yes, no = answer_token_ids(processor)
     assert (processor.tokenizer.decode([yes]), processor.tokenizer.decode([no])) == ("Yes", "No")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_taken_once_are_the_processors_own(family):
+    processor = build_processor(family)
+    shown = [[picture(number, *size)] for number, size in enumerate(SIZES)]
+    if family in ("qwen2_5_vl", "qwen3_vl"):
+        shown[1].append(picture(9, 30, 200))  # two pictures in one prompt
+    asked = [Question({}, "x", "Is there a dog?", tuple(BlankPicture(8, 8) for _ in pictures)) for pictures in shown]
+    prompts = [chat_text(processor, question) for question in asked]
+    stock = tokenize(processor, prompts, shown)
+    with pictures_once(processor):
+        for made in (tokenize(processor, prompts, shown), tokenize(processor, prompts, shown)):
+            assert made.keys() == stock.keys()
+            for name, value in stock.items():
+                assert all(map(torch.equal, made[name], value)), name
+                assert len(made[name]) == len(value)
