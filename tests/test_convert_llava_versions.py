@@ -90,6 +90,7 @@ def test_every_version_writes_the_same_checkpoint(tmp_path):
 
 KILLED = """
 import os, signal, sys
+from pathlib import Path
 from transformers_agci.conversion import convert as converting
 
 save, calls = converting.save_file, []

@@ -41,13 +41,14 @@ COMMANDS = {
 @pytest.fixture(scope="module")
 def mmmu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of one row, for the command that reads its data before the model."""
-    from datasets import Dataset
+    import pyarrow
+    import pyarrow.parquet
 
     folder = tmp_path_factory.mktemp("mmmu")
     (folder / "vision").mkdir()
     picture = {"bytes": b"", "path": "x.png"}
     row = {"id": "test_1", "image": picture, "options": "['a', 'b']", "answer": "A", "subject": "Art"}
-    Dataset.from_list([row]).to_parquet(folder / "vision" / "test-00000-of-00001.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / "vision" / "test-00000-of-00001.parquet")
     return folder
 
 
