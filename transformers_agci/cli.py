@@ -48,7 +48,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("similarity", "similarity", "how well the vision encoder understands a picture in each of nine places"),
     Command("study", "study", "fine-tune the embedded model with AGCI off and on, over five seeds, and probe it"),
     Command("train-embedded", "train_embedded", "train the embedded model anew on a CPU, from the shipped atlas"),
-    Command("train-lora", "train_lora", "fine-tune with LoRA and AGCI by a LLaMA-Factory recipe, without LLaMA-Factory"),
+    Command("train-lora", "train_lora", "fine-tune with LoRA and AGCI by a recipe of LLaMA-Factory, without it"),
 )
 
 GROUPS = {"data": "build, check and fetch data sets"}

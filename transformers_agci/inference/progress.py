@@ -9,7 +9,7 @@ EVERY = 60.0  # seconds between two lines in a log file
 
 
 class Progress:
-    """Counts the rows (or another `unit`) of a run; `total` is what is left to do. `shown=False` says nothing at all."""
+    """Counts the rows (or another `unit`) of a run; `total` is what is left to do. `shown=False` says nothing."""
 
     def __init__(self, total: int, shown: bool = True, unit: str = "row") -> None:
         self.done = 0
