@@ -183,10 +183,10 @@ def test_second_folder_on_a_full_disk(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("shutil.copy", full)
-    control = checkpoint.with_name("control")
+    control = checkpoint.with_name(f"{checkpoint.name}-lam0")  # beside it stand the folders of other tests
     assert run(checkpoint, "0", "--output", control) == 2
-    assert "control cannot be written (No space left on device)" in capsys.readouterr().err
-    assert not list(checkpoint.parent.glob("*control*"))
+    assert "-lam0 cannot be written (No space left on device)" in capsys.readouterr().err
+    assert not list(checkpoint.parent.glob(f"*{control.name}*"))
 
 
 @pytest.mark.slow
