@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from transformers_agci.families import Family, ForwardCall
 
@@ -76,15 +77,9 @@ def refuse_lost_images(owner: Any, call: ForwardCall) -> None:
 
 
 def _runs(mask: torch.Tensor) -> list[ImageSpan]:
-    rows, columns = mask.nonzero(as_tuple=True)
-    if not len(rows):
-        return []
-    begins = torch.ones_like(rows, dtype=torch.bool)
-    begins[1:] = (rows.diff() != 0) | (columns.diff() != 1)
-    starts = begins.nonzero().flatten()
-    counts = torch.diff(starts, append=torch.tensor([len(rows)], device=starts.device))
-    runs = torch.stack([rows[starts], columns[starts], columns[starts] + counts], dim=1)
-    return [ImageSpan(*run) for run in runs.tolist()]
+    padded = nn.functional.pad(mask, (1, 1))
+    edges = (padded[:, 1:] != padded[:, :-1]).nonzero().tolist()  # (row, column): where runs begin and end, in turn
+    return [ImageSpan(row, start, stop) for (row, start), (_, stop) in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _divide(runs: list[ImageSpan], lengths: Sequence[int]) -> list[ImageSpan]:
