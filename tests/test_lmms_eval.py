@@ -22,7 +22,7 @@ PYTHON = os.environ.get("AGCI_LMMS_PYTHON")
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not PYTHON, reason="AGCI_LMMS_PYTHON names no Python with lmms-eval: make lmms-eval")]
 
-ITEMS = 40  # nine Yes and nine No rows each
+ITEMS = int(os.environ.get("AGCI_LMMS_ITEMS", "40"))  # nine Yes and nine No rows each
 PIXELS = 252 * 252  # of every composite, so that no one resizes
 LAMBDAS = ("0", "0.5")
 
@@ -115,4 +115,4 @@ def test_our_quicker_vision_tower_differs_only_where_bfloat16_does(lam, models, 
     found = ours(models[lam], parquet, tmp_path / "answers.jsonl")
     differ = sum(mine != other for mine, other in zip(found, theirs[lam].texts, strict=True))
     print(f"lambda {lam}, --vision auto: {len(found) - differ} of {len(found)} rows answered alike")
-    assert differ <= len(found) // 100
+    assert differ <= max(1, len(found) // 100)
