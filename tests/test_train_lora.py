@@ -276,7 +276,11 @@ BAD_RECIPES = {
     "unknown key": ({"learning_rat": 1}, "does not know the key learning_rat; did you mean learning_rate?"),
     "fixed key": ({"packing": True}, "packing is true, but agci train-lora takes only false"),
     "not a number": ({"learning_rate": "quick"}, "learning_rate must be a number, but is quick"),
+    "no number at all": ({"learning_rate": float("nan")}, "learning_rate must be a number, but is nan"),
+    "no end": ({"seed": float("inf")}, "seed must be a whole number, but is inf"),
     "out of range": ({"lora_rank": 0}, "lora_rank must be at least 1"),
+    "above the range": ({"lora_dropout": 1.5}, "lora_dropout must be at most 1"),
+    "tracker that is not there": ({"report_to": "nobody"}, "report_to is nobody, but installed here are only: none"),
     "no data set": ({"dataset": "tinny"}, "Did you mean: tiny? Available: tiny."),
     "no dataset_dir": ({"dataset_dir": "nowhere"}, "There is no nowhere/dataset_info.json"),
     "no media_dir": ({"media_dir": "nowhere"}, "There is no folder nowhere"),
@@ -327,6 +331,8 @@ def test_gemma3n_takes_named_layers_only(
     ("error", "what"),
     [(OSError(28, "No space left on device"), "cannot be written ([Errno 28] No space left on device)"),
      (RuntimeError("[enforce fail] PytorchStreamWriter failed writing data/3"), "goes on from the last checkpoint"),
+     (RuntimeError("basic_ios::clear: iostream error"), "goes on from the last checkpoint"),
+     (ImportError("You need to install `bitsandbytes`"), "install it or give another optim"),
      (torch.OutOfMemoryError("CUDA out of memory"), "lower per_device_train_batch_size")],
 )
 def test_errors_of_a_running_training(

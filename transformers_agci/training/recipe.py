@@ -4,6 +4,7 @@ Every key of the file is used, fixed (only one value makes sense here) or ignore
 none of the three is refused. `training/recipe_keys.py` has the tables.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -92,6 +93,8 @@ def _typed(key: Key, name: str, value: Any, source: str) -> Any:
         raise InputError(f"{source}: {name} must be one of {', '.join(key.choices)}, but is {_shown(value)}.")
     if key.minimum is not None and typed < key.minimum:
         raise InputError(f"{source}: {name} must be at least {key.minimum}, but is {_shown(value)}.")
+    if key.maximum is not None and typed > key.maximum:
+        raise InputError(f"{source}: {name} must be at most {key.maximum}, but is {_shown(value)}.")
     return typed
 
 
@@ -114,6 +117,8 @@ def _converted(kind: type, value: Any) -> Any:
             raise TypeError
         return str(value)
     number = float(value)  # YAML 1.1 reads 1e-4 as a text
+    if not math.isfinite(number):
+        raise ValueError
     if kind is int:
         if number != int(number):
             raise ValueError

@@ -15,6 +15,7 @@ class Key:
     type: type
     default: Any = None
     minimum: float | None = None
+    maximum: float | None = None
     choices: tuple[str, ...] = ()
     required: bool = False
 
@@ -101,14 +102,14 @@ TRAIN = KeyTable(
         "crop_to_patches": Key(bool, False),
         "lora_rank": Key(int, 8, 1),
         "lora_alpha": Key(int, None, 1),  # default: twice the rank
-        "lora_dropout": Key(float, 0.0, 0),
+        "lora_dropout": Key(float, 0.0, 0, 1),
         "lora_target": Key(list, ["all"]),
         "use_rslora": Key(bool, False),
         "flash_attn": Key(str, "auto", choices=tuple(ATTENTION)),
         "disable_gradient_checkpointing": Key(bool, False),
         "output_dir": Key(str, required=True),
         "overwrite_output_dir": Key(bool, False),
-        "warmup_ratio": Key(float, 0.0, 0),
+        "warmup_ratio": Key(float, 0.0, 0, 1),
         "warmup_steps": Key(float, 0.0, 0),  # below 1: a ratio, as in transformers 5
         **TRAINER_KEYS,
     },

@@ -28,6 +28,8 @@ from transformers_agci.training.steps import Steps
 
 Say = Callable[[str], None]
 
+TORCH_UNWRITTEN = ("PytorchStreamWriter", "iostream error")  # what torch.save says on a full disk
+
 # Keys that change neither the adapter nor what a run can go on from.
 NOT_COMPARED = {"output_dir", "overwrite_output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to",
                 "dataloader_num_workers", "ddp_timeout", "ddp_backend", "model_name_or_path", "dataset_dir",
@@ -92,6 +94,7 @@ def training_arguments(recipe: Recipe) -> Any:
         given["warmup_steps"] = steps or ratio
     else:
         given |= {"warmup_steps": int(steps), "warmup_ratio": ratio if steps < 1 else 0.0}
+    _check_tracker(recipe)
     try:
         return transformers.TrainingArguments(
             output_dir=recipe["output_dir"],
@@ -104,6 +107,14 @@ def training_arguments(recipe: Recipe) -> Any:
     except (ValueError, ImportError, RuntimeError) as error:
         raise InputError(f"{recipe.source}: transformers refuses these training settings "
                          f"({' '.join(str(error).split())[:300]}).") from error
+
+
+def _check_tracker(recipe: Recipe) -> None:
+    """InputError where `report_to` names something that is not installed; Trainer would say so when the model is up."""
+    known = ("none", "all", *transformers.integrations.get_available_reporting_integrations())
+    if recipe["report_to"] not in known:
+        raise InputError(f"{recipe.source}: report_to is {recipe['report_to']}, but installed here are only: "
+                         f"{', '.join(known)}.")
 
 
 def settings_of(
@@ -154,7 +165,7 @@ def _fit(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         trainer.save_model()
         trainer.save_state()
-    except (InputError, OSError, SafetensorError, RuntimeError) as error:
+    except (InputError, OSError, SafetensorError, RuntimeError, ImportError) as error:
         told = _remedy(error, folder)
         if told is None:
             raise
@@ -175,9 +186,12 @@ def _remedy(error: Exception, folder: Path) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         return ("The GPU has not enough memory for this training: lower per_device_train_batch_size (raising "
                 "gradient_accumulation_steps) or cutoff_len, or take more GPUs.")
-    if isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error):
-        return (f"output_dir {folder} cannot be written ({' '.join(str(error).split())[:200]}); the same command goes "
-                "on from the last checkpoint.")
+    if isinstance(error, ImportError):  # of an optimizer
+        return (f"This training needs a package that is not installed ({' '.join(str(error).split())[:200]}); install "
+                "it or give another optim.")
+    if isinstance(error, OSError | SafetensorError) or any(word in str(error) for word in TORCH_UNWRITTEN):
+        reason = "the disk may be full" if isinstance(error, RuntimeError) else " ".join(str(error).split())[:200]
+        return f"output_dir {folder} cannot be written ({reason}); the same command goes on from the last checkpoint."
     if isinstance(error, InputError):  # of a worker process: our sentence is the end of its traceback
         return str(error).strip().rpartition("InputError: ")[2]
     return None
