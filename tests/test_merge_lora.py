@@ -205,6 +205,21 @@ def test_bad_input_is_one_sentence(
     assert not (tmp_path / "merged").exists()
 
 
+def test_a_quantized_base(
+    tuned: Callable[[str], Tuned], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = tuned("qwen2_5_vl")
+    base = tmp_path / "base"
+    shutil.copytree(parts.base, base)
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.0.self_attn.q_proj.weight"))
+    for dtype, spelled in ((torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")):
+        save_file(weights | {name: weights[name].to(dtype)}, base / "model.safetensors", metadata={"format": "pt"})
+        assert main(words(tmp_path, "qwen2_5_vl", Tuned(base, parts.adapter))) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"holds {name} as {spelled}, and adapters are not merged into quantized checkpoints" in said
+
+
 @pytest.mark.parametrize("other", ["llava", "qwen3_vl"])
 def test_adapter_of_another_family(
     other: str, tuned: Callable[[str], Tuned], tiny_checkpoint: Callable[[str], Path], tmp_path: Path,

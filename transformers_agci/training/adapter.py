@@ -125,7 +125,9 @@ def _changes(weights: Path, config: Mapping[str, Any]) -> list[Change]:
             stem = down.removesuffix(".lora_A.weight")
             up = f"{stem}.lora_B.weight"
             rank, inside = opened.get_slice(down).get_shape()
-            outside, _ = opened.get_slice(up).get_shape()
+            outside, joined = opened.get_slice(up).get_shape()
+            if joined != rank:
+                raise ValueError(f"{down} and {up} have the ranks {rank} and {joined}")
             layer = stem.removeprefix("base_model.model.")
             changes.append(Change(layer, weights, down, up, (outside, inside), _scale(config, layer, rank)))
             names -= {down, up}
@@ -142,4 +144,4 @@ def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
 
 
 def _of_layer(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
-    return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?{key}", layer)), default)
+    return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", layer)), default)

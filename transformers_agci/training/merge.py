@@ -136,6 +136,10 @@ def _weights(checkpoint: Checkpoint, adapter: Adapter) -> list[Weight]:
     tensors = list(_headers(checkpoint.folder))
     changes = adapter.match({name: shape for _, name, shape, _ in tensors}, checkpoint)
     computed = _computed_dtype(checkpoint.config)
+    for file, name, _, dtype in tensors:
+        if name in changes and dtype not in DTYPES:
+            raise InputError(f"{file} holds {name} as {dtype}, and adapters are not merged into quantized checkpoints; "
+                             "name the model they were made of.")
     return [Weight(name, file, shape, _wider(dtype, computed) if name in changes else dtype, changes.get(name))
             for file, name, shape, dtype in tensors]
 
@@ -146,6 +150,9 @@ def _headers(folder: Path) -> Iterator[tuple[Path, str, tuple[int, ...], str]]:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
                     part = opened.get_slice(name)
+                    if part.get_dtype() not in BYTES:
+                        raise InputError(f"{file} holds {name} as {part.get_dtype()}, and adapters are not merged into "
+                                         f"quantized checkpoints; dtypes that are known: {', '.join(BYTES)}.")
                     yield file, name, tuple(part.get_shape()), part.get_dtype()
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} is not a whole safetensors file ({error}).") from error
