@@ -67,6 +67,8 @@ def change(file: Path, edit: Any) -> None:
     ("mm_vision_tower", "google/siglip-so400m", ("google/siglip-so400m", "--vision_tower")),
     ("mm_vision_tower", None, ("'mm_vision_tower'",)),
     ("hidden_size", None, ("'hidden_size'",)),
+    ("num_attention_heads", 0, ("num_attention_heads must be a whole number of at least 1",)),
+    ("vocab_size", "many", ("vocab_size must be a whole number of at least 1", "'many'")),
     ("hidden_size", 48, ("shape", "do not belong together")),
     ("num_hidden_layers", 3, ("no place for", "layers.3")),
     ("num_hidden_layers", 5, ("lacks 9 of", "layers.4")),

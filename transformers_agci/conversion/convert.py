@@ -293,6 +293,9 @@ def _try_loading(folder: Path) -> None:
     except ImportError as error:
         raise InputError(f"The processor of LLaVA needs a package that is not installed: {error_line(error)} "
                          "(pip install 'transformers-agci[eval]' brings all of them).") from error
+    except Exception as error:  # its checks of a config's values raise in many ways
+        raise InputError(f"transformers refuses what follows from the original config.json ({error_line(error)}); "
+                         "nothing was converted.") from error
 
 
 def _write_weights(plan: Plan, folder: Path) -> tuple[dict[str, str], dict[str, Any]]:

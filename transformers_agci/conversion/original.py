@@ -21,8 +21,8 @@ TEXT_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layer
              "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "initializer_range",
              "rms_norm_eps", "use_cache", "rope_theta", "rope_scaling", "sliding_window", "attention_dropout",
              "bos_token_id", "eos_token_id")
-NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-          "mm_vision_tower", "mm_projector_type", "mm_vision_select_layer")
+COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+NEEDED = (*COUNTS, "mm_vision_tower", "mm_projector_type", "mm_vision_select_layer")
 TOWER_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels",
               "image_size", "patch_size", "hidden_act", "layer_norm_eps")
 STRATEGIES = {"patch": "default", "cls_patch": "full"}  # mm_vision_select_feature -> transformers' word
@@ -72,6 +72,9 @@ def read_original(folder: Path) -> Original:
     for key in NEEDED:
         if config.get(key) is None:
             raise InputError(f"{path} has no {key!r}, which every original LLaVA checkpoint of version 1.5 or 1.6 has.")
+    for key in COUNTS:
+        if not isinstance(config[key], int) or config[key] < 1:
+            raise InputError(f"{path}: {key} must be a whole number of at least 1, but is {config[key]!r}.")
     _refuse(path, config)
     original = Original(path, config, config.get("image_aspect_ratio") == "anyres",
                         config["model_type"] == "llava_mistral")

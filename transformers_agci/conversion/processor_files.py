@@ -93,11 +93,17 @@ def read_tokenizer(folder: Path, original: Original) -> Vocabulary:
 def _added_tokens(folder: Path, pieces: int) -> list[str]:
     """Tokens that the original added behind tokenizer.model's pieces, in the order of their ids."""
     found: dict[int, str] = {}
-    if (folder / "added_tokens.json").exists():
-        found |= {int(number): text for text, number in read_json(folder / "added_tokens.json").items()}
-    if (folder / "tokenizer_config.json").exists():
-        told = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-        found |= {int(number): token["content"] for number, token in told.items()}
+    try:
+        if (folder / "added_tokens.json").exists():
+            found |= {int(number): text for text, number in read_json(folder / "added_tokens.json").items()}
+        if (folder / "tokenizer_config.json").exists():
+            told = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+            found |= {int(number): token["content"] for number, token in told.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"added_tokens.json or tokenizer_config.json of {folder} does not list tokens with their ids "
+                         f"({type(error).__name__}: {error}); download both again.") from error
     found = {number: text for number, text in found.items() if number >= pieces}
     if sorted(found) != list(range(pieces, pieces + len(found))):
         raise InputError(f"The added tokens of {folder} have the ids {sorted(found)}, which do not follow "

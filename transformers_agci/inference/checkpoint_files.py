@@ -115,7 +115,7 @@ def indexed_files(index: Path) -> list[Path]:
     """The weight files that an index names, all of them beside it; InputError if one is missing or elsewhere."""
     folder = index.parent
     try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        names = sorted(set(map(os.fspath, read_json(index)["weight_map"].values())))
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index} has no weight_map.") from error
     inside = [name for name in names if Path(name).name == name]
