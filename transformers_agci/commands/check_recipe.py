@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE.yaml", help="a recipe for llamafactory-cli train or export")
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="values that replace the recipe's")
+    parser.add_argument("changes", nargs="*", default=(), metavar="key=value", help="values that replace the recipe's")
 
 
 def run(args: argparse.Namespace) -> int:

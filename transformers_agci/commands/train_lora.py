@@ -11,7 +11,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE.yaml", help="one of LLaMA-Factory's, as in configs/train_lora")
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="values that replace the recipe's")
+    parser.add_argument("changes", nargs="*", default=(), metavar="key=value", help="values that replace the recipe's")
 
 
 def run(args: argparse.Namespace) -> int:

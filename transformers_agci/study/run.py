@@ -41,7 +41,10 @@ class Study:
 
     def run(self, say: Callable[[str], None] = print) -> None:
         """Train, merge and probe whatever is not finished yet."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output_dir {self.folder} cannot be made ({error.strerror}).") from error
         data = embedded_data(self.folder / "probe_set", self.items, PROBE)
         for lam in LAMBDAS:
             self._copy_base(lam)
