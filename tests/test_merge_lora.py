@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import training_data as td
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import FAMILIES, build_processor, picture, prompt_inputs
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -241,6 +242,24 @@ def test_adapter_of_another_family(
         assert what in said
         assert "It says that it belongs to" in said
     assert not (tmp_path / "merged").exists()
+
+
+def test_after_a_kill(
+    tuned: Callable[[str], Tuned], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed merge left is room for the next one, which takes it away; two at a time are refused."""
+    command = words(tmp_path, "qwen2_5_vl", tuned("qwen2_5_vl"))
+    left = tmp_path / ".merged.unfinished"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(bytes(2 * 10**6))
+    with FileLock(tmp_path / ".merged.lock"):
+        assert main(command) == 2
+    assert "Another program is merging into" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(merge.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 9, 9))
+        assert main(command) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["merge.yaml", "merged"]
+    assert len(load_file(tmp_path / "merged" / "model.safetensors")) > 1
 
 
 def test_no_room(

@@ -5,20 +5,18 @@ named with the reason why it has none, and every place is filled. Then each sour
 folder gets its name as the last step; until then it is a hidden sibling that the next run clears away.
 """
 
-import contextlib
 import errno
 import hashlib
 import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -30,6 +28,7 @@ from transformers_agci.conversion.original import Original
 from transformers_agci.conversion.shards import Shard, check_index, error_line, unread, weight_files
 from transformers_agci.errors import InputError
 from transformers_agci.inference.checkpoint_files import CONFIG, INDEX
+from transformers_agci.inference.folder_lock import alone
 from transformers_agci.inference.load import one_thread_on_cpu
 
 MANIFEST = "conversion_manifest.json"
@@ -89,8 +88,7 @@ def convert(source: Path, output: Path, *, tower: Path | None = None, dtype: str
     plan = make_plan(source, tower, dtype)
     unfinished = output.with_name(f".{output.name}.unfinished")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(output):
+        with alone(output, "converting into"):
             if unfinished.exists():
                 shutil.rmtree(unfinished)
             _check_space(plan, output.parent)
@@ -106,20 +104,6 @@ def convert(source: Path, output: Path, *, tower: Path | None = None, dtype: str
     before = int(plan.original.config["vocab_size"])
     return Converted(output, sum(len(part.places) for part in plan.parts), len(plan.parts),
                      (before, plan.config["text_config"]["vocab_size"]), plan.unused)
-
-
-@contextlib.contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """No other process converts into `output` meanwhile."""
-    file = output.with_name(f".{output.name}.lock")
-    try:
-        with FileLock(file, timeout=0):
-            try:
-                yield
-            finally:
-                file.unlink(missing_ok=True)
-    except Timeout as error:
-        raise InputError(f"Another program is converting into {output}; wait for it or name another folder.") from error
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

@@ -9,7 +9,6 @@ import errno
 import itertools
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from transformers_agci.errors import InputError
 from transformers_agci.inference import manifest
 from transformers_agci.inference.checkpoint_files import HUB_FILES, INDEX, check_weights, fingerprint
+from transformers_agci.inference.folder_lock import alone
 from transformers_agci.inference.progress import Progress
 from transformers_agci.training.adapter import Adapter, Change, read_adapter
 from transformers_agci.training.checks import Checkpoint, Findings, read_checkpoint
@@ -72,6 +72,11 @@ class Merge:
         return sum(weight.size for weight in self.weights) + sum(file.stat().st_size for file in self.other_files)
 
     @property
+    def unfinished(self) -> Path:
+        """Where the checkpoint stands until it is whole; a killed merge leaves it, the next one takes it away."""
+        return self.target.with_name(f".{self.target.name}.unfinished")
+
+    @property
     def changed(self) -> int:
         """How many weights the adapter changes."""
         return sum(weight.change is not None for weight in self.weights)
@@ -114,7 +119,7 @@ def is_done(merge: Merge) -> bool:
 
 def _check_room(merge: Merge) -> None:
     there = next(folder for folder in (merge.target, *merge.target.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(there).free + sum(file.stat().st_size for file in merge.unfinished.glob("*"))
     if free < merge.size:
         raise InputError(f"export_dir {merge.target} needs {_gb(merge.size)} GB, but only {_gb(free)} GB are free "
                          "there; make room or give another folder.")
@@ -177,13 +182,21 @@ def write(merge: Merge) -> Path:
     """
     if merge.target.exists() and (not merge.target.is_dir() or any(merge.target.iterdir())):
         raise InputError(f"export_dir {merge.target} exists and is not empty; give another one, or take it away.")
-    started = manifest.now()
     try:
-        merge.target.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=merge.target.parent, prefix=f".{merge.target.name}.unfinished-"))
-        made.chmod(0o755)
-    except OSError as error:
-        raise InputError(f"export_dir {merge.target} cannot be written ({error.strerror or error}).") from error
+        with alone(merge.target, "merging into"):
+            _write_whole(merge)
+    except (OSError, SafetensorError) as error:
+        raise InputError(_why_not(merge, error)) from error
+    return merge.target
+
+
+def _write_whole(merge: Merge) -> None:
+    """Write `merge.unfinished`, which then takes the target's name."""
+    started = manifest.now()
+    made = merge.unfinished
+    if made.exists():
+        shutil.rmtree(made)
+    made.mkdir()
     try:
         for file in merge.other_files:
             shutil.copy(file, made / file.name)
@@ -195,11 +208,8 @@ def write(merge: Merge) -> Path:
         if merge.target.exists():
             merge.target.rmdir()  # empty: that was checked
         made.rename(merge.target)
-    except (OSError, SafetensorError) as error:
-        raise InputError(_why_not(merge, error)) from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
-    return merge.target
 
 
 def _why_not(merge: Merge, error: Exception) -> str:
