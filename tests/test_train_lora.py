@@ -12,6 +12,7 @@ import pytest
 import torch
 import training_data as td
 from decoder_inputs import expected_embeds
+from filelock import FileLock
 from safetensors.torch import load_file
 from tiny_checkpoints import FAMILIES, picture
 
@@ -304,6 +305,17 @@ def test_bad_recipes_are_one_sentence(
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("agci: ")
     assert what in said
+
+
+def test_one_training_at_a_time(
+    keyed: Made, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = td.training_recipe("qwen2_5_vl", keyed("qwen2_5_vl"), data, tmp_path / "saves" / "out")
+    (tmp_path / "saves").mkdir()
+    with FileLock(tmp_path / "saves" / ".out.lock"):
+        assert train(tmp_path / "r.yaml", raw) == 2
+    assert "Another program is training into" in capsys.readouterr().err
+    assert not (tmp_path / "saves" / "out").exists()
 
 
 def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,19 +6,32 @@
     finished   whether the adapter in the folder is the last step's
 """
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError
+from transformers_agci.inference.folder_lock import alone
 from transformers_agci.inference.manifest import differences, replace_file
 
 MANIFEST = "training.manifest.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Without one of these a checkpoint was torn while it was written; Trainer writes the state last.
 CHECKPOINT_FILES = (ADAPTER_WEIGHTS, "optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """No other training writes `folder` meanwhile; InputError if one does, or if it cannot be written."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(alone(folder, "training into"))
+        except OSError as error:
+            raise InputError(f"output_dir {folder} cannot be written ({error.strerror or error}).") from error
+        yield
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """`agci train-lora`: a recipe on peft and transformers' Trainer, with AGCI on where the checkpoint's config says so."""
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -42,6 +43,12 @@ def train(recipe: Recipe, say: Say = print) -> Path:
     `say` prints what a user should know; under torchrun only the first process speaks.
     Raises InputError for everything that can be known before the first step.
     """
+    leads = os.environ.get("RANK", "0") == "0"
+    with outputs.held(Path(recipe["output_dir"])) if leads else contextlib.nullcontext():
+        return _train(recipe, say)
+
+
+def _train(recipe: Recipe, say: Say) -> Path:
     recipe.refuse_unsupported()
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()  # our own bar fits into a log file
