@@ -23,6 +23,7 @@ from transformers_agci.training import run as training_run
 from transformers_agci.training.batches import Collator, Examples, wants_image_marks
 from transformers_agci.training.checks import Findings
 from transformers_agci.training.encoding import IGNORED, kept_lengths
+from transformers_agci.training.pictures import Bounds
 from transformers_agci.training.prepare import inputs_of, load_model, look_at
 from transformers_agci.training.recipe import is_merging, parse_recipe, read_recipe
 from transformers_agci.training.templates import TEMPLATES
@@ -305,6 +306,13 @@ def test_bad_recipes_are_one_sentence(
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("agci: ")
     assert what in said
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_bound_takes_a_side_away(family: str) -> None:
+    for size in ((600_000, 1), (1, 600_000), (400, 24)):
+        assert all(min(step) >= 1 for step in Bounds(max_pixels=1, min_pixels=1).steps(size, family))
+        assert all(min(step) >= 1 for step in Bounds().steps(size, family))
 
 
 def test_one_training_at_a_time(

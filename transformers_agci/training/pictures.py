@@ -44,7 +44,7 @@ class Bounds:
 
 def _scaled(size: Size, pixels: int) -> Size:
     factor = math.sqrt(pixels / (size[0] * size[1]))
-    return int(size[0] * factor), int(size[1] * factor)
+    return max(1, int(size[0] * factor)), max(1, int(size[1] * factor))
 
 
 # Qwen's processor refuses pictures that are narrower than a token or longer than 200 times their width.
