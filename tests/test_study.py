@@ -69,6 +69,15 @@ def test_bad_numbers(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert f"{option} must be at least 1" in capsys.readouterr().err
 
 
+def test_another_study_stands_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "study.json").write_text(json.dumps({"steps": 7, "items": 1, "learning_rate": 1e-3}))
+    assert main(["study", "--output_dir", str(tmp_path), "--steps", "9", "--items", "1"]) == 2
+    assert "steps is 7 there and 9 now; give another --output_dir" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+    assert main(["study", "--output_dir", str(tmp_path / "study.json")]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 def test_a_small_study_and_once_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 from transformers_agci.embedded.location import embedded_model_path
 from transformers_agci.errors import InputError
+from transformers_agci.inference.checkpoint_files import read_json
 from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.manifest import differences, replace_file
 from transformers_agci.inference.run import RunSummary
 from transformers_agci.lam import LAMBDA_KEY, lambda_text
 from transformers_agci.probes.position_data import ProbeData, embedded_data
@@ -45,6 +47,7 @@ class Study:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--output_dir {self.folder} cannot be made ({error.strerror}).") from error
+        self._refuse_another_study()
         data = embedded_data(self.folder / "probe_set", self.items, PROBE)
         for lam in LAMBDAS:
             self._copy_base(lam)
@@ -56,6 +59,17 @@ class Study:
                 say(f"seed {seed}, lambda {lambda_text(lam)}")
                 merged = self._tune(seed, lam, lessons, say)
                 self._probe(merged, seed, lam, data, say)
+
+    def _refuse_another_study(self) -> None:
+        """InputError where a study with other numbers was begun in the folder; more seeds may be added to one."""
+        file = self.folder / "study.json"
+        mine = {"steps": self.steps, "items": self.items, "learning_rate": self.learning_rate}
+        if not file.exists():
+            replace_file(file, json.dumps(mine).encode() + b"\n")
+        differ = differences(read_json(file), mine)
+        if differ:
+            raise InputError(f"{self.folder} holds a study with other settings: {'; '.join(differ)}; give another "
+                             "--output_dir, or the same numbers to go on.")
 
     def _place(self, seed: int | None, lam: float) -> Path:
         return self.folder / f"{'as_it_was' if seed is None else f'seed{seed}'}.lam{lambda_text(lam)}"
