@@ -4,7 +4,7 @@ import json
 import os
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +102,18 @@ def test_pictures_with_unequal_question_counts_are_encoded_and_prefilled_once(lo
     assert counts.replayed_tokens > len(LAMBDAS) * (len(asked) - 8) * image_tokens
     manifest = json.loads((tmp_path / "A.lam0.manifest.json").read_text())
     assert manifest["runs"][0]["prefill_tokens"] == counts.prefill_tokens
+
+
+@pytest.mark.parametrize(("scope", "spared"), [("image", True), ("batch", False)])
+def test_a_batch_that_lost_a_row_shares_nothing_that_depends_on_its_mates(loaded, pictures, tmp_path, scope, spared):
+    questions = probe(pictures, items=1)
+    bad = questions[-1]
+    questions[-1] = replace(bad, text=loaded.processor.image_token)  # the shorter text: it is the second batch that lacks a row
+    counts = ask(loaded, questions, tmp_path / "A.jsonl", scope=scope).counts
+    assert len(counts.failed) == 1
+    assert (counts.replayed_tokens > 0) is spared
+    whole = ask(loaded, probe(pictures, items=1), tmp_path / "B.jsonl", scope=scope).counts
+    assert whole.replayed_tokens > 0
 
 
 def test_answers_are_those_of_generate_on_each_row_alone(loaded, pictures, tmp_path):

@@ -44,6 +44,9 @@ def test_two_processes_write_what_one_writes(name, tmp_path):
     assert any(file.endswith(".jsonl") and content for file, content in found[0].items())
     assert len(said[0]) == len(said[1]) == 1
     assert not list((tmp_path / "two").rglob("*.parts"))
-    refused = run(TEAM, name, tmp_path / "two", "--shard", "0/2")
+
+
+def test_a_share_of_a_share_is_refused(tmp_path):
+    refused = run(TEAM, "similarity", tmp_path, "--shard", "0/2")
     assert refused.returncode != 0
     assert "under torchrun the blocks are shared out already" in refused.stderr

@@ -277,11 +277,13 @@ class _Run:
         if self.token_grid is None and prepared.batches and prepared.batches[0].pictures:
             self.token_grid = self._token_grid(prepared.batches[0])
         inputs = self._on_device(prepared.batches)
+        # The first batch's keys and values serve the others. With one mean for a whole batch they depend on its mates.
+        serves = len(prepared.batches) > 1 and (
+            self.scope == "image" or len({batch.pictures for batch in prepared.batches}) == 1)
         for i in work.lacking:
             handle.lam = self.lambdas[i]
             for number, batch in enumerate(prepared.batches):
-                # The first batch's keys and values serve the others, if there are any.
-                keep = number == 0 and len(prepared.batches) > 1
+                keep = serves and number == 0
                 made = self._answer_batch(batch, inputs[number], work.block, replays, keep)
                 work.answers.setdefault(i, {}).update(made)
                 bar.add(len(made))
