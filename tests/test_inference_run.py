@@ -107,8 +107,8 @@ def test_pictures_with_unequal_question_counts_are_encoded_and_prefilled_once(lo
 @pytest.mark.parametrize(("scope", "spared"), [("image", True), ("batch", False)])
 def test_a_batch_that_lost_a_row_shares_nothing_that_depends_on_its_mates(loaded, pictures, tmp_path, scope, spared):
     questions = probe(pictures, items=1)
-    bad = questions[-1]
-    questions[-1] = replace(bad, text=loaded.processor.image_token)  # the shorter text: it is the second batch that lacks a row
+    # A text of the second batch, since it is the shorter one.
+    questions[-1] = replace(questions[-1], text=loaded.processor.image_token)
     counts = ask(loaded, questions, tmp_path / "A.jsonl", scope=scope).counts
     assert len(counts.failed) == 1
     assert (counts.replayed_tokens > 0) is spared
