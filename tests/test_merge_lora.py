@@ -221,6 +221,21 @@ def test_a_quantized_base(
         assert f"holds {name} as {spelled}, and adapters are not merged into quantized checkpoints" in said
 
 
+def test_an_adapter_that_is_not_a_number(
+    tuned: Callable[[str], Tuned], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = tuned("qwen2_5_vl")
+    adapter = tmp_path / "adapter"
+    shutil.copytree(parts.adapter, adapter)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = next(name for name in weights if "lora_B" in name)
+    weights[name][0, 0] = float("nan")
+    save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    assert main(words(tmp_path, "qwen2_5_vl", Tuned(parts.base, adapter))) == 2
+    assert "infinite or not a number" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
 @pytest.mark.parametrize("other", ["llava", "qwen3_vl"])
 def test_adapter_of_another_family(
     other: str, tuned: Callable[[str], Tuned], tiny_checkpoint: Callable[[str], Path], tmp_path: Path,

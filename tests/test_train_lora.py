@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,11 @@ def test_only_answers_are_learnt(keyed: Made, data: Path, tmp_path: Path) -> Non
     row = Examples(training.data.conversations, encoder, inputs, training.data.root)[2]
     text = loaded.processor.tokenizer.decode([i for i in row.encoded.labels if i != IGNORED])
     assert text == "No, the square is not red.<|im_end|>\nYes<|im_end|>\n"
-    assert [i for i, label in zip(*row.encoded, strict=True) if label != IGNORED] == \
+    length = len(row.encoded.ids)
+    for cutoff, cut in ((length, False), (length - 1, True)):
+        shorter = Examples(training.data.conversations, replace(encoder, cutoff=cutoff), inputs, training.data.root)[2]
+        assert shorter.encoded.cut is cut
+    assert [i for i, label in zip(row.encoded.ids, row.encoded.labels, strict=True) if label != IGNORED] == \
         [label for label in row.encoded.labels if label != IGNORED]
 
 

@@ -90,8 +90,8 @@ def refuse_original_llava(checkpoint: Path | str, config: dict[str, Any]) -> Non
     twin = SUPPORTED_FAMILIES["llava_next" if anyres else ORIGINAL_LLAVA[config["model_type"]]].hub_id
     raise InputError(f"{checkpoint} has the layout of the original LLaVA repository (model_type "
                      f"{config['model_type']!r}), which transformers cannot load; convert it once with "
-                     f"'agci convert-llava {checkpoint} {Path(checkpoint).name}-hf' and name the new folder, or use "
-                     f"its transformers twin {twin}.")
+                     f"'agci convert-llava {checkpoint} {Path(checkpoint).name}-hf' and name the new folder, or take "
+                     f"the llava-hf checkpoint of the same model; that of the 7B is {twin}.")
 
 
 def _refuse_code(file: Path) -> None:

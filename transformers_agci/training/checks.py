@@ -151,7 +151,7 @@ def check_lengths(
         if all(name in training.data.sizes for name in conversation.pictures):  # else it is among the errors
             try:
                 tokens = [inputs.tokens(training.data.sizes[name]) for name in conversation.pictures]
-                cut += len(encoder.encode(conversation, tokens).ids) == encoder.cutoff
+                cut += encoder.encode(conversation, tokens).cut
             except InputError as error:
                 findings.errors.append(str(error))
         if seen:

@@ -13,10 +13,11 @@ IGNORED = -100  # a label that the loss passes over
 
 
 class Encoded(NamedTuple):
-    """Token ids and labels of one conversation, equally long."""
+    """Token ids and labels of one conversation, equally long; `cut` says whether some of it is left out."""
 
     ids: list[int]
     labels: list[int]
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,14 @@ class Encoder:
         """
         ids: list[int] = []
         labels: list[int] = []
+        cut = False
         for prompt, answer in self._turns(conversation, tokens):
             room = self.cutoff - len(ids)
             if room <= 0:
+                cut = True
                 break
             prompt_kept, answer_kept = kept_lengths(len(prompt), len(answer), room)
+            cut = cut or (prompt_kept, answer_kept) != (len(prompt), len(answer))
             ids += prompt[:prompt_kept] + answer[:answer_kept]
             labels += [IGNORED] * prompt_kept + answer[:answer_kept]
         (mark,) = self._ids(self.template.picture_token)
@@ -54,7 +58,7 @@ class Encoder:
             raise InputError(f"{conversation.where}: cutoff_len {self.cutoff} cuts off image tokens (the pictures have "
                              f"{sum(tokens)}, {ids.count(mark)} would be left); raise cutoff_len, lower "
                              "image_max_pixels, or take the row out.")
-        return Encoded(ids, labels)
+        return Encoded(ids, labels, cut)
 
     def _turns(self, conversation: Conversation, tokens: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
         """Ids of question and answer, turn by turn; what stands before the first question belongs to it."""

@@ -255,7 +255,11 @@ def _tensors(group: list[Weight], bar: Progress) -> Iterator[tuple[str, torch.Te
             for weight in weights:
                 tensor = opened.get_tensor(weight.name)
                 if weight.change is not None:
-                    merged = tensor.float() + weight.change.delta()
-                    tensor = merged.to(DTYPES[weight.dtype])
+                    merged = (tensor.float() + weight.change.delta()).to(DTYPES[weight.dtype])
+                    if not bool(merged.isfinite().all()):
+                        raise InputError(f"Merging makes {weight.name} infinite or not a number: the adapter or the "
+                                         "base holds such values, or they are too large for the base's "
+                                         f"{weight.dtype}; nothing was written.")
+                    tensor = merged
                 yield weight.name, tensor.contiguous()
                 bar.add(1)
