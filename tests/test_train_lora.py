@@ -398,6 +398,8 @@ def test_check_recipe_of_a_good_recipe(
     assert f"has no {LAMBDA_KEY}: AGCI is off in this training" in said
     assert "only LLaMA-Factory can tell: r.yaml: deepspeed is ds.json" in said
     assert not (tmp_path / "out").exists()
+    assert main(["check-recipe", str(tmp_path / "r.yaml"), "lora_target=q_porj"]) == 2
+    assert "the language model has no linear layer 'q_porj'; it has: down_proj" in capsys.readouterr().out
 
 
 def test_large_pictures_are_reduced_as_the_recipe_says(keyed: Made, tmp_path: Path) -> None:

@@ -46,11 +46,15 @@ def _check_merging(recipe: "Recipe", findings: "Findings") -> None:
 
 
 def _check_training(recipe: "Recipe", findings: "Findings") -> None:
+    from transformers_agci.training.lora import target_layers
     from transformers_agci.training.prepare import inputs_of, load_model, look_at, measure
 
     training = look_at(recipe, findings)
-    encoder, inputs = inputs_of(recipe, training, load_model(recipe, weights=False))
+    loaded = load_model(recipe, weights=False)
+    layers = target_layers(loaded.model, recipe["lora_target"])
+    encoder, inputs = inputs_of(recipe, training, loaded)
     cut = measure(training, encoder, inputs, findings)
     data = training.data
+    findings.notes.append(f"{len(layers)} linear layers of the language model get an adapter.")
     findings.notes.append(f"{len(data.conversations)} rows, {len(data.sizes)} pictures; {cut} rows are cut to "
                           f"cutoff_len {encoder.cutoff}.")
