@@ -1,6 +1,7 @@
 """`agci` itself: the table of commands, what loads torch, and how mistakes end."""
 
 import importlib
+import os
 import subprocess
 import sys
 
@@ -59,3 +60,12 @@ def test_a_missing_package_is_one_sentence(
     assert said.count("\n") == 1
     assert "needs the package 'matplotlib'" in said
     assert "transformers-agci[eval]" in said
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["prob"], 2)])
+def test_a_process_of_torchrun_ends_with_the_commands_code(words, code):
+    """It leaves without Python's shutdown, so that what it printed must be out by then."""
+    done = subprocess.run([sys.executable, "-m", "transformers_agci.cli", *words], capture_output=True, text=True,
+                          check=False, env=os.environ | {"TORCHELASTIC_RUN_ID": "one"})
+    assert done.returncode == code
+    assert "transformers-agci" in done.stdout if code == 0 else "Did you mean: probe?" in done.stderr

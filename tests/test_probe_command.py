@@ -349,10 +349,10 @@ TEMPLATE = '''"""The position probe on a {name} checkpoint: `python eval_laion_b
 
 import sys
 
-from transformers_agci.cli import main
+from transformers_agci.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(["probe", "--family", "{model_type}", *sys.argv[1:]]))
+    program(["probe", "--family", "{model_type}", *sys.argv[1:]])
 '''
 
 

@@ -36,7 +36,7 @@ def test_every_command_can_be_typed(family):
             assert (ROOT / script).is_file(), script
             if script.endswith(".sh"):
                 continue
-            inner = re.search(r"main\(\[(.*?)[,\]] *\*?", (ROOT / script).read_text())
+            inner = re.search(r"program\(\[(.*?)[,\]] *\*?", (ROOT / script).read_text())
             assert inner is not None
             words = ["agci", shlex.split(inner[1].replace(",", " "))[0], *words[words.index(script) + 1 :]]
         parser, command = cli._parser(words[1:])

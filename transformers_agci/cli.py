@@ -1,11 +1,12 @@
 """`agci <command>`: the table of commands, and what happens to their errors."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from transformers_agci.errors import InputError
 
@@ -129,5 +130,18 @@ def _unknown(words: str) -> str:
     return f"Unknown command '{words}'.{hint} Available: {', '.join(names)}."
 
 
+def program(argv: Sequence[str] | None = None) -> NoReturn:
+    """`main` as a process of its own: what the `agci` command and the scripts are."""
+    code = main(argv)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # Everything is written. While Python shuts down, a thread of torchrun's process group now and then aborts the
+        # process, and torchrun then calls the whole run a failure.
+        with contextlib.suppress(OSError, ValueError):  # a reader that has gone away
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -2,7 +2,7 @@
 
 import sys
 
-from transformers_agci.cli import main
+from transformers_agci.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(["occlusion", "--family", "qwen2_5_vl", *sys.argv[1:]]))
+    program(["occlusion", "--family", "qwen2_5_vl", *sys.argv[1:]])

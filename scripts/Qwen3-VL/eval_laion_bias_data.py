@@ -2,7 +2,7 @@
 
 import sys
 
-from transformers_agci.cli import main
+from transformers_agci.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(["probe", "--family", "qwen3_vl", *sys.argv[1:]]))
+    program(["probe", "--family", "qwen3_vl", *sys.argv[1:]])

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from transformers_agci.cli import main
+from transformers_agci.cli import program
 
 if __name__ == "__main__":
     beside = str(Path(__file__).resolve().parents[1])
-    sys.exit(main(["mmmu-pro", "--family", "qwen2_5_vl", "--output_root", beside, *sys.argv[1:]]))
+    program(["mmmu-pro", "--family", "qwen2_5_vl", "--output_root", beside, *sys.argv[1:]])
