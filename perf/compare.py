@@ -37,8 +37,10 @@ class Comparison:
     def run(self) -> None:
         """Print everything."""
         unit = clock_name(self.loaded.device)
-        say(f"{len(self.asked)} questions x {len(self.lambdas)} lambdas, {self.loaded.model.dtype}, answers per {unit} "
-            "(and per second of the clock)\n")
+        say(
+            f"{len(self.asked)} questions x {len(self.lambdas)} lambdas, {self.loaded.model.dtype}, answers per {unit} "
+            "(and per second of the clock)\n"
+        )
         self._warm_up()
         for number in range(1, self.rounds + 1):  # in turn, so that a machine that changes changes for all
             for name, work in self._contenders():
@@ -46,9 +48,11 @@ class Comparison:
         say(f"\n| | answers per {unit}, median | to the plain loop |\n|---|---|---|")
         for name, rates in self.rates.items():
             say(f"| {name} | {median(rates):.1f} | {median(rates) / median(self.rates['plain loop']):.2f}x |")
-        say(f"\n{counts.rows} answers: {counts.vision_pictures} pictures through the vision side in "
+        say(
+            f"\n{counts.rows} answers: {counts.vision_images} images through the vision side in "
             f"{counts.vision_calls} calls; {counts.prefill_tokens} prompt tokens through the decoder, "
-            f"{counts.replayed_tokens} taken over")
+            f"{counts.replayed_tokens} taken over"
+        )
         self._split()
         self._arithmetic()
 
@@ -59,7 +63,7 @@ class Comparison:
         with quick_vision(self.loaded.model) as how:
             yield f"ours ({how})", lambda: self._ours(workers=0)
             if self.loaded.device.type == "cuda":
-                yield "ours, 4 processes prepare pictures", lambda: self._ours(workers=4)
+                yield "ours, 4 processes prepare images", lambda: self._ours(workers=4)
 
     def _plain(self, split: Split | None = None) -> tuple[int, None]:
         return plain_loop(self.loaded, self.plain_asked, self.lambdas, split, self.at_most), None
@@ -102,9 +106,11 @@ class Comparison:
             rate = matmul_rate(device, self.loaded.model.dtype)
             best = max(median(rates) for name, rates in self.rates.items() if name.startswith("ours"))
             done = best * total / answers
-            say(f"\nours: {total / answers / 1e12:.4g} TFLOP per answer by torch's counter, {100 * apart:+.2f} % from "
+            say(
+                f"\nours: {total / answers / 1e12:.4g} TFLOP per answer by torch's counter, {100 * apart:+.2f} % from "
                 f"the formula; {done / 1e12:.4g} TFLOP/s, {100 * done / rate:.0f} % of the device's matrix product, "
-                f"which does {rate / 1e12:.4g}")
+                f"which does {rate / 1e12:.4g}"
+            )
             say(f"peak memory: {peak_memory(device)}")
         if abs(apart) > TOLERANCE:
             raise SystemExit(f"counter and formula differ by {100 * apart:.2f} %, more than {100 * TOLERANCE:.0f} %")

@@ -51,7 +51,7 @@ def draw_sources(folder: Path, count: int) -> int:
             height = int(SIDE * np.random.default_rng(number).uniform(0.6, 1))
             photograph(number, SIDE, height).save(path, "JPEG", quality=90)
             sizes.append(path.stat().st_size)
-            writer.writerow([path.name, f"picture {number}"])
+            writer.writerow([path.name, f"image {number}"])
     return round(sum(sizes) / count)
 
 

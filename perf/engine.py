@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.questions import Question
-from transformers_agci.inference.results import output_paths
 from transformers_agci.inference.run import run_questions
 from transformers_agci.inference.summary import Counts
+from transformers_agci.storage.result_file import output_paths
 
 
 def engine(loaded: LoadedModel, asked: Sequence[Question], lambdas: Sequence[float], **options: Any) -> Counts:

@@ -25,7 +25,7 @@ class Formula:
         owner: Any = find_owner(model)
         self._text, self._vision = model.config.get_text_config(), model.config.vision_config
         self._hooks: list[Any] = [
-            owner.visual.register_forward_pre_hook(self._see_pictures, with_kwargs=True),
+            owner.visual.register_forward_pre_hook(self._see_images, with_kwargs=True),
             owner.language_model.register_forward_hook(self._see_prompts, with_kwargs=True),
             model.get_output_embeddings().register_forward_hook(self._see_logits),
         ]
@@ -37,7 +37,7 @@ class Formula:
         for hook in self._hooks:
             hook.remove()
 
-    def _see_pictures(self, tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _see_images(self, tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
         self.flops += sum(vision_flops(self._vision, int(rows), int(cols)) for _, rows, cols in grid.tolist())
 
@@ -51,7 +51,7 @@ class Formula:
 
 
 def vision_flops(config: Any, rows: int, cols: int) -> int:
-    """One picture of rows x cols patches through the tower and its merger."""
+    """One image of rows x cols patches through the tower and its merger."""
     width, patches = config.hidden_size, rows * cols
     merged = width * config.spatial_merge_size**2
     tokens = patches // config.spatial_merge_size**2
@@ -62,8 +62,12 @@ def vision_flops(config: Any, rows: int, cols: int) -> int:
     assert windows == patches
     within = sum((high * wide) ** 2 for high in _cuts(config, rows) for wide in _cuts(config, cols))
     attention = 4 * width * (full * patches**2 + (config.depth - full) * within)
-    return (2 * patches * kernel * width + config.depth * dense + attention
-            + 2 * tokens * merged * (merged + config.out_hidden_size))
+    return (
+        2 * patches * kernel * width
+        + config.depth * dense
+        + attention
+        + 2 * tokens * merged * (merged + config.out_hidden_size)
+    )
 
 
 def _cuts(config: Any, patches: int) -> list[int]:

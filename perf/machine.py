@@ -20,8 +20,10 @@ def announce() -> None:
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     hardware = ", ".join(gpus) or f"{platform.machine()}, {os.cpu_count()} cores, no GPU"
     command = shlex.join(["python", f"perf/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    say(f"{datetime.now(UTC):%Y-%m-%d}, {hardware}, {torch.get_num_threads()} thread; Python "
-        f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}\n`{command}`")
+    say(
+        f"{datetime.now(UTC):%Y-%m-%d}, {hardware}, {torch.get_num_threads()} thread; Python "
+        f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}\n`{command}`"
+    )
 
 
 def say(text: str) -> None:

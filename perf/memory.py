@@ -1,9 +1,9 @@
 """Memory over a long run: a data file of 90,000 rows is open, 2,000 of them are run: `python perf/memory.py`.
 
 The embedded model answers its own probe set, whose 10 items stand for all 10,000: every item of the file has ids and
-picture names of its own, the names being links to these items' pictures. A share of 1/45 of the blocks is run, as in a
+image names of its own, the names being links to these items' images. A share of 1/45 of the blocks is run, as in a
 job array, so that all 90,000 rows are read, planned and held. The process's memory is read after every block; a list
-that grew with the rows, a picture or a cache that was kept would show.
+that grew with the rows, an image or a cache that was kept would show.
 """
 
 import argparse
@@ -20,18 +20,18 @@ from machine import announce, say
 from models import quick_vision
 
 from transformers_agci.embedded.location import embedded_model_path
-from transformers_agci.inference import results
+from transformers_agci.experiments.position.data import embedded_data, read_data
+from transformers_agci.experiments.position.questions import questions
 from transformers_agci.inference.load import LoadOptions, load
-from transformers_agci.inference.results import Shard
-from transformers_agci.probes.position import questions
-from transformers_agci.probes.position_data import embedded_data, read_data
+from transformers_agci.storage import result_file as results
+from transformers_agci.storage.result_file import Shard
 
 MB = 1e6
 SETTLED = 200  # rows: by then every buffer has had its size
 
 
 def write_rows(folder: Path, rows: int) -> tuple[Path, Path]:
-    """A probe file of so many rows, and the folder of its pictures."""
+    """A probe file of so many rows, and the folder of its images."""
     data = embedded_data(folder / "set", 10, seed=0)
     known = [row.fields for of_item in data.items.values() for row in of_item if row.answer == "Yes"]
     path = folder / "laion_bias_test_easy_10k.json"

@@ -31,21 +31,52 @@ class Shape(NamedTuple):
 # Qwen2.5-VL-7B-Instruct
 SEVEN_B = Shape(
     "Qwen2.5-VL-7B, random weights",
-    {"num_hidden_layers": 28, "hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4,
-     "intermediate_size": 18944, "vocab_size": 152064, "max_position_embeddings": 32768, "tie_word_embeddings": False,
-     "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [16, 24, 24]}},
-    {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420, "out_hidden_size": 3584,
-     "fullatt_block_indexes": [7, 15, 23, 31], "window_size": 112, "patch_size": 14, "spatial_merge_size": 2},
+    {
+        "num_hidden_layers": 28,
+        "hidden_size": 3584,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18944,
+        "vocab_size": 152064,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+        "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [16, 24, 24]},
+    },
+    {
+        "depth": 32,
+        "hidden_size": 1280,
+        "num_heads": 16,
+        "intermediate_size": 3420,
+        "out_hidden_size": 3584,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "window_size": 112,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+    },
     torch.bfloat16,
 )
 # The same with an eighth of the layers and narrow ones: for trying a command on a CPU.
 SMALL = Shape(
     "small Qwen2.5-VL, random weights",
-    SEVEN_B.text | {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2,
-                    "intermediate_size": 512, "vocab_size": 2048,
-                    "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [4, 6, 6]}},
-    SEVEN_B.vision | {"depth": 4, "hidden_size": 64, "num_heads": 4, "intermediate_size": 128, "out_hidden_size": 128,
-                      "fullatt_block_indexes": [3]},
+    SEVEN_B.text
+    | {
+        "num_hidden_layers": 4,
+        "hidden_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 512,
+        "vocab_size": 2048,
+        "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [4, 6, 6]},
+    },
+    SEVEN_B.vision
+    | {
+        "depth": 4,
+        "hidden_size": 64,
+        "num_heads": 4,
+        "intermediate_size": 128,
+        "out_hidden_size": 128,
+        "fullatt_block_indexes": [3],
+    },
     torch.float32,
 )
 
@@ -73,16 +104,25 @@ def random_weights(shape: Shape) -> LoadedModel:
     small.processor.tokenizer.model_max_length = shape.text["max_position_embeddings"]
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     ends = {"bos_token_id": 0, "eos_token_id": 2}  # within the small vocabulary
-    config = Qwen2_5_VLConfig(text_config=shape.text | ends, vision_config=shape.vision, tie_word_embeddings=False,
-                              **{name: getattr(small.model.config, name) for name in names})
+    config = Qwen2_5_VLConfig(
+        text_config=shape.text | ends,
+        vision_config=shape.vision,
+        tie_word_embeddings=False,
+        **{name: getattr(small.model.config, name) for name in names},
+    )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     with device:
         model: Any = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=shape.dtype).eval()
     _answer_yes_or_no(model, answer_token_ids(small.processor))
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = small.processor.tokenizer.eos_token_id
-    identity = {**small.identity, "weights_sha256": None, "model": shape.name, "dtype": str(shape.dtype),
-                "device": device.type}
+    identity = {
+        **small.identity,
+        "weights_sha256": None,
+        "model": shape.name,
+        "dtype": str(shape.dtype),
+        "device": device.type,
+    }
     return replace(small, model=model, device=device, identity=identity)
 
 

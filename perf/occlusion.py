@@ -1,14 +1,14 @@
 """Occlusion maps against the plain loop: seconds per masked copy, on one thread, and whether the maps agree.
 
 The plain loop is the published procedure: draw the mask with Pillow, run the processor, generate two tokens, read the
-first one's raw logit; one copy at a time. Both sides get the same pictures, masks and threads.
+first one's raw logit; one copy at a time. Both sides get the same images, masks and threads.
 
     python perf/occlusion.py [--items 1] [--mask_size 28]     the embedded model
     python perf/occlusion.py --random_7b --mask_size 42       a GPU: Qwen2.5-VL-7B's shape, bfloat16
     python perf/occlusion.py --small --mask_size 210          the same with a small shape, on any machine
 
 Processor seconds are printed beside wall seconds: on a busy machine only they mean something. With random weights the
-pictures are enlarged to 840x840, so that all 400 masks run, and the plain loop is left out.
+images are enlarged to 840x840, so that all 400 masks run, and the plain loop is left out.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from PIL import Image, ImageDraw
 from split import Split, heading
 
 from transformers_agci.data.rows import ProbeRow
+from transformers_agci.experiments.forced_answer import ForcedAnswer
+from transformers_agci.experiments.occlusion.files import Occluded
+from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun
+from transformers_agci.experiments.position.data import embedded_data
+from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.inference.load import LoadedModel
-from transformers_agci.probes.forced_answer import ForcedAnswer
-from transformers_agci.probes.occlusion import MaskOptions, OcclusionRun
-from transformers_agci.probes.occlusion_files import Occluded
-from transformers_agci.probes.position import PROMPT
-from transformers_agci.probes.position_data import embedded_data
 
 
 class Timed(NamedTuple):
@@ -59,8 +59,9 @@ def plain_loop(loaded: LoadedModel, row: ProbeRow, image: Image.Image, mask: int
     def first_logits(shown: Image.Image) -> torch.Tensor:
         inputs = loaded.processor(text=[prompt], images=[shown], return_tensors="pt").to(loaded.model.device)
         with torch.inference_mode():
-            made = loaded.model.generate(**inputs, max_new_tokens=2, do_sample=False, output_logits=True,
-                                         return_dict_in_generate=True)
+            made = loaded.model.generate(
+                **inputs, max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
         return made.logits[0][0].float()
 
     original = first_logits(image)
@@ -75,7 +76,7 @@ def plain_loop(loaded: LoadedModel, row: ProbeRow, image: Image.Image, mask: int
 
 
 def enlarge(files: list[Path]) -> None:
-    """Make the pictures 840x840, the published set's size."""
+    """Make the images 840x840, the published set's size."""
     for file in files:
         Image.open(file).convert("RGB").resize((840, 840), Image.Resampling.BICUBIC).save(file)
 
@@ -86,9 +87,11 @@ def arithmetic(run: OcclusionRun, rows: list[ProbeRow], rate: float) -> str:
         copies = sum(copies_of(run.occlude(row)) for row in rows)
     done = rate * counted.get_total_flops() / copies
     able = matmul_rate(run.loaded.device, run.loaded.model.dtype)
-    return (f"{counted.get_total_flops() / copies / 1e12:.4g} TFLOP per copy by torch's counter; {done / 1e12:.4g} "
-            f"TFLOP/s, {100 * done / able:.0f} % of the device's matrix product, which does {able / 1e12:.4g}; peak "
-            f"memory {peak_memory(run.loaded.device)}")
+    return (
+        f"{counted.get_total_flops() / copies / 1e12:.4g} TFLOP per copy by torch's counter; {done / 1e12:.4g} "
+        f"TFLOP/s, {100 * done / able:.0f} % of the device's matrix product, which does {able / 1e12:.4g}; peak "
+        f"memory {peak_memory(run.loaded.device)}"
+    )
 
 
 def copies_of(occluded: Occluded) -> int:
@@ -111,8 +114,15 @@ def main() -> None:
         rows = [row for of_item in data.items.values() for row in of_item[: args.pictures]]
         if random:
             enlarge([data.img_path / row.image for row in rows])
-        run = OcclusionRun(loaded, rows, data.img_path, MaskOptions(args.mask_size, args.mask_size), 0.0,
-                           args.batch_size, max_new_tokens=1)
+        run = OcclusionRun(
+            loaded,
+            rows,
+            data.img_path,
+            MaskOptions(args.mask_size, args.mask_size),
+            0.0,
+            args.batch_size,
+            max_new_tokens=1,
+        )
         plain = []
         for row in [] if random else rows:
             image = Image.open(data.img_path / row.image).convert("RGB")
@@ -121,16 +131,20 @@ def main() -> None:
         run.occlude(rows[0])  # warm up
         ours = [timed(lambda row=row: run.occlude(row)) for row in rows]
         copies = sum(copies_of(each.result) for each in ours)
-        say(f"{len(rows)} pictures, {copies} masked copies run, batches of up to {run.batch}, {loaded.model.dtype}")
+        say(f"{len(rows)} images, {copies} masked copies run, batches of up to {run.batch}, {loaded.model.dtype}")
         for name, runs in (("plain loop", plain), ("batched", ours)):
             wall, cpu = sum(each.wall for each in runs), sum(each.cpu for each in runs)
             if runs:
                 say(f"{name:>10}: {1000 * wall / copies:7.1f} ms wall, {1000 * cpu / copies:7.1f} ms processor a copy")
         if plain:
-            ratio = [sum(getattr(each, name) for each in plain) / sum(getattr(each, name) for each in ours)
-                     for name in ("wall", "cpu")]
-            apart = max(float(np.abs(one.result.differences - other.result).max())
-                        for one, other in zip(ours, plain, strict=True))
+            ratio = [
+                sum(getattr(each, name) for each in plain) / sum(getattr(each, name) for each in ours)
+                for name in ("wall", "cpu")
+            ]
+            apart = max(
+                float(np.abs(one.result.differences - other.result).max())
+                for one, other in zip(ours, plain, strict=True)
+            )
             say(f"     ratio: {ratio[0]:.2f}x wall, {ratio[1]:.2f}x processor; the maps differ by {apart:.1e}")
         with Split(loaded, [(ForcedAnswer, "inputs", "preprocess")]) as split:
             for row in rows:

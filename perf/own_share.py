@@ -4,7 +4,7 @@
     python perf/own_share.py --random_7b        a GPU: Qwen2.5-VL-7B's shape, 840x840 pixels, bfloat16
     python perf/own_share.py --small            the same with a small shape, on any machine
 
-A row's two calls follow one another, in an order that changes from row to row, on the same inputs with the pictures'
+A row's two calls follow one another, in an order that changes from row to row, on the same inputs with the images'
 features at hand. The share is the mean difference as part of the mean time at lambda 0 of the whole forward call, the
 vision side included; the interval is Student's over the paired differences.
 """
@@ -23,11 +23,11 @@ from rows import probe_questions
 from scipy import stats
 
 from transformers_agci import agci
+from transformers_agci.experiments.on_device import on_device
 from transformers_agci.inference.batches import Column
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prepare import prepare
 from transformers_agci.inference.questions import Question
-from transformers_agci.probes.on_device import on_device
 
 LAMBDAS = (0.0, 0.5)
 
@@ -60,8 +60,10 @@ def report(times: Sequence[tuple[float, float]], size: int) -> None:
     base, count = statistics.mean(off for off, _ in times), len(times)
     share = statistics.mean(apart) / base
     half = stats.t.ppf(0.975, count - 1) * statistics.stdev(apart) / count**0.5 / base
-    say(f"| {size} | {count} | {1000 * base:.2f} | {1000 * statistics.mean(apart):+.4f} | {100 * share:+.3f} "
-        f"({100 * (share - half):+.3f} to {100 * (share + half):+.3f}) |")
+    say(
+        f"| {size} | {count} | {1000 * base:.2f} | {1000 * statistics.mean(apart):+.4f} | {100 * share:+.3f} "
+        f"({100 * (share - half):+.3f} to {100 * (share + half):+.3f}) |"
+    )
 
 
 def main() -> None:

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 from machine import announce, say
 
 from transformers_agci.embedded.location import embedded_model_path
+from transformers_agci.experiments.position.data import embedded_data
+from transformers_agci.experiments.position.questions import questions
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.questions import Question
-from transformers_agci.inference.results import output_paths
 from transformers_agci.inference.run import run_questions
-from transformers_agci.probes.position import questions
-from transformers_agci.probes.position_data import embedded_data
+from transformers_agci.storage.result_file import output_paths
 
 LAMBDAS = (0.0, 0.5)
 
@@ -35,16 +35,23 @@ class Backend(NamedTuple):
     vision: str  # of LoadOptions
 
 
-BACKENDS = [Backend(f"{name}, {dtype}", dtype, attention, vision)
-            for dtype in ("float32", "bfloat16")
-            for name, attention, vision in (("sdpa", "sdpa", "stock"), ("eager", "eager", "stock"),
-                                            ("quick", "sdpa", "auto"))]
+BACKENDS = [
+    Backend(f"{name}, {dtype}", dtype, attention, vision)
+    for dtype in ("float32", "bfloat16")
+    for name, attention, vision in (("sdpa", "sdpa", "stock"), ("eager", "eager", "stock"), ("quick", "sdpa", "auto"))
+]
 
 
 def answers(backend: Backend, asked: Sequence[Question]) -> tuple[str, list[dict[str, Any]]]:
     """What the vision tower ran, and the result rows of all lambdas."""
-    loaded = load(LoadOptions(str(embedded_model_path()), dtype=backend.dtype, attn_implementation=backend.attention,
-                              vision=backend.vision))
+    loaded = load(
+        LoadOptions(
+            str(embedded_model_path()),
+            dtype=backend.dtype,
+            attn_implementation=backend.attention,
+            vision=backend.vision,
+        )
+    )
     with tempfile.TemporaryDirectory() as folder:
         outputs = output_paths(Path(folder) / "answers.jsonl", LAMBDAS)
         run_questions(loaded, asked, LAMBDAS, outputs, progress=False)
@@ -75,9 +82,11 @@ def main() -> None:
             first = stock.setdefault(backend.dtype, rows)
             if backend is BACKENDS[0]:
                 smallest = ", ".join(f"{margin:.3f}" for margin in sorted(abs(row["margin"]) for row in rows)[:5])
-                say(f"{len(rows)} answers; smallest margins of stock float32: {smallest}\n\n"
+                say(
+                    f"{len(rows)} answers; smallest margins of stock float32: {smallest}\n\n"
                     "| | vision tower | margins change by, to stock float32 | flips | to stock of its dtype | flips |\n"
-                    "|---|---|---|---|---|---|")
+                    "|---|---|---|---|---|---|"
+                )
             say(f"| {backend.name} | {vision} | {difference(stock['float32'], rows)} | {difference(first, rows)} |")
 
 

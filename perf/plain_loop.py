@@ -1,6 +1,6 @@
 """The plain loop, which every figure is compared with: one question at a time, as the published scripts ask them.
 
-Open the picture, run the processor, generate; stock transformers with AGCI attached. Exactly two new tokens, what a
+Open the image, run the processor, generate; stock transformers with AGCI attached. Exactly two new tokens, what a
 real Yes or No answer takes (the published script allows 128; a ratio to that is never printed).
 """
 
@@ -17,8 +17,13 @@ from transformers_agci.inference.prompt import chat_text
 from transformers_agci.inference.questions import Question
 
 
-def plain_loop(loaded: LoadedModel, asked: Sequence[Question], lambdas: Sequence[float], split: Split | None = None,
-               at_most: float = float("inf")) -> int:
+def plain_loop(
+    loaded: LoadedModel,
+    asked: Sequence[Question],
+    lambdas: Sequence[float],
+    split: Split | None = None,
+    at_most: float = float("inf"),
+) -> int:
     """Answer every question at every lambda; stops after `at_most` seconds. Returns the number of answers."""
 
     def part(name: str) -> AbstractContextManager[None]:
@@ -30,7 +35,7 @@ def plain_loop(loaded: LoadedModel, asked: Sequence[Question], lambdas: Sequence
             for question in asked:
                 if time.monotonic() - begin > at_most:
                     return answers
-                pictures = [picture.open() for picture in question.pictures]
+                pictures = [image.open() for image in question.images]
                 with part("preprocess"):
                     prompt = chat_text(processor, question)
                     inputs = processor(text=[prompt], images=pictures, return_tensors="pt").to(model.device)

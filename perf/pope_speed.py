@@ -1,8 +1,8 @@
-"""POPE's shape, 18 questions about each picture: ours beside the plain loop, with what is computed once per picture.
+"""POPE's shape, 18 questions about each image: ours beside the plain loop, with what is computed once per image.
 
-    python perf/pope_speed.py                   the embedded model, any machine
-    python perf/pope_speed.py --random_7b       a GPU: Qwen2.5-VL-7B's shape, pictures of 640x480 pixels as COCO's
-    python perf/pope_speed.py --small           the same with a small shape, on any machine
+python perf/pope_speed.py                   the embedded model, any machine
+python perf/pope_speed.py --random_7b       a GPU: Qwen2.5-VL-7B's shape, images of 640x480 pixels as COCO's
+python perf/pope_speed.py --small           the same with a small shape, on any machine
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
     loaded = chosen_model(args)
     width, height = (640, 480) if args.random_7b or args.small else (252, 252)
     with tempfile.TemporaryDirectory() as name:
-        asked = pope_questions(Path(name), args.pictures, width, height)
+        asked = pope_questions(Path(name), args.images, width, height)
         Comparison(loaded, asked, [0.5], args.rounds, asked[: args.plain_rows]).run()
 
 

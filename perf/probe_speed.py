@@ -1,10 +1,10 @@
 """The position probe, ours beside the plain loop: rates, where the time goes, arithmetic, memory.
 
     python perf/probe_speed.py                  the embedded model, Yes and No rows, two lambdas, one thread
-    python perf/probe_speed.py --random_7b      a GPU: 840x840 pixels, one question per picture, one lambda, bfloat16
+    python perf/probe_speed.py --random_7b      a GPU: 840x840 pixels, one question per image, one lambda, bfloat16
     python perf/probe_speed.py --small          the same with a small shape, on any machine
 
-Same weights, dtype and threads on both sides; opening and preprocessing pictures is inside, loading the model is not.
+Same weights, dtype and threads on both sides; opening and preprocessing images is inside, loading the model is not.
 Where it is not said otherwise, both sides use one process.
 """
 
@@ -17,14 +17,14 @@ from machine import announce
 from models import add_model_arguments, chosen_model
 from rows import probe_questions
 
-from transformers_agci.probes.position import questions
-from transformers_agci.probes.position_data import embedded_data
+from transformers_agci.experiments.position.data import embedded_data
+from transformers_agci.experiments.position.questions import questions
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
-    parser.add_argument("--items", type=int, default=20, help="items of nine pictures (default 20)")
+    parser.add_argument("--items", type=int, default=20, help="items of nine images (default 20)")
     parser.add_argument("--plain_rows", type=int, default=36, help="of the plain loop, random weights (default 36)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each is measured (default 3)")
     args = parser.parse_args()

@@ -1,40 +1,43 @@
-"""Questions about made-up pictures, for models that need not understand them."""
+"""Questions about made-up images, for models that need not understand them."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from photographs import photograph
 
-from transformers_agci.inference.questions import PictureFile, Question
-from transformers_agci.probes.position import PROMPT
+from transformers_agci.experiments.position.questions import PROMPT
+from transformers_agci.inference.questions import ImageFile, Question
 
 CAPTION = "a photograph of a {} on a wooden table beside a window, in the afternoon light"
 THINGS = ("dog", "cat", "kettle", "bicycle", "lamp", "violin", "boat", "chair", "clock", "tree", "horse", "cup")
 POPE_PROMPT = "Is there a {caption} in the image?\nAnswer the question using a single word or phrase."
 
 
-def probe_questions(folder: Path, pictures: int, width: int, height: int, per_picture: int = 1) -> list[Question]:
-    """The position probe's prompt, `per_picture` captions for each picture; nine pictures are an item."""
-    texts = [PROMPT.format(caption=CAPTION.format(thing)) for thing in _things(pictures + per_picture)]
-    return _questions(folder, (width, height), [texts[n : n + per_picture] for n in range(pictures)], of_group=9)
+def probe_questions(folder: Path, images: int, width: int, height: int, per_image: int = 1) -> list[Question]:
+    """The position probe's prompt, `per_image` captions for each image; nine images are an item."""
+    texts = [PROMPT.format(caption=CAPTION.format(thing)) for thing in _things(images + per_image)]
+    return _questions(folder, (width, height), [texts[n : n + per_image] for n in range(images)], of_group=9)
 
 
-def pope_questions(folder: Path, pictures: int, width: int, height: int, per_picture: int = 18) -> list[Question]:
-    """POPE's shape: many short questions about each picture."""
-    texts = [POPE_PROMPT.format(caption=thing) for thing in _things(pictures + per_picture)]
-    return _questions(folder, (width, height), [texts[n : n + per_picture] for n in range(pictures)], of_group=1)
+def pope_questions(folder: Path, images: int, width: int, height: int, per_image: int = 18) -> list[Question]:
+    """POPE's shape: many short questions about each image."""
+    texts = [POPE_PROMPT.format(caption=thing) for thing in _things(images + per_image)]
+    return _questions(folder, (width, height), [texts[n : n + per_image] for n in range(images)], of_group=1)
 
 
 def _questions(folder: Path, size: tuple[int, int], texts: Sequence[Sequence[str]], of_group: int) -> list[Question]:
-    """One picture for each entry of `texts`, which holds what is asked about it."""
+    """One image for each entry of `texts`, which holds what is asked about it."""
     folder.mkdir(parents=True, exist_ok=True)
     asked: list[Question] = []
-    for number, of_picture in enumerate(texts):
+    for number, of_image in enumerate(texts):
         name = _draw(folder, number, size)
-        for text in of_picture:
+        for text in of_image:
             where = f"rows.json:{len(asked) + 1}"
-            asked.append(Question({"id": number, "image": name}, where, text,
-                                  (PictureFile(folder, name, where),), number // of_group))
+            asked.append(
+                Question(
+                    {"id": number, "image": name}, where, text, (ImageFile(folder, name, where),), number // of_group
+                )
+            )
     return asked
 
 
@@ -47,4 +50,3 @@ def _draw(folder: Path, number: int, size: tuple[int, int]) -> str:
     if not (folder / name).exists():
         photograph(number, *size).save(folder / name, "JPEG", quality=75)
     return name
-

@@ -1,15 +1,15 @@
-"""How the cost grows with rows, image tokens, questions per picture, lambdas and processes; one figure.
+"""How the cost grows with rows, image tokens, questions per image, lambdas and processes; one figure.
 
     python perf/scaling.py                      a small shape, any machine
     python perf/scaling.py --random_7b          a GPU: Qwen2.5-VL-7B's shape, bfloat16
 
 Each point is one run of the engine. The line is one model, fitted to all points at once:
 
-    time = start + pictures x (a x patches + b x patches^2)
-                 + pictures x lambdas x (c x tokens + d x tokens^2)
-                 + pictures x lambdas x (questions - 1) x e
+    time = start + images x (a x patches + b x patches^2)
+                 + images x lambdas x (c x tokens + d x tokens^2)
+                 + images x lambdas x (questions - 1) x e
 
-with the patches and prompt tokens of a picture; all constants are at least 0. Several processes share the blocks of a
+with the patches and prompt tokens of an image; all constants are at least 0. Several processes share the blocks of a
 run, and the slowest has one block more than the others at most: time(n) = start + blocks of the slowest x time of a
 block. One and two processes are measured (on the CPU), up to 64 machines are calculated for 90,000 rows.
 """
@@ -36,7 +36,9 @@ from transformers_agci.inference.prepare import prepare
 
 ROWS, SIDE = 18, 448  # of a point where they do not vary
 SWEEPS: dict[str, tuple[Any, ...]] = {
-    "rows": (9, 18, 36, 72, 144), "side": (224, 448, 840, 1260, 1680), "questions": (1, 2, 4, 9, 18),
+    "rows": (9, 18, 36, 72, 144),
+    "side": (224, 448, 840, 1260, 1680),
+    "questions": (1, 2, 4, 9, 18),
     "lambdas": (1, 2, 4, 8),
 }
 NAMES = ("start", "a", "b", "c", "d", "e")
@@ -48,19 +50,25 @@ class Point(NamedTuple):
 
     sweep: str
     at: int  # the value of what varies
-    pictures: int
-    patches: int  # of a picture
+    images: int
+    patches: int  # of an image
     tokens: int  # of a prompt
-    questions: int  # per picture
+    questions: int  # per image
     lambdas: int
     seconds: float
 
     @property
     def terms(self) -> list[float]:
         """What the constants of `NAMES` are multiplied with."""
-        asked = self.pictures * self.lambdas
-        return [1, self.pictures * self.patches, self.pictures * self.patches**2, asked * self.tokens,
-                asked * self.tokens**2, asked * (self.questions - 1)]
+        asked = self.images * self.lambdas
+        return [
+            1,
+            self.images * self.patches,
+            self.images * self.patches**2,
+            asked * self.tokens,
+            asked * self.tokens**2,
+            asked * (self.questions - 1),
+        ]
 
 
 def measure(loaded: LoadedModel, folder: Path, sweep: str, at: int, rounds: int) -> Point:
@@ -92,7 +100,7 @@ import sys, tempfile; sys.path.insert(0, {perf!r})
 from pathlib import Path
 from machine import announce; from models import SMALL, quick_vision, random_weights
 from rows import probe_questions; from engine import engine
-from transformers_agci.inference.results import Shard
+from transformers_agci.storage.result_file import Shard
 import json, time
 announce()
 loaded = random_weights(SMALL)
@@ -108,11 +116,27 @@ print(json.dumps([time.perf_counter() - begin, time.process_time() - core]))
 def processes(folder: Path, rows: int) -> dict[int, tuple[float, float]]:
     """Wall and core seconds of the slowest of 1 and of 2 processes that share the blocks (the small shape)."""
     took = {}
-    probe_questions(folder, rows, SIDE, SIDE)  # draws the pictures
+    probe_questions(folder, rows, SIDE, SIDE)  # draws the images
     for count in (1, 2):
-        started = [subprocess.Popen([sys.executable, "-c", PROCESS.format(
-            perf=str(Path(__file__).parent), folder=str(folder), rows=rows, side=SIDE, index=index, count=count)],
-            stdout=subprocess.PIPE, text=True) for index in range(count)]
+        started = [
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-c",
+                    PROCESS.format(
+                        perf=str(Path(__file__).parent),
+                        folder=str(folder),
+                        rows=rows,
+                        side=SIDE,
+                        index=index,
+                        count=count,
+                    ),
+                ],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(count)
+        ]
         ended = [json.loads(process.communicate()[0].splitlines()[-1]) for process in started]
         took[count] = (max(wall for wall, _ in ended), max(core for _, core in ended))
     return took
@@ -135,9 +159,11 @@ def main() -> None:
     shape: Shape = SEVEN_B if args.random_7b else SMALL
     loaded = random_weights(shape)
     unit = clock_name(loaded.device).replace("second", "seconds")
-    say(f"{shape.name}; {ROWS} pictures of {SIDE}x{SIDE} pixels, one question, one lambda where it is not varied; "
+    say(
+        f"{shape.name}; {ROWS} images of {SIDE}x{SIDE} pixels, one question, one lambda where it is not varied; "
         f"times in {unit}\n\n"
-        "| varied | value | patches | prompt tokens | seconds |\n|---|---|---|---|---|")
+        "| varied | value | patches | prompt tokens | seconds |\n|---|---|---|---|---|"
+    )
     points = []
     with tempfile.TemporaryDirectory() as name, quick_vision(loaded.model):
         folder = Path(name)
@@ -157,16 +183,23 @@ def main() -> None:
             for count, (wall, core) in took.items():
                 say(f"| {count} | {wall:.2f} | {core:.2f} |")
     base = max((point for point in points if point.sweep == "side" and point.at <= 840), key=lambda point: point.at)
-    per_row = (np.array(base.terms) @ constants - constants[0]) / base.pictures
+    per_row = (np.array(base.terms) @ constants - constants[0]) / base.images
     hours = {machines: shared(constants[0], per_row, machines) / 3600 for machines in MACHINES}
-    say(f"\n| machines | hours for 90,000 rows of {base.at}x{base.at} pixels, by calculation | part of one's |\n"
-        "|---|---|---|")
+    say(
+        f"\n| machines | hours for 90,000 rows of {base.at}x{base.at} pixels, by calculation | part of one's |\n"
+        "|---|---|---|"
+    )
     for machines, took_hours in hours.items():
         say(f"| {machines} | {took_hours:.3f} | {took_hours / hours[1]:.4f} |")
     if args.figure:
-        draw(args.figure, points, constants, unit=unit,
-             shares={count: core / took[1][1] for count, (_, core) in took.items()},
-             calculated={machines: each / hours[1] for machines, each in hours.items()})
+        draw(
+            args.figure,
+            points,
+            constants,
+            unit=unit,
+            shares={count: core / took[1][1] for count, (_, core) in took.items()},
+            calculated={machines: each / hours[1] for machines, each in hours.items()},
+        )
 
 
 if __name__ == "__main__":

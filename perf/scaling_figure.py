@@ -11,13 +11,25 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-LABELS = {"rows": "rows (one question per picture)", "tokens": "prompt tokens", "questions": "questions per picture",
-          "lambdas": "lambdas", "processes": "machines"}
+LABELS = {
+    "rows": "rows (one question per image)",
+    "tokens": "prompt tokens",
+    "questions": "questions per image",
+    "lambdas": "lambdas",
+    "processes": "machines",
+}
 MEASURED, MODEL = "#1f4e79", "#c55a11"
 
 
-def draw(path: Path, points: Sequence[Any], constants: np.ndarray, *, shares: Mapping[int, float],
-         calculated: Mapping[int, float], unit: str) -> None:
+def draw(
+    path: Path,
+    points: Sequence[Any],
+    constants: np.ndarray,
+    *,
+    shares: Mapping[int, float],
+    calculated: Mapping[int, float],
+    unit: str,
+) -> None:
     """Five panels, the last one as a share of one process's time.
 
     points      `scaling.Point`s

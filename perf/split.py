@@ -9,20 +9,25 @@ import torch
 from machine import seconds
 
 from transformers_agci.families import find_owner
-from transformers_agci.inference import prepare, questions, results, run
+from transformers_agci.inference import prepare, questions, run
 from transformers_agci.inference.load import LoadedModel
+from transformers_agci.storage import result_file as results
 
-FUNCTIONS = ((questions.PictureFile, "open", "decode"), (prepare, "prepare", "preprocess"),
-             (run, "prepare", "preprocess"), (results.ResultFile, "write", "write"))
+FUNCTIONS = (
+    (questions.ImageFile, "open", "decode"),
+    (prepare, "prepare", "preprocess"),
+    (run, "prepare", "preprocess"),
+    (results.ResultFile, "write", "write"),
+)
 PARTS = ("decode", "preprocess", "vision", "decoder", "write", "other")
 
 
 class Split:
     """Seconds per part while entered. A part within another counts for itself only; the rest is "other".
 
-        with Split(loaded) as split:
-            run_questions(...)
-        split.seconds["vision"]
+    with Split(loaded) as split:
+        run_questions(...)
+    split.seconds["vision"]
     """
 
     def __init__(self, loaded: LoadedModel, also: Sequence[tuple[Any, str, str]] = ()) -> None:
@@ -93,5 +98,7 @@ class Split:
 
 def heading(device: torch.device) -> str:
     kind = "clock" if device.type == "cuda" else "core"
-    return (f"\nms of the {kind} per answer, in a pass of its own:\n\n| | {' | '.join(PARTS)} | all |\n"
-            f"|---|{'---|' * (len(PARTS) + 1)}")
+    return (
+        f"\nms of the {kind} per answer, in a pass of its own:\n\n| | {' | '.join(PARTS)} | all |\n"
+        f"|---|{'---|' * (len(PARTS) + 1)}"
+    )

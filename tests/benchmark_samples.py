@@ -21,7 +21,7 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 def scienceqa_questions() -> list[Row]:
-    """Four items, the first and third with a picture; the right letters are A, B, C, A."""
+    """Four items, the first and third with an image; the right letters are A, B, C, A."""
     rows: list[Row] = []
     for number, (letter, image) in enumerate(zip("ABCA", (True, False, True, False), strict=True), 11):
         text = "<image>\n" * image + f"Context: made up.\nWhich of {number}?\nA. one\nB. two\nlines\nC. three"
@@ -51,7 +51,7 @@ POPE_LABELS = {
 
 
 def pope_label_files(folder: Path) -> Path:
-    """coco_pope_<category>.json: two pictures, four questions in each category."""
+    """coco_pope_<category>.json: two images, four questions in each category."""
     for category, labels in POPE_LABELS.items():
         write_rows(
             folder / f"coco_pope_{category}.json",
@@ -77,24 +77,21 @@ def pope_questions(keyed: bool = True) -> list[Row]:
             if keyed:
                 row |= {
                     "image": f"COCO_{n // 3}.jpg",
-                    "text": f"Is there a {thing} in the image?\n"
-                    "Answer the question using a single word or phrase.",
+                    "text": f"Is there a {thing} in the image?\nAnswer the question using a single word or phrase.",
                 }
             rows.append(row)
     return rows
 
 
 def textvqa_annotations() -> Row:
-    """Three questions on two pictures."""
+    """Three questions on two images."""
     rows = [
         ("00aa00aa00aa00aa", "What colour?", ["red"] * 3 + ["blue"] * 7),
         ("00aa00aa00aa00aa", "How many?", ["two"] * 5 + ["2"] * 4 + ["three"]),
         ("11bb11bb11bb11bb", "Which brand?", ["hershey's"] * 10),
     ]
     return {
-        "data": [
-            {"image_id": image, "question": question, "answers": answers} for image, question, answers in rows
-        ]
+        "data": [{"image_id": image, "question": question, "answers": answers} for image, question, answers in rows]
     }
 
 
@@ -122,16 +119,13 @@ def crpe_questions(categories: tuple[str, ...] = ("subject", "predicate", "objec
             "correct_option": "ABCD"[rotation],
         }
         for number, (category, _, rotation) in enumerate(
-            (category, question, rotation)
-            for category in categories
-            for question in (0, 1)
-            for rotation in range(4)
+            (category, question, rotation) for category in categories for question in (0, 1) for rotation in range(4)
         )
     ]
 
 
 def hallusionbench_questions() -> list[Row]:
-    """One VD pair on two figures and one VS pair without and with a picture."""
+    """One VD pair on two figures and one VS pair without and with an image."""
     fields = ("category", "visual_input", "figure_id", "gt_answer", "filename")
     rows = [
         ("VD", "1", "0", "1", "./VD/illusion/0_0.png"),
@@ -163,7 +157,5 @@ def mmmu_rows(responses: list[Any]) -> list[Row]:
             "subject": subject,
             "response": response,
         }
-        for n, (response, subject) in enumerate(
-            zip(responses, ("Art", "Art", "Math", "Math", "Math"), strict=False)
-        )
+        for n, (response, subject) in enumerate(zip(responses, ("Art", "Art", "Math", "Math", "Math"), strict=False))
     ]

@@ -19,8 +19,10 @@ def write_adapter(folder: Path, base: str) -> Path:
     """One layer that every tiny checkpoint has, changed by LoRA of rank 1."""
     folder.mkdir()
     layer = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
-    save_file({f"{layer}.lora_A.weight": torch.ones(1, 32), f"{layer}.lora_B.weight": torch.ones(32, 1)},
-              folder / "adapter_model.safetensors")
+    save_file(
+        {f"{layer}.lora_A.weight": torch.ones(1, 32), f"{layer}.lora_B.weight": torch.ones(32, 1)},
+        folder / "adapter_model.safetensors",
+    )
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "base_model_name_or_path": base}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
@@ -29,7 +31,10 @@ def write_adapter(folder: Path, base: str) -> Path:
 @pytest.mark.parametrize("evidence", ["processor", "base"])
 @pytest.mark.parametrize("trained", SUPPORTED_FAMILIES)
 def test_only_its_own_family_takes_it(
-    trained: str, evidence: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path,
+    trained: str,
+    evidence: str,
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from tiny_checkpoints import build_processor
@@ -39,8 +44,15 @@ def test_only_its_own_family_takes_it(
         build_processor(trained).save_pretrained(adapter)
     recipe = ROOT / "configs" / "merge_lora" / "qwen2_5_vl.yaml"
     model = tiny_checkpoint("qwen2_5_vl")
-    code = main(["check-recipe", str(recipe), f"model_name_or_path={model}", f"adapter_name_or_path={adapter}",
-                 f"export_dir={tmp_path / 'merged'}"])
+    code = main(
+        [
+            "check-recipe",
+            str(recipe),
+            f"model_name_or_path={model}",
+            f"adapter_name_or_path={adapter}",
+            f"export_dir={tmp_path / 'merged'}",
+        ]
+    )
     said = capsys.readouterr().out
     if trained == "qwen2_5_vl":
         assert code == 0, said

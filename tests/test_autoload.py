@@ -17,8 +17,9 @@ from test_reference_outputs import case_inputs
 from tiny_checkpoints import FAMILIES, MODEL_CLASSES, build_config, make_inputs
 
 import transformers_agci
-from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, attach, autoload
-from transformers_agci.hooks import current_handle
+from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, attach
+from transformers_agci.method import autoload
+from transformers_agci.method.hooks import current_handle
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -164,8 +165,9 @@ def test_checkpoint_without_the_key_is_left_alone(tiny_checkpoint: Callable[[str
 
 
 def tiny_llama(**changes: Any) -> Any:
-    config = transformers.LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                                      num_attention_heads=2, **changes)
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, **changes
+    )
     return transformers.LlamaForCausalLM(config)
 
 
@@ -179,12 +181,28 @@ def test_key_in_an_unsupported_model_is_one_warning(caplog: pytest.LogCaptureFix
 
 
 def test_key_in_an_unsupported_composite_model_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    text = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "model_type": "llama"}
-    vision = {"model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-              "num_attention_heads": 2, "image_size": 28, "patch_size": 14, "projection_dim": 16}
-    config = transformers.VipLlavaConfig(text_config=text, vision_config=vision, image_token_index=31,
-                                         vision_feature_layers=[-1], **{LAMBDA_KEY: 0.5})
+    text = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "model_type": "llama",
+    }
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "projection_dim": 16,
+    }
+    config = transformers.VipLlavaConfig(
+        text_config=text, vision_config=vision, image_token_index=31, vision_feature_layers=[-1], **{LAMBDA_KEY: 0.5}
+    )
     transformers.VipLlavaForConditionalGeneration(config)
     assert len(caplog.records) == 1
     assert "model_type 'vipllava'" in caplog.records[0].getMessage()
@@ -256,8 +274,15 @@ def test_trainer(keyed: Callable[..., Path], tmp_path: Path) -> None:
     model = transformers.AutoModelForImageTextToText.from_pretrained(keyed("qwen2_5_vl"))
     one = make_inputs("qwen2_5_vl", model)
     sample = one | {"labels": one["input_ids"].where(one["input_ids"] < 200, -100)}
-    arguments = transformers.TrainingArguments(tmp_path / "run", max_steps=2, per_device_train_batch_size=1,
-                                               report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True)
+    arguments = transformers.TrainingArguments(
+        tmp_path / "run",
+        max_steps=2,
+        per_device_train_batch_size=1,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
     trainer = transformers.Trainer(model, arguments, train_dataset=[sample] * 2, data_collator=lambda rows: rows[0])
     trainer.train()
     assert current_handle(model).injections == 2
@@ -283,8 +308,19 @@ def test_deepcopy_and_pickle(keyed: Callable[..., Path], tmp_path: Path) -> None
 
 def test_drop_in() -> None:
     """`import transformers_agci as transformers`."""
-    for name in ("AutoModel", "AutoModelForImageTextToText", "AutoProcessor", "PreTrainedModel", "GenerationConfig",
-                 "Qwen2_5_VLForConditionalGeneration", "pipeline", "models", "utils", "set_seed", "logging"):
+    for name in (
+        "AutoModel",
+        "AutoModelForImageTextToText",
+        "AutoProcessor",
+        "PreTrainedModel",
+        "GenerationConfig",
+        "Qwen2_5_VLForConditionalGeneration",
+        "pipeline",
+        "models",
+        "utils",
+        "set_seed",
+        "logging",
+    ):
         assert getattr(transformers_agci, name) is getattr(transformers, name)
     # As an import statement would find it now: transformers puts another object into sys.modules while it loads.
     names = [name for name in dir(sys.modules["transformers"]) if not name.startswith("_")]

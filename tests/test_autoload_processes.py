@@ -53,8 +53,14 @@ class Environment:
 
     def run(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
         kept = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_AGCI"}
-        return subprocess.run([str(self.python), *map(str, arguments)], env=kept | variables, check=False,
-                              capture_output=True, text=True, cwd=self.site)
+        return subprocess.run(
+            [str(self.python), *map(str, arguments)],
+            env=kept | variables,
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=self.site,
+        )
 
 
 def _within(path: Path, folders: tuple[Path, ...]) -> bool:
@@ -85,8 +91,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     from safetensors.torch import save_file
 
     inputs = case_inputs(family, "single", model)
-    save_file({name: value.contiguous() for name, value in inputs.items() if isinstance(value, torch.Tensor)},
-              folder / "inputs.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in inputs.items() if isinstance(value, torch.Tensor)},
+        folder / "inputs.safetensors",
+    )
     return family, folder / "checkpoint", folder / "inputs.safetensors"
 
 
@@ -142,9 +150,13 @@ def test_bad_value_stops_the_program_and_names_the_file(
     (bad / "config.json").write_text(json.dumps(config | {LAMBDA_KEY: "0.5"}))
     done = hooked.run(program(tmp_path), bad, inputs, tmp_path / "never")
     assert done.returncode == 1
-    assert done.stderr.rstrip().splitlines()[-1].endswith(
-        f"lambda must be a finite number >= 0 (0 is the unmodified model), but {LAMBDA_KEY} in config.json of {bad} "
-        "is '0.5'."
+    assert (
+        done.stderr.rstrip()
+        .splitlines()[-1]
+        .endswith(
+            "lambda must be a finite number >= 0 (0 is the unmodified model), "
+            f"but {LAMBDA_KEY} in config.json of {bad} is '0.5'."
+        )
     )
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from benchmark_samples import write_json, write_rows
-from tiny_checkpoints import FAMILIES, picture
+from tiny_checkpoints import FAMILIES, random_image
 
 from transformers_agci.cli import main
 from transformers_agci.commands import mmmu_pro
@@ -39,36 +39,34 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None
     def record(answers: dict[str, str]) -> None:
         def answer(self: Answerer, inputs: dict[str, Any], stop: Any) -> list[Answer]:
             prompts = self.processor.tokenizer.batch_decode(inputs["input_ids"], skip_special_tokens=True)
-            return [
-                Answer(next((text for key, text in answers.items() if key in prompt), "?")) for prompt in prompts
-            ]
+            return [Answer(next((text for key, text in answers.items() if key in prompt), "?")) for prompt in prompts]
 
         monkeypatch.setattr(Answerer, "answer", answer)
 
     return record
 
 
-def save_pictures(folder: Path, names: list[str]) -> None:
+def save_images(folder: Path, names: list[str]) -> None:
     for number, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture(number).save(path)
+        random_image(number).save(path)
 
 
 def encoded() -> dict[str, Any]:
     buffer = io.BytesIO()
-    picture(1).save(buffer, format="PNG")
+    random_image(1).save(buffer, format="PNG")
     return {"bytes": buffer.getvalue(), "path": None}
 
 
 def scienceqa(root: Path) -> Path:
     write_json(root / "ScienceQA" / "llava_test_CQM-A.json", samples.scienceqa_questions())
-    save_pictures(root / "ScienceQA" / "images", ["11/image.png", "13/image.png"])
+    save_images(root / "ScienceQA" / "images", ["11/image.png", "13/image.png"])
     return root / "ScienceQA"
 
 
 def pope(root: Path) -> Path:
-    """A parquet file in lmms-lab's columns: six pictures, one question each, in every category."""
+    """A parquet file in lmms-lab's columns: six images, one question each, in every category."""
     rows = [
         {
             "question_id": str(n),
@@ -89,21 +87,21 @@ def pope(root: Path) -> Path:
 def textvqa(root: Path) -> Path:
     write_rows(root / "TextVQA" / "llava_textvqa_val_v051_ocr.jsonl", samples.textvqa_questions())
     write_json(root / "TextVQA" / "TextVQA_0.5.1_val.json", samples.textvqa_annotations())
-    save_pictures(root / "TextVQA" / "train_images", [row["image"] for row in samples.textvqa_questions()])
+    save_images(root / "TextVQA" / "train_images", [row["image"] for row in samples.textvqa_questions()])
     return root / "TextVQA"
 
 
 def hallusionbench(root: Path) -> Path:
     rows = samples.hallusionbench_questions()
     write_json(root / "HallusionBench" / "HallusionBench.json", rows)
-    save_pictures(root / "HallusionBench" / "data", [row["filename"] for row in rows if row["filename"]])
+    save_images(root / "HallusionBench" / "data", [row["filename"] for row in rows if row["filename"]])
     return root / "HallusionBench"
 
 
 def crpe(root: Path) -> Path:
     rows = samples.crpe_questions()
     write_rows(root / "CRPE" / "crpe_relation.jsonl", rows)
-    save_pictures(root / "CRPE", sorted({row["image"] for row in rows}))
+    save_images(root / "CRPE", sorted({row["image"] for row in rows}))
     return root / "CRPE"
 
 
@@ -138,7 +136,7 @@ EVERY: dict[str, tuple[Callable[[Path], Path], dict[str, str], dict[str, Any]]] 
         {"colour": "Red", "many": "two", "brand": "Mars"},
         {"accuracy": pytest.approx((0.9 + 1 + 0) / 3), "count": 3},
     ),
-    # The paper's population leaves out the row without a picture: right, right, right, unclear.
+    # The paper's population leaves out the row without an image: right, right, right, unclear.
     "hallusionbench": (
         hallusionbench,
         {"VD 0": "Yes", "VD 1": "No, it is not.", "VS 1": "yes", "VS 2": "Maybe"},
@@ -212,9 +210,7 @@ def test_crpe_keys_do_not_shadow_each_other() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_runs_a_benchmark(
-    family: str, tmp_path: Path, tiny_checkpoint: Callable[[str], Path]
-) -> None:
+def test_every_family_runs_a_benchmark(family: str, tmp_path: Path, tiny_checkpoint: Callable[[str], Path]) -> None:
     out = tmp_path / "a.jsonl"
     assert (
         main(
@@ -240,11 +236,11 @@ def test_every_family_runs_a_benchmark(
         )
         == 0
     )
-    assert len(out.read_text().splitlines()) == 5  # one of them without a picture
+    assert len(out.read_text().splitlines()) == 5  # one of them without an image
     assert figures(tmp_path / "a.score.json")["count"] == 5
 
 
-def test_vision_runs_once_for_all_questions_on_a_picture_and_all_lambdas(
+def test_vision_runs_once_for_all_questions_on_an_image_and_all_lambdas(
     tmp_path: Path, tiny_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
@@ -270,7 +266,7 @@ def test_vision_runs_once_for_all_questions_on_a_picture_and_all_lambdas(
         == 0
     )
     assert "72 answers" in (printed := capsys.readouterr().out)
-    assert "vision ran on 6 pictures" in printed
+    assert "vision ran on 6 images" in printed
 
 
 def test_bad_rows_are_named_and_the_rest_is_scored(
@@ -309,7 +305,7 @@ def test_a_link_that_leaves_the_root(
 ) -> None:
     recorded({})
     folder = hallusionbench(tmp_path)
-    save_pictures(tmp_path / "elsewhere", ["x.png"])
+    save_images(tmp_path / "elsewhere", ["x.png"])
     inside = folder / "data" / "VD" / "illusion" / "0_0.png"
     inside.unlink()
     inside.symlink_to(tmp_path / "elsewhere" / "x.png")
@@ -402,7 +398,7 @@ def test_llavas_pope_questions_are_scored_with_the_label_files(
 ) -> None:
     recorded({"a dog": "Yes", "a cat": "No", "a car": "Yes", "a cup": "No"})
     questions = write_rows(tmp_path / "llava_pope_test.jsonl", samples.pope_questions())
-    save_pictures(tmp_path, ["COCO_0.jpg", "COCO_1.jpg"])
+    save_images(tmp_path, ["COCO_0.jpg", "COCO_1.jpg"])
     labels = samples.pope_label_files(tmp_path / "coco")
     out = tmp_path / "a.jsonl"
     arguments = [
@@ -422,12 +418,12 @@ def test_llavas_pope_questions_are_scored_with_the_label_files(
 def test_a_data_set_through_the_datasets_library(tmp_path: Path) -> None:
     """A local folder of parquet files is read as a hub id would be."""
     pytest.importorskip("datasets", exc_type=ImportError)  # some releases do not fit every huggingface_hub
-    from transformers_agci.benchmarks import benchmark
     from transformers_agci.commands.benchmark_run import Source, asking
+    from transformers_agci.experiments.benchmarks import benchmark
 
     made = asking(Source(benchmark("pope"), None, str(pope(tmp_path))))
     assert len(made) == 12
-    assert made.questions[0].pictures[0].open().size == picture(1).size
+    assert made.questions[0].images[0].open().size == random_image(1).size
     assert "image" not in made.questions[0].row
 
 
@@ -506,10 +502,7 @@ INFER_FILES = {
 
 def test_every_family_has_its_commands() -> None:
     for folder, family in SCRIPT_FOLDERS.items():
-        assert (
-            f'"downstream", "--family", "{family}"'
-            in (ROOT / "scripts" / folder / "eval_downstream.py").read_text()
-        )
+        assert f'"downstream", "--family", "{family}"' in (ROOT / "scripts" / folder / "eval_downstream.py").read_text()
     for name, family in INFER_FILES.items():
         program = (ROOT / "eval" / "MMMU" / "mmmu-pro" / "infer" / f"infer_{name}.py").read_text()
         assert f'"mmmu-pro", "--family", "{family}"' in program
@@ -559,7 +552,7 @@ def test_mmmu_pro_writes_the_published_file_and_the_official_one(
     tmp_path: Path, model: str, recorded: Callable[[dict[str, str]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded(EVERY["mmmu_pro"][1])
-    monkeypatch.setattr("transformers_agci.benchmarks.mmmu_pro.ROWS", 5)
+    monkeypatch.setattr("transformers_agci.experiments.benchmarks.mmmu_pro.ROWS", 5)
     assert infer(tmp_path, model, "--mode", "cot", "--global_context_lambda", "0.5") == 0
     own = tmp_path / "mmmu-pro" / "output" / "MMMU_Pro" / "llava_standard (10 options)_cot.jsonl"
     official = tmp_path / "mmmu-pro" / "official" / "llava-10opt_standard_cot.jsonl"
@@ -609,7 +602,7 @@ def test_an_infer_script_runs_from_anywhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_the_readme_explains_every_figure(name: str, tmp_path: Path) -> None:
     """What the result file holds and what eval/<Benchmark>/README.md lists must agree."""
-    from transformers_agci.benchmarks import benchmark
+    from transformers_agci.experiments.benchmarks import benchmark
 
     declared = benchmark(name)
     text = (ROOT / "eval" / declared.folder / "README.md").read_text()
@@ -625,7 +618,7 @@ def test_the_readme_explains_every_figure(name: str, tmp_path: Path) -> None:
         "crpe": lambda: [{**row, "prediction": "A"} for row in samples.crpe_questions()],
         "mmmu_pro": lambda: samples.mmmu_rows(["A"] * 5),
     }[name]()
-    from transformers_agci.benchmarks.contract.declaration import Inputs
+    from transformers_agci.experiments.benchmarks.contract.declaration import Inputs
 
     annotations = write_json(tmp_path / "val.json", samples.textvqa_annotations()) if name == "textvqa" else None
     found = declared.score(Inputs((write_rows(tmp_path / "a.jsonl", given),), annotations=annotations)).figures
@@ -643,7 +636,7 @@ def test_the_readme_explains_every_figure(name: str, tmp_path: Path) -> None:
 def test_the_sample_of_the_readme_is_scored(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from transformers_agci.benchmarks import benchmark
+    from transformers_agci.experiments.benchmarks import benchmark
 
     monkeypatch.chdir(ROOT)
     text = (ROOT / "eval" / benchmark(name).folder / "README.md").read_text()

@@ -7,9 +7,9 @@ import benchmark_samples as samples
 import pytest
 from benchmark_samples import write_json, write_rows
 
-from transformers_agci.benchmarks import crpe, hallusionbench, mmmu_pro, pope, scienceqa, textvqa
 from transformers_agci.cli import main
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.benchmarks import crpe, hallusionbench, mmmu_pro, pope, scienceqa, textvqa
 
 MEGABYTE = 1_000_000
 HUGE = {

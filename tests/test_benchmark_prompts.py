@@ -1,4 +1,4 @@
-"""Every prompt, fixed as text, for both protocols; which rows are asked; which pictures go with them."""
+"""Every prompt, fixed as text, for both protocols; which rows are asked; which images go with them."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,8 @@ import benchmark_samples as samples
 import pytest
 from benchmark_samples import write_json, write_rows
 
-from transformers_agci.benchmarks import all_benchmarks, benchmark
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.benchmarks import all_benchmarks, benchmark
 
 LETTER = "Answer with the option's letter from the given choices directly."
 SHORT = "Answer the question using a single word or phrase."
@@ -22,12 +22,12 @@ def ask(name: str, row: dict[str, Any], protocol: str = "official", mode: str = 
 def test_scienceqa(protocol: str) -> None:
     asked = ask("scienceqa", samples.scienceqa_questions()[0], protocol)
     assert asked.text == f"Context: made up.\nWhich of 11?\nA. one\nB. two\nlines\nC. three\n{LETTER}"
-    assert asked.pictures == ("11/image.png",)
+    assert asked.images == ("11/image.png",)
 
 
 def test_scienceqa_population_and_tokens() -> None:
     without = samples.scienceqa_questions()[1]
-    assert ask("scienceqa", without).pictures == ()
+    assert ask("scienceqa", without).images == ()
     assert ask("scienceqa", without, "paper") is None
     assert ask("scienceqa", samples.scienceqa_questions()[0]).max_new_tokens == 1024
     assert ask("scienceqa", samples.scienceqa_questions()[0], "paper").max_new_tokens == 128
@@ -47,38 +47,36 @@ def test_pope(protocol: str) -> None:
         },
         protocol,
     )
-    assert (llava.text, llava.pictures, llava.group, llava.max_new_tokens) == (
+    assert (llava.text, llava.images, llava.group, llava.max_new_tokens) == (
         text,
         ("COCO_0.jpg",),
         "COCO_0",
         128,
     )
-    assert (hub.text, hub.pictures, hub.group, hub.max_new_tokens) == (text, (b"jpeg",), "COCO_0", 128)
+    assert (hub.text, hub.images, hub.group, hub.max_new_tokens) == (text, (b"jpeg",), "COCO_0", 128)
 
 
 @pytest.mark.parametrize("protocol", ["official", "paper"])
 def test_textvqa(protocol: str) -> None:
     asked = ask("textvqa", samples.textvqa_questions()[0], protocol)
     assert asked.text == f"What colour?\nReference OCR token: A, B\n{SHORT}"
-    assert (asked.pictures, asked.max_new_tokens) == (("00aa00aa00aa00aa.jpg",), 128)
+    assert (asked.images, asked.max_new_tokens) == (("00aa00aa00aa00aa.jpg",), 128)
 
 
 @pytest.mark.parametrize("protocol", ["official", "paper"])
 def test_crpe(protocol: str) -> None:
     asked = ask("crpe", samples.crpe_questions()[0], protocol)
     assert asked.text == "Which?\nA. a\nB. b\nC. c\nD. d\nQuestion 0."
-    assert (asked.pictures, asked.max_new_tokens) == (("coco/val2017/0.jpg",), 128)
+    assert (asked.images, asked.max_new_tokens) == (("coco/val2017/0.jpg",), 128)
 
 
 def test_hallusionbench() -> None:
-    with_picture, without = samples.hallusionbench_questions()[0], samples.hallusionbench_questions()[2]
-    assert ask("hallusionbench", with_picture).text == "Is it so in VD 0?"
-    assert ask("hallusionbench", without).pictures == ()
-    paper = ask("hallusionbench", with_picture, "paper")
-    assert (
-        paper.text == "Is it so in VD 0?\nThe answer should only contain 'Yes' or 'No', without reasoning process."
-    )
-    assert (paper.pictures, paper.max_new_tokens) == (("./VD/illusion/0_0.png",), 128)
+    with_image, without = samples.hallusionbench_questions()[0], samples.hallusionbench_questions()[2]
+    assert ask("hallusionbench", with_image).text == "Is it so in VD 0?"
+    assert ask("hallusionbench", without).images == ()
+    paper = ask("hallusionbench", with_image, "paper")
+    assert paper.text == "Is it so in VD 0?\nThe answer should only contain 'Yes' or 'No', without reasoning process."
+    assert (paper.images, paper.max_new_tokens) == (("./VD/illusion/0_0.png",), 128)
     assert ask("hallusionbench", without, "paper") is None
     assert benchmark("hallusionbench").protocol == "paper"
 
@@ -105,20 +103,18 @@ INSTRUCTIONS = {
 def test_mmmu_pro(mode: str, tokens: int, protocol: str) -> None:
     row = {**samples.mmmu_rows([""])[0], "image_1": {"bytes": b"png"}}
     asked = ask("mmmu_pro", row, protocol, mode)
-    assert (
-        asked.text == f"Which of 0 is <image>?\nA. red\nB. green\nC. blue\nD. it\n{INSTRUCTIONS['standard', mode]}"
-    )
-    assert (asked.pictures, asked.max_new_tokens) == ((b"png",), tokens)
+    assert asked.text == f"Which of 0 is <image>?\nA. red\nB. green\nC. blue\nD. it\n{INSTRUCTIONS['standard', mode]}"
+    assert (asked.images, asked.max_new_tokens) == ((b"png",), tokens)
     vision = ask(
         "mmmu_pro",
         {"id": "test_Art_1", "image": {"bytes": b"shot"}, "options": "['a']", "answer": "A"},
         protocol,
         mode,
     )
-    assert (vision.text, vision.pictures) == (INSTRUCTIONS["vision", mode], (b"shot",))
+    assert (vision.text, vision.images) == (INSTRUCTIONS["vision", mode], (b"shot",))
 
 
-def test_mmmu_pro_asks_with_every_picture_in_the_order_of_its_marks() -> None:
+def test_mmmu_pro_asks_with_every_image_in_the_order_of_its_marks() -> None:
     row = {
         **samples.mmmu_rows([""])[0],
         "question": "Is <image 2> after <image 1>?",
@@ -127,13 +123,13 @@ def test_mmmu_pro_asks_with_every_picture_in_the_order_of_its_marks() -> None:
         "image_2": {"bytes": b"2"},
     }
     asked = ask("mmmu_pro", row)
-    assert asked.pictures == (b"2", b"1", b"1")
+    assert asked.images == (b"2", b"1", b"1")
     assert asked.text.startswith("Is <image> after <image>?\nA. <image>\nB. no\n")
     assert ask("mmmu_pro", row, "paper") is None
 
 
-def test_mmmu_pro_picture_missing() -> None:
-    with pytest.raises(InputError, match="there is no picture in 'image_1'"):
+def test_mmmu_pro_image_missing() -> None:
+    with pytest.raises(InputError, match="there is no image in 'image_1'"):
         ask("mmmu_pro", samples.mmmu_rows([""])[0])
 
 
@@ -167,7 +163,7 @@ def test_crpe_rows_from_their_folder(tmp_path: Path) -> None:
 
 def test_a_benchmark_is_a_file() -> None:
     """Each declaration is complete, and its default protocol is one that exists."""
-    from transformers_agci.benchmarks.contract.declaration import PROTOCOLS
+    from transformers_agci.experiments.benchmarks.contract.declaration import PROTOCOLS
 
     assert len(all_benchmarks()) == 6
     for name, declared in all_benchmarks().items():
@@ -180,10 +176,10 @@ def test_a_seventh_needs_its_file_only(tmp_path: Path, monkeypatch: pytest.Monke
     """A file in the folder that declares a BENCHMARK is found, scored and named beside the others."""
     (tmp_path / "yes_no.py").write_text(
         "from dataclasses import replace\n"
-        "from transformers_agci.benchmarks.hallusionbench import BENCHMARK as LIKE_THIS\n"
+        "from transformers_agci.experiments.benchmarks.hallusionbench import BENCHMARK as LIKE_THIS\n"
         "BENCHMARK = replace(LIKE_THIS, name='yes_no', title='Yes/No')\n"
     )
-    from transformers_agci import benchmarks
+    from transformers_agci.experiments import benchmarks
 
     monkeypatch.setattr(benchmarks, "__path__", [*benchmarks.__path__, str(tmp_path)])
     assert len(all_benchmarks()) == 7

@@ -5,8 +5,8 @@ import slow_rules
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from transformers_agci.benchmarks import crpe, hallusionbench, mmmu_pro, pope, scienceqa, textvqa
-from transformers_agci.benchmarks.contractions import CONTRACTIONS
+from transformers_agci.experiments.benchmarks import crpe, hallusionbench, mmmu_pro, pope, scienceqa, textvqa
+from transformers_agci.experiments.benchmarks.contractions import CONTRACTIONS
 
 PIECES = [
     *"ABCDEFGHIJKabcno .,!?;:'\"()[]{}*$_-/\\+=@`<>#%&\n\t\r\x0b\x85\xa0\u2028\u3000éİßΣς٣²½’\x00",

@@ -48,9 +48,7 @@ def test_no_command_prints_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(command.words in said for command in COMMANDS)
 
 
-def test_a_missing_package_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def run(args: object) -> int:
         raise ModuleNotFoundError("No module named 'matplotlib.pyplot'", name="matplotlib.pyplot")
 
@@ -65,7 +63,12 @@ def test_a_missing_package_is_one_sentence(
 @pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["prob"], 2)])
 def test_a_process_of_torchrun_ends_with_the_commands_code(words, code):
     """It leaves without Python's shutdown, so that what it printed must be out by then."""
-    done = subprocess.run([sys.executable, "-m", "transformers_agci.cli", *words], capture_output=True, text=True,
-                          check=False, env=os.environ | {"TORCHELASTIC_RUN_ID": "one"})
+    done = subprocess.run(
+        [sys.executable, "-m", "transformers_agci.cli", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"TORCHELASTIC_RUN_ID": "one"},
+    )
     assert done.returncode == code
     assert "transformers-agci" in done.stdout if code == 0 else "Did you mean: probe?" in done.stderr

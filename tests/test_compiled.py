@@ -7,7 +7,7 @@ import torch
 from tiny_checkpoints import build_model, make_inputs
 
 from transformers_agci import attach
-from transformers_agci.compiled_graphs import forget_graphs_of
+from transformers_agci.method.compiled_graphs import forget_graphs_of
 
 pytestmark = [
     pytest.mark.slow,  # tracing takes a minute on a busy machine

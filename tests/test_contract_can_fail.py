@@ -21,7 +21,7 @@ ABOUT_ARGUMENTS = {
 
 RUN = """
 import json, sys, pytest
-from transformers_agci.hooks import Handle
+from transformers_agci.method.hooks import Handle
 Handle._before_decoder = lambda self, decoder, args, kwargs: None
 outcomes = {}
 class Record:

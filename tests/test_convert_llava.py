@@ -19,9 +19,9 @@ from transformers_agci import cli
 from transformers_agci.conversion import convert as converting
 from transformers_agci.conversion import shards
 from transformers_agci.conversion.convert import MANIFEST, convert
-from transformers_agci.hooks import current_handle
 from transformers_agci.inference.load import LoadOptions, load
-from transformers_agci.lam import LAMBDA_KEY
+from transformers_agci.method.hooks import current_handle
+from transformers_agci.method.lam import LAMBDA_KEY
 
 VERSIONS = ("llava", "llava_next")  # LLaVA-1.5 on LLaMA, LLaVA-1.6 on Mistral
 ROWS = len(llava.pieces())
@@ -40,15 +40,17 @@ def written_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def inputs_for(family: str, model: Any, image_id: int) -> dict[str, torch.Tensor]:
-    """The same picture and words, with this model's image token."""
+    """The same image and words, with this model's image token."""
     inputs = tiny.make_inputs(family, model, batch=2)
     ids = inputs["input_ids"]
     return inputs | {"input_ids": torch.where(ids == model.config.image_token_id, image_id, ids)}
 
 
 @pytest.mark.parametrize("family", VERSIONS)
-@pytest.mark.parametrize(("kind", "shards", "inside"),
-                         [("safetensors", 3, True), ("safetensors", 1, False), ("bin", 3, False), ("bin", 1, True)])
+@pytest.mark.parametrize(
+    ("kind", "shards", "inside"),
+    [("safetensors", 3, True), ("safetensors", 1, False), ("bin", 3, False), ("bin", 1, True)],
+)
 def test_equal_tensors_and_logits(family, kind, shards, inside, tmp_path):
     model = llava.reference_model(family)
     source = llava.write_original(family, model, tmp_path / "original", kind=kind, shards=shards, tower=inside)
@@ -91,8 +93,11 @@ def test_every_tensor_once_under_names_that_4_57_reads(family, tmp_path):
     assert used == prefixes
 
 
-@pytest.mark.parametrize(("whole", "prefix"), [(True, "vision_model."), (False, "vision_model."), (False, "")],
-                         ids=["CLIPModel", "CLIPVisionModel", "CLIPVisionModel of transformers 5"])
+@pytest.mark.parametrize(
+    ("whole", "prefix"),
+    [(True, "vision_model."), (False, "vision_model."), (False, "")],
+    ids=["CLIPModel", "CLIPVisionModel", "CLIPVisionModel of transformers 5"],
+)
 def test_layouts_of_the_tower(whole, prefix, tmp_path):
     model = llava.reference_model("llava")
     source = llava.write_original("llava", model, tmp_path / "original", tower=False)
@@ -101,8 +106,13 @@ def test_layouts_of_the_tower(whole, prefix, tmp_path):
     name = "vision_model.encoder.layers.2.mlp.fc2.weight"
     expected = llava.original_tensors(model)[f"model.vision_tower.vision_tower.{name}"]
     assert torch.equal(written_tensors(made.folder)[f"vision_tower.{name}"], expected)
-    text_side = {"text_model.final_layer_norm.weight", "visual_projection.weight", "text_projection.weight",
-                 "logit_scale", "vision_model.embeddings.position_ids"}
+    text_side = {
+        "text_model.final_layer_norm.weight",
+        "visual_projection.weight",
+        "text_projection.weight",
+        "logit_scale",
+        "vision_model.embeddings.position_ids",
+    }
     assert set(made.unused) == (text_side if whole else set())
     assert read(made.folder, "preprocessor_config.json")["image_mean"] == [0.4, 0.5, 0.6]
 
@@ -120,8 +130,15 @@ def test_the_checkpoints_own_tower_wins(tmp_path):
 
 def test_configs_say_what_the_original_said(tmp_path):
     model = llava.reference_model("llava_next", num_key_value_heads=1, rope_theta=1000000.0, sliding_window=64)
-    source = llava.write_original("llava_next", model, tmp_path / "original", sliding_window=None, rope_theta=1000000.0,
-                                  mm_vision_select_layer=-1, **{LAMBDA_KEY: 0.25})
+    source = llava.write_original(
+        "llava_next",
+        model,
+        tmp_path / "original",
+        sliding_window=None,
+        rope_theta=1000000.0,
+        mm_vision_select_layer=-1,
+        **{LAMBDA_KEY: 0.25},
+    )
     folder = convert(source, tmp_path / "hf").folder
     config = transformers.AutoConfig.from_pretrained(folder)
     text, vision = config.text_config, config.vision_config
@@ -179,8 +196,10 @@ def test_known_buffers_and_unread_files_are_named(tmp_path, capsys):
     model = llava.reference_model("llava")
     source = llava.write_original("llava", model, tmp_path / "original", shards=1)
     tensors = load_file(source / "model.safetensors")
-    buffers = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
-               "model.vision_tower.vision_tower.vision_model.embeddings.position_ids": torch.arange(17)[None]}
+    buffers = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "model.vision_tower.vision_tower.vision_model.embeddings.position_ids": torch.arange(17)[None],
+    }
     llava.write_weights(source, tensors | buffers, "safetensors", 1)
     torch.save({"model.mm_projector.0.bias": torch.zeros(32)}, source / "mm_projector.bin")
     assert cli.main(["convert-llava", str(source), str(tmp_path / "hf")]) == 0
@@ -200,7 +219,7 @@ def test_tied_embeddings(tmp_path):
     assert converted.lm_head.weight is converted.model.language_model.embed_tokens.weight
 
 
-# --- tokenizer, pictures, prompts ----------------------------------------------------------------------------------
+# --- tokenizer, images, prompts ----------------------------------------------------------------------------------
 
 # What the sentencepiece package makes of the same tokenizer.model: texts, and ids without the begin token.
 RECORDED = json.loads((Path(__file__).parent / "reference" / "sentencepiece_ids.json").read_text(encoding="utf-8"))
@@ -232,7 +251,7 @@ def test_token_ids_are_those_of_sentencepiece(converted):
     assert tokenizer.model_max_length == 2048
 
 
-def test_text_around_a_picture_is_split_as_separate_pieces(converted):
+def test_text_around_an_image_is_split_as_separate_pieces(converted):
     """The original code tokenizes what stands before and after <image> by itself."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(converted("llava"))
     before, after = "USER: ", "\nIs there a dog? ASSISTANT:"
@@ -248,12 +267,21 @@ def turn(role: str, *parts: str) -> dict[str, Any]:
 CONVERSATION = [turn("user", "<image>", "Is there a dog?"), turn("assistant", "Yes"), turn("user", "And a cat?")]
 
 
-@pytest.mark.parametrize(("family", "prompt", "with_system"), [
-    ("llava", "USER: <image>\nIs there a dog? ASSISTANT: Yes</s>USER: And a cat? ASSISTANT:",
-     "Be kind. USER: Hi ASSISTANT:"),
-    ("llava_next", "[INST] <image>\nIs there a dog? [/INST] Yes </s>[INST] And a cat? [/INST]",
-     "[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]"),
-])
+@pytest.mark.parametrize(
+    ("family", "prompt", "with_system"),
+    [
+        (
+            "llava",
+            "USER: <image>\nIs there a dog? ASSISTANT: Yes</s>USER: And a cat? ASSISTANT:",
+            "Be kind. USER: Hi ASSISTANT:",
+        ),
+        (
+            "llava_next",
+            "[INST] <image>\nIs there a dog? [/INST] Yes </s>[INST] And a cat? [/INST]",
+            "[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]",
+        ),
+    ],
+)
 def test_prompt_forms(family, prompt, with_system, converted):
     processor = transformers.AutoProcessor.from_pretrained(converted(family))
     assert processor.apply_chat_template(CONVERSATION, add_generation_prompt=True) == prompt
@@ -263,49 +291,52 @@ def test_prompt_forms(family, prompt, with_system, converted):
     assert processor.apply_chat_template(strings, add_generation_prompt=True) == with_system
 
 
-def by_hand(picture: Image.Image, side: int = 56) -> np.ndarray:
+def by_hand(image: Image.Image, side: int = 56) -> np.ndarray:
     """LLaVA-1.5's own preparation: padded to a square with the mean colour, resized, normalised."""
     mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
-    longest = max(picture.size)
+    longest = max(image.size)
     square = Image.new("RGB", (longest, longest), tuple(int(255 * channel) for channel in mean))
-    square.paste(picture, ((longest - picture.width) // 2, (longest - picture.height) // 2))
+    square.paste(image, ((longest - image.width) // 2, (longest - image.height) // 2))
     pixels = np.asarray(square.resize((side, side), Image.Resampling.BICUBIC)) / 255
     return ((pixels - mean) / std).transpose(2, 0, 1)
 
 
-def test_pictures_are_padded_as_in_the_original(converted):
+def test_images_are_padded_as_in_the_original(converted):
     processor = transformers.AutoProcessor.from_pretrained(converted("llava"))
-    picture = tiny.picture(width=120, height=60)
-    found = np.asarray(processor.image_processor(picture, return_tensors="np")["pixel_values"][0])
+    image = tiny.random_image(width=120, height=60)
+    found = np.asarray(processor.image_processor(image, return_tensors="np")["pixel_values"][0])
     assert found.shape == (3, 56, 56)
     # PIL rounds to whole levels after each of its two passes, torch once: a level is 1/255 / 0.26
-    assert np.abs(found - by_hand(picture)).mean() < 0.01
-    assert np.abs(found - by_hand(picture)).max() < 4 / 255 / 0.26
+    assert np.abs(found - by_hand(image)).mean() < 0.01
+    assert np.abs(found - by_hand(image)).max() < 4 / 255 / 0.26
 
 
-def test_pictures_without_padding_are_cropped(tmp_path):
+def test_images_without_padding_are_cropped(tmp_path):
     model = llava.reference_model("llava")
     source = llava.write_original("llava", model, tmp_path / "original", image_aspect_ratio=None)
     folder = convert(source, tmp_path / "hf").folder
     assert "do_pad" not in read(folder, "preprocessor_config.json")
     processor = transformers.AutoProcessor.from_pretrained(folder)
-    picture = tiny.picture(width=120, height=60)
-    middle = picture.crop((30, 0, 90, 60))
-    found, expected = (np.asarray(processor.image_processor(shown, return_tensors="np")["pixel_values"][0])
-                       for shown in (picture, middle))
+    image = tiny.random_image(width=120, height=60)
+    middle = image.crop((30, 0, 90, 60))
+    found, expected = (
+        np.asarray(processor.image_processor(shown, return_tensors="np")["pixel_values"][0])
+        for shown in (image, middle)
+    )
     assert np.abs(found - expected).mean() < 0.02
 
 
 @pytest.mark.parametrize(("family", "tokens"), [("llava", 16), ("llava_next", 16 + 64 + 8)])
-def test_a_picture_takes_the_tokens_that_the_model_expects(family, tokens, converted):
+def test_an_image_takes_the_tokens_that_the_model_expects(family, tokens, converted):
     processor = transformers.AutoProcessor.from_pretrained(converted(family))
-    inputs = tiny.prompt_inputs(processor, "Is there a dog?", tiny.picture(width=112, height=112))
+    inputs = tiny.prompt_inputs(processor, "Is there a dog?", tiny.random_image(width=112, height=112))
     assert int((inputs["input_ids"] == ROWS).sum()) == tokens
     logits = loaded_model(converted(family))(**inputs).logits
     assert torch.isfinite(logits).all()
 
 
 # --- the result under our own tools --------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("family", VERSIONS)
 def test_the_probe_runs_on_it_with_agci_on_by_the_key(family, tmp_path):
@@ -317,8 +348,18 @@ def test_the_probe_runs_on_it_with_agci_on_by_the_key(family, tmp_path):
     assert current_handle(loaded.model) is None or current_handle(loaded.model).lam == 0.5
     answers = {}
     for name, given in (("key", []), ("zero", ["--global_context_lambda", "0"])):
-        command = ["probe", "--model_path", str(folder), "--eval_file", str(samples / "sample_noto_840_840.json"),
-                   "--img_path", str(samples / "images"), "--answer_file", str(tmp_path / f"{name}.jsonl"), *given]
+        command = [
+            "probe",
+            "--model_path",
+            str(folder),
+            "--eval_file",
+            str(samples / "sample_noto_840_840.json"),
+            "--img_path",
+            str(samples / "images"),
+            "--answer_file",
+            str(tmp_path / f"{name}.jsonl"),
+            *given,
+        ]
         assert cli.main(command) == 0
         answers[name] = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
     assert len(answers["key"]) == len(answers["zero"]) == 36
@@ -329,6 +370,7 @@ def test_the_probe_runs_on_it_with_agci_on_by_the_key(family, tmp_path):
 
 
 # --- after a kill, on a full disk, on what is there already --------------------------------------------------------
+
 
 def test_manifest_names_sources_and_versions(tmp_path):
     model = llava.reference_model("llava")

@@ -55,29 +55,33 @@ def change(file: Path, edit: Any) -> None:
 
 # --- config --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("key", "value", "words"), [
-    ("mm_projector_type", "linear", ("mm_projector_type 'linear'", "'mlp2x_gelu'")),
-    ("mm_vision_select_feature", "all", ("mm_vision_select_feature 'all'", "'cls_patch'")),
-    ("mm_use_im_start_end", True, ("mm_use_im_start_end True",)),
-    ("mm_use_im_patch_token", True, ("mm_use_im_patch_token True",)),
-    ("image_aspect_ratio", "anyres_max_9", ("image_aspect_ratio 'anyres_max_9'",)),
-    ("mm_patch_merge_type", "flat", ("mm_patch_merge_type 'flat'", "'spatial_unpad'")),
-    ("image_grid_pinpoints", "(1x1),...,(6x6)", ("image_grid_pinpoints", "(1x1)")),
-    ("image_grid_pinpoints", [[100, 56]], ("image_grid_pinpoints", "56")),
-    ("mm_vision_tower", "google/siglip-so400m", ("google/siglip-so400m", "--vision_tower")),
-    ("mm_vision_tower", None, ("'mm_vision_tower'",)),
-    ("hidden_size", None, ("'hidden_size'",)),
-    ("num_attention_heads", 0, ("num_attention_heads must be a whole number of at least 1",)),
-    ("vocab_size", "many", ("vocab_size must be a whole number of at least 1", "'many'")),
-    ("hidden_size", 48, ("shape", "do not belong together")),
-    ("num_hidden_layers", 3, ("no place for", "layers.3")),
-    ("num_hidden_layers", 5, ("lacks 9 of", "layers.4")),
-    ("num_key_value_heads", 4, ("k_proj", "shape")),
-    ("vocab_size", 10, ("vocab_size 10", "do not belong together")),
-    ("eos_token_id", 300, ("eos_token_id 300", "tokenizer.model")),
-    ("model_type", "llava_qwen", ("'llava_qwen'", "llava_mistral")),
-    ("global_context_broadcast_lambda", -1, ("global_context_broadcast_lambda", "-1")),
-])
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("mm_projector_type", "linear", ("mm_projector_type 'linear'", "'mlp2x_gelu'")),
+        ("mm_vision_select_feature", "all", ("mm_vision_select_feature 'all'", "'cls_patch'")),
+        ("mm_use_im_start_end", True, ("mm_use_im_start_end True",)),
+        ("mm_use_im_patch_token", True, ("mm_use_im_patch_token True",)),
+        ("image_aspect_ratio", "anyres_max_9", ("image_aspect_ratio 'anyres_max_9'",)),
+        ("mm_patch_merge_type", "flat", ("mm_patch_merge_type 'flat'", "'spatial_unpad'")),
+        ("image_grid_pinpoints", "(1x1),...,(6x6)", ("image_grid_pinpoints", "(1x1)")),
+        ("image_grid_pinpoints", [[100, 56]], ("image_grid_pinpoints", "56")),
+        ("mm_vision_tower", "google/siglip-so400m", ("google/siglip-so400m", "--vision_tower")),
+        ("mm_vision_tower", None, ("'mm_vision_tower'",)),
+        ("hidden_size", None, ("'hidden_size'",)),
+        ("num_attention_heads", 0, ("num_attention_heads must be a whole number of at least 1",)),
+        ("vocab_size", "many", ("vocab_size must be a whole number of at least 1", "'many'")),
+        ("hidden_size", 48, ("shape", "do not belong together")),
+        ("num_hidden_layers", 3, ("no place for", "layers.3")),
+        ("num_hidden_layers", 5, ("lacks 9 of", "layers.4")),
+        ("num_key_value_heads", 4, ("k_proj", "shape")),
+        ("vocab_size", 10, ("vocab_size 10", "do not belong together")),
+        ("eos_token_id", 300, ("eos_token_id 300", "tokenizer.model")),
+        ("model_type", "llava_qwen", ("'llava_qwen'", "llava_mistral")),
+        ("global_context_broadcast_lambda", -1, ("global_context_broadcast_lambda", "-1")),
+    ],
+)
 def test_configs_of_another_form(key, value, words, tmp_path, model, refuse):
     refuse(original(tmp_path, model, **{key: value}), *words)
 
@@ -97,6 +101,7 @@ def test_no_such_folder_or_config(tmp_path, model, refuse):
 
 # --- weights -------------------------------------------------------------------------------------------------------
 
+
 def test_tower_that_is_nowhere(tmp_path, model, refuse):
     source = original(tmp_path, model, tower=False)
     refuse(source, llava.TOWER_NAME, "--vision_tower")
@@ -113,8 +118,14 @@ def test_tower_of_another_kind(tmp_path, model, refuse):
     refuse(source, "--vision_tower", "holds no config.json", options=("--vision_tower", str(tower)))
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj.weight", "model.image_newline",
-                                  "model.vision_tower.vision_tower.vision_model.encoder.layers.1.mlp.fc1.bias"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.image_newline",
+        "model.vision_tower.vision_tower.vision_model.encoder.layers.1.mlp.fc1.bias",
+    ],
+)
 def test_a_missing_tensor(name, tmp_path, model, refuse):
     source = original(tmp_path, model, shards=1)
     tensors = load_file(source / "model.safetensors")
@@ -218,15 +229,19 @@ def test_values_that_the_dtype_cannot_hold(tmp_path, model, refuse):
 
 # --- tokenizer -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("trainer", "normalizer", "more", "words"), [
-    ({3: 1}, {}, (), "byte-pair"),
-    ({35: 0}, {}, (), "byte fallback"),
-    ({}, {2: b"map"}, (), "changes characters"),
-    ({}, {3: 0}, (), "begin texts with a space"),
-    ({}, {4: 1}, (), "removes extra spaces"),
-    ({}, {5: 0}, (), "leaves spaces"),
-    ({}, {}, (("<mine>", 0.0, 4),), "user-defined"),
-])
+
+@pytest.mark.parametrize(
+    ("trainer", "normalizer", "more", "words"),
+    [
+        ({3: 1}, {}, (), "byte-pair"),
+        ({35: 0}, {}, (), "byte fallback"),
+        ({}, {2: b"map"}, (), "changes characters"),
+        ({}, {3: 0}, (), "begin texts with a space"),
+        ({}, {4: 1}, (), "removes extra spaces"),
+        ({}, {5: 0}, (), "leaves spaces"),
+        ({}, {}, (("<mine>", 0.0, 4),), "user-defined"),
+    ],
+)
 def test_tokenizers_of_another_kind(trainer, normalizer, more, words, tmp_path, model, refuse):
     source = original(tmp_path, model)
     (source / "tokenizer.model").write_bytes(llava.tokenizer_model(trainer, normalizer, more))
@@ -255,6 +270,7 @@ def test_added_tokens(tmp_path, model, refuse):
 
 
 # --- disk ----------------------------------------------------------------------------------------------------------
+
 
 def test_too_little_room_is_told_before_anything_is_written(tmp_path, model, refuse, monkeypatch):
     source = original(tmp_path, model)

@@ -23,8 +23,13 @@ pytestmark = pytest.mark.train
 
 
 @pytest.mark.parametrize(("recipe", "family"), [("llava1_5", "llava"), ("llava1_6", "llava_next")])
-def test_converted_trained_merged_and_probed(recipe: str, family: str, training: TrainingEnvironment, train: Train,  # noqa: F811
-                                             tmp_path: Path) -> None:
+def test_converted_trained_merged_and_probed(
+    recipe: str,
+    family: str,
+    training: TrainingEnvironment,  # noqa: F811
+    train: Train,  # noqa: F811
+    tmp_path: Path,
+) -> None:
     model = llava.reference_model(family)
     source = llava.write_original(family, model, tmp_path / "original", kind="bin", tower=False)
     tower = llava.write_tower(model, tmp_path / "clip")

@@ -12,11 +12,12 @@ import pytest
 import tiny_checkpoints as tiny
 
 from transformers_agci.conversion.convert import MANIFEST, convert
-from transformers_agci.lam import LAMBDA_KEY
+from transformers_agci.method.lam import LAMBDA_KEY
 
 OVERLAYS = [folder for folder in os.environ.get("AGCI_TRANSFORMERS_OVERLAYS", "").split(os.pathsep) if folder]
 needs_overlays = pytest.mark.skipif(
-    not OVERLAYS, reason="AGCI_TRANSFORMERS_OVERLAYS names no folders with other transformers versions")
+    not OVERLAYS, reason="AGCI_TRANSFORMERS_OVERLAYS names no folders with other transformers versions"
+)
 pytestmark = pytest.mark.slow
 
 LOAD = """
@@ -25,12 +26,12 @@ import torch, transformers
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-folder, picture = sys.argv[1:]
+folder, image = sys.argv[1:]
 processor = AutoProcessor.from_pretrained(folder)
 model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
 turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is there a dog?"}]}
 prompt = processor.apply_chat_template([turn], add_generation_prompt=True)
-inputs = processor(text=[prompt], images=[Image.open(picture)], return_tensors="pt")
+inputs = processor(text=[prompt], images=[Image.open(image)], return_tensors="pt")
 with torch.no_grad():
     on = model.eval()(**inputs).logits[0, -1]
     model.global_context_broadcast_lambda = 0.0
@@ -45,8 +46,13 @@ print(json.dumps({
 
 
 def under(overlay: str, *command: str) -> str:
-    done = subprocess.run([sys.executable, *command], env={**os.environ, "PYTHONPATH": overlay}, capture_output=True,
-                          text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": overlay},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -57,7 +63,7 @@ def test_loads_alike_on_every_version(family, tmp_path):
     model = llava.reference_model(family)
     source = llava.write_original(family, model, tmp_path / "original", **{LAMBDA_KEY: 0.5})
     folder = convert(source, tmp_path / "hf").folder
-    tiny.picture(width=112, height=112).save(tmp_path / "picture.png")
+    tiny.random_image(width=112, height=112).save(tmp_path / "picture.png")
     told = [under(overlay, "-c", LOAD, str(folder), str(tmp_path / "picture.png")) for overlay in ["", *OVERLAYS]]
     found: list[Any] = [json.loads(text.splitlines()[-1]) for text in told]
     assert len({each["version"] for each in found}) == len(OVERLAYS) + 1

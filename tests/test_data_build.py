@@ -50,7 +50,7 @@ def jpeg(image: Image.Image, quality=90) -> bytes:
 
 def good_pairs(count=14):
     shapes = [(96, 72), (72, 96), (120, 120), (300, 70)]
-    return [(f"{n:09d}", f"picture number {n}", jpeg(picture(n, shapes[n % 4]))) for n in range(count)]
+    return [(f"{n:09d}", f"image number {n}", jpeg(picture(n, shapes[n % 4]))) for n in range(count)]
 
 
 def as_folder(pairs, folder: Path, captions="metadata.csv") -> Path:
@@ -104,7 +104,7 @@ def as_table(pairs, folder: Path, kind="parquet") -> Path:
 
 
 def as_img2dataset_parquet(pairs, folder: Path) -> Path:
-    """The picture as plain binary under `jpg`."""
+    """The image as plain binary under `jpg`."""
     import pyarrow
     import pyarrow.parquet
 
@@ -217,12 +217,12 @@ def test_bad_pairs_are_dropped_named_and_counted(tmp_path):
     Image.new("1", (8000, 7000)).save(bomb, "PNG")
     bad = [
         ("broken", "cut short", pairs[1][2][:-400]),
-        ("text", "no picture at all", b"hello"),
+        ("text", "no image at all", b"hello"),
         ("tiny", "a tiny one", jpeg(picture(90, (300, 63)))),
         ("long", "a strip", jpeg(picture(91, (1000, 90)))),
         ("bomb", "56 million pixels in a few kilobytes", bomb.getvalue()),
         ("copy", "the first again, smaller", jpeg(first.resize((88, 66)), 60)),
-        ("same", "Picture  Number 1", jpeg(picture(92))),
+        ("same", "Image  Number 1", jpeg(picture(92))),
         ("empty", "  ", jpeg(picture(93))),
     ]
     made = as_folder(pairs[:5] + bad + pairs[5:], tmp_path / "source")
@@ -231,9 +231,13 @@ def test_bad_pairs_are_dropped_named_and_counted(tmp_path):
     summary = build(options(made, tmp_path / "out"))
     assert summary.items == 14
     assert summary.dropped == {
-        "broken picture": 4, "duplicate caption": 1, "duplicate picture": 1, "extreme picture": 2,
-        "no caption": 1, "tiny picture": 1,
-    }  # fmt: skip
+        "broken image": 4,
+        "duplicate caption": 1,
+        "duplicate image": 1,
+        "extreme image": 2,
+        "no caption": 1,
+        "tiny image": 1,
+    }
     dropped = [json.loads(line) for line in (tmp_path / "out" / "set.dropped.jsonl").open()]
     assert [drop["key"] for drop in dropped] == [key for key, _, _ in bad] + ["nowhere", "outside"]
     assert dropped[2]["detail"] == "its shorter side is 63 px, less than 64"
@@ -245,17 +249,17 @@ def test_perceptual_hash_knows_copies_and_tells_the_rest_apart():
         seen.add(str(number), str(number), fingerprint(picture(number, (270, 202))))
     for number in range(60):
         copy = Image.open(io.BytesIO(jpeg(picture(number, (270, 202)).resize((150, 112)), 50))).resize((270, 202))
-        assert seen.has_picture(fingerprint(copy)), number
-        assert not seen.has_picture(fingerprint(picture(number + 1000, (270, 202)))), number
+        assert seen.has_image(fingerprint(copy)), number
+        assert not seen.has_image(fingerprint(picture(number + 1000, (270, 202)))), number
     red, blue = (Image.new("RGB", (270, 270), "white") for _ in range(2))
     red.paste("red", (60, 60, 200, 200))
     blue.paste("blue", (60, 60, 200, 200))
     seen.add("red", "red", fingerprint(red))
-    assert not seen.has_picture(fingerprint(blue))
+    assert not seen.has_image(fingerprint(blue))
 
 
 def test_awkward_names_and_captions(tmp_path):
-    pairs = [("a b/c", "007"), ("ü", "None"), ("x.y-z_1", "NA, or \"so\""), ("X.Y-Z_1", "true"), ("a" * 120, "1e5")]
+    pairs = [("a b/c", "007"), ("ü", "None"), ("x.y-z_1", 'NA, or "so"'), ("X.Y-Z_1", "true"), ("a" * 120, "1e5")]
     made = tmp_path / "source"
     (made / "a b").mkdir(parents=True)
     with (made / "captions.csv").open("w", newline="", encoding="utf-8") as file:
@@ -270,15 +274,19 @@ def test_awkward_names_and_captions(tmp_path):
     rows = read_probe_rows(tmp_path / "out" / "set.json")[::9]
     assert [row.caption for row in rows] == [caption for _, caption in pairs]
     assert [row.image for row in rows] == [
-        "c_0.jpg", "000000001_0.jpg", "x.y-z_1_0.jpg", "X.Y-Z_1-3_0.jpg", "000000004_0.jpg",
-    ]  # fmt: skip
+        "c_0.jpg",
+        "000000001_0.jpg",
+        "x.y-z_1_0.jpg",
+        "X.Y-Z_1-3_0.jpg",
+        "000000004_0.jpg",
+    ]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda p: p / "nothing", "There is no source"),
-        (lambda p: p, "No pictures with captions were found"),
+        (lambda p: p, "No images with captions were found"),
         (lambda p: Path("nobody/such-a-set-of-ours"), "as a hub id it could not be opened"),
     ],
 )
@@ -408,8 +416,20 @@ def test_the_number_of_workers_changes_no_byte(workers, source, built, tmp_path)
 def test_a_sigkill_is_survived(tmp_path):
     """A real build in a process of its own, killed in the middle, its workers with it; then the same command again."""
     made = as_folder(good_pairs(60), tmp_path / "source")
-    command = [sys.executable, "-m", "transformers_agci.cli", "data", "build-probe", "--source", str(made),
-               "--name", "set", "--workers", "2", "--output_dir"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "transformers_agci.cli",
+        "data",
+        "build-probe",
+        "--source",
+        str(made),
+        "--name",
+        "set",
+        "--workers",
+        "2",
+        "--output_dir",
+    ]
     killed = tmp_path / "killed"
     process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = killed / ".set.building" / "items.jsonl"
@@ -447,9 +467,9 @@ def test_an_interrupted_overwrite_goes_on_without_the_word(source, tmp_path):
     assert build(options(source, tmp_path, seed=1)).painted == 13
 
 
-def test_two_sets_never_share_a_picture_folder(source, tmp_path):
+def test_two_sets_never_share_an_image_folder(source, tmp_path):
     build(options(source, tmp_path, images="images"))
-    with pytest.raises(InputError, match="holds the pictures of"):
+    with pytest.raises(InputError, match="holds the images of"):
         build(options(source, tmp_path, name="other", images="images"))
 
 
@@ -521,7 +541,7 @@ def test_each_source_is_decoded_once_and_each_composite_encoded_once(source, tmp
     from transformers_agci.data import painting, screening
 
     calls = Counter()
-    for module, name in ((screening, "decode_picture"), (painting, "encode_jpeg")):
+    for module, name in ((screening, "decode_image"), (painting, "encode_jpeg")):
         real = getattr(module, name)
 
         def counted(*args, real=real, name=name, **kwargs):
@@ -530,7 +550,7 @@ def test_each_source_is_decoded_once_and_each_composite_encoded_once(source, tmp
 
         monkeypatch.setattr(module, name, counted)
     build(options(source, tmp_path))
-    assert calls == {"decode_picture": 14, "encode_jpeg": 14 * 9}
+    assert calls == {"decode_image": 14, "encode_jpeg": 14 * 9}
 
 
 def test_the_command_prints_what_it_built(source, tmp_path, capsys):
@@ -543,7 +563,7 @@ def test_the_command_prints_what_it_built(source, tmp_path, capsys):
 
 @settings(max_examples=25, deadline=None)
 @given(st.binary(max_size=300))
-def test_any_bytes_as_a_picture_are_dropped_or_used_never_a_crash(data):
+def test_any_bytes_as_an_image_are_dropped_or_used_never_a_crash(data):
     from transformers_agci.data.screening import screen
     from transformers_agci.data.sources import Pair
 

@@ -43,7 +43,7 @@ def write_rows(path: Path, written=None) -> Path:
 
 @pytest.fixture
 def loose(tmp_path) -> Path:
-    """A downloaded set as loose files: the rows, and the pictures in a folder of their own."""
+    """A downloaded set as loose files: the rows, and the images in a folder of their own."""
     folder = tmp_path / "loose"
     write_rows(folder / NAME)
     (folder / "pictures").mkdir()
@@ -60,7 +60,7 @@ def test_a_sound_set_has_no_errors(loose, capsys):
     assert set(report.positions.values()) == {2}
     assert report.sizes == {(40, 40): 18}
     assert main(["data", "check", str(loose / NAME), "--img_path", str(loose / "pictures")]) == 0
-    assert "pictures: 18 of 40x40" in capsys.readouterr().out
+    assert "images: 18 of 40x40" in capsys.readouterr().out
 
 
 def change(index, **fields):
@@ -84,9 +84,9 @@ def swap(written, pictures):
         (change(3, image="../x_2.jpg"), ["must be relative and without", "must have each", "has been"]),
         (lambda w, p: w.pop(5), ["must have each of the nine positions once"]),
         (swap, ["must stand together"]),
-        (lambda w, p: (p / w[4]["image"]).unlink(), [":5: the picture", "does not exist"]),
+        (lambda w, p: (p / w[4]["image"]).unlink(), [":5: the image", "does not exist"]),
         (lambda w, p: (p / w[4]["image"]).write_bytes(jpeg("red")[:-60]), ["is broken or truncated"]),
-        (lambda w, p: (p / w[4]["image"]).write_bytes(b"x"), ["is not a picture"]),
+        (lambda w, p: (p / w[4]["image"]).write_bytes(b"x"), ["is not an image"]),
     ],
 )
 def test_every_harm_is_an_error_with_its_line(harm, errors, loose, capsys):
@@ -111,7 +111,7 @@ def test_a_malformed_line_is_counted_and_the_rest_is_checked(loose):
 
 def test_many_errors_are_counted_and_not_all_printed(loose):
     shutil.rmtree(loose / "pictures")
-    with pytest.raises(InputError, match="There is no picture folder"):
+    with pytest.raises(InputError, match="There is no image folder"):
         check(loose / NAME, loose / "pictures")
     (loose / "pictures").mkdir()
     lines = list(check(loose / NAME, loose / "pictures").lines(errors_shown=5))
@@ -128,7 +128,7 @@ def as_zip(loose: Path, folder: Path) -> Path:
 
 
 def as_tar(loose: Path, folder: Path) -> Path:
-    """Rows and pictures in one compressed tar."""
+    """Rows and images in one compressed tar."""
     folder.mkdir()
     with tarfile.open(folder / "all.tar.gz", "w:gz") as packed:
         packed.add(loose / NAME, f"set/{NAME}")
@@ -167,7 +167,7 @@ def test_a_local_copy_in_every_shape_is_arranged_and_checked(shape, loose, tmp_p
         assert main(["data", "fetch", "probe", "--local_copy", str(copy)]) == 0
         printed = capsys.readouterr().out
         assert "18 rows, 2 items" in printed
-        assert "pictures: 18 of 40x40" in printed
+        assert "images: 18 of 40x40" in printed
     (found,) = arrange(copy)
     for row in rows():
         assert (found.images / row["image"]).read_bytes() == jpeg((row["id"] * 9, 0, 0))

@@ -54,7 +54,7 @@ def test_boxes_are_disjoint_on_the_canvas_and_symmetric(grid):
 
 @settings(deadline=None)
 @given(grids, sizes)
-def test_a_picture_keeps_its_aspect_fills_its_box_and_is_centred(grid, size):
+def test_an_image_keeps_its_aspect_fills_its_box_and_is_centred(grid, size):
     width, height = grid.fitted(size)
     assert max(width, height) == grid.box
     scale = grid.box / max(size)
@@ -99,7 +99,7 @@ def test_a_grid_that_cannot_be_is_refused_in_one_sentence(make):
 
 
 def painted(number: int) -> Image.Image:
-    """A picture with an asymmetric pattern, another size and colour for each number."""
+    """An image with an asymmetric pattern, another size and colour for each number."""
     width, height = SIZES[number]
     image = Image.new("RGB", (width, height), (30 * number, 255 - 25 * number, 120))
     image.paste((255, 240, 0), (0, 0, width // 3, height // 4))
@@ -122,14 +122,14 @@ def test_golden_target_alone_pixel_by_pixel():
 
 
 def test_a_composite_is_what_a_slow_definition_says():
-    """Pictures that need no resizing: every pixel of the canvas is known without any resampling."""
+    """Images that need no resizing: every pixel of the canvas is known without any resampling."""
     grid = Grid(canvas=30, box=8, margin=2, gutter=1)
-    pictures = [Image.new("RGB", (8, 4 + cell % 3 * 2), (cell, 2 * cell, 255 - cell)) for cell in range(9)]
-    made = compose(pictures, grid, "#0a0b0c")
+    images = [Image.new("RGB", (8, 4 + cell % 3 * 2), (cell, 2 * cell, 255 - cell)) for cell in range(9)]
+    made = compose(images, grid, "#0a0b0c")
     for x in range(30):
         for y in range(30):
             expected = (10, 11, 12)
-            for cell, picture in enumerate(pictures):
+            for cell, picture in enumerate(images):
                 left, top = 2 + cell % 3 * 9, 2 + cell // 3 * 9 + (8 - picture.height) // 2
                 if left <= x < left + 8 and top <= y < top + picture.height:
                     expected = (cell, 2 * cell, 255 - cell)

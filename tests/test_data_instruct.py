@@ -1,4 +1,4 @@
-"""The fine-tuning sample, the report of missing pictures, and ScienceQA's question file."""
+"""The fine-tuning sample, the report of missing images, and ScienceQA's question file."""
 
 import json
 from pathlib import Path
@@ -12,9 +12,13 @@ from transformers_agci.errors import InputError
 
 
 def talk(number, image="default", question="<image>\nWhat?"):
-    record = {"id": f"{number}", "conversations": [
-        {"from": "human", "value": question}, {"from": "gpt", "value": f"Answer {number}."},
-    ]}  # fmt: skip
+    record = {
+        "id": f"{number}",
+        "conversations": [
+            {"from": "human", "value": question},
+            {"from": "gpt", "value": f"Answer {number}."},
+        ],
+    }
     if image is not None:
         record["image"] = f"coco/train2017/{number}.jpg" if image == "default" else image
     return record
@@ -22,7 +26,7 @@ def talk(number, image="default", question="<image>\nWhat?"):
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """30 COCO records whose picture exists, and one record of every other sort."""
+    """30 COCO records whose image exists, and one record of every other sort."""
     for folder in ("coco/train2017", "ocr_vqa/images"):
         (tmp_path / "root" / folder).mkdir(parents=True)
     for number in range(30):
@@ -49,9 +53,11 @@ def test_the_sample_is_the_first_n_of_a_seeded_shuffle(tree):
     assert everything.read == 39
     assert len(everything.rows) == 31
     assert everything.skipped == {
-        "malformed conversation": 3, "text only": 2, "not exactly one <image>": 2,
-        "missing picture in gqa/images": 1,
-    }  # fmt: skip
+        "malformed conversation": 3,
+        "text only": 2,
+        "not exactly one <image>": 2,
+        "missing image in gqa/images": 1,
+    }
     few = draw_sample(tree / "mix.json", tree / "root", 7, seed=3)
     assert few.rows == everything.rows[:7]
     other = draw_sample(tree / "mix.json", tree / "root", 31, seed=4)
@@ -69,8 +75,18 @@ def test_every_record_is_equally_likely(tree):
 
 def test_both_forms_and_dataset_info_are_written(tree, capsys):
     out = tree / "data"
-    arguments = ["data", "sample-instruct", "--mix", str(tree / "mix.json"), "--image_root", str(tree / "root"),
-                 "--n", "31", "--output_dir", str(out)]  # fmt: skip
+    arguments = [
+        "data",
+        "sample-instruct",
+        "--mix",
+        str(tree / "mix.json"),
+        "--image_root",
+        str(tree / "root"),
+        "--n",
+        "31",
+        "--output_dir",
+        str(out),
+    ]
     (out).mkdir()
     (out / "dataset_info.json").write_text('{"mine": {"file_name": "x.json"}}')
     assert main(arguments) == 0
@@ -96,7 +112,7 @@ def test_text_only_is_kept_when_asked(tree):
     sample = draw_sample(tree / "mix.json", tree / "root", 32, seed=0, keep_text_only=True)
     (text,) = (row for row in sample.rows if "image" not in row)
     assert text["id"] == "102"
-    assert sample.skipped["<image> without a picture"] == 1
+    assert sample.skipped["<image> without an image"] == 1
     assert to_sharegpt(text)["images"] == []
 
 
@@ -112,7 +128,7 @@ def test_check_images_counts_by_folder(tree, capsys):
     printed = capsys.readouterr().out
     assert "gqa/images                          1        1   gqa/images/none.jpg" in printed
     assert "ocr_vqa/images                      1        0" in printed
-    assert "3 of 34 pictures are missing" in printed  # 103.jpg and 104.jpg are named too
+    assert "3 of 34 images are missing" in printed  # 103.jpg and 104.jpg are named too
     (tree / "root" / "gqa" / "images").mkdir(parents=True)
     for name in ("gqa/images/none.jpg", "coco/train2017/103.jpg", "coco/train2017/104.jpg"):
         (tree / "root" / name).touch()
@@ -127,7 +143,7 @@ def test_a_broken_mix_is_one_sentence(content, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_picture_outside_the_root_stops_the_sample(tree):
+def test_an_image_outside_the_root_stops_the_sample(tree):
     (tree / "mix.json").write_text(json.dumps([talk(1, "../../etc/passwd")]))
     with pytest.raises(InputError, match=r"mix.json: record 1: the path '\.\./\.\./etc/passwd'"):
         draw_sample(tree / "mix.json", tree / "root", 1, seed=0)
@@ -144,17 +160,35 @@ def test_scienceqa_conversations(tmp_path, capsys):
     (tmp_path / "problems.json").write_text(json.dumps(PROBLEMS))
     (tmp_path / "pid_splits.json").write_text(json.dumps({"test": ["5", "4"], "train": ["6"]}))
     output = tmp_path / "out" / "llava_test_CQM-A.json"
-    arguments = ["data", "build-scienceqa", "--problems", str(tmp_path / "problems.json"),
-                 "--pid_splits", str(tmp_path / "pid_splits.json"), "--output", str(output)]  # fmt: skip
+    arguments = [
+        "data",
+        "build-scienceqa",
+        "--problems",
+        str(tmp_path / "problems.json"),
+        "--pid_splits",
+        str(tmp_path / "pid_splits.json"),
+        "--output",
+        str(output),
+    ]
     assert main(arguments) == 0
     assert "2 items, 1 with an image; gold B 1, C 1" in capsys.readouterr().out
     assert json.loads(output.read_text()) == [
-        {"id": "5", "image": "5/i.png", "conversations": [
-            {"from": "human", "value": "<image>\nContext: Look.\nWhat is it?\nA. a\nB. b\nc\nC. d"},
-            {"from": "gpt", "value": "C"}]},
-        {"id": "4", "conversations": [
-            {"from": "human", "value": "Which figure?\nA. chiasmus\nB. apostrophe"}, {"from": "gpt", "value": "B"}]},
-    ]  # fmt: skip
+        {
+            "id": "5",
+            "image": "5/i.png",
+            "conversations": [
+                {"from": "human", "value": "<image>\nContext: Look.\nWhat is it?\nA. a\nB. b\nc\nC. d"},
+                {"from": "gpt", "value": "C"},
+            ],
+        },
+        {
+            "id": "4",
+            "conversations": [
+                {"from": "human", "value": "Which figure?\nA. chiasmus\nB. apostrophe"},
+                {"from": "gpt", "value": "B"},
+            ],
+        },
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The reader of rows and the opening of pictures: every format, every complaint."""
+"""The reader of rows and the opening of images: every format, every complaint."""
 
 import gzip
 import io
@@ -13,7 +13,7 @@ from PIL import Image
 
 from transformers_agci import data
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.data.pictures import decode_picture, open_picture, resolve_below
+from transformers_agci.data.images import decode_image, open_image, resolve_below
 from transformers_agci.data.rows import read_probe_rows, read_rows
 from transformers_agci.errors import InputError
 
@@ -44,10 +44,16 @@ def write(path, kind):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("a.json", "lines"), ("a.jsonl", "lines"), ("a.jsonl", "bom"), ("a.json", "blank"), ("a.json", "array"),
-        ("a.json.gz", "gz"), ("a.jsonl.gz", "gz"), ("a.parquet", "parquet"),
+        ("a.json", "lines"),
+        ("a.jsonl", "lines"),
+        ("a.jsonl", "bom"),
+        ("a.json", "blank"),
+        ("a.json", "array"),
+        ("a.json.gz", "gz"),
+        ("a.jsonl.gz", "gz"),
+        ("a.parquet", "parquet"),
     ],
-)  # fmt: skip
+)
 def test_every_format_gives_the_same_rows(tmp_path, name, kind):
     path = write(tmp_path / name, kind)
     assert [row for _, row in read_rows(path)] == rows()
@@ -59,7 +65,7 @@ def test_every_format_gives_the_same_rows(tmp_path, name, kind):
 
 def test_where_counts_lines_as_an_editor_does(tmp_path):
     assert [w for w, _ in read_rows(write(tmp_path / "a.json", "blank"))][:2] == ["a.json:3", "a.json:4"]
-    text = (tmp_path / "b.json")
+    text = tmp_path / "b.json"
     text.write_text('[\n {"id": 1},\n\n {"id": 2}, {"id": 3}\n]\n')
     assert [w for w, _ in read_rows(text)] == ["b.json:2", "b.json:4", "b.json:4"]
 
@@ -109,9 +115,9 @@ def test_a_missing_file_is_named(tmp_path):
         ("image", None, 'the field "image" is missing; the row has: answer, caption, id, position'),
         ("image", 3, '"image" must be a text'),
         ("caption", "  ", '"caption" must be a text that is not empty'),
-        ("position", "middle", '"position" is \'middle\', but must be one of: top_left'),
+        ("position", "middle", "\"position\" is 'middle', but must be one of: top_left"),
         ("position", ["center"], '"position" is'),
-        ("answer", "yes", '"answer" is \'yes\', but must be one of: Yes, No'),
+        ("answer", "yes", "\"answer\" is 'yes', but must be one of: Yes, No"),
     ],
 )
 def test_a_bad_field_is_named_with_its_line(tmp_path, field, value, message):
@@ -164,46 +170,46 @@ def jpeg(size=(40, 30), mode="RGB"):
     return buffer.getvalue()
 
 
-def test_a_picture_is_opened_as_rgb(tmp_path):
+def test_an_image_is_opened_as_rgb(tmp_path):
     for mode in ("RGB", "L", "CMYK"):
         (tmp_path / "a.jpg").write_bytes(jpeg(mode=mode))
-        picture = open_picture(tmp_path / "a.jpg", "r:1")
-        assert (picture.mode, picture.size) == ("RGB", (40, 30))
+        image = open_image(tmp_path / "a.jpg", "r:1")
+        assert (image.mode, image.size) == ("RGB", (40, 30))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "does not exist"),
-        (b"", "is not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is not a picture"),
+        (b"", "is not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is not an image"),
         (jpeg()[:-200], "is broken or truncated"),
         (jpeg((200, 100)), "has 200x100 pixels, more than the 10000"),
     ],
 )
-def test_a_bad_picture_is_one_sentence(tmp_path, content, message):
+def test_a_bad_image_is_one_sentence(tmp_path, content, message):
     path = tmp_path / "a.jpg"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=rf"^r\.json:5: the picture .*a\.jpg {message}"):
-        open_picture(path, "r.json:5", max_pixels=10_000)
+    with pytest.raises(InputError, match=rf"^r\.json:5: the image .*a\.jpg {message}"):
+        open_image(path, "r.json:5", max_pixels=10_000)
 
 
-def test_a_truncated_picture_never_passes_silently():
+def test_a_truncated_image_never_passes_silently():
     whole = jpeg()
     for length in range(len(whole) - 2):
         with pytest.raises(InputError):
-            decode_picture(whole[:length], "it")
+            decode_image(whole[:length], "it")
 
 
-def test_a_folder_is_not_a_picture(tmp_path):
+def test_a_folder_is_not_a_image(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        open_picture(tmp_path, "r:1")
+        open_image(tmp_path, "r:1")
 
 
 def test_draft_halves_a_large_jpeg_and_leaves_a_small_one():
-    assert min(decode_picture(jpeg((1200, 900)), "it", draft=270).size) >= 270
-    assert decode_picture(jpeg((512, 384)), "it", draft=270).size == (512, 384)
+    assert min(decode_image(jpeg((1200, 900)), "it", draft=270).size) >= 270
+    assert decode_image(jpeg((512, 384)), "it", draft=270).size == (512, 384)
 
 
 def test_the_whole_package_of_data_loads_neither_torch_nor_datasets():

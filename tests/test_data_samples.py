@@ -10,7 +10,7 @@ from PIL import Image
 from transformers_agci.cli import main
 from transformers_agci.data.check import check
 from transformers_agci.data.instruct import to_sharegpt
-from transformers_agci.data.manifest import read_manifest
+from transformers_agci.data.set_manifest import read_manifest
 
 pytest.importorskip("datasets")
 ROOT = Path(__file__).parents[1]
@@ -37,8 +37,18 @@ def test_the_shipped_samples_pass_our_own_check(rows, items, answers):
 def test_the_shipped_conversations_are_whole():
     rows = json.loads((ROOT / "data" / "sample_noto_for_llava1.5.json").read_text())
     assert json.loads((ROOT / "data" / "sample_noto.json").read_text()) == [to_sharegpt(row) for row in rows]
-    assert main(["data", "check-images", str(ROOT / "data" / "sample_noto_for_llava1.5.json"),
-                 "--image_root", str(ROOT / "data")]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "data",
+                "check-images",
+                str(ROOT / "data" / "sample_noto_for_llava1.5.json"),
+                "--image_root",
+                str(ROOT / "data"),
+            ]
+        )
+        == 0
+    )
     info = json.loads((ROOT / "data" / "dataset_info.json").read_text())
     assert info["sample_noto"]["file_name"] == "sample_noto.json"
     assert set(info) == {"sample_noto", "llava_v1_5_instruct_sample_10k"}
@@ -56,9 +66,8 @@ def shipped(root: Path) -> dict[str, Path]:
     """Tracked files only: what a user built beside the samples does not count."""
     names = ("sample_noto*", "images/noto_*.jpg", "dataset_info.json")
     return {
-        str(path.relative_to(root)): path
-        for folder in FOLDERS for name in names for path in (root / folder).glob(name)
-    }  # fmt: skip
+        str(path.relative_to(root)): path for folder in FOLDERS for name in names for path in (root / folder).glob(name)
+    }
 
 
 def test_the_samples_are_small():

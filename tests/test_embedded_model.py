@@ -19,7 +19,7 @@ from transformers_agci.embedded.atlas import ATLAS_FOLDER, Atlas
 from transformers_agci.embedded.drawing import Look
 from transformers_agci.embedded.measuring import EVALUATION_SEED, ask
 from transformers_agci.embedded.probe_set import draw_items
-from transformers_agci.probes.position import PROMPT
+from transformers_agci.experiments.position.questions import PROMPT
 
 SIZE_LIMIT = 8 * 1024 * 1024  # bytes: atlas and checkpoint in all
 OVERLAYS = [folder for folder in os.environ.get("AGCI_TRANSFORMERS_OVERLAYS", "").split(os.pathsep) if folder]
@@ -33,10 +33,10 @@ def stock() -> tuple[Any, Any]:
     return AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder).eval()
 
 
-def question(processor: Any, name: str, picture: Image.Image) -> Any:
+def question(processor: Any, name: str, image: Image.Image) -> Any:
     content = [{"type": "image"}, {"type": "text", "text": PROMPT.format(caption=name)}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return processor(text=[text], images=[picture], return_tensors="pt")
+    return processor(text=[text], images=[image], return_tensors="pt")
 
 
 def test_stock_classes_load_it_in_float32(stock: tuple[Any, Any]) -> None:
@@ -60,7 +60,7 @@ def test_image_tokens_start_where_a_qwen_prompt_has_them(stock: tuple[Any, Any])
 
 
 @pytest.mark.parametrize("size", [(840, 840), (252, 252), (100, 100), (640, 480), (60, 400)])
-def test_every_size_of_picture_is_answered(stock: tuple[Any, Any], size: tuple[int, int]) -> None:
+def test_every_size_of_image_is_answered(stock: tuple[Any, Any], size: tuple[int, int]) -> None:
     """The canvas is pinned: about 81 image tokens whatever comes in, and a Yes or No that ends."""
     processor, model = stock
     inputs = question(processor, "owl", Image.new("RGB", size, "lightblue"))
@@ -74,9 +74,9 @@ def test_answers_end(stock: tuple[Any, Any]) -> None:
     processor, model = stock
     atlas = Atlas()
     for drawn in draw_items(atlas, 3, 11, Look()):
-        picture = Image.open(io.BytesIO(drawn.composite(4)))
+        image = Image.open(io.BytesIO(drawn.composite(4)))
         for name in (atlas.names[drawn.item.target], atlas.names[drawn.item.absent]):
-            inputs = question(processor, name, picture)
+            inputs = question(processor, name, image)
             said = model.generate(**inputs, max_new_tokens=8)[0, inputs.input_ids.shape[1] :]
             assert processor.decode(said) in ("Yes<|im_end|>", "No<|im_end|>")
 
@@ -119,13 +119,13 @@ import numpy as np, torch, transformers
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-folder, picture, text = sys.argv[1:]
+folder, image, text = sys.argv[1:]
 processor = AutoProcessor.from_pretrained(folder)
 model = AutoModelForImageTextToText.from_pretrained(folder).eval()
 prompt = processor.apply_chat_template(
     [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}], add_generation_prompt=True
 )
-inputs = processor(text=[prompt], images=[Image.open(picture)], return_tensors="pt")
+inputs = processor(text=[prompt], images=[Image.open(image)], return_tensors="pt")
 with torch.no_grad():
     logits = model(**inputs).logits[0, -1]
 print(json.dumps({"version": transformers.__version__, "dtype": str(model.dtype), "logits": logits.tolist()}))

@@ -27,9 +27,9 @@ def every_file(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_atlas_has_400_different_names_and_pictures(atlas: Atlas) -> None:
+def test_atlas_has_400_different_names_and_images(atlas: Atlas) -> None:
     assert len(atlas) == len(set(atlas.names)) == len(atlas.emoji) == 400
-    assert len({atlas.picture(index).tobytes() for index in range(400)}) == 400
+    assert len({atlas.image(index).tobytes() for index in range(400)}) == 400
     assert all(0 < len(name.split()) <= 3 for name in atlas.names)
 
 
@@ -38,7 +38,7 @@ def test_neighbours_are_all_the_others_most_alike_first(atlas: Atlas) -> None:
     assert sorted([7, *near]) == list(range(400))
 
     def differ(a: int, b: int) -> float:
-        small = [np.asarray(atlas.picture(i).resize((14, 14)).convert("RGBA"), float) for i in (a, b)]
+        small = [np.asarray(atlas.image(i).resize((14, 14)).convert("RGBA"), float) for i in (a, b)]
         return float(np.abs(small[0] - small[1]).mean())
 
     assert np.mean([differ(7, other) for other in near[:40]]) < np.mean([differ(7, other) for other in near[-40:]])

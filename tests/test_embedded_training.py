@@ -21,7 +21,7 @@ from transformers_agci.embedded.measuring import ask, composites
 from transformers_agci.embedded.probe_set import draw_items
 from transformers_agci.embedded.sheet import IGNORED
 from transformers_agci.embedded.vocabulary import train_tokenizer
-from transformers_agci.probes.position import PROMPT
+from transformers_agci.experiments.position.questions import PROMPT
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def stock_margins(model: Any, tokenizer: Any, image: np.ndarray, names: list[str
 
 
 def test_quick_answers_are_the_stock_models(model: Any, tokenizer: Any) -> None:
-    """Picture, prompt, windows, positions, mask and packing at once, through stock processor and forward."""
+    """Image, prompt, windows, positions, mask and packing at once, through stock processor and forward."""
     atlas = Atlas()
     (drawn,) = draw_items(atlas, 1, 4, Look())
     quick = ask(model, tokenizer, items=1, seed=4)

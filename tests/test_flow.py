@@ -1,4 +1,4 @@
-"""Information flow: the recorded rows against eager attention, its way back onto the picture, commands, bad input."""
+"""Information flow: the recorded rows against eager attention, its way back onto the image, commands, bad input."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 from test_similarity import write_rows
-from tiny_checkpoints import FAMILIES, build_model, build_processor, picture, prompt_inputs
+from tiny_checkpoints import FAMILIES, build_model, build_processor, prompt_inputs, random_image
 
 from transformers_agci import agci
 from transformers_agci.cli import main
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.flow.attention_rows import AttentionRows
+from transformers_agci.experiments.flow.flow import parse_layers
 from transformers_agci.families import find_owner
-from transformers_agci.probes.attention_rows import AttentionRows
-from transformers_agci.probes.flow import parse_layers
 
 
 def image_of(model: Any, inputs: dict[str, torch.Tensor]) -> range:
@@ -30,7 +30,7 @@ def image_of(model: Any, inputs: dict[str, torch.Tensor]) -> range:
 def test_rows_equal_eager_attention(family: str, lam: float) -> None:
     eager, model = build_model(family, attn_implementation="eager"), build_model(family)
     text = "Is there a red dog in the given image, or is there not? " * 3  # Gemma3n's sliding window cuts something
-    inputs = prompt_inputs(build_processor(family), text, picture())
+    inputs = prompt_inputs(build_processor(family), text, random_image())
     image, length = image_of(model, inputs), inputs["input_ids"].shape[1]
     rows, layers = range(image.stop, length), [0, 2, 3]
     with agci(eager, lam):
@@ -59,12 +59,32 @@ def test_layers_are_all_one_or_a_range() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_picture_on_every_family(family: str, tiny_checkpoint: Any, tmp_path: Path) -> None:
-    picture(2, 120, 90).save(tmp_path / "x.png")
+def test_one_image_on_every_family(family: str, tiny_checkpoint: Any, tmp_path: Path) -> None:
+    random_image(2, 120, 90).save(tmp_path / "x.png")
     target = tmp_path / "out" / "flow.png"
-    assert main(["flow", "--model_path", str(tiny_checkpoint(family)), "--image", str(tmp_path / "x.png"), "--question",
-                 "Is there a dog?", "--global_context_lambda", "0", "0.5", "--layers", "1-2", "--max_new_tokens", "2",
-                 "--output_path", str(target)]) == 0
+    assert (
+        main(
+            [
+                "flow",
+                "--model_path",
+                str(tiny_checkpoint(family)),
+                "--image",
+                str(tmp_path / "x.png"),
+                "--question",
+                "Is there a dog?",
+                "--global_context_lambda",
+                "0",
+                "0.5",
+                "--layers",
+                "1-2",
+                "--max_new_tokens",
+                "2",
+                "--output_path",
+                str(target),
+            ]
+        )
+        == 0
+    )
     assert Image.open(target).width > 1500 and Image.open(target.with_stem("flow_answer")).width > 1500
     told = json.loads(target.with_suffix(".json").read_text())
     assert told["layers"] == [1, 2] and [flow["lambda"] for flow in told["flows"]] == [0, 0.5]
@@ -74,23 +94,49 @@ def test_one_picture_on_every_family(family: str, tiny_checkpoint: Any, tmp_path
     assert told["flows"][0]["on_picture"] != told["flows"][1]["on_picture"]
 
 
-def test_probe_file_shares_and_maps(
-    tiny_checkpoint: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_probe_file_shares_and_maps(tiny_checkpoint: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, images = write_rows(tmp_path, items=2)
     folder = tmp_path / "D"
-    command = ["flow", "--model_path", str(tiny_checkpoint("qwen2_5_vl")), "--eval_file", str(file), "--img_path",
-               str(images), "--output_dir", str(folder), "--max_new_tokens", "1", "--quiet"]
+    command = [
+        "flow",
+        "--model_path",
+        str(tiny_checkpoint("qwen2_5_vl")),
+        "--eval_file",
+        str(file),
+        "--img_path",
+        str(images),
+        "--output_dir",
+        str(folder),
+        "--max_new_tokens",
+        "1",
+        "--quiet",
+    ]
     assert main(command) == 0
     assert "answer, lambda 0.5, all" in capsys.readouterr().out
     whole = (folder / "flow.jsonl").read_bytes()
     rows = [json.loads(line) for line in whole.splitlines()]
     assert len(rows) == 18 and sorted(file.name for file in folder.glob("*.png")) == [
-        "flow_answer_lam0.5.png", "flow_answer_lam0.png", "flow_text_lam0.5.png", "flow_text_lam0.png"]
+        "flow_answer_lam0.5.png",
+        "flow_answer_lam0.png",
+        "flow_text_lam0.5.png",
+        "flow_text_lam0.png",
+    ]
     for row in rows[::5]:
         values = np.array(row["flows"][1]["text"]["map"])  # 27 x 27, nine to a cell
-        down, across = divmod(("top_left", "top_center", "top_right", "left", "center", "right", "bottom_left",
-                               "bottom_center", "bottom_right").index(row["position"]), 3)
+        down, across = divmod(
+            (
+                "top_left",
+                "top_center",
+                "top_right",
+                "left",
+                "center",
+                "right",
+                "bottom_left",
+                "bottom_center",
+                "bottom_right",
+            ).index(row["position"]),
+            3,
+        )
         cell = values[9 * down : 9 * down + 9, 9 * across : 9 * across + 9]
         assert row["flows"][1]["text"]["on_target"] == pytest.approx(cell.sum() / values.sum(), abs=1e-3)
         assert row["flows"][1]["text"]["on_picture"] == pytest.approx(values.sum(), abs=1e-3)
@@ -105,7 +151,7 @@ def test_probe_file_shares_and_maps(
 def test_bad_input_is_told_in_one_sentence(
     tiny_checkpoint: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture().save(tmp_path / "x.png")
+    random_image().save(tmp_path / "x.png")
     model = ["flow", "--model_path", str(tiny_checkpoint("llava"))]
     image = ["--image", str(tmp_path / "x.png")]
     for options, told in (

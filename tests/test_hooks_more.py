@@ -13,7 +13,7 @@ from decoder_inputs import expected_embeds, images_of, recorded_decoder_inputs
 from tiny_checkpoints import FAMILIES, TRANSFORMERS_5, build_model, image_tokens, make_inputs
 
 from transformers_agci import attach
-from transformers_agci.hooks import current_handle
+from transformers_agci.method.hooks import current_handle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -59,7 +59,7 @@ def test_static_cache(family: str, model: Any) -> None:
 
 
 def test_second_turn_on_the_same_cache(family: str, model: Any) -> None:
-    """A picture in the first turn, text in the second: the logits are those of the whole conversation at once."""
+    """An image in the first turn, text in the second: the logits are those of the whole conversation at once."""
     inputs = make_inputs(family, model)
     ids = inputs["input_ids"]
     more = torch.randint(20, 200, (1, 5), generator=torch.Generator().manual_seed(3))
@@ -90,7 +90,7 @@ def test_second_turn_on_the_same_cache(family: str, model: Any) -> None:
     assert (second - stock).abs().max() > 1e-4
 
 
-def test_picture_in_the_second_turn(family: str, model: Any) -> None:
+def test_image_in_the_second_turn(family: str, model: Any) -> None:
     first, second = make_inputs(family, model), make_inputs(family, model, seed=1)
     shown = images_of(second["input_ids"], model.config.image_token_id, image_tokens(family))
     del second["attention_mask"]

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.position.results import read_answer
 from transformers_agci.inference.answer import Answer, verdict_is_fixed
-from transformers_agci.inference.batches import picture_keys, plan_blocks, plan_columns
+from transformers_agci.inference.batches import image_keys, plan_blocks, plan_columns
 from transformers_agci.inference.progress import Progress
 from transformers_agci.inference.prompt import chat_content
 from transformers_agci.inference.questions import Question, up_to
 from transformers_agci.inference.run import make_plan
-from transformers_agci.probes.position_results import read_answer
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Named:
     key: str
 
 
-def question(*pictures: str, group: object = None, text: str = "Is it?", **more) -> Question:
-    return Question({}, "x", text, tuple(map(Named, pictures)), group, **more)
+def question(*images: str, group: object = None, text: str = "Is it?", **more) -> Question:
+    return Question({}, "x", text, tuple(map(Named, images)), group, **more)
 
 
 GROUPS = st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=12)
@@ -31,8 +31,9 @@ GROUPS = st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_s
 
 @given(GROUPS, st.integers(1, 9))
 def test_blocks_are_whole_groups_of_at_least_so_many_rows(groups, block_rows):
-    questions = [question(group=None if alone else name) for name, (size, alone) in enumerate(groups)
-                 for _ in range(size)]
+    questions = [
+        question(group=None if alone else name) for name, (size, alone) in enumerate(groups) for _ in range(size)
+    ]
     blocks = plan_blocks(questions, block_rows)
     assert [number for block in blocks for number in range(block.start, block.stop)] == list(range(len(questions)))
     assert [block.index for block in blocks] == list(range(len(blocks)))
@@ -49,24 +50,24 @@ def test_more_input_does_not_move_the_blocks_before_it():
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=2), min_size=1, max_size=30), st.integers(1, 5))
-def test_columns_ask_everything_once_about_one_list_of_pictures_each_slot(lists, batch_size):
-    questions = [question(*pictures) for pictures in lists]
+def test_columns_ask_everything_once_about_one_list_of_images_each_slot(lists, batch_size):
+    questions = [question(*images) for images in lists]
     columns = plan_columns(questions, range(len(questions)), batch_size)
     asked = Counter(number for column in columns for batch in column.batches for number in batch)
     assert asked == Counter(range(len(questions)))
     for column in columns:
-        first = [picture_keys(questions[number].pictures) for number in column.batches[0]]
+        first = [image_keys(questions[number].images) for number in column.batches[0]]
         assert len(first) <= batch_size
         assert len({bool(keys) for keys in first}) == 1
         for batch in column.batches:
-            assert [picture_keys(questions[number].pictures) for number in batch] == first
-    with_pictures = [column for column in columns if questions[column.batches[0][0]].pictures]
-    distinct = {tuple(pictures) for pictures in lists if pictures}
-    assert sum(len(column.batches[0]) for column in with_pictures) == len(distinct)  # each list is encoded once
+            assert [image_keys(questions[number].images) for number in batch] == first
+    with_images = [column for column in columns if questions[column.batches[0][0]].images]
+    distinct = {tuple(images) for images in lists if images}
+    assert sum(len(column.batches[0]) for column in with_images) == len(distinct)  # each list is encoded once
 
 
-def test_a_block_has_enough_pictures_for_a_batch_of_them():
-    """18 questions about each picture: 4 batches of 3 rows would all be about one picture."""
+def test_a_block_has_enough_images_for_a_batch_of_them():
+    """18 questions about each image: 4 batches of 3 rows would all be about one image."""
     questions = [question(str(number // 18), group=number // 18) for number in range(18 * 7)]
     assert [block.size for block in plan_blocks(questions, 12)] == [18] * 7
     assert [block.size for block in plan_blocks(questions, 12, lists=3)] == [54, 54, 18]
@@ -96,7 +97,7 @@ def test_a_batch_has_at_least_one_row():
         make_plan([question()], "cpu", batch_size=-1)
 
 
-def test_pictures_come_first_or_where_their_marks_are():
+def test_images_come_first_or_where_their_marks_are():
     image = {"type": "image"}
 
     def text(words: str) -> dict[str, str]:
@@ -111,6 +112,7 @@ def test_pictures_come_first_or_where_their_marks_are():
 
 # --- the stop rule of Yes/No answers ---
 
+
 @given(st.text("YyEeSsNnOo ,.\n", max_size=10) | st.sampled_from(["yes, it is", "no\n, x", "Yes.", "NO", "yes,"]))
 def test_stopping_early_never_changes_the_verdict(reply):
     stopped = next((reply[:end] for end in range(len(reply)) if verdict_is_fixed(reply[:end])), reply)
@@ -121,9 +123,15 @@ def test_yes_and_no_stop_at_once():
     assert verdict_is_fixed("Yes") and verdict_is_fixed("No") and verdict_is_fixed("\nNo")
 
 
-@pytest.mark.parametrize(("text", "yes", "no", "disagrees"), [
-    ("Yes", 2.0, 1.0, False), ("No", 2.0, 1.0, True), ("Yes", 1.0, 2.0, True), ("maybe", 1.0, 2.0, False),
-])
+@pytest.mark.parametrize(
+    ("text", "yes", "no", "disagrees"),
+    [
+        ("Yes", 2.0, 1.0, False),
+        ("No", 2.0, 1.0, True),
+        ("Yes", 1.0, 2.0, True),
+        ("maybe", 1.0, 2.0, False),
+    ],
+)
 def test_logits_against_the_answer(text, yes, no, disagrees):
     answer = Answer(text, yes, no)
     assert answer.logits_disagree is disagrees
@@ -132,6 +140,7 @@ def test_logits_against_the_answer(text, yes, no, disagrees):
 
 
 # --- progress ---
+
 
 def test_a_log_file_is_left_alone_for_a_minute(capsys, monkeypatch):
     clock = [0.0]

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoints import FAMILIES, build_processor, picture, prompt_inputs
+from tiny_checkpoints import FAMILIES, build_processor, prompt_inputs, random_image
 
 from transformers_agci.errors import InputError
 from transformers_agci.inference.load import LoadOptions, load
-from transformers_agci.inference.prompt import answer_token_ids, chat_text, pictures_once, tokenize
-from transformers_agci.inference.questions import BlankPicture, PictureFile, Question
-from transformers_agci.inference.results import output_paths
+from transformers_agci.inference.prompt import answer_token_ids, chat_text, images_once, tokenize
+from transformers_agci.inference.questions import BlankImage, ImageFile, Question
 from transformers_agci.inference.run import run_questions
 from transformers_agci.inference.vision_replay import VisionReplay
+from transformers_agci.storage.result_file import output_paths
 
 LAMBDAS = [0.0, 0.5]
-TEXTS = ("a dog", "a red square in the middle of the picture", "x")
+TEXTS = ("a dog", "a red square in the middle of the image", "x")
 SIZES = ((120, 90), (90, 90), (64, 120), (200, 60))  # pixels: width, height
 
 
@@ -25,21 +25,25 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> list[Question]:
     folder = tmp_path_factory.mktemp("pictures")
     asked = []
     for number, (width, height) in enumerate(SIZES * 2):
-        picture(number, width, height).save(folder / f"{number}.png")
+        random_image(number, width, height).save(folder / f"{number}.png")
         for text in TEXTS:
             where = f"x:{len(asked) + 1}"
-            asked.append(Question({"n": len(asked)}, where, f"Is there {text}?",
-                                  (PictureFile(folder, f"{number}.png", where),)))
+            asked.append(
+                Question({"n": len(asked)}, where, f"Is there {text}?", (ImageFile(folder, f"{number}.png", where),))
+            )
     return asked
 
 
-def answers(checkpoint: Path, questions: list[Question], folder: Path, batch_size: int,
-            dtype: str = "float32") -> dict[float, list[dict]]:
+def answers(
+    checkpoint: Path, questions: list[Question], folder: Path, batch_size: int, dtype: str = "float32"
+) -> dict[float, list[dict]]:
     loaded = load(LoadOptions(str(checkpoint), dtype=dtype))
     paths = output_paths(folder / f"{batch_size}.jsonl", LAMBDAS)
     run_questions(loaded, questions, LAMBDAS, paths, batch_size=batch_size, block_rows=24, progress=False)
-    return {lam: [json.loads(line) for line in path.read_text().splitlines()]
-            for lam, path in zip(LAMBDAS, paths, strict=True)}
+    return {
+        lam: [json.loads(line) for line in path.read_text().splitlines()]
+        for lam, path in zip(LAMBDAS, paths, strict=True)
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -64,8 +68,10 @@ def test_in_bfloat16_only_close_calls_may_flip(tiny_checkpoint, questions, tmp_p
         moved[lam] = sum(abs(one["margin"] - many["margin"]) for one, many in pairs) / len(pairs)
         flips = [one for one, many in pairs if one["prediction"] != many["prediction"]]
         assert all(abs(one["margin"]) < 0.1 for one in flips)
-        print(f"{family} lambda {lam}: {len(flips)} of {len(pairs)} answers flip, "
-              f"margins move by {moved[lam]:.3f} on average")
+        print(
+            f"{family} lambda {lam}: {len(flips)} of {len(pairs)} answers flip, "
+            f"margins move by {moved[lam]:.3f} on average"
+        )
     # AGCI adds nothing to what stock's rounding does; one step of bfloat16 between 8 and 16 is 0.0625.
     assert moved[0.5] <= moved[0.0] + 0.0625
 
@@ -74,14 +80,14 @@ def test_in_bfloat16_only_close_calls_may_flip(tiny_checkpoint, questions, tmp_p
 def test_the_vision_record_is_exact_and_not_changed_by_its_use(tiny_checkpoint, family):
     loaded = load(LoadOptions(str(tiny_checkpoint(family))))
     model, processor = loaded.model, loaded.processor
-    first = prompt_inputs(processor, "Is there a dog?", picture(1), picture(2))
-    second = prompt_inputs(processor, "Is there a red square in the picture?", picture(1), picture(2))
+    first = prompt_inputs(processor, "Is there a dog?", random_image(1), random_image(2))
+    second = prompt_inputs(processor, "Is there a red square in the image?", random_image(1), random_image(2))
     with torch.no_grad():
         stock = [model(**inputs).logits for inputs in (first, second, first)]
         with VisionReplay(model) as vision:
             vision.about(("1", "2"))
             replayed = [model(**inputs).logits for inputs in (first, second, first)]
-            assert (vision.calls, vision.pictures, vision.replays) == (1, 2, 2)
+            assert (vision.calls, vision.images, vision.replays) == (1, 2, 2)
             vision.about(("3", "2"))
             model(**first)
             assert vision.calls == 2
@@ -94,7 +100,7 @@ def test_the_vision_record_is_exact_and_not_changed_by_its_use(tiny_checkpoint, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_caption_cannot_bring_a_picture_of_its_own(tiny_checkpoint, family):
+def test_a_caption_cannot_bring_an_image_of_its_own(tiny_checkpoint, family):
     processor = load(LoadOptions(str(tiny_checkpoint(family)))).processor
     token = processor.image_token
     with pytest.raises(InputError, match="x:1: the text holds"):
@@ -104,15 +110,15 @@ def test_a_caption_cannot_bring_a_picture_of_its_own(tiny_checkpoint, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pictures_taken_once_are_the_processors_own(family):
+def test_images_taken_once_are_the_processors_own(family):
     processor = build_processor(family)
-    shown = [[picture(number, *size)] for number, size in enumerate(SIZES)]
+    shown = [[random_image(number, *size)] for number, size in enumerate(SIZES)]
     if family in ("qwen2_5_vl", "qwen3_vl"):
-        shown[1].append(picture(9, 30, 200))  # two pictures in one prompt
-    asked = [Question({}, "x", "Is there a dog?", tuple(BlankPicture(8, 8) for _ in pictures)) for pictures in shown]
+        shown[1].append(random_image(9, 30, 200))  # two images in one prompt
+    asked = [Question({}, "x", "Is there a dog?", tuple(BlankImage(8, 8) for _ in images)) for images in shown]
     prompts = [chat_text(processor, question) for question in asked]
     stock = tokenize(processor, prompts, shown)
-    with pictures_once(processor):
+    with images_once(processor):
         for made in (tokenize(processor, prompts, shown), tokenize(processor, prompts, shown)):
             assert made.keys() == stock.keys()
             for name, value in stock.items():

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers_agci.errors import InputError
 from transformers_agci.inference import checkpoint_files
 from transformers_agci.inference.load import LoadOptions, lambdas_of, load
-from transformers_agci.lam import LAMBDA_KEY
+from transformers_agci.method.lam import LAMBDA_KEY
 
 FAMILY = "llava"
 
@@ -90,6 +90,7 @@ def test_lambda_comes_from_the_command_line_then_the_config_then_zero(folder):
 
 # --- not a checkpoint that we serve ---
 
+
 def test_no_such_folder(tmp_path):
     refuse(tmp_path / "none", "There is no model folder")
     refuse("./none", "There is no model folder")
@@ -146,8 +147,10 @@ def test_broken_json(folder):
 
 # --- hostile ---
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "preprocessor_config.json",
-                                  "processor_config.json"])
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"]
+)
 def test_code_of_its_own_is_refused_and_never_run(folder, tmp_path, file):
     proof = tmp_path / "it_ran"
     (folder / "evil.py").write_text(f"open({str(proof)!r}, 'w')\nclass Evil: pass\n")
@@ -170,6 +173,7 @@ def test_a_chat_template_cannot_reach_python(folder):
 
 # --- weights ---
 
+
 def test_missing_weights_are_an_error(folder):
     change_weights(folder, lambda weights: weights.pop(next(key for key in weights if "projector" in key)))
     refuse(folder, "lacks 1 of the model's weights, for instance .*projector")
@@ -184,12 +188,19 @@ def test_weights_of_another_shape_are_an_error(folder):
     refuse(folder, "cannot be loaded|another shape")
 
 
-@pytest.mark.parametrize(("name", "refused"), [
-    ("model.vision_tower.extra.weight", True), ("vision_tower.vision_model.extra", True),
-    ("model.language_model.layers.9.mlp.up_proj.weight", True), ("multi_modal_projector.linear_9.weight", True),
-    ("lm_head.bias", True), ("optimizer.state", False), ("model.audio_tower.weight", False),
-    ("language_model.model.layers.0.self_attn.rotary_emb.inv_freq", False),
-])
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("model.vision_tower.extra.weight", True),
+        ("vision_tower.vision_model.extra", True),
+        ("model.language_model.layers.9.mlp.up_proj.weight", True),
+        ("multi_modal_projector.linear_9.weight", True),
+        ("lm_head.bias", True),
+        ("optimizer.state", False),
+        ("model.audio_tower.weight", False),
+        ("language_model.model.layers.0.self_attn.rotary_emb.inv_freq", False),
+    ],
+)
 def test_unknown_weights(folder, name, refused):
     change_weights(folder, lambda weights: weights.update({name: torch.zeros(2)}))
     if refused:
@@ -199,6 +210,7 @@ def test_unknown_weights(folder, name, refused):
 
 
 # --- processor and options ---
+
 
 def test_a_processor_that_is_not_there(folder):
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -217,14 +229,14 @@ def test_no_chat_template(folder):
     refuse(folder, "no chat template")
 
 
-def test_the_picture_size_can_be_pinned_where_the_family_has_one(folder, tiny_checkpoint):
-    from tiny_checkpoints import picture, prompt_inputs
+def test_the_image_size_can_be_pinned_where_the_family_has_one(folder, tiny_checkpoint):
+    from tiny_checkpoints import prompt_inputs, random_image
 
     refuse(folder, "for the Qwen families", max_pixels=1000)
     qwen = str(tiny_checkpoint("qwen2_5_vl"))
     refuse(qwen, "0 < min_pixels <= max_pixels", min_pixels=10_000, max_pixels=5_000)
     loaded = load(LoadOptions(qwen, max_pixels=28 * 28 * 9))
-    tokens = prompt_inputs(loaded.processor, "Is it?", picture(0, 300, 300))["input_ids"]
+    tokens = prompt_inputs(loaded.processor, "Is it?", random_image(0, 300, 300))["input_ids"]
     assert int((tokens == loaded.model.config.image_token_id).sum()) == 9
     assert loaded.identity["pictures"]["size"]["longest_edge"] == 28 * 28 * 9
 

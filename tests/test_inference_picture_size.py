@@ -19,20 +19,47 @@ LLAVA = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_add
 
 # family -> processor class, image processor and its settings, further settings of the processor, image tokens
 PUBLISHED: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], int]] = {
-    "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor",
-                   {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "size": QWEN_PIXELS}, {}, 900),
-    "qwen3_vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessor",
-                 {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2,
-                  "size": {"shortest_edge": 65536, "longest_edge": 16777216}}, {}, 676),
-    "gemma3n": ("Gemma3nProcessor", "SiglipImageProcessor", {"size": {"height": 768, "width": 768},
-                                                             "do_normalize": False},
-                {"audio_seq_length": 188, "image_seq_length": 256}, 256),
+    "qwen2_5_vl": (
+        "Qwen2_5_VLProcessor",
+        "Qwen2VLImageProcessor",
+        {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "size": QWEN_PIXELS},
+        {},
+        900,
+    ),
+    "qwen3_vl": (
+        "Qwen3VLProcessor",
+        "Qwen2VLImageProcessor",
+        {
+            "patch_size": 16,
+            "merge_size": 2,
+            "temporal_patch_size": 2,
+            "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+        },
+        {},
+        676,
+    ),
+    "gemma3n": (
+        "Gemma3nProcessor",
+        "SiglipImageProcessor",
+        {"size": {"height": 768, "width": 768}, "do_normalize": False},
+        {"audio_seq_length": 188, "image_seq_length": 256},
+        256,
+    ),
     # 840x840 becomes 2x2 tiles of 448 pixels (3x3 would enlarge it to more than twice its area) and a thumbnail
-    "internvl": ("InternVLProcessor", "GotOcr2ImageProcessor",
-                 {"size": {"height": 448, "width": 448}, "min_patches": 1, "max_patches": 12,
-                  "crop_to_patches": True}, {"image_seq_length": 256}, 5 * 256),
-    "llava_next": ("LlavaNextProcessor", "LlavaNextImageProcessor", {**CLIP_336, "image_grid_pinpoints": PINPOINTS},
-                   LLAVA, 2928),
+    "internvl": (
+        "InternVLProcessor",
+        "GotOcr2ImageProcessor",
+        {"size": {"height": 448, "width": 448}, "min_patches": 1, "max_patches": 12, "crop_to_patches": True},
+        {"image_seq_length": 256},
+        5 * 256,
+    ),
+    "llava_next": (
+        "LlavaNextProcessor",
+        "LlavaNextImageProcessor",
+        {**CLIP_336, "image_grid_pinpoints": PINPOINTS},
+        LLAVA,
+        2928,
+    ),
     "llava": ("LlavaProcessor", "CLIPImageProcessor", CLIP_336, LLAVA, 576),
 }
 
@@ -41,10 +68,14 @@ def build(family: str) -> Any:
     name, images, settings, more, _ = PUBLISHED[family]
     parts: dict[str, Any] = {
         "image_processor": getattr(transformers, images if TRANSFORMERS_5 else f"{images}Fast")(**settings),
-        "tokenizer": build_tokenizer(family), "chat_template": CHAT_TEMPLATES[family],
+        "tokenizer": build_tokenizer(family),
+        "chat_template": CHAT_TEMPLATES[family],
     }
-    videos = {"qwen2_5_vl": "Qwen2VLVideoProcessor", "qwen3_vl": "Qwen3VLVideoProcessor",
-              "internvl": "InternVLVideoProcessor"}
+    videos = {
+        "qwen2_5_vl": "Qwen2VLVideoProcessor",
+        "qwen3_vl": "Qwen3VLVideoProcessor",
+        "internvl": "InternVLVideoProcessor",
+    }
     if family in videos:
         parts["video_processor"] = getattr(transformers, videos[family])()
     if family == "gemma3n":

@@ -9,13 +9,22 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_checkpoints import FAMILIES, picture
+from tiny_checkpoints import FAMILIES, random_image
 
 from transformers_agci.families import SUPPORTED_FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
-POSITIONS = ("top_left", "top_center", "top_right", "left", "center", "right", "bottom_left", "bottom_center",
-             "bottom_right")
+POSITIONS = (
+    "top_left",
+    "top_center",
+    "top_right",
+    "left",
+    "center",
+    "right",
+    "bottom_left",
+    "bottom_center",
+    "bottom_right",
+)
 ITEMS = 12
 
 pytestmark = pytest.mark.slow
@@ -23,21 +32,35 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """rows.json and the pictures of 12 items in nine places, below one folder."""
+    """rows.json and the images of 12 items in nine places, below one folder."""
     folder = tmp_path_factory.mktemp("probe")
     rows = []
     for item in range(ITEMS):
         for cell, position in enumerate(POSITIONS):
             name = f"{item}_{cell}.jpg"
-            picture(item * 9 + cell, 90, 90).save(folder / name)
+            random_image(item * 9 + cell, 90, 90).save(folder / name)
             rows.append({"id": item, "image": name, "caption": f"a dog {item}", "position": position, "answer": "Yes"})
     (folder / "rows.json").write_text("\n".join(map(json.dumps, rows)) + "\n")
     return folder
 
 
 def arguments(checkpoint: Path, probe: Path, answers: Path, *more: str) -> list[str]:
-    return ["--model_path", str(checkpoint), "--eval_file", str(probe / "rows.json"), "--img_path", str(probe),
-            "--answer_file", str(answers), "--global_context_lambda", "0", "0.5", "--batch_size", "9", *more]
+    return [
+        "--model_path",
+        str(checkpoint),
+        "--eval_file",
+        str(probe / "rows.json"),
+        "--img_path",
+        str(probe),
+        "--answer_file",
+        str(answers),
+        "--global_context_lambda",
+        "0",
+        "0.5",
+        "--batch_size",
+        "9",
+        *more,
+    ]
 
 
 def environment() -> dict[str, str]:
@@ -46,16 +69,23 @@ def environment() -> dict[str, str]:
 
 
 def agci(*words: str, expect: int = 0) -> str:
-    done = subprocess.run([sys.executable, "-m", "transformers_agci.cli", *words], env=environment(), text=True,
-                          capture_output=True, timeout=600, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "transformers_agci.cli", *words],
+        env=environment(),
+        text=True,
+        capture_output=True,
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def torchrun(processes: int, script: Path, *words: str) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run([*launch, str(script), *words], env=environment(), text=True, capture_output=True,
-                          timeout=900, check=False)
+    done = subprocess.run(
+        [*launch, str(script), *words], env=environment(), text=True, capture_output=True, timeout=900, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -78,8 +108,12 @@ def whole(tiny_checkpoint, probe, tmp_path_factory) -> dict[str, bytes]:
 
 def start_and_kill(words: list[str], answers: Path, when: int) -> None:
     """Kill the process, for good, as soon as the file at lambda 0 or a part of it has `when` bytes."""
-    process = subprocess.Popen([sys.executable, "-m", "transformers_agci.cli", *words], env=environment(),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "transformers_agci.cli", *words],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     files = [answers.with_name("A.lam0.jsonl"), answers.with_name("A.lam0.parts")]
     try:
         while process.poll() is None:
@@ -113,8 +147,12 @@ def test_a_killed_shard_is_redone_and_merged_to_the_same_bytes(tiny_checkpoint, 
 
 def test_a_second_process_is_refused_while_the_first_writes(tiny_checkpoint, probe, tmp_path, whole):
     words = ["probe", *arguments(tiny_checkpoint("llava"), probe, tmp_path / "A.jsonl")]
-    first = subprocess.Popen([sys.executable, "-m", "transformers_agci.cli", *words], env=environment(),
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "transformers_agci.cli", *words],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         while first.poll() is None and not (tmp_path / "A.lam0.jsonl").exists():
             time.sleep(0.01)
@@ -134,8 +172,15 @@ def test_the_familys_own_command_with_several_processes(tiny_checkpoint, probe, 
         folder = tmp_path / str(processes)
         words = arguments(tiny_checkpoint(family), probe, folder / "A.jsonl", "--quiet")
         if processes == 1:
-            done = subprocess.run([sys.executable, str(script), *words], env=environment(), text=True, cwd=tmp_path,
-                                  capture_output=True, timeout=600, check=False)
+            done = subprocess.run(
+                [sys.executable, str(script), *words],
+                env=environment(),
+                text=True,
+                cwd=tmp_path,
+                capture_output=True,
+                timeout=600,
+                check=False,
+            )
             assert done.returncode == 0, done.stdout + done.stderr
         else:
             torchrun(processes, script, *words)
@@ -153,7 +198,14 @@ def test_another_number_of_processes_goes_on_where_the_first_stopped(tiny_checkp
 def test_a_checkpoint_of_another_family_is_refused(tiny_checkpoint, probe, tmp_path):
     script = ROOT / "scripts" / "Qwen3-VL" / "eval_laion_bias_data.py"
     words = arguments(tiny_checkpoint("llava"), probe, tmp_path / "A.jsonl")
-    done = subprocess.run([sys.executable, str(script), *words], env=environment(), text=True, cwd=tmp_path,
-                          capture_output=True, timeout=600, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script), *words],
+        env=environment(),
+        text=True,
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == 2
     assert "is a LLaVA-v1.5 checkpoint" in done.stderr

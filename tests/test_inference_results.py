@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from transformers_agci.errors import InputError
-from transformers_agci.inference import manifest
-from transformers_agci.inference.results import (
+from transformers_agci.storage import manifest
+from transformers_agci.storage.result_file import (
     FailedRow,
     ResultFile,
     Shard,
@@ -21,18 +21,22 @@ from transformers_agci.inference.results import (
 
 SIZES = [4, 3, 5, 2]  # rows per block
 SETTINGS = {"model": {"weights": "abc"}, "lambda": 0.5}
-BAD = {1: [FailedRow(5, "in.json:6", "in.json:6: the picture is missing.")]}  # block -> its rows without an answer
+BAD = {1: [FailedRow(5, "in.json:6", "in.json:6: the image is missing.")]}  # block -> its rows without an answer
 
 
 def rows_of(block: int, bad: dict[int, list[FailedRow]]) -> list[dict]:
     first = sum(SIZES[:block])
     without = {row.row for row in bad.get(block, ())}
-    return [{"id": n, "caption": "é\u2028\ud800", "margin": n / 3} for n in range(first, first + SIZES[block])
-            if n not in without]
+    return [
+        {"id": n, "caption": "é\u2028\ud800", "margin": n / 3}
+        for n in range(first, first + SIZES[block])
+        if n not in without
+    ]
 
 
-def fill(path: Path, shard: Shard | None = None, bad: dict[int, list[FailedRow]] | None = None, stop: int = 99,
-         **options) -> None:
+def fill(
+    path: Path, shard: Shard | None = None, bad: dict[int, list[FailedRow]] | None = None, stop: int = 99, **options
+) -> None:
     """Write every unfinished block of the shard, at most `stop` of them, and merge where one process does all."""
     bad = bad or {}
     with ResultFile(path, SIZES, SETTINGS, shard=shard, **options) as file:
@@ -191,10 +195,17 @@ def _hold(path: Path, shard: Shard | None, ready, release) -> None:
         release.wait(30)
 
 
-@pytest.mark.parametrize(("first", "second", "clash"), [
-    (None, None, True), (None, Shard(0, 2), True), (Shard(0, 2), None, True), (Shard(0, 2), Shard(0, 2), True),
-    (Shard(0, 2), Shard(1, 2), False),
-], ids=str)
+@pytest.mark.parametrize(
+    ("first", "second", "clash"),
+    [
+        (None, None, True),
+        (None, Shard(0, 2), True),
+        (Shard(0, 2), None, True),
+        (Shard(0, 2), Shard(0, 2), True),
+        (Shard(0, 2), Shard(1, 2), False),
+    ],
+    ids=str,
+)
 def test_a_second_process_on_the_same_output_is_refused(tmp_path, first, second, clash, monkeypatch):
     context = multiprocessing.get_context("fork")
     ready, release = context.Event(), context.Event()
@@ -230,8 +241,10 @@ def test_unwritable_outputs(tmp_path):
 
 
 def test_overwrite_is_not_for_one_of_several_shards(tmp_path):
-    with (pytest.raises(InputError, match="delete the other shards' work"),
-          ResultFile(tmp_path / "A.jsonl", SIZES, SETTINGS, shard=Shard(0, 2), overwrite=True)):
+    with (
+        pytest.raises(InputError, match="delete the other shards' work"),
+        ResultFile(tmp_path / "A.jsonl", SIZES, SETTINGS, shard=Shard(0, 2), overwrite=True),
+    ):
         pass
 
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_checkpoints import checkpoint, picture, prompt_inputs
+from tiny_checkpoints import checkpoint, prompt_inputs, random_image
 
 from transformers_agci.errors import InputError
-from transformers_agci.hooks import agci, attach, current_handle
-from transformers_agci.inference import manifest
 from transformers_agci.inference.answer import Answerer, verdict_is_fixed
 from transformers_agci.inference.dry_run import describe
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
-from transformers_agci.inference.questions import BlankPicture, PictureBytes, PictureFile, Question, up_to
-from transformers_agci.inference.results import FailedRow, Shard, merge_shards, output_paths
+from transformers_agci.inference.questions import BlankImage, ImageBytes, ImageFile, Question, up_to
 from transformers_agci.inference.run import RunSummary, run_questions
+from transformers_agci.method.hooks import agci, attach, current_handle
+from transformers_agci.storage import manifest
+from transformers_agci.storage.result_file import FailedRow, Shard, merge_shards, output_paths
 
 LAMBDAS = [0.0, 0.5]
 ITEMS, CELLS = 3, 4
@@ -35,24 +35,32 @@ def loaded(tiny_checkpoint: Callable[[str], Path]) -> LoadedModel:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for number in range(ITEMS * CELLS):
-        picture(number).save(folder / f"{number}.jpg")
+        random_image(number).save(folder / f"{number}.jpg")
     return folder
 
 
 def probe(folder: Path, items: int = ITEMS) -> list[Question]:
-    """Each item has CELLS pictures and two captions for each, as the position probe has."""
+    """Each item has CELLS images and two captions for each, as the position probe has."""
     asked: list[Question] = []
     for item in range(items):
         for caption in (f"a dog {item}", "nothing"):
             for cell in range(CELLS):
                 where, name = f"rows.json:{len(asked) + 1}", f"{item * CELLS + cell}.jpg"
-                asked.append(Question({"id": item, "cell": cell, "caption": caption}, where, f"Is there {caption}?",
-                                      (PictureFile(folder, name, where),), item))
+                asked.append(
+                    Question(
+                        {"id": item, "cell": cell, "caption": caption},
+                        where,
+                        f"Is there {caption}?",
+                        (ImageFile(folder, name, where),),
+                        item,
+                    )
+                )
     return asked
 
 
-def ask(loaded: LoadedModel, questions: list[Question], path: Path, lambdas: list[float] = LAMBDAS,
-        **options) -> RunSummary:
+def ask(
+    loaded: LoadedModel, questions: list[Question], path: Path, lambdas: list[float] = LAMBDAS, **options
+) -> RunSummary:
     given = {"batch_size": CELLS, "block_rows": 8, "progress": False, **options}
     return run_questions(loaded, questions, lambdas, output_paths(path, lambdas), **given)
 
@@ -66,6 +74,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 # --- what a run does and writes ---
+
 
 def test_result_rows_are_the_input_rows_with_the_answer(loaded, pictures, tmp_path):
     questions = probe(pictures)
@@ -81,24 +90,29 @@ def test_result_rows_are_the_input_rows_with_the_answer(loaded, pictures, tmp_pa
     assert rows(tmp_path / "A.lam0.jsonl") != rows(tmp_path / "A.lam0.5.jsonl")
 
 
-def test_vision_runs_once_per_picture_and_each_row_takes_one_forward(loaded, pictures, tmp_path):
+def test_vision_runs_once_per_image_and_each_row_takes_one_forward(loaded, pictures, tmp_path):
     counts = ask(loaded, probe(pictures), tmp_path / "A.jsonl").counts
-    assert counts.vision_pictures == ITEMS * CELLS  # for two questions and two lambdas on each
+    assert counts.vision_images == ITEMS * CELLS  # for two questions and two lambdas on each
     assert counts.vision_calls == ITEMS
     assert counts.forwards == counts.batches == ITEMS * 2 * len(LAMBDAS)
     assert counts.rows == ITEMS * CELLS * 2 * len(LAMBDAS)
 
 
-def test_pictures_with_unequal_question_counts_are_encoded_and_prefilled_once(loaded, pictures, tmp_path):
-    texts = ("Is there a dog?", "Is there a cat?", "Is there a red square?", "Is there a picture?")
-    asked = [Question({}, f"x:{picture_number}.{number}", text, (PictureFile(pictures, f"{picture_number}.jpg", "x"),))
-             for picture_number in range(8) for number, text in enumerate(texts[: 1 + picture_number % 4])]
+def test_images_with_unequal_question_counts_are_encoded_and_prefilled_once(loaded, pictures, tmp_path):
+    texts = ("Is there a dog?", "Is there a cat?", "Is there a red square?", "Is there an image?")
+    asked = [
+        Question({}, f"x:{image_number}.{number}", text, (ImageFile(pictures, f"{image_number}.jpg", "x"),))
+        for image_number in range(8)
+        for number, text in enumerate(texts[: 1 + image_number % 4])
+    ]
     counts = ask(loaded, asked, tmp_path / "A.jsonl", batch_size=3, block_rows=len(asked)).counts
-    assert counts.vision_pictures == 8
+    assert counts.vision_images == 8
     alone = ask(loaded, asked, tmp_path / "B.jsonl", batch_size=1, block_rows=1).counts
     assert alone.replayed_tokens == 0
     assert counts.prefill_tokens + counts.replayed_tokens == alone.prefill_tokens
-    image_tokens = (picture(0).width // 28 + 1) * (picture(0).height // 28 + 1) // 2  # at least, of each picture
+    image_tokens = (
+        (random_image(0).width // 28 + 1) * (random_image(0).height // 28 + 1) // 2
+    )  # at least, of each image
     assert counts.replayed_tokens > len(LAMBDAS) * (len(asked) - 8) * image_tokens
     manifest = json.loads((tmp_path / "A.lam0.manifest.json").read_text())
     assert manifest["runs"][0]["prefill_tokens"] == counts.prefill_tokens
@@ -126,9 +140,10 @@ def test_answers_are_those_of_generate_on_each_row_alone(loaded, pictures, tmp_p
         with agci(model, lam), torch.no_grad():
             for question, row in list(zip(questions, found, strict=True))[::3]:
                 content = [{"type": "image"}, {"type": "text", "text": question.text}]
-                text = loaded.processor.apply_chat_template([{"role": "user", "content": content}],
-                                                            add_generation_prompt=True)
-                inputs = loaded.processor(text=[text], images=[question.pictures[0].open()], return_tensors="pt")
+                text = loaded.processor.apply_chat_template(
+                    [{"role": "user", "content": content}], add_generation_prompt=True
+                )
+                inputs = loaded.processor(text=[text], images=[question.images[0].open()], return_tensors="pt")
                 made = model.generate(**inputs, do_sample=False, max_new_tokens=8)
                 reply = tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
                 assert ("Yes" if reply.startswith("Yes") else "No") == row["prediction"]
@@ -150,14 +165,14 @@ def test_the_model_is_as_it_was(loaded, pictures, tmp_path):
     assert contents(tmp_path)["A.lam0.5.jsonl"] == contents(tmp_path)["B.lam0.5.jsonl"]
 
 
-def test_free_text_text_only_bytes_and_several_pictures(loaded, pictures, tmp_path):
+def test_free_text_text_only_bytes_and_several_images(loaded, pictures, tmp_path):
     data = (pictures / "0.jpg").read_bytes()
-    two = (PictureBytes(data, "x"), PictureFile(pictures, "1.jpg", "x"))
+    two = (ImageBytes(data, "x"), ImageFile(pictures, "1.jpg", "x"))
     questions = [
         Question({"n": 0}, "x:1", "Is there a dog?"),
         Question({"n": 1}, "x:2", "First <image> then <image>: which?", two, stop=up_to(5), shown="short"),
         Question({"n": 2}, "x:3", "What is in both?", two, stop=up_to(5)),
-        Question({"n": 3}, "x:4", "Is there a cat?", (BlankPicture(120, 90),)),
+        Question({"n": 3}, "x:4", "Is there a cat?", (BlankImage(120, 90),)),
         Question({"n": 4}, "x:5", "Is there anything?"),
     ]
     counts = ask(loaded, questions, tmp_path / "A.jsonl", [0.5], batch_size=2).counts
@@ -175,13 +190,14 @@ def test_dry_run_tells_the_plan_without_weights(loaded, pictures, tiny_checkpoin
     questions = probe(pictures)
     told = "\n".join(describe(shape, questions, LAMBDAS, [Path("A")], batch_size=CELLS, block_rows=8))
     assert questions[0].text in told
-    assert "of which 12 are image tokens of 1 pictures" in told
+    assert "of which 12 are image tokens of 1 images" in told
     assert "24 rows in 3 blocks, 6 batches for each of 2 lambdas (0, 0.5)" in told
     assert "would write: A" in told
     assert "weights" in told
 
 
 # --- going on ---
+
 
 def test_truncated_at_every_byte_of_the_last_block_it_resumes_to_the_same_bytes(loaded, pictures, tmp_path):
     path = tmp_path / "A.jsonl"
@@ -235,11 +251,14 @@ def test_shards_and_one_process_write_the_same_bytes(loaded, pictures, tmp_path)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
-@pytest.mark.parametrize(("change", "named"), [
-    ({"batch_size": 3}, "batch_size is 4 there and 3 now"),
-    ({"method": "uniform"}, "method is 'agci' there and 'uniform' now"),
-    ({"settings": {"prompt": "other"}}, "prompt is 'not set' there and 'other' now"),
-])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"batch_size": 3}, "batch_size is 4 there and 3 now"),
+        ({"method": "uniform"}, "method is 'agci' there and 'uniform' now"),
+        ({"settings": {"prompt": "other"}}, "prompt is 'not set' there and 'other' now"),
+    ],
+)
 def test_other_settings_are_refused(loaded, pictures, tmp_path, change, named):
     ask(loaded, probe(pictures, 1), tmp_path / "A.jsonl", [0.5])
     with pytest.raises(InputError, match=named):
@@ -267,8 +286,9 @@ def test_the_manifest_says_how_it_was_made(loaded, pictures, tmp_path):
 
 # --- what goes wrong ---
 
+
 def spoil(folder: Path, source: Path) -> None:
-    """Copy the pictures, without number 1, with number 5 cut short."""
+    """Copy the images, without number 1, with number 5 cut short."""
     for file in source.iterdir():
         (folder / file.name).write_bytes(file.read_bytes()[: 300 if file.name == "5.jpg" else None])
     (folder / "1.jpg").unlink()
@@ -300,18 +320,18 @@ def test_strict_stops_at_the_first_bad_row(loaded, pictures, tmp_path):
 
 def test_a_text_that_holds_the_image_token_is_a_bad_row(loaded, pictures, tmp_path):
     questions = probe(pictures)
-    questions[2] = Question({}, "rows.json:3", "Is there <|image_pad|>?", questions[2].pictures, 0)
+    questions[2] = Question({}, "rows.json:3", "Is there <|image_pad|>?", questions[2].images, 0)
     summary = ask(loaded, questions, tmp_path / "A.jsonl", [0.5])
     assert [row.where for row in summary.counts.failed] == ["rows.json:3"]
     assert "<|image_pad|>" in summary.counts.failed[0].error
 
 
 def test_a_path_that_leaves_its_root_is_a_bad_row(loaded, pictures, tmp_path):
-    picture().save(tmp_path / "secret.jpg")
+    random_image().save(tmp_path / "secret.jpg")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     names = ("../secret.jpg", str(tmp_path / "secret.jpg"), "link.jpg")
-    outside = [PictureFile(tmp_path / "root", name, f"x:{n}") for n, name in enumerate(names)]
+    outside = [ImageFile(tmp_path / "root", name, f"x:{n}") for n, name in enumerate(names)]
     questions = [*probe(pictures, 1), *(Question({}, file.where, "Is it?", (file,)) for file in outside)]
     summary = ask(loaded, questions, tmp_path / "A.jsonl", [0.5])
     assert [row.where for row in summary.counts.failed] == ["x:0", "x:1", "x:2"]
@@ -323,8 +343,11 @@ def test_nothing_to_ask(loaded, tmp_path):
         ask(loaded, [], tmp_path / "A.jsonl")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"),
-                                   RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=["gpu", "cpu"])
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=["gpu", "cpu"],
+)
 def test_out_of_memory_halves_the_batch_and_says_so(loaded, pictures, tmp_path, monkeypatch, error):
     ask(loaded, probe(pictures), tmp_path / "whole.jsonl")
     real = Answerer.answer
@@ -342,8 +365,9 @@ def test_out_of_memory_halves_the_batch_and_says_so(loaded, pictures, tmp_path, 
     assert found is not None
     assert found["runs"][0]["halved_blocks"] == [0, 1, 2]
     for lam in ("0", "0.5"):
-        for row, expected in zip(rows(tmp_path / f"A.lam{lam}.jsonl"), rows(tmp_path / f"whole.lam{lam}.jsonl"),
-                                 strict=True):
+        for row, expected in zip(
+            rows(tmp_path / f"A.lam{lam}.jsonl"), rows(tmp_path / f"whole.lam{lam}.jsonl"), strict=True
+        ):
             assert row["prediction"] == expected["prediction"]
             assert row["margin"] == pytest.approx(expected["margin"], abs=1e-4)
 
@@ -359,7 +383,7 @@ def test_one_row_that_does_not_fit_is_named(loaded, pictures, tmp_path, monkeypa
 
 @dataclass(frozen=True)
 class Deadly:
-    """A picture whose decoder takes its process down."""
+    """An image whose decoder takes its process down."""
 
     key: str = "deadly"
 
@@ -396,7 +420,7 @@ def test_workers_are_only_a_little_ahead(loaded, pictures, monkeypatch):
     assert len(asked) == len(columns) == ITEMS * CELLS
 
 
-def test_pictures_are_let_go(loaded, pictures, tmp_path, monkeypatch):
+def test_images_are_let_go(loaded, pictures, tmp_path, monkeypatch):
     """However long the run, the tensors of two columns are alive at most: the one at hand and the one before."""
     from transformers_agci.inference import prepare
 
@@ -423,7 +447,7 @@ def test_an_answer_goes_on_until_its_verdict_is_fixed(pictures, tmp_path):
     questions = probe(pictures)
     ask(loaded, questions, tmp_path / "A.jsonl", [0.0])
     for question, row in list(zip(questions, rows(tmp_path / "A.jsonl"), strict=True))[::5]:
-        inputs = prompt_inputs(loaded.processor, question.text, question.pictures[0].open())
+        inputs = prompt_inputs(loaded.processor, question.text, question.images[0].open())
         made = loaded.model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
         texts = [loaded.processor.tokenizer.decode(made[:end], skip_special_tokens=True) for end in range(1, 9)]
         assert row["prediction"] == next(filter(verdict_is_fixed, texts), texts[-1]).strip()

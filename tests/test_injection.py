@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformers_agci.injection import METHODS, inject_global_context, inject_random, inject_uniform, random_direction
+from transformers_agci.method.injection import (
+    METHODS,
+    inject_global_context,
+    inject_random,
+    inject_uniform,
+    random_direction,
+)
 
 
 def test_by_hand() -> None:

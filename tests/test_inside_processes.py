@@ -22,14 +22,23 @@ def run(launcher: list[str], name: str, out: Path, *more: str) -> subprocess.Com
     words = [word.format(out=out) for word in RUNS[name]]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    return subprocess.run([*launcher, "-m", "transformers_agci.cli", name, *words, *more], text=True, check=False,
-                          capture_output=True, timeout=600, env=environment)
+    return subprocess.run(
+        [*launcher, "-m", "transformers_agci.cli", name, *words, *more],
+        text=True,
+        check=False,
+        capture_output=True,
+        timeout=600,
+        env=environment,
+    )
 
 
 def results(out: Path) -> dict[str, bytes]:
-    """Every result below the folder; manifests tell of seconds, pictures of the probe set lie beside it."""
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*"))
-            if path.suffix in (".jsonl", ".npy", ".npz", ".json") and "manifest" not in path.name}
+    """Every result below the folder; manifests tell of seconds, images of the probe set lie beside it."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.suffix in (".jsonl", ".npy", ".npz", ".json") and "manifest" not in path.name
+    }
 
 
 @pytest.mark.parametrize("name", RUNS)

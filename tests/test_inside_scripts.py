@@ -13,8 +13,14 @@ from test_similarity import write_rows
 from tiny_checkpoints import FAMILIES
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-FOLDERS = {"qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL", "gemma3n": "Gemma3n", "internvl": "InternVL3",
-           "llava_next": "LLaVA-v1.6", "llava": "LLaVA-v1.5"}
+FOLDERS = {
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+    "gemma3n": "Gemma3n",
+    "internvl": "InternVL3",
+    "llava_next": "LLaVA-v1.6",
+    "llava": "LLaVA-v1.5",
+}
 
 
 def started(script: str, *options: str) -> str:
@@ -30,8 +36,12 @@ def run_here(script: str, *options: str) -> str:
     """The same within this process, which has transformers loaded already."""
     path = SCRIPTS / script
     said = io.StringIO()
-    with (contextlib.chdir(path.parent), contextlib.redirect_stdout(said), pytest.MonkeyPatch.context() as patch,
-          pytest.raises(SystemExit) as ended):
+    with (
+        contextlib.chdir(path.parent),
+        contextlib.redirect_stdout(said),
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(SystemExit) as ended,
+    ):
         patch.setattr(sys, "argv", [path.name, *options])
         runpy.run_path(path.name, run_name="__main__")
     assert ended.value.code == 0
@@ -56,8 +66,13 @@ def test_scripts_of_every_family(family: str, tiny_checkpoint: Any, tmp_path: Pa
     assert "flow on the target" in said and len(list((tmp_path / "F").glob("*.png"))) == 4
     if family != "llava":
         return  # what draws knows no family
-    said = started("metrics_similarity.py", "--results_file", str(tmp_path / "S.jsonl"), "--output_heatmap",
-                   str(tmp_path / "s.png"))
+    said = started(
+        "metrics_similarity.py",
+        "--results_file",
+        str(tmp_path / "S.jsonl"),
+        "--output_heatmap",
+        str(tmp_path / "s.png"),
+    )
     assert "mean similarity" in said and (tmp_path / "s.png").exists()
     started("prob_results_position.py", "--prob_results_dir", str(output), "--output_path", str(output / "maps"))
     assert len(list((output / "maps").glob("*.png"))) == 10

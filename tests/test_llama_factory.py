@@ -71,9 +71,15 @@ class TrainingEnvironment:
     def run(self, program: str, *arguments: object, **variables: str) -> str:
         """Run one of its programs in the repository's root; returns what it printed, fails with it."""
         path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run([str(self.bin / program), *map(str, arguments)], cwd=ROOT, check=False, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              env=os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": ""} | variables)
+        done = subprocess.run(
+            [str(self.bin / program), *map(str, arguments)],
+            cwd=ROOT,
+            check=False,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": ""} | variables,
+        )
         assert done.returncode == 0, f"{program} {arguments}\n{done.stdout[-5000:]}"
         return done.stdout
 
@@ -88,23 +94,31 @@ def training() -> TrainingEnvironment:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset_dir: `pictures` (rows with one picture, two, and two side by side) and `texts` (rows without)."""
-    from tiny_checkpoints import picture
+    """A dataset_dir: `images` (rows with one image, two, and two side by side) and `texts` (rows without)."""
+    from tiny_checkpoints import random_image
 
     folder = tmp_path_factory.mktemp("data")
     for number in range(6):
-        picture(seed=number).save(folder / f"{number}.png")
+        random_image(seed=number).save(folder / f"{number}.png")
     answer = "A red square."  # in every row: two processes take the mean of their batches' means
-    write_rows(folder, "pictures", [
-        ("<image>What is it?", answer, [0]),
-        ("<image>What is in this and <image>in that?", answer, [1, 2]),
-        ("<image><image>What do both contain?", answer, [3, 4]),
-        ("<image>And this?", answer, [5]),
-    ])
-    write_rows(folder, "texts", [
-        ("Is there a dog?", "Yes.", []),
-        ("No text, a longer question?", "No, there is only the given text.", []),
-    ])
+    write_rows(
+        folder,
+        "pictures",
+        [
+            ("<image>What is it?", answer, [0]),
+            ("<image>What is in this and <image>in that?", answer, [1, 2]),
+            ("<image><image>What do both contain?", answer, [3, 4]),
+            ("<image>And this?", answer, [5]),
+        ],
+    )
+    write_rows(
+        folder,
+        "texts",
+        [
+            ("Is there a dog?", "Yes.", []),
+            ("No text, a longer question?", "No, there is only the given text.", []),
+        ],
+    )
     ours = json.loads((ROOT / "data" / "dataset_info.json").read_text())["llava_v1_5_instruct_sample_10k"]
     info = {name: ours | {"file_name": f"{name}.json"} for name in ("pictures", "texts")}
     (folder / "dataset_info.json").write_text(json.dumps(info))
@@ -112,11 +126,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_rows(folder: Path, name: str, rows: list[tuple[str, str, list[int]]]) -> None:
-    (folder / f"{name}.json").write_text(json.dumps([
-        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
-         "images": [f"{number}.png" for number in numbers]}
-        for question, answer, numbers in rows
-    ]))
+    (folder / f"{name}.json").write_text(
+        json.dumps(
+            [
+                {
+                    "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+                    "images": [f"{number}.png" for number in numbers],
+                }
+                for question, answer, numbers in rows
+            ]
+        )
+    )
 
 
 Train = Callable[..., str]
@@ -126,8 +146,9 @@ Train = Callable[..., str]
 def train(training: TrainingEnvironment, data: Path) -> Train:
     """train(recipe, checkpoint, output, ...) -> what `llamafactory-cli train` printed."""
 
-    def run(recipe: str, checkpoint: Path, output: Path, variables: dict[str, str] | None = None,
-            **more: object) -> str:
+    def run(
+        recipe: str, checkpoint: Path, output: Path, variables: dict[str, str] | None = None, **more: object
+    ) -> str:
         words = train_words(recipe, checkpoint, output, data, **more)
         return training.run("llamafactory-cli", "train", *words, **(variables or {}))
 
@@ -136,16 +157,26 @@ def train(training: TrainingEnvironment, data: Path) -> Train:
 
 def train_words(recipe: str, checkpoint: Path, output: Path, data: Path, **more: object) -> list[str]:
     """The recipe, and what is changed of it."""
-    places = {"model_name_or_path": checkpoint, "output_dir": output, "dataset": "pictures", "dataset_dir": data,
-              "media_dir": data, "plot_loss": "false"}
+    places = {
+        "model_name_or_path": checkpoint,
+        "output_dir": output,
+        "dataset": "pictures",
+        "dataset_dir": data,
+        "media_dir": data,
+        "plot_loss": "false",
+    }
     changes = places | SIZES | more
     return [str(ROOT / "configs" / "train_lora" / f"{recipe}.yaml"), *(f"{key}={changes[key]}" for key in changes)]
 
 
 def merge_words(recipe: str, done: Trained, merged: Path) -> list[str]:
     """The recipe of merging `done`'s adapter into its base, and where to."""
-    return [str(ROOT / "configs" / "merge_lora" / f"{recipe}.yaml"), f"model_name_or_path={done.base}",
-            f"adapter_name_or_path={done.adapter}", f"export_dir={merged}"]
+    return [
+        str(ROOT / "configs" / "merge_lora" / f"{recipe}.yaml"),
+        f"model_name_or_path={done.base}",
+        f"adapter_name_or_path={done.adapter}",
+        f"export_dir={merged}",
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -172,8 +203,17 @@ def trained(
 
 def probe_words(checkpoint: Path, answers: Path) -> list[str]:
     """The probe on the shipped sample; no word of lambda."""
-    return ["probe", "--model", str(checkpoint), "--eval_file", str(SAMPLE / "sample_noto_840_840.json"),
-            "--img_path", str(SAMPLE / "images"), "--answer_file", str(answers)]
+    return [
+        "probe",
+        "--model",
+        str(checkpoint),
+        "--eval_file",
+        str(SAMPLE / "sample_noto_840_840.json"),
+        "--img_path",
+        str(SAMPLE / "images"),
+        "--answer_file",
+        str(answers),
+    ]
 
 
 def margins(answers: Path) -> torch.Tensor:
@@ -226,8 +266,9 @@ def test_first_step_follows_the_formula(
     """What LLaMA-Factory logged, against the loss by hand on its own batch; other means and lambda 0 are told apart."""
     done = trained(recipe)
     path, *changes = train_words(recipe, done.base, done.adapter, data, overwrite_output_dir="true")
-    printed = training.run("python", "tests/llama_factory_loss.py", path, "pictures", "texts", *changes,
-                           TRANSFORMERS_AGCI="0")
+    printed = training.run(
+        "python", "tests/llama_factory_loss.py", path, "pictures", "texts", *changes, TRANSFORMERS_AGCI="0"
+    )
     hand: dict[str, Any] = json.loads(printed.splitlines()[-1])
     logged = done.losses()[0]
     assert (hand["lambda"], hand["pictures"]) == (LAM, [1, 2, 2, 1])
@@ -235,8 +276,8 @@ def test_first_step_follows_the_formula(
     assert abs(logged - hand["stock"]) > 1e-3
     assert abs(logged - hand["mean over the batch"]) > 1e-4
     assert (hand["AGCI"], hand["injections"]) == (pytest.approx(logged, abs=2e-5), sum(hand["pictures"]))
-    # A batch of texts has LLaMA-Factory's dummy picture, which nothing attends to.
-    assert hand["dummy tokens"] > 0 == hand["text pictures"] == hand["dummy tokens attended"]
+    # A batch of texts has LLaMA-Factory's dummy image, which nothing attends to.
+    assert hand["dummy tokens"] > 0 == hand["text images"] == hand["dummy tokens attended"]
     assert hand["text injections"] == 0
     assert hand["text, AGCI"] == hand["text, stock"]
 
@@ -294,8 +335,14 @@ def test_control_with_lambda_0(
 def test_two_processes(trained: Callable[[str], Trained], train: Train, tmp_path: Path) -> None:
     """FORCE_TORCHRUN starts new processes, where only the start-up hook can turn AGCI on; each takes half the batch."""
     done = trained("qwen2_5_vl")
-    log = train("qwen2_5_vl", done.base, tmp_path / "two", {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"},
-                per_device_train_batch_size=2, ddp_backend="gloo")
+    log = train(
+        "qwen2_5_vl",
+        done.base,
+        tmp_path / "two",
+        {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"},
+        per_device_train_batch_size=2,
+        ddp_backend="gloo",
+    )
     assert log.count(f"AGCI is on: lambda {LAM}") == 2
     two = Trained(done.base, tmp_path / "two", tmp_path, log)
     assert two.losses()[0] == pytest.approx(done.losses()[0], abs=2e-5)
@@ -305,7 +352,7 @@ def test_two_processes(trained: Callable[[str], Trained], train: Train, tmp_path
 def test_probe_in_the_training_environment(
     trained: Callable[[str], Trained], training: TrainingEnvironment, tmp_path: Path
 ) -> None:
-    """One environment can do both; other versions of transformers and of the picture decoder, the same answers."""
+    """One environment can do both; other versions of transformers and of the image decoder, the same answers."""
     merged = trained("qwen2_5_vl").merged
     training.run("agci", *probe_words(merged, tmp_path / "there.jsonl"))
     assert cli.main(probe_words(merged, tmp_path / "here.jsonl")) == 0

@@ -19,8 +19,10 @@ from transformers_agci import cli
 from transformers_agci.embedded.location import embedded_model_path
 
 PYTHON = os.environ.get("AGCI_LMMS_PYTHON")
-pytestmark = [pytest.mark.slow,
-              pytest.mark.skipif(not PYTHON, reason="AGCI_LMMS_PYTHON names no Python with lmms-eval: make lmms-eval")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON, reason="AGCI_LMMS_PYTHON names no Python with lmms-eval: make lmms-eval"),
+]
 
 ITEMS = int(os.environ.get("AGCI_LMMS_ITEMS", "40"))  # nine Yes and nine No rows each
 PIXELS = 252 * 252  # of every composite, so that no one resizes
@@ -37,14 +39,20 @@ class Answers:
 
 @pytest.fixture(scope="module")
 def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The rows with their pictures inside. lmms-eval strips a question's white space, so it has none."""
+    """The rows with their images inside. lmms-eval strips a question's white space, so it has none."""
     from datasets import Dataset, Image
 
     folder = tmp_path_factory.mktemp("rows")
     questions, images = pope_rows(folder, ITEMS)
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
-    rows = [row | {"question": row["question"].strip(),
-                   "image": {"bytes": (images / row["image"]).read_bytes(), "path": row["image"]}} for row in rows]
+    rows = [
+        row
+        | {
+            "question": row["question"].strip(),
+            "image": {"bytes": (images / row["image"]).read_bytes(), "path": row["image"]},
+        }
+        for row in rows
+    ]
     Dataset.from_list(rows).cast_column("image", Image()).to_parquet(folder / "pope.parquet")
     return folder / "pope.parquet"
 
@@ -71,12 +79,31 @@ def theirs(parquet: Path, models: dict[str, Path], tmp_path_factory: pytest.Temp
         output = tmp_path_factory.mktemp("output")
         arguments = f"pretrained={model},device=cpu,device_map=cpu,min_pixels={PIXELS},max_pixels={PIXELS}"
         done = subprocess.run(
-            [str(PYTHON), "-m", "lmms_eval", "--model", "qwen2_5_vl", "--model_args", arguments, "--tasks",
-             "agci_pope_local", "--include_path", str(task), "--batch_size", "1", "--log_samples", "--output_path",
-             str(output)],
-            env=os.environ | {"HF_HOME": str(cache), "CUDA_VISIBLE_DEVICES": ""}, check=False, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=output,
-        )  # fmt: skip
+            [
+                str(PYTHON),
+                "-m",
+                "lmms_eval",
+                "--model",
+                "qwen2_5_vl",
+                "--model_args",
+                arguments,
+                "--tasks",
+                "agci_pope_local",
+                "--include_path",
+                str(task),
+                "--batch_size",
+                "1",
+                "--log_samples",
+                "--output_path",
+                str(output),
+            ],
+            env=os.environ | {"HF_HOME": str(cache), "CUDA_VISIBLE_DEVICES": ""},
+            check=False,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=output,
+        )
         assert done.returncode == 0, done.stdout[-5000:]
         [samples] = output.rglob("*_samples_agci_pope_local.jsonl")
         rows = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])
@@ -86,9 +113,35 @@ def theirs(parquet: Path, models: dict[str, Path], tmp_path_factory: pytest.Temp
 
 def ours(model: Path, parquet: Path, out: Path, *more: str) -> list[str]:
     """What `agci benchmark pope` answers, lambda from config.json."""
-    assert cli.main(["benchmark", "pope", "--model", str(model), "--data", str(parquet), "--prompt", "{question}",
-                     "--max_new_tokens", "16", "--dtype", "bfloat16", "--batch_size", "1", "--min_pixels", str(PIXELS),
-                     "--max_pixels", str(PIXELS), "--answer_file", str(out), "--quiet", *more]) == 0  # fmt: skip
+    assert (
+        cli.main(
+            [
+                "benchmark",
+                "pope",
+                "--model",
+                str(model),
+                "--data",
+                str(parquet),
+                "--prompt",
+                "{question}",
+                "--max_new_tokens",
+                "16",
+                "--dtype",
+                "bfloat16",
+                "--batch_size",
+                "1",
+                "--min_pixels",
+                str(PIXELS),
+                "--max_pixels",
+                str(PIXELS),
+                "--answer_file",
+                str(out),
+                "--quiet",
+                *more,
+            ]
+        )
+        == 0
+    )
     return [json.loads(line)["prediction"] for line in out.read_text().splitlines()]
 
 

@@ -12,7 +12,7 @@ import torch
 import training_data as td
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
-from tiny_checkpoints import FAMILIES, build_processor, picture, prompt_inputs
+from tiny_checkpoints import FAMILIES, build_processor, prompt_inputs, random_image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from transformers_agci import LAMBDA_KEY
@@ -34,9 +34,7 @@ class Tuned(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def tuned(
-    tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Tuned]:
+def tuned(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tuned]:
     """family -> two steps of training at a high rate, so that the adapter does something; once per family."""
     made: dict[str, Tuned] = {}
 
@@ -56,9 +54,16 @@ def tuned(
 
 def words(tmp_path: Path, family: str, parts: Tuned, **changes: Any) -> list[str]:
     """The command line of a merge; None as a change takes the key out."""
-    recipe = {"model_name_or_path": str(parts.base), "adapter_name_or_path": str(parts.adapter),
-              "template": td.TEMPLATE_OF[family], "export_dir": str(tmp_path / "merged"), "export_size": 5,
-              "export_device": "cpu", "export_legacy_format": False, **changes}
+    recipe = {
+        "model_name_or_path": str(parts.base),
+        "adapter_name_or_path": str(parts.adapter),
+        "template": td.TEMPLATE_OF[family],
+        "export_dir": str(tmp_path / "merged"),
+        "export_size": 5,
+        "export_device": "cpu",
+        "export_legacy_format": False,
+        **changes,
+    }
     given = {key: value for key, value in recipe.items() if value is not None}
     return ["merge-lora", str(td.write_recipe(tmp_path / "merge.yaml", given))]
 
@@ -69,7 +74,7 @@ def load(folder: Path) -> Any:
 
 def logits(model: Any, family: str) -> torch.Tensor:
     with torch.no_grad():
-        return model(**prompt_inputs(build_processor(family), "Is there a dog?", picture(seed=3))).logits
+        return model(**prompt_inputs(build_processor(family), "Is there a dog?", random_image(seed=3))).logits
 
 
 @pytest.mark.parametrize("family", FAMILY_CASES)
@@ -105,9 +110,13 @@ def test_shards_and_another_layout(tuned: Callable[[str], Tuned], tmp_path: Path
     base = tmp_path / "base"
     shutil.copytree(parts.base, base)
     tensors = load_file(base / "model.safetensors")
-    other = {name.replace("language_model.model.", "model.language_model.").replace("language_model.lm_head", "lm_head")
-             .replace("vision_tower", "model.vision_tower").replace("multi_modal", "model.multi_modal"): value
-             for name, value in tensors.items()}
+    other = {
+        name.replace("language_model.model.", "model.language_model.")
+        .replace("language_model.lm_head", "lm_head")
+        .replace("vision_tower", "model.vision_tower")
+        .replace("multi_modal", "model.multi_modal"): value
+        for name, value in tensors.items()
+    }
     assert other.keys() != tensors.keys()
     save_file(other, base / "model.safetensors", metadata={"format": "pt"})
     assert main(words(tmp_path, "llava", Tuned(base, parts.adapter), export_size=1e-4)) == 0
@@ -148,6 +157,7 @@ def test_twice(tuned: Callable[[str], Tuned], tmp_path: Path, capsys: pytest.Cap
 
 # --- lambda --------------------------------------------------------------------------------------------------------
 
+
 def test_a_lost_key_is_a_warning(
     tuned: Callable[[str], Tuned], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,8 +194,11 @@ def test_another_lambda_is_a_warning(
 
 # --- bad input -----------------------------------------------------------------------------------------------------
 
+
 def test_bad_input_is_one_sentence(
-    tuned: Callable[[str], Tuned], tiny_checkpoint: Callable[[str], Path], tmp_path: Path,
+    tuned: Callable[[str], Tuned],
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     parts = tuned("qwen2_5_vl")
@@ -206,9 +219,7 @@ def test_bad_input_is_one_sentence(
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_quantized_base(
-    tuned: Callable[[str], Tuned], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_quantized_base(tuned: Callable[[str], Tuned], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = tuned("qwen2_5_vl")
     base = tmp_path / "base"
     shutil.copytree(parts.base, base)
@@ -238,7 +249,10 @@ def test_an_adapter_that_is_not_a_number(
 
 @pytest.mark.parametrize("other", ["llava", "qwen3_vl"])
 def test_adapter_of_another_family(
-    other: str, tuned: Callable[[str], Tuned], tiny_checkpoint: Callable[[str], Path], tmp_path: Path,
+    other: str,
+    tuned: Callable[[str], Tuned],
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A tiny LLaVA has other shapes in no layer that counts; a layer too many or of another shape gives it away."""

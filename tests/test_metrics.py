@@ -13,9 +13,9 @@ from scipy import stats
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.errors import InputError
-from transformers_agci.probes.position_metrics import evaluate, load
-from transformers_agci.probes.position_report import Draws, compare, measure, verdict
-from transformers_agci.probes.position_results import read_answer, read_results
+from transformers_agci.experiments.position.metrics import evaluate, load
+from transformers_agci.experiments.position.report import Draws, compare, measure, verdict
+from transformers_agci.experiments.position.results import read_answer, read_results
 
 DRAWS = Draws(200, 400)
 
@@ -28,8 +28,15 @@ def result_rows(items, correct, margin=True, answers=("Yes", "No")):
             for cell, position in enumerate(POSITIONS):
                 right = correct(item, answer, cell)
                 said = answer if right else ("No" if answer == "Yes" else "Yes")
-                row = {"id": 9 * item + cell, "image": f"{item:04d}_{cell}.jpg", "caption": f"{answer} {item}",
-                       "position": position, "answer": answer, "prediction": said, "qs": "?"}
+                row = {
+                    "id": 9 * item + cell,
+                    "image": f"{item:04d}_{cell}.jpg",
+                    "caption": f"{answer} {item}",
+                    "position": position,
+                    "answer": answer,
+                    "prediction": said,
+                    "qs": "?",
+                }
                 if margin:
                     row["margin"] = 1.0 + 0.1 * cell if said == "Yes" else -1.0
                 rows.append(row)
@@ -47,12 +54,27 @@ def coin(p, seed):
     return lambda item, answer, cell: bool(draws[item, int(answer == "No"), cell] < (p(cell) if callable(p) else p))
 
 
-@pytest.mark.parametrize("reply, answer", [
-    ("Yes", "Yes"), ("Yes.", "Yes"), ("Yes, there is", "Yes"), ("Yesterday", "Yes"), (" Yes\n", "Yes"),
-    ("No", "No"), ("No, it is not", "No"), ("Nothing matches", "No"), ("yes", "Yes"), ("NO", "No"),
-    ("yes, it is", "Yes"), ("no, not there", "No"), ("yes.", None), ("There is", None), ("", None),
-    ("The answer is Yes", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "reply, answer",
+    [
+        ("Yes", "Yes"),
+        ("Yes.", "Yes"),
+        ("Yes, there is", "Yes"),
+        ("Yesterday", "Yes"),
+        (" Yes\n", "Yes"),
+        ("No", "No"),
+        ("No, it is not", "No"),
+        ("Nothing matches", "No"),
+        ("yes", "Yes"),
+        ("NO", "No"),
+        ("yes, it is", "Yes"),
+        ("no, not there", "No"),
+        ("yes.", None),
+        ("There is", None),
+        ("", None),
+        ("The answer is Yes", None),
+    ],
+)
 def test_the_published_scoring_rule(reply, answer):
     assert read_answer(reply) == answer
 
@@ -94,8 +116,11 @@ def test_negatives_may_stand_in_a_file_of_their_own(tmp_path):
 
 def test_numbers_by_hand(tmp_path):
     """Two items: 12 of 18 Yes rows right, 9 of 18 No rows."""
-    result = read_results(write(tmp_path / "a.jsonl", result_rows(
-        2, lambda item, answer, cell: cell < 6 if answer == "Yes" else item == 0)))
+    result = read_results(
+        write(
+            tmp_path / "a.jsonl", result_rows(2, lambda item, answer, cell: cell < 6 if answer == "Yes" else item == 0)
+        )
+    )
     report = measure(result, DRAWS)
     assert report.yes.accuracy.estimate == pytest.approx(12 / 18)
     assert [cell.estimate for cell in report.yes.cells] == [1.0] * 6 + [0.0] * 3
@@ -120,11 +145,15 @@ def test_the_verdict_follows_the_interval(tmp_path):
     """The same words for noise, others for a true gain, a true loss, and a moved threshold."""
     low_at_the_bottom = lambda cell: 0.9 if cell < 6 else 0.4  # noqa: E731
     files = {
-        "base": coin(low_at_the_bottom, 2), "noise": coin(low_at_the_bottom, 3), "gain": coin(0.97, 4),
+        "base": coin(low_at_the_bottom, 2),
+        "noise": coin(low_at_the_bottom, 3),
+        "gain": coin(0.97, 4),
         "yes": lambda item, answer, cell: answer == "Yes",
-    }  # fmt: skip
-    results = {name: read_results(write(tmp_path / f"{name}.jsonl", result_rows(80, correct)), label=name)
-               for name, correct in files.items()}
+    }
+    results = {
+        name: read_results(write(tmp_path / f"{name}.jsonl", result_rows(80, correct)), label=name)
+        for name, correct in files.items()
+    }
     noise = verdict(compare(results["base"], results["noise"], DRAWS))
     assert "no difference in balanced accuracy" in noise and "neither more nor less even" in noise
     gain = verdict(compare(results["base"], results["gain"], DRAWS))
@@ -155,8 +184,19 @@ def test_rows_that_only_one_result_has_are_counted(tmp_path):
 
 
 def grid_rows(side):
-    return [{"id": k, "image": f"a_{k}.jpg", "caption": "c", "grid": f"{side}x{side}", "row": k // side,
-             "col": k % side, "answer": "Yes", "prediction": "Yes"} for k in range(side * side)]
+    return [
+        {
+            "id": k,
+            "image": f"a_{k}.jpg",
+            "caption": "c",
+            "grid": f"{side}x{side}",
+            "row": k // side,
+            "col": k % side,
+            "answer": "Yes",
+            "prediction": "Yes",
+        }
+        for k in range(side * side)
+    ]
 
 
 def test_other_grids(tmp_path, capsys):
@@ -171,13 +211,16 @@ def test_other_grids(tmp_path, capsys):
         read_results(write(tmp_path / "d.jsonl", [grid_rows(4)[0] | {"grid": "four"}]))
 
 
-@pytest.mark.parametrize("change, sentence", [
-    ({"prediction": None}, r'a.jsonl:2: "prediction" must be a text, but is None'),
-    ({"position": "middle"}, r'a.jsonl:2: "position" is \'middle\', but must be one of: top_left'),
-    ({"answer": "maybe"}, r'a.jsonl:2: "answer" is \'maybe\''),
-    ({"margin": "big"}, r'a.jsonl:2: "margin" must be a number'),
-    ({"image": "0000_0.jpg", "position": "top_left"}, r"a.jsonl:2: .* is there already \(a.jsonl:1\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"prediction": None}, r'a.jsonl:2: "prediction" must be a text, but is None'),
+        ({"position": "middle"}, r'a.jsonl:2: "position" is \'middle\', but must be one of: top_left'),
+        ({"answer": "maybe"}, r'a.jsonl:2: "answer" is \'maybe\''),
+        ({"margin": "big"}, r'a.jsonl:2: "margin" must be a number'),
+        ({"image": "0000_0.jpg", "position": "top_left"}, r"a.jsonl:2: .* is there already \(a.jsonl:1\)"),
+    ],
+)
 def test_bad_result_rows_are_named(tmp_path, change, sentence):
     rows = result_rows(1, lambda *_: True)
     rows[1] |= change
@@ -199,14 +242,43 @@ def two_files(tmp_path):
 @pytest.mark.parametrize("flag", ["--results_file", "--result_file"])
 def test_command_prints_draws_and_writes(two_files, tmp_path, capsys, flag):
     picture, numbers = tmp_path / "map.png", tmp_path / "out" / "numbers.json"
-    code = main(["metrics", flag, *two_files, "--output_heatmap", str(picture), "--json", str(numbers),
-                 "--draws", "100", "--text_only_file", two_files[0], "--blank_image_file", *two_files])
+    code = main(
+        [
+            "metrics",
+            flag,
+            *two_files,
+            "--output_heatmap",
+            str(picture),
+            "--json",
+            str(numbers),
+            "--draws",
+            "100",
+            "--text_only_file",
+            two_files[0],
+            "--blank_image_file",
+            *two_files,
+        ]
+    )
     out = capsys.readouterr().out
     assert code == 0
-    for words in ("accuracy, Yes rows", "accuracy, No rows", "balanced accuracy", "d' (log-linear)", "unreadable",
-                  "margin, Yes rows", "sd, Yes rows", "max - min", "by chance", "bottom_right", "McNemar p",
-                  "baseline (lambda 0)", "AGCI (lambda 0.5)", "text only", "blank image, AGCI (lambda 0.5)",
-                  str(picture)):
+    for words in (
+        "accuracy, Yes rows",
+        "accuracy, No rows",
+        "balanced accuracy",
+        "d' (log-linear)",
+        "unreadable",
+        "margin, Yes rows",
+        "sd, Yes rows",
+        "max - min",
+        "by chance",
+        "bottom_right",
+        "McNemar p",
+        "baseline (lambda 0)",
+        "AGCI (lambda 0.5)",
+        "text only",
+        "blank image, AGCI (lambda 0.5)",
+        str(picture),
+    ):
         assert words in out, words
     content = json.loads(numbers.read_text())
     assert content["difference"]["verdict"] in out
@@ -216,7 +288,7 @@ def test_command_prints_draws_and_writes(two_files, tmp_path, capsys, flag):
 
 
 def test_one_file_has_the_no_map_beside_the_yes_map(two_files, tmp_path, monkeypatch):
-    from transformers_agci.probes import position_view
+    from transformers_agci.experiments.position import view as position_view
 
     drawn = []
     monkeypatch.setattr(position_view, "draw", lambda panels, *_: drawn.extend(panels))
@@ -226,7 +298,7 @@ def test_one_file_has_the_no_map_beside_the_yes_map(two_files, tmp_path, monkeyp
 
 
 def test_two_files_share_a_scale_and_the_difference_is_centred(two_files, tmp_path, monkeypatch):
-    from transformers_agci.probes import position_view
+    from transformers_agci.experiments.position import view as position_view
 
     drawn = []
     monkeypatch.setattr(position_view, "draw", lambda panels, *_: drawn.extend(panels))
@@ -238,15 +310,18 @@ def test_two_files_share_a_scale_and_the_difference_is_centred(two_files, tmp_pa
         np.testing.assert_allclose(row[2].values, row[1].values - row[0].values)
 
 
-@pytest.mark.parametrize("words, sentence", [
-    (["--results_file", "nowhere.json"], "nowhere.json: there is no such file."),
-    (["--results_file", "A", "A", "A"], "Give one result file, or two"),
-    (["--results_file", "A", "--negatives_file", "A", "A"], "needs one entry per result file (1), but has 2"),
-    (["--results_file", "A", "--draws", "0"], "--draws must be at least 1"),
-    (["--results_file", "A", "--output_heatmap", "m.txt"], "cannot be drawn as '.txt'"),
-    (["--results_file", "empty.jsonl"], "the file holds no rows"),
-    (["--results_file", "A", "--json", "A/x.json"], "cannot be written"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--results_file", "nowhere.json"], "nowhere.json: there is no such file."),
+        (["--results_file", "A", "A", "A"], "Give one result file, or two"),
+        (["--results_file", "A", "--negatives_file", "A", "A"], "needs one entry per result file (1), but has 2"),
+        (["--results_file", "A", "--draws", "0"], "--draws must be at least 1"),
+        (["--results_file", "A", "--output_heatmap", "m.txt"], "cannot be drawn as '.txt'"),
+        (["--results_file", "empty.jsonl"], "the file holds no rows"),
+        (["--results_file", "A", "--json", "A/x.json"], "cannot be written"),
+    ],
+)
 def test_mistakes_are_one_sentence(two_files, tmp_path, capsys, monkeypatch, words, sentence):
     monkeypatch.chdir(tmp_path)
     Path("empty.jsonl").write_text("")
@@ -260,7 +335,13 @@ def test_mistakes_are_one_sentence(two_files, tmp_path, capsys, monkeypatch, wor
 
 def test_script_runs_from_any_folder(two_files, tmp_path):
     script = Path(__file__).parent.parent / "scripts" / "metrics.py"
-    done = subprocess.run([sys.executable, script, "--result_file", two_files[0], "--draws", "10"], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, script, "--result_file", two_files[0], "--draws", "10"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "balanced accuracy" in done.stdout

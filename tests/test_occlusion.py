@@ -9,18 +9,18 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from test_similarity import write_rows
-from tiny_checkpoints import FAMILIES, picture
+from tiny_checkpoints import FAMILIES, random_image
 
 from transformers_agci import agci
 from transformers_agci.cli import main
 from transformers_agci.data.rows import ProbeRow
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.occlusion.files import ImageMap, read_folder
+from transformers_agci.experiments.occlusion.maps import sum_up
+from transformers_agci.experiments.occlusion.masks import Raster, as_tensor, masked_copies
+from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun, difference_map, draw_items
+from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
-from transformers_agci.probes.occlusion import MaskOptions, OcclusionRun, difference_map, draw_items
-from transformers_agci.probes.occlusion_files import PictureMap, read_folder
-from transformers_agci.probes.occlusion_maps import sum_up
-from transformers_agci.probes.occlusion_masks import Raster, as_tensor, masked_copies
-from transformers_agci.probes.position import PROMPT
 
 
 def row_of(folder: Path, image: Image.Image) -> ProbeRow:
@@ -36,14 +36,18 @@ def prompt_inputs(loaded: LoadedModel, image: Image.Image) -> dict[str, Any]:
 
 
 def one_by_one(loaded: LoadedModel, image: Image.Image, mask: int, tokens: tuple[int, ...]) -> np.ndarray:
-    """The map with Pillow's rectangles, one picture per forward call, the prompt lengthened token by token."""
+    """The map with Pillow's rectangles, one image per forward call, the prompt lengthened token by token."""
 
     def logits(shown: Image.Image) -> list[float]:
         inputs, found = prompt_inputs(loaded, shown), []
         for token in tokens:
             found.append(float(loaded.model(**inputs).logits[0, -1, token]))
-            for name, value in (("input_ids", token), ("attention_mask", 1), ("mm_token_type_ids", 0),
-                                ("token_type_ids", 0)):
+            for name, value in (
+                ("input_ids", token),
+                ("attention_mask", 1),
+                ("mm_token_type_ids", 0),
+                ("token_type_ids", 0),
+            ):
                 if name in inputs:
                     inputs[name] = torch.cat([inputs[name], torch.tensor([[value]])], dim=1)
         return found
@@ -65,7 +69,7 @@ def one_by_one(loaded: LoadedModel, image: Image.Image, mask: int, tokens: tuple
 @torch.no_grad()
 def test_equals_masking_one_copy_at_a_time(family: str, tiny_checkpoint: Any, tmp_path: Path) -> None:
     loaded = load(LoadOptions(str(tiny_checkpoint(family))))
-    image = picture(3, 120, 90)
+    image = random_image(3, 120, 90)
     image.paste((7, 7, 7), (0, 60, 30, 90))  # one crop of one colour
     for lam, most in ((0.0, 1), (0.5, 3)):
         run = OcclusionRun(loaded, [], tmp_path, MaskOptions(30, 30), lam, batch_size=4, max_new_tokens=most)
@@ -86,13 +90,18 @@ def test_equals_masking_one_copy_at_a_time(family: str, tiny_checkpoint: Any, tm
 def test_logits_are_the_raw_ones_that_generate_gives(tiny_checkpoint: Any, tmp_path: Path) -> None:
     """With a one-token answer the map is the published procedure's: generate again on every masked copy."""
     loaded = load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl"))))  # it has a repetition penalty
-    image = picture(3, 120, 90)
+    image = random_image(3, 120, 90)
     run = OcclusionRun(loaded, [], tmp_path, MaskOptions(30, 30), batch_size=4, max_new_tokens=1)
     occluded = run.occlude(row_of(tmp_path, image))
 
     def generated(shown: Image.Image) -> float:
-        made = loaded.model.generate(**prompt_inputs(loaded, shown), max_new_tokens=2, do_sample=False,
-                                     output_logits=True, return_dict_in_generate=True)
+        made = loaded.model.generate(
+            **prompt_inputs(loaded, shown),
+            max_new_tokens=2,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
         return float(made.logits[0][0, occluded.tokens[0]])
 
     masked = image.copy()
@@ -108,7 +117,7 @@ def test_masks_cover_exactly_their_squares() -> None:
     for left, top, right, bottom in raster.masks():
         covered[top:bottom, left:right] += 1
     assert len(raster.masks()) == 400 and (covered == 1).all()
-    pixels = as_tensor(picture(1, 90, 60))
+    pixels = as_tensor(random_image(1, 90, 60))
     masked, same = masked_copies(pixels, [Raster(90, 60, 30, 30).at(1, 2), None], (255, 255, 255))
     assert torch.equal(same, pixels)
     assert (masked[:, 30:60, 60:90] == 255).all() and int((masked != pixels).any(0).sum()) <= 30 * 30
@@ -137,8 +146,22 @@ def test_items_are_those_that_the_published_draw_takes() -> None:
 @pytest.fixture
 def command(tiny_checkpoint: Any, tmp_path: Path) -> list[str]:
     file, images = write_rows(tmp_path, items=1)
-    return ["occlusion", "--model_path", str(tiny_checkpoint("llava")), "--eval_file", str(file), "--img_path",
-            str(images), "--output_dir", str(tmp_path / "D"), "--mask_size", "30", "--max_new_tokens", "1", "--quiet"]
+    return [
+        "occlusion",
+        "--model_path",
+        str(tiny_checkpoint("llava")),
+        "--eval_file",
+        str(file),
+        "--img_path",
+        str(images),
+        "--output_dir",
+        str(tmp_path / "D"),
+        "--mask_size",
+        "30",
+        "--max_new_tokens",
+        "1",
+        "--quiet",
+    ]
 
 
 def test_command_writes_resumes_and_maps(
@@ -146,7 +169,7 @@ def test_command_writes_resumes_and_maps(
 ) -> None:
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert "all 1 items (fewer than --items asks for): 9 pictures" in said
+    assert "all 1 items (fewer than --items asks for): 9 images" in said
     # the targets stand alone on white: eight of nine crops are one colour
     assert "masked copies run 9; one colour crops not run 72" in said
     folder = tmp_path / "D"
@@ -157,16 +180,16 @@ def test_command_writes_resumes_and_maps(
     assert scores["masked_logits"].count(None) == 8 and scores["row"]["position"] == "center"
     whole = (folder / "occlusion.jsonl").read_bytes()
 
-    # a kill after seven pictures: the eighth has no line, its map is torn
+    # a kill after seven images: the eighth has no line, its map is torn
     (folder / "occlusion.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:7]))
     (folder / "0_7/0_7_attention_map.json").write_text("[[0.1, ")
     (folder / "0_8/0_8_crop_scores.json").unlink()
     maps = ["occlusion-maps", "--prob_results_dir", str(folder), "--output_path", str(tmp_path / "maps.png")]
     assert main(maps) == 1
-    assert "2 pictures are unfinished and left out: 0_7, 0_8" in capsys.readouterr().out
+    assert "2 images are unfinished and left out: 0_7, 0_8" in capsys.readouterr().out
     assert main(command) == 0
     assert (folder / "occlusion.jsonl").read_bytes() == whole
-    assert "2 pictures in" in capsys.readouterr().out
+    assert "2 images in" in capsys.readouterr().out
     assert main(maps) == 0
     said = capsys.readouterr().out
     assert "100.0 [100.0, 100.0]" in said  # all of the mass lies on the target
@@ -178,8 +201,11 @@ def test_shares_of_known_maps() -> None:
     raster = Raster(90, 90, 10, 10)
     inside = np.zeros((9, 9))
     inside[:3, :3] = 1.0
-    maps = [PictureMap("a_0", "a", 0, raster, inside), PictureMap("b_0", "b", 0, raster, np.ones((9, 9))),
-            PictureMap("a_4", "a", 4, raster, np.zeros((9, 9)))]
+    maps = [
+        ImageMap("a_0", "a", 0, raster, inside),
+        ImageMap("b_0", "b", 0, raster, np.ones((9, 9))),
+        ImageMap("a_4", "a", 4, raster, np.zeros((9, 9))),
+    ]
     summed = sum_up(maps, draws=50)
     assert summed.shares[0].estimate == pytest.approx((1 + 1 / 9) / 2)
     assert summed.areas == pytest.approx([1 / 9] * 9)
@@ -188,7 +214,7 @@ def test_shares_of_known_maps() -> None:
     assert summed.counts[4] == 1 and summed.shares[4].n == 0  # no mask changed anything: no mass
     assert summed.means[8] is None
     with pytest.raises(InputError, match="cannot be summed"):
-        sum_up([*maps, PictureMap("c_0", "c", 0, Raster(60, 60, 10, 10), np.ones((6, 6)))])
+        sum_up([*maps, ImageMap("c_0", "c", 0, Raster(60, 60, 10, 10), np.ones((6, 6)))])
 
 
 def test_bad_input_is_told_in_one_sentence(
@@ -205,13 +231,15 @@ def test_bad_input_is_told_in_one_sentence(
     assert "--stride must be at least 1" in fails("--stride", "0")
     assert "is a LLaVA-v1.5 checkpoint" in fails("--family", "qwen3_vl")
     rows = (tmp_path / "rows.json").read_text().splitlines()
-    for field, value, told in (("id", 0, "the id 0 is used twice, first at rows.json:1"),
-                               ("image", "sub/0_0.png", "the picture name 0_0 is used twice, first at rows.json:1")):
+    for field, value, told in (
+        ("id", 0, "the id 0 is used twice, first at rows.json:1"),
+        ("image", "sub/0_0.png", "the image name 0_0 is used twice, first at rows.json:1"),
+    ):
         twice = [*rows[:4], json.dumps(json.loads(rows[4]) | {field: value}), *rows[5:]]
         (tmp_path / "rows.json").write_text("\n".join(twice))
         assert told in fails("--overwrite")
     assert main(["occlusion-maps", "--prob_results_dir", str(tmp_path), "--output_path", "x.png"]) == 2
-    assert "holds no finished picture" in capsys.readouterr().err
+    assert "holds no finished image" in capsys.readouterr().err
 
 
 def test_an_answer_without_tokens_is_named(tiny_checkpoint: Any, tmp_path: Path) -> None:
@@ -220,7 +248,7 @@ def test_an_answer_without_tokens_is_named(tiny_checkpoint: Any, tmp_path: Path)
     loaded.model.generation_config.eos_token_id = ids  # whatever it answers ends the answer
     run = OcclusionRun(loaded, [], tmp_path, MaskOptions(30, 30))
     with pytest.raises(InputError, match=r"rows\.json:1: the model's answer has no token"):
-        run.occlude(row_of(tmp_path, picture(3, 90, 90)))
+        run.occlude(row_of(tmp_path, random_image(3, 90, 90)))
 
 
 def test_no_folder_no_maps(tmp_path: Path) -> None:
@@ -236,12 +264,12 @@ def test_reused_windows_change_nothing_but_the_work(full: list[int]) -> None:
     from tiny_checkpoints import prompt_inputs as inputs_of
 
     from transformers_agci import image_embeddings
-    from transformers_agci.probes.window_reuse import reused_windows
+    from transformers_agci.experiments.occlusion.window_reuse import reused_windows
 
     model: Any = build_model("qwen2_5_vl")
     tower = model.model.visual
     tower.fullatt_block_indexes = full  # of its two layers; the windows are 2x2 tokens
-    processor, image = build_processor("qwen2_5_vl"), picture(4, 112, 112)
+    processor, image = build_processor("qwen2_5_vl"), random_image(4, 112, 112)
     masked = image.copy()
     masked.paste("white", (60, 4, 80, 20))  # inside the second of four windows
     original, copy_ = (inputs_of(processor, "Is there a dog?", shown) for shown in (image, masked))

@@ -11,8 +11,9 @@ import pytest
 import torch
 from tiny_checkpoints import FAMILIES, build_config, build_model, make_inputs
 
-from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, agci, attach, autoload
-from transformers_agci.hooks import current_handle
+from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, agci, attach
+from transformers_agci.method import autoload
+from transformers_agci.method.hooks import current_handle
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),

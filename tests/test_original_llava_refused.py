@@ -13,28 +13,61 @@ from transformers_agci import attach, cli
 from transformers_agci.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-PROBE = ["--eval_file", f"{ROOT}/probe_datasets/sample_noto_840_840.json", "--img_path",
-         f"{ROOT}/probe_datasets/images"]
+PROBE = [
+    "--eval_file",
+    f"{ROOT}/probe_datasets/sample_noto_840_840.json",
+    "--img_path",
+    f"{ROOT}/probe_datasets/images",
+]
 POPE = [f"{ROOT}/eval/POPE/sample/questions.jsonl"]
 COMMANDS = {
     "probe": ["probe", "--model_path", "M", *PROBE, "--answer_file", "OUT.jsonl"],
     "probe script": ["probe", "--family", "llava", "--model_path", "M", *PROBE, "--answer_file", "OUT.jsonl"],
     "probe, dry run": ["probe", "--model_path", "M", *PROBE, "--answer_file", "OUT.jsonl", "--dry_run"],
-    "similarity": ["similarity", "--model_path", "M", "--eval_file",
-                   f"{ROOT}/similarity_data/sample_noto_840_840.json", "--img_path",
-                   f"{ROOT}/similarity_data/images", "--answer_file", "OUT.jsonl"],
+    "similarity": [
+        "similarity",
+        "--model_path",
+        "M",
+        "--eval_file",
+        f"{ROOT}/similarity_data/sample_noto_840_840.json",
+        "--img_path",
+        f"{ROOT}/similarity_data/images",
+        "--answer_file",
+        "OUT.jsonl",
+    ],
     "occlusion": ["occlusion", "--model_path", "M", *PROBE, "--output_dir", "OUT"],
     "flow": ["flow", "--model_path", "M", *PROBE, "--output_dir", "OUT"],
     "benchmark": ["benchmark", "pope", "--model_path", "M", "--data", *POPE, "--answer_file", "OUT.jsonl"],
-    "downstream": ["downstream", "--model_path", "M", "--eval_file_path_pope", *POPE, "--answers_file_pope",
-                   "OUT.jsonl"],
-    "mmmu-pro": ["mmmu-pro", "--model", "M", "--dataset_repo_id", "MMMU", "--dataset_variant", "vision",
-                 "--output_root", "OUT"],
+    "downstream": [
+        "downstream",
+        "--model_path",
+        "M",
+        "--eval_file_path_pope",
+        *POPE,
+        "--answers_file_pope",
+        "OUT.jsonl",
+    ],
+    "mmmu-pro": [
+        "mmmu-pro",
+        "--model",
+        "M",
+        "--dataset_repo_id",
+        "MMMU",
+        "--dataset_variant",
+        "vision",
+        "--output_root",
+        "OUT",
+    ],
     "self-check": ["self-check", "M"],
     "set-lambda": ["set-lambda", "M", "0.5"],
     "train-lora": ["train-lora", f"{ROOT}/configs/train_lora/llava1_5.yaml", "model_name_or_path=M", "output_dir=OUT"],
-    "merge-lora": ["merge-lora", f"{ROOT}/configs/merge_lora/llava1_5.yaml", "model_name_or_path=M", "export_dir=OUT",
-                   "adapter_name_or_path=OUT"],
+    "merge-lora": [
+        "merge-lora",
+        f"{ROOT}/configs/merge_lora/llava1_5.yaml",
+        "model_name_or_path=M",
+        "export_dir=OUT",
+        "adapter_name_or_path=OUT",
+    ],
 }
 
 
@@ -46,8 +79,8 @@ def mmmu(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("mmmu")
     (folder / "vision").mkdir()
-    picture = {"bytes": b"", "path": "x.png"}
-    row = {"id": "test_1", "image": picture, "options": "['a', 'b']", "answer": "A", "subject": "Art"}
+    image = {"bytes": b"", "path": "x.png"}
+    row = {"id": "test_1", "image": image, "options": "['a', 'b']", "answer": "A", "subject": "Art"}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / "vision" / "test-00000-of-00001.parquet")
     return folder
 
@@ -63,10 +96,14 @@ def original_folder(folder: Path, **config: Any) -> Path:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_names_the_conversion_and_the_twin(name, mmmu, tmp_path, capsys):
     folder = original_folder(tmp_path / "llava-v1.5-7b", model_type="llava_llama", image_aspect_ratio="pad")
-    given = [word.replace("OUT", str(tmp_path / "out")) if word.startswith("OUT") or "=OUT" in word else word
-             for word in COMMANDS[name]]
-    given = [str(folder) if word == "M" else word.replace("=M", f"={folder}") if word.endswith("=M") else word
-             for word in given]
+    given = [
+        word.replace("OUT", str(tmp_path / "out")) if word.startswith("OUT") or "=OUT" in word else word
+        for word in COMMANDS[name]
+    ]
+    given = [
+        str(folder) if word == "M" else word.replace("=M", f"={folder}") if word.endswith("=M") else word
+        for word in given
+    ]
     given = [str(mmmu) if word == "MMMU" else word for word in given]
     assert cli.main(given) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
@@ -75,12 +112,15 @@ def test_every_command_names_the_conversion_and_the_twin(name, mmmu, tmp_path, c
     assert json.loads((folder / "config.json").read_text()).get("global_context_broadcast_lambda") is None
 
 
-@pytest.mark.parametrize(("model_type", "aspect", "twin"), [
-    ("llava", "pad", "llava-hf/llava-1.5-7b-hf"),  # as LLaVA-1.5 called itself before transformers had a "llava"
-    ("llava_llama", "pad", "llava-hf/llava-1.5-7b-hf"),
-    ("llava_llama", "anyres", "llava-hf/llava-v1.6-mistral-7b-hf"),
-    ("llava_mistral", "anyres", "llava-hf/llava-v1.6-mistral-7b-hf"),
-])
+@pytest.mark.parametrize(
+    ("model_type", "aspect", "twin"),
+    [
+        ("llava", "pad", "llava-hf/llava-1.5-7b-hf"),  # as LLaVA-1.5 called itself before transformers had a "llava"
+        ("llava_llama", "pad", "llava-hf/llava-1.5-7b-hf"),
+        ("llava_llama", "anyres", "llava-hf/llava-v1.6-mistral-7b-hf"),
+        ("llava_mistral", "anyres", "llava-hf/llava-v1.6-mistral-7b-hf"),
+    ],
+)
 def test_the_twin_follows_from_the_config(model_type, aspect, twin, tmp_path, capsys):
     folder = original_folder(tmp_path / "original", model_type=model_type, image_aspect_ratio=aspect)
     assert cli.main(["self-check", str(folder)]) == 2

@@ -12,11 +12,17 @@ ABSENT = ("datasets", "psutil", "statsmodels", "ijson")
 # command -> what it must have printed
 COMMANDS = {
     "probe_speed.py --items 1 --rounds 1": (
-        "| plain loop |", "36 answers: 9 pictures through the vision side in 1 calls", "+0.00 % from the formula",
-        "| | decode | preprocess | vision | decoder | write |"),
+        "| plain loop |",
+        "36 answers: 9 images through the vision side in 1 calls",
+        "+0.00 % from the formula",
+        "| | decode | preprocess | vision | decoder | write |",
+    ),
     "probe_speed.py --small --items 1 --plain_rows 2 --rounds 1": ("+0.00 % from the formula",),
     "pope_speed.py --pictures 2 --plain_rows 2 --rounds 1": (
-        "36 answers: 2 pictures through the vision side in 1 calls", "taken over", "+0.00 % from the formula"),
+        "36 answers: 2 images through the vision side in 1 calls",
+        "taken over",
+        "+0.00 % from the formula",
+    ),
     "convert_llava.py --layers 1 --narrow 32": ("| 407 |",),
     "own_share.py --rows 4 --batch_sizes 1": ("| 1 | 4 |",),
     "memory.py --rows 1800 --run 400": ("1800 rows open", "growth after row 200"),
@@ -28,8 +34,10 @@ COMMANDS = {
 
 def run(command: str, folder: Path, absent: tuple[str, ...]) -> str:
     script, *words = command.format(folder=folder).split()
-    code = (f"import runpy, sys; sys.modules.update(dict.fromkeys({absent!r})); sys.path.insert(0, {str(PERF)!r}); "
-            f"sys.argv = {[script, *words]!r}; runpy.run_path({str(PERF / script)!r}, run_name='__main__')")
+    code = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({absent!r})); sys.path.insert(0, {str(PERF)!r}); "
+        f"sys.argv = {[script, *words]!r}; runpy.run_path({str(PERF / script)!r}, run_name='__main__')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -1,10 +1,10 @@
-"""Several questions about one picture: the decoder computes their common beginning once, and nothing else changes."""
+"""Several questions about one image: the decoder computes their common beginning once, and nothing else changes."""
 
 from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoints import FAMILIES, build_model, picture
+from tiny_checkpoints import FAMILIES, build_model, random_image
 from transformers import DynamicCache
 
 from transformers_agci import agci
@@ -15,13 +15,15 @@ from transformers_agci.inference.questions import Question
 
 SIZES = ((120, 90), (90, 90), (64, 120))  # pixels: width, height
 # Longer and shorter than the first question, sharing much and nothing of its words.
-SLOTS = (("Is there a red square in the middle?", "Is there a dog?", "What?"),
-         ("Is there a red dog?", "Is there a cat, or is there a very small dog in the picture?", "Is"),
-         ("No", "Is there a dog? No", "What? The picture"))
+SLOTS = (
+    ("Is there a red square in the middle?", "Is there a dog?", "What?"),
+    ("Is there a red dog?", "Is there a cat, or is there a very small dog in the image?", "Is"),
+    ("No", "Is there a dog? No", "What? The image"),
+)
 
 
 def batch(loaded: LoadedModel, texts: tuple[str, ...], order: tuple[int, ...] = (0, 1, 2)) -> dict[str, torch.Tensor]:
-    shown = [[picture(number, *SIZES[number])] for number in order[: len(texts)]]
+    shown = [[random_image(number, *SIZES[number])] for number in order[: len(texts)]]
     chats = [prompt.chat_text(loaded.processor, Question({}, "x:1", text, (None,))) for text in texts]
     return prompt.tokenize(loaded.processor, chats, shown)
 
@@ -33,8 +35,14 @@ def prompts(inputs: dict[str, torch.Tensor], keys: tuple[str, ...]) -> Prompts:
 def generate(model: Any, inputs: dict[str, torch.Tensor], tokens: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     """New tokens [B, tokens] and the raw logits before each [B, tokens, V]."""
     with torch.inference_mode():
-        made = model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
-                              return_dict_in_generate=True, output_logits=True)
+        made = model.generate(
+            **inputs,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
     return made.sequences[:, -tokens:], torch.stack(made.logits, dim=1)
 
 
@@ -72,6 +80,7 @@ def test_answers_are_those_of_the_whole_prompt(loaded, lam):
 @every_family
 def test_the_recorded_keys_and_values_matter(loaded, monkeypatch):
     """The comparison above can fail: keys and values one column further make other logits."""
+
     def fill_wrongly(cache: Any, record: Any, reuse: Any) -> None:
         layers = [None if layer is None else tuple(part.roll(1, dims=2) for part in layer) for layer in record.layers]
         right(cache, record._replace(layers=layers), reuse)
@@ -120,7 +129,7 @@ def test_rows_may_come_in_another_order_and_leave_some_out(loaded):
 
 
 @every_family
-@pytest.mark.parametrize("case", ["other pictures", "not named", "forgotten", "other text before", "static cache"])
+@pytest.mark.parametrize("case", ["other images", "not named", "forgotten", "other text before", "static cache"])
 def test_where_it_cannot_be_the_decoder_computes_everything(loaded, case):
     model = loaded.model
     first, later = (batch(loaded, texts[:1]) for texts in SLOTS[:2])
@@ -128,7 +137,7 @@ def test_where_it_cannot_be_the_decoder_computes_everything(loaded, case):
     with PrefixReplay(model) as prefix:
         prefix.about(prompts(first, ("a",)), keep=True)
         generate(model, first)
-        if case == "other pictures":
+        if case == "other images":
             known = prompts(later, ("b",))
         elif case == "other text before":
             known.ids[0, 0] += 1
@@ -142,7 +151,7 @@ def test_where_it_cannot_be_the_decoder_computes_everything(loaded, case):
 
 
 @pytest.mark.parametrize("window", [24, 4096])
-def test_a_window_that_has_forgotten_the_picture_is_not_replayed(window, tiny_checkpoint):
+def test_a_window_that_has_forgotten_the_image_is_not_replayed(window, tiny_checkpoint):
     loaded = load(LoadOptions(str(tiny_checkpoint("llava_next"))))
     config = loaded.model.config.get_text_config()
     config.sliding_window = window

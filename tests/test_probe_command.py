@@ -11,19 +11,28 @@ from PIL import Image
 
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
+from transformers_agci.experiments.position.questions import PROMPT
+from transformers_agci.experiments.position.results import read_results
 from transformers_agci.families import SUPPORTED_FAMILIES
-from transformers_agci.lam import LAMBDA_KEY
-from transformers_agci.probes.position import PROMPT
-from transformers_agci.probes.position_results import read_results
+from transformers_agci.method.lam import LAMBDA_KEY
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 ITEMS = 2
 
 
 def probe_rows(answer="Yes", items=ITEMS):
-    return [{"id": 9 * item + k, "image": f"{item:03d}_{k}.jpg", "caption": f"{answer} picture {item}",
-             "position": position, "answer": answer, "extra": {"kept": item}}
-            for item in range(items) for k, position in enumerate(POSITIONS)]  # fmt: skip
+    return [
+        {
+            "id": 9 * item + k,
+            "image": f"{item:03d}_{k}.jpg",
+            "caption": f"{answer} image {item}",
+            "position": position,
+            "answer": answer,
+            "extra": {"kept": item},
+        }
+        for item in range(items)
+        for k, position in enumerate(POSITIONS)
+    ]
 
 
 def write_rows(path, rows):
@@ -56,8 +65,12 @@ def probe(data, tiny_checkpoint):
     """Run `agci probe` on the data; words may replace the defaults."""
 
     def run(*words, family="qwen2_5_vl", **changes):
-        options = {"model_path": tiny_checkpoint(family), "eval_file": data / "x.json", "img_path": data / "images",
-                   "answer_file": data / "A.jsonl"} | changes  # fmt: skip
+        options = {
+            "model_path": tiny_checkpoint(family),
+            "eval_file": data / "x.json",
+            "img_path": data / "images",
+            "answer_file": data / "A.jsonl",
+        } | changes
         flat = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
         return main(["probe", *flat, "--device", "cpu", "--quiet", *map(str, words)])
 
@@ -66,13 +79,14 @@ def probe(data, tiny_checkpoint):
 
 # --- what is written -----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("family", SUPPORTED_FAMILIES)
 def test_rows_out_are_rows_in_with_the_answer(probe, data, family):
     assert probe("--global_context_lambda", "0", "0.5", family=family) == 0
     baseline, agci = read(data / "A.lam0.jsonl"), read(data / "A.lam0.5.jsonl")
     for given, row in zip(probe_rows(), baseline, strict=True):
         assert {name: row[name] for name in given} == given
-        assert list(row)[len(given):] == ["prediction", "qs", "yes_logit", "no_logit", "margin"]
+        assert list(row)[len(given) :] == ["prediction", "qs", "yes_logit", "no_logit", "margin"]
         assert row["qs"] == PROMPT.format(caption=given["caption"])
         assert row["margin"] == pytest.approx(row["yes_logit"] - row["no_logit"], abs=2e-6)
     assert [row["yes_logit"] for row in baseline] != [row["yes_logit"] for row in agci], "lambda must do something"
@@ -130,6 +144,7 @@ def test_dry_run_writes_nothing(probe, data, capsys):
 
 # --- which lambda --------------------------------------------------------------------------------------------------
 
+
 def with_key(checkpoint, folder, value):
     shutil.copytree(checkpoint, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -154,13 +169,23 @@ def test_first_line_says_which_lambda_and_whence(probe, data, tiny_checkpoint, c
     assert read(data / "b.jsonl") == read(data / "d.jsonl"), "the key and the flag are the same lambda"
 
 
-# --- without the picture -------------------------------------------------------------------------------------------
+# --- without the image -------------------------------------------------------------------------------------------
 
-def test_yes_rates_without_the_picture(probe, data, capsys):
-    assert probe("--text_only", "--blank_image", "--global_context_lambda", "0", "0.5",
-                 negatives_file=data / "x_negatives.json") == 0
+
+def test_yes_rates_without_the_image(probe, data, capsys):
+    assert (
+        probe(
+            "--text_only",
+            "--blank_image",
+            "--global_context_lambda",
+            "0",
+            "0.5",
+            negatives_file=data / "x_negatives.json",
+        )
+        == 0
+    )
     out = capsys.readouterr().out
-    assert "says Yes without the picture" in out
+    assert "says Yes without the image" in out
     for name in ("text only", "blank image, baseline (lambda 0)", "blank image, AGCI (lambda 0.5)"):
         assert name in out
     for name in ("text_only", "blank_image.lam0", "blank_image.lam0.5"):
@@ -169,7 +194,7 @@ def test_yes_rates_without_the_picture(probe, data, capsys):
             (f"{item:03d}_0.jpg", answer) for item in range(ITEMS) for answer in ("Yes", "No")
         ]
     assert json.loads((data / "A.text_only.manifest.json").read_text())["settings"]["picture"] == "text_only"
-    # The same answer whatever the picture: only the caption differs between these rows.
+    # The same answer whatever the image: only the caption differs between these rows.
     assert len({row["margin"] for row in read(data / "A.text_only.jsonl")}) == 2 * ITEMS
     hint = out.strip().splitlines()[-1]
     words = hint.removeprefix("numbers and map: agci ").replace("map.png", str(data / "map.png")).split()
@@ -178,6 +203,7 @@ def test_yes_rates_without_the_picture(probe, data, capsys):
 
 
 # --- the embedded data and model -----------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def embedded(monkeypatch, tiny_checkpoint):
@@ -208,6 +234,7 @@ def test_embedded_model_is_of_one_family(embedded, capsys):
 
 # --- bad input -----------------------------------------------------------------------------------------------------
 
+
 def remove_image(data):
     (data / "images" / "000_4.jpg").unlink()
 
@@ -231,8 +258,8 @@ def malformed_line(data):
 
 
 BAD_ROWS = {
-    "missing image": (remove_image, "x.json:5: the picture {images}/000_4.jpg does not exist."),
-    "broken image": (break_image, "x.json:5: the picture {images}/000_4.jpg is "),
+    "missing image": (remove_image, "x.json:5: the image {images}/000_4.jpg does not exist."),
+    "broken image": (break_image, "x.json:5: the image {images}/000_4.jpg is "),
     "malformed line": (malformed_line, "x.json:5: this line is not valid JSON"),
     "unknown position": (change_row(position="middle"), "x.json:5: \"position\" is 'middle', but must be one of: "),
     "missing field": (change_row(caption=None), 'x.json:5: the field "caption" is missing; the row has: answer,'),
@@ -292,8 +319,10 @@ MISTAKES = {
     "no weights": (no_weights, "holds no weights: model.safetensors or model.safetensors.index.json is expected."),
     "unsupported": (unsupported, "model_type 'idefics', which AGCI does not support. Supported: Qwen2.5-VL (qwen2"),
     "no model": (lambda *_: {"model_path": "/nowhere/model"}, "There is no model folder /nowhere/model; give a folder"),
-    "lambda -1": (lambda *_: {"global_context_lambda": "-1"}, "finite number >= 0 (0 is the unmodified model), but "
-                  "--global_context_lambda is -1.0."),
+    "lambda -1": (
+        lambda *_: {"global_context_lambda": "-1"},
+        "finite number >= 0 (0 is the unmodified model), but --global_context_lambda is -1.0.",
+    ),
     "lambda nan": (lambda *_: {"global_context_lambda": "nan"}, "but --global_context_lambda is nan."),
     "lambda abc": (lambda *_: {"global_context_lambda": "abc"}, "but --global_context_lambda is 'abc'."),
     "lambda in config": (bad_key, f"{LAMBDA_KEY} of"),
@@ -304,10 +333,12 @@ MISTAKES = {
     "eval_file left out": (lambda *_: {"eval_file": None}, "--img_path and --negatives_file belong to --eval_file"),
     "unwritable": (under_a_file, "A.jsonl"),
     "output is a folder": (lambda data, _: {"answer_file": data}, "is a folder; name a file for the answers."),
-    "other family": (lambda *_: {"family": "gemma3n"}, "is a Qwen2.5-VL checkpoint (model_type 'qwen2_5_vl'), but this "
-                     "command is for Gemma3n"),
+    "other family": (
+        lambda *_: {"family": "gemma3n"},
+        "is a Qwen2.5-VL checkpoint (model_type 'qwen2_5_vl'), but this command is for Gemma3n",
+    ),
     "no items": (lambda *_: {"items": "0"}, "--items must be at least 1, but it is 0."),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
@@ -322,7 +353,7 @@ def test_a_mistake_is_one_sentence(probe, data, tiny_checkpoint, capsys, kind):
 
 
 def test_interrupted_rows_are_kept_and_the_same_command_goes_on(probe, data, monkeypatch, capsys):
-    from transformers_agci.inference.results import ResultFile
+    from transformers_agci.storage.result_file import ResultFile
 
     probe("--batch_size", "1", answer_file=data / "whole.jsonl")
     original, written = ResultFile.write, []
@@ -372,10 +403,23 @@ def test_scripts_run_from_any_folder(data, tiny_checkpoint, family):
     elsewhere = data / "elsewhere"
     elsewhere.mkdir()
     for checkpoint, code in ((family, 0), (other, 2)):
-        words = ["--model_path", tiny_checkpoint(checkpoint), "--eval_file", "../x.json", "--img_path", "../images",
-                 "--answers_file", f"{checkpoint}.json", "--global_context_lambda", "0.5", "--device", "cpu"]
-        done = subprocess.run([sys.executable, script, *words], cwd=elsewhere, capture_output=True, text=True,
-                              timeout=300, check=False)
+        words = [
+            "--model_path",
+            tiny_checkpoint(checkpoint),
+            "--eval_file",
+            "../x.json",
+            "--img_path",
+            "../images",
+            "--answers_file",
+            f"{checkpoint}.json",
+            "--global_context_lambda",
+            "0.5",
+            "--device",
+            "cpu",
+        ]
+        done = subprocess.run(
+            [sys.executable, script, *words], cwd=elsewhere, capture_output=True, text=True, timeout=300, check=False
+        )
         assert done.returncode == code, done.stderr
     assert len(read(elsewhere / f"{family}.json")) == 18
     assert f"but this command is for {SUPPORTED_FAMILIES[family].name}" in done.stderr
@@ -388,12 +432,30 @@ def test_ctrl_c_in_a_process_of_its_own(data, tiny_checkpoint):
     import signal
     import time
 
-    command = [sys.executable, "-m", "transformers_agci.cli", "probe", "--model_path", tiny_checkpoint("llava_next"),
-               "--eval_file", data / "x.json", "--img_path", data / "images", "--batch_size", "1", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "transformers_agci.cli",
+        "probe",
+        "--model_path",
+        tiny_checkpoint("llava_next"),
+        "--eval_file",
+        data / "x.json",
+        "--img_path",
+        data / "images",
+        "--batch_size",
+        "1",
+        "--device",
+        "cpu",
+    ]
 
     def start(name):
-        return subprocess.Popen([*map(str, command), "--answer_file", str(data / name)], stderr=subprocess.PIPE,
-                                stdout=subprocess.DEVNULL, text=True)
+        return subprocess.Popen(
+            [*map(str, command), "--answer_file", str(data / name)],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
 
     process = start("cut.jsonl")
     deadline = time.monotonic() + 120
@@ -414,8 +476,22 @@ def test_ctrl_c_in_a_process_of_its_own(data, tiny_checkpoint):
 def test_processes_of_torchrun_write_the_same_bytes(data, tiny_checkpoint):
     """The probe and a control, one process after the other's work on the same file."""
     script = SCRIPTS / "LLaVA-v1.5" / "eval_laion_bias_data.py"
-    words = ["--model_path", tiny_checkpoint("llava"), "--eval_file", data / "x.json", "--img_path", data / "images",
-             "--device", "cpu", "--global_context_lambda", "0", "0.5", "--text_only", "--batch_size", "1"]  # fmt: skip
+    words = [
+        "--model_path",
+        tiny_checkpoint("llava"),
+        "--eval_file",
+        data / "x.json",
+        "--img_path",
+        data / "images",
+        "--device",
+        "cpu",
+        "--global_context_lambda",
+        "0",
+        "0.5",
+        "--text_only",
+        "--batch_size",
+        "1",
+    ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     for launcher, name in (([sys.executable], "one.jsonl"), (torchrun, "two.jsonl")):
         command = [*launcher, script, *words, "--answer_file", data / name]

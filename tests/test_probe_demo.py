@@ -23,8 +23,8 @@ def test_demo_from_start_to_end(tiny_checkpoint, tmp_path, capsys):
     assert re.match(r"180 answers in \d+ s", lines[-3])
     assert lines[-2] == f"heat map: {tmp_path / 'demo' / 'heatmap.png'}"
     assert lines[-1].startswith("On 5 items, AGCI (lambda 0.5) against baseline (lambda 0): ")
-    with Image.open(tmp_path / "demo" / "heatmap.png") as picture:
-        assert picture.width > 1000
+    with Image.open(tmp_path / "demo" / "heatmap.png") as image:
+        assert image.width > 1000
     for name in ("answers.lam0", "answers.lam0.5"):
         assert len((tmp_path / "demo" / f"{name}.jsonl").read_text().splitlines()) == 90
         runs = json.loads((tmp_path / "demo" / f"{name}.manifest.json").read_text())["runs"]
@@ -44,11 +44,14 @@ def test_demo_says_what_a_process_said(tmp_path, capsys):
     assert "A process of the demo failed; it said: agci: There is no model folder /nowhere/model" in error
 
 
-@pytest.mark.parametrize("words, sentence", [
-    (["--items", "0"], "--items must be at least 1, but is 0."),
-    (["--processes", "0"], "--processes must be at least 1, but is 0."),
-    (["--output_dir", "file/demo"], "--output_dir: 'file/demo' cannot be written"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--items", "0"], "--items must be at least 1, but is 0."),
+        (["--processes", "0"], "--processes must be at least 1, but is 0."),
+        (["--output_dir", "file/demo"], "--output_dir: 'file/demo' cannot be written"),
+    ],
+)
 def test_mistakes_of_the_demo(tmp_path, monkeypatch, capsys, words, sentence):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")

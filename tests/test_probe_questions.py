@@ -7,20 +7,30 @@ from PIL import Image
 
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.rows import ProbeRow
+from transformers_agci.experiments.items import item_names
+from transformers_agci.experiments.position.questions import PROMPT, Control, by_item, control_questions, questions
 from transformers_agci.inference.prompt import chat_content
 from transformers_agci.inference.questions import YES_NO
-from transformers_agci.probes.items import item_names
-from transformers_agci.probes.position import PROMPT, Control, by_item, control_questions, questions
 
 
 def rows(items=2, answers=("Yes", "No"), name="{item:03d}_{cell}.jpg"):
     """File by file as METHOD section 4 has them: all Yes rows, then all No rows."""
     return [
-        ProbeRow.parse({"id": 9 * item + cell, "image": name.format(item=item, cell=cell, n=9 * item + cell),
-                        "caption": f"{answer} {item}", "position": position, "answer": answer, "url": "kept"},
-                       f"x.json:{item}")
-        for answer in answers for item in range(items) for cell, position in enumerate(POSITIONS)
-    ]  # fmt: skip
+        ProbeRow.parse(
+            {
+                "id": 9 * item + cell,
+                "image": name.format(item=item, cell=cell, n=9 * item + cell),
+                "caption": f"{answer} {item}",
+                "position": position,
+                "answer": answer,
+                "url": "kept",
+            },
+            f"x.json:{item}",
+        )
+        for answer in answers
+        for item in range(items)
+        for cell, position in enumerate(POSITIONS)
+    ]
 
 
 def test_prompt_is_that_of_the_paper():
@@ -30,12 +40,12 @@ def test_prompt_is_that_of_the_paper():
     )
 
 
-def test_one_question_per_row_with_its_picture(tmp_path):
+def test_one_question_per_row_with_its_image(tmp_path):
     asked = questions(by_item(rows(1, ["Yes"])), tmp_path)
     assert len(asked) == 9
     assert asked[4].text == PROMPT.format(caption="Yes 0")
     assert asked[4].row["url"] == "kept" and asked[4].stop == YES_NO
-    assert [picture.name for question in asked for picture in question.pictures] == [f"000_{k}.jpg" for k in range(9)]
+    assert [image.name for question in asked for image in question.images] == [f"000_{k}.jpg" for k in range(9)]
 
 
 def test_yes_and_no_rows_of_an_item_stand_together(tmp_path):
@@ -51,8 +61,9 @@ def test_positives_keep_their_order(tmp_path):
 
 
 def test_braces_in_a_caption_are_text(tmp_path):
-    row = ProbeRow.parse({"id": 0, "image": "a_0.jpg", "caption": "{caption} {0}", "position": "top_left",
-                          "answer": "Yes"}, "x:1")  # fmt: skip
+    row = ProbeRow.parse(
+        {"id": 0, "image": "a_0.jpg", "caption": "{caption} {0}", "position": "top_left", "answer": "Yes"}, "x:1"
+    )
     assert "Text: {caption} {0}\n" in questions(by_item([row]), tmp_path)[0].text
 
 
@@ -67,23 +78,23 @@ def test_controls_ask_once_per_item_and_answer(tmp_path):
         Image.new("RGB", (30, 20)).save(tmp_path / f"{item:03d}_0.jpg")
     items = by_item(rows(3))
     text_only = control_questions(items, tmp_path, Control.TEXT_ONLY)
-    assert len(text_only) == 6 and not any(question.pictures for question in text_only)
+    assert len(text_only) == 6 and not any(question.images for question in text_only)
     assert {question.row["answer"] for question in text_only} == {"Yes", "No"}
     blank = control_questions(items, tmp_path, Control.BLANK_IMAGE)
-    assert len(blank) == 4, "an item without its picture is left to the probe's own complaint"
-    assert len({question.pictures[0].key for question in blank}) == 1
-    picture = blank[0].pictures[0].open()
-    assert picture.size == (30, 20) and picture.getcolors() == [(600, (255, 255, 255))]
+    assert len(blank) == 4, "an item without its image is left to the probe's own complaint"
+    assert len({question.images[0].key for question in blank}) == 1
+    image = blank[0].images[0].open()
+    assert image.size == (30, 20) and image.getcolors() == [(600, (255, 255, 255))]
 
 
 def test_asking_needs_no_torch_to_be_planned():
-    code = "import sys; import transformers_agci.probes.position, transformers_agci.probes.position_metrics;"
-    code += "print('torch' in sys.modules)"
+    code = "import sys; from transformers_agci.experiments.position import metrics, questions"
+    code += "; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
-def test_a_caption_with_an_image_mark_moves_no_picture(tmp_path):
+def test_a_caption_with_an_image_mark_moves_no_image(tmp_path):
     row = ProbeRow.parse(
         {"id": 0, "image": "a_0.jpg", "caption": "a <image> tag", "position": "top_left", "answer": "Yes"}, "x:1"
     )

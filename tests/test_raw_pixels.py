@@ -3,13 +3,13 @@
 import pytest
 import torch
 from test_inference_run import LAMBDAS, ask, probe, rows
-from tiny_checkpoints import FAMILIES, build_processor, picture
+from tiny_checkpoints import FAMILIES, build_processor, random_image
 
 from transformers_agci.inference import run as engine
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.raw_pixels import PIXELS, RawPixels, raw_pixels
 
-# LLaVA-NeXT fills up the tiles of smaller pictures with zeros behind its normalising.
+# LLaVA-NeXT fills up the tiles of smaller images with zeros behind its normalising.
 AS_BYTES = [family for family in FAMILIES if family != "llava_next"]
 
 
@@ -18,7 +18,7 @@ def test_the_device_makes_what_the_processor_makes(family):
     processor = build_processor(family)
     raw = raw_pixels(processor)
     assert raw is not None
-    shown = [picture(number, *size) for number, size in enumerate(((300, 200), (61, 190), (90, 90)))]
+    shown = [random_image(number, *size) for number, size in enumerate(((300, 200), (61, 190), (90, 90)))]
     wanted = processor.image_processor(images=shown, return_tensors="pt")[PIXELS]
     made = raw.processor.image_processor(images=shown, return_tensors="pt")[PIXELS]
     assert made.dtype == torch.uint8
@@ -42,7 +42,7 @@ def test_only_what_was_tried_is_trusted(monkeypatch):
 def test_the_engine_gives_the_same_answers(tiny_checkpoint, tmp_path, monkeypatch):
     loaded = load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl"))))
     for number in range(12):
-        picture(number).save(tmp_path / f"{number}.jpg")
+        random_image(number).save(tmp_path / f"{number}.jpg")
     questions = probe(tmp_path)
     ask(loaded, questions, tmp_path / "floats.jsonl")
     normalised = []
@@ -55,7 +55,7 @@ def test_the_engine_gives_the_same_answers(tiny_checkpoint, tmp_path, monkeypatc
     monkeypatch.setattr(RawPixels, "normalise", counted)
     monkeypatch.setattr(engine, "BYTES_CROSS_TO", ("cpu",))
     ask(loaded, questions, tmp_path / "bytes.jsonl")
-    assert normalised[1:] == [torch.uint8] * 3  # the first is the trial; then each picture once
+    assert normalised[1:] == [torch.uint8] * 3  # the first is the trial; then each image once
     for lam in LAMBDAS:
         floats, as_bytes = (rows(tmp_path / f"{name}.lam{lam:g}.jsonl") for name in ("floats", "bytes"))
         assert [row["prediction"] for row in floats] == [row["prediction"] for row in as_bytes]

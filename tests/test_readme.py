@@ -48,7 +48,11 @@ def test_fine_tuning_commands_can_be_typed() -> None:
     section = README.split("## Fine-tuning")[1].split("## Files")[0]
     typed = [part for line in commands(section) for part in " ".join(line).split(" && ")]
     assert [line.split()[1] for line in typed if line.startswith("agci")] == [
-        "set-lambda", "check-recipe", "check-recipe", "probe", "set-lambda",
+        "set-lambda",
+        "check-recipe",
+        "check-recipe",
+        "probe",
+        "set-lambda",
     ]
     for line in typed:
         program, *words = line.split()
@@ -79,7 +83,15 @@ def test_links_and_files_exist() -> None:
 
 def test_published_words_are_in_the_table() -> None:
     table = README.split("## The published commands")[1].split("## Models")[0]
-    for word in ("eval_laion_bias_data.py", "qwen_laion_bias_prob.py", "similarity.py", "eval_downstream.sh",
-                 "metrics.py",
-                 "prob_results_position.py", "metrics_similarity.py", "infer_qwen2.5vl.py", "llamafactory-cli"):
+    for word in (
+        "eval_laion_bias_data.py",
+        "qwen_laion_bias_prob.py",
+        "similarity.py",
+        "eval_downstream.sh",
+        "metrics.py",
+        "prob_results_position.py",
+        "metrics_similarity.py",
+        "infer_qwen2.5vl.py",
+        "llamafactory-cli",
+    ):
         assert word in table, word

@@ -127,8 +127,13 @@ def test_check_recipe_passes(
     recipe: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Our recipe on the shipped sample: no error, no warning, no key that only LLaMA-Factory knows."""
-    places = {"model_name_or_path": tiny_checkpoint(FAMILY[recipe]), "output_dir": tmp_path / "out",
-              "dataset": "sample_noto", "dataset_dir": ROOT / "data", "media_dir": ROOT / "data"}
+    places = {
+        "model_name_or_path": tiny_checkpoint(FAMILY[recipe]),
+        "output_dir": tmp_path / "out",
+        "dataset": "sample_noto",
+        "dataset_dir": ROOT / "data",
+        "media_dir": ROOT / "data",
+    }
     changes = [f"{key}={value}" for key, value in places.items()]
     code = main(["check-recipe", str(CONFIGS / "train_lora" / f"{recipe}.yaml"), *changes])
     said = capsys.readouterr().out
@@ -171,6 +176,15 @@ def test_readme_of_the_recipes_names_them_and_the_control() -> None:
         name = SUPPORTED_FAMILIES[FAMILY[recipe]].name
         assert f"| {name} | `{recipe}` | `{found['model_name_or_path']}` |" in text
     blocks = "".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL))
-    for word in ("agci set-lambda", "--output", "agci check-recipe", "llamafactory-cli train", "agci train-lora",
-                 "llamafactory-cli export", "agci merge-lora", "agci probe", "FORCE_TORCHRUN=1"):
+    for word in (
+        "agci set-lambda",
+        "--output",
+        "agci check-recipe",
+        "llamafactory-cli train",
+        "agci train-lora",
+        "llamafactory-cli export",
+        "agci merge-lora",
+        "agci probe",
+        "FORCE_TORCHRUN=1",
+    ):
         assert word in blocks, word

@@ -6,7 +6,7 @@ from PIL import Image
 
 from transformers_agci.errors import InputError
 from transformers_agci.report import heatmap
-from transformers_agci.report.heatmap import Panel, Scale, draw, picture_path, scale_about_zero, scale_over
+from transformers_agci.report.heatmap import Panel, Scale, draw, image_path, scale_about_zero, scale_over
 from transformers_agci.report.table import format_table
 
 SCALE = Scale(0, 100, "correct, %")
@@ -20,7 +20,9 @@ def panel(shape=(3, 3), **changes):
 
 def test_table_columns_line_up():
     assert format_table(["position", "n"], [["left", "100"], ["center", "7"]]).splitlines() == [
-        "position    n", "left      100", "center      7",
+        "position    n",
+        "left      100",
+        "center      7",
     ]
 
 
@@ -40,9 +42,9 @@ def test_difference_scale_is_centred_on_zero():
 def test_a_map_of_any_grid_is_drawn(tmp_path, shape):
     one = panel(shape) if shape != (20, 20) else panel(shape, texts=())
     path = draw([[one, None], [one, one]], tmp_path / "deep" / "map.png", "title", "foot\nnote")
-    with Image.open(path) as picture:
-        assert picture.size[0] > 800
-        assert len(picture.convert("RGB").resize((64, 64)).getcolors(4096)) > 20
+    with Image.open(path) as image:
+        assert image.size[0] > 800
+        assert len(image.convert("RGB").resize((64, 64)).getcolors(4096)) > 20
 
 
 def test_one_scale_has_one_colour_bar(tmp_path, monkeypatch):
@@ -60,8 +62,8 @@ def test_cells_without_rows_stay_blank(tmp_path):
     values = np.full((3, 3), 50.0)
     values[1, 1] = np.nan
     draw([[panel(values=values, texts=["50"] * 4 + [""] + ["50"] * 4)]], tmp_path / "map.png")
-    with Image.open(tmp_path / "map.png") as picture:
-        assert (255, 255, 255) in [colour for _, colour in picture.convert("RGB").getcolors(1 << 20)]
+    with Image.open(tmp_path / "map.png") as image:
+        assert (255, 255, 255) in [colour for _, colour in image.convert("RGB").getcolors(1 << 20)]
 
 
 def test_the_same_map_is_the_same_file(tmp_path):
@@ -74,16 +76,16 @@ def test_words_on_colours_can_be_read():
     assert heatmap._ink_on((0.99, 0.9, 0.14, 1)) == "black"
 
 
-def test_path_of_a_picture(tmp_path):
-    assert picture_path(tmp_path / "map").name == "map.png"
-    assert picture_path("map.pdf").name == "map.pdf"
+def test_path_of_a_image(tmp_path):
+    assert image_path(tmp_path / "map").name == "map.png"
+    assert image_path("map.pdf").name == "map.pdf"
     with pytest.raises(InputError, match=r"cannot be drawn as '.docx'.*allowed: .*png"):
-        picture_path("map.docx")
+        image_path("map.docx")
     with pytest.raises(InputError, match="is a folder"):
-        picture_path(tmp_path)
+        image_path(tmp_path)
 
 
-def test_unwritable_picture_is_one_sentence(tmp_path):
+def test_unwritable_image_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot be written to .*map.png'.*choose another path\.$"):
         draw([[panel()]], tmp_path / "file" / "map.png")

@@ -27,7 +27,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 
 
 class TestScienceQA:
-    def test_accuracy_over_all_and_over_prompts_with_a_picture(self, tmp_path: Path) -> None:
+    def test_accuracy_over_all_and_over_prompts_with_a_image(self, tmp_path: Path) -> None:
         questions = write_json(tmp_path / "llava_test_CQM-A.json", samples.scienceqa_questions())
         answers = write_rows(
             tmp_path / "a.jsonl", samples.scienceqa_answers(["A", "B. two", "The answer is A.", "no idea"])
@@ -53,9 +53,7 @@ class TestScienceQA:
             "--splits",
             write_json(tmp_path / "pid_splits.json", {"test": list(problems)}),
         ]
-        answers = write_rows(
-            tmp_path / "a.txt", samples.scienceqa_answers(["A", "B", "C", "A"])
-        )  # any name will do
+        answers = write_rows(tmp_path / "a.txt", samples.scienceqa_answers(["A", "B", "C", "A"]))  # any name will do
         assert score(tmp_path, "scienceqa", *files, "--answers", answers)["correct"] == 4
 
     def test_official_last_duplicate_wins_missing_is_wrong_unknown_is_ignored(self, tmp_path: Path) -> None:
@@ -66,7 +64,7 @@ class TestScienceQA:
         found = score(tmp_path, "scienceqa", "--official", "--questions", questions, "--answers", answers)
         assert (found["correct"], found["count"], found["image_correct"], found["image_count"]) == (1, 4, 0, 1)
 
-    def test_no_prompt_with_a_picture(self, tmp_path: Path) -> None:
+    def test_no_prompt_with_a_image(self, tmp_path: Path) -> None:
         questions = write_json(tmp_path / "q.json", samples.scienceqa_questions())
         rows = [{**row, "prompt": "..."} for row in samples.scienceqa_answers(["A"] * 4)]
         found = score(
@@ -185,7 +183,7 @@ class TestPope:
         assert found["categories"]["random"]["tp"] == 2
 
     def test_three_sets_are_named_by_their_size(self) -> None:
-        from transformers_agci.benchmarks.pope import KNOWN_SIZES
+        from transformers_agci.experiments.benchmarks.pope import KNOWN_SIZES
 
         assert set(KNOWN_SIZES) == {8910, 9000}
 
@@ -210,12 +208,8 @@ class TestTextVQA:
 
     def test_question_rows_with_a_prediction(self, tmp_path: Path) -> None:
         annotations = write_json(tmp_path / "val.json", samples.textvqa_annotations())
-        rows = [
-            {**row, "prediction": text} for row, text in zip(samples.textvqa_questions(), self.TEXTS, strict=True)
-        ]
-        found = score(
-            tmp_path, "textvqa", "--annotations", annotations, "--answers", write_rows(tmp_path / "a", rows)
-        )
+        rows = [{**row, "prediction": text} for row, text in zip(samples.textvqa_questions(), self.TEXTS, strict=True)]
+        found = score(tmp_path, "textvqa", "--annotations", annotations, "--answers", write_rows(tmp_path / "a", rows))
         assert found["accuracy"] == pytest.approx(2.9 / 3)
 
     def test_missing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,7 +254,7 @@ class TestHallusionBench:
 
     @pytest.mark.parametrize("field", ["prediction", "model_prediction"])
     def test_yes_no_rule(self, tmp_path: Path, field: str) -> None:
-        # right, wrong, honest "don't know" without a picture, right, right
+        # right, wrong, honest "don't know" without an image, right, right
         found = score(
             tmp_path, *self.files(tmp_path, self.answered(["Yes", "yes.", "I cannot see", "**Yes**", "No"], field))
         )
@@ -290,15 +284,11 @@ class TestHallusionBench:
         }
 
     def test_recorded_replies(self, tmp_path: Path) -> None:
-        rows = [
-            {**row, "prediction": "?", "judge_reply": "Correct."} for row in samples.hallusionbench_questions()
-        ]
-        assert (
-            score(tmp_path, *self.files(tmp_path, rows))["aAcc_pct"] == 20
-        )  # the Yes/No rule: only the honest one
+        rows = [{**row, "prediction": "?", "judge_reply": "Correct."} for row in samples.hallusionbench_questions()]
+        assert score(tmp_path, *self.files(tmp_path, rows))["aAcc_pct"] == 20  # the Yes/No rule: only the honest one
         assert score(tmp_path, *self.files(tmp_path, rows), "--judge", "replies")["aAcc_pct"] == 100
 
-    def test_the_rows_with_a_picture_are_a_population(self, tmp_path: Path) -> None:
+    def test_the_rows_with_an_image_are_a_population(self, tmp_path: Path) -> None:
         rows = [row for row in self.answered(["Yes"] * 5) if row["visual_input"] != "0"]
         assert score(tmp_path, *self.files(tmp_path, rows))["count"] == 4
 
@@ -336,9 +326,7 @@ class TestCrpe:
         rows[3], rows[4] = rows[4], rows[3]
         answers = write_rows(tmp_path / "a.jsonl", rows)
         assert (
-            score(tmp_path, "crpe", "--questions", questions, "--answers", answers)["categories"]["subject"][
-                "accuracy"
-            ]
+            score(tmp_path, "crpe", "--questions", questions, "--answers", answers)["categories"]["subject"]["accuracy"]
             == 0.5
         )
         found = score(tmp_path, "crpe", "--official", "--questions", questions, "--answers", answers)
@@ -428,8 +416,7 @@ class TestMmmuPro:
 
     def test_input_row_with_prediction(self, tmp_path: Path) -> None:
         rows = [
-            {("prediction" if k == "response" else k): v for k, v in row.items()}
-            for row in samples.mmmu_rows(["B"])
+            {("prediction" if k == "response" else k): v for k, v in row.items()} for row in samples.mmmu_rows(["B"])
         ]
         assert score(tmp_path, "mmmu_pro", "--answers", write_rows(tmp_path / "m.jsonl", rows))["accuracy"] == 1
 
@@ -440,9 +427,7 @@ class TestMmmuPro:
 
     def test_null_response(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         answers = write_rows(tmp_path / "m.jsonl", samples.mmmu_rows([None]))
-        assert "m.jsonl:1: the response must be text, but is None" in refusal(
-            capsys, "mmmu_pro", "--answers", answers
-        )
+        assert "m.jsonl:1: the response must be text, but is None" in refusal(capsys, "mmmu_pro", "--answers", answers)
 
     def test_responses_apart_from_their_questions(self, tmp_path: Path) -> None:
         rows = samples.mmmu_rows(["B", "A"])
@@ -491,9 +476,7 @@ class TestWrongFiles:
             "MMMU-Pro": ("mmmu_pro", samples.mmmu_rows(["B"] * 5)),
         }
 
-    def test_an_error_names_what_the_file_looks_like(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_an_error_names_what_the_file_looks_like(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         own = {
             "scienceqa": ["--questions", write_json(tmp_path / "sqa.json", samples.scienceqa_questions())],
             "pope": [
@@ -571,8 +554,8 @@ class TestTwoFiles:
         assert found["difference"]["mean_f1"] == 0
         assert found["difference"]["interval_95"] == [0, 0]
 
-    def test_pictures_are_what_is_resampled(self, tmp_path: Path) -> None:
-        """Ten answers on one picture are one cluster: every resample is the same, so the interval has no width."""
+    def test_images_are_what_is_resampled(self, tmp_path: Path) -> None:
+        """Ten answers on one image are one cluster: every resample is the same, so the interval has no width."""
         rows = [{**samples.mmmu_rows(["B"])[0], "response": "B"}]
         answers = write_rows(tmp_path / "m.jsonl", rows)
         assert score(tmp_path, "mmmu_pro", "--answers", answers)["interval_95"]["accuracy"] == [1, 1]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from transformers_agci.benchmarks import benchmark, mmmu_pro, textvqa
-from transformers_agci.benchmarks.contract.declaration import Inputs, Score
-from transformers_agci.benchmarks.contract.files import read_json, read_scored
+from transformers_agci.experiments.benchmarks import benchmark, mmmu_pro, textvqa
+from transformers_agci.experiments.benchmarks.contract.declaration import Inputs, Score
+from transformers_agci.experiments.benchmarks.contract.files import read_json, read_scored
 
 DATA = Path(os.environ.get("AGCI_SCORER_DATA", Path(__file__).parents[2] / "shared" / "scorer_data"))
 
@@ -61,9 +61,7 @@ def test_textvqa_normalisation_cases() -> None:
 def test_textvqa_soft_scores() -> None:
     for read in read_scored(DATA / "textvqa" / "soft_accuracy_cases.jsonl"):
         row = read.row
-        assert textvqa.soft_score(row["prediction"], row["answers"]) == pytest.approx(row["score"], abs=1e-12), (
-            read
-        )
+        assert textvqa.soft_score(row["prediction"], row["answers"]) == pytest.approx(row["score"], abs=1e-12), read
 
 
 def test_textvqa_answers_of_every_prompt_form() -> None:
@@ -89,9 +87,7 @@ def test_textvqa_answers_of_every_prompt_form() -> None:
 def test_textvqa_hazards(name: str, wanted: str) -> None:
     folder = DATA / "textvqa"
     with pytest.raises(ValueError, match=wanted):
-        scored(
-            "textvqa", folder / f"hazard_{name}.jsonl", annotations=folder / "annotations_val.json", official=True
-        )
+        scored("textvqa", folder / f"hazard_{name}.jsonl", annotations=folder / "annotations_val.json", official=True)
 
 
 def test_textvqa_upper_case_question_is_found() -> None:
@@ -122,15 +118,12 @@ def test_hallusionbench_populations(path: str, count: int, judge: str) -> None:
 
 def test_hallusionbench_denominators() -> None:
     """All right: every figure is 100 %, over 1129 questions, 455 pairs (430 hard ones) and 346 figures."""
-    from transformers_agci.benchmarks import hallusionbench
+    from transformers_agci.experiments.benchmarks import hallusionbench
 
     rows = [
-        {**row, "gpt4v_output_gpt_check": "1"}
-        for row in read_json(DATA / "hallusionbench" / "HallusionBench.json")
+        {**row, "gpt4v_output_gpt_check": "1"} for row in read_json(DATA / "hallusionbench" / "HallusionBench.json")
     ]
-    judged = [
-        hallusionbench._verdict(read, "codes") for read in (hallusionbench.Read("row", row) for row in rows)
-    ]
+    judged = [hallusionbench._verdict(read, "codes") for read in (hallusionbench.Read("row", row) for row in rows)]
     assert len(judged) == 1129
     assert len({row.pair for row in judged}) == 455
     assert len({row.pair for row in judged if row.visual_input == "2"}) == 430
@@ -156,7 +149,5 @@ def test_mmmu_pro_hazard_of_an_empty_option() -> None:
 @pytest.mark.parametrize(("setting", "undecided"), [("standard10_direct", 7), ("vision_direct", 48)])
 def test_mmmu_pro_of_gpt4o(setting: str, undecided: int) -> None:
     folder = DATA / "mmmu_pro" / "full_gpt4o"
-    figures = scored(
-        "mmmu_pro", folder / f"responses_{setting}.jsonl", questions=(folder / "questions.jsonl",)
-    ).figures
+    figures = scored("mmmu_pro", folder / f"responses_{setting}.jsonl", questions=(folder / "questions.jsonl",)).figures
     assert (figures["count"], figures["undecided"]) == (1730, undecided)

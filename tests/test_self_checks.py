@@ -12,9 +12,10 @@ import torch
 import transformers
 from tiny_checkpoints import FAMILIES, build_model, checkpoint, make_inputs
 
-from transformers_agci import LAMBDA_KEY, attach, autoload, hooks, self_check
-from transformers_agci.hooks import Handle, current_handle
-from transformers_agci.self_checks import Check, SelfCheck
+from transformers_agci import LAMBDA_KEY, attach, self_check
+from transformers_agci.method import autoload, hooks
+from transformers_agci.method.hooks import Handle, current_handle
+from transformers_agci.method.self_check import Check, SelfCheck
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),

@@ -216,9 +216,9 @@ def test_families_table_is_the_readme_s(capsys: pytest.CaptureFixture[str]) -> N
 def test_self_check_command(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tiny_checkpoints import picture
+    from tiny_checkpoints import random_image
 
-    picture().save(tmp_path / "picture.png")
+    random_image().save(tmp_path / "picture.png")
     folder = tiny_checkpoint("llava")
     code = main(["self-check", str(folder), "--image", str(tmp_path / "picture.png")])
     table = capsys.readouterr().out

@@ -41,7 +41,9 @@ if order == "first":
     handle = attach(model, 1.0)
 """
 
-DDP = SHARED + """
+DDP = (
+    SHARED
+    + """
 wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
 if order == "after":
     handle = attach(wrapped, 1.0)
@@ -55,8 +57,11 @@ with torch.no_grad():
 print("equal", rank, flush=True)
 dist.destroy_process_group()
 """
+)
 
-FSDP = SHARED + """
+FSDP = (
+    SHARED
+    + """
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 mesh = init_device_mesh("cpu", (2,))
@@ -78,6 +83,7 @@ assert compared > 20
 print("equal", rank, flush=True)
 dist.destroy_process_group()
 """
+)
 
 
 @pytest.mark.parametrize("order", ["first", "after"])

@@ -8,37 +8,45 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_checkpoints import FAMILIES, picture
+from tiny_checkpoints import FAMILIES, random_image
 
 from transformers_agci import image_embeddings
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.errors import InputError
+from transformers_agci.experiments import similarity_report
+from transformers_agci.experiments.similarity import SimilarityRun, caption_embeddings
 from transformers_agci.families import find_owner
 from transformers_agci.inference.load import LoadOptions, load
-from transformers_agci.probes import similarity_report
-from transformers_agci.probes.similarity import SimilarityRun, caption_embeddings
 
 
 def write_rows(folder: Path, items: int = 2, **changes: Any) -> tuple[Path, Path]:
-    """A probe file of `items` x 9 rows and its pictures: one coloured block on white, small."""
+    """A probe file of `items` x 9 rows and its images: one coloured block on white, small."""
     images = folder / "images"
     images.mkdir(parents=True)
     rows = []
     for item in range(items):
         for k, position in enumerate(POSITIONS):
             canvas = Image.new("RGB", (90, 90), "white")
-            canvas.paste(picture(item, 30, 30), (30 * (k % 3), 30 * (k // 3)))
+            canvas.paste(random_image(item, 30, 30), (30 * (k % 3), 30 * (k // 3)))
             canvas.save(images / f"{item}_{k}.png")
-            rows.append({"id": 9 * item + k, "image": f"{item}_{k}.png", "caption": ("a red dog", "a cat")[item % 2],
-                         "position": position, "answer": "Yes"} | changes)
+            rows.append(
+                {
+                    "id": 9 * item + k,
+                    "image": f"{item}_{k}.png",
+                    "caption": ("a red dog", "a cat")[item % 2],
+                    "position": position,
+                    "answer": "Yes",
+                }
+                | changes
+            )
     file = folder / "rows.json"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file, images
 
 
 def similarity(model: Any, processor: Any, image: Image.Image, caption: str, pool: str) -> float:
-    """The definition, written out in float64 with one picture at a time."""
+    """The definition, written out in float64 with one image at a time."""
     content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = dict(processor(text=[prompt], images=[image], return_tensors="pt"))
@@ -50,9 +58,7 @@ def similarity(model: Any, processor: Any, image: Image.Image, caption: str, poo
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_the_definition_and_the_decoder_stays_at_rest(
-    family: str, tiny_checkpoint: Any, tmp_path: Path
-) -> None:
+def test_equals_the_definition_and_the_decoder_stays_at_rest(family: str, tiny_checkpoint: Any, tmp_path: Path) -> None:
     file, images = write_rows(tmp_path)
     loaded = load(LoadOptions(str(tiny_checkpoint(family))))
     passes: list[int] = []
@@ -63,8 +69,8 @@ def test_equals_the_definition_and_the_decoder_stays_at_rest(
 
 
 def assert_written(loaded: Any, file: Path, images: Path, answers: Path) -> None:
-    from transformers_agci.probes.block_run import RunOptions
-    from transformers_agci.probes.positives import read_positives
+    from transformers_agci.experiments.block_run import RunOptions
+    from transformers_agci.experiments.positives import read_positives
 
     data = read_positives(file, images)
     run = SimilarityRun(loaded, data.rows[:10], images, batch_size=4)
@@ -74,16 +80,29 @@ def assert_written(loaded: Any, file: Path, images: Path, answers: Path) -> None
     assert [{**row, "similarity": 0} for row in rows] == [{**row.fields, "similarity": 0} for row in data.rows[:10]]
     with torch.no_grad():
         for row in rows[::4]:
-            expected = similarity(loaded.model, loaded.processor, Image.open(images / row["image"]).convert("RGB"),
-                                  row["caption"], "max")
+            expected = similarity(
+                loaded.model, loaded.processor, Image.open(images / row["image"]).convert("RGB"), row["caption"], "max"
+            )
             assert row["similarity"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_command_resumes_and_offers_mean_pooling_and_lambda(tiny_checkpoint: Any, tmp_path: Path) -> None:
     file, images = write_rows(tmp_path)
     answers = tmp_path / "A.jsonl"
-    command = ["similarity", "--model_path", str(tiny_checkpoint("llava")), "--eval_file", str(file), "--img_path",
-               str(images), "--answers_file", str(answers), "--batch_size", "2", "--quiet"]
+    command = [
+        "similarity",
+        "--model_path",
+        str(tiny_checkpoint("llava")),
+        "--eval_file",
+        str(file),
+        "--img_path",
+        str(images),
+        "--answers_file",
+        str(answers),
+        "--batch_size",
+        "2",
+        "--quiet",
+    ]
     assert main(command) == 0
     whole = answers.read_bytes()
     answers.write_bytes(b"".join(whole.splitlines(keepends=True)[:11])[:-3])  # a torn row in the second block
@@ -106,8 +125,18 @@ def test_caption_is_tokenized_as_the_processor_does(tiny_checkpoint: Any) -> Non
 
 
 def result_file(path: Path, table: Any) -> Path:
-    rows = [{"id": 9 * i + k, "image": f"x{i}_{k}.jpg", "caption": "c", "position": POSITIONS[k], "answer": "Yes",
-             "similarity": float(value)} for i, row in enumerate(table) for k, value in enumerate(row)]
+    rows = [
+        {
+            "id": 9 * i + k,
+            "image": f"x{i}_{k}.jpg",
+            "caption": "c",
+            "position": POSITIONS[k],
+            "answer": "Yes",
+            "similarity": float(value),
+        }
+        for i, row in enumerate(table)
+        for k, value in enumerate(row)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -123,8 +152,17 @@ def test_metrics_of_a_known_table(tmp_path: Path) -> None:
     assert report.effects[4].excludes(0) and report.spread.sd.p < 0.01
     wide, narrow = report.cells[4], report.effects[4]
     assert narrow.high - narrow.low < (wide.high - wide.low) / 3
-    command = ["metrics-similarity", "--result_file", str(file), "--output_file", str(tmp_path / "map.png"),
-               "--json", str(tmp_path / "m.json"), "--draws", "50"]
+    command = [
+        "metrics-similarity",
+        "--result_file",
+        str(file),
+        "--output_file",
+        str(tmp_path / "map.png"),
+        "--json",
+        str(tmp_path / "m.json"),
+        "--draws",
+        "50",
+    ]
     assert main(command) == 0
     assert Image.open(tmp_path / "map.png").size[0] > 1000
     assert json.loads((tmp_path / "m.json").read_text())["positions"]["center"]["similarity"]["n"] == 40
@@ -144,11 +182,20 @@ def test_bad_rows_are_named_and_the_others_go_on(
     tiny_checkpoint: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, images = write_rows(tmp_path, items=1)
-    (images / "0_3.png").write_bytes(b"no picture")
-    command = ["similarity", "--model_path", str(tiny_checkpoint("llava")), "--eval_file", str(file), "--img_path",
-               str(images), "--answer_file", str(tmp_path / "A.jsonl")]
+    (images / "0_3.png").write_bytes(b"no image")
+    command = [
+        "similarity",
+        "--model_path",
+        str(tiny_checkpoint("llava")),
+        "--eval_file",
+        str(file),
+        "--img_path",
+        str(images),
+        "--answer_file",
+        str(tmp_path / "A.jsonl"),
+    ]
     assert main(command) == 1
-    assert "rows.json:4: the picture" in capsys.readouterr().out
+    assert "rows.json:4: the image" in capsys.readouterr().out
     assert len((tmp_path / "A.jsonl").read_text().splitlines()) == 8
     assert main([*command, "--family", "gemma3n"]) == 2
     assert "is a LLaVA-v1.5 checkpoint" in capsys.readouterr().err
@@ -156,8 +203,18 @@ def test_bad_rows_are_named_and_the_others_go_on(
 
 def test_shards_make_the_same_file(tiny_checkpoint: Any, tmp_path: Path) -> None:
     file, images = write_rows(tmp_path, items=2)
-    command = ["similarity", "--model_path", str(tiny_checkpoint("llava")), "--eval_file", str(file), "--img_path",
-               str(images), "--batch_size", "1", "--quiet"]
+    command = [
+        "similarity",
+        "--model_path",
+        str(tiny_checkpoint("llava")),
+        "--eval_file",
+        str(file),
+        "--img_path",
+        str(images),
+        "--batch_size",
+        "1",
+        "--quiet",
+    ]
     assert main([*command, "--answer_file", str(tmp_path / "whole.jsonl")]) == 0
     for shard in ("1/2", "0/2"):
         assert main([*command, "--answer_file", str(tmp_path / "A.jsonl"), "--shard", shard]) == 0
@@ -165,11 +222,21 @@ def test_shards_make_the_same_file(tiny_checkpoint: Any, tmp_path: Path) -> None
     assert (tmp_path / "A.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-def test_an_id_used_twice_is_refused(
-    tiny_checkpoint: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_id_used_twice_is_refused(tiny_checkpoint: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, images = write_rows(tmp_path, items=1, id=7)
     for command in ("similarity", "flow", "occlusion"):
-        assert main([command, "--model_path", str(tiny_checkpoint("llava")), "--eval_file", str(file), "--img_path",
-                     str(images)]) == 2
+        assert (
+            main(
+                [
+                    command,
+                    "--model_path",
+                    str(tiny_checkpoint("llava")),
+                    "--eval_file",
+                    str(file),
+                    "--img_path",
+                    str(images),
+                ]
+            )
+            == 2
+        )
         assert "rows.json:2: the id 7 is used twice, first at rows.json:1" in capsys.readouterr().err

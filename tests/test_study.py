@@ -9,9 +9,9 @@ import pytest
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.sharegpt import read_entry
-from transformers_agci.study.lessons import write_lessons
-from transformers_agci.study.run import LAMBDAS, Study
-from transformers_agci.study.table import Models, _changes, table_of
+from transformers_agci.experiments.study.lessons import write_lessons
+from transformers_agci.experiments.study.run import LAMBDAS, Study
+from transformers_agci.experiments.study.table import Models, _changes, table_of
 
 ITEMS = 4
 
@@ -19,10 +19,22 @@ ITEMS = 4
 def write_answers(path: Path, yes: str, no: str) -> None:
     """Every Yes row is answered with `yes`, every No row with `no`."""
     path.parent.mkdir(parents=True)
-    rows = [{"id": 9 * item + cell, "image": f"{item:09d}_{cell}.jpg", "caption": "a dog", "position": position,
-             "answer": answer, "prediction": said, "yes_logit": 1.0, "no_logit": 0.0, "margin": 1.0}
-            for item in range(ITEMS) for answer, said in (("Yes", yes), ("No", no))
-            for cell, position in enumerate(POSITIONS)]
+    rows = [
+        {
+            "id": 9 * item + cell,
+            "image": f"{item:09d}_{cell}.jpg",
+            "caption": "a dog",
+            "position": position,
+            "answer": answer,
+            "prediction": said,
+            "yes_logit": 1.0,
+            "no_logit": 0.0,
+            "margin": 1.0,
+        }
+        for item in range(ITEMS)
+        for answer, said in (("Yes", yes), ("No", no))
+        for cell, position in enumerate(POSITIONS)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -38,8 +50,11 @@ def test_table_by_hand(tmp_path: Path) -> None:
     assert found["as it was, lambda 0"][:3] == ["100.0 (100.0 to 100.0)"] * 3
     assert found["as it was, lambda 0.5"][:3] == ["50.0 (50.0 to 50.0)", "100.0 (100.0 to 100.0)", "0.0 (0.0 to 0.0)"]
     assert found["fine-tuned and probed at lambda 0.5"][0] == "75.0 (50.0 to 100.0)"
-    assert found["fine-tuned: lambda 0.5 - lambda 0"][:3] == ["-25.0 (-50.0 to +0.0)", "+0.0 (+0.0 to +0.0)",
-                                                              "-50.0 (-100.0 to +0.0)"]
+    assert found["fine-tuned: lambda 0.5 - lambda 0"][:3] == [
+        "-25.0 (-50.0 to +0.0)",
+        "+0.0 (+0.0 to +0.0)",
+        "-50.0 (-100.0 to +0.0)",
+    ]
     assert "seed 0: +0.0, seed 1: -50.0." in table_of(study)
 
 
@@ -57,7 +72,7 @@ def test_lessons_are_balanced_and_readable(tmp_path: Path) -> None:
     name = write_lessons(tmp_path, 3, 8)
     rows = list(read_entry(tmp_path, name).conversations())
     assert [row.turns[1].text for row in rows] == ["Yes", "No"] * 4
-    assert all((tmp_path / row.pictures[0]).is_file() for row in rows)
+    assert all((tmp_path / row.images[0]).is_file() for row in rows)
     before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert write_lessons(tmp_path, 3, 8) == name
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -85,8 +100,12 @@ def test_a_small_study_and_once_more(tmp_path: Path, capsys: pytest.CaptureFixtu
     words = ["study", "--output_dir", str(tmp_path / "s"), "--seeds", "1", "--steps", "2", "--items", "1"]
     assert main(words) == 0
     first = (tmp_path / "s" / "study.md").read_text()
-    settings = {lam: json.loads((tmp_path / "s" / f"seed0.lam{lam}" / "adapter" / "training.manifest.json").read_text())
-                ["settings"] for lam in ("0", "0.5")}
+    settings = {
+        lam: json.loads((tmp_path / "s" / f"seed0.lam{lam}" / "adapter" / "training.manifest.json").read_text())[
+            "settings"
+        ]
+        for lam in ("0", "0.5")
+    }
     assert [settings[lam]["lambda"] for lam in settings] == [0.0, 0.5]
     assert settings["0"]["recipe"] == settings["0.5"]["recipe"]
     assert settings["0"]["data"] == settings["0.5"]["data"]

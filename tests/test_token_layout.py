@@ -1,16 +1,16 @@
-"""Image tokens on the picture: change the pixels of one cell, and the rows that change most lie there."""
+"""Image tokens on the image: change the pixels of one cell, and the rows that change most lie there."""
 
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from tiny_checkpoints import FAMILIES, build_model, build_processor, picture, prompt_inputs
+from tiny_checkpoints import FAMILIES, build_model, build_processor, prompt_inputs, random_image
 
 from transformers_agci import SUPPORTED_FAMILIES, image_embeddings
 from transformers_agci.errors import InputError
 from transformers_agci.families import family_of
-from transformers_agci.token_layout import LAYOUTS, Part, Shown, TokenGrid, TokenLayout, token_layout
+from transformers_agci.families.token_layout import LAYOUTS, Part, Shown, TokenGrid, TokenLayout, token_layout
 
 
 def layout_of(model: Any, processor: Any, image: Image.Image, inputs: dict[str, torch.Tensor]) -> TokenLayout:
@@ -28,7 +28,7 @@ def test_one_layout_per_family() -> None:
 @torch.no_grad()
 def test_rows_that_change_most_lie_on_the_changed_cell(family: str, size: tuple[int, int]) -> None:
     model, processor = build_model(family), build_processor(family)
-    image = picture(5, *size)
+    image = random_image(5, *size)
     inputs = prompt_inputs(processor, "Is there a dog?", image)
     layout = layout_of(model, processor, image, inputs)
     before = image_embeddings(model, inputs)[0]
@@ -38,7 +38,7 @@ def test_rows_that_change_most_lie_on_the_changed_cell(family: str, size: tuple[
         # the middle of a quarter, so that LLaVA's crop keeps all of it
         box = (round((0.3 + 0.25 * col) * width), round((0.3 + 0.25 * row) * height))
         changed = image.copy()
-        patch = picture(9, max(8, round(0.15 * width)), max(8, round(0.15 * height)))
+        patch = random_image(9, max(8, round(0.15 * width)), max(8, round(0.15 * height)))
         changed.paste(patch, box)
         after = image_embeddings(model, prompt_inputs(processor, "Is there a dog?", changed))[0]
         moved = (after - before).norm(dim=1)
@@ -51,8 +51,10 @@ def test_rows_that_change_most_lie_on_the_changed_cell(family: str, size: tuple[
 
 def _reach(layout: TokenLayout, side: str) -> float:
     """A token's extent in the finest grid, and half the patch: as near as the layout can tell."""
-    finest = min((grid.part[2] - grid.part[0] if side == "cols" else grid.part[3] - grid.part[1]) / getattr(grid, side)
-                 for grid in layout.grids)
+    finest = min(
+        (grid.part[2] - grid.part[0] if side == "cols" else grid.part[3] - grid.part[1]) / getattr(grid, side)
+        for grid in layout.grids
+    )
     return finest + 0.075
 
 

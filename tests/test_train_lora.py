@@ -15,16 +15,16 @@ import training_data as td
 from decoder_inputs import expected_embeds
 from filelock import FileLock
 from safetensors.torch import load_file
-from tiny_checkpoints import FAMILIES, picture
+from tiny_checkpoints import FAMILIES, random_image
 
 from transformers_agci import LAMBDA_KEY
 from transformers_agci.cli import main
-from transformers_agci.hooks import current_handle
+from transformers_agci.method.hooks import current_handle
 from transformers_agci.training import run as training_run
 from transformers_agci.training.batches import Collator, Examples, wants_image_marks
 from transformers_agci.training.checks import Findings
 from transformers_agci.training.encoding import IGNORED, kept_lengths
-from transformers_agci.training.pictures import Bounds
+from transformers_agci.training.images import Bounds
 from transformers_agci.training.prepare import inputs_of, load_model, look_at
 from transformers_agci.training.recipe import is_merging, parse_recipe, read_recipe
 from transformers_agci.training.templates import TEMPLATES
@@ -69,10 +69,11 @@ def train(path: Path, recipe: dict[str, Any], *changes: str) -> int:
 
 # --- the first step ------------------------------------------------------------------------------------------------
 
+
 def loss_by_hand(model: Any, batch: dict[str, torch.Tensor], tokens: list[list[int]], lam: float) -> float:
     """Cross-entropy over the labels, the decoder called with embeddings that the formula changed; no hook of ours.
 
-    `tokens` are the image tokens of every picture, row by row.
+    `tokens` are the image tokens of every image, row by row.
     """
     images = []
     for row, counts in enumerate(tokens):
@@ -107,7 +108,7 @@ QUICK = ("qwen2_5_vl", "llava")
     "family", [pytest.param(family, marks=() if family in QUICK else pytest.mark.slow) for family in FAMILIES]
 )
 def test_first_step_follows_the_formula(family: str, keyed: Made, data: Path, tmp_path: Path) -> None:
-    """One batch of all eight rows: pictures of several sizes, two in a row, text alone."""
+    """One batch of all eight rows: images of several sizes, two in a row, text alone."""
     raw = td.training_recipe(family, keyed(family), data, tmp_path / "on", per_device_train_batch_size=8, max_steps=1)
     assert train(tmp_path / "r.yaml", raw) == 0
     off = raw | {"model_name_or_path": str(keyed(family, 0.0)), "output_dir": str(tmp_path / "off")}
@@ -119,10 +120,15 @@ def test_first_step_follows_the_formula(family: str, keyed: Made, data: Path, tm
     assert current_handle(loaded.model) is None
     encoder, inputs = inputs_of(recipe, training, loaded)
     examples = Examples(training.data.conversations, encoder, inputs, training.data.root)
-    collate = Collator(inputs, loaded.processor.tokenizer.pad_token_id, loaded.model.config.image_token_id,
-                       torch.float32, wants_image_marks(loaded.model))
+    collate = Collator(
+        inputs,
+        loaded.processor.tokenizer.pad_token_id,
+        loaded.model.config.image_token_id,
+        torch.float32,
+        wants_image_marks(loaded.model),
+    )
     rows = [examples[number] for number in range(len(examples))]
-    tokens = [[inputs.tokens_within(image.size) for image in row.pictures] for row in rows]
+    tokens = [[inputs.tokens_within(image.size) for image in row.images] for row in rows]
     loaded.model.train()
     by_hand = {lam: loss_by_hand(loaded.model, collate(rows), tokens, lam) for lam in (0.0, LAM)}
     assert losses(tmp_path / "on")[0] == pytest.approx(by_hand[LAM], abs=6e-5)  # transformers 4 rounds to 1e-4
@@ -145,8 +151,9 @@ def test_only_answers_are_learnt(keyed: Made, data: Path, tmp_path: Path) -> Non
     for cutoff, cut in ((length, False), (length - 1, True)):
         shorter = Examples(training.data.conversations, replace(encoder, cutoff=cutoff), inputs, training.data.root)[2]
         assert shorter.encoded.cut is cut
-    assert [i for i, label in zip(row.encoded.ids, row.encoded.labels, strict=True) if label != IGNORED] == \
-        [label for label in row.encoded.labels if label != IGNORED]
+    assert [i for i, label in zip(row.encoded.ids, row.encoded.labels, strict=True) if label != IGNORED] == [
+        label for label in row.encoded.labels if label != IGNORED
+    ]
 
 
 def test_qwen3_vl_learns_an_empty_thought(keyed: Made, data: Path, tmp_path: Path) -> None:
@@ -161,7 +168,7 @@ def test_qwen3_vl_learns_an_empty_thought(keyed: Made, data: Path, tmp_path: Pat
         encoded = encoder.encode(training.data.conversations[1], [])
         decode = loaded.processor.tokenizer.decode
         made[name] = decode(encoded.ids), decode([i for i in encoded.labels if i != IGNORED])
-    answer, thought = "A colour of a picture.<|im_end|>\n", "<think>\n\n</think>\n\n"
+    answer, thought = "A colour of an image.<|im_end|>\n", "<think>\n\n</think>\n\n"
     assert made["on"][1] == thought + answer
     assert made["off"][1] == made["no"][1] == answer
     assert made["on"][0] == made["off"][0] == made["no"][0].replace(answer, thought + answer)
@@ -181,6 +188,7 @@ def test_each_family_has_a_template() -> None:
 
 # --- going on ------------------------------------------------------------------------------------------------------
 
+
 class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
@@ -189,11 +197,20 @@ def test_a_killed_run_goes_on_to_the_same_adapter(
     keyed: Made, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With dropout and a schedule, so that random numbers and learning rate have to be taken up, too."""
-    raw = td.training_recipe("qwen2_5_vl", keyed("qwen2_5_vl"), data, tmp_path / "whole", lora_dropout=0.1, max_steps=6,
-                             lr_scheduler_type="cosine", save_steps=2)
+    raw = td.training_recipe(
+        "qwen2_5_vl",
+        keyed("qwen2_5_vl"),
+        data,
+        tmp_path / "whole",
+        lora_dropout=0.1,
+        max_steps=6,
+        lr_scheduler_type="cosine",
+        save_steps=2,
+    )
     assert train(tmp_path / "r.yaml", raw) == 0
     again = raw | {"output_dir": str(tmp_path / "killed")}
     with monkeypatch.context() as patch:
+
         def die(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 5:
                 raise Killed
@@ -243,20 +260,24 @@ def test_switched_off_by_the_environment(
 
 # --- bad input -----------------------------------------------------------------------------------------------------
 
+
 def one(messages: list[dict[str, str]], *images: str) -> list[dict[str, Any]]:
     return [td.rows()[1], {"messages": messages, "images": list(images)}]
 
 
 BAD_ROWS = {
-    "picture missing": (one(td.turns("<image>?", "Yes"), "gone.png"), "tiny.jsonl:2, images[0]", "does not exist"),
-    "picture broken": (one(td.turns("<image>?", "Yes"), "broken.png"), "tiny.jsonl:2, images[0]", "not a picture"),
-    "picture outside": (one(td.turns("<image>?", "Yes"), "../x.png"), "tiny.jsonl:2, images[0]", "without '..'"),
+    "image missing": (one(td.turns("<image>?", "Yes"), "gone.png"), "tiny.jsonl:2, images[0]", "does not exist"),
+    "image broken": (one(td.turns("<image>?", "Yes"), "broken.png"), "tiny.jsonl:2, images[0]", "not an image"),
+    "image outside": (one(td.turns("<image>?", "Yes"), "../x.png"), "tiny.jsonl:2, images[0]", "without '..'"),
     "marks": (one(td.turns("<image><image>?", "Yes"), "a.png"), "tiny.jsonl:2", "2 marks <image>"),
     "roles": (one([{"role": "human", "content": "Hi"}]), "tiny.jsonl:2, messages[0]", "it must be 'user' here"),
     "no answer": (one(td.turns("Hi")), "tiny.jsonl:2", "must end with a turn of 'assistant'"),
     "no messages": ([{"text": "x"}], "tiny.jsonl:1", 'the field "messages" is missing'),
-    "cut picture": (one(td.turns("word " * 40 + "<image>", "Yes " * 40), "a.png"), "tiny.jsonl:2",
-                    "cutoff_len 48 cuts off image tokens"),
+    "cut image": (
+        one(td.turns("word " * 40 + "<image>", "Yes " * 40), "a.png"),
+        "tiny.jsonl:2",
+        "cutoff_len 48 cuts off image tokens",
+    ),
 }
 
 
@@ -266,7 +287,7 @@ def test_bad_rows_are_named_before_the_first_step(
 ) -> None:
     made, where, what = BAD_ROWS[case]
     data = td.write_data(tmp_path / "data", made)
-    (data / "pictures" / "broken.png").write_text("no picture")
+    (data / "pictures" / "broken.png").write_text("no image")
     monkeypatch.setattr(training_run, "make_trainer", lambda *args: pytest.fail("a step was about to be made"))
     raw = td.training_recipe("qwen2_5_vl", keyed("qwen2_5_vl"), data, tmp_path / "out", cutoff_len=48)
     assert train(tmp_path / "r.yaml", raw) == 2
@@ -320,9 +341,7 @@ def test_no_bound_takes_a_side_away(family: str) -> None:
         assert all(min(step) >= 1 for step in Bounds().steps(size, family))
 
 
-def test_one_training_at_a_time(
-    keyed: Made, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_training_at_a_time(keyed: Made, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = td.training_recipe("qwen2_5_vl", keyed("qwen2_5_vl"), data, tmp_path / "saves" / "out")
     (tmp_path / "saves").mkdir()
     with FileLock(tmp_path / "saves" / ".out.lock"):
@@ -332,9 +351,13 @@ def test_one_training_at_a_time(
 
 
 def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for text, what in ((None, "There is no recipe"), ("a: [", "is not YAML"),
-                       ("- a", "must hold lines of 'key: value'"),
-                       ("seed: 1\nseed: 2", "the key seed stands twice"), ("seed: 1", "model_name_or_path is missing")):
+    for text, what in (
+        (None, "There is no recipe"),
+        ("a: [", "is not YAML"),
+        ("- a", "must hold lines of 'key: value'"),
+        ("seed: 1\nseed: 2", "the key seed stands twice"),
+        ("seed: 1", "model_name_or_path is missing"),
+    ):
         path = tmp_path / "r.yaml"
         if text is not None:
             path.write_text(text)
@@ -354,14 +377,21 @@ def test_gemma3n_takes_named_layers_only(
 
 @pytest.mark.parametrize(
     ("error", "what"),
-    [(OSError(28, "No space left on device"), "cannot be written ([Errno 28] No space left on device)"),
-     (RuntimeError("[enforce fail] PytorchStreamWriter failed writing data/3"), "goes on from the last checkpoint"),
-     (RuntimeError("basic_ios::clear: iostream error"), "goes on from the last checkpoint"),
-     (ImportError("You need to install `bitsandbytes`"), "install it or give another optim"),
-     (torch.OutOfMemoryError("CUDA out of memory"), "lower per_device_train_batch_size")],
+    [
+        (OSError(28, "No space left on device"), "cannot be written ([Errno 28] No space left on device)"),
+        (RuntimeError("[enforce fail] PytorchStreamWriter failed writing data/3"), "goes on from the last checkpoint"),
+        (RuntimeError("basic_ios::clear: iostream error"), "goes on from the last checkpoint"),
+        (ImportError("You need to install `bitsandbytes`"), "install it or give another optim"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "lower per_device_train_batch_size"),
+    ],
 )
 def test_errors_of_a_running_training(
-    error: Exception, what: str, keyed: Made, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    what: str,
+    keyed: Made,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -381,8 +411,10 @@ def test_another_folder_is_not_overwritten(
     output.mkdir()
     (output / "thesis.txt").write_text("all of it")
     raw = td.training_recipe("qwen2_5_vl", keyed("qwen2_5_vl"), data, output)
-    for changes, what in (((), "not a training of ours (thesis.txt)"),
-                          (("overwrite_output_dir=true",), "neither an adapter nor checkpoints")):
+    for changes, what in (
+        ((), "not a training of ours (thesis.txt)"),
+        (("overwrite_output_dir=true",), "neither an adapter nor checkpoints"),
+    ):
         assert train(tmp_path / "r.yaml", raw, *changes) == 2
         assert what in capsys.readouterr().err
     assert (output / "thesis.txt").read_text() == "all of it"
@@ -394,7 +426,7 @@ def test_check_recipe_of_a_good_recipe(
     raw = td.training_recipe("qwen2_5_vl", keyed("qwen2_5_vl", None), data, tmp_path / "out", deepspeed="ds.json")
     assert main(["check-recipe", str(td.write_recipe(tmp_path / "r.yaml", raw))]) == 0
     said = capsys.readouterr().out
-    assert "8 rows, 5 pictures; 0 rows are cut" in said
+    assert "8 rows, 5 images; 0 rows are cut" in said
     assert f"has no {LAMBDA_KEY}: AGCI is off in this training" in said
     assert "only LLaMA-Factory can tell: r.yaml: deepspeed is ds.json" in said
     assert not (tmp_path / "out").exists()
@@ -402,19 +434,20 @@ def test_check_recipe_of_a_good_recipe(
     assert "the language model has no linear layer 'q_porj'; it has: down_proj" in capsys.readouterr().out
 
 
-def test_large_pictures_are_reduced_as_the_recipe_says(keyed: Made, tmp_path: Path) -> None:
+def test_large_images_are_reduced_as_the_recipe_says(keyed: Made, tmp_path: Path) -> None:
     data = td.write_data(tmp_path / "data", [td.rows()[0]])
-    picture(seed=1, width=600, height=300).save(data / "pictures" / "a.png")
+    random_image(seed=1, width=600, height=300).save(data / "pictures" / "a.png")
     raw = td.training_recipe("internvl", keyed("internvl"), data, tmp_path / "out", image_max_pixels=20_000)
     recipe = parse_recipe(raw, "recipe")
     training = look_at(recipe, Findings())
     encoder, inputs = inputs_of(recipe, training, load_model(recipe, weights=False))
     row = Examples(training.data.conversations, encoder, inputs, training.data.root)[0]
-    assert [image.size for image in row.pictures] == [(200, 100)]
+    assert [image.size for image in row.images] == [(200, 100)]
     assert inputs.tokens((600, 300)) == inputs.tokens_within((200, 100))
 
 
 # --- the shipped recipes, and several processes --------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*/*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_recipes_are_taken(path: Path) -> None:
@@ -426,7 +459,7 @@ def test_the_shipped_recipes_are_taken(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_picture_that_goes_missing_on_the_way(
+def test_an_image_that_goes_missing_on_the_way(
     keyed: Made, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found by a worker process: its sentence, without its traceback."""
@@ -447,14 +480,24 @@ def test_a_picture_that_goes_missing_on_the_way(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/train_lora/*.yaml")),
-                         ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[1].glob("configs/train_lora/*.yaml")), ids=lambda path: path.stem
+)
 def test_the_shipped_recipes_train(path: Path, keyed: Made, data: Path, tmp_path: Path) -> None:
     """In bfloat16, with worker processes; what is changed is places and sizes."""
     family = TEMPLATES[read_recipe(path)["template"]].family
-    changes = {"model_name_or_path": keyed(family), "output_dir": tmp_path / "out", "dataset": "tiny",
-               "dataset_dir": data, "media_dir": data / "pictures", "max_steps": 1, "gradient_accumulation_steps": 2,
-               "dataloader_num_workers": 1, "logging_steps": 1, "use_cpu": "true"}
+    changes = {
+        "model_name_or_path": keyed(family),
+        "output_dir": tmp_path / "out",
+        "dataset": "tiny",
+        "dataset_dir": data,
+        "media_dir": data / "pictures",
+        "max_steps": 1,
+        "gradient_accumulation_steps": 2,
+        "dataloader_num_workers": 1,
+        "logging_steps": 1,
+        "use_cpu": "true",
+    }
     assert main(["train-lora", str(path), *(f"{key}={value}" for key, value in changes.items())]) == 0
     assert len(losses(tmp_path / "out")) == 1
 
@@ -466,8 +509,18 @@ def test_two_processes(keyed: Made, data: Path, tmp_path: Path) -> None:
     assert train(tmp_path / "r.yaml", raw) == 0
     two = raw | {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 1, "ddp_backend": "gloo"}
     recipe = td.write_recipe(tmp_path / "two.yaml", two)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
-               "transformers_agci.cli", "train-lora", str(recipe)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "transformers_agci.cli",
+        "train-lora",
+        str(recipe),
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("AGCI is on in this training.") == 1  # one process speaks for both

@@ -11,7 +11,7 @@ import pytest
 import torch
 import training_data as td
 from test_llama_factory import TrainingEnvironment, training  # noqa: F401 (a fixture)
-from tiny_checkpoints import FAMILIES, build_processor, checkpoint, picture, prompt_inputs
+from tiny_checkpoints import FAMILIES, build_processor, checkpoint, prompt_inputs, random_image
 from transformers import AutoModelForImageTextToText
 
 from transformers_agci.cli import main
@@ -39,9 +39,11 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def long_rows() -> list[dict]:
-    """Rows of which cutoff_len leaves something of either side; the picture stands at the beginning."""
-    texts = [("What is red? " * n, "A colour of a picture. " * m, "Is there a dog? " * m, "Yes there is " * n)
-             for n, m in ((1, 1), (1, 24), (24, 1), (16, 16))]
+    """Rows of which cutoff_len leaves something of either side; the image stands at the beginning."""
+    texts = [
+        ("What is red? " * n, "A colour of an image. " * m, "Is there a dog? " * m, "Yes there is " * n)
+        for n, m in ((1, 1), (1, 24), (24, 1), (16, 16))
+    ]
     rows = [{"messages": td.turns(*four), "images": []} for four in texts]
     cut = {"messages": td.turns("<image>A dog?", " The text" * 300), "images": ["a.png"]}
     return [*rows, cut, cut]
@@ -49,10 +51,13 @@ def long_rows() -> list[dict]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equal_losses(
-    family: str, keyed: Callable[[str], Path], training: TrainingEnvironment, tmp_path: Path,  # noqa: F811
+    family: str,
+    keyed: Callable[[str], Path],
+    training: TrainingEnvironment,  # noqa: F811
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two epochs over pictures, pairs of pictures and text alone; then rows that are cut."""
+    """Two epochs over images, pairs of images and text alone; then rows that are cut."""
     for name, made, changes in (("all", None, {"max_steps": 8}), ("cut", long_rows(), {"cutoff_len": 480})):
         data = td.write_data(tmp_path / name, made)
         done = {}
@@ -72,7 +77,10 @@ def test_equal_losses(
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
 def test_either_merges_the_other_s_adapter(
-    family: str, keyed: Callable[[str], Path], training: TrainingEnvironment, tmp_path: Path  # noqa: F811
+    family: str,
+    keyed: Callable[[str], Path],
+    training: TrainingEnvironment,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     data = td.write_data(tmp_path / "data")
     for who in ("ours", "theirs"):
@@ -86,8 +94,12 @@ def test_either_merges_the_other_s_adapter(
         seen = []
         for who in ("ours", "theirs"):
             merged = tmp_path / f"{adapter}.merged.{who}"
-            raw = {"model_name_or_path": str(keyed(family)), "adapter_name_or_path": str(tmp_path / adapter),
-                   "template": td.TEMPLATE_OF[family], "export_dir": str(merged)}
+            raw = {
+                "model_name_or_path": str(keyed(family)),
+                "adapter_name_or_path": str(tmp_path / adapter),
+                "template": td.TEMPLATE_OF[family],
+                "export_dir": str(merged),
+            }
             recipe = str(td.write_recipe(tmp_path / "m.yaml", raw))
             if who == "ours":
                 assert main(["merge-lora", recipe]) == 0
@@ -95,6 +107,6 @@ def test_either_merges_the_other_s_adapter(
                 training.run("llamafactory-cli", "export", recipe)
             model = AutoModelForImageTextToText.from_pretrained(merged, dtype=torch.float32).eval()
             with torch.no_grad():
-                inputs = prompt_inputs(build_processor(family), "A dog?", picture(seed=3))
+                inputs = prompt_inputs(build_processor(family), "A dog?", random_image(seed=3))
                 seen.append(model(**inputs).logits)
         assert torch.allclose(*seen, atol=1e-5, rtol=1e-5), adapter

@@ -10,21 +10,27 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoints import build_model, make_inputs, picture
+from tiny_checkpoints import build_model, make_inputs, random_image
 from torch.nn import functional
 
 from transformers_agci import agci
-from transformers_agci.inference import manifest, vision_attention
+from transformers_agci.inference import vision_attention
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.patch_embedding import PRODUCT, as_matrix_product
-from transformers_agci.inference.questions import PictureFile, Question
+from transformers_agci.inference.questions import ImageFile, Question
 from transformers_agci.inference.run import run_questions
 from transformers_agci.inference.vision_attention import KERNELS, STOCK, Segments, use_segments
+from transformers_agci.storage import manifest
 
 QWENS = ("qwen2_5_vl", "qwen3_vl")
 BY_LENGTH = "sdpa by segment length"
-GRIDS = {"one": [[1, 10, 14]], "one small": [[1, 2, 2]], "several sizes": [[1, 10, 14], [1, 4, 6], [1, 2, 2]],
-         "equal sizes": [[1, 4, 8], [1, 4, 8]], "video": [[2, 6, 6]]}
+GRIDS = {
+    "one": [[1, 10, 14]],
+    "one small": [[1, 2, 2]],
+    "several sizes": [[1, 10, 14], [1, 4, 6], [1, 2, 2]],
+    "equal sizes": [[1, 4, 8], [1, 4, 8]],
+    "video": [[2, 6, 6]],
+}
 
 
 @pytest.fixture(scope="module", params=QWENS)
@@ -77,8 +83,8 @@ def test_equal_to_stock_in_fewer_calls(model: Any, grids: list[list[int]], monke
     assert calls == stock_calls
 
 
-def test_windows_of_a_picture_take_a_call_per_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """20x20 patches, windows of 4x4: 25 of 16 patches; the second layer sees the whole picture."""
+def test_windows_of_an_image_take_a_call_per_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20x20 patches, windows of 4x4: 25 of 16 patches; the second layer sees the whole image."""
     model = build_model("qwen2_5_vl")
     calls = count_calls(monkeypatch)
     see(model, [[1, 20, 20]])
@@ -166,8 +172,9 @@ def test_by_length_against_the_definition(lengths: list[int]) -> None:
     assert torch.allclose(ours, slow_attention(query, key, value, lengths, 0.5), atol=1e-6)
 
 
-def slow_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int],
-                   scaling: float) -> torch.Tensor:
+def slow_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scaling: float
+) -> torch.Tensor:
     """Token by token in float64."""
     made = torch.zeros_like(query, dtype=torch.float64)
     start = 0
@@ -231,8 +238,8 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
 
 
 def test_the_manifest_names_it(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    picture().save(tmp_path / "a.jpg")
-    asked = [Question({"id": 1}, "rows.json:1", "Is there a dog?", (PictureFile(tmp_path, "a.jpg", "rows.json:1"),))]
+    random_image().save(tmp_path / "a.jpg")
+    asked = [Question({"id": 1}, "rows.json:1", "Is there a dog?", (ImageFile(tmp_path, "a.jpg", "rows.json:1"),))]
     answers = {}
     for choice, backend in (("auto", BY_LENGTH), (STOCK, STOCK)):
         loaded = load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl")), vision=choice))

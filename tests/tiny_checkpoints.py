@@ -24,12 +24,53 @@ FAMILIES = ("qwen2_5_vl", "qwen3_vl", "gemma3n", "internvl", "llava_next", "llav
 TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 
 # Words that are one token; everything else is spelled in bytes.
-WORDS = ("Yes", "No", " Yes", " No", "Determine", " if", " there", " is", " a", " sub", "image", " in", " the",
-         " given", " that", " matches", " text", " following", "Text", "The", " answer", " should", " only", " contain",
-         " or", " without", " reasoning", " process", " picture", " of", " dog", " cat", " red", " square")
+WORDS = (
+    "Yes",
+    "No",
+    " Yes",
+    " No",
+    "Determine",
+    " if",
+    " there",
+    " is",
+    " a",
+    " sub",
+    "image",
+    " in",
+    " the",
+    " given",
+    " that",
+    " matches",
+    " text",
+    " following",
+    "Text",
+    "The",
+    " answer",
+    " should",
+    " only",
+    " contain",
+    " or",
+    " without",
+    " reasoning",
+    " process",
+    " picture",
+    " of",
+    " dog",
+    " cat",
+    " red",
+    " square",
+)
 
-QWEN_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-                 "<|image_pad|>", "<|video_pad|>")
+QWEN_SPECIALS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 LLAVA_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 SPECIALS = {
     "qwen2_5_vl": QWEN_SPECIALS,
@@ -37,18 +78,42 @@ SPECIALS = {
     "internvl": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
     "llava_next": LLAVA_SPECIALS,
     "llava": LLAVA_SPECIALS,
-    "gemma3n": ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>",
-                "<start_of_audio>"),
+    "gemma3n": (
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<start_of_image>",
+        "<start_of_audio>",
+    ),
 }
 # Gemma3n looks up its last ids in separate embeddings: three for vision, three for audio.
-GEMMA_TAIL = ("<end_of_image>", "<image_soft_token>", "<vision_unused>", "<end_of_audio>", "<audio_soft_token>",
-              "<audio_unused>")
+GEMMA_TAIL = (
+    "<end_of_image>",
+    "<image_soft_token>",
+    "<vision_unused>",
+    "<end_of_audio>",
+    "<audio_soft_token>",
+    "<audio_unused>",
+)
 # The attributes by which a processor finds its tokens on the tokenizer.
 NAMED_TOKENS = {
-    "internvl": {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
-                 "video_token": "<video>"},
-    "gemma3n": {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
-                "audio_token": "<audio_soft_token>", "boa_token": "<start_of_audio>", "eoa_token": "<end_of_audio>"},
+    "internvl": {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    },
+    "gemma3n": {
+        "image_token": "<image_soft_token>",
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "audio_token": "<audio_soft_token>",
+        "boa_token": "<start_of_audio>",
+        "eoa_token": "<end_of_audio>",
+    },
     "llava_next": {"image_token": "<image>"},
     "llava": {"image_token": "<image>"},
 }
@@ -69,7 +134,8 @@ CHAT_TEMPLATES = {
     "qwen2_5_vl": QWEN_CHAT,
     "qwen3_vl": QWEN_CHAT,
     "internvl": CHATML.replace("IMAGE", "<IMG_CONTEXT>\n"),
-    "gemma3n": CHATML.replace("<|im_start|>", "<start_of_turn>").replace("<|im_end|>", "<end_of_turn>")
+    "gemma3n": CHATML.replace("<|im_start|>", "<start_of_turn>")
+    .replace("<|im_end|>", "<end_of_turn>")
     .replace("IMAGE", "<image_soft_token>"),
     "llava_next": USER_ASSISTANT,
     "llava": USER_ASSISTANT,
@@ -85,6 +151,7 @@ MODEL_CLASSES = {
 
 
 # --- tokenizer and processor ---------------------------------------------------------------------------------------
+
 
 def _bpe(family: str) -> Tokenizer:
     """Byte-level BPE with a fixed merge list: every word of WORDS is grown letter by letter."""
@@ -137,19 +204,39 @@ def build_tokenizer(family: str) -> Any:
 def _image_processor(family: str) -> Any:
     square = {"height": 56, "width": 56}
     name, settings = {
-        "qwen2_5_vl": ("Qwen2VLImageProcessor",
-                       {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2,
-                        "size": {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 16}}),
-        "qwen3_vl": ("Qwen2VLImageProcessor",
-                     {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2,
-                      "size": {"shortest_edge": 32 * 32 * 4, "longest_edge": 32 * 32 * 16},
-                      "image_mean": [0.5] * 3, "image_std": [0.5] * 3}),
+        "qwen2_5_vl": (
+            "Qwen2VLImageProcessor",
+            {
+                "patch_size": 14,
+                "merge_size": 2,
+                "temporal_patch_size": 2,
+                "size": {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 16},
+            },
+        ),
+        "qwen3_vl": (
+            "Qwen2VLImageProcessor",
+            {
+                "patch_size": 16,
+                "merge_size": 2,
+                "temporal_patch_size": 2,
+                "size": {"shortest_edge": 32 * 32 * 4, "longest_edge": 32 * 32 * 16},
+                "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3,
+            },
+        ),
         "gemma3n": ("SiglipImageProcessor", {"size": {"height": 128, "width": 128}, "do_normalize": False}),
-        "internvl": ("GotOcr2ImageProcessor",
-                     {"size": square, "min_patches": 1, "max_patches": 4, "crop_to_patches": True}),
-        "llava_next": ("LlavaNextImageProcessor",
-                       {"size": {"shortest_edge": 56}, "crop_size": square,
-                        "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]]}),
+        "internvl": (
+            "GotOcr2ImageProcessor",
+            {"size": square, "min_patches": 1, "max_patches": 4, "crop_to_patches": True},
+        ),
+        "llava_next": (
+            "LlavaNextImageProcessor",
+            {
+                "size": {"shortest_edge": 56},
+                "crop_size": square,
+                "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]],
+            },
+        ),
         "llava": ("CLIPImageProcessor", {"size": {"shortest_edge": 56}, "crop_size": square}),
     }[family]
     return getattr(transformers, name if TRANSFORMERS_5 else f"{name}Fast")(**settings)
@@ -157,8 +244,11 @@ def _image_processor(family: str) -> Any:
 
 def build_processor(family: str) -> Any:
     """The family's processor class around a small tokenizer; save_pretrained makes it loadable by AutoProcessor."""
-    parts = {"image_processor": _image_processor(family), "tokenizer": build_tokenizer(family),
-             "chat_template": CHAT_TEMPLATES[family]}
+    parts = {
+        "image_processor": _image_processor(family),
+        "tokenizer": build_tokenizer(family),
+        "chat_template": CHAT_TEMPLATES[family],
+    }
     patches = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
     if family == "qwen2_5_vl":
         video = transformers.Qwen2VLVideoProcessor(**patches)
@@ -171,27 +261,44 @@ def build_processor(family: str) -> Any:
         return transformers.InternVLProcessor(video_processor=video, image_seq_length=4, **parts)
     if family == "gemma3n":
         audio = transformers.Gemma3nAudioFeatureExtractor()
-        return transformers.Gemma3nProcessor(feature_extractor=audio, audio_seq_length=188, image_seq_length=16,
-                                             **parts)
+        return transformers.Gemma3nProcessor(
+            feature_extractor=audio, audio_seq_length=188, image_seq_length=16, **parts
+        )
     processor_class = transformers.LlavaNextProcessor if family == "llava_next" else transformers.LlavaProcessor
-    return processor_class(patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-                           **parts)
+    return processor_class(
+        patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1, **parts
+    )
 
 
 # --- model ---------------------------------------------------------------------------------------------------------
 
+
 def _text_config(tokenizer: Any, **more: Any) -> dict[str, Any]:
     return {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
-        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": tokenizer.bos_token_id, "tie_word_embeddings": False, **more,
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "tie_word_embeddings": False,
+        **more,
     }
 
 
 def _qwen_config(family: str, tokenizer: Any, changes: dict[str, Any]) -> Any:
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32,
-              "spatial_merge_size": 2, "temporal_patch_size": 2}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
     # 4.57 and 5.x both read this form of the rope settings
     if family == "qwen2_5_vl":
         config_class: Any = transformers.Qwen2_5_VLConfig
@@ -203,10 +310,18 @@ def _qwen_config(family: str, tokenizer: Any, changes: dict[str, Any]) -> Any:
         rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
         text = _text_config(tokenizer, rope_scaling=rope, head_dim=8)
         vision |= {"depth": 3, "patch_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
-    ids = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
-           "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
-    return config_class(text_config=text | changes, vision_config=vision, tie_word_embeddings=False,
-                        **{key: tokenizer.convert_tokens_to_ids(token) for key, token in ids.items()})
+    ids = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    return config_class(
+        text_config=text | changes,
+        vision_config=vision,
+        tie_word_embeddings=False,
+        **{key: tokenizer.convert_tokens_to_ids(token) for key, token in ids.items()},
+    )
 
 
 def _gemma3n_config(tokenizer: Any, changes: dict[str, Any]) -> Any:
@@ -215,49 +330,98 @@ def _gemma3n_config(tokenizer: Any, changes: dict[str, Any]) -> Any:
     text = _text_config(
         tokenizer,
         vocab_size=vision_start + 6,  # the model takes the last text id as its audio padding
-        vocab_size_per_layer_input=vision_start, hidden_size_per_layer_input=8, head_dim=8, sliding_window=64,
-        layer_types=["sliding_attention", "full_attention"] * 2, num_kv_shared_layers=2, altup_num_inputs=2,
-        laurel_rank=4, activation_sparsity_pattern=[0.0] * 4,
+        vocab_size_per_layer_input=vision_start,
+        hidden_size_per_layer_input=8,
+        head_dim=8,
+        sliding_window=64,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        altup_num_inputs=2,
+        laurel_rank=4,
+        activation_sparsity_pattern=[0.0] * 4,
     )
     text.pop("tie_word_embeddings")
-    audio = {"vocab_size": 3, "vocab_offset": vision_start + 3, "input_feat_size": 128, "hidden_size": 32,
-             "conf_num_hidden_layers": 1, "conf_num_attention_heads": 2, "conf_attention_chunk_size": 4,
-             "conf_attention_context_left": 5, "conf_attention_context_right": 0, "sscp_conv_channel_size": [8, 8]}
+    audio = {
+        "vocab_size": 3,
+        "vocab_offset": vision_start + 3,
+        "input_feat_size": 128,
+        "hidden_size": 32,
+        "conf_num_hidden_layers": 1,
+        "conf_num_attention_heads": 2,
+        "conf_attention_chunk_size": 4,
+        "conf_attention_context_left": 5,
+        "conf_attention_context_right": 0,
+        "sscp_conv_channel_size": [8, 8],
+    }
     return transformers.Gemma3nConfig(
         text_config=text | changes,
         # Stands in for MobileNetV5, which ignores its config and has 294 M parameters: 128x128 pixels -> 4x4 tokens.
-        vision_config={"architecture": "test_efficientnet", "hidden_size": 256, "vocab_size": 3,
-                       "vocab_offset": vision_start},
+        vision_config={
+            "architecture": "test_efficientnet",
+            "hidden_size": 256,
+            "vocab_size": 3,
+            "vocab_offset": vision_start,
+        },
         audio_config=audio,
-        vision_soft_tokens_per_image=16, audio_soft_tokens_per_image=188,
-        boi_token_id=ids("<start_of_image>"), eoi_token_id=ids("<end_of_image>"),
-        image_token_id=ids("<image_soft_token>"), boa_token_id=ids("<start_of_audio>"),
-        eoa_token_id=ids("<end_of_audio>"), audio_token_id=ids("<audio_soft_token>"),
+        vision_soft_tokens_per_image=16,
+        audio_soft_tokens_per_image=188,
+        boi_token_id=ids("<start_of_image>"),
+        eoi_token_id=ids("<end_of_image>"),
+        image_token_id=ids("<image_soft_token>"),
+        boa_token_id=ids("<start_of_audio>"),
+        eoa_token_id=ids("<end_of_audio>"),
+        audio_token_id=ids("<audio_soft_token>"),
     )
 
 
 def _internvl_config(tokenizer: Any, changes: dict[str, Any]) -> Any:
     return transformers.InternVLConfig(
         text_config=_text_config(tokenizer, model_type="qwen2", use_sliding_window=False) | changes,
-        vision_config={"model_type": "internvl_vision", "hidden_size": 32, "intermediate_size": 64,
-                       "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": [56, 56],
-                       "patch_size": [14, 14], "use_qk_norm": False},
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), image_seq_length=4, downsample_ratio=0.5,
+        vision_config={
+            "model_type": "internvl_vision",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": [56, 56],
+            "patch_size": [14, 14],
+            "use_qk_norm": False,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        downsample_ratio=0.5,
         vision_feature_layer=-1,  # any other layer reads an attribute that 4.57's model lacks
-        vision_feature_select_strategy="default", tie_word_embeddings=False,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=False,
     )
 
 
 def _llava_config(family: str, tokenizer: Any, changes: dict[str, Any]) -> Any:
-    clip = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
-            "num_attention_heads": 2, "image_size": 56, "patch_size": 14, "projection_dim": 32}
-    shared = {"vision_config": clip, "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
-              "image_seq_length": 16, "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
-              "tie_word_embeddings": False}
+    clip = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 56,
+        "patch_size": 14,
+        "projection_dim": 32,
+    }
+    shared = {
+        "vision_config": clip,
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "image_seq_length": 16,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": False,
+    }
     if family == "llava":
         return transformers.LlavaConfig(text_config=_text_config(tokenizer, model_type="llama") | changes, **shared)
-    return transformers.LlavaNextConfig(text_config=_text_config(tokenizer, model_type="mistral") | changes,
-                                        image_grid_pinpoints=[[56, 112], [112, 56], [112, 112]], **shared)
+    return transformers.LlavaNextConfig(
+        text_config=_text_config(tokenizer, model_type="mistral") | changes,
+        image_grid_pinpoints=[[56, 112], [112, 56], [112, 112]],
+        **shared,
+    )
 
 
 def build_config(family: str, **changes: Any) -> Any:
@@ -272,8 +436,9 @@ def build_config(family: str, **changes: Any) -> Any:
     return _llava_config(family, tokenizer, changes)
 
 
-def build_model(family: str, seed: int = 0, attn_implementation: str | None = None, yes_no: bool = False,
-                **changes: Any) -> Any:
+def build_model(
+    family: str, seed: int = 0, attn_implementation: str | None = None, yes_no: bool = False, **changes: Any
+) -> Any:
     """A seeded random model in eval mode, float32, on the CPU; its vocabulary is that of `build_processor(family)`.
 
     `yes_no` makes the first answer token Yes or No for every prompt (which of the two depends on the prompt);
@@ -318,7 +483,7 @@ def _lift_yes_no(model: Any, family: str, seed: int) -> None:
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0][0, -1]))
     with torch.no_grad():
-        model(**prompt_inputs(build_processor(family), "A prompt that no test asks.", picture(seed=99)))
+        model(**prompt_inputs(build_processor(family), "A prompt that no test asks.", random_image(seed=99)))
     hook.remove()
     common = torch.nn.functional.normalize(seen[0], dim=0)  # [D]
     apart = torch.randn(common.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=common.dtype)
@@ -337,46 +502,53 @@ def checkpoint(family: str, folder: Path, seed: int = 0, yes_no: bool = True, **
 
 # --- inputs --------------------------------------------------------------------------------------------------------
 
-def picture(seed: int = 0, width: int = 120, height: int = 90) -> Image.Image:
-    """A random RGB picture: coarse colour blocks, so that resizing leaves something to see."""
+
+def random_image(seed: int = 0, width: int = 120, height: int = 90) -> Image.Image:
+    """A random RGB image: coarse colour blocks, so that resizing leaves something to see."""
     blocks = np.random.default_rng(seed).integers(0, 256, (height // 15 + 1, width // 15 + 1, 3), dtype=np.uint8)
     return Image.fromarray(blocks.repeat(15, axis=0).repeat(15, axis=1)[:height, :width])
 
 
 def prompt_inputs(processor: Any, text: str, *pictures: Image.Image) -> dict[str, torch.Tensor]:
-    """One user turn, pictures first, through the processor and its chat template."""
+    """One user turn, images first, through the processor and its chat template."""
     content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": text}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     return dict(processor(text=[prompt], images=list(pictures) or None, return_tensors="pt"))
 
 
 def image_tokens(family: str) -> int:
-    """How many image tokens one picture of `make_inputs` has."""
-    # llava_next: 16 of the whole picture, 8x8 of the 2x2 tiles, and one newline for each of the 8 token rows
-    return {"qwen2_5_vl": 6, "qwen3_vl": 6, "gemma3n": 16, "internvl": 4, "llava_next": 16 + 64 + 8,
-            "llava": 16}[family]
+    """How many image tokens one image of `make_inputs` has."""
+    # llava_next: 16 of the whole image, 8x8 of the 2x2 tiles, and one newline for each of the 8 token rows
+    return {"qwen2_5_vl": 6, "qwen3_vl": 6, "gemma3n": 16, "internvl": 4, "llava_next": 16 + 64 + 8, "llava": 16}[
+        family
+    ]
 
 
 def make_pixels(family: str, model: Any, images: int = 1, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random pixel inputs of `images` pictures, in the form that the family's forward takes."""
+    """Random pixel inputs of `images` images, in the form that the family's forward takes."""
     generator = torch.Generator().manual_seed(seed)
     if family in ("qwen2_5_vl", "qwen3_vl"):
         vision = model.config.vision_config
         patch = 3 * vision.temporal_patch_size * vision.patch_size**2
-        return {"pixel_values": torch.randn(images * 4 * 6, patch, generator=generator),
-                "image_grid_thw": torch.tensor([[1, 4, 6]] * images)}  # frames, rows, columns, in patches
+        return {
+            "pixel_values": torch.randn(images * 4 * 6, patch, generator=generator),
+            "image_grid_thw": torch.tensor([[1, 4, 6]] * images),
+        }  # frames, rows, columns, in patches
     if family == "llava_next":
-        return {"pixel_values": torch.randn(images, 5, 3, 56, 56, generator=generator),
-                "image_sizes": torch.tensor([[112, 112]] * images)}
+        return {
+            "pixel_values": torch.randn(images, 5, 3, 56, 56, generator=generator),
+            "image_sizes": torch.tensor([[112, 112]] * images),
+        }
     side = 128 if family == "gemma3n" else 56
     return {"pixel_values": torch.randn(images, 3, side, side, generator=generator)}
 
 
-def make_inputs(family: str, model: Any, batch: int = 1, n_text: int = 6, seed: int = 0, images: int = 1,
-                gap: int = 1) -> dict[str, torch.Tensor]:
-    """Inputs for `model(**inputs)` made without a processor: `images` pictures in each row of random text.
+def make_inputs(
+    family: str, model: Any, batch: int = 1, n_text: int = 6, seed: int = 0, images: int = 1, gap: int = 1
+) -> dict[str, torch.Tensor]:
+    """Inputs for `model(**inputs)` made without a processor: `images` images in each row of random text.
 
-    `gap` text tokens stand between two pictures of a row; 0 puts LLaVA's and LLaVA-NeXT's image tokens side by side
+    `gap` text tokens stand between two images of a row; 0 puts LLaVA's and LLaVA-NeXT's image tokens side by side
     (the other families keep their own start and end tokens between them where they have any).
     """
     config = model.config
@@ -398,8 +570,11 @@ def make_inputs(family: str, model: Any, batch: int = 1, n_text: int = 6, seed: 
                 row += [words.pop() for _ in range(gap)]
         rows.append(row + words[n_text // 2 :])
     ids = torch.tensor(rows)  # [B, S]
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids),
-              **make_pixels(family, model, batch * images, seed)}
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        **make_pixels(family, model, batch * images, seed),
+    }
     if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
         inputs["mm_token_type_ids"] = (ids == image_id).long()
     return inputs

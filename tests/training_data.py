@@ -5,12 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tiny_checkpoints import picture
+from tiny_checkpoints import random_image
 
-TEMPLATE_OF = {"qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl", "gemma3n": "gemma3n", "internvl": "intern_vl",
-               "llava_next": "llava_next_mistral", "llava": "llava"}
-TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
-        "system_tag": "system"}
+TEMPLATE_OF = {
+    "qwen2_5_vl": "qwen2_vl",
+    "qwen3_vl": "qwen3_vl",
+    "gemma3n": "gemma3n",
+    "internvl": "intern_vl",
+    "llava_next": "llava_next_mistral",
+    "llava": "llava",
+}
+TAGS = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "system_tag": "system",
+}
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
@@ -19,34 +30,44 @@ def turns(*texts: str) -> list[dict[str, str]]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Pictures of several sizes, one or two per row, text alone, several turns, a system text."""
+    """Images of several sizes, one or two per row, text alone, several turns, a system text."""
     made: list[dict[str, Any]] = [
-        {"messages": turns("<image>\nIs there a dog in the picture?", "Yes"), "images": ["a.png"]},
-        {"messages": turns("What is red?", "A colour of a picture."), "images": []},
-        {"messages": turns("<image>Is the square red?", "No, the square is not red.", "Is there a cat?", "Yes"),
-         "images": ["b.png"]},
-        {"messages": turns("Compare <image> with <image>.", "The text following the picture."),
-         "images": ["a.png", "c.png"]},
-        {"messages": [{"role": "system", "content": "Answer in one word."}, *turns("<image> A dog?", "No")],
-         "images": ["wide.png"]},
+        {"messages": turns("<image>\nIs there a dog in the image?", "Yes"), "images": ["a.png"]},
+        {"messages": turns("What is red?", "A colour of an image."), "images": []},
+        {
+            "messages": turns("<image>Is the square red?", "No, the square is not red.", "Is there a cat?", "Yes"),
+            "images": ["b.png"],
+        },
+        {
+            "messages": turns("Compare <image> with <image>.", "The text following the image."),
+            "images": ["a.png", "c.png"],
+        },
+        {
+            "messages": [{"role": "system", "content": "Answer in one word."}, *turns("<image> A dog?", "No")],
+            "images": ["wide.png"],
+        },
         {"messages": turns("Is there a sub image? <image>", "Yes, a sub image of a dog."), "images": ["grey.png"]},
         {"messages": turns("Say yes.", "Yes", "Say no.", "No")},
-        {"messages": turns("<image>\nDescribe it.", "The image is a picture of a dog " * 3), "images": ["c.png"]},
+        {"messages": turns("<image>\nDescribe it.", "The image is an image of a dog " * 3), "images": ["c.png"]},
     ]
     return made
 
 
 def write_data(folder: Path, made: list[dict[str, Any]] | None = None) -> Path:
-    """<folder>/dataset_info.json with the data set `tiny`: tiny.jsonl, its pictures below <folder>/pictures."""
-    pictures = folder / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
+    """<folder>/dataset_info.json with the data set `tiny`: tiny.jsonl, its images below <folder>/images."""
+    images = folder / "pictures"
+    images.mkdir(parents=True, exist_ok=True)
     for name, size in (("a", (112, 84)), ("b", (60, 130)), ("c", (84, 84)), ("wide", (400, 24))):
-        picture(seed=len(name) + size[0], width=size[0], height=size[1]).save(pictures / f"{name}.png")
-    picture(seed=5).quantize(16).save(pictures / "grey.png")
+        random_image(seed=len(name) + size[0], width=size[0], height=size[1]).save(images / f"{name}.png")
+    random_image(seed=5).quantize(16).save(images / "grey.png")
     lines = (json.dumps(row) for row in (rows() if made is None else made))
     (folder / "tiny.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    entry = {"file_name": "tiny.jsonl", "formatting": "sharegpt", "tags": TAGS,
-             "columns": {"messages": "messages", "images": "images"}}
+    entry = {
+        "file_name": "tiny.jsonl",
+        "formatting": "sharegpt",
+        "tags": TAGS,
+        "columns": {"messages": "messages", "images": "images"},
+    }
     (folder / "dataset_info.json").write_text(json.dumps({"tiny": entry}), encoding="utf-8")
     return folder
 
@@ -54,13 +75,29 @@ def write_data(folder: Path, made: list[dict[str, Any]] | None = None) -> Path:
 def training_recipe(family: str, model: Path, data: Path, output: Path, **changes: Any) -> dict[str, Any]:
     """A recipe of four steps; `changes` replace or add keys."""
     return {
-        "model_name_or_path": str(model), "stage": "sft", "do_train": True, "finetuning_type": "lora", "lora_rank": 4,
-        "lora_target": "q_proj,k_proj,v_proj,o_proj" if family == "gemma3n" else "all", "dataset_dir": str(data),
-        "dataset": "tiny", "media_dir": str(data / "pictures"), "template": TEMPLATE_OF[family], "cutoff_len": 512,
-        "output_dir": str(output), "logging_steps": 1, "save_steps": 2, "report_to": "none",
-        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1.0e-3, "max_steps": 4,
-        "lr_scheduler_type": "constant", "seed": 7, **changes,
-    }  # fmt: skip
+        "model_name_or_path": str(model),
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_rank": 4,
+        "lora_target": "q_proj,k_proj,v_proj,o_proj" if family == "gemma3n" else "all",
+        "dataset_dir": str(data),
+        "dataset": "tiny",
+        "media_dir": str(data / "pictures"),
+        "template": TEMPLATE_OF[family],
+        "cutoff_len": 512,
+        "output_dir": str(output),
+        "logging_steps": 1,
+        "save_steps": 2,
+        "report_to": "none",
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1.0e-3,
+        "max_steps": 4,
+        "lr_scheduler_type": "constant",
+        "seed": 7,
+        **changes,
+    }
 
 
 def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:

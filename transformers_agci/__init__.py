@@ -14,14 +14,14 @@ __version__ = "0.1.0"
 # Public name -> module that holds it, imported on first use (PEP 562): `import transformers_agci` loads no torch.
 _PUBLIC = {
     "InputError": "transformers_agci.errors",
-    "LAMBDA_KEY": "transformers_agci.lam",
+    "LAMBDA_KEY": "transformers_agci.method.lam",
     "SUPPORTED_FAMILIES": "transformers_agci.families",
-    "Handle": "transformers_agci.hooks",
-    "agci": "transformers_agci.hooks",
-    "attach": "transformers_agci.hooks",
-    "image_embeddings": "transformers_agci.hooks",
-    "inject_global_context": "transformers_agci.injection",
-    "self_check": "transformers_agci.self_checks",
+    "Handle": "transformers_agci.method.hooks",
+    "agci": "transformers_agci.method.hooks",
+    "attach": "transformers_agci.method.hooks",
+    "image_embeddings": "transformers_agci.method.hooks",
+    "inject_global_context": "transformers_agci.method.injection",
+    "self_check": "transformers_agci.method.self_check",
 }
 
 __all__ = [*_PUBLIC]  # noqa: PLE0604
@@ -44,7 +44,7 @@ def _from_transformers(name: str) -> Any:
         found = getattr(transformers, name)
     except AttributeError:
         raise AttributeError(f"neither {__name__!r} nor 'transformers' has an attribute {name!r}") from None
-    import_module("transformers_agci.autoload").activate()
+    import_module("transformers_agci.method.autoload").activate()
     return found
 
 

@@ -23,30 +23,30 @@ COMMANDS: tuple[Command, ...] = (
     Command("benchmark", "benchmark", "ask a model one of six benchmarks, with and without AGCI, and score it"),
     Command("check-recipe", "check_recipe", "check a fine-tuning recipe and its data before the first step"),
     Command("convert-llava", "convert_llava", "an original LLaVA checkpoint in the layout that transformers loads"),
-    Command("data build-probe", "data_build_probe", "composites of nine pictures from any captioned pictures"),
+    Command("data build-probe", "data_build_probe", "composites of nine images from any captioned images"),
     Command("data build-samples", "data_build_samples", "the samples that the repository ships, from the atlas"),
     Command("data build-scienceqa", "data_build_scienceqa", "LLaVA's question file from ScienceQA's own files"),
-    Command("data build-similarity", "data_build_similarity", "one picture in each of nine places"),
-    Command("data check", "data_check", "counts, balance, duplicates and pictures of a probe or similarity set"),
-    Command("data check-images", "data_check_images", "which pictures of an instruction file are missing"),
+    Command("data build-similarity", "data_build_similarity", "one image in each of nine places"),
+    Command("data check", "data_check", "counts, balance, duplicates and images of a probe or similarity set"),
+    Command("data check-images", "data_check_images", "which images of an instruction file are missing"),
     Command("data fetch", "data_fetch", "the published sets from the hub, unpacked and checked"),
     Command("data sample-instruct", "data_sample_instruct", "the fine-tuning sample from LLaVA's instruction mix"),
     Command("demo", "demo", "from nothing to a heat map: the embedded model, with and without AGCI"),
     Command("downstream", "downstream", "five benchmarks in one go, in the words of the published eval_downstream.py"),
     Command("families", "families", "the supported models as a table"),
-    Command("flow", "flow", "information flow: what the text after the picture attends to, on the picture"),
+    Command("flow", "flow", "information flow: what the text after the image attends to, on the image"),
     Command("merge-lora", "merge_lora", "merge a LoRA adapter into its checkpoint"),
     Command("merge-shards", "merge_shards", "join what the shards of a job array wrote"),
     Command("metrics", "metrics", "the position probe's results in numbers and as a map"),
     Command("metrics-similarity", "metrics_similarity", "similarity results in numbers and as a map"),
     Command("mmmu-pro", "mmmu_pro", "MMMU-Pro in the words of the published infer scripts, with files for its scorer"),
-    Command("occlusion", "occlusion", "occlusion maps: which places of a picture the answer depends on"),
+    Command("occlusion", "occlusion", "occlusion maps: which places of an image the answer depends on"),
     Command("occlusion-maps", "occlusion_maps", "occlusion maps summed up by the place of the target"),
     Command("probe", "probe", "the position probe: ask a model about every cell of a grid"),
     Command("score", "score", "score the answers of any model on a benchmark, as its official program does"),
     Command("self-check", "self_check", "proof on a checkpoint that AGCI is on and correct"),
     Command("set-lambda", "set_lambda", "write lambda into a checkpoint's config.json"),
-    Command("similarity", "similarity", "how well the vision encoder understands a picture in each of nine places"),
+    Command("similarity", "similarity", "how well the vision encoder understands an image in each of nine places"),
     Command("study", "study", "fine-tune the embedded model with AGCI off and on, over five seeds, and probe it"),
     Command("train-embedded", "train_embedded", "train the embedded model anew on a CPU, from the shipped atlas"),
     Command("train-lora", "train_lora", "fine-tune with LoRA and AGCI by a recipe of LLaMA-Factory, without it"),
@@ -72,8 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", "transformers_agci"):
             raise
-        print(f"agci: this command needs the package '{package}', which is not installed; everything that the commands "
-              "need comes with: pip install 'transformers-agci[eval]'", file=sys.stderr)
+        print(
+            f"agci: this command needs the package '{package}', which is not installed; everything that the commands "
+            "need comes with: pip install 'transformers-agci[eval]'",
+            file=sys.stderr,
+        )
         return 2
     except BrokenPipeError:  # `agci ... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -88,8 +91,9 @@ def _parser(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, Command 
     command = _asked_for(arguments)
     if command is not None:
         module = importlib.import_module(f"transformers_agci.commands.{command.module}")
-        parser = argparse.ArgumentParser(f"agci {command.words}", description=module.__doc__,
-                                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = argparse.ArgumentParser(
+            f"agci {command.words}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         parser.add_argument("command", nargs=len(command.words.split()), help=argparse.SUPPRESS)
         module.add_arguments(parser)
         return parser, command

@@ -14,36 +14,61 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers_agci.benchmarks.contract.declaration import Score
     from transformers_agci.commands.benchmark_run import Asking, Source
+    from transformers_agci.experiments.benchmarks.contract.declaration import Score
     from transformers_agci.inference.load import LoadedModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `agci benchmark`."""
-    from transformers_agci.benchmarks.contract.declaration import MODES, PROTOCOLS
     from transformers_agci.commands.run_options import add_engine_arguments
+    from transformers_agci.experiments.benchmarks.contract.declaration import MODES, PROTOCOLS
     from transformers_agci.inference.load import add_load_arguments
 
     parser.add_argument("name", metavar="NAME", help="scienceqa, pope, textvqa, hallusionbench, crpe or mmmu_pro")
     add_load_arguments(parser)
     data = parser.add_argument_group("data")
-    data.add_argument("--data", "--eval_file", metavar="PATH", type=Path,
-                      help="question file, or the folder that eval/<Benchmark>/README.md describes")
+    data.add_argument(
+        "--data",
+        "--eval_file",
+        metavar="PATH",
+        type=Path,
+        help="question file, or the folder that eval/<Benchmark>/README.md describes",
+    )
     data.add_argument("--hub_id", metavar="ID", help="instead of --data: a data set for the datasets library")
-    data.add_argument("--image_root", "--image_path", metavar="DIR", type=Path,
-                      help="folder of the pictures that the rows name (default: the folder of --data)")
-    data.add_argument("--annotations", metavar="PATH", type=Path, help="what scoring needs beside the rows: pope's "
-                      "label files for LLaVA's questions, textvqa's TextVQA_0.5.1_val.json")
+    data.add_argument(
+        "--image_root",
+        "--image_path",
+        metavar="DIR",
+        type=Path,
+        help="folder of the images that the rows name (default: the folder of --data)",
+    )
+    data.add_argument(
+        "--annotations",
+        metavar="PATH",
+        type=Path,
+        help="what scoring needs beside the rows: pope's "
+        "label files for LLaVA's questions, textvqa's TextVQA_0.5.1_val.json",
+    )
     data.add_argument("--answer_file", "--answers_file", metavar="A", type=Path, help="default: NAME.jsonl")
     how = parser.add_argument_group("how it is asked")
-    how.add_argument("--protocol", choices=PROTOCOLS, help="prompt, population and token limit (default: official; "
-                     "hallusionbench: paper)")
+    how.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="prompt, population and token limit (default: official; hallusionbench: paper)",
+    )
     how.add_argument("--mode", choices=MODES, default="direct", help="mmmu_pro: direct answer or chain of thought")
-    how.add_argument("--setting", "--dataset_variant", metavar="S",
-                     help="mmmu_pro: 'standard (10 options)', 'standard (4 options)' or vision")
-    how.add_argument("--prompt", metavar="TEXT", help="instead of the protocol's: {question} stands for the row's "
-                     "question without its instruction")
+    how.add_argument(
+        "--setting",
+        "--dataset_variant",
+        metavar="S",
+        help="mmmu_pro: 'standard (10 options)', 'standard (4 options)' or vision",
+    )
+    how.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="instead of the protocol's: {question} stands for the row's question without its instruction",
+    )
     how.add_argument("--max_new_tokens", metavar="N", type=int, help="instead of the protocol's limit")
     add_engine_arguments(parser)
     how.add_argument("--resamples", metavar="N", type=int, default=2000, help="of the score's bootstrap")
@@ -52,34 +77,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, write, score; 1 where rows were bad or could not be scored."""
-    from transformers_agci.benchmarks import benchmark
     from transformers_agci.commands.benchmark_run import Source, asking
+    from transformers_agci.experiments.benchmarks import benchmark
     from transformers_agci.inference.load import load, load_options
     from transformers_agci.inference.processes import one_voice
 
-    source = Source(benchmark(args.name), args.data, args.hub_id, args.image_root, args.protocol, args.mode,
-                    args.setting, limit=args.limit, max_new_tokens=args.max_new_tokens, prompt=args.prompt)
+    source = Source(
+        benchmark(args.name),
+        args.data,
+        args.hub_id,
+        args.image_root,
+        args.protocol,
+        args.mode,
+        args.setting,
+        limit=args.limit,
+        max_new_tokens=args.max_new_tokens,
+        prompt=args.prompt,
+    )
     made = asking(source)
     loaded = load(load_options(args), weights=not args.dry_run)
     with one_voice():
         return ask_and_score(args, source, made, loaded, args.answer_file or Path(f"{args.name}.jsonl"))
 
 
-def ask_and_score(args: argparse.Namespace, source: "Source", made: "Asking", loaded: "LoadedModel",
-                  answer_file: Path) -> int:
+def ask_and_score(
+    args: argparse.Namespace, source: "Source", made: "Asking", loaded: "LoadedModel", answer_file: Path
+) -> int:
     """One benchmark on a loaded model. Of `args`: the engine's options, annotations, resamples, seed."""
     from transformers_agci.commands.benchmark_run import ask
     from transformers_agci.commands.run_options import engine_arguments, given_lambdas
     from transformers_agci.inference.load import lambdas_of
     from transformers_agci.inference.processes import leads
-    from transformers_agci.inference.results import output_paths
+    from transformers_agci.storage.result_file import output_paths
 
     given, options = given_lambdas(args), engine_arguments(args)
     lambdas, told = lambdas_of(given, loaded)
     outputs = output_paths(answer_file, lambdas, options["method"])
-    print(f"{source.benchmark.title}, protocol {source.how}{' with a prompt of your own' if source.prompt else ''}: "
-          f"{len(made)} questions"
-          + (f", {made.left_out} rows outside its population" if made.left_out else ""), flush=True)
+    print(
+        f"{source.benchmark.title}, protocol {source.how}{' with a prompt of your own' if source.prompt else ''}: "
+        f"{len(made)} questions" + (f", {made.left_out} rows outside its population" if made.left_out else ""),
+        flush=True,
+    )
     if args.dry_run:
         return _dry_run(args, loaded, made, lambdas, outputs)
     summary = ask(source, made, loaded, lambdas, outputs, options={**options, "notes": {"lambda_source": told}})
@@ -91,8 +129,9 @@ def ask_and_score(args: argparse.Namespace, source: "Source", made: "Asking", lo
     return max(summary.exit_code, score_outputs(source, outputs, lambdas, args, partial))
 
 
-def _dry_run(args: argparse.Namespace, loaded: "LoadedModel", made: "Asking", lambdas: Sequence[float],
-             outputs: Sequence[Path]) -> int:
+def _dry_run(
+    args: argparse.Namespace, loaded: "LoadedModel", made: "Asking", lambdas: Sequence[float], outputs: Sequence[Path]
+) -> int:
     from transformers_agci.inference.dry_run import describe
 
     for line in describe(loaded, made.questions, lambdas, outputs, batch_size=args.batch_size):
@@ -102,18 +141,19 @@ def _dry_run(args: argparse.Namespace, loaded: "LoadedModel", made: "Asking", la
     return 1 if made.bad_rows else 0
 
 
-def score_outputs(source: "Source", outputs: Sequence[Path], lambdas: Sequence[float], args: argparse.Namespace,
-                  partial: bool) -> int:
+def score_outputs(
+    source: "Source", outputs: Sequence[Path], lambdas: Sequence[float], args: argparse.Namespace, partial: bool
+) -> int:
     """Score each result file, write the figures beside it, compare the later lambdas with the first.
 
     Of `args`: annotations, resamples, seed.
     """
-    from transformers_agci.benchmarks import score_answers
     from transformers_agci.commands.benchmark_run import score_inputs
     from transformers_agci.commands.score import difference_report, interval_report, print_report
     from transformers_agci.errors import InputError
-    from transformers_agci.inference.results import beside
-    from transformers_agci.lam import lambda_text
+    from transformers_agci.experiments.benchmarks import score_answers
+    from transformers_agci.method.lam import lambda_text
+    from transformers_agci.storage.result_file import beside
 
     declared = source.benchmark
     first: Score | None = None
@@ -124,15 +164,22 @@ def score_outputs(source: "Source", outputs: Sequence[Path], lambdas: Sequence[f
             print(f"no score: {error}")
             return 1
         report: dict[str, Any] = {
-            "benchmark": declared.name, "variant": score.variant, "protocol": source.how, "mode": source.mode,
-            "setting": source.setting, "lambda": lam, **score.figures,
+            "benchmark": declared.name,
+            "variant": score.variant,
+            "protocol": source.how,
+            "mode": source.mode,
+            "setting": source.setting,
+            "lambda": lam,
+            **score.figures,
         }
         if args.resamples > 0:
             report |= interval_report(declared, score, args.resamples, args.seed)
         if first is not None:
             report["difference"] = difference_report(declared, first, score, args.resamples, args.seed)
-        print(f"\nlambda {lambda_text(lam)}, protocol {source.how}"
-              + (", not all questions were asked" if partial else ""))
+        print(
+            f"\nlambda {lambda_text(lam)}, protocol {source.how}"
+            + (", not all questions were asked" if partial else "")
+        )
         print_report(declared, score, report)
         beside(path, ".score.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         first = first or score

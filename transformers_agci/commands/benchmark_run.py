@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.benchmarks.contract.declaration import Asked, Benchmark, Inputs, Row
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.benchmarks.contract.declaration import Asked, Benchmark, Inputs, Row
 from transformers_agci.inference.load import LoadedModel
-from transformers_agci.inference.questions import Picture, PictureBytes, PictureFile, Question, up_to
-from transformers_agci.inference.results import FailedRow
+from transformers_agci.inference.questions import ImageBytes, ImageFile, ImageSource, Question, up_to
 from transformers_agci.inference.run import RunSummary, run_questions
+from transformers_agci.storage.result_file import FailedRow
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the rows and pictures are, and which of them are asked how."""
+    """Where the rows and images are, and which of them are asked how."""
 
     benchmark: Benchmark
     data: Path | None  # a file or folder, or
@@ -44,12 +44,12 @@ class Source:
         return self.data.parent if self.data is not None and not self.data.is_dir() else self.data
 
     @property
-    def picture_root(self) -> Path | None:
-        """The folder that the rows' picture names start from."""
+    def image_folder(self) -> Path | None:
+        """The folder that the rows' image names start from."""
         folder = self.folder
         if self.image_root is not None or folder is None:
             return self.image_root
-        return next((folder / name for name in self.benchmark.pictures if (folder / name).is_dir()), folder)
+        return next((folder / name for name in self.benchmark.images if (folder / name).is_dir()), folder)
 
 
 @dataclass
@@ -83,26 +83,36 @@ def asking(source: Source) -> Asking:
 
 
 def _question(source: Source, where: str, row: Row, asked: Asked) -> Question:
-    pictures = tuple(_picture(source, where, picture) for picture in asked.pictures)
+    images = tuple(_image(source, where, image) for image in asked.images)
     text = asked.text if source.prompt is None else source.prompt.replace("{question}", asked.question)
-    return Question(without_pictures(row), where, text, pictures, asked.group,
-                    up_to(asked.max_new_tokens if source.max_new_tokens is None else source.max_new_tokens))
+    return Question(
+        without_images(row),
+        where,
+        text,
+        images,
+        asked.group,
+        up_to(asked.max_new_tokens if source.max_new_tokens is None else source.max_new_tokens),
+    )
 
 
-def _picture(source: Source, where: str, picture: str | bytes) -> Picture:
-    if isinstance(picture, bytes):
-        return PictureBytes(picture, where)
-    root = source.picture_root
+def _image(source: Source, where: str, image: str | bytes) -> ImageSource:
+    if isinstance(image, bytes):
+        return ImageBytes(image, where)
+    root = source.image_folder
     if root is None:
-        raise InputError(f"{where}: the picture {picture!r} needs --image_root, the folder it lies in.")
-    return PictureFile(root, picture, where)
+        raise InputError(f"{where}: the image {image!r} needs --image_root, the folder it lies in.")
+    return ImageFile(root, image, where)
 
 
-def without_pictures(row: Row) -> Row:
-    """The row without the bytes of its pictures, which a result file need not repeat."""
-    return {name: value for name, value in row.items()
-            if not isinstance(value, bytes) and not (isinstance(value, dict) and "bytes" in value)
-            and not (value is None and name.startswith("image"))}
+def without_images(row: Row) -> Row:
+    """The row without the bytes of its images, which a result file need not repeat."""
+    return {
+        name: value
+        for name, value in row.items()
+        if not isinstance(value, bytes)
+        and not (isinstance(value, dict) and "bytes" in value)
+        and not (value is None and name.startswith("image"))
+    }
 
 
 def _rows(source: Source) -> Sequence[tuple[str, Row]]:
@@ -122,15 +132,17 @@ def _rows(source: Source) -> Sequence[tuple[str, Row]]:
 
 
 def _hub_rows(source: Source) -> list[tuple[str, Row]]:
-    """Rows through the `datasets` library, pictures as encoded bytes; the one place that may use the network."""
+    """Rows through the `datasets` library, images as encoded bytes; the one place that may use the network."""
     declared = source.benchmark
     if declared.hub_id is None:
         raise InputError(f"{declared.name} is plain files on the hub; download them and give --data (see eval/).")
     try:
         import datasets
     except ImportError as error:
-        raise InputError("--hub_id needs the datasets library, installed with: pip install datasets; it cannot be "
-                         f"imported here ({error}).") from None
+        raise InputError(
+            "--hub_id needs the datasets library, installed with: pip install datasets; it cannot be "
+            f"imported here ({error})."
+        ) from None
     setting = source.setting or (declared.settings[0] if declared.settings else None)
     try:
         loaded = datasets.load_dataset(source.hub_id, setting, split=source.split)
@@ -142,25 +154,39 @@ def _hub_rows(source: Source) -> list[tuple[str, Row]]:
     return [(f"{source.hub_id}:row {number}", row) for number, row in enumerate(loaded, 1)]
 
 
-def ask(source: Source, made: Asking, loaded: LoadedModel, lambdas: Sequence[float], outputs: Sequence[Path], *,
-        options: Mapping[str, Any]) -> RunSummary:
+def ask(
+    source: Source,
+    made: Asking,
+    loaded: LoadedModel,
+    lambdas: Sequence[float],
+    outputs: Sequence[Path],
+    *,
+    options: Mapping[str, Any],
+) -> RunSummary:
     """Ask every question at every lambda."""
     settings = {
-        "experiment": source.benchmark.name, "protocol": source.how, "mode": source.mode, "setting": source.setting,
+        "experiment": source.benchmark.name,
+        "protocol": source.how,
+        "mode": source.mode,
+        "setting": source.setting,
         "prompt": source.prompt or "the protocol's",
         "questions_sha256": _fingerprint(made.questions),
     }
-    notes = {"data": str(source.hub_id or source.data), "image_root": str(source.picture_root)}
-    return run_questions(loaded, made.questions, lambdas, outputs,
-                         **{**options, "settings": settings, "bad_rows": made.bad_rows,
-                            "notes": {**notes, **options.get("notes", {})}})
+    notes = {"data": str(source.hub_id or source.data), "image_root": str(source.image_folder)}
+    return run_questions(
+        loaded,
+        made.questions,
+        lambdas,
+        outputs,
+        **{**options, "settings": settings, "bad_rows": made.bad_rows, "notes": {**notes, **options.get("notes", {})}},
+    )
 
 
 def _fingerprint(questions: Sequence[Question]) -> str:
-    """What is asked, in one number: texts and picture names or contents, in order."""
+    """What is asked, in one number: texts and image names or contents, in order."""
     digest = hashlib.sha256()
     for question in questions:
-        names = [p.name if isinstance(p, PictureFile) else str(p.key) for p in question.pictures]
+        names = [p.name if isinstance(p, ImageFile) else str(p.key) for p in question.images]
         digest.update(repr((question.text, names, question.stop)).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
 

@@ -1,8 +1,8 @@
-"""Check a recipe of LLaMA-Factory's before the first step: data, pictures, template, adapter, lambda, disk space.
+"""Check a recipe of LLaMA-Factory's before the first step: data, images, template, adapter, lambda, disk space.
 
     agci check-recipe configs/train_lora/qwen2_5_vl.yaml && llamafactory-cli train configs/train_lora/qwen2_5_vl.yaml
 
-For training recipes every picture is read once and every row encoded once; for merging recipes (with export_dir) the
+For training recipes every image is read once and every row encoded once; for merging recipes (with export_dir) the
 adapter is compared with the checkpoint. `agci train-lora` and `agci merge-lora` do the same checks themselves.
 """
 
@@ -41,8 +41,9 @@ def _check_merging(recipe: "Recipe", findings: "Findings") -> None:
     from transformers_agci.training.merge import check_merge
 
     merge = check_merge(recipe, findings)
-    findings.notes.append(f"{merge.changed} of {len(merge.weights)} weights would change, {merge.size} bytes would be "
-                          "written.")
+    findings.notes.append(
+        f"{merge.changed} of {len(merge.weights)} weights would change, {merge.size} bytes would be written."
+    )
 
 
 def _check_training(recipe: "Recipe", findings: "Findings") -> None:
@@ -56,5 +57,6 @@ def _check_training(recipe: "Recipe", findings: "Findings") -> None:
     cut = measure(training, encoder, inputs, findings)
     data = training.data
     findings.notes.append(f"{len(layers)} linear layers of the language model get an adapter.")
-    findings.notes.append(f"{len(data.conversations)} rows, {len(data.sizes)} pictures; {cut} rows are cut to "
-                          f"cutoff_len {encoder.cutoff}.")
+    findings.notes.append(
+        f"{len(data.conversations)} rows, {len(data.sizes)} images; {cut} rows are cut to cutoff_len {encoder.cutoff}."
+    )

@@ -18,8 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id in the original layout")
     parser.add_argument("output", metavar="OUTPUT", help="folder to make")
     parser.add_argument("--vision_tower", metavar="T", help="folder or hub id of the CLIP model")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-                        help="of the written weights; default: the checkpoint's own")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the written weights; default: the checkpoint's own",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier conversion wrote to OUTPUT")
 
 
@@ -38,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     if len(made.unused) > SHOWN:
         print(f"not used: {len(made.unused) - SHOWN} more, all listed in {MANIFEST}")
     before, after = made.rows
-    print(f"{made.folder}: {made.tensors} tensors in {made.files} files, embeddings grown from {before} to {after} "
-          "rows.")
+    print(
+        f"{made.folder}: {made.tensors} tensors in {made.files} files, embeddings grown from {before} to {after} rows."
+    )
     print(f"Next: agci self-check {made.folder}")
     return 0

@@ -1,7 +1,7 @@
-"""Build a probe set: nine composites per picture, the target in each of nine cells among eight distractors.
+"""Build a probe set: nine composites per image, the target in each of nine cells among eight distractors.
 
-Source: any pictures with captions. Written: <output_dir>/<name>.json (JSON Lines), <name>_negatives.json, the
-pictures in <output_dir>/<images>/, <name>.manifest.json, and <name>.dropped.jsonl with every pair left out and why.
+Source: any images with captions. Written: <output_dir>/<name>.json (JSON Lines), <name>_negatives.json, the
+images in <output_dir>/<images>/, <name>.manifest.json, and <name>.dropped.jsonl with every pair left out and why.
 Started again after an interruption, the same command goes on.
 """
 
@@ -17,9 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pool", type=int, default=0, help="pairs that distractors are drawn from (default: as many as --items)"
     )
     parser.add_argument(
-        "--negatives", action=argparse.BooleanOptionalAction, default=True,
+        "--negatives",
+        action=argparse.BooleanOptionalAction,
+        default=True,
         help="also write <name>_negatives.json: the same composites, asked for a caption that is not in them",
-    )  # fmt: skip
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,19 +32,20 @@ def add_build_arguments(parser: argparse.ArgumentParser, output_dir: str, name: 
     """The options of build-probe and build-similarity; the defaults are the published geometry."""
     source = parser.add_argument_group("source")
     source.add_argument(
-        "--source", required=True,
-        help="folder of pictures with metadata.csv or metadata.jsonl (file_name, caption), parquet or arrow files, "
+        "--source",
+        required=True,
+        help="folder of images with metadata.csv or metadata.jsonl (file_name, caption), parquet or arrow files, "
         "WebDataset tars as img2dataset writes them, or a hub id",
-    )  # fmt: skip
-    source.add_argument("--captions", help="CSV or JSONL with file names and captions, for a folder of pictures")
-    source.add_argument("--image_column", help="column of the pictures (default: found by its usual names)")
+    )
+    source.add_argument("--captions", help="CSV or JSONL with file names and captions, for a folder of images")
+    source.add_argument("--image_column", help="column of the images (default: found by its usual names)")
     source.add_argument("--caption_column", help="column of the captions (default: found by its usual names)")
     source.add_argument("--split", default="train", help="split of a hub set (default: %(default)s)")
     result = parser.add_argument_group("result")
     result.add_argument("--output_dir", type=Path, default=Path(output_dir), help="(default: %(default)s)")
     result.add_argument("--name", default=name, help="name of the rows file (default: %(default)s)")
-    result.add_argument("--images", default="", help="folder of the pictures in output_dir (default: <name>_images)")
-    result.add_argument("--items", type=int, default=10_000, help="pictures at most, nine rows each (default: 10000)")
+    result.add_argument("--images", default="", help="folder of the images in output_dir (default: <name>_images)")
+    result.add_argument("--items", type=int, default=10_000, help="images at most, nine rows each (default: 10000)")
     result.add_argument("--seed", type=int, default=0, help="of the distractors and absent captions (default: 0)")
     look = parser.add_argument_group("look (all lengths in pixels)")
     look.add_argument("--canvas", type=int, default=840, help="side of the composite (default: %(default)s)")
@@ -51,9 +54,11 @@ def add_build_arguments(parser: argparse.ArgumentParser, output_dir: str, name: 
     look.add_argument("--background", default="white", help="colour of the canvas (default: %(default)s)")
     look.add_argument("--quality", type=int, default=75, help="of the JPEGs (default: %(default)s)")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores); no byte "
-        "depends on it",
-    )  # fmt: skip
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes (default: all cores); no byte depends on it",
+    )
     parser.add_argument("--overwrite", action="store_true", help="build anew what stands under this name")
 
 
@@ -63,8 +68,8 @@ def build_set(kind: Literal["probe", "similarity"], args: argparse.Namespace) ->
 
     from transformers_agci.data.build import build
     from transformers_agci.data.grid import Grid
-    from transformers_agci.data.manifest import counted
     from transformers_agci.data.options import BuildOptions
+    from transformers_agci.data.set_manifest import counted
     from transformers_agci.data.sources import Source
 
     options = BuildOptions(

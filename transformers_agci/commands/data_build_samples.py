@@ -13,7 +13,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.embedded.atlas import Atlas
 
     atlas = Atlas()
-    build_samples(args.root, [(name, atlas.picture(index)) for index, name in enumerate(atlas.names)])
+    build_samples(args.root, [(name, atlas.image(index)) for index, name in enumerate(atlas.names)])
     for folder in ("probe_datasets", "similarity_data", "data"):
         size = sum(path.stat().st_size for path in (args.root / folder).rglob("*") if path.is_file())
         print(f"{args.root / folder}: {size / 1e6:.2f} MB")

@@ -1,6 +1,6 @@
-"""Build a similarity set: every picture alone on the canvas, in each of nine cells.
+"""Build a similarity set: every image alone on the canvas, in each of nine cells.
 
-Source: any pictures with captions. Written: <output_dir>/<name>.json (JSON Lines), the pictures in
+Source: any images with captions. Written: <output_dir>/<name>.json (JSON Lines), the images in
 <output_dir>/<images>/, <name>.manifest.json, and <name>.dropped.jsonl with every pair left out and why.
 Started again after an interruption, the same command goes on.
 """

@@ -1,4 +1,4 @@
-"""Check a probe or similarity set: counts, balance, nine rows per item, duplicates, pictures and their sizes.
+"""Check a probe or similarity set: counts, balance, nine rows per item, duplicates, images and their sizes.
 
 Ends with exit code 1 when there are errors.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="rows: .json, .jsonl (also .gz) or .parquet")
-    parser.add_argument("--img_path", "--image_path", type=Path, help="folder of the pictures; default: not checked")
+    parser.add_argument("--img_path", "--image_path", type=Path, help="folder of the images; default: not checked")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,8 +24,8 @@ def report_check(file: Path, image_root: Path | None) -> int:
 
     with tqdm(unit="picture", disable=None) as bar:
 
-        def progress(done: int, pictures: int) -> None:
-            bar.total = pictures
+        def progress(done: int, images: int) -> None:
+            bar.total = images
             bar.update(done - bar.n)
 
         report = check(file, image_root, progress)

@@ -1,6 +1,6 @@
-"""Report which pictures of an instruction file (LLaVA's form) are missing, folder by folder.
+"""Report which images of an instruction file (LLaVA's form) are missing, folder by folder.
 
-Ends with exit code 1 when pictures are missing.
+Ends with exit code 1 when images are missing.
 """
 
 import argparse
@@ -15,13 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from transformers_agci.data.image_tree import count_pictures
+    from transformers_agci.data.image_tree import count_images
 
-    folders = count_pictures(args.mix, args.image_root)
+    folders = count_images(args.mix, args.image_root)
     print(f"{'folder':<28}{'named':>9}{'missing':>9}")
     for name, count in folders.items():
         examples = f"   {', '.join(count.first_missing)}" if count.missing else ""
         print(f"{name:<28}{count.named:>9}{count.missing:>9}{examples}")
     missing = sum(count.missing for count in folders.values())
-    print(f"{missing} of {sum(count.named for count in folders.values())} pictures are missing below {args.image_root}")
+    print(f"{missing} of {sum(count.named for count in folders.values())} images are missing below {args.image_root}")
     return 1 if missing else 0

@@ -23,6 +23,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"{folder} holds {describe(folder)}")
     codes = []
     for found in arrange(folder):
-        print(f"rows: {found.rows}\npictures below: {found.images}")
+        print(f"rows: {found.rows}\nimages below: {found.images}")
         codes.append(report_check(found.rows, found.images))
     return max(codes)

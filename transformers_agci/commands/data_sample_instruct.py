@@ -1,7 +1,7 @@
-"""Draw the fine-tuning sample from LLaVA's llava_v1_5_mix665k.json: shuffled by a seed, pictures that exist.
+"""Draw the fine-tuning sample from LLaVA's llava_v1_5_mix665k.json: shuffled by a seed, images that exist.
 
 Written: <name>_for_llava1.5.json (LLaVA's form) and <name>.json (LLaMA-Factory's sharegpt form, entered into
-dataset_info.json). Pictures are named relative to --image_root: that is LLaMA-Factory's media_dir.
+dataset_info.json). Images are named relative to --image_root: that is LLaMA-Factory's media_dir.
 """
 
 import argparse
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n", type=int, default=10_000, help="conversations (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default: %(default)s)")
-    parser.add_argument("--keep_text_only", action="store_true", help="keep conversations without a picture")
+    parser.add_argument("--keep_text_only", action="store_true", help="keep conversations without an image")
     parser.add_argument("--output_dir", type=Path, default=Path("data"), help="(default: %(default)s)")
     parser.add_argument("--name", help="(default: llava_v1_5_instruct_sample_10k, the number as --n)")
 

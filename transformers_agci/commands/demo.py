@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from transformers_agci.errors import InputError
-    from transformers_agci.probes.demo import Demo
+    from transformers_agci.experiments.demo import Demo
 
     for name in ("items", "processes"):
         if getattr(args, name) < 1:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers_agci.benchmarks.contract.declaration import Benchmark
     from transformers_agci.commands.benchmark_run import Source
+    from transformers_agci.experiments.benchmarks.contract.declaration import Benchmark
     from transformers_agci.inference.load import LoadedModel
 
 NAMES = ("scienceqa", "hallusionbench", "crpe", "textvqa", "pope")
@@ -23,21 +23,28 @@ OTHER_SPELLING = {"textvqa": "textqa"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options, one triple for each benchmark."""
-    from transformers_agci.benchmarks.contract.declaration import PROTOCOLS
     from transformers_agci.commands.run_options import add_engine_arguments
+    from transformers_agci.experiments.benchmarks.contract.declaration import PROTOCOLS
     from transformers_agci.inference.load import add_load_arguments
 
     add_load_arguments(parser)
     data = parser.add_argument_group("data")
     data.add_argument("--data_root", metavar="DIR", type=Path, help="folder with ScienceQA/, POPE/, ... (see eval/)")
     for name in NAMES:
-        for option, kind in (("eval_file_path", "question file or folder"), ("image_path", "folder of the pictures"),
-                             ("answers_file", f"default: results_downstream/{name}_answers.json")):
+        for option, kind in (
+            ("eval_file_path", "question file or folder"),
+            ("image_path", "folder of the images"),
+            ("answers_file", f"default: results_downstream/{name}_answers.json"),
+        ):
             flags = [f"--{option}_{spelling}" for spelling in (name, OTHER_SPELLING.get(name)) if spelling]
             data.add_argument(*flags, dest=f"{option}_{name}", metavar="PATH", type=Path, help=kind)
     data.add_argument("--annotations_textvqa", metavar="FILE", type=Path, help="TextVQA_0.5.1_val.json, for the score")
-    data.add_argument("--annotations_pope", metavar="DIR", type=Path,
-                      help="coco_pope_<category>.json, for the score of LLaVA's questions")
+    data.add_argument(
+        "--annotations_pope",
+        metavar="DIR",
+        type=Path,
+        help="coco_pope_<category>.json, for the score of LLaVA's questions",
+    )
     how = parser.add_argument_group("how it is asked")
     how.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="default: paper")
     how.add_argument("--max_new_tokens", metavar="N", type=int, help="instead of the protocol's limit")
@@ -55,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from transformers_agci.benchmarks import benchmark
     from transformers_agci.errors import InputError
+    from transformers_agci.experiments.benchmarks import benchmark
     from transformers_agci.inference.load import load, load_options
 
     sources = {name: _source(args, benchmark(name)) for name in NAMES}
@@ -99,8 +106,15 @@ def _source(args: argparse.Namespace, declared: "Benchmark") -> "Source | None":
     path = _looked_at(args, declared)
     if path is None or not path.exists() or (path.is_dir() and not any(map(list, map(path.glob, DATA_FILES)))):
         return None
-    return Source(declared, path, None, getattr(args, f"image_path_{declared.name}"), args.protocol,
-                  limit=args.limit, max_new_tokens=args.max_new_tokens)
+    return Source(
+        declared,
+        path,
+        None,
+        getattr(args, f"image_path_{declared.name}"),
+        args.protocol,
+        limit=args.limit,
+        max_new_tokens=args.max_new_tokens,
+    )
 
 
 def _looked_at(args: argparse.Namespace, declared: "Benchmark") -> Path | None:

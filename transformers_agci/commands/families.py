@@ -14,7 +14,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def families_table() -> str:
-    """One line per family: name, model_type in config.json, checkpoint, image tokens of an 840x840 picture."""
+    """One line per family: name, model_type in config.json, checkpoint, image tokens of an 840x840 image."""
     from transformers_agci.families import SUPPORTED_FAMILIES
 
     rows = [("model", "`model_type`", "checkpoint", "image tokens at 840x840"), ("---",) * 4] + [

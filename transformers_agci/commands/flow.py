@@ -1,6 +1,6 @@
-"""Information flow: how much the text after the picture, and the answer's position, attend to each place of it.
+"""Information flow: how much the text after the image, and the answer's position, attend to each place of it.
 
-One picture: `agci flow --image I --question Q --global_context_lambda 0 0.5` draws the flow over the picture, baseline
+One image: `agci flow --image I --question Q --global_context_lambda 0 0.5` draws the flow over the image, baseline
 and AGCI side by side, each with its answer. A probe file (--eval_file, or the embedded atlas where neither is named):
 the mean flow per place of the target, and the share of it on the target's cell.
 """
@@ -21,20 +21,29 @@ LAMBDAS = ("0", "0.5")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_model_arguments(parser)
-    one = parser.add_argument_group("one picture")
-    one.add_argument("--image", metavar="I", help="the picture")
+    one = parser.add_argument_group("one image")
+    one.add_argument("--image", metavar="I", help="the image")
     one.add_argument("--question", metavar="Q", help="what is asked about it")
-    one.add_argument("--output_path", default="flow.png", metavar="H",
-                     help="H, H with _answer (from the answer's position), and H.json (default flow.png)")
+    one.add_argument(
+        "--output_path",
+        default="flow.png",
+        metavar="H",
+        help="H, H with _answer (from the answer's position), and H.json (default flow.png)",
+    )
     data = parser.add_argument_group("a probe file")
     data.add_argument("--eval_file", metavar="F", help="the probe's rows; default: composites of the embedded atlas")
-    data.add_argument("--img_path", "--image_path", metavar="P", help="folder of the rows' pictures")
+    data.add_argument("--img_path", "--image_path", metavar="P", help="folder of the rows' images")
     data.add_argument("--items", type=int, default=20, metavar="N", help="items to draw (default 20)")
     data.add_argument("--seed", type=int, default=1, help="seed of the draw (default 1)")
     data.add_argument("--output_dir", default="flow", metavar="D", help="where results and maps go (default flow/)")
     asked = parser.add_argument_group("what is asked")
-    asked.add_argument("--global_context_lambda", nargs="+", default=LAMBDAS, metavar="L",
-                       help="one or several lambdas, baseline first (default 0 0.5)")
+    asked.add_argument(
+        "--global_context_lambda",
+        nargs="+",
+        default=LAMBDAS,
+        metavar="L",
+        help="one or several lambdas, baseline first (default 0 0.5)",
+    )
     asked.add_argument("--layers", default="all", help="all, one layer, or a range such as 8-20, counted from 0")
     asked.add_argument("--max_new_tokens", type=int, default=32, metavar="N", help="longest answer (default 32)")
     add_run_arguments(parser)
@@ -51,42 +60,44 @@ def run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace) -> int:
     from transformers_agci.errors import InputError
     from transformers_agci.inference.load import load
-    from transformers_agci.lam import parse_lambda
+    from transformers_agci.method.lam import parse_lambda
 
     at_least(1, args, "items", "max_new_tokens")
     lambdas = [parse_lambda(text, "--global_context_lambda") for text in args.global_context_lambda]
     if len(set(lambdas)) != len(lambdas):
         raise InputError(f"Each lambda is measured once, but the list is {' '.join(args.global_context_lambda)}.")
     if (args.image is None) != (args.question is None):
-        raise InputError("--image and --question go together: a picture, and what is asked about it.")
+        raise InputError("--image and --question go together: an image, and what is asked about it.")
     if args.image is not None and args.eval_file is not None:
-        raise InputError("--image is for one picture, --eval_file for a probe file; give one of the two.")
+        raise InputError("--image is for one image, --eval_file for a probe file; give one of the two.")
     if args.image is not None:
-        return _one_picture(args, lambdas, load(model_options(args)))
+        return _one_image(args, lambdas, load(model_options(args)))
     return _probe_file(args, lambdas)
 
 
-def _one_picture(args: argparse.Namespace, lambdas: list[float], loaded: "LoadedModel") -> int:
+def _one_image(args: argparse.Namespace, lambdas: list[float], loaded: "LoadedModel") -> int:
     from pathlib import Path
 
-    from transformers_agci.inference.questions import PictureFile, Question
-    from transformers_agci.lam import lambda_text
-    from transformers_agci.probes.flow import SOURCES, measure_flow
-    from transformers_agci.probes.flow_picture import as_json, draw_flow, write_json
-    from transformers_agci.report.heatmap import picture_path
+    from transformers_agci.experiments.flow.figure import as_json, draw_flow, write_json
+    from transformers_agci.experiments.flow.flow import SOURCES, measure_flow
+    from transformers_agci.inference.questions import ImageFile, Question
+    from transformers_agci.method.lam import lambda_text
+    from transformers_agci.report.heatmap import image_path
 
-    target = picture_path(args.output_path)
+    target = image_path(args.output_path)
     image = Path(args.image)
-    picture = PictureFile(image.parent, image.name, "--image")
-    question = Question(row={}, where="--image", text=args.question, pictures=(picture,))
+    picture = ImageFile(image.parent, image.name, "--image")
+    question = Question(row={}, where="--image", text=args.question, images=(picture,))
     flows = measure_flow(loaded, question, lambdas, args.layers, args.max_new_tokens)
     files = {source: target if source == "text" else target.with_stem(f"{target.stem}_{source}") for source in SOURCES}
     for source, file in files.items():
         draw_flow(flows, source, picture.open(), file, args.question)
     write_json(as_json(flows, args.image, args.question), target.with_suffix(".json"))
     for flow in flows:
-        shares = ", ".join(f"{100 * float(flow.of(source).sum()):.1f} % of the attention from {words} is on the picture"
-                           for source, words in SOURCES.items())
+        shares = ", ".join(
+            f"{100 * float(flow.of(source).sum()):.1f} % of the attention from {words} is on the image"
+            for source, words in SOURCES.items()
+        )
         print(f"lambda {lambda_text(flow.lam)}: {flow.prediction!r}; {shares}")
     print("\n".join(f"Written: {file}" for file in [*files.values(), target.with_suffix(".json")]))
     return 0
@@ -95,20 +106,23 @@ def _one_picture(args: argparse.Namespace, lambdas: list[float], loaded: "Loaded
 def _probe_file(args: argparse.Namespace, lambdas: list[float]) -> int:
     from pathlib import Path
 
+    from transformers_agci.experiments.flow.maps import draw_maps, maps_text, sum_up
+    from transformers_agci.experiments.flow.run import FlowRun
+    from transformers_agci.experiments.occlusion.occlude import draw_items
     from transformers_agci.inference.load import load
     from transformers_agci.inference.processes import leads
-    from transformers_agci.lam import lambda_text
-    from transformers_agci.probes.flow_maps import draw_maps, maps_text, sum_up
-    from transformers_agci.probes.flow_run import FlowRun
-    from transformers_agci.probes.occlusion import draw_items
+    from transformers_agci.method.lam import lambda_text
 
     output_dir = Path(args.output_dir)
     options = model_options(args)
     data = positives(args, output_dir)
     rows = draw_items(data.items, args.items, args.seed)
     loaded = load(options)
-    print(f"{len(rows)} rows of {min(args.items, len(data.items))} items; {loaded.family.name}, lambda "
-          f"{', '.join(map(lambda_text, lambdas))}, layers {args.layers}", flush=True)
+    print(
+        f"{len(rows)} rows of {min(args.items, len(data.items))} items; {loaded.family.name}, lambda "
+        f"{', '.join(map(lambda_text, lambdas))}, layers {args.layers}",
+        flush=True,
+    )
     measured = FlowRun(loaded, rows, data.img_path, lambdas, args.layers, args.max_new_tokens)
     notes = {"eval_file": args.eval_file, "img_path": str(data.img_path), "items": args.items, "seed": args.seed}
     summary = measured.write(output_dir, data, notes, run_options(args))

@@ -19,15 +19,16 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from transformers_agci.errors import InputError
-    from transformers_agci.lam import lambda_text
+    from transformers_agci.method.lam import lambda_text
     from transformers_agci.training.checks import Findings
     from transformers_agci.training.merge import check_merge, is_done, write
     from transformers_agci.training.recipe import is_merging, read_recipe
 
     recipe = read_recipe(args.recipe, args.changes)
     if not is_merging(recipe):
-        raise InputError(f"{args.recipe} has no export_dir, so it trains an adapter; use agci train-lora, or give "
-                         "export_dir=FOLDER.")
+        raise InputError(
+            f"{args.recipe} has no export_dir, so it trains an adapter; use agci train-lora, or give export_dir=FOLDER."
+        )
     recipe.refuse_unsupported()
     findings = Findings(notes=list(recipe.ignored))
     merge = check_merge(recipe, findings)
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     folder = write(merge)
     lam = merge.checkpoint.lam
-    print(f"{merge.changed} of {len(merge.weights)} weights changed; the merged checkpoint is in {folder}, lambda "
-          f"{'absent' if lam is None else lambda_text(lam)}.")
+    print(
+        f"{merge.changed} of {len(merge.weights)} weights changed; the merged checkpoint is in {folder}, lambda "
+        f"{'absent' if lam is None else lambda_text(lam)}."
+    )
     return 0

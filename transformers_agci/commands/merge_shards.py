@@ -15,7 +15,7 @@ def run(args: argparse.Namespace) -> int:
     """Merge each file; 1 if rows of it could not be asked."""
     from pathlib import Path
 
-    from transformers_agci.inference.results import merge_shards
+    from transformers_agci.storage.result_file import merge_shards
 
     failed = 0
     for name in args.answer_file:

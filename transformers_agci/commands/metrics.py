@@ -9,28 +9,51 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; both spellings of the published scripts work."""
-    parser.add_argument("--results_file", "--result_file", nargs="+", required=True, metavar="R",
-                        help="one result file, or two (baseline, then AGCI)")
-    parser.add_argument("--negatives_file", "--negatives_files", nargs="+", default=[], metavar="N",
-                        help="the results on the negatives, one per result file, where they are files of their own")
-    parser.add_argument("--output_heatmap", metavar="H", help="the picture to draw (.png, .pdf, .svg)")
+    parser.add_argument(
+        "--results_file",
+        "--result_file",
+        nargs="+",
+        required=True,
+        metavar="R",
+        help="one result file, or two (baseline, then AGCI)",
+    )
+    parser.add_argument(
+        "--negatives_file",
+        "--negatives_files",
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="the results on the negatives, one per result file, where they are files of their own",
+    )
+    parser.add_argument("--output_heatmap", metavar="H", help="the image to draw (.png, .pdf, .svg)")
     parser.add_argument("--json", metavar="OUT", help="write all numbers to this file")
     parser.add_argument("--labels", nargs="+", default=[], metavar="L", help="names of the results")
-    parser.add_argument("--title", default="", help="title of the picture")
-    parser.add_argument("--text_only_file", nargs="+", default=[], metavar="T",
-                        help="answers without a picture (agci probe --text_only): their Yes-rate stands beside the map")
-    parser.add_argument("--blank_image_file", nargs="+", default=[], metavar="T",
-                        help="answers on a blank picture (agci probe --blank_image)")
-    parser.add_argument("--draws", type=int, default=2000, metavar="N",
-                        help="permutations and bootstrap resamples (default 2000)")
+    parser.add_argument("--title", default="", help="title of the image")
+    parser.add_argument(
+        "--text_only_file",
+        nargs="+",
+        default=[],
+        metavar="T",
+        help="answers without an image (agci probe --text_only): their Yes-rate stands beside the map",
+    )
+    parser.add_argument(
+        "--blank_image_file",
+        nargs="+",
+        default=[],
+        metavar="T",
+        help="answers on a blank image (agci probe --blank_image)",
+    )
+    parser.add_argument(
+        "--draws", type=int, default=2000, metavar="N", help="permutations and bootstrap resamples (default 2000)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the numbers; draw and write what is asked for."""
     from transformers_agci.errors import InputError
-    from transformers_agci.probes import position_metrics
-    from transformers_agci.probes.position_report import Draws
+    from transformers_agci.experiments.position import metrics as position_metrics
+    from transformers_agci.experiments.position.report import Draws
 
     if args.draws < 1:
         raise InputError(f"--draws must be at least 1, but is {args.draws}.")

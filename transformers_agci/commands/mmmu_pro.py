@@ -4,7 +4,7 @@
 
 Three files come of a run, below --output_root:
 
-  output/<dataset>/<model>_<variant>_<mode>.jsonl   the dataset's rows without pictures, with `response`
+  output/<dataset>/<model>_<variant>_<mode>.jsonl   the dataset's rows without images, with `response`
   output/<dataset>/runs/...                         the engine's file, which a killed run goes on from, and its figures
   official/<model>-10opt_standard_direct.jsonl      the same rows under a name that evaluate.py reads (-4opt, _vision_);
                                                     written for a complete run of 1,730 rows only
@@ -28,25 +28,45 @@ OFFICIAL_NAMES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The published flags, and the engine's."""
-    from transformers_agci.benchmarks.contract.declaration import MODES, PROTOCOLS
     from transformers_agci.commands.run_options import add_engine_arguments
+    from transformers_agci.experiments.benchmarks.contract.declaration import MODES, PROTOCOLS
     from transformers_agci.inference.load import add_load_arguments
 
     add_load_arguments(parser)
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset_repo_id", metavar="D", default="MMMU/MMMU_Pro",
-                      help="folder of a clone of MMMU/MMMU_Pro, or its hub id (default: MMMU/MMMU_Pro)")
-    data.add_argument("--dataset_variant", metavar="V", choices=tuple(OFFICIAL_NAMES), default="vision",
-                      help="'standard (10 options)', 'standard (4 options)' or vision (default: vision)")
+    data.add_argument(
+        "--dataset_repo_id",
+        metavar="D",
+        default="MMMU/MMMU_Pro",
+        help="folder of a clone of MMMU/MMMU_Pro, or its hub id (default: MMMU/MMMU_Pro)",
+    )
+    data.add_argument(
+        "--dataset_variant",
+        metavar="V",
+        choices=tuple(OFFICIAL_NAMES),
+        default="vision",
+        help="'standard (10 options)', 'standard (4 options)' or vision (default: vision)",
+    )
     data.add_argument("--dataset_split", metavar="S", default="test", help="of a hub id (default: test)")
-    data.add_argument("--output_root", metavar="DIR", type=Path, default=Path(),
-                      help="folder for output/ and official/ (default: here)")
+    data.add_argument(
+        "--output_root",
+        metavar="DIR",
+        type=Path,
+        default=Path(),
+        help="folder for output/ and official/ (default: here)",
+    )
     how = parser.add_argument_group("how it is asked")
     how.add_argument("--mode", choices=MODES, default="direct", help="direct answer or chain of thought")
-    how.add_argument("--protocol", choices=PROTOCOLS, help="paper: only rows with exactly one picture")
+    how.add_argument("--protocol", choices=PROTOCOLS, help="paper: only rows with exactly one image")
     how.add_argument("--max_new_tokens", metavar="N", type=int, help="default: 128 direct, 2048 cot")
-    how.add_argument("--debug", nargs="?", const="True", default="False", choices=("True", "False"),
-                     help=f"the first {DEBUG_ROWS} rows only")
+    how.add_argument(
+        "--debug",
+        nargs="?",
+        const="True",
+        default="False",
+        choices=("True", "False"),
+        help=f"the first {DEBUG_ROWS} rows only",
+    )
     how.add_argument("--resamples", metavar="N", type=int, default=2000, help="of the score's bootstrap")
     how.add_argument("--seed", metavar="N", type=int, default=0, help="of the score's bootstrap")
     add_engine_arguments(parser)
@@ -59,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.commands.run_options import given_lambdas
     from transformers_agci.inference.load import lambdas_of, load, load_options
     from transformers_agci.inference.processes import leads, one_voice
-    from transformers_agci.inference.results import output_paths
+    from transformers_agci.storage.result_file import output_paths
 
     if args.debug == "True":
         args.limit = min(args.limit or DEBUG_ROWS, DEBUG_ROWS)
@@ -79,20 +99,33 @@ def run(args: argparse.Namespace) -> int:
     for lam, path in zip(lambdas, output_paths(engine_file, lambdas), strict=True):
         rows = _with_response(path)
         _write(path.parents[1] / path.name, rows)
-        twin = args.output_root / "official" / official_name(model, args.dataset_variant, args.mode,
-                                                             lam if len(lambdas) > 1 else None)
+        twin = (
+            args.output_root
+            / "official"
+            / official_name(model, args.dataset_variant, args.mode, lam if len(lambdas) > 1 else None)
+        )
         _write_twin(twin, rows, args)
     return code
 
 
 def _source(args: argparse.Namespace) -> "Source":
-    from transformers_agci.benchmarks import benchmark
     from transformers_agci.commands.benchmark_run import Source
+    from transformers_agci.experiments.benchmarks import benchmark
 
     local = Path(args.dataset_repo_id)
     data, hub_id = (local, None) if local.exists() else (None, args.dataset_repo_id)
-    return Source(benchmark("mmmu_pro"), data, hub_id, None, args.protocol, args.mode, args.dataset_variant,
-                  args.dataset_split, args.limit, args.max_new_tokens)
+    return Source(
+        benchmark("mmmu_pro"),
+        data,
+        hub_id,
+        None,
+        args.protocol,
+        args.mode,
+        args.dataset_variant,
+        args.dataset_split,
+        args.limit,
+        args.max_new_tokens,
+    )
 
 
 def official_name(model: str, variant: str, mode: str, lam: float | None = None) -> str:
@@ -101,7 +134,7 @@ def official_name(model: str, variant: str, mode: str, lam: float | None = None)
     >>> official_name("qwen", "standard (4 options)", "cot", 0.5)
     'qwen-lam0.5-4opt_standard_cot.jsonl'
     """
-    from transformers_agci.lam import lambda_text
+    from transformers_agci.method.lam import lambda_text
 
     lambda_part = "" if lam is None else f"-lam{lambda_text(lam)}"
     return f"{model}{lambda_part}{OFFICIAL_NAMES[variant]}_{mode}.jsonl"
@@ -118,7 +151,7 @@ def _with_response(path: Path) -> list[dict[str, Any]]:
 
 
 def _write_twin(path: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    from transformers_agci.benchmarks.mmmu_pro import ROWS
+    from transformers_agci.experiments.benchmarks.mmmu_pro import ROWS
 
     if len(rows) == ROWS:
         _write(path, rows)

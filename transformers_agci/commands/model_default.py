@@ -32,6 +32,8 @@ def model_options(args: argparse.Namespace) -> "LoadOptions":
     if options.model != EMBEDDED:
         return options
     if options.family not in (None, EMBEDDED_FAMILY):
-        raise InputError("--model_path is needed: without it the embedded model answers, which is a Qwen2.5-VL, but "
-                         f"this command is for {options.family}.")
+        raise InputError(
+            "--model_path is needed: without it the embedded model answers, which is a Qwen2.5-VL, but "
+            f"this command is for {options.family}."
+        )
     return replace(options, model=str(embedded_model_path()))

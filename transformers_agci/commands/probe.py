@@ -1,6 +1,6 @@
 """The position probe: is there a sub-image that matches the caption, with the target in each cell of a grid?
 
-Without --eval_file the pictures come from the embedded atlas, without --model_path the embedded model answers: so
+Without --eval_file the images come from the embedded atlas, without --model_path the embedded model answers: so
 `agci probe` alone does something. The answers go to --answer_file (several lambdas: A.lam0.jsonl, A.lam0.5.jsonl);
 `agci metrics` turns them into numbers and a map.
 """
@@ -16,9 +16,9 @@ from transformers_agci.commands.model_default import add_model_arguments, model_
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from transformers_agci.probes.position import Control
-    from transformers_agci.probes.position_data import ProbeData
-    from transformers_agci.probes.position_run import PositionProbe
+    from transformers_agci.experiments.position.data import ProbeData
+    from transformers_agci.experiments.position.questions import Control
+    from transformers_agci.experiments.position.run import PositionProbe
 
 EMBEDDED_ITEMS = 100
 
@@ -30,14 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     data = parser.add_argument_group("data")
     data.add_argument("--eval_file", metavar="F", help="the probe's rows; default: composites of the embedded atlas")
-    data.add_argument("--img_path", "--image_path", metavar="I", help="folder of the rows' pictures")
-    data.add_argument("--negatives_file", metavar="N", help="rows whose right answer is No, on the same pictures")
+    data.add_argument("--img_path", "--image_path", metavar="I", help="folder of the rows' images")
+    data.add_argument("--negatives_file", metavar="N", help="rows whose right answer is No, on the same images")
     data.add_argument("--items", type=int, metavar="N", help="only the first N items (embedded atlas: N, default 100)")
     data.add_argument("--seed", type=int, default=0, help="seed of the embedded atlas's composites (default 0)")
-    data.add_argument("--answer_file", "--answers_file", default="position_probe.jsonl", metavar="A",
-                      help="where the answers go (default position_probe.jsonl)")
-    data.add_argument("--text_only", action="store_true", help="ask also without any picture: A.text_only.jsonl")
-    data.add_argument("--blank_image", action="store_true", help="ask also on a white picture: A.blank_image.jsonl")
+    data.add_argument(
+        "--answer_file",
+        "--answers_file",
+        default="position_probe.jsonl",
+        metavar="A",
+        help="where the answers go (default position_probe.jsonl)",
+    )
+    data.add_argument("--text_only", action="store_true", help="ask also without any image: A.text_only.jsonl")
+    data.add_argument("--blank_image", action="store_true", help="ask also on a white image: A.blank_image.jsonl")
     add_engine_arguments(parser)
 
 
@@ -59,11 +64,11 @@ def _run(args: argparse.Namespace, drawn_in: str | None, leads: bool) -> int:
     from pathlib import Path
 
     from transformers_agci.commands.run_options import at_least, engine_arguments, given_lambdas
+    from transformers_agci.experiments.position.questions import Control
+    from transformers_agci.experiments.position.run import PositionProbe
     from transformers_agci.inference.load import lambdas_of, load
-    from transformers_agci.inference.results import beside
-    from transformers_agci.lam import lambda_text
-    from transformers_agci.probes.position import Control
-    from transformers_agci.probes.position_run import PositionProbe
+    from transformers_agci.method.lam import lambda_text
+    from transformers_agci.storage.result_file import beside
 
     at_least(1, args, "items")
     given, options = given_lambdas(args), engine_arguments(args)
@@ -72,15 +77,17 @@ def _run(args: argparse.Namespace, drawn_in: str | None, leads: bool) -> int:
     data = _data(args, Path(drawn_in, "probe_set") if drawn_in else beside(answer_file, ".probe_set"))
     loaded = load(wanted, weights=not args.dry_run)
     lambdas, source = lambdas_of(given, loaded)
-    print(f"lambda {', '.join(map(lambda_text, lambdas))} (from {source}); {loaded.family.name}, model {args.model}",
-          flush=True)
+    print(
+        f"lambda {', '.join(map(lambda_text, lambdas))} (from {source}); {loaded.family.name}, model {args.model}",
+        flush=True,
+    )
     print(f"{data.rows} rows, {len(data.items)} items from {args.eval_file or 'the embedded atlas'}", flush=True)
     notes = {"lambda_source": source, "eval_file": args.eval_file, "img_path": str(data.img_path)}
     probe = PositionProbe(loaded, data, lambdas, answer_file, {**options, "notes": notes})
     controls = [control for control in Control if getattr(args, control.value)]
     if args.dry_run:
         return _dry_run(probe, controls)
-    summaries = [probe.ask(), *(probe.ask_without_picture(control) for control in controls)]
+    summaries = [probe.ask(), *(probe.ask_without_image(control) for control in controls)]
     for line in (line for summary in summaries for line in summary.lines()):
         print(line)
     if leads and all(summary.complete for summary in summaries):
@@ -93,23 +100,25 @@ def _data(args: argparse.Namespace, drawn: "Path") -> "ProbeData":
     from pathlib import Path
 
     from transformers_agci.errors import InputError
-    from transformers_agci.probes.position_data import embedded_data, read_data
+    from transformers_agci.experiments.position.data import embedded_data, read_data
 
     if args.eval_file is None:
         if args.img_path or args.negatives_file:
-            raise InputError("--img_path and --negatives_file belong to --eval_file; without it the embedded atlas "
-                             "makes the pictures and the negatives.")
+            raise InputError(
+                "--img_path and --negatives_file belong to --eval_file; without it the embedded atlas "
+                "makes the images and the negatives."
+            )
         return embedded_data(drawn, args.items or EMBEDDED_ITEMS, args.seed, args.limit)
     if args.img_path is None:
-        raise InputError("--img_path is needed with --eval_file: the folder that holds the rows' pictures.")
+        raise InputError("--img_path is needed with --eval_file: the folder that holds the rows' images.")
     negatives = Path(args.negatives_file) if args.negatives_file else None
     return read_data(Path(args.eval_file), Path(args.img_path), negatives, args.items, args.limit)
 
 
 def _dry_run(probe: "PositionProbe", controls: Sequence["Control"]) -> int:
     """Say what would be done; bad rows are named all the same."""
+    from transformers_agci.experiments.position.questions import questions
     from transformers_agci.inference.dry_run import describe
-    from transformers_agci.probes.position import questions
 
     outputs = [*probe.outputs, *(path for control in controls for path in probe.control_outputs(control))]
     asked = questions(probe.data.items, probe.data.img_path)
@@ -121,8 +130,8 @@ def _dry_run(probe: "PositionProbe", controls: Sequence["Control"]) -> int:
 
 
 def _show(probe: "PositionProbe", controls: Sequence["Control"]) -> None:
-    """Accuracy per lambda, the Yes-rates without a picture, and the command that draws the map."""
-    from transformers_agci.probes.position_metrics import accuracies_text, controls_text, load_controls
+    """Accuracy per lambda, the Yes-rates without an image, and the command that draws the map."""
+    from transformers_agci.experiments.position.metrics import accuracies_text, controls_text, load_controls
 
     files = {control.value: probe.control_outputs(control) for control in controls}
     print(f"\n{accuracies_text(probe.outputs)}")

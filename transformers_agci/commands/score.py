@@ -14,44 +14,79 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers_agci.benchmarks.contract.declaration import Benchmark, Inputs, Score
+    from transformers_agci.experiments.benchmarks.contract.declaration import Benchmark, Inputs, Score
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `agci score`."""
     parser.add_argument("name", metavar="NAME", help="scienceqa, pope, textvqa, hallusionbench, crpe or mmmu_pro")
-    parser.add_argument("--answers", metavar="FILE", type=Path, action="append", required=True,
-                        help="answers in the official form, or result rows with `prediction`; may be repeated")
-    parser.add_argument("--questions", metavar="FILE", type=Path, action="append",
-                        help="question file; may be repeated (crpe: one for each --answers)")
-    parser.add_argument("--annotations", metavar="PATH", type=Path,
-                        help="pope: folder with coco_pope_<category>.json; textvqa: TextVQA_0.5.1_val.json")
+    parser.add_argument(
+        "--answers",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        required=True,
+        help="answers in the official form, or result rows with `prediction`; may be repeated",
+    )
+    parser.add_argument(
+        "--questions",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="question file; may be repeated (crpe: one for each --answers)",
+    )
+    parser.add_argument(
+        "--annotations",
+        metavar="PATH",
+        type=Path,
+        help="pope: folder with coco_pope_<category>.json; textvqa: TextVQA_0.5.1_val.json",
+    )
     parser.add_argument("--problems", metavar="FILE", type=Path, help="scienceqa: problems.json")
     parser.add_argument("--splits", metavar="FILE", type=Path, help="scienceqa: pid_splits.json")
     parser.add_argument("--split", metavar="NAME", help="scienceqa: the split to score (default: test)")
-    parser.add_argument("--judge", choices=("auto", "codes", "replies", "yes-no"),
-                        help="hallusionbench: score by recorded codes, by recorded replies of a judge, or by the "
-                        "Yes/No rule (default: codes where the rows carry them)")
-    parser.add_argument("--official", action="store_true",
-                        help="score incomplete or repeated answers as the official program does, where it takes them")
+    parser.add_argument(
+        "--judge",
+        choices=("auto", "codes", "replies", "yes-no"),
+        help="hallusionbench: score by recorded codes, by recorded replies of a judge, or by the "
+        "Yes/No rule (default: codes where the rows carry them)",
+    )
+    parser.add_argument(
+        "--official",
+        action="store_true",
+        help="score incomplete or repeated answers as the official program does, where it takes them",
+    )
     parser.add_argument("--json", metavar="OUT", type=Path, help="write the unrounded figures here")
     parser.add_argument("--items", metavar="OUT", type=Path, help="write one JSON line per answer here")
-    parser.add_argument("--against", metavar="FILE", type=Path, action="append",
-                        help="answers of a second model: also print the paired difference, second minus first")
-    parser.add_argument("--resamples", metavar="N", type=int, default=2000,
-                        help="bootstrap resamples of the interval (default: 2000; 0: no interval)")
+    parser.add_argument(
+        "--against",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="answers of a second model: also print the paired difference, second minus first",
+    )
+    parser.add_argument(
+        "--resamples",
+        metavar="N",
+        type=int,
+        default=2000,
+        help="bootstrap resamples of the interval (default: 2000; 0: no interval)",
+    )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the bootstrap (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Score, print a table, write the files asked for."""
-    from transformers_agci.benchmarks import benchmark, score_answers
+    from transformers_agci.experiments.benchmarks import benchmark, score_answers
 
     declared = benchmark(args.name)
     _refuse_what_is_not_taken(args, declared)
     score = score_answers(declared, _inputs(args, args.answers))
-    report: dict[str, Any] = {"benchmark": declared.name, "variant": score.variant, "official": args.official,
-                              **score.figures}
+    report: dict[str, Any] = {
+        "benchmark": declared.name,
+        "variant": score.variant,
+        "official": args.official,
+        **score.figures,
+    }
     if args.resamples > 0:
         report |= interval_report(declared, score, args.resamples, args.seed)
     if args.against:
@@ -75,7 +110,7 @@ def _refuse_what_is_not_taken(args: argparse.Namespace, declared: "Benchmark") -
 
 
 def _inputs(args: argparse.Namespace, answers: list[Path]) -> "Inputs":
-    from transformers_agci.benchmarks.contract.declaration import Inputs
+    from transformers_agci.experiments.benchmarks.contract.declaration import Inputs
 
     return Inputs(
         answers=tuple(answers),
@@ -91,21 +126,30 @@ def _inputs(args: argparse.Namespace, answers: list[Path]) -> "Inputs":
 
 def interval_report(declared: "Benchmark", score: "Score", resamples: int, seed: int) -> dict[str, Any]:
     """The headline's interval for the result file; null where the headline is not known."""
-    from transformers_agci.benchmarks.contract.trust import headline_interval
+    from transformers_agci.experiments.benchmarks.contract.trust import headline_interval
 
     interval = headline_interval(declared, score, resamples, seed)
-    return {"interval_95": {declared.headline: [interval.low, interval.high] if interval.n else None,
-                            "resamples": resamples, "seed": seed, "clustered_by": "picture"}}
+    return {
+        "interval_95": {
+            declared.headline: [interval.low, interval.high] if interval.n else None,
+            "resamples": resamples,
+            "seed": seed,
+            "clustered_by": "picture",
+        }
+    }
 
 
-def difference_report(declared: "Benchmark", first: "Score", second: "Score", resamples: int, seed: int
-                      ) -> dict[str, Any]:
+def difference_report(
+    declared: "Benchmark", first: "Score", second: "Score", resamples: int, seed: int
+) -> dict[str, Any]:
     """Second minus first for the result file, with McNemar's test where answers are right or wrong."""
-    from transformers_agci.benchmarks.contract.trust import headline_difference
+    from transformers_agci.experiments.benchmarks.contract.trust import headline_difference
 
     found = headline_difference(declared, first, second, max(1, resamples), seed)
-    report: dict[str, Any] = {declared.headline: found.headline.estimate,
-                              "interval_95": [found.headline.low, found.headline.high]}
+    report: dict[str, Any] = {
+        declared.headline: found.headline.estimate,
+        "interval_95": [found.headline.low, found.headline.high],
+    }
     if found.test is not None:
         report |= {"gained": found.test.gained, "lost": found.test.lost, "mcnemar_p": found.test.p}
     return report
@@ -125,7 +169,7 @@ def print_report(declared: "Benchmark", score: "Score", report: dict[str, Any]) 
     interval = (report.get("interval_95") or {}).get(declared.headline)
     if interval:
         low, high = (figure_text(declared.headline, bound) for bound in interval)
-        print(f"\n95 % interval of {declared.headline}: {low} to {high} (bootstrap over pictures)")
+        print(f"\n95 % interval of {declared.headline}: {low} to {high} (bootstrap over images)")
     if "difference" in report:
         print(_difference_text(declared.headline, report["difference"]))
     for note in score.notes:
@@ -140,8 +184,9 @@ def _group_table(group: dict[str, Any]) -> str:
         lines = [[_printable(name), figure_text(name, value)] for name, value in group.items()]
         return format_table(["figure", "value"], lines)
     columns = [name for name, value in next(iter(group.values())).items() if not isinstance(value, dict)]
-    lines = [[_printable(member), *(figure_text(name, values[name]) for name in columns)]
-             for member, values in group.items()]
+    lines = [
+        [_printable(member), *(figure_text(name, values[name]) for name in columns)] for member, values in group.items()
+    ]
     return format_table(["", *columns], lines)
 
 

@@ -1,6 +1,6 @@
 """Proof on a checkpoint that AGCI is on and correct: a table of checks, each with its figure.
 
-Without CHECKPOINT the embedded model is checked, without --image the question is about a picture of the embedded
+Without CHECKPOINT the embedded model is checked, without --image the question is about an image of the embedded
 atlas. Exits with 1 when a check fails.
 """
 
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from transformers_agci.commands.model_default import add_model_arguments
 
     parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="folder or hub id, as --model_path")
-    parser.add_argument("--image", metavar="I", help="the picture to ask about")
+    parser.add_argument("--image", metavar="I", help="the image to ask about")
     add_model_arguments(parser)
 
 
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.commands.model_default import EMBEDDED, model_options
     from transformers_agci.errors import InputError
     from transformers_agci.inference.load import load
-    from transformers_agci.self_checks import self_check
+    from transformers_agci.method.self_check import self_check
 
     if args.checkpoint is not None:
         if args.model not in (EMBEDDED, args.checkpoint):
@@ -40,29 +40,30 @@ def run(args: argparse.Namespace) -> int:
 
 def _serve_key(loaded: "LoadedModel") -> None:
     """Where no start-up hook did it, put AGCI on by the key: the other checks are about the method itself."""
-    from transformers_agci.hooks import serve_key
+    from transformers_agci.method.hooks import serve_key
 
     if loaded.lam is not None:
         serve_key(loaded.model)
 
 
 def _inputs(loaded: "LoadedModel", image: str | None) -> dict[str, Any]:
-    """The position probe's question about one picture, as the processor makes it."""
+    """The position probe's question about one image, as the processor makes it."""
     from pathlib import Path
 
+    from transformers_agci.experiments.position.questions import PROMPT
     from transformers_agci.inference.prompt import chat_text, tokenize
-    from transformers_agci.inference.questions import YES_NO, Picture, PictureBytes, PictureFile, Question
-    from transformers_agci.probes.position import PROMPT
+    from transformers_agci.inference.questions import YES_NO, ImageBytes, ImageFile, ImageSource, Question
 
-    picture: Picture
+    picture: ImageSource
     if image is None:
-        data, caption = _atlas_picture()
-        picture = PictureBytes(data, "the embedded atlas")
+        data, caption = _atlas_image()
+        picture = ImageBytes(data, "the embedded atlas")
     else:
         path = Path(image)
-        picture, caption = PictureFile(path.parent, path.name, "--image"), "a dog"
-    question = Question(row={}, where="self-check", text=PROMPT.format(caption=caption), pictures=(picture,),
-                        group=0, stop=YES_NO)  # fmt: skip
+        picture, caption = ImageFile(path.parent, path.name, "--image"), "a dog"
+    question = Question(
+        row={}, where="self-check", text=PROMPT.format(caption=caption), images=(picture,), group=0, stop=YES_NO
+    )
     inputs = tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[picture.open()]])
     return {
         name: value.to(loaded.device, loaded.model.dtype) if value.is_floating_point() else value.to(loaded.device)
@@ -70,8 +71,8 @@ def _inputs(loaded: "LoadedModel", image: str | None) -> dict[str, Any]:
     }
 
 
-def _atlas_picture() -> tuple[bytes, str]:
-    """A composite of nine atlas pictures, and the name of the one in the middle."""
+def _atlas_image() -> tuple[bytes, str]:
+    """A composite of nine atlas images, and the name of the one in the middle."""
     from transformers_agci.embedded.atlas import Atlas
     from transformers_agci.embedded.drawing import Look
     from transformers_agci.embedded.probe_set import draw_items

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from transformers_agci.errors import InputError
-    from transformers_agci.lam import parse_lambda
+    from transformers_agci.method.lam import parse_lambda
 
     if args.remove == (args.lam is not None):
         raise InputError("Give a lambda (agci set-lambda CHECKPOINT 0.5) or --remove, one of the two.")
@@ -60,8 +60,11 @@ def set_lambda_beside(source: "Path", target: "Path", lam: float | None) -> list
     linked, copied = copy_beside(source, target)
     lines = set_lambda(target, lam)[:1]
     target.joinpath(f"{CONFIG}.bak").unlink(missing_ok=True)
-    return [*lines, f"{target}: weight files: {linked} linked to those of {source}, {copied} copied. Do not write into "
-                    "either folder; train and merge into others."]
+    return [
+        *lines,
+        f"{target}: weight files: {linked} linked to those of {source}, {copied} copied. Do not write into "
+        "either folder; train and merge into others.",
+    ]
 
 
 def set_lambda(folder: "Path", lam: float | None) -> list[str]:
@@ -91,7 +94,7 @@ def _change(path: "Path", lam: float | None) -> list[str]:
     import os
 
     from transformers_agci.errors import InputError
-    from transformers_agci.lam import LAMBDA_KEY
+    from transformers_agci.method.lam import LAMBDA_KEY
 
     text = path.read_text(encoding="utf-8")
     config = _parsed(path, text)
@@ -142,7 +145,7 @@ def _parsed(path: "Path", text: str) -> dict[str, Any]:
 
 def _without_key(config: dict[str, Any]) -> None:
     """Take the key out, also of the text part, where some versions of transformers put a copy and then prefer it."""
-    from transformers_agci.lam import LAMBDA_KEY
+    from transformers_agci.method.lam import LAMBDA_KEY
 
     config.pop(LAMBDA_KEY, None)
     if isinstance(config.get("text_config"), dict):

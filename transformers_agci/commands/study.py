@@ -21,8 +21,8 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from transformers_agci.errors import InputError
-    from transformers_agci.study.run import Study
-    from transformers_agci.study.table import table_of
+    from transformers_agci.experiments.study.run import Study
+    from transformers_agci.experiments.study.table import table_of
 
     for name in ("seeds", "steps", "items"):
         if getattr(args, name) < 1:
@@ -31,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
     study.run(functools.partial(print, flush=True))
     table = table_of(study)
     (study.folder / "study.md").write_text(table + "\n", encoding="utf-8")
-    print(f"\n{args.seeds} seeds, {args.steps} steps of 8 rows, {args.items} items x 9 positions, Yes and No; percent "
-          f"and points, 95 % intervals over seeds and items:\n\n{table}\n\nwritten to {study.folder / 'study.md'}")
+    print(
+        f"\n{args.seeds} seeds, {args.steps} steps of 8 rows, {args.items} items x 9 positions, Yes and No; percent "
+        f"and points, 95 % intervals over seeds and items:\n\n{table}\n\nwritten to {study.folder / 'study.md'}"
+    )
     return 0

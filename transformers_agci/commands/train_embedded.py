@@ -9,7 +9,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the checkpoint goes")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, pictures and questions (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, images and questions (default: 0)")
     parser.add_argument(
         "--steps", type=int, metavar="N", help="train N steps in all, shared out as in the recipe (default: the recipe)"
     )

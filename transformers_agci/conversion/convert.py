@@ -28,8 +28,8 @@ from transformers_agci.conversion.original import Original
 from transformers_agci.conversion.shards import Shard, check_index, error_line, unread, weight_files
 from transformers_agci.errors import InputError
 from transformers_agci.inference.checkpoint_files import CONFIG, INDEX
-from transformers_agci.inference.folder_lock import alone
 from transformers_agci.inference.load import one_thread_on_cpu
+from transformers_agci.storage.folder_lock import alone
 
 MANIFEST = "conversion_manifest.json"
 MULTIPLE = 64  # the grown vocabulary is a multiple of it, as in the llava-hf checkpoints
@@ -68,8 +68,9 @@ class Converted:
     unused: Mapping[str, str]
 
 
-def convert(source: Path, output: Path, *, tower: Path | None = None, dtype: str = "auto", overwrite: bool = False
-            ) -> Converted:
+def convert(
+    source: Path, output: Path, *, tower: Path | None = None, dtype: str = "auto", overwrite: bool = False
+) -> Converted:
     """Convert the original LLaVA checkpoint in `source` into `output`.
 
     Args:
@@ -102,8 +103,13 @@ def convert(source: Path, output: Path, *, tower: Path | None = None, dtype: str
     except (OSError, SafetensorError) as error:
         raise _unwritten(output, error) from error
     before = int(plan.original.config["vocab_size"])
-    return Converted(output, sum(len(part.places) for part in plan.parts), len(plan.parts),
-                     (before, plan.config["text_config"]["vocab_size"]), plan.unused)
+    return Converted(
+        output,
+        sum(len(part.places) for part in plan.parts),
+        len(plan.parts),
+        (before, plan.config["text_config"]["vocab_size"]),
+        plan.unused,
+    )
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -112,11 +118,14 @@ def _check_output(output: Path, overwrite: bool) -> None:
     if not overwrite:
         raise InputError(f"{output} exists already; name another folder, or give --overwrite to replace it.")
     if not (output / MANIFEST).exists():
-        raise InputError(f"--overwrite replaces only what an earlier conversion wrote, and {output} holds no "
-                         f"{MANIFEST}; name another folder.")
+        raise InputError(
+            f"--overwrite replaces only what an earlier conversion wrote, and {output} holds no "
+            f"{MANIFEST}; name another folder."
+        )
 
 
 # --- planning ------------------------------------------------------------------------------------------------------
+
 
 def make_plan(source: Path, tower: Path | None, dtype: str = "auto") -> Plan:
     """Read names and shapes of everything and decide the place of each tensor; InputError if one has none."""
@@ -135,15 +144,19 @@ def make_plan(source: Path, tower: Path | None, dtype: str = "auto") -> Plan:
             vision = originals.tower_config_of(tower)
             unused[f"weights of {tower.name}"] = "the checkpoint holds the vision tower that it was trained with"
     elif tower is None:
-        raise InputError(f"{source} does not hold its vision tower {original.config['mm_vision_tower']}; download that "
-                         "model, too, and give its folder with --vision_tower.")
+        raise InputError(
+            f"{source} does not hold its vision tower {original.config['mm_vision_tower']}; download that "
+            "model, too, and give its folder with --vision_tower."
+        )
     else:
         vision = originals.tower_config_of(tower)
         parts += [_place(tower, file, layout.TOWER_RENAMED, shapes, unused) for file in weight_files(tower)]
     text = originals.text_config(original)
     if original.tied and layout.HEAD in shapes:
-        parts = [Part(part.file, {name: place for name, place in part.places.items() if place != layout.HEAD})
-                 for part in parts]
+        parts = [
+            Part(part.file, {name: place for name, place in part.places.items() if place != layout.HEAD})
+            for part in parts
+        ]
         unused["lm_head.weight"] = "the config ties it to the embeddings"
         del shapes[layout.HEAD]
     _compare(source, shapes, layout.expected_shapes(text, vision, newline=original.anyres, tied=original.tied))
@@ -152,14 +165,25 @@ def make_plan(source: Path, tower: Path | None, dtype: str = "auto") -> Plan:
     grown = sum(name in shapes for name in GROWN) * (text["vocab_size"] - rows) * text["hidden_size"]
     parts = [part for part in parts if part.places]
     kept = _own_dtype(parts) if dtype == "auto" else getattr(torch, dtype)
-    config = originals.model_config(original, text, vision, image_token=vocabulary.image, pad_token=vocabulary.pad,
-                                    dtype=str(kept).removeprefix("torch."))
+    config = originals.model_config(
+        original,
+        text,
+        vision,
+        image_token=vocabulary.image,
+        pad_token=vocabulary.pad,
+        dtype=str(kept).removeprefix("torch."),
+    )
     size = (sum(math.prod(shape) for shape in shapes.values()) + grown) * kept.itemsize
     return Plan(original, config, vocabulary, parts, kept, size, unused)
 
 
-def _place(folder: Path, file: Path, table: tuple[tuple[str, str], ...], shapes: dict[str, layout.Shape],
-           unused: dict[str, str]) -> Part:
+def _place(
+    folder: Path,
+    file: Path,
+    table: tuple[tuple[str, str], ...],
+    shapes: dict[str, layout.Shape],
+    unused: dict[str, str],
+) -> Part:
     """Where each tensor of a file goes; adds to the shapes found and to what is not used."""
     found = Shard(file).shapes
     check_index(folder, file, set(found))
@@ -170,8 +194,9 @@ def _place(folder: Path, file: Path, table: tuple[tuple[str, str], ...], shapes:
         if reason is not None:
             unused[name] = reason
         elif place is None:
-            raise InputError(f"{file} holds {name}, which is no tensor of a LLaVA checkpoint known here; nothing was "
-                             "converted.")
+            raise InputError(
+                f"{file} holds {name}, which is no tensor of a LLaVA checkpoint known here; nothing was converted."
+            )
         elif place in shapes:
             raise InputError(f"{file} holds {name}, but {place} is filled already; the checkpoint has it twice.")
         else:
@@ -194,16 +219,22 @@ def _compare(source: Path, found: Mapping[str, layout.Shape], expected: Mapping[
     """Every place filled, nothing beyond, all shapes as the configs say."""
     missing = [name for name in expected if name not in found]
     if missing:
-        raise InputError(f"{source} lacks {len(missing)} of {len(expected)} tensors that its config asks for, for "
-                         f"instance {missing[0]}; the checkpoint is incomplete.")
+        raise InputError(
+            f"{source} lacks {len(missing)} of {len(expected)} tensors that its config asks for, for "
+            f"instance {missing[0]}; the checkpoint is incomplete."
+        )
     unknown = [name for name in found if name not in expected]
     if unknown:
-        raise InputError(f"{source} holds {len(unknown)} tensors that its config has no place for, for instance "
-                         f"{unknown[0]}; nothing was converted.")
+        raise InputError(
+            f"{source} holds {len(unknown)} tensors that its config has no place for, for instance "
+            f"{unknown[0]}; nothing was converted."
+        )
     for name, shape in expected.items():
         if found[name] != shape:
-            raise InputError(f"{name} has the shape {found[name]} in the weights of {source}, but the config makes it "
-                             f"{shape}; they do not belong together.")
+            raise InputError(
+                f"{name} has the shape {found[name]} in the weights of {source}, but the config makes it "
+                f"{shape}; they do not belong together."
+            )
 
 
 def _grown_rows(rows: int, vocabulary: processor_files.Vocabulary) -> int:
@@ -223,18 +254,22 @@ def _own_dtype(parts: list[Part]) -> torch.dtype:
 
 # --- writing -------------------------------------------------------------------------------------------------------
 
+
 def _check_space(plan: Plan, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < plan.size:
-        raise InputError(f"The converted checkpoint needs about {plan.size / 1e9:.1f} GB in {folder}, where "
-                         f"{free / 1e9:.1f} GB are free; make room or name a folder on another disk.")
+        raise InputError(
+            f"The converted checkpoint needs about {plan.size / 1e9:.1f} GB in {folder}, where "
+            f"{free / 1e9:.1f} GB are free; make room or name a folder on another disk."
+        )
 
 
 def _unwritten(output: Path, error: Exception) -> InputError:
     full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
     reason = "the disk is full" if full else str(getattr(error, "strerror", None) or error).splitlines()[0]
-    return InputError(f"{output} could not be written ({reason}); what was begun is removed, the same command starts "
-                      "again.")
+    return InputError(
+        f"{output} could not be written ({reason}); what was begun is removed, the same command starts again."
+    )
 
 
 def _write(plan: Plan, source: Path, tower: Path | None, folder: Path) -> None:
@@ -254,17 +289,22 @@ def _write(plan: Plan, source: Path, tower: Path | None, folder: Path) -> None:
     weight_map, hashes = _write_weights(plan, folder)
     for file in (plan.original.path, source / processor_files.TOKENIZER):
         hashes[f"{file.parent.name}/{file.name}"] = _told(file)
-    _json(folder / MANIFEST, {
-        "written_by": "agci convert-llava",
-        "versions": _versions(),
-        "source": hashes,
-        "dtype": plan.config["dtype"],
-        "embedding_rows": {"source": plan.original.config["vocab_size"],
-                           "written": plan.config["text_config"]["vocab_size"],
-                           "new_rows": "the mean of the source's rows"},
-        "tensors": len(weight_map),
-        "unused": plan.unused,
-    })
+    _json(
+        folder / MANIFEST,
+        {
+            "written_by": "agci convert-llava",
+            "versions": _versions(),
+            "source": hashes,
+            "dtype": plan.config["dtype"],
+            "embedding_rows": {
+                "source": plan.original.config["vocab_size"],
+                "written": plan.config["text_config"]["vocab_size"],
+                "new_rows": "the mean of the source's rows",
+            },
+            "tensors": len(weight_map),
+            "unused": plan.unused,
+        },
+    )
 
 
 def _try_loading(folder: Path) -> None:
@@ -275,11 +315,15 @@ def _try_loading(folder: Path) -> None:
         AutoConfig.from_pretrained(folder, local_files_only=True)
         AutoProcessor.from_pretrained(folder, local_files_only=True)
     except ImportError as error:
-        raise InputError(f"The processor of LLaVA needs a package that is not installed: {error_line(error)} "
-                         "(pip install 'transformers-agci[eval]' brings all of them).") from error
+        raise InputError(
+            f"The processor of LLaVA needs a package that is not installed: {error_line(error)} "
+            "(pip install 'transformers-agci[eval]' brings all of them)."
+        ) from error
     except Exception as error:  # its checks of a config's values raise in many ways
-        raise InputError(f"transformers refuses what follows from the original config.json ({error_line(error)}); "
-                         "nothing was converted.") from error
+        raise InputError(
+            f"transformers refuses what follows from the original config.json ({error_line(error)}); "
+            "nothing was converted."
+        ) from error
 
 
 def _write_weights(plan: Plan, folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
@@ -321,15 +365,17 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     """The tensor in another dtype; InputError where float16 cannot hold its values."""
     cast = tensor.to(dtype)
     if cast.dtype != tensor.dtype and bool(tensor.isfinite().all()) and not bool(cast.isfinite().all()):
-        raise InputError(f"{name} has values up to {float(tensor.abs().max()):.3g}, which {dtype} cannot hold; give "
-                         "--dtype bfloat16 or float32.")
+        raise InputError(
+            f"{name} has values up to {float(tensor.abs().max()):.3g}, which {dtype} cannot hold; give "
+            "--dtype bfloat16 or float32."
+        )
     return cast
 
 
 def grow(weight: torch.Tensor, rows: int) -> torch.Tensor:
     """[V, D] -> [rows, D]: each new row is the mean of the old ones, so that no new token can be the likeliest.
 
-    The image token's embedding is never seen (the picture's stand in its place), the pad token's is masked.
+    The image token's embedding is never seen (the image's stand in its place), the pad token's is masked.
 
     >>> grow(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 3).tolist()
     [[1.0, 2.0], [3.0, 4.0], [2.0, 3.0]]
@@ -348,8 +394,13 @@ def _versions() -> dict[str, str]:
     import tokenizers
     import transformers
 
-    return {"transformers-agci": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
-            "safetensors": safetensors.__version__, "tokenizers": tokenizers.__version__}
+    return {
+        "transformers-agci": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "safetensors": safetensors.__version__,
+        "tokenizers": tokenizers.__version__,
+    }
 
 
 def _json(file: Path, content: Mapping[str, Any]) -> None:

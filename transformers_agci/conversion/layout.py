@@ -29,12 +29,19 @@ RENAMED = (
     ("model.", DECODER),
 )
 # The same for a folder of the vision tower alone: saved by transformers 4 as CLIPModel or CLIPVisionModel, or by 5.
-TOWER_RENAMED = (("vision_model.", TOWER), ("embeddings.", f"{TOWER}embeddings."), ("encoder.", f"{TOWER}encoder."),
-                 ("pre_layrnorm.", f"{TOWER}pre_layrnorm."), ("post_layernorm.", f"{TOWER}post_layernorm."))
+TOWER_RENAMED = (
+    ("vision_model.", TOWER),
+    ("embeddings.", f"{TOWER}embeddings."),
+    ("encoder.", f"{TOWER}encoder."),
+    ("pre_layrnorm.", f"{TOWER}pre_layrnorm."),
+    ("post_layernorm.", f"{TOWER}post_layernorm."),
+)
 
 # What a checkpoint may hold beside the model's weights, by the end of the name: it follows from the config.
-BUFFERS = {"rotary_emb.inv_freq": "the rotary frequencies follow from the config",
-           "embeddings.position_ids": "the position numbers follow from the config"}
+BUFFERS = {
+    "rotary_emb.inv_freq": "the rotary frequencies follow from the config",
+    "embeddings.position_ids": "the position numbers follow from the config",
+}
 # The text side of a CLIP checkpoint, by the beginning of the name.
 TEXT_SIDE = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "text_embeds", "image_embeds")
 
@@ -75,24 +82,33 @@ TOWER_LAYER = {
 }
 
 
-def expected_shapes(text: Mapping[str, Any], vision: Mapping[str, Any], *, newline: bool, tied: bool
-                    ) -> dict[str, Shape]:
+def expected_shapes(
+    text: Mapping[str, Any], vision: Mapping[str, Any], *, newline: bool, tied: bool
+) -> dict[str, Shape]:
     """Name in transformers' layout -> shape of every tensor that the configs ask for, before the vocabulary grows."""
     heads = text["num_attention_heads"]
     head_dim = text.get("head_dim") or text["hidden_size"] // heads
     sizes = {
-        "vocabulary": text["vocab_size"], "hidden": text["hidden_size"], "inner": text["intermediate_size"],
-        "queries": heads * head_dim, "keys": text["num_key_value_heads"] * head_dim,
-        "width": vision["hidden_size"], "tower inner": vision["intermediate_size"], "patch": vision["patch_size"],
-        "channels": vision["num_channels"], "places": (vision["image_size"] // vision["patch_size"]) ** 2 + 1,
+        "vocabulary": text["vocab_size"],
+        "hidden": text["hidden_size"],
+        "inner": text["intermediate_size"],
+        "queries": heads * head_dim,
+        "keys": text["num_key_value_heads"] * head_dim,
+        "width": vision["hidden_size"],
+        "tower inner": vision["intermediate_size"],
+        "patch": vision["patch_size"],
+        "channels": vision["num_channels"],
+        "places": (vision["image_size"] // vision["patch_size"]) ** 2 + 1,
     }
     words = dict(ONCE)
     if tied:
         del words[HEAD]
     if newline:
         words[NEWLINE] = ("hidden",)
-    for prefix, count, layer in ((f"{DECODER}layers.", text["num_hidden_layers"], DECODER_LAYER),
-                                 (f"{TOWER}encoder.layers.", vision["num_hidden_layers"], TOWER_LAYER)):
+    for prefix, count, layer in (
+        (f"{DECODER}layers.", text["num_hidden_layers"], DECODER_LAYER),
+        (f"{TOWER}encoder.layers.", vision["num_hidden_layers"], TOWER_LAYER),
+    ):
         words |= {f"{prefix}{number}.{name}": shape for number in range(count) for name, shape in layer.items()}
     return {name: tuple(sizes[word] for word in shape) for name, shape in words.items()}
 
@@ -123,8 +139,13 @@ def tower_sizes(shapes: Mapping[str, Shape], where: object) -> TowerSizes:
         places, _ = shapes[f"{TOWER}embeddings.position_embedding.weight"]
         inner, _ = shapes[f"{TOWER}encoder.layers.0.mlp.fc1.weight"]
     except (KeyError, ValueError) as error:
-        raise InputError(f"The vision tower in {where} is not a complete CLIP tower ({error} is missing or of another "
-                         "form); give the tower's own folder with --vision_tower.") from error
-    layers = {name.removeprefix(f"{TOWER}encoder.layers.").partition(".")[0] for name in shapes
-              if name.startswith(f"{TOWER}encoder.layers.")}
+        raise InputError(
+            f"The vision tower in {where} is not a complete CLIP tower ({error} is missing or of another "
+            "form); give the tower's own folder with --vision_tower."
+        ) from error
+    layers = {
+        name.removeprefix(f"{TOWER}encoder.layers.").partition(".")[0]
+        for name in shapes
+        if name.startswith(f"{TOWER}encoder.layers.")
+    }
     return TowerSizes(width, inner, len(layers), channels, patch, math.isqrt(places - 1) * patch)

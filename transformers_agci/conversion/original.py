@@ -1,6 +1,6 @@
 """What the config.json of an original LLaVA checkpoint says, as transformers' configs.
 
-Known forms: LLaVA-1.5 (one square picture) and LLaVA-1.6 (anyres tiles with newlines), on LLaMA (Vicuna) or Mistral,
+Known forms: LLaVA-1.5 (one square image) and LLaVA-1.6 (anyres tiles with newlines), on LLaMA (Vicuna) or Mistral,
 with a CLIP tower and a two-layer projector. Everything else is refused by name.
 """
 
@@ -14,17 +14,42 @@ from typing import Any
 from transformers_agci.conversion.layout import TowerSizes
 from transformers_agci.errors import InputError
 from transformers_agci.inference.checkpoint_files import CONFIG, is_original_llava, read_json
-from transformers_agci.lam import LAMBDA_KEY, validate_lambda
+from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
 
 # Keys of the original config that the decoder's config takes over under the same name, where they are there.
-TEXT_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-             "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "initializer_range",
-             "rms_norm_eps", "use_cache", "rope_theta", "rope_scaling", "sliding_window", "attention_dropout",
-             "bos_token_id", "eos_token_id")
+TEXT_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "use_cache",
+    "rope_theta",
+    "rope_scaling",
+    "sliding_window",
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+)
 COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 NEEDED = (*COUNTS, "mm_vision_tower", "mm_projector_type", "mm_vision_select_layer")
-TOWER_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels",
-              "image_size", "patch_size", "hidden_act", "layer_norm_eps")
+TOWER_KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+)
 STRATEGIES = {"patch": "default", "cls_patch": "full"}  # mm_vision_select_feature -> transformers' word
 OPENAI_TOWER = re.compile(r"clip-vit-(base|large)-patch\d+(-\d+)?$")
 OPENAI_HEAD = 64  # the size of one attention head in every CLIP of OpenAI
@@ -55,7 +80,7 @@ class Original:
 
     @property
     def pads_to_square(self) -> bool:
-        """Whether pictures are padded to a square instead of cropped (LLaVA-1.5)."""
+        """Whether images are padded to a square instead of cropped (LLaVA-1.5)."""
         return self.config.get("image_aspect_ratio") == "pad"
 
 
@@ -67,8 +92,10 @@ def read_original(folder: Path) -> Original:
     config = read_json(path)
     if not isinstance(config, dict) or not is_original_llava(config):
         told = config.get("model_type") if isinstance(config, dict) else None
-        raise InputError(f"{path} says model_type {told!r} and is not in the layout of the original LLaVA repository "
-                         "(llava_llama, llava_mistral); a checkpoint in transformers' layout is used as it is.")
+        raise InputError(
+            f"{path} says model_type {told!r} and is not in the layout of the original LLaVA repository "
+            "(llava_llama, llava_mistral); a checkpoint in transformers' layout is used as it is."
+        )
     for key in NEEDED:
         if config.get(key) is None:
             raise InputError(f"{path} has no {key!r}, which every original LLaVA checkpoint of version 1.5 or 1.6 has.")
@@ -76,13 +103,16 @@ def read_original(folder: Path) -> Original:
         if not isinstance(config[key], int) or config[key] < 1:
             raise InputError(f"{path}: {key} must be a whole number of at least 1, but is {config[key]!r}.")
     _refuse(path, config)
-    original = Original(path, config, config.get("image_aspect_ratio") == "anyres",
-                        config["model_type"] == "llava_mistral")
+    original = Original(
+        path, config, config.get("image_aspect_ratio") == "anyres", config["model_type"] == "llava_mistral"
+    )
     merge = config.get("mm_patch_merge_type") or "flat"
     if merge != ("spatial_unpad" if original.anyres else "flat"):
-        raise InputError(f"{path}: mm_patch_merge_type {merge!r} with image_aspect_ratio "
-                         f"{config.get('image_aspect_ratio')!r} has no counterpart in transformers; known are 'flat' "
-                         "without and 'spatial_unpad' with 'anyres'.")
+        raise InputError(
+            f"{path}: mm_patch_merge_type {merge!r} with image_aspect_ratio "
+            f"{config.get('image_aspect_ratio')!r} has no counterpart in transformers; known are 'flat' "
+            "without and 'spatial_unpad' with 'anyres'."
+        )
     return original
 
 
@@ -119,13 +149,16 @@ def tower_config_of(folder: Path) -> dict[str, Any]:
 
     path = folder / CONFIG
     if not path.exists():
-        raise InputError(f"--vision_tower {folder} holds no {CONFIG}; give the folder of a downloaded CLIP model, such "
-                         "as openai/clip-vit-large-patch14-336.")
+        raise InputError(
+            f"--vision_tower {folder} holds no {CONFIG}; give the folder of a downloaded CLIP model, such "
+            "as openai/clip-vit-large-patch14-336."
+        )
     config = read_json(path)
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in ("clip", "clip_vision_model"):
-        raise InputError(f"{path} says model_type {kind!r}; a LLaVA vision tower is a CLIP model ('clip' or "
-                         "'clip_vision_model').")
+        raise InputError(
+            f"{path} says model_type {kind!r}; a LLaVA vision tower is a CLIP model ('clip' or 'clip_vision_model')."
+        )
     told = config.get("vision_config") or {} if kind == "clip" else config
     return _tower_config(CLIPVisionConfig(**{key: told[key] for key in TOWER_KEYS if key in told}).to_dict())
 
@@ -134,10 +167,18 @@ def tower_config_from(sizes: TowerSizes, original: Original) -> dict[str, Any]:
     """The tower's config where the checkpoint holds the tower: its shapes, and what all of OpenAI's CLIPs share."""
     name = str(original.config["mm_vision_tower"])
     if not OPENAI_TOWER.search(name.rstrip("/")):
-        raise InputError(f"{original.path} names the vision tower {name!r}, whose number of heads and activation are "
-                         "not known here; give its downloaded folder with --vision_tower.")
-    return _tower_config({**sizes._asdict(), "num_attention_heads": max(1, sizes.hidden_size // OPENAI_HEAD),
-                          "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5})
+        raise InputError(
+            f"{original.path} names the vision tower {name!r}, whose number of heads and activation are "
+            "not known here; give its downloaded folder with --vision_tower."
+        )
+    return _tower_config(
+        {
+            **sizes._asdict(),
+            "num_attention_heads": max(1, sizes.hidden_size // OPENAI_HEAD),
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        }
+    )
 
 
 def _tower_config(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,13 +194,22 @@ def pinpoints(original: Original, tile: int) -> list[list[int]]:
     except (TypeError, ValueError, SyntaxError):
         found = []
     if not found or any(side <= 0 or side % tile for pair in found for side in pair):
-        raise InputError(f"{original.path}: image_grid_pinpoints must be a list of widths and heights in pixels that "
-                         f"are multiples of the vision tower's {tile}, but is {told!r}.")
+        raise InputError(
+            f"{original.path}: image_grid_pinpoints must be a list of widths and heights in pixels that "
+            f"are multiples of the vision tower's {tile}, but is {told!r}."
+        )
     return found
 
 
-def model_config(original: Original, text: Mapping[str, Any], vision: Mapping[str, Any], *, image_token: int,
-                 pad_token: int, dtype: str) -> dict[str, Any]:
+def model_config(
+    original: Original,
+    text: Mapping[str, Any],
+    vision: Mapping[str, Any],
+    *,
+    image_token: int,
+    pad_token: int,
+    dtype: str,
+) -> dict[str, Any]:
     """The whole config.json in transformers' layout; `text` has the grown vocabulary."""
     config = original.config
     feature = STRATEGIES[config.get("mm_vision_select_feature") or "patch"]

@@ -23,7 +23,7 @@ CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 BICUBIC = 3  # PIL's number
 
-# What stands in a turn, in order; a picture is followed by a line break, as both versions were trained.
+# What stands in a turn, in order; an image is followed by a line break, as both versions were trained.
 _CONTENT = (
     "{%- macro content(turn) -%}"
     "{%- if turn['content'] is string -%}{{ turn['content'] }}"
@@ -66,7 +66,7 @@ class Vocabulary(NamedTuple):
 
 
 def read_tokenizer(folder: Path, original: Original) -> Vocabulary:
-    """The tokenizer of the original checkpoint with two tokens more: one for a picture, one for padding."""
+    """The tokenizer of the original checkpoint with two tokens more: one for an image, one for padding."""
     path = folder / TOKENIZER
     vocabulary = read_vocabulary(path)
     texts = [piece.text for piece in vocabulary.pieces]
@@ -78,14 +78,18 @@ def read_tokenizer(folder: Path, original: Original) -> Vocabulary:
         named[key] = texts[number]
     added = _added_tokens(folder, len(texts))
     if CHATML in added:
-        raise InputError(f"{folder} speaks ChatML ({CHATML}), as LLaVA-1.6-34B does; only the prompt forms of Vicuna "
-                         "and Mistral are written here, so take the llava-hf checkpoint of that model.")
+        raise InputError(
+            f"{folder} speaks ChatML ({CHATML}), as LLaVA-1.6-34B does; only the prompt forms of Vicuna "
+            "and Mistral are written here, so take the llava-hf checkpoint of that model."
+        )
     more = [*added, *(text for text in (IMAGE, PAD) if text not in texts and text not in added)]
     tokenizer = build_tokenizer(vocabulary, named["bos_token_id"], more)
     rows = int(original.config["vocab_size"])
     if len(texts) + len(added) > rows:
-        raise InputError(f"{path} and its added tokens have {len(texts) + len(added)} entries, but {original.path} "
-                         f"says vocab_size {rows}; they do not belong together.")
+        raise InputError(
+            f"{path} and its added tokens have {len(texts) + len(added)} entries, but {original.path} "
+            f"says vocab_size {rows}; they do not belong together."
+        )
     image, pad = (tokenizer.get_vocab()[text] for text in (IMAGE, PAD))
     return Vocabulary(tokenizer, image, pad, named["bos_token_id"], named["eos_token_id"], vocabulary.unknown)
 
@@ -102,12 +106,16 @@ def _added_tokens(folder: Path, pieces: int) -> list[str]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"added_tokens.json or tokenizer_config.json of {folder} does not list tokens with their ids "
-                         f"({type(error).__name__}: {error}); download both again.") from error
+        raise InputError(
+            f"added_tokens.json or tokenizer_config.json of {folder} does not list tokens with their ids "
+            f"({type(error).__name__}: {error}); download both again."
+        ) from error
     found = {number: text for number, text in found.items() if number >= pieces}
     if sorted(found) != list(range(pieces, pieces + len(found))):
-        raise InputError(f"The added tokens of {folder} have the ids {sorted(found)}, which do not follow "
-                         f"{TOKENIZER}'s {pieces} pieces without a gap.")
+        raise InputError(
+            f"The added tokens of {folder} have the ids {sorted(found)}, which do not follow "
+            f"{TOKENIZER}'s {pieces} pieces without a gap."
+        )
     return [found[number] for number in sorted(found)]
 
 
@@ -118,8 +126,12 @@ def tokenizer_config(folder: Path, original: Original, vocabulary: Vocabulary) -
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": processor_class(original),
-        "bos_token": vocabulary.begin, "eos_token": vocabulary.end, "unk_token": vocabulary.unknown,
-        "pad_token": PAD, "image_token": IMAGE, "extra_special_tokens": {"image_token": IMAGE},
+        "bos_token": vocabulary.begin,
+        "eos_token": vocabulary.end,
+        "unk_token": vocabulary.unknown,
+        "pad_token": PAD,
+        "image_token": IMAGE,
+        "extra_special_tokens": {"image_token": IMAGE},
         "padding_side": "left",
         "model_max_length": longest or original.config.get("max_position_embeddings", 4096),
         "model_input_names": ["input_ids", "attention_mask"],
@@ -141,15 +153,23 @@ def image_processor_config(original: Original, config: Mapping[str, Any], tower:
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": processor_class(original),
         "do_convert_rgb": True,
-        "do_resize": True, "size": {"shortest_edge": side}, "resample": told.get("resample", BICUBIC),
-        "do_center_crop": True, "crop_size": {"height": side, "width": side},
-        "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_resize": True,
+        "size": {"shortest_edge": side},
+        "resample": told.get("resample", BICUBIC),
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": told.get("image_mean", CLIP_MEAN), "image_std": told.get("image_std", CLIP_STD),
+        "image_mean": told.get("image_mean", CLIP_MEAN),
+        "image_std": told.get("image_std", CLIP_STD),
     }
     if original.anyres:
-        return made | {"image_processor_type": "LlavaNextImageProcessor", "do_pad": True,
-                       "image_grid_pinpoints": config["image_grid_pinpoints"]}
+        return made | {
+            "image_processor_type": "LlavaNextImageProcessor",
+            "do_pad": True,
+            "image_grid_pinpoints": config["image_grid_pinpoints"],
+        }
     if original.pads_to_square:
         return made | {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
     return made

@@ -50,21 +50,27 @@ def read_vocabulary(path: Path) -> Vocabulary:
         InputError: missing, not such a file, or one whose ids the fast tokenizer would not reproduce.
     """
     if not path.exists():
-        raise InputError(f"{path.parent} holds no {path.name}, the tokenizer of the original checkpoint; download it, "
-                         "too.")
+        raise InputError(
+            f"{path.parent} holds no {path.name}, the tokenizer of the original checkpoint; download it, too."
+        )
     try:
         data = path.read_bytes()
         message = list(_fields(data))
-        pieces = tuple(_piece(dict(_fields(value))) for number, value in message
-                       if number == PIECES and isinstance(value, bytes))
-        settings = {number: dict(_fields(value)) for number, value in message
-                    if number in (TRAINER, NORMALIZER) and isinstance(value, bytes)}
+        pieces = tuple(
+            _piece(dict(_fields(value))) for number, value in message if number == PIECES and isinstance(value, bytes)
+        )
+        settings = {
+            number: dict(_fields(value))
+            for number, value in message
+            if number in (TRAINER, NORMALIZER) and isinstance(value, bytes)
+        }
     except (ValueError, struct.error, IndexError) as error:
         raise InputError(f"{path} is not a sentencepiece model; it may be incomplete, download it again.") from error
     unknown = [piece.text for piece in pieces if piece.kind == UNKNOWN]
     if len(unknown) != 1:
-        raise InputError(f"{path} is not a sentencepiece model with one unknown piece; it may be incomplete, download "
-                         "it again.")
+        raise InputError(
+            f"{path} is not a sentencepiece model with one unknown piece; it may be incomplete, download it again."
+        )
     _check(path, pieces, settings.get(TRAINER, {}), settings.get(NORMALIZER, {}))
     return Vocabulary(pieces, unknown[0], tuple(piece.text for piece in pieces if piece.kind == CONTROL))
 
@@ -83,8 +89,10 @@ def _check(path: Path, pieces: tuple[Piece, ...], trainer: dict[int, Value], nor
     }
     for reason, found in reasons.items():
         if found:
-            raise InputError(f"{path} is a tokenizer of another kind than LLaMA's and Mistral's ({reason}), and its "
-                             "token ids would come out differently.")
+            raise InputError(
+                f"{path} is a tokenizer of another kind than LLaMA's and Mistral's ({reason}), and its "
+                "token ids would come out differently."
+            )
 
 
 def _piece(fields: dict[int, Value]) -> Piece:
@@ -135,18 +143,28 @@ def build_tokenizer(vocabulary: Vocabulary, begin: str, more: list[str]) -> Toke
     """The same splitting as a fast tokenizer that begins every text with `begin`; `more` tokens are put after it.
 
     What stands after a special token begins with a space again, as in the original code, which splits the pieces of
-    text around a picture separately.
+    text around an image separately.
     """
     ids = {piece.text: number for number, piece in enumerate(vocabulary.pieces)}
-    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=list(_merges(vocabulary, ids)), unk_token=vocabulary.unknown,
-                                     fuse_unk=True, byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=ids,
+            merges=list(_merges(vocabulary, ids)),
+            unk_token=vocabulary.unknown,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(),
-                                           decoders.Strip(" ", 1, 0)])
-    tokenizer.post_processor = processors.TemplateProcessing(f"{begin} $A", f"{begin} $A {begin} $B",
-                                                             [(begin, ids[begin])])
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True)
-                                  for text in (vocabulary.unknown, *vocabulary.controls, *more)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        f"{begin} $A", f"{begin} $A {begin} $B", [(begin, ids[begin])]
+    )
+    tokenizer.add_special_tokens(
+        [AddedToken(text, normalized=False, special=True) for text in (vocabulary.unknown, *vocabulary.controls, *more)]
+    )
     return tokenizer
 
 

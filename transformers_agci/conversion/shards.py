@@ -26,11 +26,14 @@ class Shard:
         try:
             self._open(path)
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise InputError(f"{path} cannot be read ({error_line(error)}); it may be incomplete, download it "
-                             "again.") from error
+            raise InputError(
+                f"{path} cannot be read ({error_line(error)}); it may be incomplete, download it again."
+            ) from error
         except Exception as error:  # the restricted unpickler refuses in many ways
-            raise InputError(f"{path} holds something else than tensors and was not opened; a file of weights that "
-                             f"asks to run code is not to be trusted ({type(error).__name__}).") from error
+            raise InputError(
+                f"{path} holds something else than tensors and was not opened; a file of weights that "
+                f"asks to run code is not to be trusted ({type(error).__name__})."
+            ) from error
 
     def _open(self, path: Path) -> None:
         self._shapes: dict[str, tuple[int, ...]]
@@ -75,11 +78,15 @@ def check_index(folder: Path, file: Path, names: set[str]) -> None:
     if index is None or file.name in SINGLE:
         return
     told = {name for name, place in read_json(index)["weight_map"].items() if place == file.name}
-    for extra, words in ((told - names, "names tensors that are not in it"),
-                         (names - told, "does not name all of its tensors")):
+    for extra, words in (
+        (told - names, "names tensors that are not in it"),
+        (names - told, "does not name all of its tensors"),
+    ):
         if extra:
-            raise InputError(f"{index.name} and {file} do not belong together: the index {words}, for instance "
-                             f"{min(extra)}; download both again.")
+            raise InputError(
+                f"{index.name} and {file} do not belong together: the index {words}, for instance "
+                f"{min(extra)}; download both again."
+            )
 
 
 def unread(folder: Path, files: list[Path]) -> list[str]:

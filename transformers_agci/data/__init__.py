@@ -1,1 +1,1 @@
-"""Data sets: grids and composites, reading rows and pictures, building, checking and fetching. Loads no torch."""
+"""Data sets: grids and composites, reading rows and images, building, checking and fetching. Loads no torch."""

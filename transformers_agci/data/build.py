@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from transformers_agci.data.draws import draw
-from transformers_agci.data.journal import Journal, write_whole
-from transformers_agci.data.manifest import (
+from transformers_agci.data.options import BuildOptions
+from transformers_agci.data.painting import Painter, Task, image_name, in_order
+from transformers_agci.data.pool import RECORDS, Pool, fill_pool
+from transformers_agci.data.rows import Row
+from transformers_agci.data.set_manifest import (
     SUFFIX,
     BuildSummary,
     counted,
@@ -20,11 +23,8 @@ from transformers_agci.data.manifest import (
     summary_of,
     write_set,
 )
-from transformers_agci.data.options import BuildOptions
-from transformers_agci.data.painting import Painter, Task, image_name, in_order
-from transformers_agci.data.pool import RECORDS, Pool, fill_pool
-from transformers_agci.data.rows import Row
 from transformers_agci.errors import InputError
+from transformers_agci.storage.journal import Journal, write_whole
 
 ITEMS = "items.jsonl"
 
@@ -126,7 +126,7 @@ def _claim(options: BuildOptions, scratch: Path, overwrite: bool) -> None:
     for other in options.folder.glob(f"*{SUFFIX}"):
         theirs = read_manifest(other)["settings"]["images"]
         if other != manifest_path(options) and theirs == options.image_folder.name:
-            raise InputError(f"{options.image_folder} holds the pictures of {other.name}: give --images another name.")
+            raise InputError(f"{options.image_folder} holds the images of {other.name}: give --images another name.")
     for leftover in scratch.glob("*.*"):
         leftover.unlink()
     manifest_path(options).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Check a probe or similarity set: are the rows sound, the items whole, the pictures there?"""
+"""Check a probe or similarity set: are the rows sound, the items whole, the images there?"""
 
 import re
 from collections import Counter
@@ -8,9 +8,9 @@ from itertools import groupby
 from pathlib import Path
 
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.data.manifest import SUFFIX, read_manifest, set_hash
-from transformers_agci.data.pictures import picture_size, resolve_below
+from transformers_agci.data.images import image_size, resolve_below
 from transformers_agci.data.rows import ANSWERS, ProbeRow, read_probe_rows
+from transformers_agci.data.set_manifest import SUFFIX, read_manifest, set_hash
 from transformers_agci.errors import InputError
 
 
@@ -22,8 +22,8 @@ class CheckReport:
     items: int = 0
     positions: Counter[str] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # pixels, (width, height), per picture
-    pictures_checked: bool = False
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # pixels, (width, height), per image
+    images_checked: bool = False
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -32,10 +32,10 @@ class CheckReport:
         yield f"{self.rows} rows, {self.items} items of {len(POSITIONS)} rows"
         yield "answers: " + ", ".join(f"{self.answers[answer]} {answer}" for answer in ANSWERS)
         yield "positions: " + ", ".join(f"{self.positions[name]} {name}" for name in POSITIONS)
-        if self.pictures_checked:
+        if self.images_checked:
             sizes = ", ".join(f"{count} of {w}x{h}" for (w, h), count in self.sizes.most_common(5))
             more = f" and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
-            yield f"pictures: {sizes or 'none'}{more}"
+            yield f"images: {sizes or 'none'}{more}"
         yield from (f"note: {note}" for note in self.notes)
         yield from (f"error: {error}" for error in self.errors[:errors_shown])
         hidden = len(self.errors) - errors_shown
@@ -47,7 +47,7 @@ class CheckReport:
 def check(
     path: Path, image_root: Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> CheckReport:
-    """Check the rows of a file and, with `image_root`, that every picture is there and whole.
+    """Check the rows of a file and, with `image_root`, that every image is there and whole.
 
     Raises InputError only where nothing can be read at all.
     """
@@ -59,15 +59,15 @@ def check(
     _check_items(rows, report)
     _check_duplicates(rows, report)
     if image_root is None:
-        report.notes.append("the pictures were not checked: give --img_path.")
+        report.notes.append("the images were not checked: give --img_path.")
     else:
-        _check_pictures(rows, image_root, report, progress)
+        _check_images(rows, image_root, report, progress)
     _check_manifest(path, report)
     return report
 
 
 def item_key(row: ProbeRow) -> tuple[str, str]:
-    """What the nine rows of an item share: the picture's name without its _k, and the answer."""
+    """What the nine rows of an item share: the image's name without its _k, and the answer."""
     return re.sub(r"_\d+(?=\.\w+$)", "", row.image), row.answer
 
 
@@ -101,16 +101,16 @@ def _check_duplicates(rows: Sequence[ProbeRow], report: CheckReport) -> None:
         report.notes.append(f"{repeated} captions are asked for in more than one item.")
 
 
-def _check_pictures(
+def _check_images(
     rows: Sequence[ProbeRow], root: Path, report: CheckReport, progress: Callable[[int, int], None] | None
 ) -> None:
-    report.pictures_checked = True
+    report.images_checked = True
     if not root.is_dir():
-        raise InputError(f"There is no picture folder {root}: give --img_path the folder of the pictures.")
+        raise InputError(f"There is no image folder {root}: give --img_path the folder of the images.")
     first_use = {row.image: row.where for row in reversed(rows)}
     for number, (image, where) in enumerate(sorted(first_use.items()), 1):
         try:
-            report.sizes[picture_size(resolve_below(root, image, where), where)] += 1
+            report.sizes[image_size(resolve_below(root, image, where), where)] += 1
         except InputError as error:
             report.errors.append(str(error))
         if progress:

@@ -29,7 +29,7 @@ def alone(target: T, k: int, cells: int = 9) -> list[T | None]:
 
 
 def fit(picture: Image.Image, grid: Grid, background: str = "white") -> Image.Image:
-    """The picture as RGB in the size its cell gives it; transparent parts show the background."""
+    """The image as RGB in the size its cell gives it; transparent parts show the background."""
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         picture = Image.new("RGBA", rgba.size, background)
@@ -39,18 +39,18 @@ def fit(picture: Image.Image, grid: Grid, background: str = "white") -> Image.Im
     return rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS)
 
 
-def compose(pictures: Sequence[Image.Image | None], grid: Grid, background: str = "white") -> Image.Image:
-    """Lay pictures into the grid's cells, row-major; None leaves a cell empty. Returns an RGB canvas.
+def compose(images: Sequence[Image.Image | None], grid: Grid, background: str = "white") -> Image.Image:
+    """Lay images into the grid's cells, row-major; None leaves a cell empty. Returns an RGB canvas.
 
-    Every picture keeps its aspect ratio, fills its box with its longer side and stands centred in it.
+    Every image keeps its aspect ratio, fills its box with its longer side and stands centred in it.
 
     >>> compose([Image.new("RGB", (20, 10), "red")] + [None] * 8, Grid()).getpixel((8, 80))
     (255, 0, 0)
     """
-    if len(pictures) != len(grid):
-        raise InputError(f"A {grid.rows}x{grid.cols} grid takes {len(grid)} pictures, but got {len(pictures)}.")
+    if len(images) != len(grid):
+        raise InputError(f"A {grid.rows}x{grid.cols} grid takes {len(grid)} images, but got {len(images)}.")
     canvas = Image.new("RGB", (grid.canvas, grid.canvas), background)
-    for cell, picture in enumerate(pictures):
+    for cell, picture in enumerate(images):
         if picture is not None:
             fitted = fit(picture, grid, background)
             canvas.paste(fitted, grid.placed(fitted.size, cell))
@@ -58,7 +58,7 @@ def compose(pictures: Sequence[Image.Image | None], grid: Grid, background: str 
 
 
 def encode_jpeg(image: Image.Image, quality: int = 75) -> bytes:
-    """The picture as baseline JPEG with 4:2:0 chroma, as the published composites have it at quality 75."""
+    """The image as baseline JPEG with 4:2:0 chroma, as the published composites have it at quality 75."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     return buffer.getvalue()

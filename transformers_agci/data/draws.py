@@ -1,4 +1,4 @@
-"""Which pictures share a composite: distractors and the absent caption, drawn per item from the seed."""
+"""Which images share a composite: distractors and the absent caption, drawn per item from the seed."""
 
 import random
 from typing import NamedTuple

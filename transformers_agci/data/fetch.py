@@ -6,23 +6,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.data.journal import write_whole
-from transformers_agci.data.manifest import json_line
-from transformers_agci.data.pictures import resolve_below
+from transformers_agci.data.images import resolve_below
 from transformers_agci.data.rows import SUFFIXES, ProbeRow, Row, read_rows
+from transformers_agci.data.set_manifest import json_line
 from transformers_agci.data.unpack import ARCHIVES, unpack
 from transformers_agci.errors import InputError
+from transformers_agci.storage.journal import write_whole
 
 # The older names come second (METHOD: the sets were published as BaPA's first).
 HUB_SETS = {
     "probe": ("AAAndyZ/AGCI_Probe_Dataset", "AAAndyZ/BaPA_Probe_Dataset"),
     "similarity": ("AAAndyZ/AGCI_Similarity_Dataset", "AAAndyZ/BaPA_Similarity_Dataset"),
 }
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class Fetched(NamedTuple):
-    """A rows file with the folder that its pictures lie below."""
+    """A rows file with the folder that its images lie below."""
 
     rows: Path
     images: Path
@@ -64,9 +64,9 @@ def describe(folder: Path) -> str:
 
 
 def arrange(folder: Path) -> list[Fetched]:
-    """Make a downloaded set usable in place: unpack archives, write parquet's pictures out, pair rows and pictures.
+    """Make a downloaded set usable in place: unpack archives, write parquet's images out, pair rows and images.
 
-    Done again, it leaves alone what stands already. Raises InputError when no rows or no pictures are found.
+    Done again, it leaves alone what stands already. Raises InputError when no rows or no images are found.
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.")
@@ -100,24 +100,24 @@ def _holds_rows(path: Path) -> bool:
 
 
 def _image_root(rows: Path, folder: Path) -> Path:
-    """The folder below which the first row's picture lies."""
+    """The folder below which the first row's image lies."""
     where, fields = next(read_rows(rows))
     image = ProbeRow.parse(fields, where).image
     resolve_below(folder, image, where)
     for path in _files(folder):
         if path.as_posix().endswith("/" + image):
             return path.parents[len(Path(image).parts) - 1]
-    raise InputError(f"{where}: the picture {image} is nowhere below {folder}, which holds {describe(folder)}.")
+    raise InputError(f"{where}: the image {image} is nowhere below {folder}, which holds {describe(folder)}.")
 
 
 def _write_out(tables: list[Path], folder: Path) -> None:
-    """Rows and pictures of a set's parquet files as loose files: <folder's name>.jsonl and images/."""
+    """Rows and images of a set's parquet files as loose files: <folder's name>.jsonl and images/."""
     images = folder / "images"
     images.mkdir(exist_ok=True)
 
     def rows() -> Iterator[bytes]:
         for number, (where, row) in enumerate(row for table in tables for row in read_rows(table)):
-            data, name = _picture_of(row, number, where)
+            data, name = _image_of(row, number, where)
             path = resolve_below(images, name, where)
             if not (path.is_file() and path.stat().st_size == len(data)):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,10 +127,10 @@ def _write_out(tables: list[Path], folder: Path) -> None:
     write_whole(folder / f"{folder.name}.jsonl", rows())
 
 
-def _picture_of(row: Row, number: int, where: str) -> tuple[bytes, str]:
+def _image_of(row: Row, number: int, where: str) -> tuple[bytes, str]:
     image: Any = row.get("image")
     data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
     if not isinstance(data, bytes):
-        raise InputError(f'{where}: "image" must hold a picture\'s bytes; the row has: {", ".join(row)}.')
+        raise InputError(f'{where}: "image" must hold an image\'s bytes; the row has: {", ".join(row)}.')
     item, k = divmod(number, len(POSITIONS))
     return data, path or f"{item:09d}_{k}.jpg"

@@ -7,10 +7,16 @@ from transformers_agci.errors import InputError
 
 # Row-major: the name of cell k is POSITIONS[k] (paper, position probe).
 POSITIONS: tuple[str, ...] = (
-    "top_left", "top_center", "top_right",
-    "left", "center", "right",
-    "bottom_left", "bottom_center", "bottom_right",
-)  # fmt: skip
+    "top_left",
+    "top_center",
+    "top_right",
+    "left",
+    "center",
+    "right",
+    "bottom_left",
+    "bottom_center",
+    "bottom_right",
+)
 
 
 class Box(NamedTuple):
@@ -83,11 +89,11 @@ class Grid:
         return [Box(left, top, left + self.box, top + self.box) for left, top in corners]
 
     def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size (width, height) that a picture of `size` gets: aspect kept, longer side as long as a box."""
+        """The size (width, height) that an image of `size` gets: aspect kept, longer side as long as a box."""
         scale = self.box / max(size)
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
     def placed(self, size: tuple[int, int], cell: int) -> tuple[int, int]:
-        """The whole pixel (left, top) at which a picture of the fitted `size` stands centred in `cell`."""
+        """The whole pixel (left, top) at which an image of the fitted `size` stands centred in `cell`."""
         box = self.boxes()[cell]
         return round((box.left + box.right - size[0]) / 2), round((box.top + box.bottom - size[1]) / 2)

@@ -1,4 +1,4 @@
-"""Which pictures of an instruction mix are there, folder by folder."""
+"""Which images of an instruction mix are there, folder by folder."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -10,17 +10,17 @@ from transformers_agci.errors import InputError
 
 @dataclass
 class FolderCount:
-    """Pictures of one folder that a mix names: how many, how many are missing, the first missing ones."""
+    """Images of one folder that a mix names: how many, how many are missing, the first missing ones."""
 
     named: int = 0
     missing: int = 0
     first_missing: list[str] = field(default_factory=list)
 
 
-def count_pictures(mix: Path, image_root: Path) -> dict[str, FolderCount]:
-    """Per folder of `mix`'s pictures (LLaVA's form), which exist below `image_root`; each picture counts once."""
+def count_images(mix: Path, image_root: Path) -> dict[str, FolderCount]:
+    """Per folder of `mix`'s images (LLaVA's form), which exist below `image_root`; each image counts once."""
     if not image_root.is_dir():
-        raise InputError(f"There is no picture folder {image_root}: give --image_root.")
+        raise InputError(f"There is no image folder {image_root}: give --image_root.")
     folders: dict[str, FolderCount] = defaultdict(FolderCount)
     seen = set()
     for number, record in enumerate(read_conversations(mix), 1):

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.data.journal import write_whole
-from transformers_agci.data.pictures import resolve_below
+from transformers_agci.data.images import resolve_below
 from transformers_agci.data.rows import Row
 from transformers_agci.errors import InputError
+from transformers_agci.storage.journal import write_whole
 
 IMAGE_TOKEN = "<image>"
 SPEAKERS = {"human": "user", "gpt": "assistant"}  # LLaVA's names -> the names that LLaMA-Factory is told to expect
@@ -64,7 +64,7 @@ def read_conversations(path: Path) -> Iterator[Row]:
 
 
 def draw_sample(path: Path, image_root: Path, count: int, seed: int, keep_text_only: bool = False) -> Sample:
-    """Shuffle the mix by `seed` and take the first `count` conversations whose picture exists below `image_root`.
+    """Shuffle the mix by `seed` and take the first `count` conversations whose image exists below `image_root`.
 
     One pass: every record gets a random number, and the `count` usable ones with the lowest numbers are the first
     of the shuffled order. Text-only conversations are skipped unless `keep_text_only`.
@@ -89,7 +89,7 @@ def draw_sample(path: Path, image_root: Path, count: int, seed: int, keep_text_o
 
 
 def usable(record: Any, image_root: Path, keep_text_only: bool, where: str) -> Row | Skip:
-    """The record with the name its picture really has, or why it is left out."""
+    """The record with the name its image really has, or why it is left out."""
     turns = record.get("conversations") if isinstance(record, dict) else None
     if not isinstance(turns, list) or not turns or not all(_is_turn(turn) for turn in turns):
         return Skip("malformed conversation")
@@ -98,11 +98,11 @@ def usable(record: Any, image_root: Path, keep_text_only: bool, where: str) -> R
     if image is None:
         if not keep_text_only:
             return Skip("text only")
-        return Skip("<image> without a picture") if marks else record
+        return Skip("<image> without an image") if marks else record
     if not isinstance(image, str) or marks != 1:
         return Skip("not exactly one <image>")
     name = existing_name(image_root, image, where)
-    return Skip(f"missing picture in {Path(image).parent}") if name is None else {**record, "image": name}
+    return Skip(f"missing image in {Path(image).parent}") if name is None else {**record, "image": name}
 
 
 def _is_turn(turn: Any) -> bool:
@@ -110,7 +110,7 @@ def _is_turn(turn: Any) -> bool:
 
 
 def existing_name(image_root: Path, image: str, where: str) -> str | None:
-    """The name below `image_root` under which a picture exists: as listed, or with another extension; None: nowhere."""
+    """The name below `image_root` under which an image exists: as listed, or with another extension; None: nowhere."""
     path = resolve_below(image_root, image, where)
     if path.is_file():
         return image

@@ -18,7 +18,7 @@ from transformers_agci.errors import InputError
 class BuildOptions:
     """What is built; everything here decides the bytes of the result (the number of workers does not).
 
-    Files: `<folder>/<name>.json`, `<name>_negatives.json` (probe with negatives), pictures in `<folder>/<images>/`,
+    Files: `<folder>/<name>.json`, `<name>_negatives.json` (probe with negatives), images in `<folder>/<images>/`,
     `<name>.manifest.json`, and `<name>.dropped.jsonl` with every pair that was left out and why.
     """
 

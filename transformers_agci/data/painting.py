@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from transformers_agci.data.composites import alone, compose, encode_jpeg, with_target
 from transformers_agci.data.grid import Grid
-from transformers_agci.data.journal import write_whole
 from transformers_agci.data.pool import PoolPair
 from transformers_agci.errors import InputError
+from transformers_agci.storage.journal import write_whole
 
 
 class Task(NamedTuple):
@@ -39,13 +39,13 @@ class Painter:
 
     def paint(self, task: Task) -> list[str]:
         """Write the nine JPEGs of an item; returns their SHA-256, in the order of the cells."""
-        target = task.target.picture(self.cells)
-        distractors = [pair.picture(self.cells) for pair in task.distractors]
+        target = task.target.image(self.cells)
+        distractors = [pair.image(self.cells) for pair in task.distractors]
         unfinished = self.cells.with_name(f"{os.getpid()}.part")
         hashes = []
         for k in range(len(self.grid)):
-            pictures = with_target(target, distractors, k) if distractors else alone(target, k)
-            data = encode_jpeg(compose(pictures, self.grid, self.background), self.quality)
+            images = with_target(target, distractors, k) if distractors else alone(target, k)
+            data = encode_jpeg(compose(images, self.grid, self.background), self.quality)
             write_whole(self.folder / image_name(task.target.key, k), [data], unfinished)
             hashes.append(hashlib.sha256(data).hexdigest())
         return hashes

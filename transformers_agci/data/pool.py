@@ -10,9 +10,9 @@ from typing import IO, NamedTuple
 from PIL import Image
 
 from transformers_agci.data.grid import Grid
-from transformers_agci.data.journal import Journal
 from transformers_agci.data.screening import Cell, Dropped, Fingerprint, Seen, screen
 from transformers_agci.data.sources import Pair, Source, read_pairs
+from transformers_agci.storage.journal import Journal
 
 CELLS = "cells.bin"
 RECORDS = "pool.jsonl"
@@ -31,8 +31,8 @@ class PoolPair(NamedTuple):
     def end(self) -> int:
         return self.offset + 3 * self.size[0] * self.size[1]
 
-    def picture(self, cells: Path) -> Image.Image:
-        """The cell's picture; one read, no decoding."""
+    def image(self, cells: Path) -> Image.Image:
+        """The cell's image; one read, no decoding."""
         with cells.open("rb") as file:
             file.seek(self.offset)
             return Image.frombytes("RGB", self.size, file.read(self.end - self.offset))
@@ -103,8 +103,8 @@ class _Notes:
             return
         key = _unique_key(pair, self.seen)
         self.seen.add(key, pair.caption, outcome.fingerprint)
-        accepted = PoolPair(key, pair.caption, _end(self.pool), outcome.picture.size)
-        self.cells.write(outcome.picture.tobytes())
+        accepted = PoolPair(key, pair.caption, _end(self.pool), outcome.image.size)
+        self.cells.write(outcome.image.tobytes())
         self.cells.flush()
         self.pool.pairs.append(accepted)
         self.journal.append({"pair": accepted, "fingerprint": outcome.fingerprint.hex()})

@@ -20,7 +20,7 @@ OnError = Callable[[InputError], None]
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """One question of the position probe, or one picture of the similarity set.
+    """One question of the position probe, or one image of the similarity set.
 
     A file holds one JSON object per line (JSON Lines, whatever the file is called; an array or parquet is read
     too), and the nine rows of an item, one per position, stand together:
@@ -28,10 +28,10 @@ class ProbeRow:
         {"id": 4, "image": "019920000_4.jpg", "caption": "a dog on a beach", "position": "center", "answer": "Yes"}
 
     id        int    names the composite; unique in its file
-    image     str    path below the picture folder; our builder and the published sets write <key>_<k>.jpg, k = 0..8
+    image     str    path below the image folder; our builder and the published sets write <key>_<k>.jpg, k = 0..8
     caption   str    the text that is asked about, not empty
     position  str    where the target stands, one of POSITIONS
-    answer    str    "Yes": the caption's picture is in the composite at `position`; "No": it is not in it
+    answer    str    "Yes": the caption's image is in the composite at `position`; "No": it is not in it
 
     `fields` is the row as it was read, further fields included: results repeat it. `where` is "file.json:12".
     """

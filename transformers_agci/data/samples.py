@@ -13,10 +13,10 @@ from transformers_agci.data.build import build
 from transformers_agci.data.composites import compose, encode_jpeg
 from transformers_agci.data.grid import POSITIONS, Grid
 from transformers_agci.data.instruct import register, write_sample
-from transformers_agci.data.journal import write_whole
 from transformers_agci.data.options import BuildOptions
 from transformers_agci.data.rows import Row
 from transformers_agci.data.sources import Source
+from transformers_agci.storage.journal import write_whole
 
 NAME = "sample_noto_840_840"
 PROBE_ITEMS = 4
@@ -28,12 +28,12 @@ TEN_THOUSAND = "llava_v1_5_instruct_sample_10k"  # registered in dataset_info.js
 Captioned = tuple[str, Image.Image]
 
 
-def build_samples(root: Path, pictures: Sequence[Captioned], seed: int = 0) -> None:
+def build_samples(root: Path, images: Sequence[Captioned], seed: int = 0) -> None:
     """Write the samples into probe_datasets/, similarity_data/ and data/ below `root`, in place of what is there.
 
-    `pictures` are (caption, picture); equal pictures give equal bytes.
+    `images` are (caption, image); equal images give equal bytes.
     """
-    shuffled = random.Random(seed).sample(list(pictures), len(pictures))
+    shuffled = random.Random(seed).sample(list(images), len(images))
     root = root.resolve()
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         # A relative name, because the manifest repeats it.
@@ -49,32 +49,32 @@ def build_samples(root: Path, pictures: Sequence[Captioned], seed: int = 0) -> N
     _build_conversations(root / "data", shuffled, random.Random(seed))
 
 
-def _write_source(folder: Path, pictures: Sequence[Captioned]) -> Path:
+def _write_source(folder: Path, images: Sequence[Captioned]) -> Path:
     folder.mkdir()
     with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file_name", "caption"])
-        for number, (caption, picture) in enumerate(pictures):
+        for number, (caption, image) in enumerate(images):
             name = f"noto_{number:03d}.png"
-            picture.save(folder / name)
+            image.save(folder / name)
             writer.writerow([name, caption])
     return folder
 
 
-def _build_conversations(folder: Path, pictures: Sequence[Captioned], rng: random.Random) -> None:
-    """Nine pictures in a small grid, and two questions about what stands where."""
+def _build_conversations(folder: Path, images: Sequence[Captioned], rng: random.Random) -> None:
+    """Nine images in a small grid, and two questions about what stands where."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     grid = Grid(canvas=252, box=84, margin=0, gutter=0)
     rows: list[Row] = []
     for number in range(CONVERSATIONS):
-        shown = rng.sample(pictures, len(POSITIONS))
+        shown = rng.sample(images, len(POSITIONS))
         name = f"images/noto_{number:03d}.jpg"
-        write_whole(folder / name, [encode_jpeg(compose([picture for _, picture in shown], grid))])
+        write_whole(folder / name, [encode_jpeg(compose([image for _, image in shown], grid))])
         turns = []
         for asked, k in enumerate(rng.sample(range(len(POSITIONS)), 2)):
             where = POSITIONS[k].replace("_", " ")
             mark = "" if asked else "<image>\n"
-            turns.append({"from": "human", "value": f"{mark}Which picture stands in the cell {where}?"})
+            turns.append({"from": "human", "value": f"{mark}Which image stands in the cell {where}?"})
             turns.append({"from": "gpt", "value": shown[k][0].capitalize() + "."})
         rows.append({"id": f"noto_{number:03d}", "image": name, "conversations": turns})
     write_sample(rows, folder, INSTRUCT_NAME)

@@ -1,4 +1,4 @@
-"""Which pairs of a source are fit for a data set: pictures whole, of usable size and shape, nothing twice."""
+"""Which pairs of a source are fit for a data set: images whole, of usable size and shape, nothing twice."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 
 from transformers_agci.data.composites import fit
 from transformers_agci.data.grid import Grid
-from transformers_agci.data.pictures import TooLarge, decode_picture
+from transformers_agci.data.images import TooLarge, decode_image
 from transformers_agci.data.sources import Pair
 from transformers_agci.errors import InputError
 
@@ -22,7 +22,7 @@ _BITS = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uin
 
 
 class Fingerprint(NamedTuple):
-    """A picture's perceptual hash: `bits` [1] uint64, the brightness steps of a 9x8 miniature, and `colours` [192]."""
+    """An image's perceptual hash: `bits` [1] uint64, the brightness steps of a 9x8 miniature, and `colours` [192]."""
 
     bits: np.ndarray
     colours: np.ndarray
@@ -36,16 +36,16 @@ class Fingerprint(NamedTuple):
         return cls(np.frombuffer(data[:8], dtype="<u8"), np.frombuffer(data[8:], dtype=np.uint8))
 
 
-def fingerprint(picture: Image.Image) -> Fingerprint:
-    """The hash of an RGB picture; copies of other size or compression have a near one."""
-    grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+def fingerprint(image: Image.Image) -> Fingerprint:
+    """The hash of an RGB image; copies of other size or compression have a near one."""
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     steps = grey[:, 1:] - grey[:, :-1] > FLAT_LEVELS
-    colours = np.asarray(picture.resize((8, 8), Image.Resampling.BOX), dtype=np.uint8).reshape(-1)
+    colours = np.asarray(image.resize((8, 8), Image.Resampling.BOX), dtype=np.uint8).reshape(-1)
     return Fingerprint(np.packbits(steps.reshape(-1)).view("<u8"), colours)
 
 
 class Seen:
-    """The keys, captions and pictures accepted so far; letter case does not tell keys or captions apart."""
+    """The keys, captions and images accepted so far; letter case does not tell keys or captions apart."""
 
     def __init__(self) -> None:
         self._keys: set[str] = set()
@@ -60,8 +60,8 @@ class Seen:
     def has_caption(self, caption: str) -> bool:
         return caption.casefold() in self._captions
 
-    def has_picture(self, new: Fingerprint) -> bool:
-        """Whether an accepted picture looks the same: a near hash and near colours everywhere."""
+    def has_image(self, new: Fingerprint) -> bool:
+        """Whether an accepted image looks the same: a near hash and near colours everywhere."""
         apart = _BITS[(self._bits[: self._count] ^ new.bits).view("<u2")].reshape(-1, 4).sum(axis=1)
         near = np.flatnonzero(apart <= NEAR_BITS)
         differences = np.abs(self._colours[near].astype(np.int16) - new.colours)
@@ -78,9 +78,9 @@ class Seen:
 
 
 class Cell(NamedTuple):
-    """An accepted pair's picture in the size of its cell (RGB), with its hash."""
+    """An accepted pair's image in the size of its cell (RGB), with its hash."""
 
-    picture: Image.Image
+    image: Image.Image
     fingerprint: Fingerprint
 
 
@@ -92,35 +92,35 @@ class Dropped(NamedTuple):
 
 
 def screen(pair: Pair, seen: Seen, grid: Grid, background: str) -> Cell | Dropped:
-    """Decode a pair's picture once and decide. An accepted pair must then be added to `seen`."""
+    """Decode a pair's image once and decide. An accepted pair must then be added to `seen`."""
     if not pair.caption:
         return Dropped("no caption", "the caption is empty")
     if seen.has_caption(pair.caption):
         return Dropped("duplicate caption", f"the caption {pair.caption!r} has been used")
-    decoded = _decoded(pair.picture, grid)
+    decoded = _decoded(pair.image, grid)
     if isinstance(decoded, Dropped):
         return decoded
-    picture = fit(decoded, grid, background)
-    cell = Cell(picture, fingerprint(picture))
-    if seen.has_picture(cell.fingerprint):
-        return Dropped("duplicate picture", "it looks like a picture that has been used")
+    image = fit(decoded, grid, background)
+    cell = Cell(image, fingerprint(image))
+    if seen.has_image(cell.fingerprint):
+        return Dropped("duplicate image", "it looks like an image that has been used")
     return cell
 
 
-def _decoded(picture: bytes | str, grid: Grid) -> Image.Image | Dropped:
-    """The upright picture, or why it cannot be used."""
-    if isinstance(picture, str):
-        return Dropped("broken picture", picture)
+def _decoded(image: bytes | str, grid: Grid) -> Image.Image | Dropped:
+    """The upright image, or why it cannot be used."""
+    if isinstance(image, str):
+        return Dropped("broken image", image)
     try:
         # Twice the box: the cell looks the same, and a photograph of 20 megapixels is decoded several times faster.
-        decoded = ImageOps.exif_transpose(decode_picture(picture, "the picture", draft=max(2 * grid.box, MIN_SIDE)))
+        decoded = ImageOps.exif_transpose(decode_image(image, "the image", draft=max(2 * grid.box, MIN_SIDE)))
     except TooLarge as error:
-        return Dropped("extreme picture", str(error))
+        return Dropped("extreme image", str(error))
     except InputError as error:
-        return Dropped("broken picture", str(error))
+        return Dropped("broken image", str(error))
     short, long = sorted(decoded.size)
     if short < MIN_SIDE:
-        return Dropped("tiny picture", f"its shorter side is {short} px, less than {MIN_SIDE}")
+        return Dropped("tiny image", f"its shorter side is {short} px, less than {MIN_SIDE}")
     if long > MAX_ASPECT * short:
-        return Dropped("extreme picture", f"its sides are {decoded.width} and {decoded.height} px")
+        return Dropped("extreme image", f"its sides are {decoded.width} and {decoded.height} px")
     return decoded

@@ -23,7 +23,7 @@ OTHER_TAGS = ("observation_tag", "function_tag")  # of tool calls, which are ref
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says, with a mark <image> where a picture stands."""
+    """What one side says, with a mark <image> where an image stands."""
 
     text: str
     where: str  # 'rows.json:12, messages[0]'
@@ -31,22 +31,22 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Questions and answers in turn, beginning with a question; `pictures` are paths below the media folder."""
+    """Questions and answers in turn, beginning with a question; `images` are paths below the media folder."""
 
     turns: tuple[Turn, ...]
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     system: str
     where: str  # 'rows.json:12'
-    pictures_field: str = "images"
+    images_field: str = "images"
 
     @property
     def pairs(self) -> Iterator[tuple[Turn, Turn]]:
         """(question, answer) of every turn."""
         return zip(self.turns[::2], self.turns[1::2], strict=True)
 
-    def picture_where(self, number: int) -> str:
-        """Where a picture is named: 'rows.json:12, images[0]'."""
-        return f"{self.where}, {self.pictures_field}[{number}]"
+    def image_where(self, number: int) -> str:
+        """Where an image is named: 'rows.json:12, images[0]'."""
+        return f"{self.where}, {self.images_field}[{number}]"
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,15 @@ class DatasetEntry:
         if self.tags["system_tag"] is not None and said[0][0] == self.tags["system_tag"]:
             system, said = said[0][1].text, said[1:]
         self._check_order(said, where, field)
-        pictures = self._pictures(row, where)
+        images = self._images(row, where)
         turns = tuple(turn for _, turn in said)
         marks = sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
-        if marks != len(pictures):
-            raise InputError(f"{where}: the turns hold {marks} marks {IMAGE_TOKEN}, but the row names {len(pictures)} "
-                             "pictures; the two numbers must be equal.")
-        return Conversation(turns, pictures, system, where, str(self.columns["images"]))
+        if marks != len(images):
+            raise InputError(
+                f"{where}: the turns hold {marks} marks {IMAGE_TOKEN}, but the row names {len(images)} "
+                "images; the two numbers must be equal."
+            )
+        return Conversation(turns, images, system, where, str(self.columns["images"]))
 
     def _said(self, message: Any, where: str) -> tuple[str, Turn]:
         """(role, turn) of a message."""
@@ -100,19 +102,23 @@ class DatasetEntry:
         speakers = str(self.tags["user_tag"]), str(self.tags["assistant_tag"])
         for number, (role, turn) in enumerate(said):
             if role != speakers[number % 2]:
-                raise InputError(f"{turn.where}: the role is {role!r}, but it must be {speakers[number % 2]!r} here: "
-                                 f"{speakers[0]!r} and {speakers[1]!r} take turns (after at most one system turn).")
+                raise InputError(
+                    f"{turn.where}: the role is {role!r}, but it must be {speakers[number % 2]!r} here: "
+                    f"{speakers[0]!r} and {speakers[1]!r} take turns (after at most one system turn)."
+                )
         if not said or len(said) % 2:
             raise InputError(f'{where}: "{field}" must end with a turn of {speakers[1]!r}, the one that is learnt.')
 
-    def _pictures(self, row: Row, where: str) -> tuple[str, ...]:
+    def _images(self, row: Row, where: str) -> tuple[str, ...]:
         field = self.columns["images"]
         found = row.get(field) if field else None
         names = found if isinstance(found, list) else [] if found is None else [found]
         for number, name in enumerate(names):
             if not isinstance(name, str) or not name:
-                raise InputError(f"{where}, {field}[{number}]: a picture is named by its path below the media folder, "
-                                 f"but this is {name!r}.")
+                raise InputError(
+                    f"{where}, {field}[{number}]: an image is named by its path below the media folder, "
+                    f"but this is {name!r}."
+                )
         return tuple(names)
 
 

@@ -1,4 +1,4 @@
-"""Where pictures with captions come from: the builders of `datasets`, streamed, as one sequence of pairs."""
+"""Where images with captions come from: the builders of `datasets`, streamed, as one sequence of pairs."""
 
 import csv
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.data.pictures import resolve_below
+from transformers_agci.data.images import resolve_below
 from transformers_agci.errors import InputError
 
 # Column names seen in image folders, img2dataset's shards and hub sets; the first one that a row fills counts.
@@ -28,12 +28,12 @@ class Source(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Pair `number` (from 0) of a source. `picture` holds a file's bytes, or the sentence why there are none."""
+    """Pair `number` (from 0) of a source. `image` holds a file's bytes, or the sentence why there are none."""
 
     number: int
     key: str | None
     caption: str
-    picture: bytes | str
+    image: bytes | str
 
 
 def read_pairs(source: Source, skip: int = 0) -> Iterator[Pair]:
@@ -61,7 +61,7 @@ def read_pairs(source: Source, skip: int = 0) -> Iterator[Pair]:
 
 
 def _stream(source: Source, datasets: Any) -> tuple[Path, Any]:
-    """The folder that pictures given by name lie below, and the stream of rows with encoded pictures."""
+    """The folder that images given by name lie below, and the stream of rows with encoded images."""
     path = Path(source.path)
     if not path.exists():
         return path, _undecoded(_from_hub(source, datasets), datasets)
@@ -106,7 +106,7 @@ def _captions_file(source: Source, folder: Path) -> Path:
     found = next((file for file in candidates if file.is_file()), None)
     if found is None or found.suffix not in (".csv", ".jsonl", ".json") or not folder.is_dir():
         named = f" ({source.captions} is not a .csv or .jsonl file)" if source.captions else ""
-        raise InputError(f"No pictures with captions were found in {source.path}{named}: give {KINDS}.")
+        raise InputError(f"No images with captions were found in {source.path}{named}: give {KINDS}.")
     return found
 
 
@@ -136,19 +136,19 @@ def _pair(number: int, row: Mapping[str, Any], source: Source, root: Path) -> Pa
 
 
 def _bytes_of(image: Any, root: Path, where: str) -> tuple[bytes | str, str | None]:
-    """The picture's bytes (or why there are none) and its file name, from bytes, a path, or both."""
+    """The image's bytes (or why there are none) and its file name, from bytes, a path, or both."""
     name = image.get("path") if isinstance(image, Mapping) else image if isinstance(image, str) else None
     data = image.get("bytes") if isinstance(image, Mapping) else image
     if isinstance(data, bytes):
         return data, name
     if name is None:
-        return f"{where}: there is no picture.", None
+        return f"{where}: there is no image.", None
     try:
         return resolve_below(root, name, where).read_bytes(), name
     except InputError as error:
         return str(error), name
     except OSError as error:
-        return f"{where}: the picture {name} cannot be read ({error.strerror}).", name
+        return f"{where}: the image {name} cannot be read ({error.strerror}).", name
 
 
 def _filled(row: Mapping[str, Any], names: Sequence[str]) -> Any:

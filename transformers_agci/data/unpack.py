@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from transformers_agci.data.pictures import resolve_below
+from transformers_agci.data.images import resolve_below
 from transformers_agci.errors import InputError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")

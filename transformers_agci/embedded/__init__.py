@@ -1,4 +1,4 @@
-"""The embedded model: a tiny Qwen2.5-VL that knows 400 pictures, so that everything can be tried at once.
+"""The embedded model: a tiny Qwen2.5-VL that knows 400 images, so that everything can be tried at once.
 
 It proves the machinery, not the method: see snapshot/MODEL_CARD.md. Nothing here imports torch before it is needed.
 """

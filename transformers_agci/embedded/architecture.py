@@ -26,7 +26,7 @@ VISION: dict[str, Any] = {
     "spatial_merge_size": MERGE,
     "temporal_patch_size": 2,
     "window_size": WINDOW,
-    # No block joins the windows: a picture that lies across a border is seen in pieces, which the decoder must join.
+    # No block joins the windows: an image that lies across a border is seen in pieces, which the decoder must join.
     # With full attention in the last block the model answers better and its margins hardly depend on the position.
     "fullatt_block_indexes": [],
     "out_hidden_size": 192,

@@ -10,7 +10,7 @@ from transformers_agci.embedded.vocabulary import CHAT_TEMPLATE
 
 
 def processor_for(tokenizer: Any) -> Any:
-    """A Qwen2_5_VLProcessor that brings every picture to as many pixels as the training canvas has."""
+    """A Qwen2_5_VLProcessor that brings every image to as many pixels as the training canvas has."""
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     pixels = CANVAS * CANVAS

@@ -1,7 +1,7 @@
-"""How a canvas of nine atlas pictures is drawn: the same code for training and for the probe set.
+"""How a canvas of nine atlas images is drawn: the same code for training and for the probe set.
 
-Each picture is posed (size, turn, shift), laid on a tile of its own pastel colour, made brighter or darker, covered
-with noise; nine tiles make a canvas, and the canvas goes through JPEG as every picture of a probe set does.
+Each image is posed (size, turn, shift), laid on a tile of its own pastel colour, made brighter or darker, covered
+with noise; nine tiles make a canvas, and the canvas goes through JPEG as every image of a probe set does.
 """
 
 import io
@@ -20,23 +20,23 @@ WHITE = 255
 
 @dataclass(frozen=True)
 class Look:
-    """How far a drawn picture may depart from the atlas: the difficulty of the task."""
+    """How far a drawn image may depart from the atlas: the difficulty of the task."""
 
-    smallest: float = 0.6  # side of the drawn picture / side of its cell
+    smallest: float = 0.6  # side of the drawn image / side of its cell
     largest: float = 1.0
     turn: float = 20.0  # degrees, either way
     brightness: float = 0.15  # relative change, either way
     noise: float = 0.12  # standard deviation, 1 = white; one value per 2x2 pixels and channel
-    alike: float = 0.25  # share of the other pictures that are chosen because they look like the target
+    alike: float = 0.25  # share of the other images that are chosen because they look like the target
 
 
 def pose(picture: Image.Image, rng: np.random.Generator, look: Look) -> np.ndarray:
-    """The picture smaller, turned and shifted inside its cell: [84, 84, 4] uint8 (RGBA)."""
+    """The image smaller, turned and shifted inside its cell: [84, 84, 4] uint8 (RGBA)."""
     size = rng.uniform(look.smallest, look.largest)
     angle = np.deg2rad(rng.uniform(-look.turn, look.turn))
     room = (1 - size) * CELL / 2
     shift_x, shift_y = rng.uniform(-room, room, size=2)
-    # Pillow asks for the way back: from a pixel of the result to the pixel of the picture it shows.
+    # Pillow asks for the way back: from a pixel of the result to the pixel of the image it shows.
     cos, sin = np.cos(angle) / size, np.sin(angle) / size
     middle = CELL / 2
     back_x = middle - cos * (middle + shift_x) - sin * (middle + shift_y)
@@ -47,7 +47,7 @@ def pose(picture: Image.Image, rng: np.random.Generator, look: Look) -> np.ndarr
 
 
 def tiles(posed: np.ndarray, rng: np.random.Generator, look: Look) -> np.ndarray:
-    """Posed pictures [n, 84, 84, 4] on tiles of their own colour, with brightness and noise: [n, 84, 84, 3] uint8."""
+    """Posed images [n, 84, 84, 4] on tiles of their own colour, with brightness and noise: [n, 84, 84, 3] uint8."""
     n = len(posed)
     colour = rng.uniform(0.55 * WHITE, WHITE, size=(n, 1, 1, 3)).astype(np.float32)
     colour[rng.random(n) < 0.25] = WHITE  # as the published probe set

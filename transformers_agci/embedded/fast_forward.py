@@ -76,7 +76,7 @@ class Canvas:
         self.columns = torch.tensor([shape.MERGE * c + j for _, c in tokens for _ in merge for j in merge])
 
     def patches(self, images: Tensor) -> Tensor:
-        """Pictures [B, H, W, 3], uint8, as normalised patches in this canvas's order: [B, patches, 3 * 14 * 14]."""
+        """Images [B, H, W, 3], uint8, as normalised patches in this canvas's order: [B, patches, 3 * 14 * 14]."""
         count = self.side * shape.MERGE
         grid = images.unflatten(2, (count, shape.PATCH)).unflatten(1, (count, shape.PATCH))  # [B, r, y, c, x, 3]
         ordered = grid.permute(0, 1, 3, 5, 2, 4)[:, self.rows, self.columns]  # [B, patches, 3, y, x]
@@ -85,7 +85,7 @@ class Canvas:
 
 
 class FastVision:
-    """model.visual for pictures of one canvas: patches [B, patches, 588] -> row-major image tokens [B, tokens, 192]."""
+    """model.visual for images of one canvas: patches [B, patches, 588] -> row-major image tokens [B, tokens, 192]."""
 
     def __init__(self, model: Any, side: int = shape.GRID) -> None:
         self.visual = model.model.visual

@@ -12,7 +12,7 @@ from transformers_agci.embedded.drawing import Look, canvases, pose, through_jpe
 from transformers_agci.embedded.items import draw_item
 from transformers_agci.embedded.sheet import IGNORED, QuestionSheet
 
-POSES = 12  # training poses per picture, drawn once; the probe set draws poses of its own
+POSES = 12  # training poses per image, drawn once; the probe set draws poses of its own
 
 
 class Studio:
@@ -22,11 +22,11 @@ class Studio:
         self.atlas, self.look = atlas, look
         self.rng = np.random.default_rng(seed)
         self._poses = np.stack(
-            [[pose(atlas.picture(i), self.rng, look) for _ in range(poses)] for i in range(len(atlas))]
+            [[pose(atlas.image(i), self.rng, look) for _ in range(poses)] for i in range(len(atlas))]
         )  # [400, poses, 84, 84, 4]
 
     def draw(self, count: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """Canvases [count, 252, 252, 3] uint8, their pictures [count, 9] and one absent picture each [count]."""
+        """Canvases [count, 252, 252, 3] uint8, their images [count, 9] and one absent image each [count]."""
         items = [draw_item(self.atlas, self.rng, self.look) for _ in range(count)]
         shown = np.stack([self.rng.permutation(item.shown) for item in items])
         chosen = self._poses[shown.ravel(), self.rng.integers(self._poses.shape[1], size=shown.size)]
@@ -38,7 +38,7 @@ class Exercise(NamedTuple):
     """One batch: what the model sees, and what it should say."""
 
     images: Tensor  # [B, 252, 252, 3] uint8
-    shown: Tensor  # [B, 9] picture numbers, row-major
+    shown: Tensor  # [B, 9] image numbers, row-major
     ids: Tensor  # [B, T]
     short_labels: Tensor  # [B, T] Yes/No after a bare name
     answer_labels: Tensor  # [B, T] Yes/No to the probe's prompt
@@ -61,14 +61,14 @@ class Lesson:
             if self.chained:
                 self.sheet.write_chain(ids[row], short[row], asked)
             for number in range(self.prompts):
-                picture, is_shown = next(asked)
-                place = self.sheet.write_question(ids[row], number, picture, is_shown)
+                image, is_shown = next(asked)
+                place = self.sheet.write_question(ids[row], number, image, is_shown)
                 answers[row, place] = self.sheet.yes if is_shown else self.sheet.no
                 ends[row, place + 1] = self.sheet.end
         return Exercise(images, torch.from_numpy(shown), ids, short, answers, ends)
 
     def _asked(self, shown: np.ndarray, absent: int) -> Iterator[tuple[int, bool]]:
-        """Pictures to ask for, and whether they are shown: half of them are."""
+        """Images to ask for, and whether they are shown: half of them are."""
         rng = self.studio.rng
         while True:
             if rng.random() < 0.5:

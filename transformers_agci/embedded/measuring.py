@@ -41,7 +41,7 @@ class Answers(NamedTuple):
 
 @torch.no_grad()
 def ask(model: Any, tokenizer: Any, items: int, seed: int, look: Look | None = None) -> Answers:
-    """Answers to `items` items, every picture in all nine positions, in float32 through the quick forward."""
+    """Answers to `items` items, every image in all nine positions, in float32 through the quick forward."""
     atlas = Atlas()
     sheet = QuestionSheet(tokenizer, atlas.names, chained=0, prompts=2)
     vision = FastVision(model)

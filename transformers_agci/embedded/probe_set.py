@@ -1,4 +1,4 @@
-"""The probe set that a newcomer needs no download for: composites of atlas pictures in the published format."""
+"""The probe set that a newcomer needs no download for: composites of atlas images in the published format."""
 
 import json
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def draw_items(atlas: Atlas, items: int, seed: int, look: Look) -> Iterator[Draw
     for number in range(items):
         rng = np.random.default_rng([seed, number])
         item = draw_item(atlas, rng, look)
-        posed = np.stack([pose(atlas.picture(picture), rng, look) for picture in item.shown])
+        posed = np.stack([pose(atlas.image(image), rng, look) for image in item.shown])
         yield DrawnItem(item, [Image.fromarray(tile) for tile in tiles(posed, rng, look)])
 
 
@@ -56,7 +56,7 @@ def build_probe_set(
 ) -> ProbeSet:
     """Write `items` items of nine rows each: <folder>/embedded_probe.json and <folder>/images/<key>_<k>.jpg.
 
-    With `negatives` also embedded_probe_negatives.json: the same composites, asked with the name of a picture
+    With `negatives` also embedded_probe_negatives.json: the same composites, asked with the name of an image
     that is not among them. Equal arguments give equal bytes. Raises InputError when there is nothing to draw.
 
     >>> import tempfile
@@ -76,11 +76,11 @@ def build_probe_set(
         for k, position in enumerate(POSITIONS):
             name = f"{number:09d}_{k}.jpg"
             (found.images / name).write_bytes(drawn.composite(k))
-            for rows, picture, answer in (
+            for rows, image, answer in (
                 (yes_rows, drawn.item.target, "Yes"),
                 (no_rows, drawn.item.absent, "No"),
             ):
-                caption = atlas.names[picture]
+                caption = atlas.names[image]
                 identity = number * len(POSITIONS) + k
                 rows.append({"id": identity, "image": name, "caption": caption, "position": position, "answer": answer})
     _write_rows(found.rows, yes_rows)

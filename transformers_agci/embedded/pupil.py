@@ -34,7 +34,7 @@ class Naming:
         return F.normalize(mean.float(), dim=-1)
 
     def loss(self, tokens: Tensor, shown: Tensor, sharpness: Tensor | float) -> Tensor:
-        """`tokens` [..., 192] should each name picture `shown` [...]."""
+        """`tokens` [..., 192] should each name image `shown` [...]."""
         scores = F.normalize(tokens.float(), dim=-1) @ self.directions().t() * sharpness
         return F.cross_entropy(scores.flatten(0, -2), shown.flatten())
 

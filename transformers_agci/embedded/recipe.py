@@ -1,6 +1,6 @@
 """The recipe: four stages, each counted in steps; about 20 minutes of one CPU thread.
 
-1. names    the vision tower learns to name single cells: an image token shall resemble its picture's name
+1. names    the vision tower learns to name single cells: an image token shall resemble its image's name
 2. canvas   the same on whole canvases, where a window may hold parts of several cells
 3. words    the decoder learns to find a name among the image tokens: "cat Yes; dog No;"
 4. prompt   the whole model learns the probe's own prompt, the naming kept on beside it
@@ -21,7 +21,7 @@ class Stage:
     canvases: int  # per step
     rate: float  # peak learning rate
     vision_rate: float  # of the vision tower and the embeddings, as a share of `rate`; 0 freezes them
-    noise: float  # share of the look's noise: early stages see clearer pictures
+    noise: float  # share of the look's noise: early stages see clearer images
     chained: int = 0  # bare names per canvas
     prompts: int = 0  # questions in the probe's words per canvas
     naming: float = 0.0  # weight of the naming loss beside the questions

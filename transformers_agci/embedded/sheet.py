@@ -114,7 +114,7 @@ class QuestionSheet:
         return ids
 
     def write_chain(self, ids: Tensor, labels: Tensor, asked: Iterable[tuple[int, bool]]) -> None:
-        """Fill the chain with (picture, is it shown) as far as there is room; the answer follows the bare name."""
+        """Fill the chain with (image, is it shown) as far as there is room; the answer follows the bare name."""
         assert self._chain is not None
         text, wanted = list(self._chain_head), [IGNORED] * len(self._chain_head)
         for picture, is_shown in asked:
@@ -127,7 +127,7 @@ class QuestionSheet:
         ids[place], labels[place] = torch.tensor(text), torch.tensor(wanted)
 
     def write_question(self, ids: Tensor, number: int, picture: int, is_shown: bool = True) -> int:
-        """Ask for a picture in the probe's words, answered; returns where the answer is predicted."""
+        """Ask for an image in the probe's words, answered; returns where the answer is predicted."""
         question = [*self.names[picture], *self._tail]
         start = self._questions[number].start
         text = [*question, self.yes if is_shown else self.no, self.end]

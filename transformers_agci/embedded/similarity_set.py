@@ -1,4 +1,4 @@
-"""The similarity set that needs no download: one atlas picture alone on a white canvas, in nine places."""
+"""The similarity set that needs no download: one atlas image alone on a white canvas, in nine places."""
 
 import json
 from pathlib import Path
@@ -28,8 +28,11 @@ def build_similarity_set(folder: Path | str, items: int, seed: int = 0) -> Probe
     made = ProbeSet(folder / ROWS_FILE, None, folder / IMAGE_FOLDER)
     atlas = Atlas()
     drawn = list(draw_items(atlas, items, seed, Look()))
-    rows = [_row(number, k, atlas.names[item.item.target]) for number, item in enumerate(drawn)
-            for k in range(len(POSITIONS))]
+    rows = [
+        _row(number, k, atlas.names[item.item.target])
+        for number, item in enumerate(drawn)
+        for k in range(len(POSITIONS))
+    ]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if made.rows.is_file() and made.rows.read_text(encoding="utf-8") == text:
         return made
@@ -37,7 +40,7 @@ def build_similarity_set(folder: Path | str, items: int, seed: int = 0) -> Probe
     for number, item in enumerate(drawn):
         for k in range(len(POSITIONS)):
             (made.images / _name(number, k)).write_bytes(_canvas(item.drawn[0], k))
-    made.rows.write_text(text, encoding="utf-8")  # last: it says that the pictures are there
+    made.rows.write_text(text, encoding="utf-8")  # last: it says that the images are there
     return made
 
 
@@ -50,5 +53,10 @@ def _name(number: int, k: int) -> str:
 
 
 def _row(number: int, k: int, caption: str) -> dict[str, Any]:
-    return {"id": number * len(POSITIONS) + k, "image": _name(number, k), "caption": caption,
-            "position": POSITIONS[k], "answer": "Yes"}
+    return {
+        "id": number * len(POSITIONS) + k,
+        "image": _name(number, k),
+        "caption": caption,
+        "position": POSITIONS[k],
+        "answer": "Yes",
+    }

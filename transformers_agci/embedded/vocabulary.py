@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from transformers_agci.probes.position import PROMPT
+from transformers_agci.experiments.position.questions import PROMPT
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -25,7 +25,7 @@ WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# One user turn as Qwen2.5-VL reads it: the default system turn first, pictures between vision marks.
+# One user turn as Qwen2.5-VL reads it: the default system turn first, images between vision marks.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message.role != 'system' %}<|im_start|>system\n" + SYSTEM + "<|im_end|>\n{% endif %}"
@@ -76,7 +76,7 @@ def train_tokenizer(names: Sequence[str]) -> Any:
 def _sentences(names: Sequence[str]) -> list[str]:
     """The training text. Often repeated lines come out as whole words."""
     prompt = f"{SHORT_QUESTIONS}{QUESTION_HEAD}{QUESTION_TAIL} Yes No yes no none;\nsystem\nuser\nassistant\n{SYSTEM}"
-    other = "What is this? Describe the image. Is there a picture of it? A, B, C, D, E: answer with one letter or word."
+    other = "What is this? Describe the image. Is there an image of it? A, B, C, D, E: answer with one letter or word."
     lines = [prompt] * 60 + [other] * 20
     for name in names:
         lines += [f"Text: {name}\n", f"{name}, {name}", f" a {name}", name] * 3

@@ -27,9 +27,12 @@ class Answer:
         """What a result row holds beside the input row."""
         if self.yes_logit is None or self.no_logit is None:
             return {"prediction": self.text}
-        return {"prediction": self.text, "yes_logit": round(self.yes_logit, LOGIT_DIGITS),
-                "no_logit": round(self.no_logit, LOGIT_DIGITS),
-                "margin": round(self.yes_logit - self.no_logit, LOGIT_DIGITS)}
+        return {
+            "prediction": self.text,
+            "yes_logit": round(self.yes_logit, LOGIT_DIGITS),
+            "no_logit": round(self.no_logit, LOGIT_DIGITS),
+            "margin": round(self.yes_logit - self.no_logit, LOGIT_DIGITS),
+        }
 
     @property
     def logits_disagree(self) -> bool:
@@ -88,9 +91,20 @@ def generation_settings(model: Any, tokenizer: Any) -> Any:
 
 def told_settings(config: Any) -> dict[str, Any]:
     """What of the generation settings shapes a greedy answer, for the manifest."""
-    names = ("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
-             "forced_bos_token_id", "forced_eos_token_id", "eos_token_id", "pad_token_id", "min_new_tokens",
-             "encoder_repetition_penalty", "sequence_bias")
+    names = (
+        "repetition_penalty",
+        "no_repeat_ngram_size",
+        "bad_words_ids",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "min_new_tokens",
+        "encoder_repetition_penalty",
+        "sequence_bias",
+    )
     told = {name: getattr(config, name, None) for name in names}
     return {"decoding": "greedy", **{name: value for name, value in told.items() if value is not None}}
 
@@ -114,8 +128,9 @@ class Answerer:
         criteria = StoppingCriteriaList([_StopAtVerdict(self.tokenizer, length)] if stop.yes_no else [])
         with torch.inference_mode():
             made = self.model.generate(**inputs, generation_config=settings, stopping_criteria=criteria)
-        texts = [text.strip() for text in
-                 self.tokenizer.batch_decode(made.sequences[:, length:], skip_special_tokens=True)]
+        texts = [
+            text.strip() for text in self.tokenizer.batch_decode(made.sequences[:, length:], skip_special_tokens=True)
+        ]
         if not stop.yes_no:
             return [Answer(text) for text in texts]
         return [Answer(text, *pair) for text, pair in zip(texts, self._word_logits(made.logits), strict=True)]

@@ -1,9 +1,9 @@
-"""From rows to blocks, and inside a block to batches that let the vision side run once per picture.
+"""From rows to blocks, and inside a block to batches that let the vision side run once per image.
 
 A block is a number of consecutive groups: a function of the input and the batch size only. Inside it, the questions
-are sorted into slots. The distinct lists of pictures of a block are divided into columns of at most `batch_size`
+are sorted into slots. The distinct lists of images of a block are divided into columns of at most `batch_size`
 lists with equally many questions; batch j of a column asks the j-th question about each list. So one ordered list of
-pictures comes back batch after batch: its recorded encoding can be replayed exactly as it was, and so can the
+images comes back batch after batch: its recorded encoding can be replayed exactly as it was, and so can the
 decoder's work on it.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from transformers_agci.inference.questions import Picture, Question
+from transformers_agci.inference.questions import ImageSource, Question
 
-LARGEST_BLOCK = 8  # times `block_rows`, however few pictures: what a kill can cost
+LARGEST_BLOCK = 8  # times `block_rows`, however few images: what a kill can cost
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Column:
-    """The batches about one ordered set of picture lists; a batch holds question numbers of the whole input."""
+    """The batches about one ordered set of image lists; a batch holds question numbers of the whole input."""
 
     batches: tuple[tuple[int, ...], ...]
 
 
 def plan_blocks(questions: Sequence[Question], block_rows: int, lists: int = 1) -> list[Block]:
     """Cut the input into blocks of whole groups, each of at least `block_rows` rows about at least `lists` different
-    lists of pictures, so that with many questions per picture a batch still has `lists` rows. The last may have fewer.
+    lists of images, so that with many questions per image a batch still has `lists` rows. The last may have fewer.
 
     A group is a run of consecutive questions with one `group`; None stands alone.
     """
@@ -64,7 +64,7 @@ def plan_columns(questions: Sequence[Question], numbers: Sequence[int], batch_si
     """Arrange the questions with these numbers for batches of at most `batch_size`.
 
     Longer texts come first, among the questions about a list and among the lists, so that a batch pads little.
-    Questions without a picture, with another stop rule, and lists with another number of questions get columns of
+    Questions without an image, with another stop rule, and lists with another number of questions get columns of
     their own.
     """
     by_list: dict[Hashable, list[int]] = {}
@@ -78,7 +78,7 @@ def plan_columns(questions: Sequence[Question], numbers: Sequence[int], batch_si
     for found in by_list.values():
         asked = sorted(found, key=longest_first)
         first = questions[asked[0]]
-        kinds.setdefault((bool(first.pictures), first.stop, len(asked)), []).append(asked)
+        kinds.setdefault((bool(first.images), first.stop, len(asked)), []).append(asked)
     return [
         Column(tuple(zip(*share, strict=True)))
         for lists in kinds.values()
@@ -87,12 +87,12 @@ def plan_columns(questions: Sequence[Question], numbers: Sequence[int], batch_si
 
 
 def _list_key(questions: Sequence[Question], number: int) -> Hashable:
-    """The pictures of a question; a question without one is a list of its own."""
-    return picture_keys(questions[number].pictures) or number
+    """The images of a question; a question without one is a list of its own."""
+    return image_keys(questions[number].images) or number
 
 
-def picture_keys(pictures: Sequence[Picture]) -> tuple[Hashable, ...]:
-    return tuple(picture.key for picture in pictures)
+def image_keys(images: Sequence[ImageSource]) -> tuple[Hashable, ...]:
+    return tuple(image.key for image in images)
 
 
 def _even(items: Sequence[list[int]], most: int) -> list[Sequence[list[int]]]:

@@ -37,8 +37,10 @@ def model_folder(model: str, revision: str | None, files: tuple[str, ...] = HUB_
             raise InputError(f"--revision {revision} belongs to a hub id, but {model} is a folder.")
         return folder
     if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise InputError(f"There is no model folder {model}; give a folder with config.json and *.safetensors, or a "
-                         "hub id such as Qwen/Qwen2.5-VL-7B-Instruct.")
+        raise InputError(
+            f"There is no model folder {model}; give a folder with config.json and *.safetensors, or a "
+            "hub id such as Qwen/Qwen2.5-VL-7B-Instruct."
+        )
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -60,8 +62,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a supported, code-free checkpoint."""
     path = folder / CONFIG
     if (folder / ADAPTER).exists():
-        raise InputError(f"{folder} holds a LoRA adapter ({ADAPTER}); merge it into its model first, for instance with "
-                         "llamafactory-cli export and the files in configs/merge_lora, and name the merged folder.")
+        raise InputError(
+            f"{folder} holds a LoRA adapter ({ADAPTER}); merge it into its model first, for instance with "
+            "llamafactory-cli export and the files in configs/merge_lora, and name the merged folder."
+        )
     if not path.exists():
         raise InputError(f"{folder} holds no {CONFIG}, so it is not a model folder.")
     for file in sorted(folder.glob("*.json")):
@@ -88,10 +92,12 @@ def refuse_original_llava(checkpoint: Path | str, config: dict[str, Any]) -> Non
         return
     anyres = config.get("image_aspect_ratio") == "anyres"
     twin = SUPPORTED_FAMILIES["llava_next" if anyres else ORIGINAL_LLAVA[config["model_type"]]].hub_id
-    raise InputError(f"{checkpoint} has the layout of the original LLaVA repository (model_type "
-                     f"{config['model_type']!r}), which transformers cannot load; convert it once with "
-                     f"'agci convert-llava {checkpoint} {Path(checkpoint).name}-hf' and name the new folder, or take "
-                     f"the llava-hf checkpoint of the same model; that of the 7B is {twin}.")
+    raise InputError(
+        f"{checkpoint} has the layout of the original LLaVA repository (model_type "
+        f"{config['model_type']!r}), which transformers cannot load; convert it once with "
+        f"'agci convert-llava {checkpoint} {Path(checkpoint).name}-hf' and name the new folder, or take "
+        f"the llava-hf checkpoint of the same model; that of the 7B is {twin}."
+    )
 
 
 def _refuse_code(file: Path) -> None:
@@ -123,8 +129,10 @@ def indexed_files(index: Path) -> list[Path]:
         raise InputError(f"{index} names weights outside its folder: {sorted(set(names) - set(inside))[0]!r}.")
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
-        raise InputError(f"{folder} lacks {len(missing)} of {len(names)} weight files, the first is {missing[0]}; "
-                         "copy or download it again.")
+        raise InputError(
+            f"{folder} lacks {len(missing)} of {len(names)} weight files, the first is {missing[0]}; "
+            "copy or download it again."
+        )
     return [folder / name for name in names]
 
 

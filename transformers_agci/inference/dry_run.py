@@ -11,14 +11,21 @@ from transformers_agci.inference.prepare import Prepared, prepare
 from transformers_agci.inference.prompt import chat_text
 from transformers_agci.inference.questions import Question
 from transformers_agci.inference.run import make_plan
-from transformers_agci.lam import lambda_text
+from transformers_agci.method.lam import lambda_text
 
 GIB = 2**30
 LOOKED_AT = 20  # columns that are tried until one has a good row
 
 
-def describe(loaded: LoadedModel, questions: Sequence[Question], lambdas: Sequence[float], outputs: Sequence[Path], *,
-             batch_size: int | None = None, block_rows: int | None = None) -> list[str]:
+def describe(
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    lambdas: Sequence[float],
+    outputs: Sequence[Path],
+    *,
+    batch_size: int | None = None,
+    block_rows: int | None = None,
+) -> list[str]:
     """Lines for a person to read; `loaded` may come from `load(options, weights=False)`.
 
     The first batch is really decoded and tokenized, so that the token counts are the processor's own. Raises
@@ -27,8 +34,11 @@ def describe(loaded: LoadedModel, questions: Sequence[Question], lambdas: Sequen
     if not questions:
         raise InputError("There is no row to ask; the input is empty.")
     plan = make_plan(questions, loaded.device.type, batch_size, block_rows)
-    columns = [column for block in plan.blocks[:LOOKED_AT]
-               for column in plan_columns(questions, range(block.start, block.stop), plan.batch_size)]
+    columns = [
+        column
+        for block in plan.blocks[:LOOKED_AT]
+        for column in plan_columns(questions, range(block.start, block.stop), plan.batch_size)
+    ]
     columns.sort(key=lambda column: min(column.batches[0]))  # the first row first
     prepared = _first_good(columns[:LOOKED_AT], questions, loaded.processor)
     batch = prepared.batches[0]
@@ -37,16 +47,24 @@ def describe(loaded: LoadedModel, questions: Sequence[Question], lambdas: Sequen
     tokens = batch.text["input_ids"][batch.numbers.index(min(batch.numbers))]
     padding = length - int(batch.text["attention_mask"][batch.numbers.index(min(batch.numbers))].sum())
     image_tokens = int((tokens == loaded.model.config.image_token_id).sum())
-    forwards = sum(len(column.batches) for block in plan.blocks
-                   for column in plan_columns(questions, range(block.start, block.stop), plan.batch_size))
+    forwards = sum(
+        len(column.batches)
+        for block in plan.blocks
+        for column in plan_columns(questions, range(block.start, block.stop), plan.batch_size)
+    )
     return [
         f"model: {loaded.family.name}, {loaded.model.dtype}, on {loaded.device}".replace("torch.", ""),
         f"first prompt ({first.where}):",
         *(f"    {line}" for line in chat_text(loaded.processor, first).splitlines()),
-        f"its tokens: {length - padding}, of which {image_tokens} are image tokens of {len(first.pictures)} pictures",
+        f"its tokens: {length - padding}, of which {image_tokens} are image tokens of {len(first.images)} images",
         f"its batch: {rows} prompts of up to {length} tokens",
-        _memory(loaded.model, rows, length, sum(pixels.nbytes for pixels in batch.pixels.values()),
-                kept=len(prepared.batches) > 1),
+        _memory(
+            loaded.model,
+            rows,
+            length,
+            sum(pixels.nbytes for pixels in batch.pixels.values()),
+            kept=len(prepared.batches) > 1,
+        ),
         f"plan: {len(questions)} rows in {len(plan.blocks)} blocks, {forwards} batches for each of {len(lambdas)} "
         f"lambdas ({', '.join(map(lambda_text, lambdas))})",
         *(f"would write: {path}" for path in outputs),
@@ -64,7 +82,7 @@ def _first_good(columns: Sequence[Any], questions: Sequence[Question], processor
 def _memory(model: Any, batch: int, length: int, pixel_bytes: int, kept: bool) -> str:
     """An estimate in GiB: the weights and the key-value cache are exact, the rest is what one layer holds at a time.
 
-    `kept`: the first question's keys and values are kept for the others about its pictures, beside the running cache.
+    `kept`: the first question's keys and values are kept for the others about its images, beside the running cache.
     """
     size = model.dtype.itemsize  # bytes
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -77,5 +95,7 @@ def _memory(model: Any, batch: int, length: int, pixel_bytes: int, kept: bool) -
     layer = batch * length * (6 * text.hidden_size + 3 * widest) * size
     logits = batch * text.vocab_size * (size + 4)
     total = weights + cache + layer + logits + pixel_bytes
-    return (f"memory: about {total / GIB:.2f} GiB (weights {weights / GIB:.2f}, key-value cache {cache / GIB:.2f}, "
-            f"activations {layer / GIB:.2f}, pixels {pixel_bytes / GIB:.2f})")
+    return (
+        f"memory: about {total / GIB:.2f} GiB (weights {weights / GIB:.2f}, key-value cache {cache / GIB:.2f}, "
+        f"activations {layer / GIB:.2f}, pixels {pixel_bytes / GIB:.2f})"
+    )

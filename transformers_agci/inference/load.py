@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.lam import LAMBDA_KEY, validate_lambda
+from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -28,7 +28,7 @@ class LoadOptions:
     vision: str = "auto"  # or "stock": see vision_attention.py and patch_embedding.py
     revision: str | None = None  # of a hub id
     load_in_4bit: bool = False
-    min_pixels: int | None = None  # Qwen only: the picture is resized into these bounds
+    min_pixels: int | None = None  # Qwen only: the image is resized into these bounds
     max_pixels: int | None = None
 
 
@@ -36,7 +36,7 @@ class LoadOptions:
 class LoadedModel:
     """A model in eval mode with its processor.
 
-    identity  what must be equal for a result file to go on: weights, dtype, attention, picture size, prompt template
+    identity  what must be equal for a result file to go on: weights, dtype, attention, image size, prompt template
     notes     what the manifest only tells: where the model lay, its revision
     lam       the lambda that config.json carries, or None
     """
@@ -53,20 +53,35 @@ class LoadedModel:
 def add_load_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """The options of `LoadOptions`, for a command's parser; `default` is the model if none is named."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model_path", "--model", "--model-path", dest="model", default=default,
-                       required=default is None, help="folder or hub id of the checkpoint")
+    group.add_argument(
+        "--model_path",
+        "--model",
+        "--model-path",
+        dest="model",
+        default=default,
+        required=default is None,
+        help="folder or hub id of the checkpoint",
+    )
     group.add_argument("--family", help="refuse a checkpoint whose model_type is another one")
-    group.add_argument("--dtype", choices=DTYPES, default="auto",
-                       help="default: the checkpoint's own, but float32 for float16 on a CPU (5 times faster there)")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="default: the checkpoint's own, but float32 for float16 on a CPU (5 times faster there)",
+    )
     group.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
     group.add_argument("--device_map", choices=("auto",), help="auto: spread the layers over all GPUs")
     group.add_argument("--attn_implementation", help="eager, sdpa, ...; default: transformers' choice")
-    group.add_argument("--vision", choices=("auto", "stock"), default="auto",
-                       help="auto: Qwen's vision tower in fewer, larger steps where they agree with transformers' own")
+    group.add_argument(
+        "--vision",
+        choices=("auto", "stock"),
+        default="auto",
+        help="auto: Qwen's vision tower in fewer, larger steps where they agree with transformers' own",
+    )
     group.add_argument("--revision", help="commit, tag or branch of a hub id")
     group.add_argument("--load_in_4bit", action="store_true", help="quantize with bitsandbytes (GPU only)")
-    group.add_argument("--min_pixels", type=int, help="Qwen: pictures are enlarged to at least this many pixels")
-    group.add_argument("--max_pixels", type=int, help="Qwen: pictures are reduced to at most this many pixels")
+    group.add_argument("--min_pixels", type=int, help="Qwen: images are enlarged to at least this many pixels")
+    group.add_argument("--max_pixels", type=int, help="Qwen: images are reduced to at most this many pixels")
 
 
 def load_options(args: argparse.Namespace) -> LoadOptions:
@@ -96,8 +111,10 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
         with _bars_on_a_terminal_only():
             model, unexpected = _load_model(folder, options) if weights else (_shape_of(folder, options), [])
     except ImportError as error:
-        raise InputError(f"{options.model} needs a package that is not installed: {_one_line(error)} "
-                         "(pip install 'transformers-agci[eval]' brings all of them).") from error
+        raise InputError(
+            f"{options.model} needs a package that is not installed: {_one_line(error)} "
+            "(pip install 'transformers-agci[eval]' brings all of them)."
+        ) from error
     device = model.device if weights else _device(options)
     attention, embedding = _quicken_vision(model, options, weights)
     identity = {
@@ -109,12 +126,17 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
         "patch_embedding": embedding.backend,
         "quantization": "4bit" if options.load_in_4bit else None,
         "device": device.type,
-        "pictures": _picture_settings(processor),
+        "pictures": _image_settings(processor),
         "chat_template_sha256": _template_hash(processor),
     }
-    notes = {"model": options.model, "revision": _revision(folder), "lambda_in_config": lam,
-             "vision_attention_because": attention.reason, "patch_embedding_because": embedding.reason,
-             "unexpected_weights": unexpected}
+    notes = {
+        "model": options.model,
+        "revision": _revision(folder),
+        "lambda_in_config": lam,
+        "vision_attention_because": attention.reason,
+        "patch_embedding_because": embedding.reason,
+        "unexpected_weights": unexpected,
+    }
     return LoadedModel(model, processor, family_of(model), device, identity, notes, lam)
 
 
@@ -152,11 +174,14 @@ def _check_family(options: LoadOptions, found: str, supported: Mapping[str, Any]
         return
     if wanted not in supported:
         raise InputError(f"Unknown family {wanted!r}. Available: {', '.join(supported)}.")
-    raise InputError(f"{options.model} is a {supported[found].name} checkpoint (model_type {found!r}), but this "
-                     f"command is for {supported[wanted].name} ({wanted!r}); use the one of {supported[found].name}.")
+    raise InputError(
+        f"{options.model} is a {supported[found].name} checkpoint (model_type {found!r}), but this "
+        f"command is for {supported[wanted].name} ({wanted!r}); use the one of {supported[found].name}."
+    )
 
 
 # --- processor -----------------------------------------------------------------------------------------------------
+
 
 def _load_processor(folder: Path, options: LoadOptions) -> Any:
     from transformers import AutoProcessor
@@ -166,53 +191,78 @@ def _load_processor(folder: Path, options: LoadOptions) -> Any:
     except ImportError:
         raise
     except Exception as error:
-        raise InputError(f"The processor in {folder} cannot be loaded ({_one_line(error)}); a model folder also holds "
-                         "the tokenizer and preprocessor_config.json.") from error
+        raise InputError(
+            f"The processor in {folder} cannot be loaded ({_one_line(error)}); a model folder also holds "
+            "the tokenizer and preprocessor_config.json."
+        ) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise InputError(f"{folder} holds a {type(processor).__name__} instead of a processor for text and pictures; "
-                         "preprocessor_config.json may be missing.")
+        raise InputError(
+            f"{folder} holds a {type(processor).__name__} instead of a processor for text and images; "
+            "preprocessor_config.json may be missing."
+        )
     if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
-        raise InputError(f"{folder} has no chat template (chat_template.jinja or chat_template.json), so the model's "
-                         "own prompt form is unknown.")
+        raise InputError(
+            f"{folder} has no chat template (chat_template.jinja or chat_template.json), so the model's "
+            "own prompt form is unknown."
+        )
     if not getattr(processor, "chat_template", None):
         processor.chat_template = processor.tokenizer.chat_template
     processor.tokenizer.padding_side = "left"  # answers are read off the last position
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    _pin_picture_size(processor, options)
+    _pin_image_size(processor, options)
     return processor
 
 
-def _pin_picture_size(processor: Any, options: LoadOptions) -> None:
+def _pin_image_size(processor: Any, options: LoadOptions) -> None:
     """Put --min_pixels and --max_pixels into a Qwen image processor, in the form its version reads."""
     if options.min_pixels is None and options.max_pixels is None:
         return
     images = processor.image_processor
     size = dict(images.size)
     if not {"shortest_edge", "longest_edge"} <= set(size):
-        raise InputError("--min_pixels and --max_pixels are for the Qwen families; this checkpoint fixes the size of "
-                         "its pictures itself.")
+        raise InputError(
+            "--min_pixels and --max_pixels are for the Qwen families; this checkpoint fixes the size of "
+            "its images itself."
+        )
     low = size["shortest_edge"] if options.min_pixels is None else options.min_pixels
     high = size["longest_edge"] if options.max_pixels is None else options.max_pixels
     if not 0 < low <= high:
-        raise InputError(f"The picture size needs 0 < min_pixels <= max_pixels, but they are {low} and {high}.")
+        raise InputError(f"The image size needs 0 < min_pixels <= max_pixels, but they are {low} and {high}.")
     images.size = type(images.size)(**(size | {"shortest_edge": low, "longest_edge": high}))
     for name, value in (("min_pixels", low), ("max_pixels", high)):
         if hasattr(images, name):
             setattr(images, name, value)
 
 
-PICTURE_KEYS = ("size", "crop_size", "patch_size", "merge_size", "min_patches", "max_patches", "crop_to_patches",
-                "image_grid_pinpoints", "do_resize", "do_center_crop", "do_pad", "image_mean", "image_std", "resample",
-                "rescale_factor", "do_normalize")
+IMAGE_KEYS = (
+    "size",
+    "crop_size",
+    "patch_size",
+    "merge_size",
+    "min_patches",
+    "max_patches",
+    "crop_to_patches",
+    "image_grid_pinpoints",
+    "do_resize",
+    "do_center_crop",
+    "do_pad",
+    "image_mean",
+    "image_std",
+    "resample",
+    "rescale_factor",
+    "do_normalize",
+)
 
 
-def _picture_settings(processor: Any) -> dict[str, Any]:
+def _image_settings(processor: Any) -> dict[str, Any]:
     """What decides the pixels and the token grid."""
     told = processor.image_processor.to_dict()
-    settings = {key: told[key] for key in PICTURE_KEYS if told.get(key) is not None}
-    return {"class": type(processor.image_processor).__name__,
-            **{key: _plain(value) for key, value in settings.items()}}
+    settings = {key: told[key] for key in IMAGE_KEYS if told.get(key) is not None}
+    return {
+        "class": type(processor.image_processor).__name__,
+        **{key: _plain(value) for key, value in settings.items()},
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -231,6 +281,7 @@ def _template_hash(processor: Any) -> str:
 
 # --- model ---------------------------------------------------------------------------------------------------------
 
+
 def _load_model(folder: Path, options: LoadOptions) -> tuple[Any, list[str]]:
     """The model, and the names of weights that it has no place for."""
     import torch
@@ -241,8 +292,14 @@ def _load_model(folder: Path, options: LoadOptions) -> tuple[Any, list[str]]:
         placed["attn_implementation"] = options.attn_implementation
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=_dtype(options, folder, torch), use_safetensors=True, local_files_only=True,
-            trust_remote_code=False, output_loading_info=True, **placed)
+            folder,
+            dtype=_dtype(options, folder, torch),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **placed,
+        )
     except (ImportError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # safetensors, config and shape errors come as many kinds
@@ -340,29 +397,41 @@ def _check_loaded(folder: Path, model: Any, info: Mapping[str, Any]) -> list[str
     """Refuse weights that are missing, misshapen or unknown in a part that answers; return the other unknown ones."""
     missing = sorted(info.get("missing_keys", ()))
     if missing:
-        raise InputError(f"{folder} lacks {len(missing)} of the model's weights, for instance {missing[0]}; they would "
-                         "be random. The checkpoint is incomplete, or an incompatible transformers version saved it.")
+        raise InputError(
+            f"{folder} lacks {len(missing)} of the model's weights, for instance {missing[0]}; they would "
+            "be random. The checkpoint is incomplete, or an incompatible transformers version saved it."
+        )
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ()))
     if mismatched:
-        raise InputError(f"{folder} has {len(mismatched)} weights of another shape than config.json says, for instance "
-                         f"{mismatched[0]}.")
+        raise InputError(
+            f"{folder} has {len(mismatched)} weights of another shape than config.json says, for instance "
+            f"{mismatched[0]}."
+        )
     unexpected = sorted(map(str, info.get("unexpected_keys", ())))
     answering = [key for key in unexpected if _is_answering(key, model)]
     if answering:
-        raise InputError(f"{folder} has {len(answering)} weights that this model does not know in its vision tower, "
-                         f"projector or decoder, for instance {answering[0]}; config.json belongs to another model.")
+        raise InputError(
+            f"{folder} has {len(answering)} weights that this model does not know in its vision tower, "
+            f"projector or decoder, for instance {answering[0]}; config.json belongs to another model."
+        )
     return unexpected
 
 
-# Parts that a picture question never reaches, and what older checkpoints saved although it follows from the config.
+# Parts that an image question never reaches, and what older checkpoints saved although it follows from the config.
 SILENT = {"audio_tower", "embed_audio"}
 CONSTANTS = {"inv_freq", "position_ids"}
 
 
 def _is_answering(key: str, model: Any) -> bool:
-    """Whether a weight of this name belongs to the part of the model that sees pictures and answers."""
-    parts = {name for name, _ in model.model.named_children()} | {"lm_head", "language_model", "layers", "visual",
-                                                                  "vision_tower", "multi_modal_projector"}
+    """Whether a weight of this name belongs to the part of the model that sees images and answers."""
+    parts = {name for name, _ in model.model.named_children()} | {
+        "lm_head",
+        "language_model",
+        "layers",
+        "visual",
+        "vision_tower",
+        "multi_modal_projector",
+    }
     words = set(key.split("."))
     return bool(words & (parts - SILENT)) and not words & (SILENT | CONSTANTS)
 

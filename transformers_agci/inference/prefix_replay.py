@@ -1,4 +1,4 @@
-"""The decoder once per common beginning: several questions about one picture share its keys and values."""
+"""The decoder once per common beginning: several questions about one image share its keys and values."""
 
 import functools
 from collections.abc import Hashable, Mapping
@@ -12,8 +12,13 @@ from transformers import DynamicCache
 from transformers_agci.families import find_owner
 
 # How the decoder's arguments lie along the prompt: the dimension that has its length.
-PROMPT_DIMENSION = {"inputs_embeds": 1, "per_layer_inputs": 1, "position_ids": -1, "cache_position": 0,
-                    "visual_pos_masks": 1}
+PROMPT_DIMENSION = {
+    "inputs_embeds": 1,
+    "per_layer_inputs": 1,
+    "position_ids": -1,
+    "cache_position": 0,
+    "visual_pos_masks": 1,
+}
 OTHERWISE_CUT = ("attention_mask", "deepstack_visual_embeds")
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")  # another prompt length turns the same keys another way
 
@@ -22,7 +27,7 @@ LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")  # another prompt length turns t
 class Prompts:
     """The prompts of a coming `generate` call, on the CPU and padded on the left.
 
-    keys  what stands before the questions, one per row: equal keys mean equal pictures in equal order
+    keys  what stands before the questions, one per row: equal keys mean equal images in equal order
     ids   [B, S]
     mask  [B, S], 1 for tokens and 0 for padding
     """
@@ -55,9 +60,9 @@ class PrefixReplay:
         with PrefixReplay(model) as prefix:
             prefix.about(prompts, keep=True)     # the coming generate() call; its keys and values are kept
             model.generate(**inputs)
-            prefix.about(other_prompts)          # about the same pictures, at the same lambda
+            prefix.about(other_prompts)          # about the same images, at the same lambda
             model.generate(**other_inputs)       # the decoder sees the question's tokens only
-            prefix.forget()                      # before another lambda, and when the pictures are done with
+            prefix.forget()                      # before another lambda, and when the images are done with
 
     The whole prompt is still embedded, merged with its image features and injected by the model itself; the decoder
     then starts where the prompt begins to differ, on the recorded keys and values: the same sums in another order,
@@ -139,8 +144,10 @@ def _overlap(recorded: Prompts, coming: Prompts) -> _Reuse | None:
     rows = torch.tensor([row_of[key] for key in coming.keys])
     width, old_width = coming.ids.shape[1], recorded.ids.shape[1]
     lengths, old_lengths = coming.lengths, recorded.lengths[rows]
-    own = [int(length) - _shared(recorded.ids[row, old_width - int(old) :], ids[width - int(length) :])
-           for row, old, ids, length in zip(rows, old_lengths, coming.ids, lengths, strict=True)]
+    own = [
+        int(length) - _shared(recorded.ids[row, old_width - int(old) :], ids[width - int(length) :])
+        for row, old, ids, length in zip(rows, old_lengths, coming.ids, lengths, strict=True)
+    ]
     begin = width - max(own)
     if begin <= 0:
         return None
@@ -165,8 +172,11 @@ def _known(kwargs: Mapping[str, Any], width: int) -> bool:
     mask = kwargs.get("attention_mask")
     if mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() == 2):
         return False
-    return all(name in PROMPT_DIMENSION or name in OTHERWISE_CUT
-               for name, value in kwargs.items() if isinstance(value, torch.Tensor | list | tuple))
+    return all(
+        name in PROMPT_DIMENSION or name in OTHERWISE_CUT
+        for name, value in kwargs.items()
+        if isinstance(value, torch.Tensor | list | tuple)
+    )
 
 
 def _recorded(prompts: Prompts, cache: Any) -> _Record | None:
@@ -188,7 +198,8 @@ def _recorded(prompts: Prompts, cache: Any) -> _Record | None:
 def _fill(cache: Any, record: _Record, reuse: _Reuse) -> None:
     """Put the recorded keys and values [B, heads, begin, D] into the empty cache."""
     straight = torch.equal(reuse.rows, torch.arange(len(reuse.rows))) and bool(
-        (reuse.columns == torch.arange(reuse.begin)).all())
+        (reuse.columns == torch.arange(reuse.begin)).all()
+    )
     for number, layer in enumerate(record.layers):
         if layer is None:
             continue

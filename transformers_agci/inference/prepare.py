@@ -1,4 +1,4 @@
-"""Pictures decoded and prompts tokenized ahead of the model, in this process or in workers."""
+"""Images decoded and prompts tokenized ahead of the model, in this process or in workers."""
 
 import contextlib
 import multiprocessing
@@ -16,23 +16,23 @@ from PIL import Image
 
 from transformers_agci.errors import InputError
 from transformers_agci.inference import prompt
-from transformers_agci.inference.batches import Column, picture_keys
+from transformers_agci.inference.batches import Column, image_keys
 from transformers_agci.inference.questions import Question
-from transformers_agci.inference.results import FailedRow
+from transformers_agci.storage.result_file import FailedRow
 
 AHEAD = 2  # columns a worker may be ahead: what bounds the memory
-# What a processor makes of the text; everything else comes from the pictures and is the same for every question.
+# What a processor makes of the text; everything else comes from the images and is the same for every question.
 TEXT_KEYS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward call: question numbers, their pictures' keys in order, and the text tensors [B, S]."""
+    """One forward call: question numbers, their images' keys in order, and the text tensors [B, S]."""
 
     numbers: tuple[int, ...]
-    pictures: tuple[Hashable, ...]
+    images: tuple[Hashable, ...]
     text: dict[str, torch.Tensor]
-    pixels: dict[str, torch.Tensor]  # shared by all batches about the same pictures
+    pixels: dict[str, torch.Tensor]  # shared by all batches about the same images
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
@@ -47,24 +47,29 @@ class Prepared:
     failed: tuple[FailedRow, ...]
 
 
-def prepare(column: Column, questions: Sequence[Question], processor: Any,
-            at: Callable[[int], None] = lambda number: None) -> Prepared:
-    """Decode, preprocess and tokenize a column; rows whose picture or text is bad are left out and named.
+def prepare(
+    column: Column, questions: Sequence[Question], processor: Any, at: Callable[[int], None] = lambda number: None
+) -> Prepared:
+    """Decode, preprocess and tokenize a column; rows whose image or text is bad are left out and named.
 
-    `at` is told the number of each question before its pictures are opened.
+    `at` is told the number of each question before its images are opened.
     """
     opened: dict[Hashable, Image.Image] = {}
     failed: dict[int, FailedRow] = {}
     for number in (number for batch in column.batches for number in batch):
         at(number)
-        reason = _open_pictures(questions[number], opened)
+        reason = _open_images(questions[number], opened)
         if reason is not None:
             failed[number] = FailedRow(number, questions[number].where, reason)
     try:
         batches = _tokenize(column, failed, questions, opened, processor)
-    except Exception:  # some row's picture or text; processors raise what they like
-        found = {number: _alone(number, questions, opened, processor)
-                 for batch in column.batches for number in batch if number not in failed}
+    except Exception:  # some row's image or text; processors raise what they like
+        found = {
+            number: _alone(number, questions, opened, processor)
+            for batch in column.batches
+            for number in batch
+            if number not in failed
+        }
         wrong = {number: reason for number, reason in found.items() if reason is not None}
         if not wrong:
             raise
@@ -73,32 +78,37 @@ def prepare(column: Column, questions: Sequence[Question], processor: Any,
     return Prepared(batches, tuple(failed[number] for number in sorted(failed)))
 
 
-def _open_pictures(question: Question, opened: dict[Hashable, Image.Image]) -> str | None:
-    """Put the question's pictures into `opened`; the reason if that fails."""
+def _open_images(question: Question, opened: dict[Hashable, Image.Image]) -> str | None:
+    """Put the question's images into `opened`; the reason if that fails."""
     try:
-        for picture in question.pictures:
-            if picture.key not in opened:
-                opened[picture.key] = picture.open()
+        for image in question.images:
+            if image.key not in opened:
+                opened[image.key] = image.open()
     except InputError as error:
         return str(error)
     return None
 
 
-def _tokenize(column: Column, failed: dict[int, FailedRow], questions: Sequence[Question],
-              opened: dict[Hashable, Image.Image], processor: Any) -> tuple[Batch, ...]:
+def _tokenize(
+    column: Column,
+    failed: dict[int, FailedRow],
+    questions: Sequence[Question],
+    opened: dict[Hashable, Image.Image],
+    processor: Any,
+) -> tuple[Batch, ...]:
     batches: list[Batch] = []
     with contextlib.ExitStack() as stack:
         for numbers in (tuple(n for n in batch if n not in failed) for batch in column.batches):
             if not numbers:
                 continue
             asked = [questions[number] for number in numbers]
-            keys = tuple(key for question in asked for key in picture_keys(question.pictures))
-            if not batches or batches[-1].pictures != keys:
+            keys = tuple(key for question in asked for key in image_keys(question.images))
+            if not batches or batches[-1].images != keys:
                 stack.close()
                 if keys:
-                    stack.enter_context(prompt.pictures_once(processor))
+                    stack.enter_context(prompt.images_once(processor))
             made = _call(asked, opened, processor)
-            same = bool(batches) and batches[-1].pictures == keys
+            same = bool(batches) and batches[-1].images == keys
             pixels = batches[-1].pixels if same else {k: v for k, v in made.items() if k not in TEXT_KEYS}
             batches.append(Batch(numbers, keys, {k: v for k, v in made.items() if k in TEXT_KEYS}, pixels))
     return tuple(batches)
@@ -106,12 +116,13 @@ def _tokenize(column: Column, failed: dict[int, FailedRow], questions: Sequence[
 
 def _call(asked: Sequence[Question], opened: dict[Hashable, Image.Image], processor: Any) -> dict[str, torch.Tensor]:
     prompts = [prompt.chat_text(processor, question) for question in asked]
-    pictures = [[opened[picture.key] for picture in question.pictures] for question in asked]
-    return prompt.tokenize(processor, prompts, pictures)
+    images = [[opened[image.key] for image in question.images] for question in asked]
+    return prompt.tokenize(processor, prompts, images)
 
 
-def _alone(number: int, questions: Sequence[Question], opened: dict[Hashable, Image.Image],
-           processor: Any) -> str | None:
+def _alone(
+    number: int, questions: Sequence[Question], opened: dict[Hashable, Image.Image], processor: Any
+) -> str | None:
     """Why this question cannot be asked even by itself, or None."""
     try:
         _call([questions[number]], opened, processor)
@@ -122,8 +133,9 @@ def _alone(number: int, questions: Sequence[Question], opened: dict[Hashable, Im
     return None
 
 
-def prepared_ahead(columns: Iterable[Column], questions: Sequence[Question], processor: Any,
-                   workers: int) -> Generator[Prepared, None, None]:
+def prepared_ahead(
+    columns: Iterable[Column], questions: Sequence[Question], processor: Any, workers: int
+) -> Generator[Prepared, None, None]:
     """`prepare` for each column, in order; with `workers` > 0 in that many processes, a bounded number ahead.
 
     A worker that dies is an InputError that names the row it was at.
@@ -157,8 +169,9 @@ class _Worker:
     def __init__(self, context: Any, questions: Sequence[Question], processor: Any) -> None:
         self.connection, theirs = context.Pipe()
         self.at = context.Value("q", 0)  # the number of the question it is at, which survives its death
-        self.process = context.Process(target=_work, daemon=True,
-                                       args=(theirs, self.connection, self.at, questions, processor))
+        self.process = context.Process(
+            target=_work, daemon=True, args=(theirs, self.connection, self.at, questions, processor)
+        )
         self.process.start()
         theirs.close()
 
@@ -176,8 +189,8 @@ class _Worker:
         except (EOFError, OSError):  # OSError: its answer was there, but the memory it shared has gone with it
             self.process.join()
             raise InputError(
-                f"{questions[self.at.value].where}: the process that prepares pictures died at this row (exit code "
-                f"{self.process.exitcode}); finished blocks are kept. Look at the picture, or give --workers 0 to "
+                f"{questions[self.at.value].where}: the process that prepares images died at this row (exit code "
+                f"{self.process.exitcode}); finished blocks are kept. Look at the image, or give --workers 0 to "
                 "prepare it in the main process."
             ) from None
         if kind == "error":
@@ -197,8 +210,9 @@ def _start(workers: int, questions: Sequence[Question], processor: Any) -> list[
     return [_Worker(context, questions, processor) for _ in range(workers)]
 
 
-def _work(connection: Connection, other_end: Connection, at: Any, questions: Sequence[Question],
-          processor: Any) -> None:
+def _work(
+    connection: Connection, other_end: Connection, at: Any, questions: Sequence[Question], processor: Any
+) -> None:
     import traceback
 
     def remember(number: int) -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.inference.results import ResultFile, Shard
+from transformers_agci.storage.result_file import ResultFile, Shard
 
 PATIENCE = timedelta(days=7)  # how long a process that is done waits for the slowest one
 
@@ -44,8 +44,10 @@ class Team:
     def share(self, given: Shard | None) -> Shard | None:
         """The share of this process: the one `given` by --shard, or that of its rank. Both is an InputError."""
         if given is not None and self.size > 1:
-            raise InputError("--shard is for processes that do not know each other; under torchrun the blocks are "
-                             "shared out already. Leave one of the two away.")
+            raise InputError(
+                "--shard is for processes that do not know each other; under torchrun the blocks are "
+                "shared out already. Leave one of the two away."
+            )
         return given or self.shard
 
     def open(self, files: Sequence[ResultFile], stack: contextlib.ExitStack) -> None:

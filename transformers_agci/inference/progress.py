@@ -15,8 +15,14 @@ class Progress:
         self.done = 0
         terminal = sys.stderr.isatty()
         pace = REDRAW if terminal else EVERY
-        self._bar = tqdm(total=total, unit=unit, disable=not shown or total == 0, dynamic_ncols=terminal,
-                         mininterval=pace, maxinterval=pace)
+        self._bar = tqdm(
+            total=total,
+            unit=unit,
+            disable=not shown or total == 0,
+            dynamic_ncols=terminal,
+            mininterval=pace,
+            maxinterval=pace,
+        )
 
     def add(self, rows: int) -> None:
         """So many rows more are done."""

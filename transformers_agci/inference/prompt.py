@@ -15,10 +15,10 @@ PACKED_KEYS = {"pixel_values", "image_grid_thw"}  # of an image processor that l
 
 
 def chat_content(question: Question) -> list[dict[str, str]]:
-    """The parts of the user turn: the pictures first, or where the text holds one `<image>` mark per picture."""
+    """The parts of the user turn: the images first, or where the text holds one `<image>` mark per image."""
     pieces = question.text.split(IMAGE_MARK)
-    if not question.marks or len(pieces) - 1 != len(question.pictures) or not question.pictures:
-        return [*({"type": "image"} for _ in question.pictures), {"type": "text", "text": question.text}]
+    if not question.marks or len(pieces) - 1 != len(question.images) or not question.images:
+        return [*({"type": "image"} for _ in question.images), {"type": "text", "text": question.text}]
     content: list[dict[str, str]] = []
     for index, piece in enumerate(pieces):
         if index:
@@ -31,26 +31,28 @@ def chat_content(question: Question) -> list[dict[str, str]]:
 def chat_text(processor: Any, question: Question) -> str:
     """The prompt as the model's chat template writes it, up to where the answer begins.
 
-    Raises InputError where the text holds the model's image token: the model would look for one more picture.
+    Raises InputError where the text holds the model's image token: the model would look for one more image.
     """
     content = chat_content(question)
     image_token = str(getattr(processor, "image_token", IMAGE_MARK))
     if any(image_token in part.get("text", "") for part in content):
-        raise InputError(f"{question.where}: the text holds {image_token}, which stands for a picture in this model's "
-                         "prompts; take it out of the row.")
+        raise InputError(
+            f"{question.where}: the text holds {image_token}, which stands for an image in this model's "
+            "prompts; take it out of the row."
+        )
     messages = [{"role": "user", "content": content}]
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
 def tokenize(processor: Any, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
-    """The processor's tensors for a batch, padded on the left; `pictures` holds one list per prompt."""
+    """The processor's tensors for a batch, padded on the left; `images` holds one list per prompt."""
     nested = [list(of_prompt) for of_prompt in pictures]
     given = {"images": nested} if any(nested) else {}
     return dict(processor(text=list(prompts), padding=True, return_tensors="pt", **given))
 
 
 class _Recorded:
-    """Stands in for an image processor: what it made of the same pictures is given again."""
+    """Stands in for an image processor: what it made of the same images is given again."""
 
     def __init__(self, real: Any) -> None:
         self._real = real
@@ -66,21 +68,21 @@ class _Recorded:
 
 
 def _preprocessed(image_processor: Any, images: Any, settings: dict[str, Any]) -> Any:
-    """What the image processor makes of the pictures; Qwen's are given to it one at a time.
+    """What the image processor makes of the images; Qwen's are given to it one at a time.
 
-    It lays the patches of all pictures end to end, so that one call per picture makes the same numbers. A call for 18
-    large pictures copies stacks that no cache holds, and takes twice as long.
+    It lays the patches of all images end to end, so that one call per image makes the same numbers. A call for 18
+    large images copies stacks that no cache holds, and takes twice as long.
     """
     if not PACKED_KEYS.issubset(image_processor.model_input_names):
         return image_processor(images, **settings)
     nested = [of_prompt if isinstance(of_prompt, list) else [of_prompt] for of_prompt in images]
-    made = [image_processor([picture], **settings) for of_prompt in nested for picture in of_prompt]
-    return type(made[0])(data={key: torch.cat([of_picture[key] for of_picture in made]) for key in made[0]})
+    made = [image_processor([image], **settings) for of_prompt in nested for image in of_prompt]
+    return type(made[0])(data={key: torch.cat([of_image[key] for of_image in made]) for key in made[0]})
 
 
 @contextmanager
-def pictures_once(processor: Any) -> Iterator[None]:
-    """Within this block the pictures are preprocessed by the first call only: all calls are about the same ones."""
+def images_once(processor: Any) -> Iterator[None]:
+    """Within this block the images are preprocessed by the first call only: all calls are about the same ones."""
     real = processor.image_processor
     processor.image_processor = _Recorded(real)
     try:
@@ -101,6 +103,7 @@ def answer_token_ids(processor: Any) -> tuple[int, int]:
     if yes == no:  # a space of its own before both
         yes, no = (tokens[1] for tokens in ids)
     if yes == no:
-        raise InputError("This tokenizer begins Yes and No with the same token, so that their logits cannot be told "
-                         "apart.")
+        raise InputError(
+            "This tokenizer begins Yes and No with the same token, so that their logits cannot be told apart."
+        )
     return yes, no

@@ -1,4 +1,4 @@
-"""What a model is asked: a text, its pictures, and when the answer is long enough."""
+"""What a model is asked: a text, its images, and when the answer is long enough."""
 
 import hashlib
 from collections.abc import Hashable, Mapping
@@ -8,26 +8,26 @@ from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
-from transformers_agci.data.pictures import decode_picture, open_picture, resolve_below
+from transformers_agci.data.images import decode_image, open_image, resolve_below
 from transformers_agci.errors import InputError
 
 ANSWER_WORDS = ("Yes", "No")
 
 
-class Picture(Protocol):
-    """Where the pixels come from. `open` may run in a worker process, so a picture must survive pickling."""
+class ImageSource(Protocol):
+    """Where the pixels come from. `open` may run in a worker process, so an image must survive pickling."""
 
     @property
     def key(self) -> Hashable:
-        """Equal keys mean equal pixels: such pictures are encoded once per block."""
+        """Equal keys mean equal pixels: such images are encoded once per block."""
 
     def open(self) -> Image.Image:
-        """The decoded RGB picture; InputError (naming `where`) if it is missing or broken."""
+        """The decoded RGB image; InputError (naming `where`) if it is missing or broken."""
 
 
 @dataclass(frozen=True)
-class PictureFile:
-    """A picture on disk, `name` below the folder `root`; `where` ("probe.json:12") is the row that asked for it."""
+class ImageFile:
+    """An image on disk, `name` below the folder `root`; `where` ("probe.json:12") is the row that asked for it."""
 
     root: Path
     name: str
@@ -38,12 +38,12 @@ class PictureFile:
         return (str(self.root), self.name)
 
     def open(self) -> Image.Image:
-        return open_picture(resolve_below(self.root, self.name, self.where), self.where)
+        return open_image(resolve_below(self.root, self.name, self.where), self.where)
 
 
 @dataclass(frozen=True)
-class PictureBytes:
-    """An encoded picture (JPEG, PNG, ...) held in memory, as parquet files have them."""
+class ImageBytes:
+    """An encoded image (JPEG, PNG, ...) held in memory, as parquet files have them."""
 
     data: bytes = field(repr=False)
     where: str
@@ -53,12 +53,12 @@ class PictureBytes:
         return hashlib.sha256(self.data).digest()
 
     def open(self) -> Image.Image:
-        return decode_picture(self.data, f"{self.where}: the picture in this row").convert("RGB")
+        return decode_image(self.data, f"{self.where}: the image in this row").convert("RGB")
 
 
 @dataclass(frozen=True)
-class BlankPicture:
-    """One colour, `width` x `height` pixels: the control that keeps the picture's tokens and takes its content."""
+class BlankImage:
+    """One colour, `width` x `height` pixels: the control that keeps the image's tokens and takes its content."""
 
     width: int
     height: int
@@ -99,10 +99,10 @@ class Question:
 
     row       the input row, echoed into the result
     where     file and line it came from, for messages: "probe.json:12"
-    text      the user turn; the pictures stand before it unless it holds one `<image>` mark per picture
+    text      the user turn; the images stand before it unless it holds one `<image>` mark per image
     marks     False takes `<image>` for text, which a caption from the wild may hold
-    pictures  in the order in which they are shown
-    group     consecutive rows of one group (an item, a picture) stay in one block
+    images  in the order in which they are shown
+    group     consecutive rows of one group (an item, an image) stay in one block
     stop      `YES_NO` or `up_to(max_new_tokens)`
     shown     what the result calls `qs`, where that differs from `text`
     """
@@ -110,7 +110,7 @@ class Question:
     row: Mapping[str, Any]
     where: str
     text: str
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[ImageSource, ...] = ()
     group: Hashable = None
     stop: StopRule = YES_NO
     shown: str | None = None

@@ -1,4 +1,4 @@
-"""Pictures cross to the GPU as bytes, a quarter of float32, and are normalised there."""
+"""Images cross to the GPU as bytes, a quarter of float32, and are normalised there."""
 
 import copy
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class RawPixels:
 def raw_pixels(processor: Any) -> RawPixels | None:
     """The processor that leaves normalising to the device, if that gives its own result.
 
-    Tried on pictures of several shapes in one call, since some processors pad behind their normalising: where any value
+    Tried on images of several shapes in one call, since some processors pad behind their normalising: where any value
     differs by more than 1e-6, or where the pixels are no bytes before it, None.
     """
     real = processor.image_processor
@@ -46,10 +46,11 @@ def raw_pixels(processor: Any) -> RawPixels | None:
     other.image_processor = copy.copy(real)
     other.image_processor.do_rescale = other.image_processor.do_normalize = False
     found = RawPixels(other, *(tuple(value / factor for value in of) for of in (mean, std)))
-    pictures = [_trial_picture(number, *size) for number, size in enumerate(TRIAL_SIZES)]
+    pictures = [_trial_image(number, *size) for number, size in enumerate(TRIAL_SIZES)]
     try:
-        wanted, raw = (dict(each(images=pictures, return_tensors="pt"))[PIXELS]
-                       for each in (real, other.image_processor))
+        wanted, raw = (
+            dict(each(images=pictures, return_tensors="pt"))[PIXELS] for each in (real, other.image_processor)
+        )
     except (TypeError, ValueError, KeyError):  # a processor with rules of its own keeps them
         return None
     if not isinstance(raw, torch.Tensor) or raw.dtype != torch.uint8 or raw.shape != wanted.shape:
@@ -58,6 +59,6 @@ def raw_pixels(processor: Any) -> RawPixels | None:
     return found if float(apart) <= TOLERANCE else None
 
 
-def _trial_picture(seed: int, width: int, height: int) -> Image.Image:
+def _trial_image(seed: int, width: int, height: int) -> Image.Image:
     noise = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     return Image.fromarray(noise.numpy())

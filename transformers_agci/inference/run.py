@@ -12,10 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 from transformers_agci.errors import InputError
-from transformers_agci.hooks import Handle, agci
-from transformers_agci.inference import manifest
 from transformers_agci.inference.answer import Answer, Answerer, told_settings
-from transformers_agci.inference.batches import Block, Column, picture_keys, plan_blocks, plan_columns
+from transformers_agci.inference.batches import Block, Column, image_keys, plan_blocks, plan_columns
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prefix_replay import PrefixReplay, Prompts
 from transformers_agci.inference.prepare import Batch, Prepared, prepare, prepared_ahead
@@ -23,14 +21,16 @@ from transformers_agci.inference.processes import Team
 from transformers_agci.inference.progress import Progress
 from transformers_agci.inference.questions import Question
 from transformers_agci.inference.raw_pixels import RawPixels, raw_pixels
-from transformers_agci.inference.results import FailedRow, ResultFile, Shard
 from transformers_agci.inference.summary import Counts, RunSummary
 from transformers_agci.inference.vision_replay import VisionReplay
+from transformers_agci.method.hooks import Handle, agci
+from transformers_agci.storage import manifest
+from transformers_agci.storage.result_file import FailedRow, ResultFile, Shard
 
-BATCH_SIZE = {"cpu": 9, "cuda": 18}  # picture lists per forward call; the probe's items have nine pictures
+BATCH_SIZE = {"cpu": 9, "cuda": 18}  # image lists per forward call; the probe's items have nine images
 BATCHES_PER_BLOCK = 4  # what a kill can cost, against how much there is to sort by length
 
-BYTES_CROSS_TO = ("cuda",)  # devices that normalise pictures themselves where they can
+BYTES_CROSS_TO = ("cuda",)  # devices that normalise images themselves where they can
 
 
 class Plan(NamedTuple):
@@ -41,8 +41,9 @@ class Plan(NamedTuple):
     block_rows: int
 
 
-def make_plan(questions: Sequence[Question], device_type: str, batch_size: int | None = None,
-              block_rows: int | None = None) -> Plan:
+def make_plan(
+    questions: Sequence[Question], device_type: str, batch_size: int | None = None, block_rows: int | None = None
+) -> Plan:
     """Blocks for these questions; defaults by device."""
     size = batch_size or BATCH_SIZE.get(device_type, BATCH_SIZE["cpu"])
     if size < 1 or (block_rows is not None and block_rows < 1):
@@ -76,20 +77,26 @@ def run_questions(
 
     A result row is the question's row with `prediction` and `qs`, and for Yes/No questions `yes_logit`, `no_logit`
     and `margin` = yes - no. Finished blocks are kept and skipped, so the same call goes on after a kill. The vision
-    side runs once per picture and block for all its questions and lambdas.
+    side runs once per image and block for all its questions and lambdas.
 
     settings  what else must be equal for a file to go on (the data file's hash, the prompt); goes into the manifest
     notes     what the manifest only tells
     bad_rows  rows that could not even become a question; counted with those that fail here
-    workers   processes that prepare pictures; default: none on a CPU, which has the model to run, 4 beside a GPU
+    workers   processes that prepare images; default: none on a CPU, which has the model to run, 4 beside a GPU
     shard     this process's share in a job array; under torchrun the shares follow from RANK and WORLD_SIZE
     strict    stop at the first bad row instead of naming it and going on
     """
     if strict and bad_rows:
         raise InputError(bad_rows[0].error)
     if not questions:
-        raise InputError("There is no row to ask" + (f": all {len(bad_rows)} are bad, for instance {bad_rows[0].error}"
-                                                     if bad_rows else "; the input is empty."))
+        raise InputError(
+            "There is no row to ask"
+            + (
+                f": all {len(bad_rows)} are bad, for instance {bad_rows[0].error}"
+                if bad_rows
+                else "; the input is empty."
+            )
+        )
     if len(outputs) != len(lambdas):
         raise ValueError(f"{len(lambdas)} lambdas need as many outputs, not {len(outputs)}")
     team = Team()
@@ -99,14 +106,28 @@ def run_questions(
         workers = 0 if loaded.device.type == "cpu" else 4
     answerer = Answerer(loaded.model, loaded.processor)
     shared = {
-        "model": dict(loaded.identity), "method": method, "scope": scope, "batch_size": plan.batch_size,
-        "block_rows": plan.block_rows, "generation": told_settings(answerer.settings),
-        "stop": _stop_rules(questions), **(settings or {}),
+        "model": dict(loaded.identity),
+        "method": method,
+        "scope": scope,
+        "batch_size": plan.batch_size,
+        "block_rows": plan.block_rows,
+        "generation": told_settings(answerer.settings),
+        "stop": _stop_rules(questions),
+        **(settings or {}),
     }
     told = {**loaded.notes, **(notes or {})}
-    files = [ResultFile(path, [block.size for block in plan.blocks], {**shared, "lambda": lam}, told,
-                        shard=share, joined=team.shard is not None, overwrite=overwrite)
-             for lam, path in zip(lambdas, outputs, strict=True)]
+    files = [
+        ResultFile(
+            path,
+            [block.size for block in plan.blocks],
+            {**shared, "lambda": lam},
+            told,
+            shard=share,
+            joined=team.shard is not None,
+            overwrite=overwrite,
+        )
+        for lam, path in zip(lambdas, outputs, strict=True)
+    ]
     raw = raw_pixels(loaded.processor) if loaded.device.type in BYTES_CROSS_TO else None
     run = _Run(loaded, questions, list(lambdas), files, plan, answerer, workers, strict, method, scope, raw)
     try:
@@ -125,8 +146,9 @@ def _stop_rules(questions: Sequence[Question]) -> list[str]:
     return [f"{'Yes/No or ' if rule.yes_no else ''}{rule.max_new_tokens} new tokens" for rule in rules]
 
 
-def _together(run: "_Run", team: Team, shard: Shard | None, bad_rows: Sequence[FailedRow],
-              progress: bool) -> RunSummary:
+def _together(
+    run: "_Run", team: Team, shard: Shard | None, bad_rows: Sequence[FailedRow], progress: bool
+) -> RunSummary:
     """Open the files, answer, merge: the leader first where there is one."""
     started, start_time = time.monotonic(), manifest.now()
     share = shard or team.shard
@@ -159,13 +181,21 @@ def _run_entry(run: "_Run", shard: Shard | None, start_time: str, seconds: float
     """One run for the manifest; also one that was interrupted."""
     counts = run.counts
     return {
-        "started": start_time, "seconds": round(seconds, 3), "shard": f"{shard.index}/{shard.count}" if shard else None,
-        "answers": counts.rows, "rows_per_s": round(counts.rows / seconds, 3) if seconds else None,
-        "forwards": counts.forwards, "vision_pictures": counts.vision_pictures,
-        "prefill_tokens": counts.prefill_tokens, "replayed_tokens": counts.replayed_tokens,
+        "started": start_time,
+        "seconds": round(seconds, 3),
+        "shard": f"{shard.index}/{shard.count}" if shard else None,
+        "answers": counts.rows,
+        "rows_per_s": round(counts.rows / seconds, 3) if seconds else None,
+        "forwards": counts.forwards,
+        "vision_pictures": counts.vision_images,
+        "prefill_tokens": counts.prefill_tokens,
+        "replayed_tokens": counts.replayed_tokens,
         "pixels_normalised_on": run.loaded.device.type if run.raw else "cpu",
-        "disagreements": counts.disagreements, "halved_blocks": counts.halved_blocks,
-        "failed_rows": len(counts.failed), "token_grid": run.token_grid, "peak_memory": manifest.peak_memory(),
+        "disagreements": counts.disagreements,
+        "halved_blocks": counts.halved_blocks,
+        "failed_rows": len(counts.failed),
+        "token_grid": run.token_grid,
+        "peak_memory": manifest.peak_memory(),
         **manifest.environment(),
     }
 
@@ -193,8 +223,8 @@ class _Replays(NamedTuple):
     prefix: PrefixReplay
 
     def about(self, batch: Batch, prompts: Prompts, keep: bool) -> None:
-        self.vision.about(batch.pictures)
-        self.prefix.about(prompts if batch.pictures else None, keep)
+        self.vision.about(batch.images)
+        self.prefix.about(prompts if batch.images else None, keep)
 
     def forget(self) -> None:
         self.vision.about(None)
@@ -241,9 +271,12 @@ class _Run:
         ahead = prepared_ahead(columns, self.questions, self.processor, self.workers)
         counter = self.loaded.model.register_forward_hook(self._count_forward)
         try:
-            with (agci(self.loaded.model, 0.0, self.scope, self.method) as handle,
-                  VisionReplay(self.loaded.model) as vision, PrefixReplay(self.loaded.model) as prefix,
-                  contextlib.closing(ahead)):
+            with (
+                agci(self.loaded.model, 0.0, self.scope, self.method) as handle,
+                VisionReplay(self.loaded.model) as vision,
+                PrefixReplay(self.loaded.model) as prefix,
+                contextlib.closing(ahead),
+            ):
                 replays = _Replays(vision, prefix)
                 for block, lacking in todo:
                     work = _BlockWork(block, lacking)
@@ -252,7 +285,7 @@ class _Run:
                         self._note_failed(prepared, work, bar)
                         self._answer_column(prepared, work, handle, replays, bar)
                     self._write(work)
-                    self.counts.vision_calls, self.counts.vision_pictures = vision.calls, vision.pictures
+                    self.counts.vision_calls, self.counts.vision_images = vision.calls, vision.images
                     self.counts.prefill_tokens = prefix.prefill_tokens
                     self.counts.replayed_tokens = prefix.replayed_tokens
         finally:
@@ -271,15 +304,17 @@ class _Run:
             bar.say(f"agci: {row.error}")
         work.failed += prepared.failed
 
-    def _answer_column(self, prepared: Prepared, work: "_BlockWork", handle: Handle, replays: "_Replays",
-                       bar: Progress) -> None:
+    def _answer_column(
+        self, prepared: Prepared, work: "_BlockWork", handle: Handle, replays: "_Replays", bar: Progress
+    ) -> None:
         """All batches of a column, at every lambda that lacks this block."""
-        if self.token_grid is None and prepared.batches and prepared.batches[0].pictures:
+        if self.token_grid is None and prepared.batches and prepared.batches[0].images:
             self.token_grid = self._token_grid(prepared.batches[0])
         inputs = self._on_device(prepared.batches)
         # The first batch's keys and values serve the others. With one mean for a whole batch they depend on its mates.
         serves = len(prepared.batches) > 1 and (
-            self.scope == "image" or len({batch.pictures for batch in prepared.batches}) == 1)
+            self.scope == "image" or len({batch.images for batch in prepared.batches}) == 1
+        )
         for i in work.lacking:
             handle.lam = self.lambdas[i]
             for number, batch in enumerate(prepared.batches):
@@ -289,8 +324,9 @@ class _Run:
                 bar.add(len(made))
             replays.prefix.forget()  # another lambda, other keys and values
 
-    def _answer_batch(self, batch: Batch, inputs: dict[str, torch.Tensor], block: Block, replays: "_Replays",
-                      keep: bool = False) -> dict[int, Answer]:
+    def _answer_batch(
+        self, batch: Batch, inputs: dict[str, torch.Tensor], block: Block, replays: "_Replays", keep: bool = False
+    ) -> dict[int, Answer]:
         """Answers by question number; a batch that does not fit into memory is halved."""
         stop = self.questions[batch.numbers[0]].stop
         try:
@@ -302,9 +338,11 @@ class _Run:
             if not _out_of_memory(error):
                 raise
             if len(batch.numbers) == 1:
-                raise InputError(f"{self.questions[batch.numbers[0]].where}: memory does not suffice even for this row "
-                                 f"alone ({str(error).splitlines()[0]}); try --dtype bfloat16, --max_pixels or "
-                                 "--load_in_4bit.") from error
+                raise InputError(
+                    f"{self.questions[batch.numbers[0]].where}: memory does not suffice even for this row "
+                    f"alone ({str(error).splitlines()[0]}); try --dtype bfloat16, --max_pixels or "
+                    "--load_in_4bit."
+                ) from error
         # Outside the except clause: the traceback would keep the failed attempt's tensors alive.
         replays.forget()
         if block.index not in self.counts.halved_blocks:
@@ -320,7 +358,7 @@ class _Run:
         return answers
 
     def _prompts(self, batch: Batch) -> Prompts:
-        keys = tuple(picture_keys(self.questions[number].pictures) for number in batch.numbers)
+        keys = tuple(image_keys(self.questions[number].images) for number in batch.numbers)
         return Prompts(keys, batch.text["input_ids"], batch.text["attention_mask"])
 
     def _on_device(self, batches: Sequence[Batch]) -> list[dict[str, torch.Tensor]]:
@@ -334,8 +372,10 @@ class _Run:
     def _moved(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         moved = {name: value.to(self.loaded.device) for name, value in tensors.items()}
         if self.raw is not None:
-            moved = {name: self.raw.normalise(value) if value.dtype == torch.uint8 else value
-                     for name, value in moved.items()}
+            moved = {
+                name: self.raw.normalise(value) if value.dtype == torch.uint8 else value
+                for name, value in moved.items()
+            }
         dtype = self.loaded.model.dtype
         return {name: value.to(dtype) if value.is_floating_point() else value for name, value in moved.items()}
 
@@ -353,8 +393,12 @@ class _Run:
         question = self.questions[number]
         self.counts.disagreements += answer.logits_disagree
         asked = question.text if question.shown is None else question.shown
-        return {**question.row, "prediction": answer.text, "qs": asked,
-                **{name: value for name, value in answer.fields.items() if name != "prediction"}}
+        return {
+            **question.row,
+            "prediction": answer.text,
+            "qs": asked,
+            **{name: value for name, value in answer.fields.items() if name != "prediction"},
+        }
 
     def _token_grid(self, batch: Batch) -> dict[str, Any]:
         """The image tokens of the first prompt of the run."""
@@ -362,6 +406,9 @@ class _Run:
         row = batch.text["input_ids"][0]
         grid = batch.pixels.get("image_grid_thw")
         asked = self.questions[batch.numbers[0]]
-        return {"row": asked.where, "pictures": len(asked.pictures),
-                "image_tokens": int((row == image_token).sum()),
-                **({} if grid is None else {"patches_t_h_w": grid[0].tolist()})}
+        return {
+            "row": asked.where,
+            "pictures": len(asked.images),
+            "image_tokens": int((row == image_token).sum()),
+            **({} if grid is None else {"patches_t_h_w": grid[0].tolist()}),
+        }

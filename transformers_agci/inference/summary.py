@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers_agci.inference.results import FailedRow
+from transformers_agci.storage.result_file import FailedRow
 
 
 @dataclass
@@ -15,9 +15,9 @@ class Counts:
     batches: int = 0
     forwards: int = 0  # forward calls of the whole model
     vision_calls: int = 0
-    vision_pictures: int = 0  # pictures that the vision side encoded
+    vision_images: int = 0  # images that the vision side encoded
     prefill_tokens: int = 0  # prompt tokens that went through the decoder
-    replayed_tokens: int = 0  # prompt tokens whose keys and values another question about the pictures had left
+    replayed_tokens: int = 0  # prompt tokens whose keys and values another question about the images had left
     disagreements: int = 0  # Yes/No rows whose raw logits order the words against the answer
     halved_blocks: list[int] = field(default_factory=list)
     failed: list[FailedRow] = field(default_factory=list)
@@ -43,14 +43,18 @@ class RunSummary:
         """What a command prints at the end."""
         counts = self.counts
         rate = counts.rows / self.seconds if self.seconds else 0.0
-        said = [f"{counts.rows} answers in {self.seconds:.1f} s ({rate:.1f} rows/s)"
-                + (f", {counts.rows_before} were there before" if counts.rows_before else "")
-                + f"; vision ran on {counts.vision_pictures} pictures, {counts.forwards} forward calls."]
+        said = [
+            f"{counts.rows} answers in {self.seconds:.1f} s ({rate:.1f} rows/s)"
+            + (f", {counts.rows_before} were there before" if counts.rows_before else "")
+            + f"; vision ran on {counts.vision_images} images, {counts.forwards} forward calls."
+        ]
         if counts.disagreements:
             said.append(f"{counts.disagreements} answers go against the order of their raw Yes and No logits.")
         if counts.halved_blocks:
-            said.append(f"Memory ran out in {len(counts.halved_blocks)} blocks, which were halved: "
-                        f"{', '.join(map(str, counts.halved_blocks[:10]))}.")
+            said.append(
+                f"Memory ran out in {len(counts.halved_blocks)} blocks, which were halved: "
+                f"{', '.join(map(str, counts.halved_blocks[:10]))}."
+            )
         if counts.failed:
             said.append(f"{len(counts.failed)} rows could not be asked:")
             said += [f"  {row.error}" for row in counts.failed[:20]]

@@ -1,8 +1,8 @@
-"""One attention call per layer for vision towers that pack pictures and windows into one sequence.
+"""One attention call per layer for vision towers that pack images and windows into one sequence.
 
-The towers of Qwen2.5-VL and Qwen3-VL lay the windows of a picture, and all pictures of a batch, end to end; a token
+The towers of Qwen2.5-VL and Qwen3-VL lay the windows of an image, and all images of a batch, end to end; a token
 attends within its own segment only. Under SDPA transformers loops over the segments: 1,792 attention calls for one
-picture of 840x840 in Qwen2.5-VL-7B. Here a hook on each attention layer hands over the whole sequence as if it were
+image of 840x840 in Qwen2.5-VL-7B. Here a hook on each attention layer hands over the whole sequence as if it were
 one segment, with the true segments beside it, and an attention function known to transformers works on all at once:
 
     torch varlen               torch.nn.attention.varlen: one kernel (GPU, bfloat16 or float16)
@@ -50,10 +50,14 @@ class Segments:
         self.groups: list[tuple[int, torch.Tensor | None]] = [(self.longest, None)]
         self.inverse: torch.Tensor | None = None
         if len(set(lengths)) > 1:
-            members = {length: [start for start, own in zip(starts, lengths, strict=False) if own == length]
-                       for length in sorted(set(lengths))}
-            rows = {length: (torch.tensor(first)[:, None] + torch.arange(length)).flatten()
-                    for length, first in members.items()}
+            members = {
+                length: [start for start, own in zip(starts, lengths, strict=False) if own == length]
+                for length in sorted(set(lengths))
+            }
+            rows = {
+                length: (torch.tensor(first)[:, None] + torch.arange(length)).flatten()
+                for length, first in members.items()
+            }
             self.groups = [(length, of_length.to(device)) for length, of_length in rows.items()]
             self.inverse = torch.cat(list(rows.values())).argsort().to(device)
 
@@ -62,8 +66,9 @@ class Segments:
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Segments, float], torch.Tensor]
 
 
-def varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments,
-           scaling: float) -> torch.Tensor:
+def varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scaling: float
+) -> torch.Tensor:
     """All segments in one kernel of torch's (CUDA, half precision, torch >= 2.10)."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -76,8 +81,9 @@ def varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments
     return made
 
 
-def by_length(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments,
-              scaling: float) -> torch.Tensor:
+def by_length(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scaling: float
+) -> torch.Tensor:
     """One SDPA call per distinct length of a segment."""
     attended = []
     for length, rows in segments.groups:
@@ -92,9 +98,18 @@ def by_length(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segme
 KERNELS: dict[str, Kernel] = {"torch varlen": varlen, "sdpa by segment length": by_length}
 
 
-def _attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-               attention_mask: torch.Tensor | None, *, scaling: float, segments: Segments, kernel: Kernel,
-               **_: Any) -> tuple[torch.Tensor, None]:
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    segments: Segments,
+    kernel: Kernel,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
     """What transformers calls: query, key, value [1, heads, S, D] -> [1, S, heads, D]."""
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     return kernel(q, k, v, segments, scaling)[None], None
@@ -114,7 +129,7 @@ class _Hook:
         return args, {**kwargs, "cu_seqlens": whole, "segments": segments, "kernel": self.kernel}
 
     def _segments(self, cu_seqlens: torch.Tensor) -> Segments:
-        """Read once per tensor: the layers of one call share two, windows and pictures."""
+        """Read once per tensor: the layers of one call share two, windows and images."""
         for tensor, segments in self._known:
             if tensor is cu_seqlens:
                 return segments
@@ -181,8 +196,9 @@ def _disagreement(layer: Any, kernel: Kernel) -> str | None:
     generator = torch.Generator().manual_seed(0)
     compared: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def on_random_values(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments,
-                         scaling: float) -> torch.Tensor:
+    def on_random_values(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scaling: float
+    ) -> torch.Tensor:
         q, k, v = (torch.randn(part.shape, generator=generator).to(part) for part in (query, key, value))
         compared.append((kernel(q, k, v, segments, scaling), _one_by_one(q, k, v, scaling)))
         return query

@@ -1,4 +1,4 @@
-"""The vision side once per picture: its recorded output serves every further question and lambda."""
+"""The vision side once per image: its recorded output serves every further question and lambda."""
 
 import copy
 import functools
@@ -14,27 +14,27 @@ class VisionReplay:
     """While entered, `get_image_features` of a model answers from a record where it can.
 
         with VisionReplay(model) as vision:
-            vision.about(("a.jpg", "b.jpg"))    # the pictures of the coming forward calls, in order
+            vision.about(("a.jpg", "b.jpg"))    # the images of the coming forward calls, in order
             model(**inputs)                      # runs the vision side
             model(**other_question)              # replays it: the same tensors, bit for bit
 
-    The record holds one output; `about` other pictures forgets it. Lambda plays no part: AGCI works behind this seam.
+    The record holds one output; `about` other images forgets it. Lambda plays no part: AGCI works behind this seam.
     From transformers 5.18 on `generate()` asks for the features before the forward call, through the same method.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.owner = find_owner(model)
         self.calls = 0  # times the vision side ran
-        self.pictures = 0  # pictures it saw
+        self.images = 0  # images it saw
         self.replays = 0
         self._about: tuple[Hashable, ...] | None = None
         self._record: Any = None
 
-    def about(self, pictures: tuple[Hashable, ...] | None) -> None:
-        """Name the pictures of the coming calls by their keys, in order; None: do not record."""
-        if pictures is None or pictures != self._about:
+    def about(self, images: tuple[Hashable, ...] | None) -> None:
+        """Name the images of the coming calls by their keys, in order; None: do not record."""
+        if images is None or images != self._about:
             self._record = None
-        self._about = pictures
+        self._about = images
 
     def __enter__(self) -> "VisionReplay":
         # The instance, never the class; wraps, because transformers reads the method's signature.
@@ -46,7 +46,7 @@ class VisionReplay:
                 self.replays += 1
                 return _fresh(self._record)
             self.calls += 1
-            self.pictures += len(self._about or ())
+            self.images += len(self._about or ())
             output = original(*args, **kwargs)
             if self._about:
                 self._record = _fresh(output)

@@ -79,18 +79,19 @@ class Panel:
 
 
 def draw(panels: Sequence[Sequence[Panel | None]], path: str | Path, title: str = "", footnote: str = "") -> Path:
-    """Draw rows of panels (None = empty place) into one picture; the suffix of `path` decides the format."""
+    """Draw rows of panels (None = empty place) into one image; the suffix of `path` decides the format."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    target = picture_path(path)
+    target = image_path(path)
     rows, columns = len(panels), max(len(row) for row in panels)
     notes = max(panel.note.count("\n") + 1 if panel.note else 0 for row in panels for panel in row if panel)
     height = (PANEL_INCHES + 0.5 + NOTE_INCHES * notes) * rows + 0.6 + (0.3 if title else 0)
     figure = Figure(
         figsize=(PANEL_INCHES * max(columns, MIN_COLUMNS) + 0.4, height + 0.16 * (footnote.count("\n") + 1)),
-        layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06), facecolor="white",
+        layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06),
+        facecolor="white",
     )
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -103,8 +104,14 @@ def draw(panels: Sequence[Sequence[Panel | None]], path: str | Path, title: str 
             else:
                 drawn.setdefault(panel.scale, []).append((axes, _draw_panel(axes, panel, labelled=column == 0)))
     for scale, places in drawn.items():
-        bar = figure.colorbar(places[0][1], ax=[axes for axes, _ in places], location="bottom",
-                              aspect=15 + 8 * len(places) / rows, pad=0.02, shrink=0.95)
+        bar = figure.colorbar(
+            places[0][1],
+            ax=[axes for axes, _ in places],
+            location="bottom",
+            aspect=15 + 8 * len(places) / rows,
+            pad=0.02,
+            shrink=0.95,
+        )
         bar.set_label(scale.label, fontsize=9, color=INK)
         bar.ax.tick_params(labelsize=8, length=2, color=GREY, labelcolor=INK)
         bar.outline.set_visible(False)  # type: ignore[operator]
@@ -116,7 +123,7 @@ def draw(panels: Sequence[Sequence[Panel | None]], path: str | Path, title: str 
     return target
 
 
-def picture_path(path: str | Path) -> Path:
+def image_path(path: str | Path) -> Path:
     """The file to draw to: ".png" where no suffix is given; an unknown suffix is refused before any work is done."""
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -145,8 +152,12 @@ def save_figure(figure: Any, target: Path) -> None:
 def _draw_panel(axes: "Axes", panel: Panel, labelled: bool) -> Any:
     rows, columns = panel.values.shape
     image = axes.imshow(panel.values, cmap=panel.scale.colours, vmin=panel.scale.low, vmax=panel.scale.high)
-    axes.set_title(panel.title, fontsize=10.5, color=INK,
-                   pad=5 + (72 * NOTE_INCHES * (panel.note.count("\n") + 1) if panel.note else 0))
+    axes.set_title(
+        panel.title,
+        fontsize=10.5,
+        color=INK,
+        pad=5 + (72 * NOTE_INCHES * (panel.note.count("\n") + 1) if panel.note else 0),
+    )
     if panel.note:
         axes.text(0.5, 1.02, panel.note, transform=axes.transAxes, ha="center", va="bottom", fontsize=8, color=GREY)
     axes.set_xticks(range(columns), COLUMN_NAMES.get(columns, [str(c + 1) for c in range(columns)]))

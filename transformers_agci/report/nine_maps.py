@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from transformers_agci.report.heatmap import GREY, INK, picture_path, save_figure
+from transformers_agci.report.heatmap import GREY, INK, image_path, save_figure
 from transformers_agci.report.overlay import OUTLINE, colour_bar
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ PANEL_INCHES = 2.3
 
 
 class PlaceMap(NamedTuple):
-    """Values [rows, cols] (None: no picture with the target there), words, and the target's box as fractions 0..1.
+    """Values [rows, cols] (None: no image with the target there), words, and the target's box as fractions 0..1.
 
     `box` is (left, top, right, bottom).
     """
@@ -30,28 +30,32 @@ class PlaceMap(NamedTuple):
 
 def draw_nine(maps: Sequence[PlaceMap], path: str | Path, label: str, title: str = "", footnote: str = "") -> Path:
     """The 3x3 panel of nine maps, row-major, with one colour bar."""
-    return _draw(maps, 3, picture_path(path), _ceiling(maps), label=label, title=title, footnote=footnote)
+    return _draw(maps, 3, image_path(path), _ceiling(maps), label=label, title=title, footnote=footnote)
 
 
 def draw_one(maps: Sequence[PlaceMap], index: int, path: str | Path, label: str, title: str = "") -> Path:
     """Map `index` alone, on the scale of all nine."""
-    return _draw([maps[index]], 1, picture_path(path), _ceiling(maps), label=label, title=title)
+    return _draw([maps[index]], 1, image_path(path), _ceiling(maps), label=label, title=title)
 
 
 def _ceiling(maps: Sequence[PlaceMap]) -> float:
     return max((float(place.values.max()) for place in maps if place.values is not None), default=1.0) or 1.0
 
 
-def _draw(maps: Sequence[PlaceMap], columns: int, target: Path, ceiling: float, *, label: str, title: str,
-          footnote: str = "") -> Path:
+def _draw(
+    maps: Sequence[PlaceMap], columns: int, target: Path, ceiling: float, *, label: str, title: str, footnote: str = ""
+) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = -(-len(maps) // columns)
     words = 0.16 * (footnote.count("\n") + 1) + (0.25 * (title.count("\n") + 1) if title else 0)  # inches
-    figure = Figure(figsize=(PANEL_INCHES * columns + 0.5, (PANEL_INCHES + 0.55) * rows + 0.7 + words),
-                    facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, compress=True))
+    figure = Figure(
+        figsize=(PANEL_INCHES * columns + 0.5, (PANEL_INCHES + 0.55) * rows + 0.7 + words),
+        facecolor="white",
+        layout=ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, compress=True),
+    )
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False)
     drawn: Any = None
@@ -78,11 +82,20 @@ def _draw_place(axes: "Axes", place: PlaceMap, ceiling: float) -> Any:
     for side in axes.spines.values():
         side.set_visible(False)
     if place.values is None:
-        axes.text(0.5, 0.5, "no picture", transform=axes.transAxes, ha="center", va="center", fontsize=9, color=GREY)
+        axes.text(0.5, 0.5, "no image", transform=axes.transAxes, ha="center", va="center", fontsize=9, color=GREY)
         return None
     rows, cols = place.values.shape
     shown = axes.imshow(place.values, cmap="viridis", vmin=0, vmax=ceiling, interpolation="nearest")
     left, top, right, bottom = place.box
-    axes.add_patch(Rectangle((left * cols - 0.5, top * rows - 0.5), (right - left) * cols, (bottom - top) * rows,
-                             fill=False, edgecolor=OUTLINE, linewidth=1.8, clip_on=False))
+    axes.add_patch(
+        Rectangle(
+            (left * cols - 0.5, top * rows - 0.5),
+            (right - left) * cols,
+            (bottom - top) * rows,
+            fill=False,
+            edgecolor=OUTLINE,
+            linewidth=1.8,
+            clip_on=False,
+        )
+    )
     return shown

@@ -1,4 +1,4 @@
-"""Maps laid over the picture that they are about: the picture, then one panel per map, all on one scale."""
+"""Maps laid over the image that they are about: the image, then one panel per map, all on one scale."""
 
 import textwrap
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from transformers_agci.data.grid import Box
-from transformers_agci.report.heatmap import GREY, INK, picture_path, save_figure
+from transformers_agci.report.heatmap import GREY, INK, image_path, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANEL_INCHES = 2.9
 COLOURS = "viridis"
-COVER = 0.7  # opacity of the colours over the grey picture
-PALEST = 0.35  # how far the grey picture is lightened: what is dark shall be the map's doing
+COVER = 0.7  # opacity of the colours over the grey image
+PALEST = 0.35  # how far the grey image is lightened: what is dark shall be the map's doing
 OUTLINE = "#e6007e"  # no colour of viridis, readable on all of them
 
 
 class Overlay(NamedTuple):
-    """One map over the picture: values [height, width] at the picture's pixels, words, and a box to outline."""
+    """One map over the image: values [height, width] at the image's pixels, words, and a box to outline."""
 
     values: NDArray[np.floating]
     title: str
@@ -32,7 +32,7 @@ class Overlay(NamedTuple):
 
 
 def draw_overlays(
-    picture: Image.Image,
+    image: Image.Image,
     overlays: Sequence[Overlay],
     path: str | Path,
     *,
@@ -42,7 +42,7 @@ def draw_overlays(
     bottom: float = 0.0,
     top: float | None = None,
 ) -> Path:
-    """Draw the picture and every map over a grey copy of it.
+    """Draw the image and every map over a grey copy of it.
 
     `bottom` and `top` are the scale's ends; without `top` it is the largest value.
     """
@@ -50,28 +50,32 @@ def draw_overlays(
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    target = picture_path(path)
+    target = image_path(path)
     panels = 1 + len(overlays)
-    tall = PANEL_INCHES * min(2.0, picture.height / picture.width)
+    tall = PANEL_INCHES * min(2.0, image.height / image.width)
     notes = max(overlay.note.count("\n") + 1 if overlay.note else 0 for overlay in overlays)
     heading = textwrap.wrap(title, 28 * panels, max_lines=2, placeholder=" …")
     height = tall + 0.95 + 0.15 * notes + 0.25 * len(heading) + (0.2 if footnote else 0)
-    figure = Figure(figsize=(PANEL_INCHES * panels + 0.3, height), facecolor="white",
-                    layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05, compress=True))
+    figure = Figure(
+        figsize=(PANEL_INCHES * panels + 0.3, height),
+        facecolor="white",
+        layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05, compress=True),
+    )
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     _plain(axes[0], "picture", notes)
-    axes[0].imshow(picture)
+    axes[0].imshow(image)
     for overlay in overlays[:1]:
         _outline(axes[0], overlay.box)
     ceiling = top if top is not None else max(float(np.max(overlay.values)) for overlay in overlays)
-    grey = PALEST * 255 + (1 - PALEST) * np.asarray(picture.convert("L"))
+    grey = PALEST * 255 + (1 - PALEST) * np.asarray(image.convert("L"))
     drawn: Any = None
     for place, overlay in zip(axes[1:], overlays, strict=True):
         _plain(place, overlay.title, notes)
         place.imshow(grey, cmap="gray", vmin=0, vmax=255)
-        drawn = place.imshow(overlay.values, cmap=COLOURS, vmin=bottom, vmax=ceiling or 1.0, alpha=COVER,
-                             interpolation="nearest")
+        drawn = place.imshow(
+            overlay.values, cmap=COLOURS, vmin=bottom, vmax=ceiling or 1.0, alpha=COVER, interpolation="nearest"
+        )
         _outline(place, overlay.box)
         if overlay.note:
             note = "\n".join(_short(line, 52) for line in overlay.note.split("\n"))
@@ -107,8 +111,17 @@ def _outline(axes: "Axes", box: Box | None) -> None:
 
     if box is not None:
         corner = (box.left - 0.5, box.top - 0.5)  # imshow puts a pixel's centre on the whole number
-        axes.add_patch(Rectangle(corner, box.right - box.left, box.bottom - box.top, fill=False, edgecolor=OUTLINE,
-                                 linewidth=1.6, clip_on=False))
+        axes.add_patch(
+            Rectangle(
+                corner,
+                box.right - box.left,
+                box.bottom - box.top,
+                fill=False,
+                edgecolor=OUTLINE,
+                linewidth=1.6,
+                clip_on=False,
+            )
+        )
 
 
 def _short(text: str, most: int) -> str:

@@ -20,11 +20,19 @@ from transformers_agci.training.outputs import ADAPTER_WEIGHTS
 
 # Settings under which an adapter is more, or something else, than W + scale * B @ A.
 PLAIN: Mapping[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",), "bias": ("none",), "use_dora": (False, None), "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []), "trainable_token_indices": (None,), "lora_bias": (False, None),
-    "exclude_modules": (None,), "layer_replication": (None,), "use_qalora": (False, None),
-    "alora_invocation_tokens": (None,), "target_parameters": (None, []),
-}  # fmt: skip
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None,),
+    "lora_bias": (False, None),
+    "exclude_modules": (None,),
+    "layer_replication": (None,),
+    "use_qalora": (False, None),
+    "alora_invocation_tokens": (None,),
+    "target_parameters": (None, []),
+}
 LAYER = re.compile(r"(?:^|\.)((?:layers|blocks)\.\d+\..+)$")
 TOWERS = ("visual", "vision_tower", "vision_model", "audio_tower", "multi_modal_projector")
 
@@ -69,15 +77,20 @@ class Adapter:
             if name is None or not _is_of_decoder(change.layer):
                 raise self._other_model(checkpoint, f"it changes {change.layer}, which the checkpoint does not have")
             if tuple(shapes[name]) != change.shape:
-                raise self._other_model(checkpoint, f"it changes {change.layer} as a weight of {_by(change.shape)}, "
-                                                    f"which is {_by(shapes[name])} in the checkpoint")
+                raise self._other_model(
+                    checkpoint,
+                    f"it changes {change.layer} as a weight of {_by(change.shape)}, "
+                    f"which is {_by(shapes[name])} in the checkpoint",
+                )
             matched[name] = change
         return matched
 
     def _other_model(self, checkpoint: Checkpoint, what: str) -> InputError:
         family = SUPPORTED_FAMILIES[checkpoint.model_type].name
-        return InputError(f"The adapter {self.folder} was not trained on {checkpoint.folder} ({family}): {what}. It "
-                          f"says that it belongs to {self.base or 'no model'}.")
+        return InputError(
+            f"The adapter {self.folder} was not trained on {checkpoint.folder} ({family}): {what}. It "
+            f"says that it belongs to {self.base or 'no model'}."
+        )
 
 
 def _layer(name: str) -> str:
@@ -97,8 +110,9 @@ def read_adapter(folder: Path) -> Adapter:
     """The adapter in `folder`; InputError where there is none, or one that is not plain LoRA."""
     path, weights = folder / ADAPTER, folder / ADAPTER_WEIGHTS
     if not folder.is_dir():
-        raise InputError(f"There is no adapter folder {folder}; give the output_dir of the training as "
-                         "adapter_name_or_path.")
+        raise InputError(
+            f"There is no adapter folder {folder}; give the output_dir of the training as adapter_name_or_path."
+        )
     if not path.is_file() or not weights.is_file():
         lacking = path.name if not path.is_file() else weights.name
         raise InputError(f"{folder} holds no {lacking}, so there is no finished adapter in it.")
@@ -106,8 +120,10 @@ def read_adapter(folder: Path) -> Adapter:
         config = json.loads(path.read_text(encoding="utf-8"))
         for key, allowed in PLAIN.items():
             if config.get(key, allowed[0]) not in allowed:
-                raise InputError(f"{path} says {key} {config[key]!r}, but only plain LoRA adapters are merged here "
-                                 f"({key} {allowed[0]!r}); merge it with peft.")
+                raise InputError(
+                    f"{path} says {key} {config[key]!r}, but only plain LoRA adapters are merged here "
+                    f"({key} {allowed[0]!r}); merge it with peft."
+                )
         changes = _changes(weights, config)
     except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
         if isinstance(error, InputError):

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from transformers_agci.data.sharegpt import Conversation
 from transformers_agci.training.encoding import IGNORED, Encoded, Encoder
-from transformers_agci.training.pictures import PictureInputs
+from transformers_agci.training.images import ImageInputs
 
 PAD_TO = 8  # a batch's length is a multiple of this, which GPUs like
 
 
 class Example(NamedTuple):
-    """A row: its ids and labels, its pictures within the bounds."""
+    """A row: its ids and labels, its images within the bounds."""
 
     encoded: Encoded
-    pictures: list[Image.Image]
+    images: list[Image.Image]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Examples(torch.utils.data.Dataset[Example]):
 
     conversations: Sequence[Conversation]
     encoder: Encoder
-    inputs: PictureInputs
+    inputs: ImageInputs
     root: Path  # the recipe's media_dir
 
     def __len__(self) -> int:
@@ -38,16 +38,16 @@ class Examples(torch.utils.data.Dataset[Example]):
 
     def __getitem__(self, number: int) -> Example:
         conversation = self.conversations[number]
-        pictures = self.inputs.open(conversation, self.root)
-        tokens = [self.inputs.tokens_within(picture.size) for picture in pictures]
-        return Example(self.encoder.encode(conversation, tokens), pictures)
+        images = self.inputs.open(conversation, self.root)
+        tokens = [self.inputs.tokens_within(image.size) for image in images]
+        return Example(self.encoder.encode(conversation, tokens), images)
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes the model's inputs from examples; a batch without pictures has no pixels."""
+    """Makes the model's inputs from examples; a batch without images has no pixels."""
 
-    inputs: PictureInputs
+    inputs: ImageInputs
     pad: int  # token id
     image_token: int
     dtype: torch.dtype  # of the pixels
@@ -63,11 +63,12 @@ class Collator:
         }  # [B, length] each
         if self.marks_images:
             batch["mm_token_type_ids"] = (batch["input_ids"] == self.image_token).long()
-        pictures = [picture for example in examples for picture in example.pictures]
-        if pictures:
-            pixels = self.inputs.pixels(pictures)
-            batch |= {name: value.to(self.dtype) if value.is_floating_point() else value
-                      for name, value in pixels.items()}
+        images = [image for example in examples for image in example.images]
+        if images:
+            pixels = self.inputs.pixels(images)
+            batch |= {
+                name: value.to(self.dtype) if value.is_floating_point() else value for name, value in pixels.items()
+            }
         return batch
 
 

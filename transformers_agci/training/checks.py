@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.data.pictures import picture_size, resolve_below
+from transformers_agci.data.images import image_size, resolve_below
 from transformers_agci.data.sharegpt import Conversation, DatasetEntry, read_entry
 from transformers_agci.errors import InputError
 from transformers_agci.inference.checkpoint_files import check_weights, model_folder, read_config
-from transformers_agci.lam import LAMBDA_KEY, validate_lambda
+from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
 from transformers_agci.training.recipe import Recipe
 from transformers_agci.training.templates import Template, template_for
 
-Seen = Callable[[int, int], None]  # pictures or rows looked at, how many in all
+Seen = Callable[[int, int], None]  # images or rows looked at, how many in all
 
 
 @dataclass
@@ -68,7 +68,7 @@ def read_checkpoint(recipe: Recipe) -> Checkpoint:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows that a recipe trains on; sizes are those of the pictures in pixels, (width, height)."""
+    """The rows that a recipe trains on; sizes are those of the images in pixels, (width, height)."""
 
     conversations: Sequence[Conversation]
     entries: Sequence[DatasetEntry]
@@ -85,35 +85,41 @@ class Training:
     data: TrainingData
 
 
-def check_training(recipe: Recipe, findings: Findings, seen: Seen | None = None, pictures: bool = True) -> Training:
-    """Everything that can be known before the model is loaded; bad rows and pictures are added to `findings`.
+def check_training(recipe: Recipe, findings: Findings, seen: Seen | None = None, images: bool = True) -> Training:
+    """Everything that can be known before the model is loaded; bad rows and images are added to `findings`.
 
-    `pictures=False` leaves the pictures unread: under torchrun one process looks at them for all.
+    `images=False` leaves the images unread: under torchrun one process looks at them for all.
     Raises InputError where nothing can be read at all.
     """
     checkpoint = read_checkpoint(recipe)
     template = template_for(recipe["template"], checkpoint.model_type)
     if checkpoint.lam is None:
-        findings.notes.append(f"{checkpoint.folder}/config.json has no {LAMBDA_KEY}: AGCI is off in this training "
-                              "(agci set-lambda CHECKPOINT 0.5 turns it on).")
-    data = read_data(recipe, findings, seen, pictures)
+        findings.notes.append(
+            f"{checkpoint.folder}/config.json has no {LAMBDA_KEY}: AGCI is off in this training "
+            "(agci set-lambda CHECKPOINT 0.5 turns it on)."
+        )
+    data = read_data(recipe, findings, seen, images)
     return Training(checkpoint, template, data)
 
 
-def read_data(recipe: Recipe, findings: Findings, seen: Seen | None = None, pictures: bool = True) -> TrainingData:
-    """The rows of the recipe's data sets, each picture of them read once."""
+def read_data(recipe: Recipe, findings: Findings, seen: Seen | None = None, images: bool = True) -> TrainingData:
+    """The rows of the recipe's data sets, each image of them read once."""
     folder = Path(recipe["dataset_dir"])
     root = Path(recipe["media_dir"] or folder)
     entries = [read_entry(folder, name) for name in recipe["dataset"]]
-    conversations = [conversation for entry in entries
-                     for conversation in entry.conversations(recipe["max_samples"], _note(findings))]
+    conversations = [
+        conversation
+        for entry in entries
+        for conversation in entry.conversations(recipe["max_samples"], _note(findings))
+    ]
     if not conversations:
         findings.errors.append(f"{', '.join(str(entry.file) for entry in entries)}: there is no row to train on.")
-    named = any(conversation.pictures for conversation in conversations)
+    named = any(conversation.images for conversation in conversations)
     if named and not root.is_dir():
-        raise InputError(f"There is no folder {root}, below which the pictures of the data are expected; give the "
-                         "recipe's media_dir.")
-    sizes = _picture_sizes(conversations, root, findings, seen) if pictures and named else {}
+        raise InputError(
+            f"There is no folder {root}, below which the images of the data are expected; give the recipe's media_dir."
+        )
+    sizes = _image_sizes(conversations, root, findings, seen) if images and named else {}
     return TrainingData(conversations, entries, root, sizes)
 
 
@@ -121,17 +127,17 @@ def _note(findings: Findings) -> Callable[[InputError], None]:
     return lambda error: findings.errors.append(str(error))
 
 
-def _picture_sizes(
+def _image_sizes(
     conversations: Sequence[Conversation], root: Path, findings: Findings, seen: Seen | None
 ) -> dict[str, tuple[int, int]]:
     first_use: dict[str, str] = {}
     for conversation in conversations:
-        for number, name in enumerate(conversation.pictures):
-            first_use.setdefault(name, conversation.picture_where(number))
+        for number, name in enumerate(conversation.images):
+            first_use.setdefault(name, conversation.image_where(number))
     sizes = {}
     for done, (name, where) in enumerate(first_use.items(), 1):
         try:
-            sizes[name] = picture_size(resolve_below(root, name, where), where)
+            sizes[name] = image_size(resolve_below(root, name, where), where)
         except InputError as error:
             findings.errors.append(str(error))
         if seen:
@@ -139,18 +145,16 @@ def _picture_sizes(
     return sizes
 
 
-def check_lengths(
-    training: Training, encoder: Any, inputs: Any, findings: Findings, seen: Seen | None = None
-) -> int:
-    """Encode every row once, so that a cut through a picture's tokens is named before the first step.
+def check_lengths(training: Training, encoder: Any, inputs: Any, findings: Findings, seen: Seen | None = None) -> int:
+    """Encode every row once, so that a cut through an image's tokens is named before the first step.
 
-    Returns how many rows are cut (their text, which is allowed). Needs `sizes` of every picture.
+    Returns how many rows are cut (their text, which is allowed). Needs `sizes` of every image.
     """
     cut = 0
     for done, conversation in enumerate(training.data.conversations, 1):
-        if all(name in training.data.sizes for name in conversation.pictures):  # else it is among the errors
+        if all(name in training.data.sizes for name in conversation.images):  # else it is among the errors
             try:
-                tokens = [inputs.tokens(training.data.sizes[name]) for name in conversation.pictures]
+                tokens = [inputs.tokens(training.data.sizes[name]) for name in conversation.images]
                 cut += encoder.encode(conversation, tokens).cut
             except InputError as error:
                 findings.errors.append(str(error))

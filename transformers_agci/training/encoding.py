@@ -30,16 +30,18 @@ class Encoder:
     thinking: bool | None = True  # the recipe's enable_thinking
 
     def __post_init__(self) -> None:
-        for word in (*self.template.words, self.template.picture_token):
+        for word in (*self.template.words, self.template.image_token):
             if len(self._ids(word)) != 1:
-                raise InputError(f"The template {self.template.name!r} needs {word!r} as one token, which the "
-                                 "checkpoint's tokenizer does not have; the template or the checkpoint is another one.")
+                raise InputError(
+                    f"The template {self.template.name!r} needs {word!r} as one token, which the "
+                    "checkpoint's tokenizer does not have; the template or the checkpoint is another one."
+                )
 
     def encode(self, conversation: Conversation, tokens: Sequence[int]) -> Encoded:
-        """Ids and labels; `tokens` is the number of image tokens of each picture, in order.
+        """Ids and labels; `tokens` is the number of image tokens of each image, in order.
 
-        Raises InputError where the cut at `cutoff` would fall into a picture or before it: the model takes all of a
-        picture's tokens or none.
+        Raises InputError where the cut at `cutoff` would fall into an image or before it: the model takes all of an
+        image's tokens or none.
         """
         ids: list[int] = []
         labels: list[int] = []
@@ -53,11 +55,13 @@ class Encoder:
             cut = cut or (prompt_kept, answer_kept) != (len(prompt), len(answer))
             ids += prompt[:prompt_kept] + answer[:answer_kept]
             labels += [IGNORED] * prompt_kept + answer[:answer_kept]
-        (mark,) = self._ids(self.template.picture_token)
+        (mark,) = self._ids(self.template.image_token)
         if ids.count(mark) != sum(tokens):
-            raise InputError(f"{conversation.where}: cutoff_len {self.cutoff} cuts off image tokens (the pictures have "
-                             f"{sum(tokens)}, {ids.count(mark)} would be left); raise cutoff_len, lower "
-                             "image_max_pixels, or take the row out.")
+            raise InputError(
+                f"{conversation.where}: cutoff_len {self.cutoff} cuts off image tokens (the images have "
+                f"{sum(tokens)}, {ids.count(mark)} would be left); raise cutoff_len, lower "
+                "image_max_pixels, or take the row out."
+            )
         return Encoded(ids, labels, cut)
 
     def _turns(self, conversation: Conversation, tokens: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
@@ -65,9 +69,9 @@ class Encoder:
         template = self.template
         system = conversation.system or template.default_system
         framed = template.system.replace("{content}", system) if system else ""
-        pictures = iter(tokens)
+        images = iter(tokens)
         for number, (question, answer) in enumerate(conversation.pairs):
-            asked = self._with_pictures(question, pictures)
+            asked = self._with_images(question, images)
             prompt: list[int] = []
             if number == 0:
                 if template.begins_with_bos and self.tokenizer.bos_token_id is not None:
@@ -77,7 +81,7 @@ class Encoder:
                 elif framed:
                     prompt += self._ids(framed)
             prompt += self._ids(template.user.replace("{content}", asked))
-            said = self._with_pictures(answer, pictures)
+            said = self._with_images(answer, images)
             learnt: list[int] = []
             if template.thought:
                 prompt, said, learnt = self._with_thought(prompt, said)
@@ -96,12 +100,12 @@ class Encoder:
         empty = self._ids(self.template.thought)
         return (prompt, said, empty) if self.thinking else (prompt + empty, said, [])
 
-    def _with_pictures(self, turn: Turn, tokens: Iterator[int]) -> str:
+    def _with_images(self, turn: Turn, tokens: Iterator[int]) -> str:
         parts = turn.text.split(IMAGE_TOKEN)
         text = parts[0]
         for part in parts[1:]:
-            run = self.template.picture_token * next(tokens)
-            text += self.template.picture.replace("{tokens}", run) + part
+            run = self.template.image_token * next(tokens)
+            text += self.template.image.replace("{tokens}", run) + part
         return text
 
     def _ids(self, text: str) -> list[int]:
@@ -131,4 +135,3 @@ def _without_thoughts(text: str, thought: str) -> str:
     while (start := text.find(begin)) >= 0 and (stop := text.find(end, start + len(begin))) >= 0:
         text = text[:start] + text[stop + len(end) :]
     return text.lstrip("\n")
-

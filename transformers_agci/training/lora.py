@@ -40,17 +40,23 @@ def target_layers(model: Any, wanted: Sequence[str]) -> list[str]:
     """
     owner: Any = find_owner(model)
     prefix = next(name for name, module in model.named_modules() if module is owner.language_model)
-    layers = [f"{prefix}.{name}" for name, module in owner.language_model.named_modules()
-              if isinstance(module, torch.nn.Linear)]
+    layers = [
+        f"{prefix}.{name}"
+        for name, module in owner.language_model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
     kinds = sorted({layer.rpartition(".")[2] for layer in layers})
     if list(wanted) == [ALL]:
         if owner.config.model_type == "gemma3n":
-            raise InputError("lora_target: all is not possible for Gemma3n, whose decoder reads the weights of some "
-                             "linear layers itself; give lora_target: q_proj,k_proj,v_proj,o_proj.")
+            raise InputError(
+                "lora_target: all is not possible for Gemma3n, whose decoder reads the weights of some "
+                "linear layers itself; give lora_target: q_proj,k_proj,v_proj,o_proj."
+            )
         return layers
     meant = {word: [layer for layer in layers if layer.endswith(f".{word}")] for word in wanted}
     unknown = next((word for word in wanted if not meant[word]), None)
     if unknown is not None:
-        raise InputError(f"lora_target: the language model has no linear layer {unknown!r}; it has: "
-                         f"{', '.join(kinds)} (or all).")
+        raise InputError(
+            f"lora_target: the language model has no linear layer {unknown!r}; it has: {', '.join(kinds)} (or all)."
+        )
     return [layer for layer in layers if any(layer in named for named in meant.values())]

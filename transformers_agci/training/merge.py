@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from transformers_agci.errors import InputError
-from transformers_agci.inference import manifest
 from transformers_agci.inference.checkpoint_files import HUB_FILES, INDEX, check_weights, fingerprint
-from transformers_agci.inference.folder_lock import alone
 from transformers_agci.inference.progress import Progress
+from transformers_agci.storage import manifest
+from transformers_agci.storage.folder_lock import alone
 from transformers_agci.training.adapter import Adapter, Change, read_adapter
 from transformers_agci.training.checks import Checkpoint, Findings, read_checkpoint
 from transformers_agci.training.recipe import Recipe
@@ -83,15 +83,21 @@ class Merge:
 
     def settings(self) -> dict[str, Any]:
         """What makes two merged checkpoints the same."""
-        return {"base_sha256": fingerprint(self.checkpoint.folder), "adapter_sha256": self.adapter.sha256,
-                "lambda": self.checkpoint.lam, "export_size": self.file_size}
+        return {
+            "base_sha256": fingerprint(self.checkpoint.folder),
+            "adapter_sha256": self.adapter.sha256,
+            "lambda": self.checkpoint.lam,
+            "export_size": self.file_size,
+        }
 
 
 def check_merge(recipe: Recipe, findings: Findings) -> Merge:
     """Everything that can be known before the first weight is written; raises InputError where it cannot work."""
     if recipe["adapter_name_or_path"] is None:
-        raise InputError(f"{recipe.source}: adapter_name_or_path is missing, and without one there is nothing to "
-                         "merge; give the output_dir of the training.")
+        raise InputError(
+            f"{recipe.source}: adapter_name_or_path is missing, and without one there is nothing to "
+            "merge; give the output_dir of the training."
+        )
     checkpoint = read_checkpoint(recipe)
     if recipe["template"] is not None:
         template_for(recipe["template"], checkpoint.model_type)
@@ -121,8 +127,10 @@ def _check_room(merge: Merge) -> None:
     there = next(folder for folder in (merge.target, *merge.target.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(there).free + sum(file.stat().st_size for file in merge.unfinished.glob("*"))
     if free < merge.size:
-        raise InputError(f"export_dir {merge.target} needs {_gb(merge.size)} GB, but only {_gb(free)} GB are free "
-                         "there; make room or give another folder.")
+        raise InputError(
+            f"export_dir {merge.target} needs {_gb(merge.size)} GB, but only {_gb(free)} GB are free "
+            "there; make room or give another folder."
+        )
 
 
 def _gb(size: float) -> str:
@@ -143,10 +151,14 @@ def _weights(checkpoint: Checkpoint, adapter: Adapter) -> list[Weight]:
     computed = _computed_dtype(checkpoint.config)
     for file, name, _, dtype in tensors:
         if name in changes and dtype not in DTYPES:
-            raise InputError(f"{file} holds {name} as {dtype}, and adapters are not merged into quantized checkpoints; "
-                             "name the model they were made of.")
-    return [Weight(name, file, shape, _wider(dtype, computed) if name in changes else dtype, changes.get(name))
-            for file, name, shape, dtype in tensors]
+            raise InputError(
+                f"{file} holds {name} as {dtype}, and adapters are not merged into quantized checkpoints; "
+                "name the model they were made of."
+            )
+    return [
+        Weight(name, file, shape, _wider(dtype, computed) if name in changes else dtype, changes.get(name))
+        for file, name, shape, dtype in tensors
+    ]
 
 
 def _headers(folder: Path) -> Iterator[tuple[Path, str, tuple[int, ...], str]]:
@@ -156,8 +168,10 @@ def _headers(folder: Path) -> Iterator[tuple[Path, str, tuple[int, ...], str]]:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
                     part = opened.get_slice(name)
                     if part.get_dtype() not in BYTES:
-                        raise InputError(f"{file} holds {name} as {part.get_dtype()}, and adapters are not merged into "
-                                         f"quantized checkpoints; dtypes that are known: {', '.join(BYTES)}.")
+                        raise InputError(
+                            f"{file} holds {name} as {part.get_dtype()}, and adapters are not merged into "
+                            f"quantized checkpoints; dtypes that are known: {', '.join(BYTES)}."
+                        )
                     yield file, name, tuple(part.get_shape()), part.get_dtype()
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} is not a whole safetensors file ({error}).") from error
@@ -174,6 +188,7 @@ def _wider(stored: str, computed: str | None) -> str:
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
+
 
 def write(merge: Merge) -> Path:
     """Write the merged checkpoint beside its place and move it there as a whole; returns its folder.
@@ -201,9 +216,14 @@ def _write_whole(merge: Merge) -> None:
         for file in merge.other_files:
             shutil.copy(file, made / file.name)
         _write_weights(merge, made)
-        content = {"settings": merge.settings(), "base": str(merge.checkpoint.folder),
-                   "adapter": str(merge.adapter.folder), "changed_weights": merge.changed, "started": started,
-                   **manifest.environment()}
+        content = {
+            "settings": merge.settings(),
+            "base": str(merge.checkpoint.folder),
+            "adapter": str(merge.adapter.folder),
+            "changed_weights": merge.changed,
+            "started": started,
+            **manifest.environment(),
+        }
         (made / MERGED).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if merge.target.exists():
             merge.target.rmdir()  # empty: that was checked
@@ -215,8 +235,10 @@ def _write_whole(merge: Merge) -> None:
 def _why_not(merge: Merge, error: Exception) -> str:
     full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
     if full:
-        return (f"The disk of export_dir {merge.target} became full while the merged checkpoint ({_gb(merge.size)} GB) "
-                "was written; what had been written was taken away again: make room or give another folder.")
+        return (
+            f"The disk of export_dir {merge.target} became full while the merged checkpoint ({_gb(merge.size)} GB) "
+            "was written; what had been written was taken away again: make room or give another folder."
+        )
     return f"export_dir {merge.target} could not be written ({' '.join(str(error).split())})."
 
 
@@ -226,8 +248,7 @@ def _write_weights(merge: Merge, folder: Path) -> None:
     index: dict[str, str] = {}
     try:
         for number, group in enumerate(groups, 1):
-            name = ("model.safetensors" if len(groups) == 1
-                    else f"model-{number:05d}-of-{len(groups):05d}.safetensors")
+            name = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
             save_file(dict(_tensors(group, bar)), folder / name, metadata={"format": "pt"})
             index |= {weight.name: name for weight in group}
     finally:
@@ -257,9 +278,11 @@ def _tensors(group: list[Weight], bar: Progress) -> Iterator[tuple[str, torch.Te
                 if weight.change is not None:
                     merged = (tensor.float() + weight.change.delta()).to(DTYPES[weight.dtype])
                     if not bool(merged.isfinite().all()):
-                        raise InputError(f"Merging makes {weight.name} infinite or not a number: the adapter or the "
-                                         "base holds such values, or they are too large for the base's "
-                                         f"{weight.dtype}; nothing was written.")
+                        raise InputError(
+                            f"Merging makes {weight.name} infinite or not a number: the adapter or the "
+                            "base holds such values, or they are too large for the base's "
+                            f"{weight.dtype}; nothing was written."
+                        )
                     tensor = merged
                 yield weight.name, tensor.contiguous()
                 bar.add(1)

@@ -1,9 +1,9 @@
 """The folder of a training run: the manifest that says how the adapter came about, and where a killed run goes on.
 
-    settings   compared when a run goes on: model, data, recipe, lambda; another one on the same folder is refused
-    notes      told, not compared: paths, what was ignored
-    runs       one entry per process life: versions, hardware, steps, peak memory
-    finished   whether the adapter in the folder is the last step's
+settings   compared when a run goes on: model, data, recipe, lambda; another one on the same folder is refused
+notes      told, not compared: paths, what was ignored
+runs       one entry per process life: versions, hardware, steps, peak memory
+finished   whether the adapter in the folder is the last step's
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.inference.folder_lock import alone
-from transformers_agci.inference.manifest import differences, replace_file
+from transformers_agci.storage.folder_lock import alone
+from transformers_agci.storage.manifest import differences, replace_file
 
 MANIFEST = "training.manifest.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -43,8 +43,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         return found if isinstance(found["settings"], dict) and isinstance(found["runs"], list) else None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a manifest of ours ({error}); give overwrite_output_dir=true to start "
-                         "anew.") from error
+        raise InputError(
+            f"{path} is not a manifest of ours ({error}); give overwrite_output_dir=true to start anew."
+        ) from error
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
@@ -68,8 +69,10 @@ def open_output(folder: Path, settings: Mapping[str, Any], notes: Mapping[str, A
             found = {"settings": settings, "notes": {}, "runs": [], "finished": False}
         differ = differences(found["settings"], settings)
         if differ:
-            raise InputError(f"{folder} holds a training with other settings: {'; '.join(differ)}. Give "
-                             "overwrite_output_dir=true to start anew, or another output_dir.")
+            raise InputError(
+                f"{folder} holds a training with other settings: {'; '.join(differ)}. Give "
+                "overwrite_output_dir=true to start anew, or another output_dir."
+            )
         write_manifest(folder, found | {"notes": dict(notes)})
     except OSError as error:
         raise InputError(f"output_dir {folder} cannot be written ({error.strerror or error}).") from error
@@ -108,8 +111,10 @@ def _is_whole(checkpoint: Path) -> bool:
 def _refuse_foreign(folder: Path) -> None:
     there = sorted(path.name for path in folder.iterdir())
     if there:
-        raise InputError(f"{folder} holds something that is not a training of ours ({there[0]}); give another "
-                         "output_dir, or overwrite_output_dir=true if it is an adapter's folder that may go.")
+        raise InputError(
+            f"{folder} holds something that is not a training of ours ({there[0]}); give another "
+            "output_dir, or overwrite_output_dir=true if it is an adapter's folder that may go."
+        )
 
 
 def _clear(folder: Path) -> None:
@@ -118,6 +123,8 @@ def _clear(folder: Path) -> None:
         return
     known = (folder / MANIFEST, folder / "adapter_config.json", *folder.glob("checkpoint-*"))
     if not any(path.exists() for path in known):
-        raise InputError(f"overwrite_output_dir: {folder} holds neither an adapter nor checkpoints, so it is not "
-                         "deleted; give another output_dir.")
+        raise InputError(
+            f"overwrite_output_dir: {folder} holds neither an adapter nor checkpoints, so it is not "
+            "deleted; give another output_dir."
+        )
     shutil.rmtree(folder)

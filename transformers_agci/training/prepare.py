@@ -3,23 +3,23 @@
 import contextlib
 from collections.abc import Iterator
 
-from transformers_agci import autoload
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.progress import Progress
+from transformers_agci.method import autoload
 from transformers_agci.training.checks import Findings, Seen, Training, check_lengths, check_training
 from transformers_agci.training.encoding import Encoder
-from transformers_agci.training.pictures import Bounds, PictureInputs
+from transformers_agci.training.images import Bounds, ImageInputs
 from transformers_agci.training.recipe import Recipe
 from transformers_agci.training.recipe_keys import ATTENTION
 
 
-def look_at(recipe: Recipe, findings: Findings, pictures: bool = True) -> Training:
-    """`check_training` with its pictures on a bar."""
+def look_at(recipe: Recipe, findings: Findings, images: bool = True) -> Training:
+    """`check_training` with its images on a bar."""
     with _bar("picture") as seen:
-        return check_training(recipe, findings, seen, pictures)
+        return check_training(recipe, findings, seen, images)
 
 
-def measure(training: Training, encoder: Encoder, inputs: PictureInputs, findings: Findings) -> int:
+def measure(training: Training, encoder: Encoder, inputs: ImageInputs, findings: Findings) -> int:
     """`check_lengths` with its rows on a bar."""
     with _bar("row") as seen:
         return check_lengths(training, encoder, inputs, findings, seen)
@@ -48,13 +48,16 @@ def load_model(recipe: Recipe, weights: bool = True) -> LoadedModel:
     `weights=False` gives the shape only, which is enough to count tokens.
     """
     autoload.activate()
-    options = LoadOptions(recipe["model_name_or_path"], device="cpu" if recipe["use_cpu"] else None,
-                          attn_implementation=ATTENTION[recipe["flash_attn"]])
+    options = LoadOptions(
+        recipe["model_name_or_path"],
+        device="cpu" if recipe["use_cpu"] else None,
+        attn_implementation=ATTENTION[recipe["flash_attn"]],
+    )
     return load(options, weights=weights)
 
 
-def inputs_of(recipe: Recipe, training: Training, loaded: LoadedModel) -> tuple[Encoder, PictureInputs]:
-    """What turns the recipe's rows into tokens, and pictures into pixels."""
+def inputs_of(recipe: Recipe, training: Training, loaded: LoadedModel) -> tuple[Encoder, ImageInputs]:
+    """What turns the recipe's rows into tokens, and images into pixels."""
     encoder = Encoder(training.template, loaded.processor.tokenizer, recipe["cutoff_len"], recipe["enable_thinking"])
     bounds = Bounds(recipe["image_max_pixels"], recipe["image_min_pixels"], recipe["crop_to_patches"])
-    return encoder, PictureInputs(loaded.processor, loaded.model.config, bounds)
+    return encoder, ImageInputs(loaded.processor, loaded.model.config, bounds)

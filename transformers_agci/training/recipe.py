@@ -65,8 +65,9 @@ def parse_recipe(found: Mapping[str, Any], source: str) -> Recipe:
             fixed = table.fixed[name]
             if value is not None and value not in fixed.allowed:
                 only = f"only {_shown(fixed.allowed[0])}" if fixed.allowed else "none"
-                unsupported.append(f"{source}: {name} is {_shown(value)}, but {table.command} takes {only}: "
-                                   f"{fixed.reason}.")
+                unsupported.append(
+                    f"{source}: {name} is {_shown(value)}, but {table.command} takes {only}: {fixed.reason}."
+                )
         elif name in table.ignored:
             ignored.append(f"{name} is ignored: {table.ignored[name]}.")
         else:
@@ -98,8 +99,13 @@ def _typed(key: Key, name: str, value: Any, source: str) -> Any:
     return typed
 
 
-KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false",
-         list: "a name or names separated by commas"}
+KINDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a name or names separated by commas",
+}
 
 
 def _converted(kind: type, value: Any) -> Any:
@@ -132,14 +138,16 @@ def _shown(value: Any) -> str:
 
 # --- YAML ----------------------------------------------------------------------------------------------------------
 
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
         found = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
     except FileNotFoundError:
-        raise InputError(f"There is no recipe {path}; configs/train_lora and configs/merge_lora have one per "
-                         "model.") from None
+        raise InputError(
+            f"There is no recipe {path}; configs/train_lora and configs/merge_lora have one per model."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The recipe {path} cannot be read ({error}).") from None
     except yaml.YAMLError as error:

@@ -139,7 +139,7 @@ TRAIN = KeyTable(
         "train_on_prompt": _only("only what the assistant says is learnt", False),
         "mask_history": _only("every answer of a conversation is learnt", False),
         "disable_shuffling": _only("rows are shuffled by the seed", False),
-        "image_do_pan_and_scan": _only("pictures are not cut up", False),
+        "image_do_pan_and_scan": _only("images are not cut up", False),
         "resize_vocab": _only("the vocabulary stays as it is", False),
         "deepspeed": _only("several processes are started by torchrun"),
         "fsdp": _only("several processes are started by torchrun", ""),

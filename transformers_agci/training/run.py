@@ -13,11 +13,11 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from transformers_agci import autoload
 from transformers_agci.errors import InputError
-from transformers_agci.hooks import current_handle
-from transformers_agci.inference import manifest
 from transformers_agci.inference.load import LoadedModel
+from transformers_agci.method import autoload
+from transformers_agci.method.hooks import current_handle
+from transformers_agci.storage import manifest
 from transformers_agci.training import outputs
 from transformers_agci.training.batches import Collator, Examples, wants_image_marks
 from transformers_agci.training.checks import Findings, Training
@@ -32,9 +32,21 @@ Say = Callable[[str], None]
 TORCH_UNWRITTEN = ("PytorchStreamWriter", "iostream error")  # what torch.save says on a full disk
 
 # Keys that change neither the adapter nor what a run can go on from.
-NOT_COMPARED = {"output_dir", "overwrite_output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to",
-                "dataloader_num_workers", "ddp_timeout", "ddp_backend", "model_name_or_path", "dataset_dir",
-                "media_dir", "disable_gradient_checkpointing"}
+NOT_COMPARED = {
+    "output_dir",
+    "overwrite_output_dir",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+    "dataloader_num_workers",
+    "ddp_timeout",
+    "ddp_backend",
+    "model_name_or_path",
+    "dataset_dir",
+    "media_dir",
+    "disable_gradient_checkpointing",
+}
 
 
 def train(recipe: Recipe, say: Say = print) -> Path:
@@ -58,7 +70,7 @@ def _train(recipe: Recipe, say: Say) -> Path:
         speak(line)
     arguments = training_arguments(recipe)
     findings = Findings()
-    training = look_at(recipe, findings, pictures=rank == 0)
+    training = look_at(recipe, findings, images=rank == 0)
     findings.refuse()
     for line in (*findings.warnings, *findings.notes):
         speak(line)
@@ -74,13 +86,17 @@ def _train(recipe: Recipe, say: Say) -> Path:
         if rank == 0:
             settings, notes = settings_of(recipe, training, loaded, lam, arguments.world_size)
             if outputs.open_output(folder, settings, notes, recipe["overwrite_output_dir"]):
-                speak(f"{folder} is finished already; give another output_dir, or overwrite_output_dir=true to train "
-                      "anew.")
+                speak(
+                    f"{folder} is finished already; give another output_dir, or overwrite_output_dir=true to train "
+                    "anew."
+                )
         finished = (outputs.read_manifest(folder) or {}).get("finished")
     if finished:
         return folder
-    speak(f"{loaded.family.name}, lambda {lam:g}: "
-          + ("AGCI is on in this training." if lam else "AGCI is off in this training."))
+    speak(
+        f"{loaded.family.name}, lambda {lam:g}: "
+        + ("AGCI is on in this training." if lam else "AGCI is off in this training.")
+    )
     _fit(recipe, loaded, Examples(training.data.conversations, encoder, inputs, training.data.root), arguments, speak)
     speak(f"The adapter is in {folder}.")
     return folder
@@ -112,16 +128,18 @@ def training_arguments(recipe: Recipe) -> Any:
             **given,
         )
     except (ValueError, ImportError, RuntimeError) as error:
-        raise InputError(f"{recipe.source}: transformers refuses these training settings "
-                         f"({' '.join(str(error).split())[:300]}).") from error
+        raise InputError(
+            f"{recipe.source}: transformers refuses these training settings ({' '.join(str(error).split())[:300]})."
+        ) from error
 
 
 def _check_tracker(recipe: Recipe) -> None:
     """InputError where `report_to` names something that is not installed; Trainer would say so when the model is up."""
     known = ("none", "all", *transformers.integrations.get_available_reporting_integrations())
     if recipe["report_to"] not in known:
-        raise InputError(f"{recipe.source}: report_to is {recipe['report_to']}, but installed here are only: "
-                         f"{', '.join(known)}.")
+        raise InputError(
+            f"{recipe.source}: report_to is {recipe['report_to']}, but installed here are only: {', '.join(known)}."
+        )
 
 
 def settings_of(
@@ -141,8 +159,10 @@ def settings_of(
     notes = {
         "recipe": recipe.source,
         "model": recipe["model_name_or_path"],
-        "lambda_source": f"{autoload.SWITCH}=0 (config.json says {training.checkpoint.lam:g})" if switched_off
-        else "the key in the checkpoint's config.json" if training.checkpoint.lam is not None
+        "lambda_source": f"{autoload.SWITCH}=0 (config.json says {training.checkpoint.lam:g})"
+        if switched_off
+        else "the key in the checkpoint's config.json"
+        if training.checkpoint.lam is not None
         else "the default: the checkpoint's config.json has no such key",
         "dataset_dir": recipe["dataset_dir"],
         "media_dir": str(training.data.root),
@@ -157,6 +177,7 @@ def _sha256(path: Path) -> str:
 
 
 # --- the run -------------------------------------------------------------------------------------------------------
+
 
 def _fit(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any, speak: Say) -> None:
     folder = Path(recipe["output_dir"])
@@ -181,21 +202,33 @@ def _fit(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any
         steps.close()
     if trainer.is_world_process_zero():
         losses = [entry for entry in trainer.state.log_history if "loss" in entry]
-        outputs.add_run(folder, {
-            **manifest.environment(), "started": started, "seconds": round(time.monotonic() - seconds, 1),
-            "from_checkpoint": resume.name if resume else None, "steps": trainer.state.global_step,
-            "losses": [[entry["step"], entry["loss"]] for entry in losses], "peak_memory": manifest.peak_memory(),
-        }, finished=True)
+        outputs.add_run(
+            folder,
+            {
+                **manifest.environment(),
+                "started": started,
+                "seconds": round(time.monotonic() - seconds, 1),
+                "from_checkpoint": resume.name if resume else None,
+                "steps": trainer.state.global_step,
+                "losses": [[entry["step"], entry["loss"]] for entry in losses],
+                "peak_memory": manifest.peak_memory(),
+            },
+            finished=True,
+        )
 
 
 def _remedy(error: Exception, folder: Path) -> str | None:
     """What a user can do about an error of a running training; None where it is not theirs."""
     if isinstance(error, torch.OutOfMemoryError):
-        return ("The GPU has not enough memory for this training: lower per_device_train_batch_size (raising "
-                "gradient_accumulation_steps) or cutoff_len, or take more GPUs.")
+        return (
+            "The GPU has not enough memory for this training: lower per_device_train_batch_size (raising "
+            "gradient_accumulation_steps) or cutoff_len, or take more GPUs."
+        )
     if isinstance(error, ImportError):  # of an optimizer
-        return (f"This training needs a package that is not installed ({' '.join(str(error).split())[:200]}); install "
-                "it or give another optim.")
+        return (
+            f"This training needs a package that is not installed ({' '.join(str(error).split())[:200]}); install "
+            "it or give another optim."
+        )
     if isinstance(error, OSError | SafetensorError) or any(word in str(error) for word in TORCH_UNWRITTEN):
         reason = "the disk may be full" if isinstance(error, RuntimeError) else " ".join(str(error).split())[:200]
         return f"output_dir {folder} cannot be written ({reason}); the same command goes on from the last checkpoint."
@@ -228,7 +261,7 @@ def make_trainer(recipe: Recipe, loaded: LoadedModel, examples: Examples, argume
         processing_class=loaded.processor,
     )
     # The mean over a micro-batch, and the mean of these over the accumulated ones, as LLaMA-Factory takes it for
-    # models with pictures.
+    # models with images.
     trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     trainer.add_callback(steps)
@@ -245,4 +278,3 @@ def _pixel_dtype(recipe: Recipe, model: Any) -> torch.dtype:
     if recipe["bf16"]:
         return torch.bfloat16
     return torch.float16 if recipe["fp16"] else model.dtype
-

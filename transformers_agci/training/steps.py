@@ -23,8 +23,10 @@ class Steps(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self._bar and state.is_world_process_zero and logs and "loss" in logs:
             rate = logs.get("learning_rate", 0.0)
-            self._bar.say(f"step {state.global_step} of {state.max_steps}: loss {float(logs['loss']):.4f}, "
-                          f"learning rate {float(rate):.2e}")
+            self._bar.say(
+                f"step {state.global_step} of {state.max_steps}: loss {float(logs['loss']):.4f}, "
+                f"learning rate {float(rate):.2e}"
+            )
 
     def close(self) -> None:
         """Leave the bar's last state standing."""

@@ -1,7 +1,7 @@
 """Prompt formats of fine-tuning, one row each, as LLaMA-Factory 0.9.5 writes them under the same names.
 
 A conversation is encoded piece by piece, never as one string: the beginning, the system text, then question and answer
-of every turn. `{content}` stands for the turn's text, `{tokens}` for a picture's run of `picture_token`.
+of every turn. `{content}` stands for the turn's text, `{tokens}` for an image's run of `image_token`.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ class Template:
         user: the question with everything up to where the answer begins.
         assistant: the answer with its end; all of it is learnt.
         system: the system text's frame.
-        picture: what a picture's mark <image> becomes.
-        picture_token: the placeholder that a picture's tokens replace in the decoder.
+        image: what an image's mark <image> becomes.
+        image_token: the placeholder that an image's tokens replace in the decoder.
         default_system: the system text where the data has none; "": none.
         begins_with_bos: the tokenizer's bos token begins the conversation, if there is one.
         ends_with_eos: the tokenizer's eos token ends every answer.
@@ -39,8 +39,8 @@ class Template:
     user: str
     assistant: str
     system: str
-    picture: str
-    picture_token: str
+    image: str
+    image_token: str
     default_system: str = ""
     begins_with_bos: bool = False
     ends_with_eos: bool = False
@@ -56,11 +56,11 @@ _CHATML: dict[str, Any] = {
 }
 _QWEN_VL: dict[str, Any] = {
     **_CHATML,
-    "picture": "<|vision_start|>{tokens}<|vision_end|>",
-    "picture_token": "<|image_pad|>",
+    "image": "<|vision_start|>{tokens}<|vision_end|>",
+    "image_token": "<|image_pad|>",
     "words": ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
 }
-_LLAVA: dict[str, Any] = {"picture": "{tokens}", "picture_token": "<image>"}
+_LLAVA: dict[str, Any] = {"image": "{tokens}", "image_token": "<image>"}
 
 _ROWS = (
     Template("qwen2_vl", "qwen2_5_vl", default_system="You are a helpful assistant.", **_QWEN_VL),
@@ -72,8 +72,8 @@ _ROWS = (
         user="<start_of_turn>user\n{content}<end_of_turn>\n<start_of_turn>model\n",
         assistant="{content}<end_of_turn>\n",
         system="{content}\n\n",
-        picture="\n\n<start_of_image>{tokens}<end_of_image>\n\n",
-        picture_token="<image_soft_token>",
+        image="\n\n<start_of_image>{tokens}<end_of_image>\n\n",
+        image_token="<image_soft_token>",
         begins_with_bos=True,
         system_in_user=True,
         words=("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"),
@@ -82,8 +82,8 @@ _ROWS = (
         "intern_vl",
         "internvl",
         **_CHATML,
-        picture="<img>{tokens}</img>",
-        picture_token="<IMG_CONTEXT>",
+        image="<img>{tokens}</img>",
+        image_token="<IMG_CONTEXT>",
         # InternVL's own: "You are InternVL, a multimodal model by Shanghai AI Laboratory, Tsinghua and partners"
         default_system="你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。",
         begins_with_bos=True,
@@ -126,6 +126,8 @@ def template_for(name: str, model_type: str) -> Template:
         raise InputError(f"The template {name!r} is not known; {hint}{family} ({model_type}) takes {own}.")
     template = TEMPLATES[name]
     if template.family != model_type:
-        raise InputError(f"The template {name!r} belongs to {SUPPORTED_FAMILIES[template.family].name}, but the "
-                         f"checkpoint is a {family} ({model_type}); take {own}.")
+        raise InputError(
+            f"The template {name!r} belongs to {SUPPORTED_FAMILIES[template.family].name}, but the "
+            f"checkpoint is a {family} ({model_type}); take {own}."
+        )
     return template

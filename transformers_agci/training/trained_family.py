@@ -22,8 +22,10 @@ def refuse_another_family(checkpoint: Checkpoint, adapter: Path, base: str | Non
     trained, source = found
     name = SUPPORTED_FAMILIES[trained].name if trained in SUPPORTED_FAMILIES else trained
     here = SUPPORTED_FAMILIES[checkpoint.model_type].name
-    raise InputError(f"The adapter {adapter} was trained on {name} ({source}), but the checkpoint {checkpoint.folder} "
-                     f"is {here}; merge it into the checkpoint it was trained on.")
+    raise InputError(
+        f"The adapter {adapter} was trained on {name} ({source}), but the checkpoint {checkpoint.folder} "
+        f"is {here}; merge it into the checkpoint it was trained on."
+    )
 
 
 def trained_family(adapter: Path, base: str | None) -> tuple[str, str] | None:

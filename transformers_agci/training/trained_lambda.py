@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers_agci.errors import InputError
 from transformers_agci.inference.checkpoint_files import read_config
-from transformers_agci.lam import LAMBDA_KEY, lambda_text
+from transformers_agci.method.lam import LAMBDA_KEY, lambda_text
 from transformers_agci.training.checks import Checkpoint
 from transformers_agci.training.outputs import read_manifest
 
@@ -15,14 +15,20 @@ def lambda_warning(checkpoint: Checkpoint, adapter: Path, base: str | None) -> l
     here = f"{checkpoint.folder}/config.json"
     remedy = f"agci set-lambda {checkpoint.folder} {lambda_text(trained) if trained else 'LAMBDA'}"
     if checkpoint.lam is None and trained is None:
-        return [f"{here} has no {LAMBDA_KEY}, and nothing says with which lambda the adapter was trained: if it was "
-                f"trained with AGCI, the merged checkpoint runs without it ({remedy} before merging keeps it)."]
+        return [
+            f"{here} has no {LAMBDA_KEY}, and nothing says with which lambda the adapter was trained: if it was "
+            f"trained with AGCI, the merged checkpoint runs without it ({remedy} before merging keeps it)."
+        ]
     if checkpoint.lam is None and trained:
-        return [f"{here} has no {LAMBDA_KEY}, but the adapter was trained with lambda {lambda_text(trained)} "
-                f"({source}): the merged checkpoint would run without AGCI ({remedy} before merging keeps it)."]
+        return [
+            f"{here} has no {LAMBDA_KEY}, but the adapter was trained with lambda {lambda_text(trained)} "
+            f"({source}): the merged checkpoint would run without AGCI ({remedy} before merging keeps it)."
+        ]
     if trained is not None and checkpoint.lam != trained and (checkpoint.lam or trained):
-        return [f"{here} says lambda {lambda_text(checkpoint.lam or 0.0)}, but the adapter was trained with "
-                f"{lambda_text(trained)} ({source}); the merged checkpoint carries the former."]
+        return [
+            f"{here} says lambda {lambda_text(checkpoint.lam or 0.0)}, but the adapter was trained with "
+            f"{lambda_text(trained)} ({source}); the merged checkpoint carries the former."
+        ]
     return []
 
 

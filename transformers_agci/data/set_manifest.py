@@ -1,0 +1,127 @@
+"""The files that say what a set holds: rows, dropped pairs, and the manifest with the hash over everything."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers_agci.data.draws import draw
+from transformers_agci.data.grid import POSITIONS
+from transformers_agci.data.images import resolve_below
+from transformers_agci.data.options import BuildOptions
+from transformers_agci.data.painting import image_name
+from transformers_agci.data.pool import Pool
+from transformers_agci.data.rows import Row, read_rows
+from transformers_agci.errors import InputError
+from transformers_agci.storage.journal import write_whole
+
+SUFFIX = ".manifest.json"
+
+
+class BuildSummary(NamedTuple):
+    """What was built: counts, the hash over all files, and whether there was nothing left to do."""
+
+    items: int
+    composites: int
+    dropped: dict[str, int]
+    sha256: str
+    painted: int  # items painted by this call; the rest stood already
+    rows_file: Path
+
+
+def manifest_path(options: BuildOptions) -> Path:
+    """Where the manifest of a set lies: beside its rows."""
+    return options.folder / (options.name + SUFFIX)
+
+
+def write_set(options: BuildOptions, pool: Pool, items: int, painted: int) -> BuildSummary:
+    """Write rows, the dropped pairs and the manifest; the manifest comes last and says that the set is whole."""
+    rows_files = [f"{options.name}.json"]
+    write_whole(options.folder / rows_files[0], map(json_line, _rows(options, pool, items, "Yes")))
+    if options.has_negatives:
+        rows_files.append(f"{options.name}_negatives.json")
+        write_whole(options.folder / rows_files[1], map(json_line, _rows(options, pool, items, "No")))
+    drops = (json_line(drop._asdict()) for drop in pool.drops())
+    write_whole(options.folder / f"{options.name}.dropped.jsonl", drops)
+    manifest: Row = {
+        "settings": options.settings(),
+        "items": items,
+        "composites": items * len(POSITIONS),
+        "dropped": dict(sorted(pool.dropped.items())),
+        "rows_files": rows_files,
+    }
+    manifest["sha256"] = set_hash(options.folder, manifest)
+    write_whole(manifest_path(options), [json.dumps(manifest, indent=1).encode(), b"\n"])
+    return summary_of(options, manifest, painted)
+
+
+def summary_of(options: BuildOptions, manifest: Row, painted: int) -> BuildSummary:
+    """The summary that a manifest and the number of newly painted items give."""
+    return BuildSummary(
+        manifest["items"],
+        manifest["composites"],
+        manifest["dropped"],
+        manifest["sha256"],
+        painted,
+        options.folder / manifest["rows_files"][0],
+    )
+
+
+def read_manifest(path: Path) -> Row:
+    """A set's manifest; InputError when it is not one."""
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        manifest["settings"]["images"], manifest["sha256"], manifest["rows_files"][0]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        raise InputError(f"{path} is not the manifest of a built set: delete it or put the right one there.") from None
+    return dict(manifest)
+
+
+def set_hash(folder: Path, manifest: Row) -> str:
+    """SHA-256 over a set: the hash of every rows file, then of every image in the rows' order.
+
+    "" when the rows cannot be read; a missing file counts as such, so the hash differs.
+    """
+    total = hashlib.sha256()
+    for name in manifest["rows_files"]:
+        total.update(file_hash(resolve_below(folder, name, SUFFIX)).encode())
+    images = resolve_below(folder, manifest["settings"]["images"], SUFFIX)
+    try:
+        for where, row in read_rows(folder / manifest["rows_files"][0]):
+            total.update(file_hash(resolve_below(images, str(row.get("image")), where)).encode())
+    except InputError:
+        return ""
+    return total.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file; "missing" when it is not there."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return "missing"
+
+
+def _rows(options: BuildOptions, pool: Pool, items: int, answer: str) -> Iterator[Row]:
+    """Nine rows per item. A negative has the number and image of its composite and a caption that is not in it."""
+    for item, pair in enumerate(pool.pairs[:items]):
+        asked = pair if answer == "Yes" else pool.pairs[draw(item, len(pool.pairs), options.seed).absent]
+        for k, position in enumerate(POSITIONS):
+            yield {
+                "id": item * len(POSITIONS) + k,
+                "image": image_name(pair.key, k),
+                "caption": asked.caption,
+                "position": position,
+                "answer": answer,
+            }
+
+
+def json_line(row: Any) -> bytes:
+    """One line of JSON Lines."""
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def counted(counts: dict[str, int]) -> str:
+    """Counts as words: "2 tiny image, 1 no caption"; "none"."""
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()) if count) or "none"

@@ -1,0 +1,125 @@
+"""`make demo`: the position probe on the embedded model, baseline against AGCI, in a minute."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.position.data import ProbeData, embedded_data
+from transformers_agci.experiments.position.metrics import evaluate, load, write_json, write_maps
+from transformers_agci.experiments.position.view import summary_text
+from transformers_agci.inference.progress import Progress
+from transformers_agci.storage.result_file import ResultFile, beside, merge_shards, output_paths
+
+LAMBDAS = (0.0, 0.5)
+LOOK_EVERY = 0.2  # seconds between two looks at how far the processes are
+# One thread each: the bytes of a row are then the same in every run. Nothing is fetched.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """`items` items of nine composites, Yes and No, at two lambdas, by `processes` processes; writes to `folder`."""
+
+    folder: Path
+    items: int
+    seed: int
+    processes: int
+    model: str
+
+    @property
+    def outputs(self) -> list[Path]:
+        """One result file per lambda."""
+        return output_paths(self.folder / "answers.jsonl", LAMBDAS)
+
+    def run(self) -> None:
+        """Build the images, ask, print the table, draw the map, say what it shows."""
+        started = time.monotonic()
+        self._clear()
+        data = embedded_data(self.folder / "probe_set", self.items, self.seed)
+        answers = data.rows * len(LAMBDAS)
+        print(
+            f"{answers} answers: {self.items} items x 9 positions, Yes and No, lambda 0 and 0.5, on the CPU by "
+            f"{self.processes} processes; model: {self.model}",
+            flush=True,
+        )
+        self._ask(data)
+        for path in self.outputs:
+            merge_shards(path)
+        asked = time.monotonic() - started
+        metrics = evaluate(load(self.outputs))
+        image = write_maps(metrics, self.folder / "heatmap.png")
+        write_json(metrics, self.folder / "metrics.json")
+        assert metrics.pair is not None
+        print(f"\n{summary_text(metrics.results, metrics.pair)}\n")
+        print(
+            f"{answers} answers in {asked:.0f} s, {time.monotonic() - started:.0f} s with table and map. Rows and "
+            f"manifests: {', '.join(map(str, self.outputs))}"
+        )
+        print(f"heat map: {image}")
+        print(metrics.pair.verdict)
+
+    def _clear(self) -> None:
+        """Take away what an earlier demo answered: nothing is taken from a cache."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.outputs:
+                ResultFile(path, [], {}).delete()
+        except OSError as error:
+            raise InputError(f"--output_dir: '{self.folder}' cannot be written: {error.strerror}.") from error
+
+    def _ask(self, data: ProbeData) -> None:
+        """Run `agci probe` in every process and show how far they are, together."""
+        with tempfile.TemporaryFile("w+") as log:
+            workers = [self._start(index, log) for index in range(self.processes)]
+            bar = Progress(data.rows * len(LAMBDAS))
+            try:
+                while any(worker.poll() is None for worker in workers):
+                    time.sleep(LOOK_EVERY)
+                    bar.add(self._rows_done() - bar.done)
+                    if any(worker.poll() for worker in workers):
+                        break
+                bar.add(self._rows_done() - bar.done)
+            finally:
+                bar.close()
+                for worker in workers:
+                    worker.terminate()
+                    worker.wait()
+            if any(worker.returncode for worker in workers):
+                log.seek(0)
+                raise InputError(f"A process of the demo failed; it said: {log.read().strip()}")
+
+    def _start(self, index: int, log: IO[str]) -> subprocess.Popen[str]:
+        probe_set = self.folder / "probe_set"
+        words = [
+            "probe",
+            "--model_path",
+            self.model,
+            "--device",
+            "cpu",
+            "--quiet",
+            "--eval_file",
+            probe_set / "embedded_probe.json",
+            "--img_path",
+            probe_set / "images",
+            "--negatives_file",
+            probe_set / "embedded_probe_negatives.json",
+            "--answer_file",
+            self.folder / "answers.jsonl",
+            "--global_context_lambda",
+            *map(str, LAMBDAS),
+            "--shard",
+            f"{index}/{self.processes}",
+        ]
+        command = [sys.executable, "-m", "transformers_agci.cli", *map(str, words)]
+        environment = {**os.environ, **ENVIRONMENT}
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, text=True, env=environment)
+
+    def _rows_done(self) -> int:
+        parts = (part for path in self.outputs for part in beside(path, ".parts").glob("*.jsonl"))
+        return sum(part.read_bytes().count(b'"prediction":') for part in parts)

@@ -1,0 +1,1 @@
+"""Information flow: what the text after the image attends to."""

@@ -1,0 +1,80 @@
+"""The flow of one question about one image: drawn over the image, and as JSON."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.flow.flow import SOURCES, Flow, layers_text
+from transformers_agci.method.lam import lambda_text
+from transformers_agci.report.overlay import Overlay, draw_overlays
+
+LARGEST = 1000  # pixels: a larger image is drawn at this size
+LABEL = "attention per area of the image (1: all attention, evenly spread)"
+
+
+def density(flow: Flow, source: str, width: int, height: int) -> np.ndarray:
+    """[height, width]: attention per share of the image's area. Its mean is the attention that the image gets."""
+    return flow.layout.mass(flow.of(source), height, width).numpy() * (width * height)
+
+
+def draw_flow(flows: Sequence[Flow], source: str, picture: Image.Image, path: Path, question: str) -> Path:
+    """The image, and over it the flow at every lambda on one scale (least to most), each with its answer."""
+    shown = picture.copy()
+    shown.thumbnail((LARGEST, LARGEST))
+    overlays = [
+        Overlay(
+            density(flow, source, *shown.size),
+            _name(flow.lam),
+            f"answer: {flow.prediction}\n{100 * float(flow.of(source).sum()):.1f} % of the attention is on the image",
+        )
+        for flow in flows
+    ]
+    least = min(float(overlay.values.min()) for overlay in overlays)
+    return draw_overlays(
+        shown,
+        overlays,
+        path,
+        label=LABEL,
+        title=question,
+        bottom=least,
+        footnote=f"from {SOURCES[source]}, {layers_text(flows[0].layers)}, mean over heads",
+    )
+
+
+def _name(lam: float) -> str:
+    return "baseline" if lam == 0 else f"AGCI, lambda {lambda_text(lam)}"
+
+
+def as_json(flows: Sequence[Flow], image: str, question: str) -> dict[str, Any]:
+    """All numbers: per lambda the answer, and per grid of tokens its place on the image and the flows."""
+    return {
+        "image": image,
+        "question": question,
+        "layers": list(flows[0].layers),
+        "flows": [
+            {
+                "lambda": flow.lam,
+                "prediction": flow.prediction,
+                "on_picture": {source: float(flow.of(source).sum()) for source in SOURCES},
+                "grids": [
+                    {"part": list(grid.part), **{source: grid.values(flow.of(source)).tolist() for source in SOURCES}}
+                    for grid in flow.layout.grids
+                ],
+            }
+            for flow in flows
+        ],
+    }
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """Write the numbers; InputError if the place cannot be written to."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; choose another --output_path.") from error

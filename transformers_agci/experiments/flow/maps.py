@@ -1,0 +1,127 @@
+"""Flow over a probe file, summed up: mean map per place of the target, and the share of the flow on the target."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transformers_agci import statistics as st
+from transformers_agci.data.grid import POSITIONS
+from transformers_agci.data.rows import ProbeRow, read_rows
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.flow.flow import SOURCES
+from transformers_agci.experiments.items import item_names
+from transformers_agci.experiments.target_box import target_box
+from transformers_agci.method.lam import lambda_text
+from transformers_agci.report.nine_maps import PlaceMap, draw_nine
+from transformers_agci.report.table import format_table
+
+CELL_SHARE = 1 / 9  # of the image's area, about: what a flow without an aim would have on the target
+
+
+@dataclass(frozen=True)
+class FlowMaps:
+    """One source at one lambda.
+
+    means   per target position the mean map [27, 27] of attention per area (None without rows)
+    shares  [items, 9] share of the image's attention that lies on the target's cell
+    change  shares minus those at the first lambda, paired; None for the first
+    """
+
+    source: str
+    lam: float
+    means: list[np.ndarray | None]
+    shares: st.Measured
+    change: st.Measured | None
+
+
+def sum_up(path: Path, draws: int = 2000, seed: int = 0) -> list[FlowMaps]:
+    """Read a flow.jsonl and sum it up, per source and lambda."""
+    rows, entries = [], []
+    for where, fields in read_rows(path):
+        rows.append(ProbeRow.parse(fields, where))
+        if not isinstance(fields.get("flows"), list):
+            raise InputError(f'{where}: the field "flows" is missing; give a file that agci flow wrote.')
+        entries.append(fields["flows"])
+    names = item_names(rows)
+    items = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    places = [(items[name], row.cell) for name, row in zip(names, rows, strict=True)]
+    summed = []
+    for source in SOURCES:
+        first: st.Floats | None = None
+        for number, told in enumerate(entries[0]):
+            of_rows = [flows[number][source] for flows in entries]
+            shares = np.full((len(items), len(POSITIONS)), np.nan)
+            for place, entry in zip(places, of_rows, strict=True):
+                shares[place] = entry["on_target"]
+            change = None if first is None else st.paired_difference(first, shares, draws, seed)
+            first = shares if first is None else first
+            summed.append(
+                FlowMaps(
+                    source, told["lambda"], _means(places, of_rows), st.bootstrap_means(shares, draws, seed), change
+                )
+            )
+    return summed
+
+
+def _means(places: list[tuple[int, int]], entries: list[dict[str, Any]]) -> list[np.ndarray | None]:
+    means: list[np.ndarray | None] = []
+    for cell in range(len(POSITIONS)):
+        maps = [np.array(entry["map"]) for (_, at), entry in zip(places, entries, strict=True) if at == cell]
+        means.append(np.mean(maps, axis=0) * maps[0].size if maps else None)
+    return means
+
+
+def maps_text(summed: list[FlowMaps]) -> str:
+    """The shares on the target as a table, one row per source, lambda and position, and the paired changes."""
+    rows = []
+    for maps in summed:
+        for name, share, change in zip(
+            ["all", *POSITIONS], [maps.shares.overall, *maps.shares.cells], _changes(maps), strict=True
+        ):
+            rows.append(
+                [f"{maps.source}, lambda {lambda_text(maps.lam)}, {name}", _percent(share), change, str(share.n)]
+            )
+    table = format_table(["from, target", "flow on the target, % [95 %]", "change, points [95 %]", "n"], rows)
+    return f"{table}\n\nA flow without an aim would have {100 * CELL_SHARE:.1f} % on the target's cell."
+
+
+def _changes(maps: FlowMaps) -> list[str]:
+    if maps.change is None:
+        return ["-"] * (1 + len(POSITIONS))
+    return [_percent(value, "+") for value in (maps.change.overall, *maps.change.cells)]
+
+
+def _percent(value: st.Interval, sign: str = "") -> str:
+    if not value.n:
+        return "-"
+    return "{:{s}.1f} [{:{s}.1f}, {:{s}.1f}]".format(*(100 * number for number in value[:3]), s=sign)
+
+
+def draw_maps(summed: list[FlowMaps], output_dir: Path, layers: str) -> list[Path]:
+    """One panel of nine maps per source and lambda: flow_<source>_lam<lambda>.png; `layers` says them in words."""
+    boxes = [target_box(k, 1, 1) for k in range(len(POSITIONS))]  # as fractions
+    drawn = []
+    for maps in summed:
+        places = [
+            PlaceMap(
+                mean,
+                POSITIONS[k].replace("_", " "),
+                f"on it {_percent(maps.shares.cells[k])} %, n = {maps.shares.cells[k].n}",
+                boxes[k],
+            )
+            for k, mean in enumerate(maps.means)
+        ]
+        overall = maps.shares.overall
+        drawn.append(
+            draw_nine(
+                places,
+                output_dir / f"flow_{maps.source}_lam{lambda_text(maps.lam)}.png",
+                "attention per area of the image (1: all attention, evenly spread)",
+                f"flow from {SOURCES[maps.source]}\nlambda {lambda_text(maps.lam)}, {layers}",
+                f"outlined: the target's cell; flow on it {_percent(overall)} % of the image's (a ninth: 11.1 %), "
+                "95 % intervals over items",
+            )
+        )
+    return drawn

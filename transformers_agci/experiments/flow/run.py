@@ -1,0 +1,100 @@
+"""Information flow over a probe file: per row the answers, the flow's share on the target's cell, and the map."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers_agci.data.rows import ProbeRow
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.block_run import BlockSummary, Counts, Done, RunOptions, run_blocks
+from transformers_agci.experiments.flow.flow import SOURCES, Flow, layer_count, layers_text, measure_flow, parse_layers
+from transformers_agci.experiments.occlusion.maps import share_in
+from transformers_agci.experiments.position.questions import PROMPT
+from transformers_agci.experiments.positives import Positives, refuse_twice
+from transformers_agci.experiments.target_box import target_box
+from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.progress import Progress
+from transformers_agci.inference.questions import ImageFile, Question
+from transformers_agci.storage.result_file import FailedRow
+
+RASTER = 27  # rows and columns of a kept map: nine per cell of the 3x3 grid
+DIGITS = 4  # significant, of a kept map's values
+RESULTS = "flow.jsonl"  # in the output folder
+
+
+@dataclass(frozen=True)
+class FlowRun:
+    """A model, the rows to ask about, the lambdas and layers."""
+
+    loaded: LoadedModel
+    rows: Sequence[ProbeRow]
+    img_path: Path
+    lambdas: Sequence[float]
+    layers: str = "all"
+    max_new_tokens: int = 32
+
+    @property
+    def layers_text(self) -> str:
+        """The layers in words."""
+        return layers_text(self._chosen)
+
+    @property
+    def _chosen(self) -> list[int]:
+        return parse_layers(self.layers, layer_count(self.loaded.model))
+
+    def write(self, output_dir: Path, data: Positives, notes: Mapping[str, Any], options: RunOptions) -> BlockSummary:
+        """Measure every row that the folder lacks; a row is the unit of resuming."""
+        refuse_twice(self.rows, "id", [str(row.id) for row in self.rows])
+
+        def work(todo: Sequence[int], bar: Progress, counts: Counts) -> Iterator[Done]:
+            for number in todo:
+                row = self.rows[number]
+                try:
+                    yield Done([self.measure(row)], [])
+                except InputError as error:
+                    yield Done([], [FailedRow(number, row.where, str(error))])
+                bar.add(1)
+
+        settings = {
+            "experiment": "flow",
+            "model": dict(self.loaded.identity),
+            "lambdas": list(self.lambdas),
+            "layers": self._chosen,
+            "prompt": PROMPT,
+            "max_new_tokens": self.max_new_tokens,
+            "rows": [row.id for row in self.rows],
+            **data.settings,
+        }
+        return run_blocks(
+            output_dir / RESULTS,
+            [1] * len(self.rows),
+            work,
+            settings,
+            {**self.loaded.notes, **notes},
+            bad_rows=data.bad_rows,
+            options=options,
+        )
+
+    def measure(self, row: ProbeRow) -> dict[str, Any]:
+        """The result row: the input row and one entry in `flows` per lambda."""
+        picture = ImageFile(self.img_path, row.image, row.where)
+        question = Question(row=row.fields, where=row.where, text=PROMPT.format(caption=row.caption), images=(picture,))
+        flows = measure_flow(self.loaded, question, self.lambdas, self.layers, self.max_new_tokens)
+        size = picture.open().size
+        return {**row.fields, "flows": [_entry(flow, row.cell, *size) for flow in flows]}
+
+
+def _entry(flow: Flow, cell: int, width: int, height: int) -> dict[str, Any]:
+    box = target_box(cell, width, height)
+    entry: dict[str, Any] = {"lambda": flow.lam, "prediction": flow.prediction}
+    for source in SOURCES:
+        values = flow.of(source)
+        pixels = flow.layout.mass(values, height, width).numpy()
+        coarse = flow.layout.mass(values, RASTER, RASTER).tolist()
+        entry[source] = {
+            "on_picture": round(float(values.sum()), 6),
+            "on_target": round(share_in(pixels, box), 6),
+            "map": [[float(f"{value:.{DIGITS}g}") for value in row] for row in coarse],
+        }
+    return entry

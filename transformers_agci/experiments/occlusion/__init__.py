@@ -1,0 +1,1 @@
+"""Occlusion maps: which places of an image the answer depends on."""

@@ -1,0 +1,177 @@
+"""What an occlusion run leaves for each image, and reading it back.
+
+<stem>/<stem>_crop_scores.json    the row, the answer, the raw logits of every masked copy, the raw map
+<stem>/<stem>_attention_map.json  the map [rows][cols], 0..1
+<stem>/<stem>_attention_map.png   the map over the image
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from transformers_agci.data.grid import POSITIONS
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.occlusion.masks import Raster
+from transformers_agci.experiments.target_box import target_box
+from transformers_agci.report.overlay import Overlay, draw_overlays
+from transformers_agci.storage import manifest
+
+SCORES, MAP, IMAGE = "_crop_scores.json", "_attention_map.json", "_attention_map.png"
+
+
+@dataclass(frozen=True)
+class Occluded:
+    """One image's result.
+
+    original       [T] raw logits of the answer's tokens
+    masked         per cell of the raster [T] logits, None where the crop was one colour and was not run
+    differences    [rows, cols], unscaled
+    """
+
+    row: Mapping[str, Any]
+    prediction: str
+    tokens: tuple[int, ...]
+    raster: Raster
+    colour: tuple[int, int, int]
+    original: list[float]
+    masked: list[list[float] | None]
+    differences: np.ndarray
+    image: Image.Image
+
+    @property
+    def scaled(self) -> np.ndarray:
+        """The map divided by its maximum; all 0 where no mask changed anything."""
+        most = self.differences.max()
+        return self.differences / most if most > 0 else self.differences
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The row of occlusion.jsonl."""
+        run = sum(logits is not None for logits in self.masked)
+        return {
+            **self.row,
+            "prediction": self.prediction,
+            "answer_tokens": len(self.tokens),
+            "raster": [self.raster.rows, self.raster.cols],
+            "masked_copies": run,
+            "largest_difference": float(self.differences.max()),
+        }
+
+
+def write_image_files(output_dir: Path, stem: str, occluded: Occluded) -> None:
+    """Write the three files of an image, each whole or not at all."""
+    folder = output_dir / stem
+    folder.mkdir(parents=True, exist_ok=True)
+    _draw(folder / f"{stem}{IMAGE}", occluded)
+    raster = occluded.raster
+    scores = {
+        "row": dict(occluded.row),
+        "prediction": occluded.prediction,
+        "tokens": list(occluded.tokens),
+        "width": raster.width,
+        "height": raster.height,
+        "mask_size": raster.mask,
+        "stride": raster.stride,
+        "colour": list(occluded.colour),
+        "rows": raster.rows,
+        "cols": raster.cols,
+        "original_logits": occluded.original,
+        "masked_logits": occluded.masked,
+        "differences": occluded.differences.tolist(),
+    }
+    manifest.replace_file(folder / f"{stem}{SCORES}", json.dumps(scores).encode() + b"\n")
+    manifest.replace_file(folder / f"{stem}{MAP}", json.dumps(occluded.scaled.tolist()).encode() + b"\n")
+
+
+def _draw(path: Path, occluded: Occluded) -> None:
+    raster, row = occluded.raster, occluded.row
+    box = target_box(POSITIONS.index(row["position"]), raster.width, raster.height)
+    flat = "" if occluded.differences.max() > 0 else "\nno mask changes the answer's logits"
+    note = f"answer: {_short(occluded.prediction)}, largest change {occluded.differences.max():.3g}{flat}"
+    shown = Overlay(raster.enlarged(occluded.scaled), "what the answer depends on", note, box)
+    temporary = path.with_name(f".{path.name}")  # ends in .png as well: the suffix decides the format
+    draw_overlays(
+        occluded.image,
+        [shown],
+        temporary,
+        label="change of the answer's logits / largest change",
+        title=str(row["caption"]),
+        top=1.0,
+    )
+    temporary.replace(path)
+
+
+def _short(text: str, most: int = 24) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+class ImageMap(NamedTuple):
+    """A finished image as read back: where its target stands, its raster, and the map [rows, cols], 0..1."""
+
+    stem: str
+    item: str
+    cell: int
+    raster: Raster
+    values: np.ndarray
+
+
+class Folder(NamedTuple):
+    """What a results folder holds: the finished images, and the names of the unfinished."""
+
+    maps: list[ImageMap]
+    unfinished: list[str]
+
+
+def read_folder(folder: Path) -> Folder:
+    """Read all images of a results folder; those planned or begun without whole files are named.
+
+    Raises InputError if there is no such folder, or no finished image in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--prob_results_dir: there is no folder {folder}; give the --output_dir of agci occlusion.")
+    found = manifest.read(folder / "occlusion.jsonl")
+    planned = found["notes"].get("pictures", []) if found else []
+    begun = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    maps, unfinished = [], []
+    for stem in dict.fromkeys([*planned, *begun]):
+        image = _read_image(folder, stem)
+        if image is None:
+            unfinished.append(stem)
+        else:
+            maps.append(image)
+    if not maps:
+        raise InputError(
+            f"{folder} holds no finished image (<stem>/<stem>{SCORES} and <stem>/<stem>{MAP}); run "
+            "agci occlusion with this --output_dir first."
+        )
+    return Folder(maps, unfinished)
+
+
+def _read_image(folder: Path, stem: str) -> ImageMap | None:
+    try:
+        scores = json.loads((folder / stem / f"{stem}{SCORES}").read_text(encoding="utf-8"))
+        values = np.array(json.loads((folder / stem / f"{stem}{MAP}").read_text(encoding="utf-8")), dtype=float)
+        raster = Raster(scores["width"], scores["height"], scores["mask_size"], scores["stride"])
+        cell = POSITIONS.index(scores["row"]["position"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if values.shape != (raster.rows, raster.cols):
+        return None
+    return ImageMap(stem, _item(stem, cell), cell, raster, values)
+
+
+def _item(stem: str, cell: int) -> str:
+    """The key of <key>_<k>; an image that is not named so is an item of its own."""
+    key, _, number = stem.rpartition("_")
+    return key if key and number == str(cell) else stem
+
+
+def names(stems: Sequence[str], most: int = 10) -> str:
+    """The first few names for a message."""
+    more = f" and {len(stems) - most} more" if len(stems) > most else ""
+    return ", ".join(stems[:most]) + more

@@ -1,0 +1,222 @@
+"""Occlusion maps: which places of an image the answer depends on (the paper's "perception" of the vision encoder).
+
+A white square hides one place of the image after another. The value of a place is the mean, over the answer's
+tokens, of |raw logit on the masked image - raw logit on the original|; the map is divided by its maximum.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+
+from transformers_agci.data.rows import ProbeRow
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.block_run import BlockSummary, Counts, Done, RunOptions, run_blocks
+from transformers_agci.experiments.forced_answer import Answered, ForcedAnswer
+from transformers_agci.experiments.occlusion.files import Occluded, write_image_files
+from transformers_agci.experiments.occlusion.masks import (
+    MASK,
+    WHITE,
+    Mask,
+    Raster,
+    as_tensor,
+    masked_copies,
+    one_colour,
+    raster_on,
+)
+from transformers_agci.experiments.occlusion.window_reuse import reused_windows
+from transformers_agci.experiments.on_device import on_device
+from transformers_agci.experiments.position.questions import PROMPT
+from transformers_agci.experiments.positives import Positives, refuse_twice
+from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.progress import Progress
+from transformers_agci.inference.questions import ImageFile, Question
+from transformers_agci.method.hooks import agci
+from transformers_agci.storage.result_file import FailedRow
+
+ITEMS, SEED = 20, 1  # the paper's draw
+INFINITE = 1e5  # takes the place of an infinite difference
+RESULTS = "occlusion.jsonl"  # in the output folder: which images are finished
+BATCH_SIZE = {"cpu": 10, "cuda": 16}  # masked copies per forward call
+PREPARED_AHEAD = 3  # batches that threads preprocess while a GPU is at work
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """Side of the masks and their distance in pixels, and their colour."""
+
+    size: int = MASK
+    stride: int = MASK
+    colour: tuple[int, int, int] = WHITE
+
+
+def draw_items(items: Mapping[str, list[ProbeRow]], number: int = ITEMS, seed: int = SEED) -> list[ProbeRow]:
+    """The rows of `number` items drawn at random (all where there are not more), item after item."""
+    names = list(items)
+    chosen = names if len(names) <= number else random.Random(seed).sample(names, number)
+    return [row for name in chosen for row in items[name]]
+
+
+def stem(row: ProbeRow) -> str:
+    """What an image's files are called: its file name without suffix."""
+    return PurePosixPath(row.image).stem
+
+
+@dataclass(frozen=True)
+class OcclusionRun:
+    """A model, the rows whose images are masked, and how. `lam` is the lambda of AGCI while it answers."""
+
+    loaded: LoadedModel
+    rows: Sequence[ProbeRow]
+    img_path: Path
+    masks: MaskOptions = MaskOptions()
+    lam: float = 0.0
+    batch_size: int | None = None
+    max_new_tokens: int = 128
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a results folder must have been made with to go on."""
+        return {
+            "experiment": "occlusion",
+            "model": dict(self.loaded.identity),
+            "lambda": self.lam,
+            "prompt": PROMPT,
+            "mask_size": self.masks.size,
+            "stride": self.masks.stride,
+            "colour": list(self.masks.colour),
+            "batch_size": self.batch,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    def write(self, output_dir: Path, data: Positives, notes: Mapping[str, Any], options: RunOptions) -> BlockSummary:
+        """Mask every image that the folder lacks; an image is the unit of resuming.
+
+        Raises InputError where two rows would write the same files.
+        """
+        refuse_twice(self.rows, "id", [str(row.id) for row in self.rows])
+        refuse_twice(self.rows, "image name", [stem(row) for row in self.rows])
+
+        def work(todo: Sequence[int], bar: Progress, counts: Counts) -> Iterator[Done]:
+            counts.update(forward_calls=0, masked_copies_run=0, one_colour_crops_not_run=0)
+            with agci(self.loaded.model, self.lam):
+                for number in todo:
+                    row = self.rows[number]
+                    try:
+                        occluded = self.occlude(row, counts)
+                    except InputError as error:
+                        yield Done([], [FailedRow(number, row.where, str(error))])
+                    else:
+                        write_image_files(output_dir, stem(row), occluded)
+                        yield Done([occluded.summary], [])
+                    bar.add(1)
+
+        told = {**self.loaded.notes, **notes, "pictures": [stem(row) for row in self.rows]}
+        drawn = {"rows": [row.id for row in self.rows]}
+        return run_blocks(
+            output_dir / RESULTS,
+            [1] * len(self.rows),
+            work,
+            self.settings | data.settings | drawn,
+            told,
+            bad_rows=data.bad_rows,
+            options=options,
+        )
+
+    def occlude(self, row: ProbeRow, counts: Counts | None = None) -> "Occluded":
+        """The map of one row's image; InputError where image or answer do not allow one."""
+        counts = {} if counts is None else counts
+        picture = ImageFile(self.img_path, row.image, row.where).open()
+        raster = raster_on(picture, self.masks.size, self.masks.stride, row.where)
+        pixels = as_tensor(picture)
+        masks = [mask for mask in raster.masks() if not one_colour(pixels, mask)]
+        question = Question(
+            row=row.fields,
+            where=row.where,
+            text=PROMPT.format(caption=row.caption),
+            images=(ImageFile(self.img_path, row.image, row.where),),
+        )
+        asked = ForcedAnswer(self.loaded, question, self.max_new_tokens)
+        alone = asked.inputs([pixels])
+        answered = asked.answer(alone)
+        with reused_windows(self.loaded.model, self.loaded.family.model_type, on_device(self.loaded, alone)):
+            logits = self._logits(asked, answered, pixels, [None, *masks], counts)
+        if bool(logits.isnan().any()):
+            raise InputError(f"{row.where}: the model gives logits that are not numbers; try --dtype float32.")
+        counts["masked_copies_run"] = counts.get("masked_copies_run", 0) + len(masks)
+        counts["one_colour_crops_not_run"] = (
+            counts.get("one_colour_crops_not_run", 0) + raster.rows * raster.cols - len(masks)
+        )
+        return Occluded(
+            row.fields,
+            answered.text,
+            answered.tokens,
+            raster,
+            self.masks.colour,
+            logits[0].tolist(),
+            _in_raster(raster, masks, logits[1:]),
+            difference_map(raster, masks, logits),
+            picture,
+        )
+
+    def _logits(
+        self,
+        asked: ForcedAnswer,
+        answered: Answered,
+        pixels: torch.Tensor,
+        masks: Sequence[Mask | None],
+        counts: Counts,
+    ) -> torch.Tensor:
+        """[len(masks), T] logits, in batches of one shape: in bfloat16 another batch shape alone moves a logit."""
+        batches = -(-len(masks) // self.batch)
+        size = -(-len(masks) // batches)
+        filled = [*masks, *[None] * (batches * size - len(masks))]
+        shares = [filled[at : at + size] for at in range(0, len(filled), size)]
+
+        def inputs(share: Sequence[Mask | None]) -> dict[str, torch.Tensor]:
+            return asked.inputs(masked_copies(pixels, share, self.masks.colour))
+
+        made = [asked.logits(ready, answered) for ready in self._prepared(inputs, shares)]
+        counts["forward_calls"] = counts.get("forward_calls", 0) + len(made)
+        return torch.cat(made)[: len(masks)]
+
+    def _prepared(self, prepare: Callable[[Any], Any], shares: Sequence[Any]) -> Iterator[Any]:
+        """`prepare` for each share in order; beside a GPU in threads, a few ahead."""
+        if self.loaded.device.type == "cpu":
+            yield from map(prepare, shares)
+            return
+        with ThreadPoolExecutor(PREPARED_AHEAD) as threads:
+            source = iter(shares)
+            waiting: list[Future[Any]] = [threads.submit(prepare, share) for share in islice(source, PREPARED_AHEAD)]
+            while waiting:
+                ready = waiting.pop(0).result()
+                waiting += [threads.submit(prepare, share) for share in islice(source, 1)]
+                yield ready
+
+    @property
+    def batch(self) -> int:
+        """The most masked copies in a forward call."""
+        return self.batch_size or BATCH_SIZE.get(self.loaded.device.type, BATCH_SIZE["cpu"])
+
+
+def difference_map(raster: Raster, masks: Sequence[Mask], logits: torch.Tensor) -> np.ndarray:
+    """[rows, cols] of mean |masked - original| over the answer's tokens; 0 where nothing was masked.
+
+    `logits` [1 + len(masks), T]: the original image's first.
+    """
+    change = (logits[1:] - logits[0]).abs().mean(dim=1).double()
+    change = change.masked_fill(change.isinf(), INFINITE)
+    values = dict(zip(masks, change.tolist(), strict=True))
+    return np.array([values.get(mask, 0.0) for mask in raster.masks()]).reshape(raster.rows, raster.cols)
+
+
+def _in_raster(raster: Raster, masks: Sequence[Mask], logits: torch.Tensor) -> list[list[float] | None]:
+    """The masked logits of every cell of the raster, row-major; None where the crop was one colour."""
+    values = dict(zip(masks, logits.tolist(), strict=True))
+    return [values.get(mask) for mask in raster.masks()]

@@ -1,0 +1,168 @@
+"""Qwen2.5-VL's vision on masked copies: recompute only what a mask touches, while that is exact.
+
+A patch is embedded by itself, and the first vision layers (up to the first with full attention) let no token see
+beyond its window of 112 pixels. On a copy that differs from the original in a few patches, all other patches and
+windows come out of these layers as on the original. Which patches differ is read off the pixels that reach the vision
+tower, so any change is found, whatever made it.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from transformers_agci.families import find_owner
+
+FAMILY = "qwen2_5_vl"
+
+
+@contextlib.contextmanager
+def reused_windows(model: Any, model_type: str, inputs: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Within this block the vision tower may only see copies of the one image in `inputs`, on the model's device.
+
+    Families without such layers run as ever.
+    """
+    tower: Any = find_owner(model).visual if model_type == FAMILY else None
+    leading = min(tower.fullatt_block_indexes, default=len(tower.blocks)) if tower is not None else 0
+    if tower is None or not leading:
+        yield
+        return
+    pixels = inputs["pixel_values"].to(tower.dtype)
+    blocks = list(tower.blocks[:leading])
+    with torch.inference_mode():
+        order = _window_order(tower, blocks[0], pixels, inputs["image_grid_thw"])
+        embedded = tower.patch_embed(pixels)
+        original = _output_of(tower, blocks[-1], pixels, inputs["image_grid_thw"])
+    reuse = _Reuse(pixels, order, embedded, original)
+    hook = tower.register_forward_pre_hook(reuse.look_at, with_kwargs=True)
+    try:
+        reuse.take_over_embedding(tower.patch_embed)
+        for block in blocks:
+            reuse.take_over(block, first=block is blocks[0], last=block is blocks[-1])
+        yield
+    finally:
+        hook.remove()
+        for module in (tower.patch_embed, *blocks):
+            module.__dict__.pop("forward", None)
+
+
+class _Touched(NamedTuple):
+    """The rows of the touched windows, and what these windows are to the attention."""
+
+    rows: torch.Tensor  # [n * P] bool
+    cu_seqlens: torch.Tensor
+    position_embeddings: tuple[torch.Tensor, ...]
+
+
+class _Reuse:
+    """Of the original image: pixels [P, C], their embedding [P, D], and [P, D] behind the layers, in window order.
+
+    order  [P], which patch of the image stands at each place of the window order
+    """
+
+    def __init__(
+        self, pixels: torch.Tensor, order: torch.Tensor, embedded: torch.Tensor, original: torch.Tensor
+    ) -> None:
+        self.pixels, self.order, self.embedded, self.original = pixels, order, embedded, original
+        self.changed = torch.zeros(0, 0, dtype=torch.bool)  # [n, P] in the image's order, of the call at hand
+        self.touched: _Touched | None = None
+
+    def look_at(self, tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Find the changed patches of a call of the vision tower."""
+        pixels = args[0] if args else kwargs["hidden_states"]  # [n * P, C]
+        copies = pixels.view(-1, *self.pixels.shape)
+        self.changed = (copies != self.pixels).any(dim=-1)
+
+    def take_over_embedding(self, patch_embed: Any) -> None:
+        """Let the patch embedding work on the changed patches."""
+        stock = patch_embed.forward
+
+        def forward(hidden_states: torch.Tensor) -> torch.Tensor:
+            whole = self.embedded.repeat(len(self.changed), 1)
+            rows = self.changed.flatten()
+            if bool(rows.any()):
+                whole[rows] = stock(hidden_states[rows])
+            return whole
+
+        patch_embed.__dict__["forward"] = forward  # the instance, never the class
+
+    def take_over(self, block: Any, first: bool, last: bool) -> None:
+        """Let a block work on the touched windows; the first narrows the rows, the last puts them back."""
+        stock = block.forward
+
+        def forward(
+            hidden_states: torch.Tensor,
+            *,
+            cu_seqlens: torch.Tensor,
+            position_embeddings: tuple[torch.Tensor, ...],
+            **kwargs: Any,
+        ) -> torch.Tensor:
+            if first:
+                self.touched = self._touched(cu_seqlens, position_embeddings)
+                hidden_states = hidden_states[self.touched.rows]
+            assert self.touched is not None
+            output = stock(
+                hidden_states,
+                cu_seqlens=self.touched.cu_seqlens,
+                position_embeddings=self.touched.position_embeddings,
+                **kwargs,
+            )
+            if not last:
+                return output
+            whole = self.original.repeat(len(self.touched.rows) // len(self.original), 1)
+            whole[self.touched.rows] = output
+            return whole
+
+        block.__dict__["forward"] = forward
+
+    def _touched(self, cu_seqlens: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...]) -> _Touched:
+        lengths = cu_seqlens.diff()
+        lengths = lengths[lengths > 0].long()
+        window = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)  # [n * P]
+        touched = torch.zeros(len(lengths), dtype=torch.bool, device=lengths.device)
+        touched[window[self.changed[:, self.order].flatten()]] = True
+        touched[0] = True  # the original itself has none, and attention needs something to work on
+        bounds = torch.cat([lengths.new_zeros(1), lengths[touched].cumsum(0)])
+        rows = touched[window]
+        return _Touched(rows, bounds.to(cu_seqlens.dtype), tuple(part[rows] for part in position_embeddings))
+
+
+class _Seen(Exception):
+    """A block was reached, or left; carries its tensor."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()
+        self.tensor = tensor
+
+
+def _window_order(tower: Any, first: Any, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Which row of the image stands at each place when the layers get it: numbered rows are sent through."""
+
+    def numbered(_: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        numbers = torch.arange(len(output), dtype=torch.float32, device=output.device)
+        return numbers[:, None].expand(output.shape).contiguous()
+
+    def stop(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Seen(args[0] if args else kwargs["hidden_states"])
+
+    hooks = [tower.patch_embed.register_forward_hook(numbered), first.register_forward_pre_hook(stop, with_kwargs=True)]
+    return _run_into(tower, hooks, pixels, grid)[:, 0].long()
+
+
+def _output_of(tower: Any, block: Any, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    def stop(_: Any, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        raise _Seen(output)
+
+    return _run_into(tower, [block.register_forward_hook(stop)], pixels, grid)
+
+
+def _run_into(tower: Any, hooks: list[Any], pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    try:
+        tower(pixels, grid_thw=grid)
+    except _Seen as seen:
+        return seen.tensor
+    finally:
+        for hook in hooks:
+            hook.remove()
+    raise AssertionError("the vision tower did not reach its layers")

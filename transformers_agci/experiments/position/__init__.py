@@ -1,0 +1,1 @@
+"""The position probe: is there a sub-image that matches the caption, with the target in each cell?"""

@@ -1,0 +1,148 @@
+"""The position probe's metrics from result files to printed tables, the maps and JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transformers_agci import statistics as st
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.position.report import Draws, PairReport, ResultReport, as_json, compare, measure
+from transformers_agci.experiments.position.results import ProbeResult, label_of, read_results
+from transformers_agci.experiments.position.view import draw_maps, pair_positions, pair_text, result_text
+from transformers_agci.report.heatmap import image_path
+from transformers_agci.report.table import format_table
+
+Paths = Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Control:
+    """How often a model says Yes without seeing the image, on Yes rows and on No rows (None where there are none)."""
+
+    name: str
+    yes_rate: st.Interval | None
+    no_rate: st.Interval | None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Everything that was measured: one or two results, their comparison, the controls."""
+
+    results: list[ResultReport]
+    pair: PairReport | None
+    controls: list[Control]
+
+
+def load(results: Paths, negatives: Paths = (), labels: Sequence[str] = ()) -> list[ProbeResult]:
+    """Read one or two result files, each with the file of its negatives where they stand apart."""
+    if len(results) not in (1, 2):
+        raise InputError(f"Give one result file, or two to compare (baseline, AGCI), but there are {len(results)}.")
+    for name, given in (("--negatives_file", negatives), ("--labels", labels)):
+        if given and len(given) != len(results):
+            raise InputError(f"{name} needs one entry per result file ({len(results)}), but has {len(given)}.")
+    names = list(labels) or _distinct(results)
+    apart: Sequence[str | Path | None] = list(negatives) or [None] * len(results)
+    return [read_results(path, no, name) for path, no, name in zip(results, apart, names, strict=True)]
+
+
+def load_controls(text_only: Paths = (), blank_image: Paths = ()) -> list[Control]:
+    """Read the answers that were given without an image, and on a blank one."""
+    return [
+        _control(kind if len(paths) == 1 else f"{kind}, {label_of(path)}", path)
+        for kind, paths in (("text only", text_only), ("blank image", blank_image))
+        for path in paths
+    ]
+
+
+def evaluate(results: Sequence[ProbeResult], controls: Sequence[Control] = (), draws: Draws | None = None) -> Metrics:
+    """Measure the results, and compare them where there are two."""
+    pair = compare(results[0], results[1], draws) if len(results) == 2 else None
+    return Metrics([measure(result, draws) for result in results], pair, list(controls))
+
+
+def print_metrics(metrics: Metrics) -> None:
+    """Print every table: the results one after another, then their difference, then the controls."""
+    blocks = [result_text(report) for report in metrics.results]
+    if metrics.pair:
+        blocks.append(pair_text(metrics.pair))
+        blocks.append(pair_positions(metrics.pair, metrics.results[0].positions))
+    if metrics.controls:
+        blocks.append(controls_text(metrics.controls))
+    print("\n\n".join(blocks))
+    if metrics.pair:
+        print(f"\n{metrics.pair.verdict}")
+
+
+def accuracies_text(paths: Paths) -> str:
+    """One line per result file: accuracy on Yes and No rows, unreadable replies."""
+    lines = []
+    for path in paths:
+        result = read_results(path)
+        accuracies = [st.clustered_proportion(t.correct) if t else None for t in (result.yes, result.no)]
+        unreadable = sum(int(np.nansum(t.unreadable)) for t in (result.yes, result.no) if t)
+        lines.append([result.label, *(_percent(accuracy) for accuracy in accuracies), str(unreadable)])
+    return format_table(["accuracy", "Yes rows % [95 %]", "No rows % [95 %]", "unreadable"], lines)
+
+
+def controls_text(controls: Sequence[Control]) -> str:
+    """The Yes-rates without the image, as a table."""
+    rows = [[control.name, _percent(control.yes_rate), _percent(control.no_rate)] for control in controls]
+    return format_table(["says Yes without the image", "Yes rows % [95 %]", "No rows % [95 %]"], rows)
+
+
+def _percent(rate: st.Interval | None) -> str:
+    return "-" if rate is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in rate[:3]))
+
+
+def write_maps(metrics: Metrics, path: str | Path, title: str = "") -> Path:
+    """Draw the maps; returns the file."""
+    return draw_maps(metrics.results, metrics.pair, path, title, _controls_line(metrics.controls))
+
+
+def write_json(metrics: Metrics, path: str | Path) -> None:
+    """Write all numbers as JSON."""
+    content: Any = {
+        "results": as_json(metrics.results),
+        "difference": as_json(metrics.pair),
+        "without_picture": as_json(metrics.controls),
+    }
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--json: '{path}' cannot be written: {error.strerror}; choose another path.") from error
+
+
+def check_outputs(heatmap: str | None) -> None:
+    """Refuse an image that cannot be drawn before anything is measured."""
+    if heatmap is not None:
+        image_path(heatmap)
+
+
+def _distinct(paths: Paths) -> list[str]:
+    """Names of the results; where two would be called the same, their places tell them apart."""
+    names = [label_of(path) for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    names = [Path(path).stem for path in paths]
+    return names if len(set(names)) == len(names) else ["baseline", "AGCI"]
+
+
+def _control(name: str, path: str | Path) -> Control:
+    result = read_results(path)
+    rates = [None if t is None else st.clustered_proportion(t.said_yes) for t in (result.yes, result.no)]
+    return Control(name, *rates)
+
+
+def _controls_line(controls: Sequence[Control]) -> str:
+    shares = [
+        f"{control.name}: {100 * rate.estimate:.0f} %{' (No rows)' if rate is control.no_rate else ''}"
+        for control in controls
+        for rate in (control.yes_rate, control.no_rate)
+        if rate is not None
+    ]
+    return "Yes without the image - " + ", ".join(shares) if shares else ""

@@ -1,0 +1,217 @@
+"""Results of the position probe, scored: from result rows to tables [items, cells]."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transformers_agci.data.grid import POSITIONS
+from transformers_agci.data.rows import ANSWERS, read_rows, require, require_one_of, require_text
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.items import item_names
+from transformers_agci.method.lam import lambda_text
+from transformers_agci.storage import manifest
+
+Floats = NDArray[np.floating]
+Shape = tuple[int, int]  # rows, cols of the grid
+
+
+def read_answer(prediction: str) -> str | None:
+    """ "Yes", "No", or None where a reply is neither: the published scoring rule.
+
+    A reply that starts with "Yes" or "No" is cut to that word; of any other the part before ", " is compared without
+    regard to case. White space around the reply is ignored. So "Nothing like it" is a No and "yes." is unreadable.
+
+    >>> [read_answer(reply) for reply in ("Yes.", "no, there is not", "yes.", "I see no cat")]
+    ['Yes', 'No', None, None]
+    """
+    text = prediction.strip()
+    for word in ANSWERS:
+        if text.startswith(word):
+            return word
+    first = text.split(", ")[0].strip().lower()
+    return next((word for word in ANSWERS if word.lower() == first), None)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The rows of one answer (all Yes rows, or all No rows). Arrays are [items, cells] with NaN for missing rows.
+
+    `correct`, `said_yes` and `unreadable` hold 0 and 1: an unreadable reply is not correct and is not a Yes.
+    `margin` is the logit of Yes minus that of No; NaN everywhere where a result carries none.
+    """
+
+    correct: Floats
+    said_yes: Floats
+    unreadable: Floats
+    margin: Floats
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return int((~np.isnan(self.correct)).sum())
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """One model's answers: `items` names the rows of both tables (the image's key); a table without rows is None."""
+
+    label: str
+    shape: Shape
+    items: tuple[str, ...]
+    yes: Tables | None
+    no: Tables | None
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The names of the cells, row-major."""
+        return cell_names(self.shape)
+
+    def select(self, items: Sequence[str]) -> "ProbeResult":
+        """The same result with these items in this order; an item that it lacks is a row of NaN."""
+        places = {item: place for place, item in enumerate(self.items)}
+        order = np.array([places.get(item, -1) for item in items], dtype=int)
+
+        def pick(table: Floats) -> Floats:
+            return np.where((order >= 0)[:, None], table[order], np.nan)
+
+        def pick_all(tables: Tables | None) -> Tables | None:
+            return None if tables is None else Tables(*(pick(getattr(tables, name)) for name in Tables.__annotations__))
+
+        return ProbeResult(self.label, self.shape, tuple(items), pick_all(self.yes), pick_all(self.no))
+
+
+def cell_names(shape: Shape) -> tuple[str, ...]:
+    """POSITIONS for 3x3, otherwise "row 1, col 1" and so on."""
+    if shape == (3, 3):
+        return POSITIONS
+    return tuple(f"row {row + 1}, col {col + 1}" for row in range(shape[0]) for col in range(shape[1]))
+
+
+class _Scored(NamedTuple):
+    image: str
+    caption: str
+    shape: Shape
+    cell: int
+    answer: str
+    said: str | None
+    margin: float
+    where: str
+
+
+def read_results(path: str | Path, negatives: str | Path | None = None, label: str | None = None) -> ProbeResult:
+    """Read and score a result file, and the result file of its negatives where that is another one.
+
+    Rows need `image`, `answer`, `prediction` and `position` (or `grid`, `row`, `col`); other fields are passed over,
+    so result files of the published scripts are read too. InputError names file:line and field.
+    """
+    rows = [_score(row, where) for file in (path, negatives) if file is not None for where, row in read_rows(file)]
+    shapes = {row.shape: row.where for row in rows}
+    if len(shapes) > 1:
+        found = ", ".join(f"{r}x{c} ({where})" for (r, c), where in shapes.items())
+        raise InputError(f"{path}: one map needs one grid, but the rows have several: {found}; split the file.")
+    shape = rows[0].shape
+    names = item_names(rows)
+    items = tuple(dict.fromkeys(names))
+    place = {item: number for number, item in enumerate(items)}
+    by_answer = {
+        answer: _tables(
+            [(place[n], row) for n, row in zip(names, rows, strict=True) if row.answer == answer],
+            len(items),
+            math.prod(shape),
+        )
+        for answer in ANSWERS
+    }
+    return ProbeResult(label or label_of(path), shape, items, by_answer["Yes"], by_answer["No"])
+
+
+def label_of(path: str | Path) -> str:
+    """How a result is named in tables and maps: its lambda where the manifest beside it tells, else the file's name."""
+    lam = _lambda_of(Path(path))
+    if lam is None:
+        return Path(path).stem
+    return f"AGCI (lambda {lambda_text(lam)})" if lam else "baseline (lambda 0)"
+
+
+def _lambda_of(path: Path) -> float | None:
+    """The lambda in the manifest that stands beside a result of ours; None for other results."""
+    try:
+        found = manifest.read(path)
+    except InputError:
+        return None
+    lam = found["settings"].get("lambda") if found else None
+    return float(lam) if isinstance(lam, int | float) and not isinstance(lam, bool) else None
+
+
+def _score(row: Mapping[str, Any], where: str) -> _Scored:
+    prediction = require(row, "prediction", where)
+    if not isinstance(prediction, str):
+        raise InputError(f'{where}: "prediction" must be a text, but is {prediction!r}.')
+    shape, cell = _cell(row, where)
+    return _Scored(
+        image=require_text(row, "image", where),
+        caption=str(row.get("caption", "")),
+        shape=shape,
+        cell=cell,
+        answer=require_one_of(row, "answer", ANSWERS, where),
+        said=read_answer(prediction),
+        margin=_margin(row, where),
+        where=where,
+    )
+
+
+def _cell(row: Mapping[str, Any], where: str) -> tuple[Shape, int]:
+    if "grid" not in row:
+        return (3, 3), POSITIONS.index(require_one_of(row, "position", POSITIONS, where))
+    shape = _shape(row["grid"], where)
+    place = []
+    for name, size in zip(("row", "col"), shape, strict=True):
+        value = require(row, name, where)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:
+            raise InputError(f'{where}: "{name}" must be a whole number from 0 to {size - 1}, but is {value!r}.')
+        place.append(value)
+    return shape, place[0] * shape[1] + place[1]
+
+
+def _shape(grid: Any, where: str) -> Shape:
+    parts = grid.lower().split("x") if isinstance(grid, str) else grid
+    try:
+        rows, cols = (int(part) for part in parts)
+    except (TypeError, ValueError):
+        rows = cols = 0
+    if rows < 1 or cols < 1:
+        raise InputError(f'{where}: "grid" must be like "4x4" (rows x cols) or [4, 4], but is {grid!r}.')
+    return rows, cols
+
+
+def _margin(row: Mapping[str, Any], where: str) -> float:
+    margin = row.get("margin")
+    if margin is None:
+        return math.nan
+    if isinstance(margin, bool) or not isinstance(margin, int | float):
+        raise InputError(f'{where}: "margin" must be a number, but is {margin!r}.')
+    return float(margin)
+
+
+def _tables(placed: Sequence[tuple[int, _Scored]], items: int, cells: int) -> Tables | None:
+    if not placed:
+        return None
+    tables = Tables(*(np.full((items, cells), np.nan) for _ in Tables.__annotations__))
+    first: dict[tuple[int, int], str] = {}
+    for item, row in placed:
+        at = item, row.cell
+        if at in first:
+            raise InputError(
+                f'{row.where}: the answer "{row.answer}" for cell {row.cell} of this item ({row.image}) is there '
+                f"already ({first[at]}); a result holds every row once: remove one of them."
+            )
+        first[at] = row.where
+        tables.correct[at] = row.said == row.answer
+        tables.said_yes[at] = row.said == "Yes"
+        tables.unreadable[at] = row.said is None
+        tables.margin[at] = row.margin
+    return tables

@@ -1,0 +1,65 @@
+"""Runs the position probe: every row at every lambda, and the questions without an image that stand beside them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers_agci.experiments.position.data import ProbeData
+from transformers_agci.experiments.position.questions import PROMPT, Control, control_questions, questions
+from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.run import RunSummary, run_questions
+from transformers_agci.storage.result_file import beside, output_paths
+
+
+@dataclass(frozen=True)
+class PositionProbe:
+    """A model, the data, the lambdas, and the answer file A; `options` are keyword arguments of `run_questions`."""
+
+    loaded: LoadedModel
+    data: ProbeData
+    lambdas: Sequence[float]
+    answer_file: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> list[Path]:
+        """A itself for one lambda, A.lam0.jsonl, A.lam0.5.jsonl for several."""
+        return output_paths(self.answer_file, self.lambdas, self._method)
+
+    def control_outputs(self, control: Control) -> list[Path]:
+        """A.text_only.jsonl; A.blank_image.jsonl, or A.blank_image.lam0.5.jsonl where there are several lambdas."""
+        file = beside(self.answer_file, f".{control.value}.jsonl")
+        return output_paths(file, self._lambdas_of(control), self._method)
+
+    def ask(self) -> RunSummary:
+        """Answer every row at every lambda."""
+        asked = questions(self.data.items, self.data.img_path)
+        settings = {"experiment": "position probe", "prompt": PROMPT, **self.data.settings}
+        return run_questions(
+            self.loaded,
+            asked,
+            self.lambdas,
+            self.outputs,
+            **{**self.options, "settings": settings, "bad_rows": self.data.bad_rows},
+        )
+
+    def ask_without_image(self, control: Control) -> RunSummary:
+        """Answer every caption without its image, once per item and answer."""
+        asked = control_questions(self.data.items, self.data.img_path, control)
+        settings = {"experiment": "position probe", "picture": control.value, "prompt": PROMPT, **self.data.settings}
+        return run_questions(
+            self.loaded,
+            asked,
+            self._lambdas_of(control),
+            self.control_outputs(control),
+            **{**self.options, "settings": settings},
+        )
+
+    @property
+    def _method(self) -> str:
+        return str(self.options.get("method", "agci"))
+
+    def _lambdas_of(self, control: Control) -> Sequence[float]:
+        """Without image tokens lambda does nothing: text alone is asked once."""
+        return [0.0] if control is Control.TEXT_ONLY else self.lambdas

@@ -1,0 +1,53 @@
+"""The rows that occlusion, similarity and flow take: positives, since a negative has no target to look for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers_agci.data.rows import ProbeRow
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.position.data import ProbeData, read_data
+from transformers_agci.storage.result_file import FailedRow
+
+
+class Positives(NamedTuple):
+    """Yes rows by item in file order, the image folder, unreadable rows, and what the manifest compares."""
+
+    items: dict[str, list[ProbeRow]]
+    img_path: Path
+    bad_rows: list[FailedRow]
+    settings: dict[str, Any]
+    negatives: int  # rows left out
+
+    @property
+    def rows(self) -> list[ProbeRow]:
+        """All rows, item after item."""
+        return [row for rows in self.items.values() for row in rows]
+
+
+def read_positives(eval_file: Path, img_path: Path) -> Positives:
+    """The Yes rows of a probe or similarity file. InputError where the file or folder is missing, or all say No."""
+    return only_positives(read_data(eval_file, img_path), str(eval_file))
+
+
+def only_positives(data: ProbeData, source: str) -> Positives:
+    """The Yes rows of probe data; InputError (naming `source`) where all say No."""
+    items = {name: [row for row in rows if row.answer == "Yes"] for name, rows in data.items.items()}
+    items = {name: rows for name, rows in items.items() if rows}
+    if data.rows and not items:
+        raise InputError(f"{source} holds only rows whose answer is No; give the file of the positives.")
+    kept = sum(map(len, items.values()))
+    settings = {"data_sha256": data.settings["data_sha256"]}
+    return Positives(items, data.img_path, data.bad_rows, settings, data.rows - kept)
+
+
+def refuse_twice(rows: Sequence[ProbeRow], what: str, of: Sequence[str]) -> None:
+    """InputError naming two rows for which `of` (one text per row, called `what`) is the same."""
+    seen: dict[str, ProbeRow] = {}
+    for row, name in zip(rows, of, strict=True):
+        if name in seen:
+            raise InputError(
+                f"{row.where}: the {what} {name} is used twice, first at {seen[name].where}; their "
+                "results could not be told apart. Give every row its own."
+            )
+        seen[name] = row

@@ -1,0 +1,151 @@
+"""The study: the embedded model fine-tuned with lambda 0 and 0.5, equal otherwise, and probed with the same lambda."""
+
+import gc
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers_agci.embedded.location import embedded_model_path
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.position.data import ProbeData, embedded_data
+from transformers_agci.experiments.position.run import PositionProbe
+from transformers_agci.experiments.study.lessons import PROBE, write_lessons
+from transformers_agci.inference.checkpoint_files import read_json
+from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.run import RunSummary
+from transformers_agci.method.lam import LAMBDA_KEY, lambda_text
+from transformers_agci.storage.manifest import differences, replace_file
+from transformers_agci.training.checks import Findings
+from transformers_agci.training.merge import check_merge, is_done, write
+from transformers_agci.training.recipe import parse_recipe
+from transformers_agci.training.run import train
+
+LAMBDAS = (0.0, 0.5)
+BATCH = 8  # rows per step
+
+
+@dataclass(frozen=True)
+class Study:
+    """`seeds` seeds, each trained for `steps` steps at both lambdas; `items` probe items; everything below `folder`."""
+
+    folder: Path
+    seeds: int = 5
+    steps: int = 100
+    items: int = 100
+    learning_rate: float = 1e-3
+
+    def answers(self, seed: int | None, lam: float) -> Path:
+        """The answers of a fine-tuned model, or of the model as it was (seed None)."""
+        return self._place(seed, lam) / "answers.jsonl"
+
+    def run(self, say: Callable[[str], None] = print) -> None:
+        """Train, merge and probe whatever is not finished yet."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output_dir {self.folder} cannot be made ({error.strerror}).") from error
+        self._refuse_another_study()
+        data = embedded_data(self.folder / "probe_set", self.items, PROBE)
+        for lam in LAMBDAS:
+            self._copy_base(lam)
+            say(f"the model as it was, lambda {lambda_text(lam)}")
+            self._probe(self._base(lam), None, lam, data, say)
+        for seed in range(self.seeds):
+            lessons = write_lessons(self.folder / "data", seed, self.steps * BATCH)
+            for lam in LAMBDAS:
+                say(f"seed {seed}, lambda {lambda_text(lam)}")
+                merged = self._tune(seed, lam, lessons, say)
+                self._probe(merged, seed, lam, data, say)
+
+    def _refuse_another_study(self) -> None:
+        """InputError where a study with other numbers was begun in the folder; more seeds may be added to one."""
+        file = self.folder / "study.json"
+        mine = {"steps": self.steps, "items": self.items, "learning_rate": self.learning_rate}
+        if not file.exists():
+            replace_file(file, json.dumps(mine).encode() + b"\n")
+        differ = differences(read_json(file), mine)
+        if differ:
+            raise InputError(
+                f"{self.folder} holds a study with other settings: {'; '.join(differ)}; give another "
+                "--output_dir, or the same numbers to go on."
+            )
+
+    def _place(self, seed: int | None, lam: float) -> Path:
+        return self.folder / f"{'as_it_was' if seed is None else f'seed{seed}'}.lam{lambda_text(lam)}"
+
+    def _base(self, lam: float) -> Path:
+        return self.folder / f"base.lam{lambda_text(lam)}"
+
+    def _copy_base(self, lam: float) -> None:
+        base = self._base(lam)
+        if base.exists():
+            return
+        unfinished = base.with_name(f".{base.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(embedded_model_path(), unfinished)
+        config = json.loads((unfinished / "config.json").read_text(encoding="utf-8"))
+        text = json.dumps(config | {LAMBDA_KEY: lam}, indent=2) + "\n"
+        (unfinished / "config.json").write_text(text, encoding="utf-8")
+        unfinished.rename(base)
+
+    def _tune(self, seed: int, lam: float, lessons: str, say: Callable[[str], None]) -> Path:
+        place = self._place(seed, lam)
+        recipe = parse_recipe(self._recipe(seed, lam, lessons), "the study's recipe")
+        train(recipe, say)
+        gc.collect()  # models and optimizers hold each other
+        merging = {
+            "model_name_or_path": str(self._base(lam)),
+            "adapter_name_or_path": str(place / "adapter"),
+            "export_dir": str(place / "merged"),
+        }
+        findings = Findings()
+        merge = check_merge(parse_recipe(merging, "the study's recipe"), findings)
+        for warning in findings.warnings:
+            say(warning)
+        return merge.target if is_done(merge) else write(merge)
+
+    def _recipe(self, seed: int, lam: float, lessons: str) -> dict[str, Any]:
+        """METHOD's LoRA at a higher learning rate: the model is small, and so are its steps."""
+        data = str(self.folder / "data")
+        return {
+            "model_name_or_path": str(self._base(lam)),
+            "output_dir": str(self._place(seed, lam) / "adapter"),
+            "dataset_dir": data,
+            "media_dir": data,
+            "dataset": lessons,
+            "template": "qwen2_vl",
+            "cutoff_len": 512,
+            "lora_rank": 8,
+            "lora_alpha": 16,
+            "lora_target": "all",
+            "learning_rate": self.learning_rate,
+            "lr_scheduler_type": "cosine",
+            "warmup_ratio": 0.1,
+            "max_steps": self.steps,
+            "seed": seed,
+            "per_device_train_batch_size": BATCH,
+            "gradient_accumulation_steps": 1,
+            "logging_steps": 25,
+            "save_steps": 50,
+            "save_total_limit": 1,
+            "disable_gradient_checkpointing": True,
+            "use_cpu": True,
+        }
+
+    def _probe(self, model: Path, seed: int | None, lam: float, data: ProbeData, say: Callable[[str], None]) -> None:
+        """Ask the model with the lambda that its config.json carries."""
+        answers = self.answers(seed, lam)
+        answers.parent.mkdir(parents=True, exist_ok=True)
+        loaded = load(LoadOptions(str(model), device="cpu"))
+        if loaded.lam != lam:
+            raise InputError(
+                f"{model} carries lambda {loaded.lam}, but the study tuned it with {lam}; take "
+                f"{self.folder} away and start anew."
+            )
+        summary: RunSummary = PositionProbe(loaded, data, [lam], answers).ask()
+        if not summary.complete:
+            raise InputError(f"Not every question was answered: {'; '.join(summary.lines())}.")
+        say(f"probed: {answers}")

@@ -1,0 +1,1 @@
+"""The method on a live model: the formula and its controls, the hooks, lambda, the config key, the self-check."""

@@ -1,0 +1,42 @@
+"""Graphs that torch.compile made of a model before AGCI came.
+
+They do not look at a module's hooks again, and torch uses them for any model of the same class: without a word, AGCI
+would do nothing on it.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+_log = logging.getLogger("transformers_agci")
+
+
+def forget_graphs_of(owner: nn.Module) -> bool:
+    """Have torch.compile trace anew where it has graphs of models of `owner`'s class; returns whether it had any.
+
+    torch can only forget all graphs of the process: others are traced anew at their next call, with the same results.
+    """
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    name = f"{type(owner).__module__}.{type(owner).__qualname__}"
+    if dynamo is None or not any(name in guards for guards in _guards_of_all_graphs()):
+        return False
+    dynamo.reset()
+    _log.warning(
+        "AGCI comes to a model class that torch.compile has graphs of: torch._dynamo.reset() was called, and "
+        "compiled models are traced anew at their next call. Attach first to spare this."
+    )
+    return True
+
+
+def _guards_of_all_graphs() -> Iterator[str]:
+    """For each graph of this process what it demands of its inputs, among it the classes of the modules."""
+    from torch._dynamo.convert_frame import input_codes
+    from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+
+    for reference in list(input_codes.seen):
+        code = reference()
+        if code is not None:
+            yield from (str(entry.guard_manager) for entry in _debug_get_cache_entry_list(code))
