@@ -12,7 +12,7 @@ import torch
 from machine import seconds
 from torch.utils.flop_counter import FlopCounterMode
 
-from transformers_agci.families import find_owner
+from transformers_agci.families import find_vlm
 
 TOLERANCE = 0.01  # rotary angles, AGCI's means and other small products that the formula leaves out
 
@@ -22,7 +22,7 @@ class Formula:
 
     def __init__(self, model: Any) -> None:
         self.flops = 0
-        owner: Any = find_owner(model)
+        owner: Any = find_vlm(model)
         self._text, self._vision = model.config.get_text_config(), model.config.vision_config
         self._hooks: list[Any] = [
             owner.visual.register_forward_pre_hook(self._see_images, with_kwargs=True),

@@ -155,7 +155,7 @@ _ROWS = (
 SUPPORTED_FAMILIES: Mapping[str, Family] = MappingProxyType({family.model_type: family for family in _ROWS})
 
 
-def find_owner(model: nn.Module) -> nn.Module:
+def find_vlm(model: nn.Module) -> nn.Module:
     """The module inside `model` that merges image features into the text and calls the decoder `language_model`.
 
     Takes the ForConditionalGeneration model, its inner model, or any wrapper around one (PEFT, DDP).
@@ -163,7 +163,7 @@ def find_owner(model: nn.Module) -> nn.Module:
     Raises:
         InputError: no such module, two of them, or one of a family that is not in the table.
     """
-    owners = [module for module in model.modules() if is_owner(module)]
+    owners = [module for module in model.modules() if is_vlm(module)]
     known = [owner for owner in owners if _model_type(owner) in SUPPORTED_FAMILIES]
     if len(known) == 1:
         return known[0]
@@ -175,8 +175,8 @@ def find_owner(model: nn.Module) -> nn.Module:
 
 
 def family_of(model: nn.Module) -> Family:
-    """The row that `model` belongs to; errors as in `find_owner`, and where the row refuses the config."""
-    owner = find_owner(model)
+    """The row that `model` belongs to; errors as in `find_vlm`, and where the row refuses the config."""
+    owner = find_vlm(model)
     family = SUPPORTED_FAMILIES[_model_type(owner)]
     reason = family.refusal(owner.config)
     if reason is not None:
@@ -184,7 +184,7 @@ def family_of(model: nn.Module) -> Family:
     return family
 
 
-def is_owner(module: nn.Module) -> bool:
+def is_vlm(module: nn.Module) -> bool:
     """Whether `module` merges image features into the text and calls a decoder of its own, of any family."""
     return "language_model" in module._modules and has_image_features(module)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from transformers_agci.families import find_owner
+from transformers_agci.families import find_vlm
 from transformers_agci.inference.vision_attention import STOCK, TOLERANCE
 
 PRODUCT = "matrix product"
@@ -31,7 +31,7 @@ class PatchEmbedding:
 
 def as_matrix_product(model: nn.Module) -> PatchEmbedding:
     """Replace the forward of the patch convolution, on the instance, where there is one and the two agree."""
-    convolution = getattr(getattr(getattr(find_owner(model), "visual", None), "patch_embed", None), "proj", None)
+    convolution = getattr(getattr(getattr(find_vlm(model), "visual", None), "patch_embed", None), "proj", None)
     if type(convolution) is not nn.Conv3d:
         return PatchEmbedding(STOCK, "this family's vision tower has no patch convolution in three dimensions")
     if convolution.kernel_size != convolution.stride or set(convolution.padding) != {0} or convolution.groups != 1:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from transformers_agci.families import find_owner
+from transformers_agci.families import find_vlm
 
 NAME = "agci_segments"  # under which transformers finds our attention function
 STOCK = "stock"
@@ -166,7 +166,7 @@ def use_segments(model: nn.Module) -> VisionAttention:
 
 def _packed_layers(model: nn.Module) -> list[Any]:
     """The attention layers of the vision tower, where they work on packed segments."""
-    blocks = getattr(getattr(find_owner(model), "visual", None), "blocks", ())
+    blocks = getattr(getattr(find_vlm(model), "visual", None), "blocks", ())
     return [block.attn for block in blocks if hasattr(block, "attn")]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from transformers_agci.families import find_owner
+from transformers_agci.families import find_vlm
 
 
 class VisionReplay:
@@ -23,7 +23,7 @@ class VisionReplay:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.owner = find_owner(model)
+        self.owner = find_vlm(model)
         self.calls = 0  # times the vision side ran
         self.images = 0  # images it saw
         self.replays = 0

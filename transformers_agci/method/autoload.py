@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import family_of, find_owner
+from transformers_agci.families import family_of, find_vlm
 from transformers_agci.method.hooks import current_handle, serve_key
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text, validate_lambda
 
@@ -71,7 +71,7 @@ def honour_key(model: Any) -> None:
         _warn_once(config, error)
         return
     lam = validate_lambda(getattr(config, LAMBDA_KEY), f"{LAMBDA_KEY} in {_source(config)}")
-    serve_key(find_owner(model))
+    serve_key(find_vlm(model))
     if lam:
         _log.warning(
             "AGCI is on: lambda %s from %s (%s). %s=0 turns it off.",
@@ -105,7 +105,7 @@ def _source(config: Any) -> str:
 def _get_lambda(model: Any) -> float:
     """Lambda of a supported model, 0 where its config has none; AttributeError for any other model."""
     try:
-        owner = find_owner(model)
+        owner = find_vlm(model)
     except InputError as error:
         raise AttributeError(str(error)) from error
     return validate_lambda(getattr(owner.config, LAMBDA_KEY, 0.0), f"{LAMBDA_KEY} in {_source(owner.config)}")

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import Family, ForwardCall, family_of, find_owner
+from transformers_agci.families import Family, ForwardCall, family_of, find_vlm
 from transformers_agci.method.compiled_graphs import forget_graphs_of
 from transformers_agci.method.image_spans import image_spans, image_token_mask, note_images_in_cache, refuse_lost_images
 from transformers_agci.method.injection import METHODS, global_context
@@ -186,7 +186,7 @@ def attach(model: nn.Module, lam: float, scope: str = "image", method: str = "ag
     lam = validate_lambda(lam, "lam")
     _one_of("scope", scope, SCOPES)
     _one_of("method", method, tuple(METHODS))
-    handle = current_handle(find_owner(model))
+    handle = current_handle(find_vlm(model))
     if handle is None:
         handle = _put_on(model, scope, method)
     elif handle.by_key:
@@ -203,7 +203,7 @@ def serve_key(model: nn.Module) -> Handle:
 
     A later call of `attach` takes that handle over. Errors as in `attach`.
     """
-    handle = current_handle(find_owner(model))
+    handle = current_handle(find_vlm(model))
     if handle is None:
         handle = _put_on(model, "image", "agci")
         handle.by_key = True
@@ -216,7 +216,7 @@ def agci(model: nn.Module, lam: float, scope: str = "image", method: str = "agci
 
     On a model that has AGCI already, the block changes lambda, scope and method; at its end all is as it was found.
     """
-    handle = current_handle(find_owner(model))
+    handle = current_handle(find_vlm(model))
     if handle is None:
         handle = attach(model, lam, scope, method)
         try:
@@ -252,7 +252,7 @@ def image_embeddings(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.
     Raises:
         InputError: unsupported model, or inputs without an image.
     """
-    family, owner = family_of(model), cast(Any, find_owner(model))
+    family, owner = family_of(model), cast(Any, find_vlm(model))
     thread = threading.get_ident()
     seen: list[tuple[ForwardCall, torch.Tensor]] = []
 
@@ -284,7 +284,7 @@ def image_embeddings(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.
 
 
 def _put_on(model: nn.Module, scope: str, method: str) -> Handle:
-    owner = find_owner(model)
+    owner = find_vlm(model)
     if LAMBDA_KEY in inspect.unwrap(type(owner).forward).__code__.co_names:
         raise InputError(
             f"{type(owner).__name__} of this transformers injects by itself: it is the published patched copy, with "

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import Family, family_of, find_owner
+from transformers_agci.families import Family, family_of, find_vlm
 from transformers_agci.method.autoload import SWITCH, active
 from transformers_agci.method.hooks import Handle, agci, current_handle, forward_call
 from transformers_agci.method.image_spans import ImageSpan, image_spans, image_token_mask
@@ -121,7 +121,7 @@ def _start_up_hook() -> Check:
 
 
 def _config_key(model: nn.Module, handle: Handle | None) -> Check:
-    name, config = "config key served", find_owner(model).config
+    name, config = "config key served", find_vlm(model).config
     if not hasattr(config, LAMBDA_KEY):
         return Check(
             name,
@@ -140,7 +140,7 @@ def _config_key(model: nn.Module, handle: Handle | None) -> Check:
 def _vision_weights(model: nn.Module) -> Check:
     """Whether the model's vision weights are those of its checkpoint: some versions read a checkpoint of another
     version without a word and leave the vision tower random. Compared by value, since versions rename."""
-    name, owner = "no vision weight missing", find_owner(model)
+    name, owner = "no vision weight missing", find_vlm(model)
     folder = _checkpoint_folder(owner)
     if folder is None:
         return Check(name, None, None, None, "The model was not loaded from a folder with safetensors.")
@@ -223,7 +223,7 @@ def _lambda_zero(model: nn.Module, inputs: Mapping[str, Any]) -> Check:
 
 
 def _once_per_image(model: Any, inputs: Mapping[str, Any], lam: float) -> Check:
-    owner = find_owner(model)
+    owner = find_vlm(model)
     images = _count_images(owner, inputs)
     with agci(model, lam) as handle:
         before = handle.injections
@@ -286,7 +286,7 @@ class _Seen:
 
 
 def _observe(model: Any, inputs: Mapping[str, Any]) -> _Seen:
-    owner: Any = find_owner(model)
+    owner: Any = find_vlm(model)
     family: Family = family_of(model)
     embeds: list[torch.Tensor] = []
     spans: list[ImageSpan] = []

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import find_owner
+from transformers_agci.families import find_vlm
 from transformers_agci.training.recipe import Recipe
 
 ALL = "all"
@@ -38,7 +38,7 @@ def target_layers(model: Any, wanted: Sequence[str]) -> list[str]:
 
     Raises InputError for a name that no linear layer of the language model has.
     """
-    owner: Any = find_owner(model)
+    owner: Any = find_vlm(model)
     prefix = next(name for name, module in model.named_modules() if module is owner.language_model)
     layers = [
         f"{prefix}.{name}"

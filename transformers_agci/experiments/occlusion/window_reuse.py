@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from transformers_agci.families import find_owner
+from transformers_agci.families import find_vlm
 
 FAMILY = "qwen2_5_vl"
 
@@ -23,7 +23,7 @@ def reused_windows(model: Any, model_type: str, inputs: dict[str, torch.Tensor])
 
     Families without such layers run as ever.
     """
-    tower: Any = find_owner(model).visual if model_type == FAMILY else None
+    tower: Any = find_vlm(model).visual if model_type == FAMILY else None
     leading = min(tower.fullatt_block_indexes, default=len(tower.blocks)) if tower is not None else 0
     if tower is None or not leading:
         yield
