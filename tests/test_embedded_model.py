@@ -15,10 +15,10 @@ from PIL import Image
 
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.embedded import embedded_model_path
+from transformers_agci.embedded.architecture import train_tokenizer
 from transformers_agci.embedded.atlas import ATLAS_FOLDER, Atlas
-from transformers_agci.embedded.drawing import Look
-from transformers_agci.embedded.measuring import EVALUATION_SEED, ask
-from transformers_agci.embedded.probe_set import draw_items
+from transformers_agci.embedded.evaluate import evaluate
+from transformers_agci.embedded.probe_set import render_items
 from transformers_agci.experiments.position.questions import PROMPT
 
 SIZE_LIMIT = 8 * 1024 * 1024  # bytes: atlas and checkpoint in all
@@ -47,6 +47,15 @@ def test_stock_classes_load_it_in_float32(stock: tuple[Any, Any]) -> None:
     assert 2_900_000 < sum(parameter.numel() for parameter in model.parameters()) < 3_300_000
 
 
+def test_the_tokenizer_can_be_trained_anew(stock: tuple[Any, Any]) -> None:
+    """Training makes the shipped tokenizer again: equal merges, so that new weights fit the old ids."""
+    processor, _ = stock
+    anew = json.loads(train_tokenizer(Atlas().names).backend_tokenizer.to_str())["model"]
+    shipped = json.loads(processor.tokenizer.backend_tokenizer.to_str())["model"]
+    assert anew["vocab"] == shipped["vocab"]
+    assert anew["merges"] == shipped["merges"]
+
+
 def test_atlas_and_checkpoint_stay_below_eight_megabytes() -> None:
     files = [path for folder in (ATLAS_FOLDER, embedded_model_path()) for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= SIZE_LIMIT
@@ -73,18 +82,18 @@ def test_every_size_of_image_is_answered(stock: tuple[Any, Any], size: tuple[int
 def test_answers_end(stock: tuple[Any, Any]) -> None:
     processor, model = stock
     atlas = Atlas()
-    for drawn in draw_items(atlas, 3, 11, Look()):
-        image = Image.open(io.BytesIO(drawn.composite(4)))
-        for name in (atlas.names[drawn.item.target], atlas.names[drawn.item.absent]):
+    for rendered in render_items(atlas, ("test", "answers end"), 3):
+        image = Image.open(io.BytesIO(rendered.composite(4)))
+        for name in (atlas.names[rendered.item.target], atlas.names[rendered.item.absent]):
             inputs = question(processor, name, image)
             said = model.generate(**inputs, max_new_tokens=8)[0, inputs.input_ids.shape[1] :]
             assert processor.decode(said) in ("Yes<|im_end|>", "No<|im_end|>")
 
 
 def test_fresh_items_are_mostly_answered_right(stock: tuple[Any, Any]) -> None:
-    """A rough bound (the card has the figures); these items belong to no seed that was measured or trained on."""
+    """A rough bound (the card has the figures); these items come from a random stream of their own."""
     processor, model = stock
-    answers = ask(model, processor.tokenizer, items=15, seed=777)
+    answers = evaluate(model, processor.tokenizer, items=15, stream=("test", "fresh items"))
     assert answers.to_shown.shape == (15, len(POSITIONS))
     assert answers.balanced_accuracy > 0.75
     assert answers.yes_right.mean() > 0.65
@@ -104,7 +113,7 @@ def test_configuration_says_float32_and_weights_are_float16() -> None:
 @pytest.mark.slow
 def test_the_card_says_what_the_checkpoint_does(stock: tuple[Any, Any]) -> None:
     processor, model = stock
-    answers = ask(model, processor.tokenizer, items=300, seed=EVALUATION_SEED)
+    answers = evaluate(model, processor.tokenizer, items=300)
     card = (embedded_model_path() / "MODEL_CARD.md").read_text()
     (row,) = [line for line in card.splitlines() if line.startswith("| seed 0 (shipped)")]
     stated = [float(cell.split()[0]) for cell in row.split("|")[2:5]]
@@ -136,9 +145,9 @@ print(json.dumps({"version": transformers.__version__, "dtype": str(model.dtype)
 @pytest.mark.skipif(not OVERLAYS, reason="AGCI_TRANSFORMERS_OVERLAYS names no folders with other transformers versions")
 def test_logits_are_equal_on_every_version_of_transformers(tmp_path: Path) -> None:
     atlas = Atlas()
-    (drawn,) = draw_items(atlas, 1, 12, Look())
-    (tmp_path / "canvas.jpg").write_bytes(drawn.composite(4))
-    text = PROMPT.format(caption=atlas.names[drawn.item.target])
+    (rendered,) = render_items(atlas, ("test", "logits"), 1)
+    (tmp_path / "canvas.jpg").write_bytes(rendered.composite(4))
+    text = PROMPT.format(caption=atlas.names[rendered.item.target])
     command = [sys.executable, "-c", LOGITS, str(embedded_model_path()), str(tmp_path / "canvas.jpg"), text]
     found = []
     for overlay in ["", *OVERLAYS]:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from transformers_agci.data.draws import StreamName, random_stream, stream_seed
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.rows import read_probe_rows
 from transformers_agci.embedded import Atlas, build_probe_set
-from transformers_agci.embedded.atlas import ATLAS_FOLDER
-from transformers_agci.embedded.drawing import Look, canvases, through_jpeg
-from transformers_agci.embedded.probe_set import draw_items
+from transformers_agci.embedded.atlas import ATLAS_FOLDER, canvases, through_jpeg
+from transformers_agci.embedded.probe_set import PROBE_STREAM, render_item, render_items
 from transformers_agci.errors import InputError
 
 
@@ -68,8 +68,8 @@ def test_captions_say_what_is_shown_and_what_is_not(atlas: Atlas, tmp_path: Path
     built = build_probe_set(tmp_path, items=5)
     assert built.negatives is not None
     captions = [[row.caption for row in read_probe_rows(path)[::9]] for path in (built.rows, built.negatives)]
-    for number, drawn in enumerate(draw_items(atlas, 5, 0, Look())):
-        shown = [atlas.names[picture] for picture in drawn.item.shown]
+    for number, rendered in enumerate(render_items(atlas, (*PROBE_STREAM, 0), 5)):
+        shown = [atlas.names[picture] for picture in rendered.item.shown]
         assert captions[0][number] == shown[0]
         assert captions[1][number] not in shown
         assert len(set(shown)) == 9
@@ -93,10 +93,18 @@ def test_a_longer_probe_set_begins_like_a_shorter_one(tmp_path: Path) -> None:
 
 def test_training_canvases_are_drawn_as_composites_are(atlas: Atlas) -> None:
     """The training glues tiles together as arrays: the same pixels as the composite code gives."""
-    (drawn,) = draw_items(atlas, 1, 0, Look())
-    tiles = np.stack([np.asarray(tile) for tile in drawn.drawn])
-    with Image.open(io.BytesIO(drawn.composite(0))) as composite:
+    rendered = render_item(atlas, PROBE_STREAM, 0)
+    tiles = np.stack([np.asarray(tile) for tile in rendered.tiles])
+    with Image.open(io.BytesIO(rendered.composite(0))) as composite:
         assert np.array_equal(through_jpeg(canvases(tiles)[0]), np.asarray(composite))
+
+
+def test_streams_of_different_names_share_nothing() -> None:
+    """NumPy's own seeds 0, [0] and [0, 0] are one stream; here every part of a name counts."""
+    names: list[StreamName] = [("a",), ("a", 0), ("a", 0, 0), ("a", 1), ("b", 0), (*PROBE_STREAM, 0)]
+    assert len({random_stream(*name).bytes(8) for name in names}) == len(names)
+    assert random_stream("a", 0).bytes(8) == random_stream("a", "0").bytes(8)
+    assert stream_seed("embedded", "weights", 0) == 6780772401873424022
 
 
 def test_no_items_is_a_clear_error(tmp_path: Path) -> None:

@@ -10,18 +10,23 @@ import torch
 from PIL import Image
 
 from transformers_agci.cli import main
-from transformers_agci.embedded import recipe, training
-from transformers_agci.embedded.architecture import fresh_model
-from transformers_agci.embedded.atlas import Atlas
+from transformers_agci.data.draws import random_stream
+from transformers_agci.embedded import training
+from transformers_agci.embedded.architecture import fresh_model, train_tokenizer
+from transformers_agci.embedded.atlas import Atlas, RenderConfig
 from transformers_agci.embedded.checkpoint import processor_for
-from transformers_agci.embedded.drawing import Look
+from transformers_agci.embedded.evaluate import composites, evaluate
 from transformers_agci.embedded.fast_forward import FastDecoder, FastVision
-from transformers_agci.embedded.lessons import Lesson, Studio
-from transformers_agci.embedded.measuring import ask, composites
-from transformers_agci.embedded.probe_set import draw_items
-from transformers_agci.embedded.sheet import IGNORED
-from transformers_agci.embedded.vocabulary import train_tokenizer
+from transformers_agci.embedded.probe_set import render_items
+from transformers_agci.embedded.training_data import IGNORED, CanvasSampler, Dataset
 from transformers_agci.experiments.position.questions import PROMPT
+
+STREAM = ("test", "training")
+
+
+def dataset(tokenizer: Any, number: int, chained: int, prompts: int) -> Dataset:
+    sampler = CanvasSampler(Atlas(), RenderConfig(), random_stream(*STREAM, number), poses=1)
+    return Dataset(tokenizer, sampler, chained, prompts)
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +62,19 @@ def stock_margins(model: Any, tokenizer: Any, image: np.ndarray, names: list[str
 def test_quick_answers_are_the_stock_models(model: Any, tokenizer: Any) -> None:
     """Image, prompt, windows, positions, mask and packing at once, through stock processor and forward."""
     atlas = Atlas()
-    (drawn,) = draw_items(atlas, 1, 4, Look())
-    quick = ask(model, tokenizer, items=1, seed=4)
-    names = [atlas.names[drawn.item.target], atlas.names[drawn.item.absent]]
-    for k, image in enumerate(composites(drawn)):
+    (rendered,) = render_items(atlas, STREAM, 1)
+    quick = evaluate(model, tokenizer, items=1, stream=STREAM)
+    names = [atlas.names[rendered.item.target], atlas.names[rendered.item.absent]]
+    for k, image in enumerate(composites(rendered)):
         stock = stock_margins(model, tokenizer, image, names)
         assert np.allclose([quick.to_shown[0, k], quick.to_absent[0, k]], stock, atol=1e-4)
 
 
 def test_packed_questions_do_not_see_each_other(model: Any, tokenizer: Any) -> None:
     """Chained names before and other questions beside it change nothing for the last question."""
-    lesson = Lesson(tokenizer, Studio(Atlas(), Look(), seed=0, poses=1), chained=3, prompts=3)
-    batch = lesson.next_batch(2)
-    layout = lesson.sheet.layout
+    batches = dataset(tokenizer, 0, chained=3, prompts=3)
+    batch = batches.next_batch(2)
+    layout = batches.questions.layout
     vision = FastVision(model)
     decoder = FastDecoder(model, layout.positions(), layout.mask())
     last = layout.segments[-1].start
@@ -89,12 +94,12 @@ def test_packed_questions_do_not_see_each_other(model: Any, tokenizer: Any) -> N
 
 def test_labels_are_the_truth_about_the_canvas(tokenizer: Any) -> None:
     atlas = Atlas()
-    lesson = Lesson(tokenizer, Studio(atlas, Look(), seed=1, poses=1), chained=4, prompts=2)
-    batch = lesson.next_batch(8)
+    batches = dataset(tokenizer, 1, chained=4, prompts=2)
+    batch = batches.next_batch(8)
     seen = set()
     for row in range(8):
         for place in (batch.answer_labels[row] != IGNORED).nonzero().flatten().tolist():
-            segment = max(s.start for s in lesson.sheet.layout.segments if s.start <= place)
+            segment = max(s.start for s in batches.questions.layout.segments if s.start <= place)
             name = tokenizer.decode(batch.ids[row, segment:place]).split("\n")[0].strip()
             shown = atlas.names.index(name) in batch.shown[row].tolist()
             answer = tokenizer.decode([batch.answer_labels[row, place]])
@@ -104,19 +109,16 @@ def test_labels_are_the_truth_about_the_canvas(tokenizer: Any) -> None:
     assert seen == {"Yes", "No"}
 
 
-def test_the_same_seed_gives_the_same_lessons(tokenizer: Any) -> None:
-    first, second, other = (
-        Lesson(tokenizer, Studio(Atlas(), Look(), seed, poses=1), chained=2, prompts=1).next_batch(2)
-        for seed in (3, 3, 4)
-    )
+def test_the_same_stream_gives_the_same_batches(tokenizer: Any) -> None:
+    first, second, other = (dataset(tokenizer, number, chained=2, prompts=1).next_batch(2) for number in (3, 3, 4))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first.images, other.images)
 
 
 def test_a_short_recipe_keeps_every_stage() -> None:
-    assert [stage.steps for stage in recipe.scaled(None)] == [stage.steps for stage in recipe.STAGES]
-    assert [stage.steps for stage in recipe.scaled(1)] == [1, 1, 1, 1]
-    assert 18 <= sum(stage.steps for stage in recipe.scaled(20)) <= 22
+    assert [stage.steps for stage in training.scaled(None)] == [stage.steps for stage in training.STAGES]
+    assert [stage.steps for stage in training.scaled(1)] == [1, 1, 1, 1]
+    assert 18 <= sum(stage.steps for stage in training.scaled(20)) <= 22
 
 
 def test_bad_numbers_are_clear_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_bad_numbers_are_clear_errors(capsys: pytest.CaptureFixture[str], tmp_pa
 @pytest.mark.slow
 def test_twenty_steps_lower_the_loss(tmp_path: Path) -> None:
     _, losses = training.train(tmp_path, steps=20)
-    assert list(losses) == [stage.name for stage in recipe.STAGES]
+    assert list(losses) == [stage.name for stage in training.STAGES]
     assert losses["words"][-1] < losses["words"][0] / 2
     assert losses["prompt"][-1] < losses["prompt"][0]
 
@@ -145,7 +147,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytes
     words = ["--steps", "6", "--items", "1"]
     assert main(["train-embedded", "--output", str(whole), *words]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(training, "open_the_decoder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(training, "initialize_decoder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main(["train-embedded", "--output", str(stopped), *words]) == 130
     assert main(["train-embedded", "--output", str(stopped), *words]) == 0
     weights = [load_file(folder / "model.safetensors") for folder in (whole, stopped)]

@@ -74,9 +74,8 @@ def _inputs(loaded: "LoadedModel", image: str | None) -> dict[str, Any]:
 def _atlas_image() -> tuple[bytes, str]:
     """A composite of nine atlas images, and the name of the one in the middle."""
     from transformers_agci.embedded.atlas import Atlas
-    from transformers_agci.embedded.drawing import Look
-    from transformers_agci.embedded.probe_set import draw_items
+    from transformers_agci.embedded.probe_set import PROBE_STREAM, render_item
 
     atlas = Atlas()
-    [drawn] = draw_items(atlas, items=1, seed=0, look=Look())
-    return drawn.composite(4), atlas.names[drawn.item.target]
+    rendered = render_item(atlas, (*PROBE_STREAM, 0), number=0)
+    return rendered.composite(4), atlas.names[rendered.item.target]

@@ -91,7 +91,7 @@ def _measure(args: argparse.Namespace) -> int:
 def _data(args: argparse.Namespace, answer_file: "Path") -> "Positives":
     from pathlib import Path
 
-    from transformers_agci.embedded.similarity_set import build_similarity_set
+    from transformers_agci.embedded.probe_set import build_similarity_set
     from transformers_agci.errors import InputError
     from transformers_agci.experiments.positives import read_positives
     from transformers_agci.storage.result_file import beside

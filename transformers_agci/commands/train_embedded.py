@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from transformers_agci.embedded.checkpoint import save_checkpoint
-    from transformers_agci.embedded.measuring import EVALUATION_SEED, ask, reload, report
+    from transformers_agci.embedded.evaluate import evaluate, reload, summary
     from transformers_agci.embedded.training import on_one_thread, train
     from transformers_agci.errors import InputError
 
@@ -36,11 +36,11 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise InputError(f"--output {args.output} cannot be written: {error.strerror}.") from error
     with on_one_thread():
-        pupil, losses = train(folder, seed=args.seed, steps=args.steps)
-        save_checkpoint(pupil.model, pupil.tokenizer, folder)
-        answers = ask(reload(folder), pupil.tokenizer, args.items, EVALUATION_SEED)
+        state, losses = train(folder, seed=args.seed, steps=args.steps)
+        save_checkpoint(state.model, state.tokenizer, folder)
+        answers = evaluate(reload(folder), state.tokenizer, args.items)
     for stage, values in losses.items():
         print(f"{stage}: loss {values[0]:.3f} -> {sum(values[-10:]) / len(values[-10:]):.3f} in {len(values)} steps")
-    print(report(answers))
+    print(summary(answers))
     print(f"The checkpoint is in {folder}.")
     return 0

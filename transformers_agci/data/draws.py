@@ -1,7 +1,10 @@
 """Which images share a composite: distractors and the absent caption, drawn per item from the seed."""
 
+import hashlib
 import random
 from typing import NamedTuple
+
+import numpy as np
 
 from transformers_agci.errors import InputError
 
@@ -36,3 +39,17 @@ def draw(item: int, pool: int, seed: int, distractors: int = DISTRACTORS) -> Dra
     while absent == item or absent in chosen:
         absent = rng.randrange(pool)
     return Draw(chosen, absent)
+
+
+StreamName = tuple[str | int, ...]
+
+
+def stream_seed(*name: str | int) -> int:
+    """A seed of 63 bits, the same everywhere, from a name such as ("embedded", "training", 0, "words")."""
+    digest = hashlib.sha256("/".join(map(str, name)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def random_stream(*name: str | int) -> np.random.Generator:
+    """NumPy's generator of that name: unlike default_rng(0) and default_rng([0, 0]), two names never coincide."""
+    return np.random.default_rng(stream_seed(*name))

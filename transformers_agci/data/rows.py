@@ -12,6 +12,12 @@ from transformers_agci.data.grid import POSITIONS
 from transformers_agci.errors import InputError
 
 ANSWERS = ("Yes", "No")
+# The position probe's question (paper, section on the probe dataset).
+PROMPT = (
+    "Determine if there is a sub-image in the given image that matches the text following.\n"
+    "Text: {caption}\n"
+    "The answer should only contain 'Yes' or 'No', without reasoning process.\n"
+)
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 
 Row = dict[str, Any]

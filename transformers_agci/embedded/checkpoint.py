@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.embedded import architecture as shape
-from transformers_agci.embedded.drawing import CANVAS
-from transformers_agci.embedded.vocabulary import CHAT_TEMPLATE
+from transformers_agci.embedded.atlas import CANVAS
 
 
 def processor_for(tokenizer: Any) -> Any:
@@ -27,7 +26,7 @@ def processor_for(tokenizer: Any) -> Any:
         image_processor=Qwen2VLImageProcessor(**sizes),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(**sizes),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=shape.CHAT_TEMPLATE,
     )
 
 

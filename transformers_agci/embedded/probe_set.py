@@ -1,4 +1,7 @@
-"""The probe set that a newcomer needs no download for: composites of atlas images in the published format."""
+"""Sets that a newcomer needs no download for, in the published format: composites of atlas images.
+
+The probe set has nine images per composite, the similarity set one image alone on a white canvas, in nine places.
+"""
 
 import json
 from collections.abc import Iterator
@@ -9,17 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from transformers_agci.data.composites import compose, encode_jpeg, with_target
+from transformers_agci.data.composites import alone, compose, encode_jpeg, with_target
+from transformers_agci.data.draws import StreamName, random_stream
 from transformers_agci.data.grid import POSITIONS, Grid
-from transformers_agci.embedded.atlas import CELL, Atlas
-from transformers_agci.embedded.drawing import CANVAS, Look, pose, tiles
-from transformers_agci.embedded.items import Item, draw_item
+from transformers_agci.embedded.atlas import CANVAS, CELL, Atlas, Item, RenderConfig, draw_item, pose, tiles
 from transformers_agci.errors import InputError
 
 GRID = Grid(canvas=CANVAS, box=CELL, margin=0, gutter=0)
 ROWS_FILE = "embedded_probe.json"
 NEGATIVES_FILE = "embedded_probe_negatives.json"
+SIMILARITY_FILE = "embedded_similarity.json"
 IMAGE_FOLDER = "images"
+PROBE_STREAM = ("embedded", "probe set")  # then the seed: the random stream of a probe set
 
 
 class ProbeSet(NamedTuple):
@@ -31,28 +35,35 @@ class ProbeSet(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DrawnItem:
+class RenderedItem:
     """An item with its nine tiles, the target's first: each is drawn once and stands in all nine composites."""
 
     item: Item
-    drawn: list[Image.Image]
+    tiles: list[Image.Image]
 
     def composite(self, k: int) -> bytes:
         """The JPEG with the target in cell k."""
-        return encode_jpeg(compose(with_target(self.drawn[0], self.drawn[1:], k), GRID))
+        return encode_jpeg(compose(with_target(self.tiles[0], self.tiles[1:], k), GRID))
 
 
-def draw_items(atlas: Atlas, items: int, seed: int, look: Look) -> Iterator[DrawnItem]:
-    """Items drawn at random; the first ones of a longer draw with the same seed are the same."""
-    for number in range(items):
-        rng = np.random.default_rng([seed, number])
-        item = draw_item(atlas, rng, look)
-        posed = np.stack([pose(atlas.image(image), rng, look) for image in item.shown])
-        yield DrawnItem(item, [Image.fromarray(tile) for tile in tiles(posed, rng, look)])
+def render_item(atlas: Atlas, stream: StreamName, number: int, render: RenderConfig | None = None) -> RenderedItem:
+    """Item `number` of the random stream `stream`: it depends on nothing else."""
+    render = render or RenderConfig()
+    rng = random_stream(*stream, number)
+    item = draw_item(atlas, rng, render)
+    posed = np.stack([pose(atlas.image(image), rng, render) for image in item.shown])
+    return RenderedItem(item, [Image.fromarray(tile) for tile in tiles(posed, rng, render)])
+
+
+def render_items(
+    atlas: Atlas, stream: StreamName, items: int, render: RenderConfig | None = None
+) -> Iterator[RenderedItem]:
+    """The first `items` items of a stream."""
+    return (render_item(atlas, stream, number, render) for number in range(items))
 
 
 def build_probe_set(
-    folder: Path | str, items: int, seed: int = 0, negatives: bool = True, look: Look | None = None
+    folder: Path | str, items: int, seed: int = 0, negatives: bool = True, render: RenderConfig | None = None
 ) -> ProbeSet:
     """Write `items` items of nine rows each: <folder>/embedded_probe.json and <folder>/images/<key>_<k>.jpg.
 
@@ -64,30 +75,65 @@ def build_probe_set(
     >>> build_probe_set(folder, items=1).rows.read_text().splitlines()[4]  # doctest: +ELLIPSIS
     '{"id": 4, "image": "000000000_4.jpg", "caption": ..., "position": "center", "answer": "Yes"}'
     """
-    if items < 1:
-        raise InputError(f"A probe set needs at least one item, but items is {items}.")
+    _check_items(items)
     folder = Path(folder)
     found = ProbeSet(folder / ROWS_FILE, folder / NEGATIVES_FILE if negatives else None, folder / IMAGE_FOLDER)
     found.images.mkdir(parents=True, exist_ok=True)
     atlas = Atlas()
     yes_rows: list[dict[str, Any]] = []
     no_rows: list[dict[str, Any]] = []
-    for number, drawn in enumerate(draw_items(atlas, items, seed, look or Look())):
-        for k, position in enumerate(POSITIONS):
-            name = f"{number:09d}_{k}.jpg"
-            (found.images / name).write_bytes(drawn.composite(k))
-            for rows, image, answer in (
-                (yes_rows, drawn.item.target, "Yes"),
-                (no_rows, drawn.item.absent, "No"),
-            ):
-                caption = atlas.names[image]
-                identity = number * len(POSITIONS) + k
-                rows.append({"id": identity, "image": name, "caption": caption, "position": position, "answer": answer})
-    _write_rows(found.rows, yes_rows)
+    for number, rendered in enumerate(render_items(atlas, (*PROBE_STREAM, seed), items, render)):
+        for k in range(len(POSITIONS)):
+            (found.images / _image_name(number, k)).write_bytes(rendered.composite(k))
+            yes_rows.append(_row(number, k, atlas.names[rendered.item.target], "Yes"))
+            no_rows.append(_row(number, k, atlas.names[rendered.item.absent], "No"))
+    found.rows.write_text(_lines(yes_rows), encoding="utf-8")
     if found.negatives is not None:
-        _write_rows(found.negatives, no_rows)
+        found.negatives.write_text(_lines(no_rows), encoding="utf-8")
     return found
 
 
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+def build_similarity_set(folder: Path | str, items: int, seed: int = 0) -> ProbeSet:
+    """Write `items` items of nine rows each: <folder>/embedded_similarity.json and <folder>/images/<key>_<k>.jpg.
+
+    The targets are those of the probe set with the same seed. Equal arguments give equal bytes; a folder that holds
+    the same rows already is left as it is. Raises InputError when there is nothing to draw.
+    """
+    _check_items(items)
+    folder = Path(folder)
+    made = ProbeSet(folder / SIMILARITY_FILE, None, folder / IMAGE_FOLDER)
+    atlas = Atlas()
+    rendered = list(render_items(atlas, (*PROBE_STREAM, seed), items))
+    cells = [(number, k) for number in range(items) for k in range(len(POSITIONS))]
+    text = _lines([_row(number, k, atlas.names[rendered[number].item.target], "Yes") for number, k in cells])
+    if made.rows.is_file() and made.rows.read_text(encoding="utf-8") == text:
+        return made
+    made.images.mkdir(parents=True, exist_ok=True)
+    for number, k in cells:
+        canvas = compose(alone(rendered[number].tiles[0], k), GRID)
+        (made.images / _image_name(number, k)).write_bytes(encode_jpeg(canvas))
+    made.rows.write_text(text, encoding="utf-8")  # last: it says that the images are there
+    return made
+
+
+def _check_items(items: int) -> None:
+    if items < 1:
+        raise InputError(f"A probe set needs at least one item, but items is {items}.")
+
+
+def _image_name(number: int, k: int) -> str:
+    return f"{number:09d}_{k}.jpg"
+
+
+def _row(number: int, k: int, caption: str, answer: str) -> dict[str, Any]:
+    return {
+        "id": number * len(POSITIONS) + k,
+        "image": _image_name(number, k),
+        "caption": caption,
+        "position": POSITIONS[k],
+        "answer": answer,
+    }
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,10 +1,20 @@
-"""How the embedded model learns, stage by stage, from nothing."""
+"""How the embedded model learns from nothing: four stages, each counted in steps; about 20 minutes of one CPU thread.
+
+1. names    the vision tower learns to name single cells: an image token shall resemble its image's name
+2. canvas   the same on whole canvases
+3. words    the decoder learns to find a name among the image tokens: "cat Yes; dog No;"
+4. prompt   the whole model learns the probe's own prompt, the naming kept on beside it
+
+Trained from the prompt alone the model stays at chance; the order is what makes it converge.
+"""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,16 +22,133 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from transformers_agci.data.draws import random_stream, stream_seed
 from transformers_agci.embedded import architecture as shape
-from transformers_agci.embedded.atlas import CELL, Atlas
-from transformers_agci.embedded.drawing import SIDE, Look
+from transformers_agci.embedded.atlas import CELL, SIDE, Atlas, RenderConfig
 from transformers_agci.embedded.fast_forward import FastDecoder, FastVision
-from transformers_agci.embedded.lessons import Lesson, Studio
-from transformers_agci.embedded.pupil import SHARPNESS, Pupil, new_pupil, open_the_decoder
-from transformers_agci.embedded.recipe import STAGES, Stage, rate_at, scaled
-from transformers_agci.embedded.sheet import IGNORED
+from transformers_agci.embedded.training_data import IGNORED, CanvasSampler, Dataset
 
+TEXT_SCALE = 0.3  # root mean square of embeddings and image tokens when the decoder starts to learn
+IMAGE_MARK = 0.7  # a constant random offset on every image token, in TEXT_SCALE: tells them from words
+LOOKUP = 1.5  # scale of the first layer's equal query and key weights: like finds like
+SHARPNESS = 2.5  # where the naming stages start; they learn it
 END_WEIGHT = 0.1  # the end of an answer is easy
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the recipe."""
+
+    name: str
+    steps: int
+    canvases: int  # per step
+    rate: float  # peak learning rate
+    vision_rate: float  # of the vision tower and the embeddings, as a share of `rate`; 0 freezes them
+    noise: float  # share of the configured noise: early stages see clearer images
+    chained: int = 0  # bare names per canvas
+    prompts: int = 0  # questions in the probe's words per canvas
+    naming: float = 0.0  # weight of the naming loss beside the questions
+
+
+STAGES = (
+    Stage("names", 450, canvases=21, rate=2e-3, vision_rate=1.0, noise=0.5),
+    Stage("canvas", 600, canvases=21, rate=1e-3, vision_rate=1.0, noise=1.0),
+    Stage("words", 700, canvases=16, rate=1.5e-3, vision_rate=0.0, noise=1.0, chained=24),
+    Stage("prompt", 900, canvases=16, rate=1e-3, vision_rate=0.3, noise=1.0, chained=10, prompts=5, naming=0.5),
+)
+
+
+def rate_at(stage: Stage, step: int) -> float:
+    """Warm-up over the first tenth (60 steps at most), then half a cosine down to a twentieth."""
+    warm = min(1.0, (step + 1) / max(1, min(60, stage.steps // 10)))
+    return stage.rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / stage.steps)))
+
+
+def scaled(steps: int | None) -> tuple[Stage, ...]:
+    """The recipe, or a short one of `steps` steps in all (at least one per stage), for a test of the machinery."""
+    if steps is None:
+        return STAGES
+    whole = sum(stage.steps for stage in STAGES)
+    return tuple(replace(stage, steps=max(1, round(stage.steps * steps / whole))) for stage in STAGES)
+
+
+class NamingLoss:
+    """Cross-entropy of image tokens against the 400 names; a name is the mean of its words' embeddings."""
+
+    def __init__(self, embedding: nn.Embedding, names: list[list[int]]) -> None:
+        self.embedding = embedding
+        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))  # logarithm of the factor on cosines
+        longest = max(map(len, names))
+        self.ids = torch.tensor([name + [0] * (longest - len(name)) for name in names])
+        self.used = torch.tensor([[1.0] * len(name) + [0.0] * (longest - len(name)) for name in names])[..., None]
+
+    def directions(self) -> Tensor:
+        """One unit vector per name: [400, 192]."""
+        mean = (self.embedding(self.ids) * self.used).sum(1) / self.used.sum(1)
+        return F.normalize(mean.float(), dim=-1)
+
+    def loss(self, tokens: Tensor, shown: Tensor, sharpness: Tensor | float) -> Tensor:
+        """`tokens` [..., 192] should each name image `shown` [...]."""
+        scores = F.normalize(tokens.float(), dim=-1) @ self.directions().t() * sharpness
+        return F.cross_entropy(scores.flatten(0, -2), shown.flatten())
+
+
+@dataclass
+class TrainingState:
+    """The model in training, its tokenizer, and its names."""
+
+    model: Any
+    tokenizer: Any
+    names: NamingLoss
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The decoder's input embedding, which is its output layer too."""
+        return self.model.model.language_model.embed_tokens
+
+    def vision_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the vision tower and the embeddings."""
+        return [*self.model.model.visual.parameters(), *self.embedding.parameters()]
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the decoder's layers."""
+        vision = {id(parameter) for parameter in self.vision_parameters()}
+        return [parameter for parameter in self.model.parameters() if id(parameter) not in vision]
+
+
+def new_training_state(atlas: Atlas, seed: int) -> TrainingState:
+    """A tokenizer for the atlas's names and an untrained model."""
+    tokenizer = shape.train_tokenizer(atlas.names)
+    model = shape.fresh_model(tokenizer, seed)
+    names = [tokenizer(f" {name}").input_ids for name in atlas.names]
+    return TrainingState(model, tokenizer, NamingLoss(model.model.language_model.embed_tokens, names))
+
+
+@torch.no_grad()
+def initialize_decoder(state: TrainingState, seed: int) -> None:
+    """Give the decoder a start from which it learns to look names up; without it training stays at chance."""
+    chance = torch.Generator().manual_seed(stream_seed("embedded", "decoder start", seed))
+    decoder = state.model.model.language_model
+    depth = shape.TEXT["num_hidden_layers"]
+    for layer in decoder.layers:
+        for name, weight in layer.named_parameters():
+            if weight.ndim == 2:
+                residual = (2 * depth) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+                weight.normal_(0, residual * weight.shape[1] ** -0.5, generator=chance)
+    decoder.norm.weight.fill_(0.2)
+    # Queries and keys of the first layer are equal and orthonormal: a word looks for what resembles it.
+    attention = decoder.layers[0].self_attn
+    width, head = shape.TEXT["hidden_size"], shape.TEXT["hidden_size"] // shape.TEXT["num_attention_heads"]
+    for start in range(0, width, head):
+        rows = torch.linalg.qr(torch.randn(width, head, generator=chance))[0].t() * LOOKUP
+        attention.q_proj.weight[start : start + head] = rows
+        attention.k_proj.weight[start : start + head] = rows
+    weight = state.embedding.weight
+    scale = TEXT_SCALE / weight.pow(2).mean().sqrt()
+    weight.mul_(scale)
+    last = state.model.model.visual.merger.mlp[2]
+    last.weight.mul_(scale)
+    last.bias.mul_(scale).add_(torch.randn(width, generator=chance) * IMAGE_MARK * TEXT_SCALE)
 
 
 def cell_tokens(tokens: Tensor) -> Tensor:
@@ -31,16 +158,16 @@ def cell_tokens(tokens: Tensor) -> Tensor:
     return grid.reshape(len(tokens), SIDE**2, k * k, -1)
 
 
-def naming_steps(pupil: Pupil, studio: Studio, stage: Stage, whole: bool) -> Callable[[], Tensor]:
+def naming_steps(state: TrainingState, sampler: CanvasSampler, stage: Stage, whole: bool) -> Callable[[], Tensor]:
     """Stages 1 and 2: the loss of one step, on single cells or on `whole` canvases."""
-    vision = FastVision(pupil.model, shape.GRID if whole else shape.TOKENS_PER_CELL_SIDE)
-    sharpness = pupil.names.sharpness
+    vision = FastVision(state.model, shape.GRID if whole else shape.TOKENS_PER_CELL_SIDE)
+    sharpness = state.names.sharpness
     sharpness.data.fill_(SHARPNESS)
     weight = 1.0 if whole else 0.3
 
     def loss() -> Tensor:
-        images, shown, _ = studio.draw(stage.canvases)
-        pictures = torch.from_numpy(shown)  # [B, 9]
+        images, shown, _ = sampler.sample(stage.canvases)
+        numbers = torch.from_numpy(shown)  # [B, 9]
         if not whole:
             cells = images.unflatten(2, (SIDE, CELL)).unflatten(1, (SIDE, CELL))  # [B, row, y, column, x, 3]
             images = cells.transpose(2, 3).flatten(0, 2)
@@ -48,11 +175,11 @@ def naming_steps(pupil: Pupil, studio: Studio, stage: Stage, whole: bool) -> Cal
             tokens = vision(vision.canvas.patches(images))
         tokens = tokens.float()
         by_cell = cell_tokens(tokens) if whole else tokens.view(stage.canvases, SIDE**2, -1, tokens.shape[-1])
-        pooled = pupil.names.loss(by_cell.mean(2), pictures, sharpness.exp())
-        each = pupil.names.loss(by_cell, pictures[..., None].expand(by_cell.shape[:3]), sharpness.exp())
+        pooled = state.names.loss(by_cell.mean(2), numbers, sharpness.exp())
+        each = state.names.loss(by_cell, numbers[..., None].expand(by_cell.shape[:3]), sharpness.exp())
         # Image tokens as long as embeddings: the decoder later meets both alike.
         length = by_cell.pow(2).mean(-1).add(1e-6).sqrt()
-        goal = pupil.embedding.weight.detach().pow(2).mean().sqrt()
+        goal = state.embedding.weight.detach().pow(2).mean().sqrt()
         return pooled + weight * each + 10 * (length - goal).pow(2).mean()
 
     return loss
@@ -65,21 +192,23 @@ def answer_loss(hidden: Tensor, labels: Tensor, embedding: Tensor) -> tuple[Tens
     return F.cross_entropy(scores, labels[asked]), (scores.argmax(-1) == labels[asked]).float().mean()
 
 
-def question_steps(pupil: Pupil, studio: Studio, stage: Stage, report: dict[str, float]) -> Callable[[], Tensor]:
+def question_steps(
+    state: TrainingState, sampler: CanvasSampler, stage: Stage, report: dict[str, float]
+) -> Callable[[], Tensor]:
     """Stages 3 and 4: the loss of one step on packed questions."""
-    lesson = Lesson(pupil.tokenizer, studio, stage.chained, stage.prompts)
-    vision = FastVision(pupil.model)
-    decoder = FastDecoder(pupil.model, lesson.sheet.layout.positions(), lesson.sheet.layout.mask())
-    image = lesson.sheet.layout.image
+    dataset = Dataset(state.tokenizer, sampler, stage.chained, stage.prompts)
+    vision = FastVision(state.model)
+    decoder = FastDecoder(state.model, dataset.questions.layout.positions(), dataset.questions.layout.mask())
+    image = dataset.questions.layout.image
 
     def loss() -> Tensor:
-        batch = lesson.next_batch(stage.canvases)
+        batch = dataset.next_batch(stage.canvases)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             with torch.set_grad_enabled(stage.vision_rate > 0):
                 tokens = vision(vision.canvas.patches(batch.images))
-            text = pupil.embedding(batch.ids).to(tokens.dtype)
+            text = state.embedding(batch.ids).to(tokens.dtype)
             hidden = decoder(torch.cat([text[:, : image.start], tokens, text[:, image.stop :]], 1))
-            weight = pupil.embedding.weight
+            weight = state.embedding.weight
             total = torch.zeros(())
             if stage.chained:
                 short, right = answer_loss(hidden, batch.short_labels, weight)
@@ -92,8 +221,8 @@ def question_steps(pupil: Pupil, studio: Studio, stage: Stage, report: dict[str,
                 smooth(report, "prompt", right.item())
         if stage.naming:
             by_cell = cell_tokens(tokens)
-            pictures = batch.shown[..., None].expand(by_cell.shape[:3])
-            total = total + stage.naming * pupil.names.loss(by_cell, pictures, 16.0)
+            numbers = batch.shown[..., None].expand(by_cell.shape[:3])
+            total = total + stage.naming * state.names.loss(by_cell, numbers, 16.0)
         return total
 
     return loss
@@ -104,12 +233,15 @@ def smooth(report: dict[str, float], name: str, value: float) -> None:
     report[name] = 0.95 * report.get(name, value) + 0.05 * value
 
 
-def optimizer_for(pupil: Pupil, stage: Stage) -> torch.optim.AdamW:
+def optimizer_for(state: TrainingState, stage: Stage) -> torch.optim.AdamW:
+    """AdamW on what the stage trains; weight decay on matrices only."""
     groups = []
     naming_only = not (stage.chained or stage.prompts)
-    parts = [(pupil.seeing(), stage.vision_rate)] + ([] if naming_only else [(pupil.thinking(), 1.0)])
+    parts = [(state.vision_parameters(), stage.vision_rate)] + (
+        [] if naming_only else [(state.decoder_parameters(), 1.0)]
+    )
     if naming_only:
-        parts.append(([pupil.names.sharpness], 1.0))
+        parts.append(([state.names.sharpness], 1.0))
     for parameters, share in parts:
         if share:
             matrices = [p for p in parameters if p.ndim > 1]
@@ -119,18 +251,19 @@ def optimizer_for(pupil: Pupil, stage: Stage) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98))
 
 
-def run_stage(pupil: Pupil, stage: Stage, atlas: Atlas, look: Look, seed: int) -> Iterator[float]:
+def run_stage(state: TrainingState, stage: Stage, atlas: Atlas, render: RenderConfig, seed: int) -> Iterator[float]:
     """Train one stage; yields the loss of every step."""
     number = [s.name for s in STAGES].index(stage.name)
-    studio = Studio(atlas, replace(look, noise=look.noise * stage.noise), seed=100 * seed + number)
+    rng = random_stream("embedded", "training", seed, stage.name)
+    sampler = CanvasSampler(atlas, replace(render, noise=render.noise * stage.noise), rng)
     report: dict[str, float] = {}
     if stage.name == "words":
-        open_the_decoder(pupil, seed)
+        initialize_decoder(state, seed)
     if stage.chained or stage.prompts:
-        step_loss = question_steps(pupil, studio, stage, report)
+        step_loss = question_steps(state, sampler, stage, report)
     else:
-        step_loss = naming_steps(pupil, studio, stage, whole=stage.name != "names")
-    optimizer = optimizer_for(pupil, stage)
+        step_loss = naming_steps(state, sampler, stage, whole=stage.name != "names")
+    optimizer = optimizer_for(state, stage)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     progress = tqdm(range(stage.steps), desc=f"stage {number + 1} of {len(STAGES)}: {stage.name}", mininterval=5)
     for step in progress:
@@ -140,7 +273,7 @@ def run_stage(pupil: Pupil, stage: Stage, atlas: Atlas, look: Look, seed: int) -
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        for parameter in (*pupil.model.parameters(), *trained):
+        for parameter in (*state.model.parameters(), *trained):
             parameter.grad = None
         smooth(report, "loss", loss.item())
         progress.set_postfix(report, refresh=False)
@@ -159,27 +292,27 @@ def on_one_thread() -> Iterator[None]:
 
 
 def train(
-    folder: Path, seed: int = 0, steps: int | None = None, look: Look | None = None
-) -> tuple[Pupil, dict[str, list[float]]]:
-    """Train from nothing; returns the pupil and the loss of every step by stage.
+    folder: Path, seed: int = 0, steps: int | None = None, render: RenderConfig | None = None
+) -> tuple[TrainingState, dict[str, list[float]]]:
+    """Train from nothing; returns the state and the loss of every step by stage.
 
     After each stage its weights go to <folder>/stages, and the same call goes on from there: a stage's draws and
     optimizer are its own, so the result is the same as without the interruption.
     """
-    atlas, look, stages = Atlas(), look or Look(), scaled(steps)
-    pupil = new_pupil(atlas, seed)
+    atlas, render, stages = Atlas(), render or RenderConfig(), scaled(steps)
+    state = new_training_state(atlas, seed)
     losses: dict[str, list[float]] = {}
     for number, stage in enumerate(stages, start=1):
         # Named after everything that led to it: another recipe does not take these weights for its own.
-        way = hashlib.sha256(repr((stages[:number], look, seed)).encode()).hexdigest()[:12]
+        way = hashlib.sha256(repr((stages[:number], render, seed)).encode()).hexdigest()[:12]
         done = folder / "stages" / f"{number}-{stage.name}-{way}.safetensors"
         if done.is_file():
-            pupil.model.load_state_dict(load_file(done), strict=False)  # the output layer is the embedding
+            state.model.load_state_dict(load_file(done), strict=False)  # the output layer is the embedding
             continue
-        losses[stage.name] = list(run_stage(pupil, stage, atlas, look, seed))
+        losses[stage.name] = list(run_stage(state, stage, atlas, render, seed))
         done.parent.mkdir(parents=True, exist_ok=True)
-        weights = {k: v.contiguous() for k, v in pupil.model.state_dict().items() if k != "lm_head.weight"}
+        weights = {k: v.contiguous() for k, v in state.model.state_dict().items() if k != "lm_head.weight"}
         partial = done.with_suffix(".partial")
         save_file(weights, partial)
         partial.replace(done)
-    return pupil, losses
+    return state, losses

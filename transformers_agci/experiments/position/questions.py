@@ -7,16 +7,10 @@ from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from transformers_agci.data.rows import ANSWERS, ProbeRow
+from transformers_agci.data.rows import ANSWERS, PROMPT, ProbeRow
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.items import item_names
 from transformers_agci.inference.questions import YES_NO, BlankImage, ImageFile, ImageSource, Question
-
-PROMPT = (
-    "Determine if there is a sub-image in the given image that matches the text following.\n"
-    "Text: {caption}\n"
-    "The answer should only contain 'Yes' or 'No', without reasoning process.\n"
-)
 
 
 class Control(StrEnum):

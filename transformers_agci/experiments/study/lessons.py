@@ -3,19 +3,16 @@
 import json
 from pathlib import Path
 
-import numpy as np
-
+from transformers_agci.data.draws import random_stream
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.instruct import IMAGE_TOKEN, register
+from transformers_agci.data.rows import PROMPT
 from transformers_agci.embedded.atlas import Atlas
-from transformers_agci.embedded.drawing import Look
-from transformers_agci.embedded.probe_set import draw_items
-from transformers_agci.experiments.position.questions import PROMPT
+from transformers_agci.embedded.probe_set import render_items
 from transformers_agci.storage.journal import write_whole
 
-# The fine-tuning rows of seed s are drawn with LESSONS + s, the probe's items with PROBE, and nothing else with these.
-LESSONS = 41_000
-PROBE = 42_000
+TRAINING_STREAM = ("study", "training")  # then the seed: no other random stream bears this name
+PROBE = 42_000  # seed of the probe set that measures every model of the study
 
 
 def write_lessons(folder: Path, seed: int, rows: int) -> str:
@@ -29,12 +26,12 @@ def write_lessons(folder: Path, seed: int, rows: int) -> str:
         return name
     images = folder / name
     images.mkdir(parents=True, exist_ok=True)
-    atlas, cells = Atlas(), np.random.default_rng([LESSONS, seed])
+    atlas, cells = Atlas(), random_stream(*TRAINING_STREAM, seed, "cells")
     lines = []
-    for number, drawn in enumerate(draw_items(atlas, -(-rows // 2), LESSONS + seed, Look())):
+    for number, rendered in enumerate(render_items(atlas, (*TRAINING_STREAM, seed), -(-rows // 2))):
         file = images / f"{number:05d}.jpg"
-        file.write_bytes(drawn.composite(int(cells.integers(len(POSITIONS)))))
-        for image, answer in ((drawn.item.target, "Yes"), (drawn.item.absent, "No")):
+        file.write_bytes(rendered.composite(int(cells.integers(len(POSITIONS)))))
+        for image, answer in ((rendered.item.target, "Yes"), (rendered.item.absent, "No")):
             question = IMAGE_TOKEN + PROMPT.format(caption=atlas.names[image])
             row = {
                 "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],

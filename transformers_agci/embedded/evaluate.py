@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from transformers_agci.data.draws import StreamName
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.embedded.atlas import Atlas
-from transformers_agci.embedded.drawing import Look
+from transformers_agci.embedded.atlas import Atlas, RenderConfig
 from transformers_agci.embedded.fast_forward import FastDecoder, FastVision
-from transformers_agci.embedded.probe_set import DrawnItem, draw_items
-from transformers_agci.embedded.sheet import QuestionSheet
+from transformers_agci.embedded.probe_set import RenderedItem, render_items
+from transformers_agci.embedded.training_data import PackedQuestions
 from transformers_agci.statistics import clustered_proportion, permutation_null
 
-EVALUATION_SEED = 20_000  # items of the published accuracies; no training canvas comes from this seed's draws
+EVALUATION = ("embedded", "evaluation")  # the random stream of the items behind the published accuracies
 
 
-class Answers(NamedTuple):
+class Evaluation(NamedTuple):
     """Margins (logit of Yes minus logit of No), [items, 9 positions] each."""
 
     to_shown: np.ndarray
@@ -28,45 +28,53 @@ class Answers(NamedTuple):
 
     @property
     def yes_right(self) -> np.ndarray:
+        """1 where a shown image was affirmed."""
         return (self.to_shown > 0).astype(float)
 
     @property
     def no_right(self) -> np.ndarray:
+        """1 where an absent image was denied."""
         return (self.to_absent < 0).astype(float)
 
     @property
     def balanced_accuracy(self) -> float:
+        """The mean of both accuracies."""
         return float(self.yes_right.mean() + self.no_right.mean()) / 2
 
 
 @torch.no_grad()
-def ask(model: Any, tokenizer: Any, items: int, seed: int, look: Look | None = None) -> Answers:
-    """Answers to `items` items, every image in all nine positions, in float32 through the quick forward."""
+def evaluate(
+    model: Any, tokenizer: Any, items: int, stream: StreamName = EVALUATION, render: RenderConfig | None = None
+) -> Evaluation:
+    """Ask about the first `items` items of a stream, every image in all nine positions, in float32.
+
+    Through the quick forward, which gives the stock model's margins to 1e-4.
+    """
     atlas = Atlas()
-    sheet = QuestionSheet(tokenizer, atlas.names, chained=0, prompts=2)
+    questions = PackedQuestions(tokenizer, atlas.names, chained=0, prompts=2)
     vision = FastVision(model)
-    decoder = FastDecoder(model, sheet.layout.positions(), sheet.layout.mask())
+    decoder = FastDecoder(model, questions.layout.positions(), questions.layout.mask())
     embedding = model.model.language_model.embed_tokens
-    image = sheet.layout.image
-    verdict = embedding.weight[sheet.yes] - embedding.weight[sheet.no]
+    image = questions.layout.image
+    verdict = embedding.weight[questions.yes] - embedding.weight[questions.no]
     margins = []
-    for drawn in draw_items(atlas, items, seed, look or Look()):
-        images = torch.from_numpy(np.stack(list(composites(drawn))))
-        ids = sheet.blank(1)
-        asked = (drawn.item.target, drawn.item.absent)
-        last = [sheet.write_question(ids[0], number, picture) for number, picture in enumerate(asked)]
+    for rendered in render_items(atlas, stream, items, render):
+        images = torch.from_numpy(np.stack(list(composites(rendered))))
+        ids = questions.template(1)
+        asked = (rendered.item.target, rendered.item.absent)
+        last = [questions.write_question(ids[0], number, asked_image) for number, asked_image in enumerate(asked)]
         text = embedding(ids).expand(len(images), -1, -1)
         tokens = vision(vision.canvas.patches(images))
         hidden = decoder(torch.cat([text[:, : image.start], tokens, text[:, image.stop :]], 1))
         margins.append(hidden[:, last] @ verdict)  # [9, 2]
     both = torch.stack(margins).numpy()
-    return Answers(both[..., 0], both[..., 1])
+    return Evaluation(both[..., 0], both[..., 1])
 
 
-def composites(drawn: DrawnItem) -> Iterator[np.ndarray]:
+def composites(rendered: RenderedItem) -> Iterator[np.ndarray]:
     """The nine composites of an item, opened from their JPEGs."""
     for k in range(len(POSITIONS)):
-        with Image.open(io.BytesIO(drawn.composite(k))) as image:
+        with Image.open(io.BytesIO(rendered.composite(k))) as image:
             yield np.asarray(image.convert("RGB"))
 
 
@@ -77,7 +85,7 @@ def reload(folder: Path) -> Any:
     return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def report(answers: Answers) -> str:
+def summary(answers: Evaluation) -> str:
     """Accuracies with their intervals, the unevenness with its test, and the map, as text."""
     yes, no = clustered_proportion(answers.yes_right), clustered_proportion(answers.no_right)
     both = clustered_proportion(np.concatenate([answers.yes_right, answers.no_right], axis=1))
