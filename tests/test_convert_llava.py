@@ -51,7 +51,7 @@ def inputs_for(family: str, model: Any, image_id: int) -> dict[str, torch.Tensor
     ("kind", "shards", "inside"),
     [("safetensors", 3, True), ("safetensors", 1, False), ("bin", 3, False), ("bin", 1, True)],
 )
-def test_equal_tensors_and_logits(family, kind, shards, inside, tmp_path):
+def test_equal_tensors_and_logits(family, kind, shards, inside, tmp_path: Path) -> None:
     model = llava.reference_model(family)
     source = llava.write_original(family, model, tmp_path / "original", kind=kind, shards=shards, tower=inside)
     tower = None if inside else llava.write_tower(model, tmp_path / "clip", kind=kind)
@@ -77,7 +77,7 @@ def test_equal_tensors_and_logits(family, kind, shards, inside, tmp_path):
 
 
 @pytest.mark.parametrize("family", VERSIONS)
-def test_every_tensor_once_under_names_that_4_57_reads(family, tmp_path):
+def test_every_tensor_once_under_names_that_4_57_reads(family, tmp_path: Path) -> None:
     model = llava.reference_model(family)
     source = llava.write_original(family, model, tmp_path / "original", shards=3)
     folder = convert(source, tmp_path / "hf").folder
@@ -98,7 +98,7 @@ def test_every_tensor_once_under_names_that_4_57_reads(family, tmp_path):
     [(True, "vision_model."), (False, "vision_model."), (False, "")],
     ids=["CLIPModel", "CLIPVisionModel", "CLIPVisionModel of transformers 5"],
 )
-def test_layouts_of_the_tower(whole, prefix, tmp_path):
+def test_layouts_of_the_tower(whole, prefix, tmp_path: Path) -> None:
     model = llava.reference_model("llava")
     source = llava.write_original("llava", model, tmp_path / "original", tower=False)
     tower = llava.write_tower(model, tmp_path / "clip", kind="safetensors", whole=whole, prefix=prefix)
@@ -117,7 +117,7 @@ def test_layouts_of_the_tower(whole, prefix, tmp_path):
     assert read(made.folder, "preprocessor_config.json")["image_mean"] == [0.4, 0.5, 0.6]
 
 
-def test_the_checkpoints_own_tower_wins(tmp_path):
+def test_the_checkpoints_own_tower_wins(tmp_path: Path) -> None:
     model, other = llava.reference_model("llava_next"), llava.reference_model("llava_next", seed=1)
     source = llava.write_original("llava_next", model, tmp_path / "original", mm_vision_tower="elsewhere/tower")
     tower = llava.write_tower(other, tmp_path / "clip")
@@ -128,7 +128,7 @@ def test_the_checkpoints_own_tower_wins(tmp_path):
     assert "weights of clip" in made.unused
 
 
-def test_configs_say_what_the_original_said(tmp_path):
+def test_configs_say_what_the_original_said(tmp_path: Path) -> None:
     model = llava.reference_model("llava_next", num_key_value_heads=1, rope_theta=1000000.0, sliding_window=64)
     source = llava.write_original(
         "llava_next",
@@ -158,7 +158,7 @@ def test_configs_say_what_the_original_said(tmp_path):
     assert read(folder, "generation_config.json") == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": ROWS + 1}
 
 
-def test_dtype_is_the_checkpoints_own_or_the_one_asked_for(tmp_path):
+def test_dtype_is_the_checkpoints_own_or_the_one_asked_for(tmp_path: Path) -> None:
     model = llava.reference_model("llava", dtype=torch.float16)
     source = llava.write_original("llava", model, tmp_path / "original", kind="bin", tower=False)
     tower = llava.write_tower(model, tmp_path / "clip")  # float32, as OpenAI's
@@ -168,7 +168,7 @@ def test_dtype_is_the_checkpoints_own_or_the_one_asked_for(tmp_path):
         assert read(folder, "config.json")["dtype"] == str(expected).removeprefix("torch.")
 
 
-def test_one_weight_file_at_a_time(tmp_path, monkeypatch):
+def test_one_weight_file_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = llava.reference_model("llava")
     source = llava.write_original("llava", model, tmp_path / "original", kind="bin", shards=4, tower=False)
     tower = llava.write_tower(model, tmp_path / "clip")
@@ -192,7 +192,7 @@ def test_one_weight_file_at_a_time(tmp_path, monkeypatch):
     assert len(names) == len(set(names)) + 1  # every other tensor is read once
 
 
-def test_known_buffers_and_unread_files_are_named(tmp_path, capsys):
+def test_known_buffers_and_unread_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = llava.reference_model("llava")
     source = llava.write_original("llava", model, tmp_path / "original", shards=1)
     tensors = load_file(source / "model.safetensors")
@@ -209,7 +209,7 @@ def test_known_buffers_and_unread_files_are_named(tmp_path, capsys):
         assert name in read(tmp_path / "hf", MANIFEST)["unused"]
 
 
-def test_tied_embeddings(tmp_path):
+def test_tied_embeddings(tmp_path: Path) -> None:
     model = llava.reference_model("llava")
     model.lm_head.weight.data.copy_(model.model.language_model.embed_tokens.weight)
     source = llava.write_original("llava", model, tmp_path / "original", tie_word_embeddings=True)
@@ -240,7 +240,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return folder
 
 
-def test_token_ids_are_those_of_sentencepiece(converted):
+def test_token_ids_are_those_of_sentencepiece(converted) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(converted("llava"))
     assert len(RECORDED) > 20
     for text, ids in RECORDED.items():
@@ -251,7 +251,7 @@ def test_token_ids_are_those_of_sentencepiece(converted):
     assert tokenizer.model_max_length == 2048
 
 
-def test_text_around_an_image_is_split_as_separate_pieces(converted):
+def test_text_around_an_image_is_split_as_separate_pieces(converted) -> None:
     """The original code tokenizes what stands before and after <image> by itself."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(converted("llava"))
     before, after = "USER: ", "\nIs there a dog? ASSISTANT:"
@@ -282,7 +282,7 @@ CONVERSATION = [turn("user", "<image>", "Is there a dog?"), turn("assistant", "Y
         ),
     ],
 )
-def test_prompt_forms(family, prompt, with_system, converted):
+def test_prompt_forms(family, prompt, with_system, converted) -> None:
     processor = transformers.AutoProcessor.from_pretrained(converted(family))
     assert processor.apply_chat_template(CONVERSATION, add_generation_prompt=True) == prompt
     system = [turn("system", "Be kind."), turn("user", "Hi")]
@@ -301,7 +301,7 @@ def by_hand(image: Image.Image, side: int = 56) -> np.ndarray:
     return ((pixels - mean) / std).transpose(2, 0, 1)
 
 
-def test_images_are_padded_as_in_the_original(converted):
+def test_images_are_padded_as_in_the_original(converted) -> None:
     processor = transformers.AutoProcessor.from_pretrained(converted("llava"))
     image = tiny.random_image(width=120, height=60)
     found = np.asarray(processor.image_processor(image, return_tensors="np")["pixel_values"][0])
@@ -311,7 +311,7 @@ def test_images_are_padded_as_in_the_original(converted):
     assert np.abs(found - by_hand(image)).max() < 4 / 255 / 0.26
 
 
-def test_images_without_padding_are_cropped(tmp_path):
+def test_images_without_padding_are_cropped(tmp_path: Path) -> None:
     model = llava.reference_model("llava")
     source = llava.write_original("llava", model, tmp_path / "original", image_aspect_ratio=None)
     folder = convert(source, tmp_path / "hf").folder
@@ -327,7 +327,7 @@ def test_images_without_padding_are_cropped(tmp_path):
 
 
 @pytest.mark.parametrize(("family", "tokens"), [("llava", 16), ("llava_next", 16 + 64 + 8)])
-def test_an_image_takes_the_tokens_that_the_model_expects(family, tokens, converted):
+def test_an_image_takes_the_tokens_that_the_model_expects(family, tokens, converted) -> None:
     processor = transformers.AutoProcessor.from_pretrained(converted(family))
     inputs = tiny.prompt_inputs(processor, "Is there a dog?", tiny.random_image(width=112, height=112))
     assert int((inputs["input_ids"] == ROWS).sum()) == tokens
@@ -339,7 +339,7 @@ def test_an_image_takes_the_tokens_that_the_model_expects(family, tokens, conver
 
 
 @pytest.mark.parametrize("family", VERSIONS)
-def test_the_probe_runs_on_it_with_agci_on_by_the_key(family, tmp_path):
+def test_the_probe_runs_on_it_with_agci_on_by_the_key(family, tmp_path: Path) -> None:
     samples = Path(__file__).parents[1] / "probe_datasets"
     source = llava.write_original(family, llava.reference_model(family), tmp_path / "original", **{LAMBDA_KEY: 0.5})
     folder = convert(source, tmp_path / "hf").folder
@@ -372,7 +372,7 @@ def test_the_probe_runs_on_it_with_agci_on_by_the_key(family, tmp_path):
 # --- after a kill, on a full disk, on what is there already --------------------------------------------------------
 
 
-def test_manifest_names_sources_and_versions(tmp_path):
+def test_manifest_names_sources_and_versions(tmp_path: Path) -> None:
     model = llava.reference_model("llava")
     source = llava.write_original("llava", model, tmp_path / "original", kind="bin", tower=False)
     tower = llava.write_tower(model, tmp_path / "clip")
@@ -384,7 +384,7 @@ def test_manifest_names_sources_and_versions(tmp_path):
     assert told["embedding_rows"]["source"] == ROWS
 
 
-def test_twice_gives_the_same_bytes(tmp_path):
+def test_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     source = llava.write_original("llava_next", llava.reference_model("llava_next"), tmp_path / "original")
     first, second = (convert(source, tmp_path / name).folder for name in ("first", "second"))
     names = sorted(path.name for path in first.iterdir())
@@ -394,7 +394,9 @@ def test_twice_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_nothing_is_left_of_a_conversion_that_did_not_finish(failure, tmp_path, monkeypatch, capsys):
+def test_nothing_is_left_of_a_conversion_that_did_not_finish(
+    failure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = llava.write_original("llava", llava.reference_model("llava"), tmp_path / "in" / "original")
     calls = []
     save = converting.save_file
@@ -413,7 +415,7 @@ def test_nothing_is_left_of_a_conversion_that_did_not_finish(failure, tmp_path, 
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_what_a_killed_conversion_left_is_hidden_and_cleared_away(tmp_path):
+def test_what_a_killed_conversion_left_is_hidden_and_cleared_away(tmp_path: Path) -> None:
     source = llava.write_original("llava", llava.reference_model("llava"), tmp_path / "original")
     left = tmp_path / ".hf.unfinished"
     left.mkdir()
@@ -423,7 +425,7 @@ def test_what_a_killed_conversion_left_is_hidden_and_cleared_away(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "original"]
 
 
-def test_overwrite_replaces_only_what_a_conversion_wrote(tmp_path, capsys):
+def test_overwrite_replaces_only_what_a_conversion_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = llava.write_original("llava", llava.reference_model("llava"), tmp_path / "original")
     command = ["convert-llava", str(source), str(tmp_path / "hf")]
     assert cli.main(command) == 0

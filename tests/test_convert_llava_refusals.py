@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,15 @@ def change(file: Path, edit: Any) -> None:
         ("global_context_broadcast_lambda", -1, ("global_context_broadcast_lambda", "-1")),
     ],
 )
-def test_configs_of_another_form(key, value, words, tmp_path, model, refuse):
+def test_configs_of_another_form(key, value, words, tmp_path: Path, model, refuse) -> None:
     refuse(original(tmp_path, model, **{key: value}), *words)
 
 
-def test_transformers_own_layout_is_not_converted(tiny_checkpoint, refuse):
+def test_transformers_own_layout_is_not_converted(tiny_checkpoint: Callable[[str], Path], refuse) -> None:
     refuse(tiny_checkpoint("llava"), "is used as it is")
 
 
-def test_no_such_folder_or_config(tmp_path, model, refuse):
+def test_no_such_folder_or_config(tmp_path: Path, model, refuse) -> None:
     refuse(tmp_path / "nowhere", "no model folder")
     source = original(tmp_path, model)
     (source / "config.json").write_text("{")
@@ -102,12 +103,12 @@ def test_no_such_folder_or_config(tmp_path, model, refuse):
 # --- weights -------------------------------------------------------------------------------------------------------
 
 
-def test_tower_that_is_nowhere(tmp_path, model, refuse):
+def test_tower_that_is_nowhere(tmp_path: Path, model, refuse) -> None:
     source = original(tmp_path, model, tower=False)
     refuse(source, llava.TOWER_NAME, "--vision_tower")
 
 
-def test_tower_of_another_kind(tmp_path, model, refuse):
+def test_tower_of_another_kind(tmp_path: Path, model, refuse) -> None:
     source = original(tmp_path, model, tower=False)
     tower = llava.write_tower(model, tmp_path / "clip")
     change(tower / "config.json", lambda config: config["vision_config"].update(num_hidden_layers=2))
@@ -126,7 +127,7 @@ def test_tower_of_another_kind(tmp_path, model, refuse):
         "model.vision_tower.vision_tower.vision_model.encoder.layers.1.mlp.fc1.bias",
     ],
 )
-def test_a_missing_tensor(name, tmp_path, model, refuse):
+def test_a_missing_tensor(name, tmp_path: Path, model, refuse) -> None:
     source = original(tmp_path, model, shards=1)
     tensors = load_file(source / "model.safetensors")
     del tensors[name]
@@ -135,13 +136,13 @@ def test_a_missing_tensor(name, tmp_path, model, refuse):
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj.bias", "model.vision_resampler.query", "score"])
-def test_a_tensor_without_a_place(name, tmp_path, model, refuse):
+def test_a_tensor_without_a_place(name, tmp_path: Path, model, refuse) -> None:
     source = original(tmp_path, model, shards=1)
     llava.write_weights(source, load_file(source / "model.safetensors") | {name: torch.ones(2)}, "safetensors", 1)
     refuse(source, name.removeprefix("model."), "nothing was converted")
 
 
-def test_a_tensor_twice(tmp_path, model, refuse):
+def test_a_tensor_twice(tmp_path: Path, model, refuse) -> None:
     source = original(tmp_path, model, shards=1)
     tensors = load_file(source / "model.safetensors")
     long = "model.vision_tower.vision_tower.vision_model.post_layernorm.bias"
@@ -149,7 +150,7 @@ def test_a_tensor_twice(tmp_path, model, refuse):
     refuse(source, "post_layernorm.bias", "twice")
 
 
-def test_quantized_weights(tmp_path, model, refuse):
+def test_quantized_weights(tmp_path: Path, model, refuse) -> None:
     source = original(tmp_path, model, shards=1)
     tensors = load_file(source / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
@@ -158,7 +159,7 @@ def test_quantized_weights(tmp_path, model, refuse):
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_a_truncated_file(kind, tmp_path, model, refuse):
+def test_a_truncated_file(kind, tmp_path: Path, model, refuse) -> None:
     source = original(tmp_path, model, kind=kind)
     file = sorted(source.glob(f"*.{kind}"))[1]
     os.truncate(file, file.stat().st_size // 2)
@@ -168,7 +169,7 @@ def test_a_truncated_file(kind, tmp_path, model, refuse):
 
 
 @pytest.mark.parametrize(("kind", "index"), [("safetensors", INDEX), ("bin", BIN_INDEX)])
-def test_an_index_that_does_not_fit_its_files(kind, index, tmp_path, model, refuse):
+def test_an_index_that_does_not_fit_its_files(kind, index, tmp_path: Path, model, refuse) -> None:
     source = original(tmp_path, model, kind=kind)
     whole = (source / index).read_text()
     change(source / index, lambda content: content["weight_map"].pop("lm_head.weight"))
@@ -198,7 +199,7 @@ class Hostile:
         return Path.touch, (self.mark,)
 
 
-def test_a_pickle_that_runs_code_is_not_opened(tmp_path, model, refuse):
+def test_a_pickle_that_runs_code_is_not_opened(tmp_path: Path, model, refuse) -> None:
     source = original(tmp_path, model, kind="bin", shards=1)
     mark = tmp_path / "it ran"
     tensors = torch.load(source / "pytorch_model.bin", weights_only=True)
@@ -212,14 +213,14 @@ def test_a_pickle_that_runs_code_is_not_opened(tmp_path, model, refuse):
     refuse(source, "something else than tensors")
 
 
-def test_files_of_the_oldest_torch_format(tmp_path, model, refuse):
+def test_files_of_the_oldest_torch_format(tmp_path: Path, model, refuse) -> None:
     source = original(tmp_path, model, kind="bin", shards=1)
     tensors = torch.load(source / "pytorch_model.bin", weights_only=True)
     torch.save(tensors, source / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     refuse(source, "pytorch_model.bin")
 
 
-def test_values_that_the_dtype_cannot_hold(tmp_path, model, refuse):
+def test_values_that_the_dtype_cannot_hold(tmp_path: Path, model, refuse) -> None:
     source = original(tmp_path, model, shards=1)
     tensors = load_file(source / "model.safetensors")
     tensors["model.norm.weight"][3] = 1e6
@@ -242,13 +243,13 @@ def test_values_that_the_dtype_cannot_hold(tmp_path, model, refuse):
         ({}, {}, (("<mine>", 0.0, 4),), "user-defined"),
     ],
 )
-def test_tokenizers_of_another_kind(trainer, normalizer, more, words, tmp_path, model, refuse):
+def test_tokenizers_of_another_kind(trainer, normalizer, more, words, tmp_path: Path, model, refuse) -> None:
     source = original(tmp_path, model)
     (source / "tokenizer.model").write_bytes(llava.tokenizer_model(trainer, normalizer, more))
     refuse(source, "tokenizer.model", words)
 
 
-def test_a_missing_or_broken_tokenizer(tmp_path, model, refuse):
+def test_a_missing_or_broken_tokenizer(tmp_path: Path, model, refuse) -> None:
     source = original(tmp_path, model)
     whole = (source / "tokenizer.model").read_bytes()
     for broken in (whole[: len(whole) // 2], b"", b"version https://git-lfs.github.com/spec/v1\n"):
@@ -258,7 +259,7 @@ def test_a_missing_or_broken_tokenizer(tmp_path, model, refuse):
     refuse(source, "holds no tokenizer.model")
 
 
-def test_added_tokens(tmp_path, model, refuse):
+def test_added_tokens(tmp_path: Path, model, refuse) -> None:
     source = original(tmp_path, model)
     rows = len(llava.pieces())
     llava.write_json(source / "added_tokens.json", {"<|im_start|>": rows})
@@ -272,7 +273,9 @@ def test_added_tokens(tmp_path, model, refuse):
 # --- disk ----------------------------------------------------------------------------------------------------------
 
 
-def test_too_little_room_is_told_before_anything_is_written(tmp_path, model, refuse, monkeypatch):
+def test_too_little_room_is_told_before_anything_is_written(
+    tmp_path: Path, model, refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = original(tmp_path, model)
     free = converting.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(converting.shutil, "disk_usage", lambda folder: free)
@@ -280,7 +283,7 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path, model, ref
     refuse(source, "needs about", "make room")
 
 
-def test_the_room_that_is_asked_for_is_what_is_written(tmp_path, model):
+def test_the_room_that_is_asked_for_is_what_is_written(tmp_path: Path, model) -> None:
     source = original(tmp_path, model, kind="bin", shards=1)
     for dtype in ("float32", "bfloat16"):
         plan = converting.make_plan(source, None, dtype)
@@ -288,7 +291,7 @@ def test_the_room_that_is_asked_for_is_what_is_written(tmp_path, model):
         assert plan.size == json.loads((folder / INDEX).read_text())["metadata"]["total_size"]
 
 
-def test_an_output_that_cannot_be_made(tmp_path, model, refuse, capsys):
+def test_an_output_that_cannot_be_made(tmp_path: Path, model, refuse, capsys: pytest.CaptureFixture[str]) -> None:
     source = original(tmp_path, model)
     (tmp_path / "hf").write_text("a file")
     refuse(source, "exists already")
@@ -297,7 +300,7 @@ def test_an_output_that_cannot_be_made(tmp_path, model, refuse, capsys):
     assert "could not be written" in capsys.readouterr().err
 
 
-def test_two_conversions_into_one_folder(tmp_path, model, capsys):
+def test_two_conversions_into_one_folder(tmp_path: Path, model, capsys: pytest.CaptureFixture[str]) -> None:
     source = original(tmp_path, model)
     with FileLock(tmp_path / ".hf.lock"):
         assert cli.main(["convert-llava", str(source), str(tmp_path / "hf")]) == 2

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def under(overlay: str, *command: str) -> str:
 
 @needs_overlays
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
-def test_loads_alike_on_every_version(family, tmp_path):
+def test_loads_alike_on_every_version(family, tmp_path: Path) -> None:
     model = llava.reference_model(family)
     source = llava.write_original(family, model, tmp_path / "original", **{LAMBDA_KEY: 0.5})
     folder = convert(source, tmp_path / "hf").folder
@@ -79,7 +80,7 @@ def test_loads_alike_on_every_version(family, tmp_path):
 
 
 @needs_overlays
-def test_every_version_writes_the_same_checkpoint(tmp_path):
+def test_every_version_writes_the_same_checkpoint(tmp_path: Path) -> None:
     source = llava.write_original("llava_next", llava.reference_model("llava_next"), tmp_path / "original", kind="bin")
     folders = []
     for number, overlay in enumerate(["", *OVERLAYS]):
@@ -112,7 +113,7 @@ converting.convert(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
-def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path):
+def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     source = llava.write_original("llava", llava.reference_model("llava"), tmp_path / "original")
     output = tmp_path / "hf"
     done = subprocess.run([sys.executable, "-c", KILLED, str(source), str(output)], check=False, capture_output=True)

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Never
 
 import numpy as np
 import pytest
@@ -134,26 +135,26 @@ def content(folder: Path, without=("manifest",)) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return as_folder(good_pairs(), tmp_path_factory.mktemp("source") / "pictures")
 
 
 @pytest.fixture(scope="module")
-def built(source, tmp_path_factory) -> Path:
+def built(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("built")
     build(options(source, folder))
     return folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_source_gives_the_same_set(kind, built, tmp_path):
+def test_every_kind_of_source_gives_the_same_set(kind, built, tmp_path: Path) -> None:
     made = KINDS[kind](good_pairs(), tmp_path / "source")
     summary = build(options(made, tmp_path / "out"))
     assert content(tmp_path / "out") == content(built)
     assert (summary.items, summary.composites, summary.dropped) == (14, 126, {})
 
 
-def test_rows_and_composites_are_what_the_draw_says(built):
+def test_rows_and_composites_are_what_the_draw_says(built) -> None:
     """Every composite against its definition, before and after the JPEG."""
     rows = read_probe_rows(built / "set.json")
     negatives = read_probe_rows(built / "set_negatives.json")
@@ -171,7 +172,7 @@ def test_rows_and_composites_are_what_the_draw_says(built):
         assert (built / "set_images" / row.image).read_bytes() == encode_jpeg(expected)
 
 
-def test_the_similarity_set_shows_the_target_alone(source, tmp_path):
+def test_the_similarity_set_shows_the_target_alone(source, tmp_path: Path) -> None:
     build(options(source, tmp_path, kind="similarity", name="sim"))
     assert not (tmp_path / "sim_negatives.json").exists()
     rows = read_probe_rows(tmp_path / "sim.json")
@@ -183,7 +184,7 @@ def test_the_similarity_set_shows_the_target_alone(source, tmp_path):
 
 @settings(deadline=None)
 @given(st.integers(10, 40), st.integers(0, 3), st.data())
-def test_a_draw_never_repeats_and_never_holds_the_target(pool, seed, data):
+def test_a_draw_never_repeats_and_never_holds_the_target(pool, seed, data) -> None:
     item = data.draw(st.integers(0, pool - 1))
     drawn = draw(item, pool, seed)
     everything = {item, drawn.absent, *drawn.distractors}
@@ -191,7 +192,7 @@ def test_a_draw_never_repeats_and_never_holds_the_target(pool, seed, data):
     assert everything <= set(range(pool))
 
 
-def test_draws_are_uniform_and_stay_as_they_are():
+def test_draws_are_uniform_and_stay_as_they_are() -> None:
     counts = Counter(d for item in range(12) for seed in range(500) for d in draw(item, 12, seed).distractors)
     absent = Counter(draw(item, 12, seed).absent for item in range(12) for seed in range(500))
     assert max(counts.values()) < 1.06 * min(counts.values())
@@ -203,14 +204,14 @@ def test_draws_are_uniform_and_stay_as_they_are():
 EXPECTED_DRAW = ((5825, 8675, 3069, 960, 3768, 9151, 4946, 865), 6595)
 
 
-def test_too_few_pairs_is_one_sentence(tmp_path):
+def test_too_few_pairs_is_one_sentence(tmp_path: Path) -> None:
     made = as_folder(good_pairs(9), tmp_path / "source")
     with pytest.raises(InputError, match="at least 10 good pairs"):
         build(options(made, tmp_path / "out"))
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def test_bad_pairs_are_dropped_named_and_counted(tmp_path):
+def test_bad_pairs_are_dropped_named_and_counted(tmp_path: Path) -> None:
     pairs = good_pairs()
     first = Image.open(io.BytesIO(pairs[0][2]))
     bomb = io.BytesIO()
@@ -243,7 +244,7 @@ def test_bad_pairs_are_dropped_named_and_counted(tmp_path):
     assert dropped[2]["detail"] == "its shorter side is 63 px, less than 64"
 
 
-def test_perceptual_hash_knows_copies_and_tells_the_rest_apart():
+def test_perceptual_hash_knows_copies_and_tells_the_rest_apart() -> None:
     seen = Seen()
     for number in range(60):
         seen.add(str(number), str(number), fingerprint(picture(number, (270, 202))))
@@ -258,7 +259,7 @@ def test_perceptual_hash_knows_copies_and_tells_the_rest_apart():
     assert not seen.has_image(fingerprint(blue))
 
 
-def test_awkward_names_and_captions(tmp_path):
+def test_awkward_names_and_captions(tmp_path: Path) -> None:
     pairs = [("a b/c", "007"), ("ü", "None"), ("x.y-z_1", 'NA, or "so"'), ("X.Y-Z_1", "true"), ("a" * 120, "1e5")]
     made = tmp_path / "source"
     (made / "a b").mkdir(parents=True)
@@ -290,7 +291,7 @@ def test_awkward_names_and_captions(tmp_path):
         (lambda p: Path("nobody/such-a-set-of-ours"), "as a hub id it could not be opened"),
     ],
 )
-def test_a_source_that_is_none_is_one_sentence(make, message, tmp_path, monkeypatch):
+def test_a_source_that_is_none_is_one_sentence(make, message, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "p").mkdir()
     with pytest.raises(InputError, match=message) as error:
@@ -299,7 +300,9 @@ def test_a_source_that_is_none_is_one_sentence(make, message, tmp_path, monkeypa
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def test_a_hub_id_is_streamed_with_its_split_and_nothing_is_decoded(built, tmp_path, monkeypatch):
+def test_a_hub_id_is_streamed_with_its_split_and_nothing_is_decoded(
+    built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     asked = {}
@@ -317,14 +320,14 @@ def test_a_hub_id_is_streamed_with_its_split_and_nothing_is_decoded(built, tmp_p
     assert content(tmp_path / "out") == content(built)
 
 
-def test_a_missing_column_is_named_with_those_there_are(tmp_path):
+def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     made = as_folder(good_pairs(), tmp_path / "source")
     chosen = options(made, tmp_path / "out")
     with pytest.raises(InputError, match=r"no caption column: looked for title; it has file_name, caption"):
         build(replace(chosen, source=Source(str(made), caption_column="title")))
 
 
-def test_a_tar_cut_short_keeps_what_was_read(built, tmp_path):
+def test_a_tar_cut_short_keeps_what_was_read(built, tmp_path: Path) -> None:
     made = as_img2dataset_tars(good_pairs(), tmp_path / "source")
     shard = made / "00001.tar"
     whole = shard.read_bytes()
@@ -343,7 +346,7 @@ class Stop(Exception):
 def interrupt(chosen: BuildOptions, after: int) -> Path:
     """Build until `after` items are painted; returns the scratch folder."""
 
-    def stop(done, items):
+    def stop(done, items) -> None:
         if done == after:
             raise Stop
 
@@ -353,7 +356,7 @@ def interrupt(chosen: BuildOptions, after: int) -> Path:
 
 
 @pytest.mark.parametrize("after", [1, 5, 14])
-def test_an_interrupted_build_goes_on(after, source, built, tmp_path):
+def test_an_interrupted_build_goes_on(after, source, built, tmp_path: Path) -> None:
     interrupt(options(source, tmp_path), after)
     assert not (tmp_path / "set.json").exists()
     summary = build(options(source, tmp_path))
@@ -388,16 +391,16 @@ def cut_everywhere(source, tmp_path, step):
     return cuts
 
 
-def test_truncation_of_the_last_item_is_survived(source, tmp_path):
+def test_truncation_of_the_last_item_is_survived(source, tmp_path: Path) -> None:
     assert cut_everywhere(source, tmp_path, step=397) >= 20
 
 
 @pytest.mark.slow
-def test_truncation_at_every_byte_of_the_last_items_files_is_survived(source, tmp_path):
+def test_truncation_at_every_byte_of_the_last_items_files_is_survived(source, tmp_path: Path) -> None:
     assert cut_everywhere(source, tmp_path, step=1) > 6000
 
 
-def test_truncation_of_a_finished_set_is_repaired(source, built, tmp_path):
+def test_truncation_of_a_finished_set_is_repaired(source, built, tmp_path: Path) -> None:
     build(options(source, tmp_path))
     for name in ("set.json", "set_negatives.json", "set_images/000000013_8.jpg"):
         path = tmp_path / name
@@ -407,13 +410,13 @@ def test_truncation_of_a_finished_set_is_repaired(source, built, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_the_number_of_workers_changes_no_byte(workers, source, built, tmp_path):
+def test_the_number_of_workers_changes_no_byte(workers, source, built, tmp_path: Path) -> None:
     assert build(options(source, tmp_path), workers=workers).painted == 14
     assert content(tmp_path, without=()) == content(built, without=())
 
 
 @pytest.mark.slow
-def test_a_sigkill_is_survived(tmp_path):
+def test_a_sigkill_is_survived(tmp_path: Path) -> None:
     """A real build in a process of its own, killed in the middle, its workers with it; then the same command again."""
     made = as_folder(good_pairs(60), tmp_path / "source")
     command = [
@@ -444,7 +447,7 @@ def test_a_sigkill_is_survived(tmp_path):
     assert content(killed, without=()) == content(tmp_path / "whole", without=())
 
 
-def test_other_settings_are_refused_and_overwrite_is_explicit(source, built, tmp_path):
+def test_other_settings_are_refused_and_overwrite_is_explicit(source, built, tmp_path: Path) -> None:
     interrupt(options(source, tmp_path), 2)
     with pytest.raises(InputError, match=r"begun with other settings \(seed was 0, now 1\)"):
         build(options(source, tmp_path, seed=1))
@@ -456,10 +459,10 @@ def test_other_settings_are_refused_and_overwrite_is_explicit(source, built, tmp
     assert content(tmp_path) != content(built)
 
 
-def test_an_interrupted_overwrite_goes_on_without_the_word(source, tmp_path):
+def test_an_interrupted_overwrite_goes_on_without_the_word(source, tmp_path: Path) -> None:
     build(options(source, tmp_path))
 
-    def stop(done, items):
+    def stop(done, items) -> Never:
         raise Stop
 
     with pytest.raises(Stop):
@@ -467,31 +470,33 @@ def test_an_interrupted_overwrite_goes_on_without_the_word(source, tmp_path):
     assert build(options(source, tmp_path, seed=1)).painted == 13
 
 
-def test_two_sets_never_share_an_image_folder(source, tmp_path):
+def test_two_sets_never_share_an_image_folder(source, tmp_path: Path) -> None:
     build(options(source, tmp_path, images="images"))
     with pytest.raises(InputError, match="holds the images of"):
         build(options(source, tmp_path, name="other", images="images"))
 
 
-def test_a_second_process_on_the_same_set_is_refused(source, tmp_path):
-    def again(done, items):
+def test_a_second_process_on_the_same_set_is_refused(source, tmp_path: Path) -> None:
+    def again(done, items) -> None:
         build(options(source, tmp_path))
 
     with pytest.raises(InputError, match="is being built by another process"):
         build(options(source, tmp_path), progress=again)
 
 
-def test_a_killed_worker_is_an_error_and_not_a_hang():
+def test_a_killed_worker_is_an_error_and_not_a_hang() -> None:
     with pytest.raises(InputError, match="worker process was killed"):
         list(in_order(os._exit, [9] * 3, workers=2))  # os._exit(9) is what a kill looks like from outside
 
 
-def test_a_full_disk_is_one_sentence_and_nothing_is_lost(source, built, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
+    source, built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers_agci.data import painting
 
     real, calls = painting.write_whole, Counter()
 
-    def full(*args):
+    def full(*args) -> None:
         calls["write"] += 1
         if calls["write"] > 30:
             raise OSError(28, "No space left on device")
@@ -517,7 +522,9 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(source, built, tmp_path
         (["--output_dir", "/dev/null/x"], "cannot be made"),
     ],
 )
-def test_bad_options_are_one_sentence(flags, message, source, tmp_path, capsys):
+def test_bad_options_are_one_sentence(
+    flags, message, source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["data", "build-probe", "--source", str(source), "--output_dir", str(tmp_path), *flags]
     assert main(arguments) == 2
     printed = capsys.readouterr().err
@@ -525,7 +532,7 @@ def test_bad_options_are_one_sentence(flags, message, source, tmp_path, capsys):
     assert printed.count("\n") == 1
 
 
-def test_a_few_items_draw_their_distractors_from_a_larger_pool(source, built, tmp_path):
+def test_a_few_items_draw_their_distractors_from_a_larger_pool(source, built, tmp_path: Path) -> None:
     summary = build(options(source, tmp_path, items=2, pool=14))
     assert summary.items == 2
     whole = content(built)
@@ -537,7 +544,9 @@ def test_a_few_items_draw_their_distractors_from_a_larger_pool(source, built, tm
     assert len(read_probe_rows(tmp_path / "set_negatives.json")) == 18
 
 
-def test_each_source_is_decoded_once_and_each_composite_encoded_once(source, tmp_path, monkeypatch):
+def test_each_source_is_decoded_once_and_each_composite_encoded_once(
+    source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers_agci.data import painting, screening
 
     calls = Counter()
@@ -553,7 +562,7 @@ def test_each_source_is_decoded_once_and_each_composite_encoded_once(source, tmp
     assert calls == {"decode_image": 14, "encode_jpeg": 14 * 9}
 
 
-def test_the_command_prints_what_it_built(source, tmp_path, capsys):
+def test_the_command_prints_what_it_built(source, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["data", "build-similarity", "--source", str(source), "--output_dir", str(tmp_path), "--items", "2"]
     assert main([*arguments, "--workers", "1", "--canvas", "90", "--box", "28", "--gutter", "1"]) == 0
     assert "2 items, 18 composites" in capsys.readouterr().out
@@ -563,7 +572,7 @@ def test_the_command_prints_what_it_built(source, tmp_path, capsys):
 
 @settings(max_examples=25, deadline=None)
 @given(st.binary(max_size=300))
-def test_any_bytes_as_an_image_are_dropped_or_used_never_a_crash(data):
+def test_any_bytes_as_an_image_are_dropped_or_used_never_a_crash(data) -> None:
     from transformers_agci.data.screening import screen
     from transformers_agci.data.sources import Pair
 

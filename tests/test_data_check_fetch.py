@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Never
 
 import pytest
 from PIL import Image
@@ -42,7 +43,7 @@ def write_rows(path: Path, written=None) -> Path:
 
 
 @pytest.fixture
-def loose(tmp_path) -> Path:
+def loose(tmp_path: Path) -> Path:
     """A downloaded set as loose files: the rows, and the images in a folder of their own."""
     folder = tmp_path / "loose"
     write_rows(folder / NAME)
@@ -53,7 +54,7 @@ def loose(tmp_path) -> Path:
     return folder
 
 
-def test_a_sound_set_has_no_errors(loose, capsys):
+def test_a_sound_set_has_no_errors(loose, capsys: pytest.CaptureFixture[str]) -> None:
     report = check(loose / NAME, loose / "pictures")
     assert (report.rows, report.items, report.errors) == (18, 2, [])
     assert report.answers == {"Yes": 18}
@@ -64,13 +65,13 @@ def test_a_sound_set_has_no_errors(loose, capsys):
 
 
 def change(index, **fields):
-    def apply(written, pictures):
+    def apply(written, pictures) -> None:
         written[index].update(fields)
 
     return apply
 
 
-def swap(written, pictures):
+def swap(written, pictures) -> None:
     written[3], written[12] = written[12], written[3]
 
 
@@ -89,7 +90,7 @@ def swap(written, pictures):
         (lambda w, p: (p / w[4]["image"]).write_bytes(b"x"), ["is not an image"]),
     ],
 )
-def test_every_harm_is_an_error_with_its_line(harm, errors, loose, capsys):
+def test_every_harm_is_an_error_with_its_line(harm, errors, loose, capsys: pytest.CaptureFixture[str]) -> None:
     written = rows()
     harm(written, loose / "pictures")
     write_rows(loose / NAME, written)
@@ -100,7 +101,7 @@ def test_every_harm_is_an_error_with_its_line(harm, errors, loose, capsys):
     assert f"{len(report.errors)} errors" in capsys.readouterr().out
 
 
-def test_a_malformed_line_is_counted_and_the_rest_is_checked(loose):
+def test_a_malformed_line_is_counted_and_the_rest_is_checked(loose) -> None:
     with (loose / NAME).open("a") as file:
         file.write("{oops\n")
     report = check(loose / NAME)
@@ -109,7 +110,7 @@ def test_a_malformed_line_is_counted_and_the_rest_is_checked(loose):
     assert any("not checked" in note for note in report.notes)
 
 
-def test_many_errors_are_counted_and_not_all_printed(loose):
+def test_many_errors_are_counted_and_not_all_printed(loose) -> None:
     shutil.rmtree(loose / "pictures")
     with pytest.raises(InputError, match="There is no image folder"):
         check(loose / NAME, loose / "pictures")
@@ -161,7 +162,9 @@ def as_parquet(loose: Path, folder: Path, with_path=True) -> Path:
     ],
     ids=["loose", "zip", "tar", "parquet", "parquet_without_names"],
 )
-def test_a_local_copy_in_every_shape_is_arranged_and_checked(shape, loose, tmp_path, capsys):
+def test_a_local_copy_in_every_shape_is_arranged_and_checked(
+    shape, loose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = shape(loose, tmp_path / "copy")
     for _ in range(2):  # the second time all of it stands already
         assert main(["data", "fetch", "probe", "--local_copy", str(copy)]) == 0
@@ -173,14 +176,14 @@ def test_a_local_copy_in_every_shape_is_arranged_and_checked(shape, loose, tmp_p
         assert (found.images / row["image"]).read_bytes() == jpeg((row["id"] * 9, 0, 0))
 
 
-def test_what_is_found_is_said(loose, capsys):
+def test_what_is_found_is_said(loose, capsys: pytest.CaptureFixture[str]) -> None:
     main(["data", "fetch", "similarity", "--local_copy", str(loose)])
     assert "holds 18 .jpg, 1 .json, 1 .md" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["../outside.jpg", "/tmp/outside.jpg", "a/../../outside.jpg", "..\\outside.jpg"])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_nothing_is_unpacked_out_of_the_folder(kind, name, tmp_path):
+def test_nothing_is_unpacked_out_of_the_folder(kind, name, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
     archive = target / f"evil.{kind}"
@@ -196,7 +199,7 @@ def test_nothing_is_unpacked_out_of_the_folder(kind, name, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, "zip"])
-def test_links_and_devices_are_not_unpacked(kind, tmp_path):
+def test_links_and_devices_are_not_unpacked(kind, tmp_path: Path) -> None:
     if kind == "zip":
         entry = zipfile.ZipInfo("link.jpg")
         entry.external_attr = 0o120777 << 16
@@ -212,7 +215,9 @@ def test_links_and_devices_are_not_unpacked(kind, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [as_zip, as_tar])
-def test_a_broken_archive_is_one_sentence_and_a_whole_one_goes_on(shape, loose, tmp_path, capsys):
+def test_a_broken_archive_is_one_sentence_and_a_whole_one_goes_on(
+    shape, loose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = shape(loose, tmp_path / "copy")
     (archive,) = (path for path in copy.iterdir() if path.suffix in (".zip", ".gz"))
     whole = archive.read_bytes()
@@ -231,16 +236,18 @@ def test_a_broken_archive_is_one_sentence_and_a_whole_one_goes_on(shape, loose, 
         (lambda folder: shutil.rmtree(folder / "pictures"), "is nowhere below"),
     ],
 )
-def test_a_copy_that_is_none_is_one_sentence(harm, message, loose):
+def test_a_copy_that_is_none_is_one_sentence(harm, message, loose) -> None:
     harm(loose)
     with pytest.raises(InputError, match=message):
         arrange(loose)
 
 
-def test_offline_is_one_sentence(tmp_path, monkeypatch, capsys):
+def test_offline_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import huggingface_hub
 
-    def offline(*args, **kwargs):
+    def offline(*args, **kwargs) -> Never:
         raise huggingface_hub.errors.OfflineModeIsEnabled("Cannot reach https://huggingface.co: offline mode.\nmore")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
@@ -253,14 +260,14 @@ def test_offline_is_one_sentence(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("there", [0, 1, 2])
-def test_the_older_name_is_the_fallback(there, tmp_path, monkeypatch):
+def test_the_older_name_is_the_fallback(there, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     asked = []
 
     response = SimpleNamespace(headers={}, request=None)
 
-    def answer(name, repo_type, local_dir):
+    def answer(name, repo_type, local_dir) -> None:
         asked.append(name)
         if len(asked) <= there:
             raise huggingface_hub.errors.RepositoryNotFoundError("404", response=response)

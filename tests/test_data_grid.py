@@ -27,7 +27,7 @@ grids = st.builds(
 )
 
 
-def test_published_boxes_cover_these_pixels():
+def test_published_boxes_cover_these_pixels() -> None:
     grid = Grid()
     spans = [(grid.placed((270, 270), cell)[0], grid.placed((270, 270), cell)[1]) for cell in (0, 1, 2, 3, 8)]
     assert spans == [(8, 8), (285, 8), (562, 8), (8, 285), (562, 562)]
@@ -37,7 +37,7 @@ def test_published_boxes_cover_these_pixels():
 
 @settings(deadline=None)
 @given(grids)
-def test_boxes_are_disjoint_on_the_canvas_and_symmetric(grid):
+def test_boxes_are_disjoint_on_the_canvas_and_symmetric(grid) -> None:
     boxes = grid.boxes()
     assert len(boxes) == grid.rows * grid.cols
     for number, box in enumerate(boxes):
@@ -54,7 +54,7 @@ def test_boxes_are_disjoint_on_the_canvas_and_symmetric(grid):
 
 @settings(deadline=None)
 @given(grids, sizes)
-def test_an_image_keeps_its_aspect_fills_its_box_and_is_centred(grid, size):
+def test_an_image_keeps_its_aspect_fills_its_box_and_is_centred(grid, size) -> None:
     width, height = grid.fitted(size)
     assert max(width, height) == grid.box
     scale = grid.box / max(size)
@@ -68,7 +68,7 @@ def test_an_image_keeps_its_aspect_fills_its_box_and_is_centred(grid, size):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(), min_size=8, max_size=8), st.integers(0, 8))
-def test_the_target_is_inserted_and_the_distractors_keep_their_order(distractors, k):
+def test_the_target_is_inserted_and_the_distractors_keep_their_order(distractors, k) -> None:
     cells = with_target("target", distractors, k)
     assert cells[k] == "target"
     assert cells[:k] + cells[k + 1 :] == distractors
@@ -76,7 +76,7 @@ def test_the_target_is_inserted_and_the_distractors_keep_their_order(distractors
 
 
 @pytest.mark.parametrize("k", [-1, 9])
-def test_a_cell_that_does_not_exist_is_refused(k):
+def test_a_cell_that_does_not_exist_is_refused(k) -> None:
     with pytest.raises(InputError, match="cells are 0 to 8"):
         with_target("t", list("abcdefgh"), k)
 
@@ -91,7 +91,7 @@ def test_a_cell_that_does_not_exist_is_refused(k):
         lambda: compose([None] * 4, Grid()),
     ],
 )
-def test_a_grid_that_cannot_be_is_refused_in_one_sentence(make):
+def test_a_grid_that_cannot_be_is_refused_in_one_sentence(make) -> None:
     with pytest.raises(InputError) as error:
         make()
     assert "\n" not in str(error.value)
@@ -108,20 +108,20 @@ def painted(number: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("k", range(9))
-def test_golden_composites_pixel_by_pixel(k):
+def test_golden_composites_pixel_by_pixel(k) -> None:
     """The recorded canvases were looked at once; `python tests/test_data_grid.py` records them anew."""
     made = compose(with_target(painted(0), [painted(n) for n in range(1, 9)], k), Grid())
     with Image.open(GOLDEN / f"probe_{k}.png") as golden:
         assert golden.convert("RGB").tobytes() == made.tobytes()
 
 
-def test_golden_target_alone_pixel_by_pixel():
+def test_golden_target_alone_pixel_by_pixel() -> None:
     made = compose(alone(painted(0), 5), Grid(), "white")
     with Image.open(GOLDEN / "similarity_5.png") as golden:
         assert golden.convert("RGB").tobytes() == made.tobytes()
 
 
-def test_a_composite_is_what_a_slow_definition_says():
+def test_a_composite_is_what_a_slow_definition_says() -> None:
     """Images that need no resizing: every pixel of the canvas is known without any resampling."""
     grid = Grid(canvas=30, box=8, margin=2, gutter=1)
     images = [Image.new("RGB", (8, 4 + cell % 3 * 2), (cell, 2 * cell, 255 - cell)) for cell in range(9)]
@@ -136,7 +136,7 @@ def test_a_composite_is_what_a_slow_definition_says():
             assert made.getpixel((x, y)) == expected
 
 
-def test_transparent_parts_show_the_background():
+def test_transparent_parts_show_the_background() -> None:
     glass = Image.new("RGBA", (10, 10), (255, 0, 0, 0))
     assert fit(glass, Grid(), "blue").getpixel((5, 5)) == (0, 0, 255)
     palette = Image.new("P", (10, 10), 0)
@@ -144,7 +144,7 @@ def test_transparent_parts_show_the_background():
     assert fit(palette, Grid(), "lime").getpixel((5, 5)) == (0, 255, 0)
 
 
-def test_jpeg_is_baseline_quality_75_with_halved_chroma():
+def test_jpeg_is_baseline_quality_75_with_halved_chroma() -> None:
     data = encode_jpeg(compose([painted(0)] + [None] * 8, Grid()))
     with Image.open(io.BytesIO(data)) as image:
         assert image.size == (840, 840)

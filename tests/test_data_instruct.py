@@ -25,7 +25,7 @@ def talk(number, image="default", question="<image>\nWhat?"):
 
 
 @pytest.fixture
-def tree(tmp_path) -> Path:
+def tree(tmp_path: Path) -> Path:
     """30 COCO records whose image exists, and one record of every other sort."""
     for folder in ("coco/train2017", "ocr_vqa/images"):
         (tmp_path / "root" / folder).mkdir(parents=True)
@@ -48,7 +48,7 @@ def tree(tmp_path) -> Path:
     return tmp_path
 
 
-def test_the_sample_is_the_first_n_of_a_seeded_shuffle(tree):
+def test_the_sample_is_the_first_n_of_a_seeded_shuffle(tree) -> None:
     everything = draw_sample(tree / "mix.json", tree / "root", 31, seed=3)
     assert everything.read == 39
     assert len(everything.rows) == 31
@@ -65,7 +65,7 @@ def test_the_sample_is_the_first_n_of_a_seeded_shuffle(tree):
     assert sorted(map(str, other.rows)) == sorted(map(str, everything.rows))
 
 
-def test_every_record_is_equally_likely(tree):
+def test_every_record_is_equally_likely(tree) -> None:
     counts = dict.fromkeys((str(n) for n in range(30)), 0) | {"100": 0}
     for seed in range(400):
         for row in draw_sample(tree / "mix.json", tree / "root", 10, seed).rows:
@@ -73,7 +73,7 @@ def test_every_record_is_equally_likely(tree):
     assert 90 < min(counts.values()) <= max(counts.values()) < 170  # expected 129, standard deviation 9.4
 
 
-def test_both_forms_and_dataset_info_are_written(tree, capsys):
+def test_both_forms_and_dataset_info_are_written(tree, capsys: pytest.CaptureFixture[str]) -> None:
     out = tree / "data"
     arguments = [
         "data",
@@ -108,7 +108,7 @@ def test_both_forms_and_dataset_info_are_written(tree, capsys):
     assert (out / "llava_v1_5_instruct_sample_31.json").read_bytes() == first
 
 
-def test_text_only_is_kept_when_asked(tree):
+def test_text_only_is_kept_when_asked(tree) -> None:
     sample = draw_sample(tree / "mix.json", tree / "root", 32, seed=0, keep_text_only=True)
     (text,) = (row for row in sample.rows if "image" not in row)
     assert text["id"] == "102"
@@ -116,13 +116,13 @@ def test_text_only_is_kept_when_asked(tree):
     assert to_sharegpt(text)["images"] == []
 
 
-def test_ten_thousand_is_named_10k(tree, capsys):
+def test_ten_thousand_is_named_10k(tree, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "sample-instruct", "--mix", str(tree / "mix.json"), "--image_root", str(tree / "root")]) == 2
     assert "Only 31 of 10000 conversations" in capsys.readouterr().err
     assert not (tree / "data").exists()
 
 
-def test_check_images_counts_by_folder(tree, capsys):
+def test_check_images_counts_by_folder(tree, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["data", "check-images", str(tree / "mix.json"), "--image_root", str(tree / "root")]
     assert main(arguments) == 1
     printed = capsys.readouterr().out
@@ -136,14 +136,14 @@ def test_check_images_counts_by_folder(tree, capsys):
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[", '[{"id": 1},', "[]", "nonsense", '[{"id": 1}} ]'])
-def test_a_broken_mix_is_one_sentence(content, tmp_path):
+def test_a_broken_mix_is_one_sentence(content, tmp_path: Path) -> None:
     (tmp_path / "mix.json").write_text(content)
     with pytest.raises(InputError) as error:
         list(read_conversations(tmp_path / "mix.json"))
     assert "\n" not in str(error.value)
 
 
-def test_an_image_outside_the_root_stops_the_sample(tree):
+def test_an_image_outside_the_root_stops_the_sample(tree) -> None:
     (tree / "mix.json").write_text(json.dumps([talk(1, "../../etc/passwd")]))
     with pytest.raises(InputError, match=r"mix.json: record 1: the path '\.\./\.\./etc/passwd'"):
         draw_sample(tree / "mix.json", tree / "root", 1, seed=0)
@@ -156,7 +156,7 @@ PROBLEMS = {
 }
 
 
-def test_scienceqa_conversations(tmp_path, capsys):
+def test_scienceqa_conversations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "problems.json").write_text(json.dumps(PROBLEMS))
     (tmp_path / "pid_splits.json").write_text(json.dumps({"test": ["5", "4"], "train": ["6"]}))
     output = tmp_path / "out" / "llava_test_CQM-A.json"
@@ -200,7 +200,7 @@ def test_scienceqa_conversations(tmp_path, capsys):
         ([], {"test": []}, "must hold a JSON object, but holds list"),
     ],
 )
-def test_bad_scienceqa_files_are_one_sentence(problems, splits, message, tmp_path):
+def test_bad_scienceqa_files_are_one_sentence(problems, splits, message, tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps(problems))
     (tmp_path / "s.json").write_text(json.dumps(splits))
     with pytest.raises(InputError, match=message):

@@ -54,7 +54,7 @@ def write(path, kind):
         ("a.parquet", "parquet"),
     ],
 )
-def test_every_format_gives_the_same_rows(tmp_path, name, kind):
+def test_every_format_gives_the_same_rows(tmp_path: Path, name, kind) -> None:
     path = write(tmp_path / name, kind)
     assert [row for _, row in read_rows(path)] == rows()
     read = read_probe_rows(path)
@@ -63,7 +63,7 @@ def test_every_format_gives_the_same_rows(tmp_path, name, kind):
     assert read[4].where.startswith(f"{name}:")
 
 
-def test_where_counts_lines_as_an_editor_does(tmp_path):
+def test_where_counts_lines_as_an_editor_does(tmp_path: Path) -> None:
     assert [w for w, _ in read_rows(write(tmp_path / "a.json", "blank"))][:2] == ["a.json:3", "a.json:4"]
     text = tmp_path / "b.json"
     text.write_text('[\n {"id": 1},\n\n {"id": 2}, {"id": 3}\n]\n')
@@ -94,14 +94,14 @@ GOOD = '{"id": 1, "image": "a.jpg", "caption": "c", "position": "center", "answe
         ("a.parquet", b"PAR1 no", "cannot be read"),
     ],
 )
-def test_a_broken_file_is_one_sentence(tmp_path, name, content, message):
+def test_a_broken_file_is_one_sentence(tmp_path: Path, name, content, message) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message) as error:
         list(read_rows(tmp_path / name))
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing\.json: there is no such file"):
         list(read_rows(tmp_path / "nothing.json"))
 
@@ -120,7 +120,7 @@ def test_a_missing_file_is_named(tmp_path):
         ("answer", "yes", "\"answer\" is 'yes', but must be one of: Yes, No"),
     ],
 )
-def test_a_bad_field_is_named_with_its_line(tmp_path, field, value, message):
+def test_a_bad_field_is_named_with_its_line(tmp_path: Path, field, value, message) -> None:
     row = json.loads(GOOD)
     row.pop(field)
     if value is not None:
@@ -134,7 +134,7 @@ def test_a_bad_field_is_named_with_its_line(tmp_path, field, value, message):
     assert len(errors) == 1
 
 
-def test_bad_lines_can_be_collected_while_reading_goes_on(tmp_path):
+def test_bad_lines_can_be_collected_while_reading_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(f"{{\n{GOOD}\n[]\n{GOOD}\n")
     errors = []
@@ -145,12 +145,12 @@ def test_bad_lines_can_be_collected_while_reading_goes_on(tmp_path):
 @pytest.mark.parametrize(
     "name", ["", "/etc/passwd", "../x.jpg", "a/../../x.jpg", "a\\..\\x", "C:\\x", "C:x", "a\0b", "\\\\h\\x"]
 )
-def test_a_path_that_leaves_its_root_is_refused(tmp_path, name):
+def test_a_path_that_leaves_its_root_is_refused(tmp_path: Path, name) -> None:
     with pytest.raises(InputError, match=r"^rows\.json:3: .*relative and without"):
         resolve_below(tmp_path, name, "rows.json:3")
 
 
-def test_a_link_out_of_the_root_is_refused_and_one_inside_is_not(tmp_path):
+def test_a_link_out_of_the_root_is_refused_and_one_inside_is_not(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "sub").mkdir(parents=True)
     (tmp_path / "secret.jpg").write_bytes(b"x")
@@ -170,7 +170,7 @@ def jpeg(size=(40, 30), mode="RGB"):
     return buffer.getvalue()
 
 
-def test_an_image_is_opened_as_rgb(tmp_path):
+def test_an_image_is_opened_as_rgb(tmp_path: Path) -> None:
     for mode in ("RGB", "L", "CMYK"):
         (tmp_path / "a.jpg").write_bytes(jpeg(mode=mode))
         image = open_image(tmp_path / "a.jpg", "r:1")
@@ -187,7 +187,7 @@ def test_an_image_is_opened_as_rgb(tmp_path):
         (jpeg((200, 100)), "has 200x100 pixels, more than the 10000"),
     ],
 )
-def test_a_bad_image_is_one_sentence(tmp_path, content, message):
+def test_a_bad_image_is_one_sentence(tmp_path: Path, content, message) -> None:
     path = tmp_path / "a.jpg"
     if content is not None:
         path.write_bytes(content)
@@ -195,24 +195,24 @@ def test_a_bad_image_is_one_sentence(tmp_path, content, message):
         open_image(path, "r.json:5", max_pixels=10_000)
 
 
-def test_a_truncated_image_never_passes_silently():
+def test_a_truncated_image_never_passes_silently() -> None:
     whole = jpeg()
     for length in range(len(whole) - 2):
         with pytest.raises(InputError):
             decode_image(whole[:length], "it")
 
 
-def test_a_folder_is_not_a_image(tmp_path):
+def test_a_folder_is_not_a_image(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         open_image(tmp_path, "r:1")
 
 
-def test_draft_halves_a_large_jpeg_and_leaves_a_small_one():
+def test_draft_halves_a_large_jpeg_and_leaves_a_small_one() -> None:
     assert min(decode_image(jpeg((1200, 900)), "it", draft=270).size) >= 270
     assert decode_image(jpeg((512, 384)), "it", draft=270).size == (512, 384)
 
 
-def test_the_whole_package_of_data_loads_neither_torch_nor_datasets():
+def test_the_whole_package_of_data_loads_neither_torch_nor_datasets() -> None:
     modules = sorted(path.stem for path in Path(data.__file__).parent.glob("*.py"))
     program = "import sys, importlib\n" + "".join(
         f"importlib.import_module('transformers_agci.data.{name}')\n" for name in modules if name != "__init__"

@@ -26,7 +26,7 @@ NAME = "sample_noto_840_840"
         (f"similarity_data/{NAME}.json", 4, {"Yes": 36}),
     ],
 )
-def test_the_shipped_samples_pass_our_own_check(rows, items, answers):
+def test_the_shipped_samples_pass_our_own_check(rows, items, answers) -> None:
     path = ROOT / rows
     report = check(path, path.parent / "images")
     assert report.errors == []
@@ -34,7 +34,7 @@ def test_the_shipped_samples_pass_our_own_check(rows, items, answers):
     assert any("every byte is as" in note for note in report.notes)
 
 
-def test_the_shipped_conversations_are_whole():
+def test_the_shipped_conversations_are_whole() -> None:
     rows = json.loads((ROOT / "data" / "sample_noto_for_llava1.5.json").read_text())
     assert json.loads((ROOT / "data" / "sample_noto.json").read_text()) == [to_sharegpt(row) for row in rows]
     assert (
@@ -54,7 +54,7 @@ def test_the_shipped_conversations_are_whole():
     assert set(info) == {"sample_noto", "llava_v1_5_instruct_sample_10k"}
 
 
-def test_the_readmes_show_a_row_that_is_there():
+def test_the_readmes_show_a_row_that_is_there() -> None:
     for folder in ("probe_datasets", "similarity_data"):
         shown = [line.strip() for line in (ROOT / folder / "README.md").read_text().splitlines()]
         assert [line for line in shown if line.startswith('{"id"')]
@@ -70,12 +70,12 @@ def shipped(root: Path) -> dict[str, Path]:
     }
 
 
-def test_the_samples_are_small():
+def test_the_samples_are_small() -> None:
     assert sum(path.stat().st_size for path in shipped(ROOT).values()) < 2_990_000
 
 
 @pytest.mark.slow
-def test_rebuilding_gives_the_shipped_samples(tmp_path, capsys):
+def test_rebuilding_gives_the_shipped_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "build-samples", "--root", str(tmp_path)]) == 0
     rebuilt, there = shipped(tmp_path), shipped(ROOT)
     assert set(rebuilt) == set(there)

@@ -30,7 +30,7 @@ GROUPS = st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_s
 
 
 @given(GROUPS, st.integers(1, 9))
-def test_blocks_are_whole_groups_of_at_least_so_many_rows(groups, block_rows):
+def test_blocks_are_whole_groups_of_at_least_so_many_rows(groups, block_rows) -> None:
     questions = [
         question(group=None if alone else name) for name, (size, alone) in enumerate(groups) for _ in range(size)
     ]
@@ -43,14 +43,14 @@ def test_blocks_are_whole_groups_of_at_least_so_many_rows(groups, block_rows):
         assert before is None or before != after
 
 
-def test_more_input_does_not_move_the_blocks_before_it():
+def test_more_input_does_not_move_the_blocks_before_it() -> None:
     questions = [question(group=number // 3) for number in range(30)]
     long, short = plan_blocks(questions, 4), plan_blocks(questions[:20], 4)
     assert short[:-1] == long[: len(short) - 1]
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=2), min_size=1, max_size=30), st.integers(1, 5))
-def test_columns_ask_everything_once_about_one_list_of_images_each_slot(lists, batch_size):
+def test_columns_ask_everything_once_about_one_list_of_images_each_slot(lists, batch_size) -> None:
     questions = [question(*images) for images in lists]
     columns = plan_columns(questions, range(len(questions)), batch_size)
     asked = Counter(number for column in columns for batch in column.batches for number in batch)
@@ -66,7 +66,7 @@ def test_columns_ask_everything_once_about_one_list_of_images_each_slot(lists, b
     assert sum(len(column.batches[0]) for column in with_images) == len(distinct)  # each list is encoded once
 
 
-def test_a_block_has_enough_images_for_a_batch_of_them():
+def test_a_block_has_enough_images_for_a_batch_of_them() -> None:
     """18 questions about each image: 4 batches of 3 rows would all be about one image."""
     questions = [question(str(number // 18), group=number // 18) for number in range(18 * 7)]
     assert [block.size for block in plan_blocks(questions, 12)] == [18] * 7
@@ -76,7 +76,7 @@ def test_a_block_has_enough_images_for_a_batch_of_them():
     assert [block.size for block in plan_blocks(about_one, 4, lists=3)] == [32, 32, 32, 4]
 
 
-def test_longer_texts_share_a_batch_and_batches_are_even():
+def test_longer_texts_share_a_batch_and_batches_are_even() -> None:
     questions = [question(str(n), text="x" * (n % 6)) for n in range(18)]
     columns = plan_columns(questions, range(18), 16)
     assert [len(column.batches[0]) for column in columns] == [9, 9]
@@ -84,20 +84,20 @@ def test_longer_texts_share_a_batch_and_batches_are_even():
     assert lengths == sorted(lengths, reverse=True)
 
 
-def test_other_stop_rules_get_columns_of_their_own():
+def test_other_stop_rules_get_columns_of_their_own() -> None:
     columns = plan_columns([question("a"), question("a", stop=up_to(9))], range(2), 9)
     assert [column.batches for column in columns] == [((0,),), ((1,),)]
     with pytest.raises(InputError, match="at least 1 token"):
         up_to(0)
 
 
-def test_a_batch_has_at_least_one_row():
+def test_a_batch_has_at_least_one_row() -> None:
     assert make_plan([question()], "cpu").batch_size == 9
     with pytest.raises(InputError, match="at least 1 row"):
         make_plan([question()], "cpu", batch_size=-1)
 
 
-def test_images_come_first_or_where_their_marks_are():
+def test_images_come_first_or_where_their_marks_are() -> None:
     image = {"type": "image"}
 
     def text(words: str) -> dict[str, str]:
@@ -114,12 +114,12 @@ def test_images_come_first_or_where_their_marks_are():
 
 
 @given(st.text("YyEeSsNnOo ,.\n", max_size=10) | st.sampled_from(["yes, it is", "no\n, x", "Yes.", "NO", "yes,"]))
-def test_stopping_early_never_changes_the_verdict(reply):
+def test_stopping_early_never_changes_the_verdict(reply) -> None:
     stopped = next((reply[:end] for end in range(len(reply)) if verdict_is_fixed(reply[:end])), reply)
     assert read_answer(stopped.strip()) == read_answer(reply.strip())
 
 
-def test_yes_and_no_stop_at_once():
+def test_yes_and_no_stop_at_once() -> None:
     assert verdict_is_fixed("Yes") and verdict_is_fixed("No") and verdict_is_fixed("\nNo")
 
 
@@ -132,7 +132,7 @@ def test_yes_and_no_stop_at_once():
         ("maybe", 1.0, 2.0, False),
     ],
 )
-def test_logits_against_the_answer(text, yes, no, disagrees):
+def test_logits_against_the_answer(text, yes, no, disagrees) -> None:
     answer = Answer(text, yes, no)
     assert answer.logits_disagree is disagrees
     assert answer.fields == {"prediction": text, "yes_logit": yes, "no_logit": no, "margin": yes - no}
@@ -142,7 +142,9 @@ def test_logits_against_the_answer(text, yes, no, disagrees):
 # --- progress ---
 
 
-def test_a_log_file_is_left_alone_for_a_minute(capsys, monkeypatch):
+def test_a_log_file_is_left_alone_for_a_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [0.0]
     monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
     bar = Progress(1000)
@@ -160,7 +162,7 @@ def test_a_log_file_is_left_alone_for_a_minute(capsys, monkeypatch):
     assert "rows.json:3: broken\n" in capsys.readouterr().err
 
 
-def test_quiet_says_nothing(capsys):
+def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     bar = Progress(1, shown=False)
     bar.add(1)
     bar.close()

@@ -1,6 +1,7 @@
 """Six families through the engine: a row's answer does not depend on its batch."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,9 @@ def answers(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_batch_1_and_batch_5_agree_in_float32(tiny_checkpoint, questions, tmp_path, family):
+def test_batch_1_and_batch_5_agree_in_float32(
+    tiny_checkpoint: Callable[[str], Path], questions, tmp_path: Path, family
+) -> None:
     alone = answers(tiny_checkpoint(family), questions, tmp_path, 1)
     together = answers(tiny_checkpoint(family), questions, tmp_path, 5)
     for lam in LAMBDAS:
@@ -59,7 +62,9 @@ def test_batch_1_and_batch_5_agree_in_float32(tiny_checkpoint, questions, tmp_pa
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_in_bfloat16_only_close_calls_may_flip(tiny_checkpoint, questions, tmp_path, family):
+def test_in_bfloat16_only_close_calls_may_flip(
+    tiny_checkpoint: Callable[[str], Path], questions, tmp_path: Path, family
+) -> None:
     alone = answers(tiny_checkpoint(family), questions, tmp_path, 1, "bfloat16")
     together = answers(tiny_checkpoint(family), questions, tmp_path, 5, "bfloat16")
     moved = {}
@@ -77,7 +82,7 @@ def test_in_bfloat16_only_close_calls_may_flip(tiny_checkpoint, questions, tmp_p
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_vision_record_is_exact_and_not_changed_by_its_use(tiny_checkpoint, family):
+def test_the_vision_record_is_exact_and_not_changed_by_its_use(tiny_checkpoint: Callable[[str], Path], family) -> None:
     loaded = load(LoadOptions(str(tiny_checkpoint(family))))
     model, processor = loaded.model, loaded.processor
     first = prompt_inputs(processor, "Is there a dog?", random_image(1), random_image(2))
@@ -100,7 +105,7 @@ def test_the_vision_record_is_exact_and_not_changed_by_its_use(tiny_checkpoint, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_caption_cannot_bring_an_image_of_its_own(tiny_checkpoint, family):
+def test_a_caption_cannot_bring_an_image_of_its_own(tiny_checkpoint: Callable[[str], Path], family) -> None:
     processor = load(LoadOptions(str(tiny_checkpoint(family)))).processor
     token = processor.image_token
     with pytest.raises(InputError, match="x:1: the text holds"):
@@ -110,7 +115,7 @@ def test_a_caption_cannot_bring_an_image_of_its_own(tiny_checkpoint, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_images_taken_once_are_the_processors_own(family):
+def test_images_taken_once_are_the_processors_own(family) -> None:
     processor = build_processor(family)
     shown = [[random_image(number, *size)] for number, size in enumerate(SIZES)]
     if family in ("qwen2_5_vl", "qwen3_vl"):

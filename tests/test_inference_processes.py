@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def written(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_checkpoint, probe, tmp_path_factory) -> dict[str, bytes]:
+def whole(tiny_checkpoint: Callable[[str], Path], probe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What one undisturbed process writes with the LLaVA checkpoint."""
     folder = tmp_path_factory.mktemp("whole")
     agci("probe", *arguments(tiny_checkpoint("llava"), probe, folder / "A.jsonl"))
@@ -126,7 +127,9 @@ def start_and_kill(words: list[str], answers: Path, when: int) -> None:
         process.wait()
 
 
-def test_killed_twice_and_resumed_it_writes_the_same_bytes(tiny_checkpoint, probe, tmp_path, whole):
+def test_killed_twice_and_resumed_it_writes_the_same_bytes(
+    tiny_checkpoint: Callable[[str], Path], probe, tmp_path: Path, whole
+) -> None:
     words = ["probe", *arguments(tiny_checkpoint("llava"), probe, tmp_path / "A.jsonl")]
     for when in (1, len(whole["A.lam0.jsonl"]) // 2):
         start_and_kill([*words, "--workers", "2"], tmp_path / "A.jsonl", when)  # its workers must not keep the lock
@@ -134,7 +137,9 @@ def test_killed_twice_and_resumed_it_writes_the_same_bytes(tiny_checkpoint, prob
     assert written(tmp_path) == whole
 
 
-def test_a_killed_shard_is_redone_and_merged_to_the_same_bytes(tiny_checkpoint, probe, tmp_path, whole):
+def test_a_killed_shard_is_redone_and_merged_to_the_same_bytes(
+    tiny_checkpoint: Callable[[str], Path], probe, tmp_path: Path, whole
+) -> None:
     words = ["probe", *arguments(tiny_checkpoint("llava"), probe, tmp_path / "A.jsonl")]
     start_and_kill([*words, "--shard", "1/3"], tmp_path / "A.jsonl", 1)
     files = [str(tmp_path / f"A.lam{lam}.jsonl") for lam in ("0", "0.5")]
@@ -145,7 +150,9 @@ def test_a_killed_shard_is_redone_and_merged_to_the_same_bytes(tiny_checkpoint, 
     assert written(tmp_path) == whole
 
 
-def test_a_second_process_is_refused_while_the_first_writes(tiny_checkpoint, probe, tmp_path, whole):
+def test_a_second_process_is_refused_while_the_first_writes(
+    tiny_checkpoint: Callable[[str], Path], probe, tmp_path: Path, whole
+) -> None:
     words = ["probe", *arguments(tiny_checkpoint("llava"), probe, tmp_path / "A.jsonl")]
     first = subprocess.Popen(
         [sys.executable, "-m", "transformers_agci.cli", *words],
@@ -165,7 +172,9 @@ def test_a_second_process_is_refused_while_the_first_writes(tiny_checkpoint, pro
 
 
 @pytest.mark.parametrize(("family", "most"), [(family, 3 if family == "llava" else 2) for family in FAMILIES])
-def test_the_familys_own_command_with_several_processes(tiny_checkpoint, probe, tmp_path, family, most):
+def test_the_familys_own_command_with_several_processes(
+    tiny_checkpoint: Callable[[str], Path], probe, tmp_path: Path, family, most
+) -> None:
     script = ROOT / "scripts" / SUPPORTED_FAMILIES[family].name / "eval_laion_bias_data.py"
     results = []
     for processes in range(1, most + 1):
@@ -188,14 +197,18 @@ def test_the_familys_own_command_with_several_processes(tiny_checkpoint, probe, 
     assert all(result == results[0] for result in results)
 
 
-def test_another_number_of_processes_goes_on_where_the_first_stopped(tiny_checkpoint, probe, tmp_path, whole):
+def test_another_number_of_processes_goes_on_where_the_first_stopped(
+    tiny_checkpoint: Callable[[str], Path], probe, tmp_path: Path, whole
+) -> None:
     words = arguments(tiny_checkpoint("llava"), probe, tmp_path / "A.jsonl", "--quiet")
     start_and_kill(["probe", *words], tmp_path / "A.jsonl", 1)
     torchrun(2, ROOT / "scripts" / "LLaVA-v1.5" / "eval_laion_bias_data.py", *words)
     assert written(tmp_path) == whole
 
 
-def test_a_checkpoint_of_another_family_is_refused(tiny_checkpoint, probe, tmp_path):
+def test_a_checkpoint_of_another_family_is_refused(
+    tiny_checkpoint: Callable[[str], Path], probe, tmp_path: Path
+) -> None:
     script = ROOT / "scripts" / "Qwen3-VL" / "eval_laion_bias_data.py"
     words = arguments(tiny_checkpoint("llava"), probe, tmp_path / "A.jsonl")
     done = subprocess.run(

@@ -48,12 +48,12 @@ def fill(
 
 
 @pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture(params=[{}, BAD], ids=["clean", "bad row"])
-def bad(request) -> dict:
+def bad(request: pytest.FixtureRequest) -> dict:
     return request.param
 
 
@@ -73,14 +73,14 @@ def names(folder: Path, stem: str) -> set[str]:
     return {file.name for file in folder.iterdir() if file.name.startswith(f"{stem}.")}
 
 
-def test_rows_stand_in_input_order_and_nothing_else_is_left(tmp_path, whole, bad):
+def test_rows_stand_in_input_order_and_nothing_else_is_left(tmp_path: Path, whole, bad) -> None:
     written = [json.loads(line)["id"] for line in whole[0].splitlines()]
     assert written == [n for n in range(sum(SIZES)) if n != 5 or not bad]
     expected = {"whole.jsonl", "whole.manifest.json"} | ({"whole.bad.jsonl"} if bad else set())
     assert names(tmp_path, "whole") == expected
 
 
-def test_truncated_at_every_byte_of_its_last_block_it_resumes_to_the_same_bytes(tmp_path, whole, bad):
+def test_truncated_at_every_byte_of_its_last_block_it_resumes_to_the_same_bytes(tmp_path: Path, whole, bad) -> None:
     path = tmp_path / "whole.jsonl"
     end = len(whole[0])
     last_block = end - sum(map(len, whole[0].splitlines(keepends=True)[-SIZES[-1] :]))
@@ -90,7 +90,7 @@ def test_truncated_at_every_byte_of_its_last_block_it_resumes_to_the_same_bytes(
         assert contents(path) == whole, size
 
 
-def test_a_bad_row_whose_block_was_not_written_is_forgotten(tmp_path, whole):
+def test_a_bad_row_whose_block_was_not_written_is_forgotten(tmp_path: Path, whole) -> None:
     """The list of bad rows is written before its block: a kill between the two leaves it alone."""
     path = tmp_path / "A.jsonl"
     fill(path, bad=BAD, stop=2)
@@ -101,7 +101,7 @@ def test_a_bad_row_whose_block_was_not_written_is_forgotten(tmp_path, whole):
 
 
 @pytest.mark.parametrize("counts", [(1,), (2,), (3,), (3, 2), (2, 1), (7,)], ids=str)
-def test_any_number_of_shards_gives_the_same_bytes(tmp_path, whole, bad, counts):
+def test_any_number_of_shards_gives_the_same_bytes(tmp_path: Path, whole, bad, counts) -> None:
     path = tmp_path / "A.jsonl"
     for count in counts[:-1]:  # interrupted: each shard does one block
         for index in range(count):
@@ -114,7 +114,7 @@ def test_any_number_of_shards_gives_the_same_bytes(tmp_path, whole, bad, counts)
     assert names(tmp_path, "A") == {name.replace("whole", "A") for name in names(tmp_path, "whole")}
 
 
-def test_one_process_goes_on_where_shards_and_a_single_run_stopped(tmp_path, whole, bad):
+def test_one_process_goes_on_where_shards_and_a_single_run_stopped(tmp_path: Path, whole, bad) -> None:
     path = tmp_path / "A.jsonl"
     fill(path, bad=bad, stop=1)
     fill(path, Shard(0, 2), bad)
@@ -124,7 +124,7 @@ def test_one_process_goes_on_where_shards_and_a_single_run_stopped(tmp_path, who
     assert contents(path) == whole
 
 
-def test_a_killed_shard_is_done_again(tmp_path, whole, bad):
+def test_a_killed_shard_is_done_again(tmp_path: Path, whole, bad) -> None:
     path = tmp_path / "A.jsonl"
     for index in (0, 1):
         fill(path, Shard(index, 2), bad)
@@ -137,7 +137,7 @@ def test_a_killed_shard_is_done_again(tmp_path, whole, bad):
     assert contents(path) == whole
 
 
-def test_merging_twice_or_nothing(tmp_path):
+def test_merging_twice_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "A.jsonl"
     with pytest.raises(InputError, match=r"There is no .*A\.manifest\.json"):
         merge_shards(path)
@@ -148,7 +148,7 @@ def test_merging_twice_or_nothing(tmp_path):
         merge_shards(path)
 
 
-def test_other_settings_are_refused_and_named(tmp_path):
+def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     path = tmp_path / "A.jsonl"
     fill(path)
     before = path.read_bytes()
@@ -163,7 +163,7 @@ def test_other_settings_are_refused_and_named(tmp_path):
     assert path.read_bytes() == b""
 
 
-def test_a_file_that_is_not_ours_is_left_alone(tmp_path):
+def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "A.jsonl"
     path.write_text("precious\n")
     with pytest.raises(InputError, match=r"without A.manifest.json"), ResultFile(path, SIZES, SETTINGS):
@@ -171,7 +171,7 @@ def test_a_file_that_is_not_ours_is_left_alone(tmp_path):
     assert path.read_text() == "precious\n"
 
 
-def test_more_rows_than_asked_for_are_not_cut(tmp_path):
+def test_more_rows_than_asked_for_are_not_cut(tmp_path: Path) -> None:
     path = tmp_path / "A.jsonl"
     fill(path)
     with pytest.raises(InputError, match="holds 14 rows, more than the 4"), ResultFile(path, SIZES[:1], SETTINGS):
@@ -179,7 +179,7 @@ def test_more_rows_than_asked_for_are_not_cut(tmp_path):
     assert len(path.read_bytes().splitlines()) == 14
 
 
-def test_fewer_rows_then_all(tmp_path, whole):
+def test_fewer_rows_then_all(tmp_path: Path, whole) -> None:
     """--limit cuts the last block short; without it that block is done again."""
     path = tmp_path / "A.jsonl"
     with ResultFile(path, [4, 1], SETTINGS) as file:
@@ -206,7 +206,9 @@ def _hold(path: Path, shard: Shard | None, ready, release) -> None:
     ],
     ids=str,
 )
-def test_a_second_process_on_the_same_output_is_refused(tmp_path, first, second, clash, monkeypatch):
+def test_a_second_process_on_the_same_output_is_refused(
+    tmp_path: Path, first, second, clash, monkeypatch: pytest.MonkeyPatch
+) -> None:
     context = multiprocessing.get_context("fork")
     ready, release = context.Event(), context.Event()
     path = tmp_path / "A.jsonl"
@@ -227,20 +229,20 @@ def test_a_second_process_on_the_same_output_is_refused(tmp_path, first, second,
     fill(path, second)
 
 
-def test_a_lock_file_that_a_kill_left_does_not_matter(tmp_path):
+def test_a_lock_file_that_a_kill_left_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / "A.lock").touch()
     fill(tmp_path / "A.jsonl")
     assert names(tmp_path, "A") == {"A.jsonl", "A.manifest.json"}
 
 
-def test_unwritable_outputs(tmp_path):
+def test_unwritable_outputs(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file" / "A.jsonl"):
         with pytest.raises(InputError, match=r"is a folder|Cannot write"), ResultFile(path, SIZES, SETTINGS):
             pass
 
 
-def test_overwrite_is_not_for_one_of_several_shards(tmp_path):
+def test_overwrite_is_not_for_one_of_several_shards(tmp_path: Path) -> None:
     with (
         pytest.raises(InputError, match="delete the other shards' work"),
         ResultFile(tmp_path / "A.jsonl", SIZES, SETTINGS, shard=Shard(0, 2), overwrite=True),
@@ -248,7 +250,7 @@ def test_overwrite_is_not_for_one_of_several_shards(tmp_path):
         pass
 
 
-def test_the_manifest_keeps_blocks_and_runs(tmp_path):
+def test_the_manifest_keeps_blocks_and_runs(tmp_path: Path) -> None:
     path = tmp_path / "A.jsonl"
     with ResultFile(path, [4, 4, 4, 1], SETTINGS, {"model": "here"}) as file:
         file.record({"seconds": 1})
@@ -261,7 +263,7 @@ def test_the_manifest_keeps_blocks_and_runs(tmp_path):
     assert (found["settings"], found["notes"], found["rows"]) == (SETTINGS, {"model": "here"}, 13)
 
 
-def test_output_paths_do_not_clash():
+def test_output_paths_do_not_clash() -> None:
     for name, lambdas in itertools.product(("A.json", "A.jsonl", "A", "A.b"), ([0.5], [0, 0.5, 1.25])):
         paths = output_paths(Path("d") / name, lambdas)
         assert len({manifest.path_of(path) for path in paths}) == len(lambdas)
@@ -270,7 +272,7 @@ def test_output_paths_do_not_clash():
         output_paths(Path("A"), [0.5, 0.5])
 
 
-def test_shards_are_spelled_i_of_n():
+def test_shards_are_spelled_i_of_n() -> None:
     assert parse_shard("3/4") == Shard(3, 4)
     for wrong in ("4/4", "1", "-1/4", "a/b", "1/0", ""):
         with pytest.raises(InputError, match="0/4"):

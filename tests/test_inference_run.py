@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Never
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- what a run does and writes ---
 
 
-def test_result_rows_are_the_input_rows_with_the_answer(loaded, pictures, tmp_path):
+def test_result_rows_are_the_input_rows_with_the_answer(loaded, pictures, tmp_path: Path) -> None:
     questions = probe(pictures)
     ask(loaded, questions, tmp_path / "A.jsonl")
     for lam in ("0", "0.5"):
@@ -90,7 +91,7 @@ def test_result_rows_are_the_input_rows_with_the_answer(loaded, pictures, tmp_pa
     assert rows(tmp_path / "A.lam0.jsonl") != rows(tmp_path / "A.lam0.5.jsonl")
 
 
-def test_vision_runs_once_per_image_and_each_row_takes_one_forward(loaded, pictures, tmp_path):
+def test_vision_runs_once_per_image_and_each_row_takes_one_forward(loaded, pictures, tmp_path: Path) -> None:
     counts = ask(loaded, probe(pictures), tmp_path / "A.jsonl").counts
     assert counts.vision_images == ITEMS * CELLS  # for two questions and two lambdas on each
     assert counts.vision_calls == ITEMS
@@ -98,7 +99,7 @@ def test_vision_runs_once_per_image_and_each_row_takes_one_forward(loaded, pictu
     assert counts.rows == ITEMS * CELLS * 2 * len(LAMBDAS)
 
 
-def test_images_with_unequal_question_counts_are_encoded_and_prefilled_once(loaded, pictures, tmp_path):
+def test_images_with_unequal_question_counts_are_encoded_and_prefilled_once(loaded, pictures, tmp_path: Path) -> None:
     texts = ("Is there a dog?", "Is there a cat?", "Is there a red square?", "Is there an image?")
     asked = [
         Question({}, f"x:{image_number}.{number}", text, (ImageFile(pictures, f"{image_number}.jpg", "x"),))
@@ -119,7 +120,9 @@ def test_images_with_unequal_question_counts_are_encoded_and_prefilled_once(load
 
 
 @pytest.mark.parametrize(("scope", "spared"), [("image", True), ("batch", False)])
-def test_a_batch_that_lost_a_row_shares_nothing_that_depends_on_its_mates(loaded, pictures, tmp_path, scope, spared):
+def test_a_batch_that_lost_a_row_shares_nothing_that_depends_on_its_mates(
+    loaded, pictures, tmp_path: Path, scope, spared
+) -> None:
     questions = probe(pictures, items=1)
     # A text of the second batch, since it is the shorter one.
     questions[-1] = replace(questions[-1], text=loaded.processor.image_token)
@@ -130,7 +133,7 @@ def test_a_batch_that_lost_a_row_shares_nothing_that_depends_on_its_mates(loaded
     assert whole.replayed_tokens > 0
 
 
-def test_answers_are_those_of_generate_on_each_row_alone(loaded, pictures, tmp_path):
+def test_answers_are_those_of_generate_on_each_row_alone(loaded, pictures, tmp_path: Path) -> None:
     questions = probe(pictures)
     ask(loaded, questions, tmp_path / "A.jsonl")
     tokenizer, model = loaded.processor.tokenizer, loaded.model
@@ -152,7 +155,7 @@ def test_answers_are_those_of_generate_on_each_row_alone(loaded, pictures, tmp_p
                 assert row["no_logit"] == pytest.approx(float(logits[no]), abs=1e-4)
 
 
-def test_the_model_is_as_it_was(loaded, pictures, tmp_path):
+def test_the_model_is_as_it_was(loaded, pictures, tmp_path: Path) -> None:
     hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in loaded.model.modules()]
     ask(loaded, probe(pictures, 1), tmp_path / "A.jsonl")
     assert [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in loaded.model.modules()] == hooks
@@ -165,7 +168,7 @@ def test_the_model_is_as_it_was(loaded, pictures, tmp_path):
     assert contents(tmp_path)["A.lam0.5.jsonl"] == contents(tmp_path)["B.lam0.5.jsonl"]
 
 
-def test_free_text_text_only_bytes_and_several_images(loaded, pictures, tmp_path):
+def test_free_text_text_only_bytes_and_several_images(loaded, pictures, tmp_path: Path) -> None:
     data = (pictures / "0.jpg").read_bytes()
     two = (ImageBytes(data, "x"), ImageFile(pictures, "1.jpg", "x"))
     questions = [
@@ -184,7 +187,7 @@ def test_free_text_text_only_bytes_and_several_images(loaded, pictures, tmp_path
     assert loaded.processor.tokenizer(found[1]["prediction"])["input_ids"].__len__() <= 8
 
 
-def test_dry_run_tells_the_plan_without_weights(loaded, pictures, tiny_checkpoint):
+def test_dry_run_tells_the_plan_without_weights(loaded, pictures, tiny_checkpoint: Callable[[str], Path]) -> None:
     shape = load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl"))), weights=False)
     assert all(parameter.is_meta for parameter in shape.model.parameters())
     questions = probe(pictures)
@@ -199,7 +202,9 @@ def test_dry_run_tells_the_plan_without_weights(loaded, pictures, tiny_checkpoin
 # --- going on ---
 
 
-def test_truncated_at_every_byte_of_the_last_block_it_resumes_to_the_same_bytes(loaded, pictures, tmp_path):
+def test_truncated_at_every_byte_of_the_last_block_it_resumes_to_the_same_bytes(
+    loaded, pictures, tmp_path: Path
+) -> None:
     path = tmp_path / "A.jsonl"
     ask(loaded, probe(pictures), path, [0.5])
     whole = path.read_bytes()
@@ -211,7 +216,7 @@ def test_truncated_at_every_byte_of_the_last_block_it_resumes_to_the_same_bytes(
         assert path.read_bytes() == whole
 
 
-def test_ctrl_c_keeps_finished_blocks(loaded, pictures, tmp_path, monkeypatch):
+def test_ctrl_c_keeps_finished_blocks(loaded, pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ask(loaded, probe(pictures), tmp_path / "whole" / "A.jsonl")
     calls = iter([*[None] * 6, KeyboardInterrupt])
     real = Answerer.answer
@@ -231,7 +236,7 @@ def test_ctrl_c_keeps_finished_blocks(loaded, pictures, tmp_path, monkeypatch):
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_only_the_lambda_that_lacks_a_block_is_run(loaded, pictures, tmp_path):
+def test_only_the_lambda_that_lacks_a_block_is_run(loaded, pictures, tmp_path: Path) -> None:
     ask(loaded, probe(pictures), tmp_path / "A.jsonl")
     whole = contents(tmp_path)
     (tmp_path / "A.lam0.5.jsonl").write_bytes(b"")
@@ -240,7 +245,7 @@ def test_only_the_lambda_that_lacks_a_block_is_run(loaded, pictures, tmp_path):
     assert contents(tmp_path) == whole
 
 
-def test_shards_and_one_process_write_the_same_bytes(loaded, pictures, tmp_path):
+def test_shards_and_one_process_write_the_same_bytes(loaded, pictures, tmp_path: Path) -> None:
     ask(loaded, probe(pictures), tmp_path / "one" / "A.jsonl")
     for index in (1, 0):
         summary = ask(loaded, probe(pictures), tmp_path / "two" / "A.jsonl", shard=Shard(index, 2))
@@ -259,7 +264,7 @@ def test_shards_and_one_process_write_the_same_bytes(loaded, pictures, tmp_path)
         ({"settings": {"prompt": "other"}}, "prompt is 'not set' there and 'other' now"),
     ],
 )
-def test_other_settings_are_refused(loaded, pictures, tmp_path, change, named):
+def test_other_settings_are_refused(loaded, pictures, tmp_path: Path, change, named) -> None:
     ask(loaded, probe(pictures, 1), tmp_path / "A.jsonl", [0.5])
     with pytest.raises(InputError, match=named):
         ask(loaded, probe(pictures, 1), tmp_path / "A.jsonl", [0.5], **change)
@@ -268,7 +273,7 @@ def test_other_settings_are_refused(loaded, pictures, tmp_path, change, named):
     ask(loaded, probe(pictures, 1), tmp_path / "A.jsonl", [0.5], overwrite=True, **change)
 
 
-def test_the_manifest_says_how_it_was_made(loaded, pictures, tmp_path):
+def test_the_manifest_says_how_it_was_made(loaded, pictures, tmp_path: Path) -> None:
     ask(loaded, probe(pictures), tmp_path / "A.jsonl", [0.5], settings={"data_sha256": "1"}, notes={"from": "x"})
     found = manifest.read(tmp_path / "A.jsonl")
     assert found is not None
@@ -295,7 +300,7 @@ def spoil(folder: Path, source: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_rows_are_named_and_the_rest_is_answered(loaded, pictures, tmp_path, workers, capfd):
+def test_bad_rows_are_named_and_the_rest_is_answered(loaded, pictures, tmp_path: Path, workers, capfd) -> None:
     spoil(tmp_path, pictures)
     questions = probe(tmp_path)
     unread = FailedRow(0, "rows.json:99", "rows.json:99: caption is missing.")
@@ -312,13 +317,13 @@ def test_bad_rows_are_named_and_the_rest_is_answered(loaded, pictures, tmp_path,
     assert (again.exit_code, again.counts.rows) == (1, 0)
 
 
-def test_strict_stops_at_the_first_bad_row(loaded, pictures, tmp_path):
+def test_strict_stops_at_the_first_bad_row(loaded, pictures, tmp_path: Path) -> None:
     spoil(tmp_path, pictures)
     with pytest.raises(InputError, match=r"rows\.json:2: .*1\.jpg does not exist"):
         ask(loaded, probe(tmp_path), tmp_path / "A.jsonl", strict=True)
 
 
-def test_a_text_that_holds_the_image_token_is_a_bad_row(loaded, pictures, tmp_path):
+def test_a_text_that_holds_the_image_token_is_a_bad_row(loaded, pictures, tmp_path: Path) -> None:
     questions = probe(pictures)
     questions[2] = Question({}, "rows.json:3", "Is there <|image_pad|>?", questions[2].images, 0)
     summary = ask(loaded, questions, tmp_path / "A.jsonl", [0.5])
@@ -326,7 +331,7 @@ def test_a_text_that_holds_the_image_token_is_a_bad_row(loaded, pictures, tmp_pa
     assert "<|image_pad|>" in summary.counts.failed[0].error
 
 
-def test_a_path_that_leaves_its_root_is_a_bad_row(loaded, pictures, tmp_path):
+def test_a_path_that_leaves_its_root_is_a_bad_row(loaded, pictures, tmp_path: Path) -> None:
     random_image().save(tmp_path / "secret.jpg")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
@@ -338,7 +343,7 @@ def test_a_path_that_leaves_its_root_is_a_bad_row(loaded, pictures, tmp_path):
     assert len(rows(tmp_path / "A.jsonl")) == 8
 
 
-def test_nothing_to_ask(loaded, tmp_path):
+def test_nothing_to_ask(loaded, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no row to ask"):
         ask(loaded, [], tmp_path / "A.jsonl")
 
@@ -348,7 +353,9 @@ def test_nothing_to_ask(loaded, tmp_path):
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
     ids=["gpu", "cpu"],
 )
-def test_out_of_memory_halves_the_batch_and_says_so(loaded, pictures, tmp_path, monkeypatch, error):
+def test_out_of_memory_halves_the_batch_and_says_so(
+    loaded, pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error
+) -> None:
     ask(loaded, probe(pictures), tmp_path / "whole.jsonl")
     real = Answerer.answer
 
@@ -372,8 +379,8 @@ def test_out_of_memory_halves_the_batch_and_says_so(loaded, pictures, tmp_path, 
             assert row["margin"] == pytest.approx(expected["margin"], abs=1e-4)
 
 
-def test_one_row_that_does_not_fit_is_named(loaded, pictures, tmp_path, monkeypatch):
-    def answer(self, inputs, stop):
+def test_one_row_that_does_not_fit_is_named(loaded, pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(self, inputs, stop) -> Never:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Answerer, "answer", answer)
@@ -391,7 +398,7 @@ class Deadly:
         os._exit(66)
 
 
-def test_a_worker_that_dies_is_an_error_with_the_rows_name(loaded, pictures, tmp_path):
+def test_a_worker_that_dies_is_an_error_with_the_rows_name(loaded, pictures, tmp_path: Path) -> None:
     questions = probe(pictures)
     questions[9] = Question({}, "rows.json:10", "Is it?", (Deadly(),), 1)
     with pytest.raises(InputError, match=r"^rows\.json:10: .*died at this row \(exit code 66\)"):
@@ -399,13 +406,13 @@ def test_a_worker_that_dies_is_an_error_with_the_rows_name(loaded, pictures, tmp
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_workers_change_nothing(loaded, pictures, tmp_path, workers):
+def test_workers_change_nothing(loaded, pictures, tmp_path: Path, workers) -> None:
     ask(loaded, probe(pictures), tmp_path / "none" / "A.jsonl")
     ask(loaded, probe(pictures), tmp_path / "some" / "A.jsonl", workers=workers)
     assert contents(tmp_path / "some") == contents(tmp_path / "none")
 
 
-def test_workers_are_only_a_little_ahead(loaded, pictures, monkeypatch):
+def test_workers_are_only_a_little_ahead(loaded, pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers_agci.inference import prepare
     from transformers_agci.inference.batches import plan_columns
 
@@ -420,7 +427,7 @@ def test_workers_are_only_a_little_ahead(loaded, pictures, monkeypatch):
     assert len(asked) == len(columns) == ITEMS * CELLS
 
 
-def test_images_are_let_go(loaded, pictures, tmp_path, monkeypatch):
+def test_images_are_let_go(loaded, pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the run, the tensors of two columns are alive at most: the one at hand and the one before."""
     from transformers_agci.inference import prepare
 
@@ -441,7 +448,7 @@ def test_images_are_let_go(loaded, pictures, tmp_path, monkeypatch):
     assert max(most) <= 2
 
 
-def test_an_answer_goes_on_until_its_verdict_is_fixed(pictures, tmp_path):
+def test_an_answer_goes_on_until_its_verdict_is_fixed(pictures, tmp_path: Path) -> None:
     """A model that says anything: the prediction is the beginning of what generate says, up to the fixed verdict."""
     loaded = load(LoadOptions(str(checkpoint("llava", tmp_path / "model", yes_no=False))))
     questions = probe(pictures)

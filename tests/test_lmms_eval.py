@@ -146,7 +146,7 @@ def ours(model: Path, parquet: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("lam", LAMBDAS)
-def test_the_same_answers(lam, models, parquet, theirs, tmp_path):
+def test_the_same_answers(lam, models, parquet, theirs, tmp_path: Path) -> None:
     found = ours(models[lam], parquet, tmp_path / "answers.jsonl", "--vision", "stock")
     rows = len(theirs[lam].texts)
     agreed = sum(mine == other for mine, other in zip(found, theirs[lam].texts, strict=True))
@@ -154,7 +154,7 @@ def test_the_same_answers(lam, models, parquet, theirs, tmp_path):
     assert (agreed, rows) == (18 * ITEMS, 18 * ITEMS)
 
 
-def test_agci_was_on_under_lmms_eval(theirs):
+def test_agci_was_on_under_lmms_eval(theirs) -> None:
     assert "AGCI is on: lambda 0.5 from config.json" in theirs["0.5"].log
     assert "AGCI is on" not in theirs["0"].log
     changed = sum(off != on for off, on in zip(theirs["0"].texts, theirs["0.5"].texts, strict=True))
@@ -163,7 +163,9 @@ def test_agci_was_on_under_lmms_eval(theirs):
 
 
 @pytest.mark.parametrize("lam", LAMBDAS)
-def test_our_quicker_vision_tower_differs_only_where_bfloat16_does(lam, models, parquet, theirs, tmp_path):
+def test_our_quicker_vision_tower_differs_only_where_bfloat16_does(
+    lam, models, parquet, theirs, tmp_path: Path
+) -> None:
     """`--vision auto` rounds otherwise, because it attends over all windows in one call: a near tie may fall anew."""
     found = ours(models[lam], parquet, tmp_path / "answers.jsonl")
     differ = sum(mine != other for mine, other in zip(found, theirs[lam].texts, strict=True))

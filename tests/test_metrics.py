@@ -75,11 +75,11 @@ def coin(p, seed):
         ("The answer is Yes", None),
     ],
 )
-def test_the_published_scoring_rule(reply, answer):
+def test_the_published_scoring_rule(reply, answer) -> None:
     assert read_answer(reply) == answer
 
 
-def test_tables_of_a_result(tmp_path):
+def test_tables_of_a_result(tmp_path: Path) -> None:
     rows = result_rows(3, lambda item, answer, cell: not (item == 1 and cell == 4))
     rows[0]["prediction"] = "I cannot say"
     result = read_results(write(tmp_path / "a.jsonl", rows))
@@ -89,7 +89,7 @@ def test_tables_of_a_result(tmp_path):
     assert result.yes.correct.sum() == 25 and result.no.correct.sum() == 26
 
 
-def test_a_published_result_is_accepted(tmp_path):
+def test_a_published_result_is_accepted(tmp_path: Path) -> None:
     """JSON Lines in a .json file, no logits, Yes rows only."""
     rows = result_rows(4, lambda *_: True, margin=False, answers=["Yes"])
     report = measure(read_results(write(tmp_path / "laion_answers.json", rows)), DRAWS)
@@ -97,7 +97,7 @@ def test_a_published_result_is_accepted(tmp_path):
     assert report.no is None and report.balanced is None and report.yes.margin is None
 
 
-def test_files_that_are_named_otherwise_are_grouped_by_runs(tmp_path):
+def test_files_that_are_named_otherwise_are_grouped_by_runs(tmp_path: Path) -> None:
     rows = result_rows(3, lambda item, answer, cell: True, answers=["Yes"])
     for number, row in enumerate(rows):
         row["image"] = f"picture-{number}.png"
@@ -105,7 +105,7 @@ def test_files_that_are_named_otherwise_are_grouped_by_runs(tmp_path):
     assert result.items == ("picture-0.png", "picture-9.png", "picture-18.png")
 
 
-def test_negatives_may_stand_in_a_file_of_their_own(tmp_path):
+def test_negatives_may_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
     rows = result_rows(20, coin(0.8, 0))
     whole = read_results(write(tmp_path / "all.jsonl", rows))
     yes = write(tmp_path / "x.json", [row for row in rows if row["answer"] == "Yes"])
@@ -114,7 +114,7 @@ def test_negatives_may_stand_in_a_file_of_their_own(tmp_path):
     assert measure(parts, DRAWS).balanced == measure(whole, DRAWS).balanced
 
 
-def test_numbers_by_hand(tmp_path):
+def test_numbers_by_hand(tmp_path: Path) -> None:
     """Two items: 12 of 18 Yes rows right, 9 of 18 No rows."""
     result = read_results(
         write(
@@ -132,7 +132,7 @@ def test_numbers_by_hand(tmp_path):
     assert report.yes.margin_cells[0].estimate == pytest.approx(1.0)
 
 
-def test_two_equal_results_show_no_difference(tmp_path):
+def test_two_equal_results_show_no_difference(tmp_path: Path) -> None:
     first = read_results(write(tmp_path / "a.jsonl", result_rows(30, coin(0.9, 1))), label="baseline")
     second = read_results(write(tmp_path / "b.jsonl", result_rows(30, coin(0.9, 1))), label="AGCI")
     pair = compare(first, second, DRAWS)
@@ -141,7 +141,7 @@ def test_two_equal_results_show_no_difference(tmp_path):
     assert "neither more nor less even" in verdict(pair)
 
 
-def test_the_verdict_follows_the_interval(tmp_path):
+def test_the_verdict_follows_the_interval(tmp_path: Path) -> None:
     """The same words for noise, others for a true gain, a true loss, and a moved threshold."""
     low_at_the_bottom = lambda cell: 0.9 if cell < 6 else 0.4  # noqa: E731
     files = {
@@ -166,14 +166,14 @@ def test_the_verdict_follows_the_interval(tmp_path):
         assert text.endswith(".") and "\n" not in text
 
 
-def test_rows_are_paired_by_item_not_by_place(tmp_path):
+def test_rows_are_paired_by_item_not_by_place(tmp_path: Path) -> None:
     rows = result_rows(10, coin(0.7, 5))
     turned = [rows[18 * item + k] for item in reversed(range(10)) for k in range(18)]
     first, second = (read_results(write(tmp_path / f"{n}.jsonl", r)) for n, r in (("a", rows), ("b", turned)))
     assert compare(first, second, DRAWS).balanced[:3] == (0, 0, 0)
 
 
-def test_rows_that_only_one_result_has_are_counted(tmp_path):
+def test_rows_that_only_one_result_has_are_counted(tmp_path: Path) -> None:
     rows = result_rows(5, coin(0.7, 6))
     first, second = (read_results(write(tmp_path / f"{n}.jsonl", r)) for n, r in (("a", rows), ("b", rows[:-20])))
     pair = compare(first, second, DRAWS)
@@ -199,7 +199,7 @@ def grid_rows(side):
     ]
 
 
-def test_other_grids(tmp_path, capsys):
+def test_other_grids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "a.jsonl", grid_rows(4))
     assert main(["metrics", "--results_file", str(path), "--output_heatmap", str(tmp_path / "m.png")]) == 0
     assert "row 4, col 4" in capsys.readouterr().out
@@ -221,7 +221,7 @@ def test_other_grids(tmp_path, capsys):
         ({"image": "0000_0.jpg", "position": "top_left"}, r"a.jsonl:2: .* is there already \(a.jsonl:1\)"),
     ],
 )
-def test_bad_result_rows_are_named(tmp_path, change, sentence):
+def test_bad_result_rows_are_named(tmp_path: Path, change, sentence) -> None:
     rows = result_rows(1, lambda *_: True)
     rows[1] |= change
     with pytest.raises(InputError, match=sentence):
@@ -232,7 +232,7 @@ def test_bad_result_rows_are_named(tmp_path, change, sentence):
 
 
 @pytest.fixture
-def two_files(tmp_path):
+def two_files(tmp_path: Path):
     for name, lam, seed in (("A.lam0", 0.0, 1), ("A.lam0.5", 0.5, 2)):
         write(tmp_path / f"{name}.jsonl", result_rows(20, coin(0.85, seed)))
         (tmp_path / f"{name}.manifest.json").write_text(json.dumps({"settings": {"lambda": lam}}))
@@ -240,7 +240,7 @@ def two_files(tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--results_file", "--result_file"])
-def test_command_prints_draws_and_writes(two_files, tmp_path, capsys, flag):
+def test_command_prints_draws_and_writes(two_files, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag) -> None:
     picture, numbers = tmp_path / "map.png", tmp_path / "out" / "numbers.json"
     code = main(
         [
@@ -287,7 +287,7 @@ def test_command_prints_draws_and_writes(two_files, tmp_path, capsys, flag):
         assert image.width > image.height > 800
 
 
-def test_one_file_has_the_no_map_beside_the_yes_map(two_files, tmp_path, monkeypatch):
+def test_one_file_has_the_no_map_beside_the_yes_map(two_files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers_agci.experiments.position import view as position_view
 
     drawn = []
@@ -297,7 +297,9 @@ def test_one_file_has_the_no_map_beside_the_yes_map(two_files, tmp_path, monkeyp
     assert drawn[0][0].scale is drawn[0][1].scale
 
 
-def test_two_files_share_a_scale_and_the_difference_is_centred(two_files, tmp_path, monkeypatch):
+def test_two_files_share_a_scale_and_the_difference_is_centred(
+    two_files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers_agci.experiments.position import view as position_view
 
     drawn = []
@@ -322,7 +324,9 @@ def test_two_files_share_a_scale_and_the_difference_is_centred(two_files, tmp_pa
         (["--results_file", "A", "--json", "A/x.json"], "cannot be written"),
     ],
 )
-def test_mistakes_are_one_sentence(two_files, tmp_path, capsys, monkeypatch, words, sentence):
+def test_mistakes_are_one_sentence(
+    two_files, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words, sentence
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty.jsonl").write_text("")
     Path("A").symlink_to(two_files[0])
@@ -333,7 +337,7 @@ def test_mistakes_are_one_sentence(two_files, tmp_path, capsys, monkeypatch, wor
     assert sentence in error and error.count("\n") == 1
 
 
-def test_script_runs_from_any_folder(two_files, tmp_path):
+def test_script_runs_from_any_folder(two_files, tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "scripts" / "metrics.py"
     done = subprocess.run(
         [sys.executable, script, "--result_file", two_files[0], "--draws", "10"],

@@ -94,7 +94,9 @@ def original_folder(folder: Path, **config: Any) -> Path:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_names_the_conversion_and_the_twin(name, mmmu, tmp_path, capsys):
+def test_every_command_names_the_conversion_and_the_twin(
+    name, mmmu, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = original_folder(tmp_path / "llava-v1.5-7b", model_type="llava_llama", image_aspect_ratio="pad")
     given = [
         word.replace("OUT", str(tmp_path / "out")) if word.startswith("OUT") or "=OUT" in word else word
@@ -121,13 +123,17 @@ def test_every_command_names_the_conversion_and_the_twin(name, mmmu, tmp_path, c
         ("llava_mistral", "anyres", "llava-hf/llava-v1.6-mistral-7b-hf"),
     ],
 )
-def test_the_twin_follows_from_the_config(model_type, aspect, twin, tmp_path, capsys):
+def test_the_twin_follows_from_the_config(
+    model_type, aspect, twin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = original_folder(tmp_path / "original", model_type=model_type, image_aspect_ratio=aspect)
     assert cli.main(["self-check", str(folder)]) == 2
     assert twin in capsys.readouterr().err
 
 
-def test_a_hub_id_is_refused_by_its_config_before_the_weights_are_fetched(tmp_path, monkeypatch, capsys):
+def test_a_hub_id_is_refused_by_its_config_before_the_weights_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import huggingface_hub
 
     folder = original_folder(tmp_path / "snapshot", model_type="llava_mistral", image_aspect_ratio="anyres")
@@ -138,7 +144,7 @@ def test_a_hub_id_is_refused_by_its_config_before_the_weights_are_fetched(tmp_pa
     assert "agci convert-llava liuhaotian/llava-v1.6-mistral-7b llava-v1.6-mistral-7b-hf" in told
 
 
-def test_a_model_that_stock_transformers_made_of_it_at_random_gets_no_agci():
+def test_a_model_that_stock_transformers_made_of_it_at_random_gets_no_agci() -> None:
     config = tiny.build_config("llava")
     config.mm_vision_tower = llava.TOWER_NAME
     model = transformers.LlavaForConditionalGeneration._from_config(config)

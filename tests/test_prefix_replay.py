@@ -1,5 +1,7 @@
 """Several questions about one image: the decoder computes their common beginning once, and nothing else changes."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,7 +49,7 @@ def generate(model: Any, inputs: dict[str, torch.Tensor], tokens: int = 4) -> tu
 
 
 @pytest.fixture
-def loaded(tiny_checkpoint, request) -> LoadedModel:
+def loaded(tiny_checkpoint: Callable[[str], Path], request: pytest.FixtureRequest) -> LoadedModel:
     return load(LoadOptions(str(tiny_checkpoint(request.param))))
 
 
@@ -56,7 +58,7 @@ every_family = pytest.mark.parametrize("loaded", FAMILIES, indirect=True)
 
 @every_family
 @pytest.mark.parametrize("lam", [0.0, 0.5])
-def test_answers_are_those_of_the_whole_prompt(loaded, lam):
+def test_answers_are_those_of_the_whole_prompt(loaded, lam) -> None:
     model, keys = loaded.model, ("a", "b", "c")
     asked = [batch(loaded, texts) for texts in SLOTS]
     with agci(model, lam):
@@ -78,7 +80,7 @@ def test_answers_are_those_of_the_whole_prompt(loaded, lam):
 
 
 @every_family
-def test_the_recorded_keys_and_values_matter(loaded, monkeypatch):
+def test_the_recorded_keys_and_values_matter(loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison above can fail: keys and values one column further make other logits."""
 
     def fill_wrongly(cache: Any, record: Any, reuse: Any) -> None:
@@ -97,7 +99,7 @@ def test_the_recorded_keys_and_values_matter(loaded, monkeypatch):
 
 
 @every_family
-def test_what_is_computed_is_the_longest_question_tail(loaded):
+def test_what_is_computed_is_the_longest_question_tail(loaded) -> None:
     """Two prompts that differ in their last word cost what stands from that word on."""
     model = loaded.model
     first, second = (batch(loaded, (f"Is there a red {word}?",)) for word in ("dog", "cat"))
@@ -113,7 +115,7 @@ def test_what_is_computed_is_the_longest_question_tail(loaded):
 
 
 @every_family
-def test_rows_may_come_in_another_order_and_leave_some_out(loaded):
+def test_rows_may_come_in_another_order_and_leave_some_out(loaded) -> None:
     model = loaded.model
     first = batch(loaded, SLOTS[0])
     later = batch(loaded, SLOTS[1][1:], order=(2, 1))
@@ -130,7 +132,7 @@ def test_rows_may_come_in_another_order_and_leave_some_out(loaded):
 
 @every_family
 @pytest.mark.parametrize("case", ["other images", "not named", "forgotten", "other text before", "static cache"])
-def test_where_it_cannot_be_the_decoder_computes_everything(loaded, case):
+def test_where_it_cannot_be_the_decoder_computes_everything(loaded, case) -> None:
     model = loaded.model
     first, later = (batch(loaded, texts[:1]) for texts in SLOTS[:2])
     known = prompts(later, ("a",))
@@ -151,7 +153,7 @@ def test_where_it_cannot_be_the_decoder_computes_everything(loaded, case):
 
 
 @pytest.mark.parametrize("window", [24, 4096])
-def test_a_window_that_has_forgotten_the_image_is_not_replayed(window, tiny_checkpoint):
+def test_a_window_that_has_forgotten_the_image_is_not_replayed(window, tiny_checkpoint: Callable[[str], Path]) -> None:
     loaded = load(LoadOptions(str(tiny_checkpoint("llava_next"))))
     config = loaded.model.config.get_text_config()
     config.sliding_window = window
@@ -166,7 +168,7 @@ def test_a_window_that_has_forgotten_the_image_is_not_replayed(window, tiny_chec
     assert torch.equal(stock[0], replayed[0])
 
 
-def test_a_forward_that_stood_there_is_put_back():
+def test_a_forward_that_stood_there_is_put_back() -> None:
     model = build_model("llava")
     decoder = PrefixReplay(model).decoder
     mine = decoder.forward
@@ -176,7 +178,7 @@ def test_a_forward_that_stood_there_is_put_back():
     assert vars(decoder)["forward"] is mine
 
 
-def test_dynamic_cache_still_names_what_is_read():
+def test_dynamic_cache_still_names_what_is_read() -> None:
     """What `PrefixReplay` reads of transformers' cache; a version that renames it must be seen here."""
     cache = DynamicCache()
     cache.update(torch.zeros(1, 2, 3, 4), torch.ones(1, 2, 3, 4), 0)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def read(path):
 
 
 @pytest.fixture
-def data(tmp_path):
+def data(tmp_path: Path):
     """Two items of tiny composites: folder with x.json, x_negatives.json and images/."""
     images = tmp_path / "images"
     images.mkdir()
@@ -61,7 +62,7 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def probe(data, tiny_checkpoint):
+def probe(data, tiny_checkpoint: Callable[[str], Path]):
     """Run `agci probe` on the data; words may replace the defaults."""
 
     def run(*words, family="qwen2_5_vl", **changes):
@@ -81,7 +82,7 @@ def probe(data, tiny_checkpoint):
 
 
 @pytest.mark.parametrize("family", SUPPORTED_FAMILIES)
-def test_rows_out_are_rows_in_with_the_answer(probe, data, family):
+def test_rows_out_are_rows_in_with_the_answer(probe, data, family) -> None:
     assert probe("--global_context_lambda", "0", "0.5", family=family) == 0
     baseline, agci = read(data / "A.lam0.jsonl"), read(data / "A.lam0.5.jsonl")
     for given, row in zip(probe_rows(), baseline, strict=True):
@@ -95,19 +96,19 @@ def test_rows_out_are_rows_in_with_the_answer(probe, data, family):
         assert settings["lambda"] == lam and settings["prompt"] == PROMPT and len(settings["data_sha256"]) == 64
 
 
-def test_lambda_zero_is_the_stock_model(probe, data):
+def test_lambda_zero_is_the_stock_model(probe, data) -> None:
     probe("--global_context_lambda", "0")
     at_zero = read(data / "A.jsonl")
     probe("--global_context_lambda", "0", "--method", "uniform", answer_file=data / "B.jsonl")
     assert read(data / "B.uniform.jsonl") == at_zero
 
 
-def test_one_lambda_writes_the_file_that_was_named(probe, data):
+def test_one_lambda_writes_the_file_that_was_named(probe, data) -> None:
     assert probe("--global_context_lambda", "0.5") == 0
     assert len(read(data / "A.jsonl")) == 9 * ITEMS and not list(data.glob("A.lam*"))
 
 
-def test_negatives_stand_with_their_item(probe, data):
+def test_negatives_stand_with_their_item(probe, data) -> None:
     assert probe(negatives_file=data / "x_negatives.json") == 0
     assert [(row["image"][:3], row["answer"]) for row in read(data / "A.jsonl")] == [
         (f"{item:03d}", answer) for item in range(ITEMS) for answer in ("Yes", "No") for _ in range(9)
@@ -116,7 +117,7 @@ def test_negatives_stand_with_their_item(probe, data):
     assert result.label == "baseline (lambda 0)" and result.yes.rows == result.no.rows == 9 * ITEMS
 
 
-def test_items_and_limit(probe, data):
+def test_items_and_limit(probe, data) -> None:
     probe("--items", "1")
     assert len(read(data / "A.jsonl")) == 9
     probe("--limit", "12", answer_file=data / "B.jsonl")
@@ -124,13 +125,13 @@ def test_items_and_limit(probe, data):
 
 
 @pytest.mark.parametrize("model, answers", [("--model", "--answers_file"), ("--model_path", "--answer_file")])
-def test_both_spellings(data, tiny_checkpoint, model, answers):
+def test_both_spellings(data, tiny_checkpoint: Callable[[str], Path], model, answers) -> None:
     words = ["--eval_file", data / "x.json", "--img_path", data / "images", "--limit", 2, "--quiet"]
     assert main(list(map(str, ["probe", model, tiny_checkpoint("llava"), answers, data / "S.jsonl", *words]))) == 0
     assert len(read(data / "S.jsonl")) == 2
 
 
-def test_dry_run_writes_nothing(probe, data, capsys):
+def test_dry_run_writes_nothing(probe, data, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(data.rglob("*"))
     assert probe("--dry_run", "--global_context_lambda", "0", "0.5", "--text_only") == 0
     out = capsys.readouterr().out
@@ -156,7 +157,9 @@ def first_line(capsys):
     return capsys.readouterr().out.splitlines()[0]
 
 
-def test_first_line_says_which_lambda_and_whence(probe, data, tiny_checkpoint, capsys):
+def test_first_line_says_which_lambda_and_whence(
+    probe, data, tiny_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     keyed = with_key(tiny_checkpoint("qwen2_5_vl"), data / "keyed", 0.7)
     capsys.readouterr()
     probe("--global_context_lambda", "0.25", "0", model_path=keyed, answer_file=data / "a.jsonl")
@@ -172,7 +175,7 @@ def test_first_line_says_which_lambda_and_whence(probe, data, tiny_checkpoint, c
 # --- without the image -------------------------------------------------------------------------------------------
 
 
-def test_yes_rates_without_the_image(probe, data, capsys):
+def test_yes_rates_without_the_image(probe, data, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         probe(
             "--text_only",
@@ -206,12 +209,14 @@ def test_yes_rates_without_the_image(probe, data, capsys):
 
 
 @pytest.fixture
-def embedded(monkeypatch, tiny_checkpoint):
+def embedded(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Callable[[str], Path]) -> None:
     folder = tiny_checkpoint("qwen2_5_vl")
     monkeypatch.setattr("transformers_agci.embedded.location.embedded_model_path", lambda: folder)
 
 
-def test_without_model_and_file_the_embedded_ones_serve(embedded, tmp_path, monkeypatch, capsys):
+def test_without_model_and_file_the_embedded_ones_serve(
+    embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["probe", "--items", "1", "--device", "cpu", "--quiet"]
     assert main(words) == 0
@@ -227,7 +232,7 @@ def test_without_model_and_file_the_embedded_ones_serve(embedded, tmp_path, monk
     assert "data_sha256" in capsys.readouterr().err
 
 
-def test_embedded_model_is_of_one_family(embedded, capsys):
+def test_embedded_model_is_of_one_family(embedded, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "--family", "gemma3n"]) == 2
     assert "--model_path is needed: without it the embedded model answers" in capsys.readouterr().err
 
@@ -235,16 +240,16 @@ def test_embedded_model_is_of_one_family(embedded, capsys):
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 
-def remove_image(data):
+def remove_image(data) -> None:
     (data / "images" / "000_4.jpg").unlink()
 
 
-def break_image(data):
+def break_image(data) -> None:
     (data / "images" / "000_4.jpg").write_bytes((data / "images" / "000_4.jpg").read_bytes()[:100])
 
 
 def change_row(**fields):
-    def change(data):
+    def change(data) -> None:
         rows = probe_rows()
         rows[4] = {name: value for name, value in (rows[4] | fields).items() if value is not None}
         write_rows(data / "x.json", rows)
@@ -252,7 +257,7 @@ def change_row(**fields):
     return change
 
 
-def malformed_line(data):
+def malformed_line(data) -> None:
     rows = probe_rows()
     write_rows(data / "x.json", [*rows[:4], '{"id": 4, "image"', *rows[5:]])
 
@@ -270,7 +275,7 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("kind", BAD_ROWS)
-def test_a_bad_row_is_named_and_the_rest_is_answered(probe, data, capsys, kind):
+def test_a_bad_row_is_named_and_the_rest_is_answered(probe, data, capsys: pytest.CaptureFixture[str], kind) -> None:
     spoil, sentence = BAD_ROWS[kind]
     spoil(data)
     assert probe() == 1
@@ -281,7 +286,7 @@ def test_a_bad_row_is_named_and_the_rest_is_answered(probe, data, capsys, kind):
 
 
 @pytest.mark.parametrize("kind", ["missing image", "malformed line"])
-def test_strict_stops_at_a_bad_row(probe, data, capsys, kind):
+def test_strict_stops_at_a_bad_row(probe, data, capsys: pytest.CaptureFixture[str], kind) -> None:
     spoil, sentence = BAD_ROWS[kind]
     spoil(data)
     assert probe("--strict") == 2
@@ -342,7 +347,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
-def test_a_mistake_is_one_sentence(probe, data, tiny_checkpoint, capsys, kind):
+def test_a_mistake_is_one_sentence(
+    probe, data, tiny_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str], kind
+) -> None:
     make, sentence = MISTAKES[kind]
     changes = make(data, tiny_checkpoint("qwen2_5_vl"))
     code = probe("--family", changes["family"]) if "family" in changes else probe(**changes)
@@ -352,13 +359,15 @@ def test_a_mistake_is_one_sentence(probe, data, tiny_checkpoint, capsys, kind):
     assert not (data / "A.jsonl").exists()
 
 
-def test_interrupted_rows_are_kept_and_the_same_command_goes_on(probe, data, monkeypatch, capsys):
+def test_interrupted_rows_are_kept_and_the_same_command_goes_on(
+    probe, data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from transformers_agci.storage.result_file import ResultFile
 
     probe("--batch_size", "1", answer_file=data / "whole.jsonl")
     original, written = ResultFile.write, []
 
-    def write_once(self, *arguments, **others):
+    def write_once(self, *arguments, **others) -> None:
         if written:
             raise KeyboardInterrupt
         written.append(original(self, *arguments, **others))
@@ -387,7 +396,7 @@ if __name__ == "__main__":
 '''
 
 
-def test_every_family_has_its_script_and_they_are_alike():
+def test_every_family_has_its_script_and_they_are_alike() -> None:
     scripts = {path.parent.name: path.read_text() for path in SCRIPTS.glob("*/eval_laion_bias_data.py")}
     assert scripts == {
         family.name: TEMPLATE.format(name=family.name, model_type=model_type)
@@ -397,7 +406,7 @@ def test_every_family_has_its_script_and_they_are_alike():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", SUPPORTED_FAMILIES)
-def test_scripts_run_from_any_folder(data, tiny_checkpoint, family):
+def test_scripts_run_from_any_folder(data, tiny_checkpoint: Callable[[str], Path], family) -> None:
     script = SCRIPTS / SUPPORTED_FAMILIES[family].name / "eval_laion_bias_data.py"
     other = "llava" if family != "llava" else "llava_next"
     elsewhere = data / "elsewhere"
@@ -426,7 +435,7 @@ def test_scripts_run_from_any_folder(data, tiny_checkpoint, family):
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_process_of_its_own(data, tiny_checkpoint):
+def test_ctrl_c_in_a_process_of_its_own(data, tiny_checkpoint: Callable[[str], Path]) -> None:
     """A real signal after the first finished block; then the same command, and the bytes of an undisturbed run."""
     import os
     import signal
@@ -473,7 +482,7 @@ def test_ctrl_c_in_a_process_of_its_own(data, tiny_checkpoint):
 
 
 @pytest.mark.slow
-def test_processes_of_torchrun_write_the_same_bytes(data, tiny_checkpoint):
+def test_processes_of_torchrun_write_the_same_bytes(data, tiny_checkpoint: Callable[[str], Path]) -> None:
     """The probe and a control, one process after the other's work on the same file."""
     script = SCRIPTS / "LLaVA-v1.5" / "eval_laion_bias_data.py"
     words = [

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -10,7 +12,9 @@ from transformers_agci.cli import main
 
 
 @pytest.mark.slow
-def test_demo_from_start_to_end(tiny_checkpoint, tmp_path, capsys):
+def test_demo_from_start_to_end(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = str(tiny_checkpoint("qwen2_5_vl"))
     words = ["demo", "--items", "5", "--output_dir", str(tmp_path / "demo"), "--model", model]
     assert main(words) == 0
@@ -38,7 +42,7 @@ def test_demo_from_start_to_end(tiny_checkpoint, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_demo_says_what_a_process_said(tmp_path, capsys):
+def test_demo_says_what_a_process_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--items", "1", "--output_dir", str(tmp_path / "demo"), "--model", "/nowhere/model"]) == 2
     error = capsys.readouterr().err
     assert "A process of the demo failed; it said: agci: There is no model folder /nowhere/model" in error
@@ -52,7 +56,9 @@ def test_demo_says_what_a_process_said(tmp_path, capsys):
         (["--output_dir", "file/demo"], "--output_dir: 'file/demo' cannot be written"),
     ],
 )
-def test_mistakes_of_the_demo(tmp_path, monkeypatch, capsys, words, sentence):
+def test_mistakes_of_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words, sentence
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     assert main(["demo", *words]) == 2

@@ -1,5 +1,8 @@
 """Pixels that cross as bytes and are normalised on the device."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from test_inference_run import LAMBDAS, ask, probe, rows
@@ -14,7 +17,7 @@ AS_BYTES = [family for family in FAMILIES if family != "llava_next"]
 
 
 @pytest.mark.parametrize("family", AS_BYTES)
-def test_the_device_makes_what_the_processor_makes(family):
+def test_the_device_makes_what_the_processor_makes(family) -> None:
     processor = build_processor(family)
     raw = raw_pixels(processor)
     assert raw is not None
@@ -26,11 +29,11 @@ def test_the_device_makes_what_the_processor_makes(family):
     assert processor.image_processor.do_rescale
 
 
-def test_a_processor_that_pads_behind_its_normalising_keeps_it():
+def test_a_processor_that_pads_behind_its_normalising_keeps_it() -> None:
     assert raw_pixels(build_processor("llava_next")) is None
 
 
-def test_only_what_was_tried_is_trusted(monkeypatch):
+def test_only_what_was_tried_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     processor = build_processor("llava")
     monkeypatch.setattr(RawPixels, "normalise", lambda self, pixels: pixels.float() / self.std[0])
     assert raw_pixels(processor) is None
@@ -39,7 +42,9 @@ def test_only_what_was_tried_is_trusted(monkeypatch):
     assert raw_pixels(processor) is None
 
 
-def test_the_engine_gives_the_same_answers(tiny_checkpoint, tmp_path, monkeypatch):
+def test_the_engine_gives_the_same_answers(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl"))))
     for number in range(12):
         random_image(number).save(tmp_path / f"{number}.jpg")

@@ -1,5 +1,7 @@
 """The look of maps and tables."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,7 +20,7 @@ def panel(shape=(3, 3), **changes):
     return Panel(**({"values": values, "scale": SCALE, "title": "t", "note": "n = 5\nx", "texts": texts} | changes))
 
 
-def test_table_columns_line_up():
+def test_table_columns_line_up() -> None:
     assert format_table(["position", "n"], [["left", "100"], ["center", "7"]]).splitlines() == [
         "position    n",
         "left      100",
@@ -26,12 +28,12 @@ def test_table_columns_line_up():
     ]
 
 
-def test_scale_spans_the_intervals_and_stays_inside_its_limits():
+def test_scale_spans_the_intervals_and_stays_inside_its_limits() -> None:
     scale = scale_over([71.2, 88.0, float("nan"), 99.1], "x", 5, (0, 100))
     assert (scale.low, scale.high, scale.diverging) == (70, 100, False)
 
 
-def test_difference_scale_is_centred_on_zero():
+def test_difference_scale_is_centred_on_zero() -> None:
     scale = scale_about_zero([-2.2, 7.4], "x", 1)
     assert (scale.low, scale.high, scale.diverging) == (-8, 8, True)
     assert scale_about_zero([0.0], "x", 1).high == 1
@@ -39,7 +41,7 @@ def test_difference_scale_is_centred_on_zero():
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 4), (5, 5), (20, 20)])
-def test_a_map_of_any_grid_is_drawn(tmp_path, shape):
+def test_a_map_of_any_grid_is_drawn(tmp_path: Path, shape) -> None:
     one = panel(shape) if shape != (20, 20) else panel(shape, texts=())
     path = draw([[one, None], [one, one]], tmp_path / "deep" / "map.png", "title", "foot\nnote")
     with Image.open(path) as image:
@@ -47,7 +49,7 @@ def test_a_map_of_any_grid_is_drawn(tmp_path, shape):
         assert len(image.convert("RGB").resize((64, 64)).getcolors(4096)) > 20
 
 
-def test_one_scale_has_one_colour_bar(tmp_path, monkeypatch):
+def test_one_scale_has_one_colour_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bars = []
     from matplotlib.figure import Figure
 
@@ -58,7 +60,7 @@ def test_one_scale_has_one_colour_bar(tmp_path, monkeypatch):
     assert [len(axes) for axes in bars] == [2, 1]
 
 
-def test_cells_without_rows_stay_blank(tmp_path):
+def test_cells_without_rows_stay_blank(tmp_path: Path) -> None:
     values = np.full((3, 3), 50.0)
     values[1, 1] = np.nan
     draw([[panel(values=values, texts=["50"] * 4 + [""] + ["50"] * 4)]], tmp_path / "map.png")
@@ -66,17 +68,17 @@ def test_cells_without_rows_stay_blank(tmp_path):
         assert (255, 255, 255) in [colour for _, colour in image.convert("RGB").getcolors(1 << 20)]
 
 
-def test_the_same_map_is_the_same_file(tmp_path):
+def test_the_same_map_is_the_same_file(tmp_path: Path) -> None:
     first, second = (draw([[panel()]], tmp_path / name).read_bytes() for name in ("a.png", "b.png"))
     assert first == second
 
 
-def test_words_on_colours_can_be_read():
+def test_words_on_colours_can_be_read() -> None:
     assert heatmap._ink_on((0.27, 0.0, 0.33, 1)) == "white"
     assert heatmap._ink_on((0.99, 0.9, 0.14, 1)) == "black"
 
 
-def test_path_of_a_image(tmp_path):
+def test_path_of_a_image(tmp_path: Path) -> None:
     assert image_path(tmp_path / "map").name == "map.png"
     assert image_path("map.pdf").name == "map.pdf"
     with pytest.raises(InputError, match=r"cannot be drawn as '.docx'.*allowed: .*png"):
@@ -85,7 +87,7 @@ def test_path_of_a_image(tmp_path):
         image_path(tmp_path)
 
 
-def test_unwritable_image_is_one_sentence(tmp_path):
+def test_unwritable_image_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot be written to .*map.png'.*choose another path\.$"):
         draw([[panel()]], tmp_path / "file" / "map.png")

@@ -25,7 +25,7 @@ def values(family: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("family", SUPPORTED_FAMILIES)
-def test_every_command_can_be_typed(family):
+def test_every_command_can_be_typed(family) -> None:
     known = values(family)
     assert len(commands()) >= 12
     for line in commands():

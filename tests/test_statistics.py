@@ -16,15 +16,15 @@ def coins(items: int, p: float, seed: int, cells: int = 9) -> np.ndarray:
 
 
 @pytest.mark.parametrize("hits, n", [(0, 5), (5, 5), (9, 10), (77, 100), (1, 10_000)])
-def test_wilson_is_that_of_statsmodels(hits, n):
+def test_wilson_is_that_of_statsmodels(hits, n) -> None:
     assert st.wilson(hits, n)[1:3] == pytest.approx(proportion_confint(hits, n, method="wilson"), abs=1e-12)
 
 
-def test_wilson_of_nothing_is_no_number():
+def test_wilson_of_nothing_is_no_number() -> None:
     assert np.isnan(st.wilson(0, 0).low) and st.wilson(0, 0).n == 0
 
 
-def test_cell_proportions_leave_out_missing_rows():
+def test_cell_proportions_leave_out_missing_rows() -> None:
     table = np.array([[1, 0, np.nan], [1, 1, np.nan]])
     first, second, third = st.cell_proportions(table)
     assert (first.estimate, first.n) == (1.0, 2)
@@ -32,7 +32,7 @@ def test_cell_proportions_leave_out_missing_rows():
     assert third.n == 0
 
 
-def test_rows_of_one_mind_count_once_per_item():
+def test_rows_of_one_mind_count_once_per_item() -> None:
     """Nine equal rows per item carry the information of one; independent rows that of (nearly) nine."""
     items = coins(200, 0.8, seed=1, cells=1)
     assert st.clustered_proportion(np.repeat(items, 9, axis=1))[1:3] == pytest.approx(
@@ -42,12 +42,12 @@ def test_rows_of_one_mind_count_once_per_item():
     assert st.clustered_proportion(table)[1:3] == pytest.approx(st.wilson(table.sum(), table.size)[1:3], abs=1e-3)
 
 
-def test_clustered_interval_has_a_width_where_all_is_right():
+def test_clustered_interval_has_a_width_where_all_is_right() -> None:
     interval = st.clustered_proportion(np.ones((100, 9)))
     assert interval.n == 900 and interval.low == pytest.approx(st.wilson(100, 100).low)
 
 
-def test_clustered_interval_covers_the_truth():
+def test_clustered_interval_covers_the_truth() -> None:
     rng = np.random.default_rng(3)
     ease = rng.beta(8, 2, size=(400, 60))  # 400 experiments of 60 items, each with its own difficulty; mean 0.8
     covered = 0
@@ -57,7 +57,7 @@ def test_clustered_interval_covers_the_truth():
     assert 0.92 <= covered / 400 <= 0.98
 
 
-def test_null_equals_the_enumeration_of_all_shuffles():
+def test_null_equals_the_enumeration_of_all_shuffles() -> None:
     table = np.array([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.5, 0.25]])
     gaps, deviations = [], []
     for rows in itertools.product(*(itertools.permutations(row) for row in table)):
@@ -70,7 +70,7 @@ def test_null_equals_the_enumeration_of_all_shuffles():
     assert test.gap.p == pytest.approx(np.mean(np.array(gaps) >= test.gap.observed - 1e-9), abs=0.01)
 
 
-def test_null_keeps_missing_rows_missing():
+def test_null_keeps_missing_rows_missing() -> None:
     table = np.array([[1.0, 0.0, np.nan], [0.0, 1.0, 1.0], [np.nan, np.nan, 1.0]])
     means = st._permuted_cell_means(table, 500, seed=0)
     assert set(np.unique(means[:, 0])) == {0.0, 0.5, 1.0}
@@ -79,7 +79,7 @@ def test_null_keeps_missing_rows_missing():
 
 
 @pytest.mark.parametrize("n, method", [(20, 17.0), (100, 8.0), (1000, 2.6), (10_000, 0.8)])
-def test_expected_gap_without_bias(n, method):
+def test_expected_gap_without_bias(n, method) -> None:
     """METHOD section 12: the gap that nine equal cells at 90 % show by chance, here from the permutation null.
 
     Nine independent binomials give 19.1, 8.8, 2.8 and 0.89 points; METHOD's figures are some 10 % lower.
@@ -92,7 +92,7 @@ def test_expected_gap_without_bias(n, method):
     assert 100 * null == pytest.approx(method, rel=0.15)
 
 
-def test_null_is_calibrated_and_sees_a_bias():
+def test_null_is_calibrated_and_sees_a_bias() -> None:
     p_values = [st.permutation_null(coins(60, 0.9, seed), 199, seed).sd.p for seed in range(200)]
     assert np.mean(np.array(p_values) <= 0.05) <= 0.09
     assert np.mean(p_values) == pytest.approx(0.5, abs=0.08)
@@ -103,7 +103,7 @@ def test_null_is_calibrated_and_sees_a_bias():
     assert test.sd.observed > test.sd.high
 
 
-def test_bootstrap_equals_the_obvious_loop():
+def test_bootstrap_equals_the_obvious_loop() -> None:
     rng = np.random.default_rng(5)
     table = rng.normal(size=(30, 4))
     table[3, 2] = table[7, 0] = np.nan
@@ -114,7 +114,7 @@ def test_bootstrap_equals_the_obvious_loop():
     assert fast.overall.std() == pytest.approx(np.nanmean(slow, axis=(1, 2)).std(), abs=0.01)
 
 
-def test_bootstrap_interval_is_that_of_scipy():
+def test_bootstrap_interval_is_that_of_scipy() -> None:
     values = np.random.default_rng(6).normal(size=80)
     ours = st.bootstrap([values[:, None]], 9999, seed=0)[0].overall
     interval = st.percentile_interval(ours, values.mean(), 80)
@@ -122,19 +122,19 @@ def test_bootstrap_interval_is_that_of_scipy():
     assert interval[1:3] == pytest.approx(tuple(reference), abs=0.01)
 
 
-def test_bootstrap_in_chunks_is_the_same(monkeypatch):
+def test_bootstrap_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     table = coins(50, 0.7, seed=8)
     whole = st.bootstrap([table], 100, seed=4)[0].sums
     monkeypatch.setattr(st, "CHUNK_VALUES", 333)
     np.testing.assert_array_equal(st.bootstrap([table], 100, seed=4)[0].sums, whole)
 
 
-def test_tables_of_one_bootstrap_share_their_items():
+def test_tables_of_one_bootstrap_share_their_items() -> None:
     with pytest.raises(ValueError, match="same items"):
         st.bootstrap([np.ones((3, 9)), np.ones((4, 9))])
 
 
-def test_pairing_narrows_the_difference():
+def test_pairing_narrows_the_difference() -> None:
     """A gain of some points on the same items: paired it is certain, unpaired it would drown in the items."""
     first = np.repeat(coins(100, 0.6, seed=9, cells=1), 9, axis=1)
     second = first.copy()
@@ -147,38 +147,38 @@ def test_pairing_narrows_the_difference():
     assert len(change.cells) == 9 and change.cells[0].n == 100
 
 
-def test_equal_results_do_not_differ():
+def test_equal_results_do_not_differ() -> None:
     table = coins(40, 0.9, seed=10)
     assert st.paired_difference(table, table).overall == (0.0, 0.0, 0.0, 360)
 
 
-def test_paired_difference_uses_common_rows():
+def test_paired_difference_uses_common_rows() -> None:
     first, second = coins(20, 0.5, seed=11), coins(20, 0.5, seed=12)
     second[0, 0] = np.nan
     assert st.paired_difference(first, second).overall.n == 179
     assert st.paired_difference(first, second).cells[0].n == 19
 
 
-def test_d_prime_by_hand():
+def test_d_prime_by_hand() -> None:
     """9 of 10 hits, 2 of 10 false alarms: z(9.5/11) - z(2.5/11)."""
     assert st.d_prime(0.9, 10, 0.2, 10) == pytest.approx(stats.norm.ppf(9.5 / 11) - stats.norm.ppf(2.5 / 11))
     assert st.d_prime(1.0, 100, 0.0, 100) == pytest.approx(2 * stats.norm.ppf(100.5 / 101))
     assert st.d_prime(0.7, 50, 0.7, 50) == pytest.approx(0)
 
 
-def test_d_prime_does_not_move_with_the_threshold_but_accuracy_does():
+def test_d_prime_does_not_move_with_the_threshold_but_accuracy_does() -> None:
     z = np.array([0.0, 0.5, 1.0])
     hits, alarms = stats.norm.cdf(1 + z), stats.norm.cdf(-1 + z)
     np.testing.assert_allclose(st.d_prime(hits, 10**7, alarms, 10**7), 2, atol=1e-4)
     assert np.ptp(hits) > 0.1
 
 
-def test_balanced_accuracy_of_an_always_yes_model_is_a_half():
+def test_balanced_accuracy_of_an_always_yes_model_is_a_half() -> None:
     assert st.balanced_accuracy(1.0, 0.0) == 0.5
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_mcnemar_is_that_of_statsmodels(seed):
+def test_mcnemar_is_that_of_statsmodels(seed) -> None:
     first, second = coins(60, 0.7, seed, cells=1)[:, 0], coins(60, 0.8, seed + 50, cells=1)[:, 0]
     counts = [[((first == a) & (second == b)).sum() for b in (1, 0)] for a in (1, 0)]
     result = st.mcnemar(first, second)
@@ -186,11 +186,11 @@ def test_mcnemar_is_that_of_statsmodels(seed):
     assert (result.gained, result.lost) == (counts[1][0], counts[0][1])
 
 
-def test_mcnemar_without_a_change():
+def test_mcnemar_without_a_change() -> None:
     assert st.mcnemar(np.ones(5), np.ones(5)) == (0, 0, 1.0)
 
 
-def test_seeds_decide():
+def test_seeds_decide() -> None:
     table = coins(50, 0.9, seed=13)
     assert st.permutation_null(table, 100, 1) == st.permutation_null(table, 100, 1)
     assert st.permutation_null(table, 100, 1) != st.permutation_null(table, 100, 2)

@@ -42,7 +42,7 @@ def results(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_write_what_one_writes(name, tmp_path):
+def test_two_processes_write_what_one_writes(name, tmp_path: Path) -> None:
     said, found = [], []
     for launcher, folder in ((ALONE, "one"), (TEAM, "two")):
         done = run(launcher, name, tmp_path / folder)
@@ -55,7 +55,7 @@ def test_two_processes_write_what_one_writes(name, tmp_path):
     assert not list((tmp_path / "two").rglob("*.parts"))
 
 
-def test_a_share_of_a_share_is_refused(tmp_path):
+def test_a_share_of_a_share_is_refused(tmp_path: Path) -> None:
     refused = run(TEAM, "similarity", tmp_path, "--shard", "0/2")
     assert refused.returncode != 0
     assert "under torchrun the blocks are shared out already" in refused.stderr

@@ -24,7 +24,7 @@ FOLDERS = {
 
 
 def started(script: str, *options: str) -> str:
-    """The script's output; started in its own folder, as METHOD's commands are."""
+    """The script's output; started in its own folder, as the published commands are."""
     path = SCRIPTS / script
     command = [sys.executable, path.name, *options]
     done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
