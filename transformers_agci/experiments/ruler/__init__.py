@@ -1,0 +1,1 @@
+"""A position bias of known size on the embedded model, and what the methods do to it."""

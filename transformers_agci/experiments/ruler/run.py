@@ -1,0 +1,126 @@
+"""The ruler's run: items drawn anew, asked under every condition by several processes, kept in a journal."""
+
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.ruler.conditions import CELLS, Condition
+from transformers_agci.inference.progress import Progress
+from transformers_agci.storage.journal import Journal
+from transformers_agci.storage.manifest import differences
+
+if TYPE_CHECKING:
+    from transformers_agci.experiments.ruler.measure import RulerModel
+
+DIGITS = 5  # of a margin, behind the point
+Margins = Mapping[str, np.ndarray]  # by condition: [items, 2 questions (Yes, No), cells]
+
+
+@dataclass(frozen=True)
+class ItemRun:
+    """`items` items of the stream `stream`, each asked under `conditions`; the margins go to the journal `file`.
+
+    `lam` is the strength of the methods. A run that was stopped goes on where its journal ends.
+    """
+
+    file: Path
+    stream: tuple[str | int, ...]
+    items: int
+    conditions: Sequence[Condition]
+    lam: float
+    processes: int
+
+    def margins(self, overwrite: bool = False) -> Margins:
+        """Ask whatever is not recorded yet; returns the margins of all items."""
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                self.file.unlink(missing_ok=True)
+            journal = Journal(self.file)
+        except OSError as error:
+            raise InputError(f"The folder {self.file.parent} cannot be written: {error.strerror}.") from error
+        with closing(journal):
+            self._claim(journal)
+            records = journal.records[1 : 1 + self.items]
+            progress = Progress(self.items - len(records), unit="item")
+            with closing(progress):
+                for record in self._asked(range(len(records), self.items)):
+                    journal.append(record)
+                    records.append(record)
+                    progress.add(1)
+        return {
+            name: np.array([record["margins"][name] for record in records]).reshape(-1, 2, CELLS)
+            for name in (condition.name for condition in self.conditions)
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What must be equal for a journal to be continued; more items may be added to it."""
+        from transformers_agci.embedded.location import embedded_model_path
+        from transformers_agci.inference.checkpoint_files import fingerprint
+
+        return {
+            "stream": "/".join(map(str, self.stream)),
+            "conditions": [condition.name for condition in self.conditions],
+            "lambda": self.lam,
+            "weights_sha256": fingerprint(embedded_model_path()),
+        }
+
+    def _claim(self, journal: Journal) -> None:
+        """Write the settings at the journal's beginning, or compare them with those that are there."""
+        settings = self.settings()
+        if not journal.records:
+            journal.append(settings)
+            journal.records.append(settings)
+        differ = differences(journal.records[0], settings)
+        if differ:
+            raise InputError(
+                f"{self.file} holds a run with other settings: {'; '.join(differ)}; give another --output_dir, or "
+                "--overwrite to start over."
+            )
+
+    def _asked(self, numbers: range) -> Iterator[dict[str, Any]]:
+        """The records of these items in order."""
+        if not numbers:
+            return
+        context = multiprocessing.get_context("spawn")  # a forked torch may hang
+        arguments = (self.stream, tuple(self.conditions), self.lam)
+        pool = ProcessPoolExecutor(self.processes, context, _Worker.start, arguments)
+        try:
+            yield from pool.map(_Worker.ask, numbers)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Worker:
+    """One process of the run: the model is loaded once."""
+
+    model: "RulerModel"
+    stream: tuple[str | int, ...]
+    conditions: tuple[Condition, ...]
+
+    @classmethod
+    def start(cls, stream: tuple[str | int, ...], conditions: tuple[Condition, ...], lam: float) -> None:
+        import torch
+
+        from transformers_agci.experiments.ruler.measure import RulerModel
+
+        torch.set_num_threads(1)
+        cls.model, cls.stream, cls.conditions = RulerModel(lam), stream, conditions
+
+    @classmethod
+    def ask(cls, number: int) -> dict[str, Any]:
+        from transformers_agci.embedded.atlas import Atlas
+        from transformers_agci.embedded.probe_set import render_item
+
+        found = cls.model.margins(render_item(Atlas(), cls.stream, number), cls.conditions)
+        return {
+            "item": number,
+            "margins": {name: np.round(table, DIGITS).ravel().tolist() for name, table in found.items()},
+        }
