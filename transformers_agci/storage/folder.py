@@ -1,0 +1,129 @@
+"""Whole folders: under its name a folder is complete, or it is not there."""
+
+import contextlib
+import filecmp
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from transformers_agci.errors import InputError
+from transformers_agci.storage.atomic import sync_folder
+from transformers_agci.storage.lock import exclusive_lock
+
+
+@contextlib.contextmanager
+def committed_folder(
+    target: Path,
+    doing: str,
+    *,
+    is_finished: Callable[[Path], bool] | None = None,
+    replace: bool = False,
+    wait: float = 0.0,
+) -> Iterator[Path | None]:
+    """A new, empty folder to fill, which takes the name `target` when the block ends without an exception.
+
+    Until then it is a hidden sibling (`unfinished_folder`). A killed run leaves that behind and the next one removes
+    it, under the lock that keeps a second process out. None is yielded, and nothing is to be done, where `target` is
+    finished already.
+
+    Args:
+        doing: what another process is told that this one does, "converting into".
+        is_finished: asked, under the lock, about a `target` that holds something: True if it is what would be made.
+            It may raise an InputError that says what else it is.
+        replace: let the new folder take the place of another one, which is moved aside first and removed last.
+        wait: seconds to wait for another process that makes the same folder.
+
+    Raises:
+        InputError: another process is making `target`, or it holds something else and `replace` is off.
+        OSError: the disk is full or may not be written; what was begun is removed.
+    """
+    with exclusive_lock(target, doing, wait=wait):
+        _put_back(target)
+        unfinished = unfinished_folder(target)
+        _remove(unfinished)
+        if _holds_something(target):
+            if is_finished is not None and is_finished(target):
+                yield None
+                return
+            if not replace:
+                raise InputError(f"{target} exists and is not empty; give another folder, or remove it.")
+        try:
+            unfinished.mkdir()
+            yield unfinished
+            _commit(unfinished, target)
+        finally:
+            with contextlib.suppress(OSError):
+                _remove(unfinished)
+
+
+def unfinished_folder(target: Path) -> Path:
+    """Where `committed_folder` keeps the folder until it is complete."""
+    return target.with_name(f".{target.name}.unfinished")
+
+
+def same_files(first: Path, second: Path) -> bool:
+    """Whether two folders hold the same files with the same bytes, at any depth."""
+    names = [
+        sorted(file.relative_to(folder) for file in folder.rglob("*") if not file.is_dir())
+        for folder in (first, second)
+    ]
+    return names[0] == names[1] and all(same_bytes(first / name, second / name) for name in names[0])
+
+
+def same_bytes(first: Path, second: Path) -> bool:
+    """Whether two files are one, or hold the same bytes."""
+    try:
+        return first.samefile(second) or filecmp.cmp(first, second, shallow=False)
+    except OSError:
+        return False
+
+
+def _holds_something(target: Path) -> bool:
+    return target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir())))
+
+
+def _commit(unfinished: Path, target: Path) -> None:
+    """Force the files to disk, then rename."""
+    for path in sorted(unfinished.rglob("*"), reverse=True):
+        _sync(path)
+    sync_folder(unfinished)
+    replaced = _replaced(target)
+    if _holds_something(target):
+        _remove(replaced)
+        target.rename(replaced)
+    elif target.exists():
+        target.rmdir()
+    unfinished.rename(target)
+    sync_folder(target.parent)
+    _remove(replaced)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir():
+        sync_folder(path)
+    elif path.is_file():
+        with path.open("rb") as file, contextlib.suppress(OSError):  # a linked file may be one of a read-only disk
+            os.fsync(file.fileno())
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")
+
+
+def _put_back(target: Path) -> None:
+    """What a run that was killed between its two renames had moved aside, or had yet to remove."""
+    replaced = _replaced(target)
+    if not replaced.exists():
+        return
+    if target.exists():
+        _remove(replaced)
+    else:
+        replaced.rename(target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)

@@ -1,0 +1,57 @@
+"""JSON on disk: written whole, and read with one sentence for everything that can be wrong with a file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers_agci.errors import InputError
+from transformers_agci.storage.atomic import write_atomic
+
+
+def json_bytes(content: Any, *, indent: int | None = None, ascii_only: bool = True) -> bytes:
+    """Content as JSON with a newline behind it; one line without `indent`.
+
+    Half a surrogate pair, which UTF-8 cannot hold, is escaped even where `ascii_only` is off.
+    """
+    text = json.dumps(content, indent=indent, ensure_ascii=ascii_only)
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(content, indent=indent).encode() + b"\n"
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 2, ascii_only: bool = True) -> None:
+    """Write a JSON file, whole or not at all; OSError where that is impossible."""
+    write_atomic(path, json_bytes(content, indent=indent, ascii_only=ascii_only))
+
+
+def read_json_object(path: Path, remedy: str = "") -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        remedy: what the user can do, as the end of the sentence: "give --overwrite to start over".
+
+    Raises:
+        InputError: the file is missing or unreadable, or holds something else.
+    """
+    end = f"; {remedy}." if remedy else "."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"There is no file {path}{end}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}){end}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}){end}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply to be read{end}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}){end}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object, but holds {_kind(content)}{end}")
+    return content
+
+
+def _kind(content: Any) -> str:
+    kinds = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+    return kinds.get(type(content), "null")

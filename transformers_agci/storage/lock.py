@@ -1,0 +1,130 @@
+"""One process at a time, by a lock file that the kernel frees when its holder dies.
+
+The lock is `flock` on the file, and the file goes away with the last holder, so that none is left to raise questions.
+That needs one check which filelock makes in some of its versions only: who opened the file before it was removed gets
+the lock of a file that no longer has a name, while the next one makes and locks a new file. filelock up to 3.20 lets
+both in; from 3.21 it looks at the link count, but also removes the file itself, and a second removal takes away the
+file of the next holder. So we lock ourselves, and count as holder only who holds the file that the name leads to.
+"""
+
+import contextlib
+import errno
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers_agci.errors import InputError
+
+POLL_SECONDS = 0.02
+
+
+class Lock:
+    """An exclusive lock on the file `path`; not reentrant, and other threads of this process are kept out as well."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self, wait: float = 0.0) -> bool:
+        """Take the lock, trying for `wait` seconds; False if another holder kept it all the time.
+
+        Raises:
+            OSError: the lock file cannot be made, or its file system has no locks.
+        """
+        assert self._descriptor is None, f"{self.path} is locked already"
+        deadline = time.monotonic() + wait
+        while not self._try():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
+    def release(self) -> None:
+        """Give the lock back and remove its file; nothing happens if it is not held."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        if sys.platform != "win32" and _leads_to(self.path, descriptor):
+            with contextlib.suppress(OSError):  # a folder that has become read-only: the file stays, unlocked
+                self.path.unlink()
+        _unlock(descriptor)
+        os.close(descriptor)
+        if sys.platform == "win32":
+            with contextlib.suppress(OSError):  # only a file that nobody has open can be removed there
+                self.path.unlink()
+
+    def _try(self) -> bool:
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+            try:
+                locked = _lock(descriptor)
+                if locked and _leads_to(self.path, descriptor):
+                    self._descriptor = descriptor
+                    return True
+            finally:
+                if self._descriptor is None:
+                    os.close(descriptor)
+            if not locked:
+                return False
+            # The holder before us removed the file between our opening and our locking it: open the new one.
+
+
+@contextlib.contextmanager
+def exclusive_lock(target: Path, doing: str, *, wait: float = 0.0) -> Iterator[None]:
+    """Keep every other process of ours from `doing` ("converting into") the file or folder `target`; makes its parents.
+
+    Raises:
+        InputError: another process is at it, for `wait` seconds.
+        OSError: the folder around `target` cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = Lock(target.with_name(f".{target.name}.lock"))
+    if not lock.acquire(wait):
+        waited = f" (waited {wait:g} s)" if wait else ""
+        raise InputError(f"Another process is {doing} {target}{waited}; wait for it or give another path.")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _leads_to(path: Path, descriptor: int) -> bool:
+    """Whether the name `path` leads to the open file."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> bool:
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EDEADLK):
+                return False
+            raise
+        return True
+
+    def _unlock(descriptor: int) -> None:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK):
+                return False
+            raise
+        return True
+
+    def _unlock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
