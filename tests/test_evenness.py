@@ -1,0 +1,124 @@
+"""Evenness over the cells: exact against slow versions, invariant where it must be, honest where nothing is known."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from transformers_agci.statistics import evenness as ev
+
+
+def margins(items: int, seed: int, bias: float = 0.3, cells: int = 9) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return 1.3 + bias * np.linspace(1, -1, cells) + rng.normal(size=(items, 1)) + rng.normal(size=(items, cells))
+
+
+def test_unevenness_is_the_mean_product_of_different_items():
+    table = margins(7, seed=0)
+    centred = table - table.mean(axis=1, keepdims=True)
+    products = [centred[i] @ centred[j] / 9 for i, j in itertools.permutations(range(7), 2)]
+    assert ev.unevenness(table) == pytest.approx(np.mean(products))
+
+
+def test_unevenness_has_no_bias_where_the_plain_variance_has():
+    estimates = [ev.unevenness(margins(20, seed, bias=0.0)) for seed in range(400)]
+    plain = [margins(20, seed, bias=0.0).mean(axis=0).var() for seed in range(400)]
+    assert abs(np.mean(estimates)) < 0.003
+    assert np.mean(plain) > 0.03
+
+
+def test_leave_one_out_is_the_same_as_leaving_one_out():
+    table = margins(8, seed=1)
+    assert ev.leave_one_out(table) == pytest.approx([ev.unevenness(np.delete(table, i, axis=0)) for i in range(8)])
+
+
+def _standardized(yes, no):
+    squares = sum(((t - np.nanmean(t, axis=0)) ** 2)[~np.isnan(t)].sum() for t in (yes, no))
+    freedom = sum((~np.isnan(t)).sum() - t.shape[1] for t in (yes, no))
+    return np.nanmean(yes, axis=0) / np.sqrt(squares / freedom)
+
+
+def _distances(yes, no):
+    return np.nanmean(yes, axis=0) / (np.nanmean(yes, axis=0).mean() - np.nanmean(no, axis=0).mean())
+
+
+def _auc(yes, no):
+    def of_cell(y, n):
+        pairs = [(a > b) + 0.5 * (a == b) for a in y[~np.isnan(y)] for b in n[~np.isnan(n)]]
+        return np.mean(pairs)
+
+    return np.array([of_cell(y, n) for y, n in zip(yes.T, no.T, strict=True)])
+
+
+def _d_prime(yes, no):
+    rates = [((t > 0).sum(axis=0) + 0.5) / (len(t) + 1) for t in (yes, no)]
+    return stats.norm.ppf(rates[0]) - stats.norm.ppf(rates[1])
+
+
+@pytest.mark.parametrize(
+    "measure, slow, gaps",
+    [
+        (ev.of_standardized_margins, _standardized, True),
+        (ev.of_margins_by_distance, _distances, True),
+        (ev.of_auc, _auc, True),
+        (lambda yes, no: ev.of_d_prime((yes > 0) * 1.0, (no > 0) * 1.0), _d_prime, False),
+    ],
+)
+def test_contributions_are_jackknife_pseudo_values(measure, slow, gaps):
+    yes, no = margins(40, seed=2).round(1) - 0.5, margins(40, seed=3).round(1) - 2.0
+    if gaps:
+        yes[3, 2] = no[5, 0] = no[3, 2] = np.nan
+        yes[9] = np.nan  # an item with No rows only
+    deleted = [slow(np.delete(yes, i, axis=0), np.delete(no, i, axis=0)) for i in range(40)]
+    expected = 40 * slow(yes, no) - 39 * np.array(deleted)
+    np.testing.assert_allclose(measure(yes, no), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("shift, scale", [(0.6, 1.0), (-2.0, 3.0), (0.0, 0.2)])
+def test_a_shift_and_a_change_of_scale_are_no_change_of_evenness(shift, scale):
+    yes, no = margins(50, seed=4), margins(50, seed=5) - 2.5
+    moved = [scale * (table + shift) for table in (yes, no)]
+    changes = [
+        ev.compare(ev.of_standardized_margins(yes, no), ev.of_standardized_margins(*moved)),
+        ev.compare(ev.of_margins_by_distance(yes, no), ev.of_margins_by_distance(*moved)),
+        ev.compare(ev.of_auc(yes, no), ev.of_auc(*moved)),
+    ]
+    for change in changes[:1] + changes[2:]:
+        assert change.estimate == pytest.approx(0, abs=1e-12)
+        assert change.low < 0 < change.high  # and an interval that has a width
+    assert changes[1].estimate == pytest.approx(0, abs=1e-12)
+    assert ev.verdict(changes[0], changes[1], 50) == "no difference shown"
+
+
+def test_added_noise_is_no_repair():
+    """In units of its own sd a noisier result looks more even; in units of the distance of Yes and No it does not."""
+    rng = np.random.default_rng(6)
+    yes, no = margins(300, seed=7), margins(300, seed=8) - 2.5
+    noisy = [table + 2 * rng.normal(size=table.shape) for table in (yes, no)]
+    own = ev.compare(ev.of_standardized_margins(yes, no), ev.of_standardized_margins(*noisy))
+    distance = ev.compare(ev.of_margins_by_distance(yes, no), ev.of_margins_by_distance(*noisy))
+    assert own.direction == -1
+    assert ev.verdict(own, distance, 300) == "cannot tell"
+
+
+@pytest.mark.parametrize("before, after, said", [(0.3, 0.1, "more even"), (0.1, 0.3, "less even")])
+def test_a_real_change_is_found(before, after, said):
+    no = margins(300, seed=9, bias=0) - 2.5
+    sides = [(margins(300, seed=seed, bias=bias), no) for seed, bias in ((10, before), (11, after))]
+    own = ev.compare(*(ev.of_standardized_margins(*side) for side in sides))
+    distance = ev.compare(*(ev.of_margins_by_distance(*side) for side in sides))
+    assert ev.verdict(own, distance, 300) == said
+
+
+def test_what_cannot_be_had_is_none_and_never_an_interval_without_width():
+    ones = np.ones((50, 9))
+    assert ev.of_standardized_margins(ones) is None
+    assert ev.of_d_prime(ones, 1 - ones) is None
+    assert ev.compare(ev.of_means(ones), ev.of_means(ones)) is None
+    assert ev.compare(ev.of_auc(ones, 0 * ones), ev.of_auc(ones, 0 * ones)) is None
+    assert ev.of_means(margins(1, seed=0)) is None
+    assert ev.of_margins_by_distance(margins(50, seed=1), margins(50, seed=2)) is None  # Yes and No rows alike
+    assert ev.verdict(None, None, 50) == "cannot tell"
+    few = ev.compare(ev.of_means(margins(5, seed=0)), ev.of_means(margins(5, seed=1)))
+    assert ev.verdict(few, few, 5) == "cannot tell"

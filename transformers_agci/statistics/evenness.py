@@ -1,0 +1,250 @@
+"""How uneven a measure is over the cells of the grid, estimated without bias, and whether two results differ in it.
+
+The unevenness of a measure with the value mu_c in cell c is V = mean over c of (mu_c - mean of mu)^2. The variance of
+estimated values is larger than V, because noise adds to it; and by how much depends on the accuracy, so that a result
+whose accuracy rises looks more even with no repair at all. Here V comes from products of different items only:
+
+    x_i = y_i - mean over the cells of y_i        V = (|sum_i x_i|^2 - sum_i |x_i|^2) / (C n (n - 1))
+
+It has no bias whatever the dependence between the cells of an item, and may therefore be negative. y_i [cells] is what
+item i contributes; for a measure that is no mean (AUC, d', margins in units of their own sd) it is the item's
+jackknife pseudo-value. Two results of the same items are compared by the delete-one-item jackknife of V with a t
+quantile. An item is one base image with its Yes rows and its No rows. Tables are [items, cells], NaN: no row.
+
+What a position does to a result is read from the margins (Yes logit - No logit), because a moved threshold changes
+every accuracy but no margin. Two units are used, and a change must hold in both: the margins' own sd within a cell and
+answer, and the distance between Yes and No rows (the logit itself where there are no No rows). Noise added to all
+margins makes the first unit larger, a model that sees less shrinks the second: neither is a repair.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Floats = NDArray[np.floating[Any]]
+Verdict = Literal["more even", "less even", "no difference shown", "cannot tell"]
+
+CONFIDENCE = 0.95
+MIN_ITEMS = 10  # with fewer the jackknife's interval cannot be relied on
+MIN_COUNT = 5  # right and wrong answers that every cell needs before its d' is more than its correction
+
+
+class Change(NamedTuple):
+    """A measure of two results on the same items, and second - first with its 95 % interval.
+
+    For evenness `first` and `second` are unbiased variances over the cells: squared units, below zero by chance.
+    """
+
+    first: float
+    second: float
+    estimate: float
+    low: float
+    high: float
+
+    @property
+    def direction(self) -> int:
+        """1 or -1 where the interval lies above or below zero, otherwise 0."""
+        return int(self.low > 0) - int(self.high < 0)
+
+
+class Level(NamedTuple):
+    """The unevenness V of one result with its 95 % interval."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int  # items
+
+
+def unevenness(contributions: Floats) -> float:
+    """V of contributions [items, cells] without missing values; NaN with fewer than two items.
+
+    >>> unevenness(np.tile([0.0, 1.0], (5, 1)))
+    0.25
+    """
+    n, cells = contributions.shape
+    if n < 2:
+        return float("nan")
+    centred = contributions - contributions.mean(axis=1, keepdims=True)
+    total = centred.sum(axis=0)
+    return float(((total**2).sum() - (centred**2).sum()) / (cells * n * (n - 1)))
+
+
+def leave_one_out(contributions: Floats) -> Floats:
+    """[items]: V without each item in turn, in closed form; needs three items."""
+    n, cells = contributions.shape
+    centred = contributions - contributions.mean(axis=1, keepdims=True)
+    total, own = centred.sum(axis=0), (centred**2).sum(axis=1)
+    square = (total**2).sum() - 2 * centred @ total + own
+    left: Floats = (square - (own.sum() - own)) / (cells * (n - 1) * (n - 2))
+    return left
+
+
+def level(contributions: Floats | None) -> Level | None:
+    """V of one result with its jackknife interval; None where there are too few items or nothing varies."""
+    if contributions is None or len(contributions) < 3:
+        return None
+    n = len(contributions)
+    error = _standard_error(leave_one_out(contributions))
+    if not np.isfinite(error) or error == 0:
+        return None
+    estimate, half = unevenness(contributions), _quantile(n) * error
+    return Level(estimate, estimate - half, estimate + half, n)
+
+
+def compare(first: Floats | None, second: Floats | None) -> Change | None:
+    """V(second) - V(first) for the same items; None where there are fewer than three or nothing varies.
+
+    Two results that differ by nothing but a constant have equal deletions and a standard error of zero. The error is
+    therefore at least what a single item that differs as items usually do would give: sd / n.
+    """
+    if first is None or second is None or len(first) < 3:
+        return None
+    n = len(first)
+    values = unevenness(first), unevenness(second)
+    deletions = leave_one_out(first), leave_one_out(second)
+    single = max(_standard_error(of_one) for of_one in deletions)
+    if not np.isfinite(single) or single == 0:
+        return None
+    error = max(_standard_error(deletions[1] - deletions[0]), single / np.sqrt(n))
+    estimate, half = values[1] - values[0], float(_quantile(n) * error)
+    return Change(*values, estimate, estimate - half, estimate + half)
+
+
+def _standard_error(deletions: Floats) -> float:
+    n = len(deletions)
+    return float(np.sqrt((n - 1) / n * ((deletions - deletions.mean()) ** 2).sum()))
+
+
+def _quantile(items: int) -> float:
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, items - 1))
+
+
+def pseudo_values(values: Floats, deleted: Floats) -> Floats | None:
+    """n * value - (n - 1) * value without item i: [cells] and [items, cells] -> [items, cells]; None if not finite."""
+    n = len(deleted)
+    found: Floats = n * values - (n - 1) * deleted
+    return found if np.isfinite(found).all() else None
+
+
+class _Sums:
+    """Sums of a table per cell, and the same without each item in turn."""
+
+    def __init__(self, table: Floats) -> None:
+        self.present = ~np.isnan(table)
+        self.values = np.where(self.present, table, 0.0)
+        self.counts, self.totals = self.present.sum(axis=0), self.values.sum(axis=0)
+        self.deleted_counts = self.counts - self.present
+        with np.errstate(invalid="ignore", divide="ignore"):
+            self.means: Floats = self.totals / self.counts
+            self.deleted_means: Floats = (self.totals - self.values) / self.deleted_counts
+
+    def squares(self) -> tuple[float, Floats]:
+        """Squared distances from the cell means, over all cells; and without each item."""
+        residual = np.where(self.present, self.values - self.means, 0.0)
+        whole = float((residual**2).sum())
+        with np.errstate(invalid="ignore", divide="ignore"):
+            own = residual**2 * np.where(self.deleted_counts > 0, self.counts / self.deleted_counts, 1.0)
+        return whole, whole - own.sum(axis=1)
+
+    def freedom(self) -> tuple[int, Floats]:
+        """Degrees of freedom of `squares`; and without each item."""
+        whole = int(np.maximum(self.counts - 1, 0).sum())
+        return whole, np.maximum(self.deleted_counts - 1, 0).sum(axis=1)
+
+
+def of_means(table: Floats) -> Floats | None:
+    """What each item contributes to the cell means of a table; None where a cell has fewer than two rows."""
+    sums = _Sums(table)
+    return pseudo_values(sums.means, sums.deleted_means) if (sums.counts >= 2).all() else None
+
+
+def of_standardized_margins(margins: Floats, others: Floats | None = None) -> Floats | None:
+    """The margins in units of their sd within a cell and an answer, pooled over the cells and both answers.
+
+    `others` are the margins of the other answer. Neither a shift nor a change of scale of all margins alters these.
+    """
+    sums = [_Sums(table) for table in (margins, others) if table is not None]
+    if not (sums[0].counts >= 2).all():
+        return None
+    squares, freedom = [s.squares() for s in sums], [s.freedom() for s in sums]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        whole = np.sqrt(sum(s[0] for s in squares) / sum(f[0] for f in freedom))
+        deleted = np.sqrt(sum(s[1] for s in squares) / sum(f[1] for f in freedom))
+        if not whole > 1e-12 * (1 + np.abs(sums[0].means).max()):
+            return None
+        return pseudo_values(sums[0].means / whole, sums[0].deleted_means / deleted[:, None])
+
+
+def of_margins_by_distance(yes: Floats, no: Floats, answer: Literal["yes", "no"] = "yes") -> Floats | None:
+    """The margins of one answer in units of the distance between the mean Yes row and the mean No row."""
+    sums = _Sums(yes), _Sums(no)
+    if not all((s.counts >= 2).all() for s in sums):
+        return None
+    whole = sums[0].means.mean() - sums[1].means.mean()
+    deleted = sums[0].deleted_means.mean(axis=1) - sums[1].deleted_means.mean(axis=1)
+    error = _standard_error(deleted)
+    if not whole > 3 * error:  # a model that does not tell Yes rows from No rows has no such unit
+        return None
+    own = sums[0] if answer == "yes" else sums[1]
+    return pseudo_values(own.means / whole, own.deleted_means / deleted[:, None])
+
+
+def of_d_prime(said_yes: Floats, said_yes_wrongly: Floats) -> Floats | None:
+    """Per-cell d' from the Yes answers to Yes rows and to No rows (tables of zeros and ones), log-linear correction.
+
+    None where a cell has fewer than MIN_COUNT right or wrong answers of either kind: its d' is then mostly the
+    correction, which makes cells alike.
+    """
+    rates = []
+    for table in (said_yes, said_yes_wrongly):
+        sums = _Sums(table)
+        if min(sums.totals.min(), (sums.counts - sums.totals).min()) < MIN_COUNT:
+            return None
+        whole = stats.norm.ppf((sums.totals + 0.5) / (sums.counts + 1))
+        deleted = stats.norm.ppf((sums.totals - sums.values + 0.5) / (sums.deleted_counts + 1))
+        rates.append((whole, deleted))
+    return pseudo_values(rates[0][0] - rates[1][0], rates[0][1] - rates[1][1])
+
+
+def of_auc(yes: Floats, no: Floats) -> Floats | None:
+    """Per-cell AUC of the margins: the share of pairs (Yes row, No row of the cell) in the right order, ties half."""
+    columns = [_auc_without_each(y, n) for y, n in zip(yes.T, no.T, strict=True)]
+    if any(column is None for column in columns):
+        return None
+    values, deleted = zip(*(column for column in columns if column is not None), strict=True)
+    return pseudo_values(np.array(values), np.stack(deleted, axis=1))
+
+
+def _auc_without_each(yes: Floats, no: Floats) -> tuple[float, Floats] | None:
+    """AUC of one cell, and the same without each item, in closed form by ranks."""
+    has_yes, has_no = np.isfinite(yes), np.isfinite(no)
+    yeses, noes = int(has_yes.sum()), int(has_no.sum())
+    if min(yeses, noes) < 2:
+        return None
+    values = np.concatenate([yes[has_yes], no[has_no]])
+    ranks = stats.rankdata(values)
+    below, above = np.zeros(len(yes)), np.zeros(len(no))  # wins of each Yes row, losses of each No row
+    below[has_yes] = ranks[:yeses] - stats.rankdata(values[:yeses])
+    above[has_no] = yeses - (ranks[yeses:] - stats.rankdata(values[yeses:]))
+    both = has_yes & has_no
+    own = np.where(both, (yes > no) + 0.5 * (yes == no), 0.0)
+    wins = float(below.sum())
+    deleted = (wins - below - above + own) / ((yeses - has_yes) * (noes - has_no))
+    return wins / (yeses * noes), deleted
+
+
+def verdict(decisive: Change | None, confirming: Change | None, items: int) -> Verdict:
+    """What two measures of evenness allow to be said: a change counts where both show it, in the same direction.
+
+    Where only one of them shows a change, what changed may be the unit: that is "cannot tell".
+    """
+    if decisive is None or confirming is None or items < MIN_ITEMS:
+        return "cannot tell"
+    if decisive.direction != confirming.direction:
+        return "cannot tell"
+    if decisive.direction == 0:
+        return "no difference shown"
+    return "more even" if decisive.direction < 0 else "less even"
