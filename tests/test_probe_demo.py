@@ -20,7 +20,8 @@ def test_demo_from_start_to_end(
     assert main(words) == 0
     said = capsys.readouterr()
     lines = said.out.strip().splitlines()
-    assert lines[0].startswith("180 answers: 5 items x 9 positions, Yes and No, lambda 0 and 0.5")
+    assert lines[0].startswith("A decoder bias of known size, 1, is planted in the model")
+    assert lines[1].startswith("180 answers: 5 items x 9 positions, Yes and No, lambda 0 and 0.5")
     assert "180/180" in said.err
     for words_ in ("top_left", "all positions", "balanced accuracy, %", "sd over positions, Yes rows"):
         assert words_ in said.out, words_
@@ -31,7 +32,9 @@ def test_demo_from_start_to_end(
         assert image.width > 1000
     for name in ("answers.lam0", "answers.lam0.5"):
         assert len((tmp_path / "demo" / f"{name}.jsonl").read_text().splitlines()) == 90
-        runs = json.loads((tmp_path / "demo" / f"{name}.manifest.json").read_text())["runs"]
+        manifest = json.loads((tmp_path / "demo" / f"{name}.manifest.json").read_text())
+        runs = manifest["runs"]
+        assert manifest["settings"]["planted_bias"] == 1.0
         assert sorted(run["shard"] for run in runs) == ["0/2", "1/2"]
     assert not list((tmp_path / "demo").glob("*.parts"))
 

@@ -3,10 +3,11 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from transformers_agci.embedded.location import EMBEDDED
+
 if TYPE_CHECKING:
     from transformers_agci.inference.load import LoadOptions
 
-EMBEDDED = "embedded"
 EMBEDDED_FAMILY = "qwen2_5_vl"
 
 

@@ -41,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A",
         help="where the answers go (default position_probe.jsonl)",
     )
+    data.add_argument(
+        "--planted_bias",
+        type=float,
+        default=0.0,
+        metavar="B",
+        help="plant a decoder bias of this size in the model, in attention logits (docs/ruler.md; default 0)",
+    )
     data.add_argument("--text_only", action="store_true", help="ask also without any image: A.text_only.jsonl")
     data.add_argument("--blank_image", action="store_true", help="ask also on a white image: A.blank_image.jsonl")
     add_engine_arguments(parser)
@@ -83,7 +90,7 @@ def _run(args: argparse.Namespace, drawn_in: str | None, leads: bool) -> int:
     )
     print(f"{data.rows} rows, {len(data.items)} items from {args.eval_file or 'the embedded atlas'}", flush=True)
     notes = {"lambda_source": source, "eval_file": args.eval_file, "img_path": str(data.img_path)}
-    probe = PositionProbe(loaded, data, lambdas, answer_file, {**options, "notes": notes})
+    probe = PositionProbe(loaded, data, lambdas, answer_file, {**options, "notes": notes}, args.planted_bias)
     controls = [control for control in Control if getattr(args, control.value)]
     if args.dry_run:
         return _dry_run(probe, controls)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+EMBEDDED = "embedded"  # what --model_path calls it
 SNAPSHOT = Path(__file__).parent / "snapshot"
 
 

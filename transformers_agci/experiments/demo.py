@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.data import ProbeData, embedded_data
 from transformers_agci.experiments.position.metrics import evaluate, load, write_json, write_maps
@@ -24,13 +25,17 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 
 @dataclass(frozen=True)
 class Demo:
-    """`items` items of nine composites, Yes and No, at two lambdas, by `processes` processes; writes to `folder`."""
+    """`items` items of nine composites, Yes and No, at two lambdas, by `processes` processes; writes to `folder`.
+
+    `beta` is the size of the decoder bias that is planted in the model, 0 for none.
+    """
 
     folder: Path
     items: int
     seed: int
     processes: int
     model: str
+    beta: float
 
     @property
     def outputs(self) -> list[Path]:
@@ -43,6 +48,9 @@ class Demo:
         self._clear()
         data = embedded_data(self.folder / "probe_set", self.items, self.seed)
         answers = data.rows * len(LAMBDAS)
+        print(self._what_is_planted())
+        if self.model == EMBEDDED:
+            print("The model was trained on the same 400 images; poses and combinations are new to it.")
         print(
             f"{answers} answers: {self.items} items x 9 positions, Yes and No, lambda 0 and 0.5, on the CPU by "
             f"{self.processes} processes; model: {self.model}",
@@ -63,6 +71,14 @@ class Demo:
         )
         print(f"heat map: {image}")
         print(metrics.pair.verdict)
+
+    def _what_is_planted(self) -> str:
+        if self.beta == 0:
+            return "No bias is planted in the model: --planted_bias B plants a decoder bias of size B (docs/ruler.md)."
+        return (
+            f"A decoder bias of known size, {self.beta:g}, is planted in the model (docs/ruler.md): answers about the "
+            "bottom row get worse. Does AGCI repair it? --planted_bias 0 turns it off."
+        )
 
     def _clear(self) -> None:
         """Take away what an earlier demo answered: nothing is taken from a cache."""
@@ -113,6 +129,7 @@ class Demo:
             self.folder / "answers.jsonl",
             "--global_context_lambda",
             *map(str, LAMBDAS),
+            f"--planted_bias={self.beta}",
             "--shard",
             f"{index}/{self.processes}",
         ]

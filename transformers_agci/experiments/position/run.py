@@ -1,10 +1,12 @@
 """Runs the position probe: every row at every lambda, and the questions without an image that stand beside them."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers_agci.experiments.planted_bias import planted_bias
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.experiments.position.questions import PROMPT, Control, control_questions, questions
 from transformers_agci.inference.load import LoadedModel
@@ -14,13 +16,17 @@ from transformers_agci.storage.result_file import beside, output_paths
 
 @dataclass(frozen=True)
 class PositionProbe:
-    """A model, the data, the lambdas, and the answer file A; `options` are keyword arguments of `run_questions`."""
+    """A model, the data, the lambdas, and the answer file A; `options` are keyword arguments of `run_questions`.
+
+    `beta` is the size of a decoder bias that is planted in the model while it answers (see docs/ruler.md).
+    """
 
     loaded: LoadedModel
     data: ProbeData
     lambdas: Sequence[float]
     answer_file: Path
     options: Mapping[str, Any] = field(default_factory=dict)
+    beta: float = 0.0
 
     @property
     def outputs(self) -> list[Path]:
@@ -35,26 +41,40 @@ class PositionProbe:
     def ask(self) -> RunSummary:
         """Answer every row at every lambda."""
         asked = questions(self.data.items, self.data.img_path)
-        settings = {"experiment": "position probe", "prompt": PROMPT, **self.data.settings}
-        return run_questions(
-            self.loaded,
-            asked,
-            self.lambdas,
-            self.outputs,
-            **{**self.options, "settings": settings, "bad_rows": self.data.bad_rows},
-        )
+        with self._planted():
+            return run_questions(
+                self.loaded,
+                asked,
+                self.lambdas,
+                self.outputs,
+                **{**self.options, "settings": self._settings(), "bad_rows": self.data.bad_rows},
+            )
 
     def ask_without_image(self, control: Control) -> RunSummary:
         """Answer every caption without its image, once per item and answer."""
         asked = control_questions(self.data.items, self.data.img_path, control)
-        settings = {"experiment": "position probe", "picture": control.value, "prompt": PROMPT, **self.data.settings}
-        return run_questions(
-            self.loaded,
-            asked,
-            self._lambdas_of(control),
-            self.control_outputs(control),
-            **{**self.options, "settings": settings},
-        )
+        with self._planted():
+            return run_questions(
+                self.loaded,
+                asked,
+                self._lambdas_of(control),
+                self.control_outputs(control),
+                **{**self.options, "settings": {**self._settings(), "picture": control.value}},
+            )
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be equal for a result file to go on."""
+        planted = {"planted_bias": self.beta} if self.beta else {}
+        return {"experiment": "position probe", "prompt": PROMPT, **planted, **self.data.settings}
+
+    @contextlib.contextmanager
+    def _planted(self) -> Iterator[None]:
+        """The model with the planted bias; without one no hook is put on it."""
+        if self.beta == 0:
+            yield
+            return
+        with planted_bias(self.loaded.model, self.beta):
+            yield
 
     @property
     def _method(self) -> str:
