@@ -480,7 +480,7 @@ def test_a_second_process_on_the_same_set_is_refused(source, tmp_path: Path) -> 
     def again(done, items) -> None:
         build(options(source, tmp_path))
 
-    with pytest.raises(InputError, match="is being built by another process"):
+    with pytest.raises(InputError, match="Another process is building"):
         build(options(source, tmp_path), progress=again)
 
 
@@ -494,15 +494,15 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
 ) -> None:
     from transformers_agci.data import painting
 
-    real, calls = painting.write_whole, Counter()
+    real, calls = painting.open_atomic, Counter()
 
-    def full(*args) -> None:
+    def full(*args, **options):
         calls["write"] += 1
         if calls["write"] > 30:
             raise OSError(28, "No space left on device")
-        real(*args)
+        return real(*args, **options)
 
-    monkeypatch.setattr(painting, "write_whole", full)
+    monkeypatch.setattr(painting, "open_atomic", full)
     with pytest.raises(InputError, match=r"No space left on device.*what was finished is kept"):
         build(options(source, tmp_path))
     monkeypatch.undo()

@@ -8,7 +8,6 @@ The answers of each lambda go to a file of their own (pope.lam0.jsonl, ...), the
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,6 +152,7 @@ def score_outputs(
     from transformers_agci.errors import InputError
     from transformers_agci.experiments.benchmarks import score_answers
     from transformers_agci.method.lam import lambda_text
+    from transformers_agci.storage.json_file import write_json
     from transformers_agci.storage.result_file import beside
 
     declared = source.benchmark
@@ -181,6 +181,6 @@ def score_outputs(
             + (", not all questions were asked" if partial else "")
         )
         print_report(declared, score, report)
-        beside(path, ".score.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(beside(path, ".score.json"), report, indent=1)
         first = first or score
     return 0

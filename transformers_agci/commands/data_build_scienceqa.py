@@ -18,11 +18,11 @@ def run(args: argparse.Namespace) -> int:
     from collections import Counter
 
     from transformers_agci.data.scienceqa import conversations
-    from transformers_agci.storage.journal import write_whole
+    from transformers_agci.storage.atomic import write_atomic
 
     rows = conversations(args.problems, args.pid_splits, args.split)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(args.output, [json.dumps(rows, ensure_ascii=False, indent=1).encode(), b"\n"])
+    write_atomic(args.output, [json.dumps(rows, ensure_ascii=False, indent=1).encode(), b"\n"])
     gold = Counter(row["conversations"][1]["value"] for row in rows)
     images = sum("image" in row for row in rows)
     answers = ", ".join(f"{letter} {count}" for letter, count in sorted(gold.items()))

@@ -161,6 +161,9 @@ def _write_twin(path: Path, rows: list[dict[str, Any]], args: argparse.Namespace
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    from transformers_agci.storage.atomic import write_atomic
+    from transformers_agci.storage.json_file import json_bytes
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_atomic(path, (json_bytes(row, ascii_only=False) for row in rows))
     print(f"Written: {path}")

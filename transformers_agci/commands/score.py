@@ -217,9 +217,10 @@ def _printable(text: str) -> str:
 
 def _write(path: Path, text: str) -> None:
     from transformers_agci.errors import InputError
+    from transformers_agci.storage.atomic import write_atomic
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_atomic(path, text.encode())
     except OSError as error:
         raise InputError(f"{path}: the file cannot be written ({error.strerror}).") from None

@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.errors import InputError
     from transformers_agci.experiments.study.run import Study
     from transformers_agci.experiments.study.table import table_of
+    from transformers_agci.storage.atomic import write_atomic
 
     for name in ("seeds", "steps", "items"):
         if getattr(args, name) < 1:
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     study = Study(Path(args.output_dir), args.seeds, args.steps, args.items)
     study.run(functools.partial(print, flush=True))
     table = table_of(study)
-    (study.folder / "study.md").write_text(table + "\n", encoding="utf-8")
+    write_atomic(study.folder / "study.md", (table + "\n").encode())
     print(
         f"\n{args.seeds} seeds, {args.steps} steps of 8 rows, {args.items} items x 9 positions, Yes and No; percent "
         f"and points, 95 % intervals over seeds and items:\n\n{table}\n\nwritten to {study.folder / 'study.md'}"

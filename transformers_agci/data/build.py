@@ -24,7 +24,10 @@ from transformers_agci.data.set_manifest import (
     write_set,
 )
 from transformers_agci.errors import InputError
-from transformers_agci.storage.journal import Journal, write_whole
+from transformers_agci.storage.atomic import write_atomic
+from transformers_agci.storage.journal import Journal
+from transformers_agci.storage.lock import exclusive_lock
+from transformers_agci.storage.settings import as_stored
 
 ITEMS = "items.jsonl"
 
@@ -54,27 +57,21 @@ def build(
 
 @contextlib.contextmanager
 def _scratch_folder(options: BuildOptions) -> Iterator[Path]:
-    """The locked folder of unfinished work; removed at the end unless it holds records to go on from."""
-    from filelock import FileLock, Timeout
-
+    """The folder of unfinished work, under a lock; removed at the end unless it holds records to go on from."""
     folder = options.folder / f".{options.name}.building"
-    _make_folder(folder)
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{options.folder / options.name} is being built by another process.") from None
-    try:
-        yield folder
-    except OSError as error:  # a full or vanished disk
-        raise InputError(
-            f"{options.folder / options.name} could not be written ({error}); what was finished is kept, the same "
-            "command goes on from there."
-        ) from error
-    finally:
-        if not _has_records(folder / RECORDS):
-            shutil.rmtree(folder)
-        lock.release()
+    _make_folder(options.folder)
+    with exclusive_lock(options.folder / options.name, "building"):
+        _make_folder(folder)
+        try:
+            yield folder
+        except OSError as error:  # a full or vanished disk
+            raise InputError(
+                f"{options.folder / options.name} could not be written ({error}); what was finished is kept, the same "
+                "command goes on from there."
+            ) from error
+        finally:
+            if not _has_records(folder / RECORDS):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make_folder(path: Path) -> None:
@@ -127,14 +124,14 @@ def _claim(options: BuildOptions, scratch: Path, overwrite: bool) -> None:
         theirs = read_manifest(other)["settings"]["images"]
         if other != manifest_path(options) and theirs == options.image_folder.name:
             raise InputError(f"{options.image_folder} holds the images of {other.name}: give --images another name.")
-    for leftover in scratch.glob("*.*"):
+    for leftover in scratch.glob("*.*"):  # with the hidden ones: what a killed painter had begun
         leftover.unlink()
     manifest_path(options).unlink(missing_ok=True)
-    write_whole(path, [json_line(options.settings())])
+    write_atomic(path, json_line(options.settings()))
 
 
 def _same_settings(options: BuildOptions, before: Row) -> None:
-    now = json.loads(json.dumps(options.settings()))
+    now = as_stored(options.settings())
     different = [f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if now[key] != before.get(key)]
     if different:
         raise InputError(

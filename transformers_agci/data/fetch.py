@@ -11,7 +11,7 @@ from transformers_agci.data.rows import SUFFIXES, ProbeRow, Row, read_rows
 from transformers_agci.data.set_manifest import json_line
 from transformers_agci.data.unpack import ARCHIVES, unpack
 from transformers_agci.errors import InputError
-from transformers_agci.storage.journal import write_whole
+from transformers_agci.storage.atomic import write_atomic
 
 # The older names come second (METHOD: the sets were published as BaPA's first).
 HUB_SETS = {
@@ -121,10 +121,10 @@ def _write_out(tables: list[Path], folder: Path) -> None:
             path = resolve_below(images, name, where)
             if not (path.is_file() and path.stat().st_size == len(data)):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, [data])
+                write_atomic(path, [data])
             yield json_line({"id": number, **row, "image": name})
 
-    write_whole(folder / f"{folder.name}.jsonl", rows())
+    write_atomic(folder / f"{folder.name}.jsonl", rows())
 
 
 def _image_of(row: Row, number: int, where: str) -> tuple[bytes, str]:

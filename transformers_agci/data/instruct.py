@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from transformers_agci.data.images import resolve_below
 from transformers_agci.data.rows import Row
 from transformers_agci.errors import InputError
-from transformers_agci.storage.journal import write_whole
+from transformers_agci.storage.atomic import write_atomic
 
 IMAGE_TOKEN = "<image>"
 SPEAKERS = {"human": "user", "gpt": "assistant"}  # LLaVA's names -> the names that LLaMA-Factory is told to expect
@@ -147,9 +147,9 @@ def register(folder: Path, name: str) -> None:
         entries[name] = {"file_name": f"{name}.json", **SHAREGPT}
     except (ValueError, TypeError):
         raise InputError(f"{path} is not a JSON object: repair it or take it away.") from None
-    write_whole(path, [json.dumps(entries, indent=1).encode(), b"\n"])
+    write_atomic(path, [json.dumps(entries, indent=1).encode(), b"\n"])
 
 
 def _write_array(path: Path, rows: list[Row]) -> None:
     lines = (json.dumps(row, ensure_ascii=False).encode() for row in rows)
-    write_whole(path, [b"[\n", b",\n".join(lines), b"\n]\n"])
+    write_atomic(path, [b"[\n", b",\n".join(lines), b"\n]\n"])

@@ -17,7 +17,7 @@ from transformers_agci.data.composites import alone, compose, encode_jpeg, with_
 from transformers_agci.data.grid import Grid
 from transformers_agci.data.pool import PoolPair
 from transformers_agci.errors import InputError
-from transformers_agci.storage.journal import write_whole
+from transformers_agci.storage.atomic import open_atomic
 
 
 class Task(NamedTuple):
@@ -41,12 +41,14 @@ class Painter:
         """Write the nine JPEGs of an item; returns their SHA-256, in the order of the cells."""
         target = task.target.image(self.cells)
         distractors = [pair.image(self.cells) for pair in task.distractors]
-        unfinished = self.cells.with_name(f"{os.getpid()}.part")
         hashes = []
         for k in range(len(self.grid)):
             images = with_target(target, distractors, k) if distractors else alone(target, k)
             data = encode_jpeg(compose(images, self.grid, self.background), self.quality)
-            write_whole(self.folder / image_name(task.target.key, k), [data], unfinished)
+            path = self.folder / image_name(task.target.key, k)
+            # Not synced: a run that goes on compares the hashes. Unfinished files lie beside the pool, which goes.
+            with open_atomic(path, sync=False, temporary_in=self.cells.parent) as file:
+                file.write(data)
             hashes.append(hashlib.sha256(data).hexdigest())
         return hashes
 

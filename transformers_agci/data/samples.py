@@ -16,7 +16,7 @@ from transformers_agci.data.instruct import register, write_sample
 from transformers_agci.data.options import BuildOptions
 from transformers_agci.data.rows import Row
 from transformers_agci.data.sources import Source
-from transformers_agci.storage.journal import write_whole
+from transformers_agci.storage.atomic import write_atomic
 
 NAME = "sample_noto_840_840"
 PROBE_ITEMS = 4
@@ -69,7 +69,7 @@ def _build_conversations(folder: Path, images: Sequence[Captioned], rng: random.
     for number in range(CONVERSATIONS):
         shown = rng.sample(images, len(POSITIONS))
         name = f"images/noto_{number:03d}.jpg"
-        write_whole(folder / name, [encode_jpeg(compose([image for _, image in shown], grid))])
+        write_atomic(folder / name, [encode_jpeg(compose([image for _, image in shown], grid))])
         turns = []
         for asked, k in enumerate(rng.sample(range(len(POSITIONS)), 2)):
             where = POSITIONS[k].replace("_", " ")

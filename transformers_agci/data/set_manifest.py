@@ -14,7 +14,7 @@ from transformers_agci.data.painting import image_name
 from transformers_agci.data.pool import Pool
 from transformers_agci.data.rows import Row, read_rows
 from transformers_agci.errors import InputError
-from transformers_agci.storage.journal import write_whole
+from transformers_agci.storage.atomic import write_atomic
 
 SUFFIX = ".manifest.json"
 
@@ -38,12 +38,12 @@ def manifest_path(options: BuildOptions) -> Path:
 def write_set(options: BuildOptions, pool: Pool, items: int, painted: int) -> BuildSummary:
     """Write rows, the dropped pairs and the manifest; the manifest comes last and says that the set is whole."""
     rows_files = [f"{options.name}.json"]
-    write_whole(options.folder / rows_files[0], map(json_line, _rows(options, pool, items, "Yes")))
+    write_atomic(options.folder / rows_files[0], map(json_line, _rows(options, pool, items, "Yes")))
     if options.has_negatives:
         rows_files.append(f"{options.name}_negatives.json")
-        write_whole(options.folder / rows_files[1], map(json_line, _rows(options, pool, items, "No")))
+        write_atomic(options.folder / rows_files[1], map(json_line, _rows(options, pool, items, "No")))
     drops = (json_line(drop._asdict()) for drop in pool.drops())
-    write_whole(options.folder / f"{options.name}.dropped.jsonl", drops)
+    write_atomic(options.folder / f"{options.name}.dropped.jsonl", drops)
     manifest: Row = {
         "settings": options.settings(),
         "items": items,
@@ -52,7 +52,7 @@ def write_set(options: BuildOptions, pool: Pool, items: int, painted: int) -> Bu
         "rows_files": rows_files,
     }
     manifest["sha256"] = set_hash(options.folder, manifest)
-    write_whole(manifest_path(options), [json.dumps(manifest, indent=1).encode(), b"\n"])
+    write_atomic(manifest_path(options), [json.dumps(manifest, indent=1).encode(), b"\n"])
     return summary_of(options, manifest, painted)
 
 

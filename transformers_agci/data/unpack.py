@@ -10,6 +10,7 @@ from typing import IO, NamedTuple
 
 from transformers_agci.data.images import resolve_below
 from transformers_agci.errors import InputError
+from transformers_agci.storage.atomic import open_atomic
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
@@ -38,10 +39,8 @@ def unpack(archive: Path, target: Path) -> int:
             if member.size > shutil.disk_usage(target).free:
                 raise InputError(f"{archive.name}: there is no room for {member.name} ({member.size} bytes).")
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(path.name + ".part")
-            with unfinished.open("wb") as file:
+            with open_atomic(path) as file:
                 shutil.copyfileobj(member.file, file)
-            unfinished.replace(path)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise InputError(f"{archive} is broken or cannot be unpacked after {count} files ({error}).") from None
     return count

@@ -1,6 +1,5 @@
 """Similarity results in numbers and as a map: mean overall and per position, with intervals over items."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.items import item_names
 from transformers_agci.report.heatmap import Panel, Scale, draw, scale_about_zero
 from transformers_agci.report.table import format_table
+from transformers_agci.storage import json_file
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,6 @@ def write_json(report: SimilarityReport, path: str | Path) -> None:
     }
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        json_file.write_json(Path(path), content, indent=1)
     except OSError as error:
         raise InputError(f"--json: '{path}' cannot be written: {error.strerror}; choose another path.") from error

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transformers_agci.errors import InputError
+from transformers_agci.storage.atomic import open_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,7 +144,8 @@ def save_figure(figure: Any, target: Path) -> None:
     metadata = {"Software": None} if target.suffix.lower() == ".png" else None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target, dpi=DOTS_PER_INCH, metadata=metadata)
+        with open_atomic(target) as file:
+            figure.savefig(file, format=target.suffix[1:].lower(), dpi=DOTS_PER_INCH, metadata=metadata)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"The map cannot be written to '{target}': {reason}; choose another path.") from error

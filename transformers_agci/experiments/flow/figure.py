@@ -1,6 +1,5 @@
 """The flow of one question about one image: drawn over the image, and as JSON."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.flow import SOURCES, Flow, layers_text
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.report.overlay import Overlay, draw_overlays
+from transformers_agci.storage import json_file
 
 LARGEST = 1000  # pixels: a larger image is drawn at this size
 LABEL = "attention per area of the image (1: all attention, evenly spread)"
@@ -75,6 +75,6 @@ def write_json(content: dict[str, Any], path: Path) -> None:
     """Write the numbers; InputError if the place cannot be written to."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        json_file.write_json(path, content, indent=None)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}; choose another --output_path.") from error

@@ -20,6 +20,7 @@ from transformers_agci.experiments.occlusion.masks import Raster
 from transformers_agci.experiments.target_box import target_box
 from transformers_agci.report.overlay import Overlay, draw_overlays
 from transformers_agci.storage import manifest
+from transformers_agci.storage.json_file import write_json
 
 SCORES, MAP, IMAGE = "_crop_scores.json", "_attention_map.json", "_attention_map.png"
 
@@ -84,8 +85,8 @@ def write_image_files(output_dir: Path, stem: str, occluded: Occluded) -> None:
         "masked_logits": occluded.masked,
         "differences": occluded.differences.tolist(),
     }
-    manifest.replace_file(folder / f"{stem}{SCORES}", json.dumps(scores).encode() + b"\n")
-    manifest.replace_file(folder / f"{stem}{MAP}", json.dumps(occluded.scaled.tolist()).encode() + b"\n")
+    write_json(folder / f"{stem}{SCORES}", scores, indent=None)
+    write_json(folder / f"{stem}{MAP}", occluded.scaled.tolist(), indent=None)
 
 
 def _draw(path: Path, occluded: Occluded) -> None:
@@ -94,16 +95,14 @@ def _draw(path: Path, occluded: Occluded) -> None:
     flat = "" if occluded.differences.max() > 0 else "\nno mask changes the answer's logits"
     note = f"answer: {_short(occluded.prediction)}, largest change {occluded.differences.max():.3g}{flat}"
     shown = Overlay(raster.enlarged(occluded.scaled), "what the answer depends on", note, box)
-    temporary = path.with_name(f".{path.name}")  # ends in .png as well: the suffix decides the format
     draw_overlays(
         occluded.image,
         [shown],
-        temporary,
+        path,
         label="change of the answer's logits / largest change",
         title=str(row["caption"]),
         top=1.0,
     )
-    temporary.replace(path)
 
 
 def _short(text: str, most: int = 24) -> str:

@@ -1,6 +1,5 @@
 """The position probe's metrics from result files to printed tables, the maps and JSON."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers_agci.experiments.position.results import ProbeResult, label_of
 from transformers_agci.experiments.position.view import draw_maps, pair_positions, pair_text, result_text
 from transformers_agci.report.heatmap import image_path
 from transformers_agci.report.table import format_table
+from transformers_agci.storage import json_file
 
 Paths = Sequence[str | Path]
 
@@ -112,7 +112,7 @@ def write_json(metrics: Metrics, path: str | Path) -> None:
     }
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        json_file.write_json(Path(path), content, indent=1)
     except OSError as error:
         raise InputError(f"--json: '{path}' cannot be written: {error.strerror}; choose another path.") from error
 
