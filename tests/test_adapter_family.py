@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from transformers_agci import SUPPORTED_FAMILIES
 from transformers_agci.cli import main
+from transformers_agci.families import paper_families
 from transformers_agci.training.trained_family import trained_family
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,7 @@ def write_adapter(folder: Path, base: str) -> Path:
 
 
 @pytest.mark.parametrize("evidence", ["processor", "base"])
-@pytest.mark.parametrize("trained", SUPPORTED_FAMILIES)
+@pytest.mark.parametrize("trained", paper_families())
 def test_only_its_own_family_takes_it(
     trained: str,
     evidence: str,
@@ -58,7 +58,7 @@ def test_only_its_own_family_takes_it(
         assert code == 0, said
     else:
         assert code == 2
-        assert f"was trained on {SUPPORTED_FAMILIES[trained].name}" in said
+        assert f"was trained on {paper_families()[trained].name}" in said
         assert "is Qwen2.5-VL" in said
 
 

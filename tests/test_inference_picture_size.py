@@ -10,7 +10,7 @@ import transformers
 from PIL import Image
 from tiny_checkpoints import CHAT_TEMPLATES, TRANSFORMERS_5, build_tokenizer, prompt_inputs
 
-from transformers_agci.families import SUPPORTED_FAMILIES
+from transformers_agci.families import paper_families
 
 CLIP_336 = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
 QWEN_PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}
@@ -83,7 +83,7 @@ def build(family: str) -> Any:
     return getattr(transformers, name)(**parts, **more)
 
 
-@pytest.mark.parametrize("family", SUPPORTED_FAMILIES)
+@pytest.mark.parametrize("family", paper_families())
 def test_image_tokens_at_840(family) -> None:
     processor = build(family)
     ids = prompt_inputs(processor, "Is it?", Image.new("RGB", (840, 840), "white"))["input_ids"][0]

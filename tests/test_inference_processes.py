@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_checkpoints import FAMILIES, random_image
 
-from transformers_agci.families import SUPPORTED_FAMILIES
+from transformers_agci.families import paper_families
 
 ROOT = Path(__file__).resolve().parents[1]
 POSITIONS = (
@@ -175,7 +175,7 @@ def test_a_second_process_is_refused_while_the_first_writes(
 def test_the_familys_own_command_with_several_processes(
     tiny_checkpoint: Callable[[str], Path], probe, tmp_path: Path, family, most
 ) -> None:
-    script = ROOT / "scripts" / SUPPORTED_FAMILIES[family].name / "eval_laion_bias_data.py"
+    script = ROOT / "scripts" / paper_families()[family].name / "eval_laion_bias_data.py"
     results = []
     for processes in range(1, most + 1):
         folder = tmp_path / str(processes)

@@ -265,6 +265,7 @@ def test_reused_windows_change_nothing_but_the_work(full: list[int]) -> None:
 
     from transformers_agci import image_embeddings
     from transformers_agci.experiments.occlusion.window_reuse import reused_windows
+    from transformers_agci.families import SUPPORTED_FAMILIES
 
     model: Any = build_model("qwen2_5_vl")
     tower = model.model.visual
@@ -276,7 +277,7 @@ def test_reused_windows_change_nothing_but_the_work(full: list[int]) -> None:
     expected = [image_embeddings(model, inputs)[0] for inputs in (original, copy_)]
     rows: list[int] = []
     hook = tower.blocks[0].mlp.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    with reused_windows(model, "qwen2_5_vl", original):
+    with reused_windows(model, SUPPORTED_FAMILIES["qwen2_5_vl"], original):
         rows.clear()
         found = [image_embeddings(model, inputs)[0] for inputs in (original, copy_)]
     hook.remove()

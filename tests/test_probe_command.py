@@ -14,7 +14,7 @@ from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.experiments.position.results import read_results
-from transformers_agci.families import SUPPORTED_FAMILIES
+from transformers_agci.families import paper_families
 from transformers_agci.method.lam import LAMBDA_KEY
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -81,7 +81,7 @@ def probe(data, tiny_checkpoint: Callable[[str], Path]):
 # --- what is written -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", SUPPORTED_FAMILIES)
+@pytest.mark.parametrize("family", paper_families())
 def test_rows_out_are_rows_in_with_the_answer(probe, data, family) -> None:
     assert probe("--global_context_lambda", "0", "0.5", family=family) == 0
     baseline, agci = read(data / "A.lam0.jsonl"), read(data / "A.lam0.5.jsonl")
@@ -400,14 +400,14 @@ def test_every_family_has_its_script_and_they_are_alike() -> None:
     scripts = {path.parent.name: path.read_text() for path in SCRIPTS.glob("*/eval_laion_bias_data.py")}
     assert scripts == {
         family.name: TEMPLATE.format(name=family.name, model_type=model_type)
-        for model_type, family in SUPPORTED_FAMILIES.items()
+        for model_type, family in paper_families().items()
     }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", SUPPORTED_FAMILIES)
+@pytest.mark.parametrize("family", paper_families())
 def test_scripts_run_from_any_folder(data, tiny_checkpoint: Callable[[str], Path], family) -> None:
-    script = SCRIPTS / SUPPORTED_FAMILIES[family].name / "eval_laion_bias_data.py"
+    script = SCRIPTS / paper_families()[family].name / "eval_laion_bias_data.py"
     other = "llava" if family != "llava" else "llava_next"
     elsewhere = data / "elsewhere"
     elsewhere.mkdir()
@@ -431,7 +431,7 @@ def test_scripts_run_from_any_folder(data, tiny_checkpoint: Callable[[str], Path
         )
         assert done.returncode == code, done.stderr
     assert len(read(elsewhere / f"{family}.json")) == 18
-    assert f"but this command is for {SUPPORTED_FAMILIES[family].name}" in done.stderr
+    assert f"but this command is for {paper_families()[family].name}" in done.stderr
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from transformers_agci.cli import main
-from transformers_agci.families import SUPPORTED_FAMILIES
+from transformers_agci.families import paper_families
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -86,7 +86,7 @@ def read(kind: str, recipe: str) -> dict[str, Any]:
 def test_the_six_of_each_kind() -> None:
     for kind in ("train_lora", "merge_lora"):
         assert {path.stem for path in (CONFIGS / kind).iterdir()} == set(FAMILY)
-    assert set(FAMILY.values()) == set(SUPPORTED_FAMILIES)
+    assert set(FAMILY.values()) == set(paper_families())
 
 
 @pytest.mark.parametrize("kind", ["train_lora", "merge_lora"])
@@ -102,7 +102,7 @@ def test_settings(recipe: str) -> None:
     assert {key: found[key] for key in COMMON} == COMMON | SETTINGS[recipe]
     rest = set(found) - set(COMMON) - MODEL
     assert {key: found[key] for key in rest} == {key: first[key] for key in rest}
-    hub_name = SUPPORTED_FAMILIES[FAMILY[recipe]].hub_id.partition("/")[2]
+    hub_name = paper_families()[FAMILY[recipe]].hub_id.partition("/")[2]
     assert found["model_name_or_path"] == f"models/{hub_name}"
     assert (found["template"], found["output_dir"]) == (TEMPLATES[recipe], f"saves/{recipe}")
 
@@ -173,7 +173,7 @@ def test_readme_of_the_recipes_names_them_and_the_control() -> None:
     text = (CONFIGS / "README.md").read_text(encoding="utf-8")
     for recipe in FAMILY:
         found = read("train_lora", recipe)
-        name = SUPPORTED_FAMILIES[FAMILY[recipe]].name
+        name = paper_families()[FAMILY[recipe]].name
         assert f"| {name} | `{recipe}` | `{found['model_name_or_path']}` |" in text
     blocks = "".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL))
     for word in (

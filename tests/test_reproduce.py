@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from transformers_agci import cli
-from transformers_agci.families import SUPPORTED_FAMILIES
+from transformers_agci.families import paper_families
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "REPRODUCE.md").read_text(encoding="utf-8")
@@ -19,12 +19,12 @@ def commands() -> list[str]:
 
 
 def values(family: str) -> dict[str, str]:
-    row = SUPPORTED_FAMILIES[family]
+    row = paper_families()[family]
     assert f"| {row.name} | `scripts/{row.name}` | `{row.hub_id}` |" in TEXT
     return {"FOLDER": f"scripts/{row.name}", "MODEL": row.hub_id, "SLURM_ARRAY_TASK_ID": "0"}
 
 
-@pytest.mark.parametrize("family", SUPPORTED_FAMILIES)
+@pytest.mark.parametrize("family", paper_families())
 def test_every_command_can_be_typed(family) -> None:
     known = values(family)
     assert len(commands()) >= 12

@@ -17,7 +17,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from tiny_checkpoints import FAMILIES, random_image
 
-from transformers_agci import LAMBDA_KEY
+from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES
 from transformers_agci.cli import main
 from transformers_agci.method.hooks import current_handle
 from transformers_agci.training import run as training_run
@@ -27,7 +27,7 @@ from transformers_agci.training.encoding import IGNORED, kept_lengths
 from transformers_agci.training.images import Bounds
 from transformers_agci.training.prepare import inputs_of, load_model, look_at
 from transformers_agci.training.recipe import is_merging, parse_recipe, read_recipe
-from transformers_agci.training.templates import TEMPLATES
+from transformers_agci.training.templates import TEMPLATES, families_of
 
 # peft and Trainer themselves still say gradient_checkpointing
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -183,7 +183,7 @@ def test_cutting(prompt: int, answer: int, room: int, kept: tuple[int, int]) -> 
 
 
 def test_each_family_has_a_template() -> None:
-    assert {template.family for template in TEMPLATES.values()} == set(FAMILIES)
+    assert {family.model_type for name in TEMPLATES for family in families_of(name)} == set(FAMILIES)
 
 
 # --- going on ------------------------------------------------------------------------------------------------------
@@ -336,9 +336,10 @@ def test_bad_recipes_are_one_sentence(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_bound_takes_a_side_away(family: str) -> None:
+    further = SUPPORTED_FAMILIES[family].training.further_bounds
     for size in ((600_000, 1), (1, 600_000), (400, 24)):
-        assert all(min(step) >= 1 for step in Bounds(max_pixels=1, min_pixels=1).steps(size, family))
-        assert all(min(step) >= 1 for step in Bounds().steps(size, family))
+        assert all(min(step) >= 1 for step in Bounds(max_pixels=1, min_pixels=1).steps(size, further))
+        assert all(min(step) >= 1 for step in Bounds().steps(size, further))
 
 
 def test_one_training_at_a_time(keyed: Made, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -485,7 +486,7 @@ def test_an_image_that_goes_missing_on_the_way(
 )
 def test_the_shipped_recipes_train(path: Path, keyed: Made, data: Path, tmp_path: Path) -> None:
     """In bfloat16, with worker processes; what is changed is places and sizes."""
-    family = TEMPLATES[read_recipe(path)["template"]].family
+    (family,) = (family.model_type for family in families_of(read_recipe(path)["template"]))
     changes = {
         "model_name_or_path": keyed(family),
         "output_dir": tmp_path / "out",

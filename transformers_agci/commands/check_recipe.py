@@ -1,6 +1,6 @@
 """Check a recipe of LLaMA-Factory's before the first step: data, images, template, adapter, lambda, disk space.
 
-    agci check-recipe configs/train_lora/qwen2_5_vl.yaml && llamafactory-cli train configs/train_lora/qwen2_5_vl.yaml
+    agci check-recipe configs/train_lora/internvl3.yaml && llamafactory-cli train configs/train_lora/internvl3.yaml
 
 For training recipes every image is read once and every row encoded once; for merging recipes (with export_dir) the
 adapter is compared with the checkpoint. `agci train-lora` and `agci merge-lora` do the same checks themselves.

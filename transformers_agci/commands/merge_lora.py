@@ -1,6 +1,6 @@
 """Merge a LoRA adapter into its checkpoint: LLaMA-Factory's export without LLaMA-Factory.
 
-    agci merge-lora configs/merge_lora/qwen2_5_vl.yaml adapter_name_or_path=out/qwen export_dir=models/qwen-tuned
+    agci merge-lora configs/merge_lora/internvl3.yaml adapter_name_or_path=out/tiles export_dir=models/tuned
 
 Writes a full checkpoint: sharded safetensors in the base's own layout, processor, tokenizer, chat template, and the
 config.json with its lambda. It appears as a whole or not at all.

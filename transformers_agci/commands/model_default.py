@@ -8,8 +8,6 @@ from transformers_agci.embedded.location import EMBEDDED
 if TYPE_CHECKING:
     from transformers_agci.inference.load import LoadOptions
 
-EMBEDDED_FAMILY = "qwen2_5_vl"
-
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The loading options; --model_path is optional."""
@@ -25,14 +23,14 @@ def model_options(args: argparse.Namespace) -> "LoadOptions":
     """
     from dataclasses import replace
 
-    from transformers_agci.embedded.location import embedded_model_path
+    from transformers_agci.embedded.location import MODEL_TYPE, embedded_model_path
     from transformers_agci.errors import InputError
     from transformers_agci.inference.load import load_options
 
     options = load_options(args)
     if options.model != EMBEDDED:
         return options
-    if options.family not in (None, EMBEDDED_FAMILY):
+    if options.family not in (None, MODEL_TYPE):
         raise InputError(
             "--model_path is needed: without it the embedded model answers, which is a Qwen2.5-VL, but "
             f"this command is for {options.family}."

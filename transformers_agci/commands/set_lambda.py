@@ -125,7 +125,7 @@ def _parsed(path: "Path", text: str) -> dict[str, Any]:
     import json
 
     from transformers_agci.errors import InputError
-    from transformers_agci.families import SUPPORTED_FAMILIES
+    from transformers_agci.families import SUPPORTED_FAMILIES, unsupported_config
     from transformers_agci.inference.checkpoint_files import refuse_original_llava
 
     try:
@@ -136,10 +136,7 @@ def _parsed(path: "Path", text: str) -> dict[str, Any]:
         raise InputError(f"{path} holds no JSON object; it is not a model's config.")
     refuse_original_llava(path.parent, config)
     if config.get("model_type") not in SUPPORTED_FAMILIES:
-        served = ", ".join(f"{family.name} ({name})" for name, family in SUPPORTED_FAMILIES.items())
-        raise InputError(
-            f"{path} says model_type {config.get('model_type')!r}, which AGCI does not support. Supported: {served}."
-        )
+        raise unsupported_config(path, config.get("model_type"))
     return config
 
 

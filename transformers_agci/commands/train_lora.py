@@ -1,6 +1,6 @@
 """Fine-tune a model with LoRA, AGCI on where its config.json says so: LLaMA-Factory's recipe without LLaMA-Factory.
 
-    agci train-lora configs/train_lora/qwen2_5_vl.yaml output_dir=out/qwen lora_rank=16
+    agci train-lora configs/train_lora/internvl3.yaml output_dir=out/internvl3 lora_rank=16
 
 Takes the recipes and data of llamafactory-cli train. A killed run goes on from its last checkpoint with the same
 command; several GPUs: torchrun --nproc_per_node 4 -m transformers_agci.cli train-lora RECIPE.

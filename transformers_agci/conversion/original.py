@@ -13,7 +13,8 @@ from typing import Any
 
 from transformers_agci.conversion.layout import TowerSizes
 from transformers_agci.errors import InputError
-from transformers_agci.inference.checkpoint_files import CONFIG, is_original_llava, read_json
+from transformers_agci.families.llava import is_original_llava
+from transformers_agci.inference.checkpoint_files import CONFIG, read_json
 from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
 
 # Keys of the original config that the decoder's config takes over under the same name, where they are there.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 EMBEDDED = "embedded"  # what --model_path calls it
 SNAPSHOT = Path(__file__).parent / "snapshot"
+MODEL_TYPE = "qwen2_5_vl"  # the family that it belongs to
 
 
 def embedded_model_path() -> Path:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import SUPPORTED_FAMILIES
+from transformers_agci.families import SUPPORTED_FAMILIES, unsupported_config
+from transformers_agci.families.llava import is_original_llava, twin_of_original
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
@@ -24,9 +25,6 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 # And for `agci convert-llava`, whose sources are older than safetensors.
 ORIGINAL_FILES = (*HUB_FILES, "pytorch_model*.bin")
-
-# model_type of the original LLaVA repository's checkpoints -> that of the transformers twin
-ORIGINAL_LLAVA = {"llava_llama": "llava", "llava_mistral": "llava_next", "llava": "llava"}
 
 
 def model_folder(model: str, revision: str | None, files: tuple[str, ...] = HUB_FILES) -> Path:
@@ -75,28 +73,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     refuse_original_llava(folder, config)
     model_type = config.get("model_type")
     if model_type not in SUPPORTED_FAMILIES:
-        served = ", ".join(f"{family.name} ({name})" for name, family in SUPPORTED_FAMILIES.items())
-        raise InputError(f"{path} says model_type {model_type!r}, which AGCI does not support. Supported: {served}.")
+        raise unsupported_config(path, model_type)
     return config
-
-
-def is_original_llava(config: dict[str, Any]) -> bool:
-    """Whether a config.json is the original LLaVA repository's; some of LLaVA-1.5 call themselves "llava", too."""
-    model_type = config.get("model_type")
-    return model_type in ORIGINAL_LLAVA and (model_type != "llava" or "mm_vision_tower" in config)
 
 
 def refuse_original_llava(checkpoint: Path | str, config: dict[str, Any]) -> None:
     """Raise InputError with the command to run where the checkpoint is in the original LLaVA repository's layout."""
     if not is_original_llava(config):
         return
-    anyres = config.get("image_aspect_ratio") == "anyres"
-    twin = SUPPORTED_FAMILIES["llava_next" if anyres else ORIGINAL_LLAVA[config["model_type"]]].hub_id
     raise InputError(
         f"{checkpoint} has the layout of the original LLaVA repository (model_type "
         f"{config['model_type']!r}), which transformers cannot load; convert it once with "
         f"'agci convert-llava {checkpoint} {Path(checkpoint).name}-hf' and name the new folder, or take "
-        f"the llava-hf checkpoint of the same model; that of the 7B is {twin}."
+        f"the llava-hf checkpoint of the same model; that of the 7B is {twin_of_original(config).hub_id}."
     )
 
 

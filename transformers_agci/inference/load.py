@@ -107,7 +107,7 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
     if weights:
         checkpoint_files.check_weights(folder)
     try:
-        processor = _load_processor(folder, options)
+        processor = _load_processor(folder, options, SUPPORTED_FAMILIES[config["model_type"]])
         with _bars_on_a_terminal_only():
             model, unexpected = _load_model(folder, options) if weights else (_shape_of(folder, options), [])
     except ImportError as error:
@@ -183,7 +183,7 @@ def _check_family(options: LoadOptions, found: str, supported: Mapping[str, Any]
 # --- processor -----------------------------------------------------------------------------------------------------
 
 
-def _load_processor(folder: Path, options: LoadOptions) -> Any:
+def _load_processor(folder: Path, options: LoadOptions, family: Any) -> Any:
     from transformers import AutoProcessor
 
     try:
@@ -210,29 +210,17 @@ def _load_processor(folder: Path, options: LoadOptions) -> Any:
     processor.tokenizer.padding_side = "left"  # answers are read off the last position
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    _pin_image_size(processor, options)
+    _pin_image_size(processor, options, family)
     return processor
 
 
-def _pin_image_size(processor: Any, options: LoadOptions) -> None:
-    """Put --min_pixels and --max_pixels into a Qwen image processor, in the form its version reads."""
-    if options.min_pixels is None and options.max_pixels is None:
-        return
-    images = processor.image_processor
-    size = dict(images.size)
-    if not {"shortest_edge", "longest_edge"} <= set(size):
-        raise InputError(
-            "--min_pixels and --max_pixels are for the Qwen families; this checkpoint fixes the size of "
-            "its images itself."
-        )
-    low = size["shortest_edge"] if options.min_pixels is None else options.min_pixels
-    high = size["longest_edge"] if options.max_pixels is None else options.max_pixels
-    if not 0 < low <= high:
-        raise InputError(f"The image size needs 0 < min_pixels <= max_pixels, but they are {low} and {high}.")
-    images.size = type(images.size)(**(size | {"shortest_edge": low, "longest_edge": high}))
-    for name, value in (("min_pixels", low), ("max_pixels", high)):
-        if hasattr(images, name):
-            setattr(images, name, value)
+def _pin_image_size(processor: Any, options: LoadOptions, family: Any) -> None:
+    """Put --min_pixels and --max_pixels into the image processor, as its family does it."""
+    from transformers_agci.families import require
+
+    if options.min_pixels is not None or options.max_pixels is not None:
+        pin = require(family, "image_size", family.image_size)
+        pin(processor.image_processor, options.min_pixels, options.max_pixels)
 
 
 IMAGE_KEYS = (

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import Family, family_of, find_vlm
+from transformers_agci.families import SUPPORTED_FAMILIES, Family, family_of, find_vlm
+from transformers_agci.families.image_lengths import by_runs
 from transformers_agci.method.autoload import SWITCH, active
 from transformers_agci.method.hooks import Handle, agci, current_handle, forward_call
 from transformers_agci.method.image_spans import ImageSpan, image_spans, image_token_mask
@@ -330,7 +331,7 @@ def _count_images(owner: Any, inputs: Mapping[str, Any]) -> int:
             return len(inputs[name])
     if inputs.get("pixel_values") is None:
         raise InputError("These inputs hold no image: give the processor's output with pixel_values.")
-    if owner.config.model_type != "internvl":
+    if SUPPORTED_FAMILIES[owner.config.model_type].lengths is not by_runs:
         return len(inputs["pixel_values"])
     is_image = (inputs["input_ids"] == owner.config.image_token_id).int()  # pixel_values holds tiles
     return int((is_image.diff(dim=1, prepend=torch.zeros_like(is_image[:, :1])) == 1).sum())

@@ -8,10 +8,11 @@ from typing import Any
 from transformers_agci.data.images import image_size, resolve_below
 from transformers_agci.data.sharegpt import Conversation, DatasetEntry, read_entry
 from transformers_agci.errors import InputError
+from transformers_agci.families.training_support import Template
 from transformers_agci.inference.checkpoint_files import check_weights, model_folder, read_config
 from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
 from transformers_agci.training.recipe import Recipe
-from transformers_agci.training.templates import Template, template_for
+from transformers_agci.training.templates import template_for
 
 Seen = Callable[[int, int], None]  # images or rows looked at, how many in all
 

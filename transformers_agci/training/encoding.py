@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from transformers_agci.data.instruct import IMAGE_TOKEN
 from transformers_agci.data.sharegpt import Conversation, Turn
 from transformers_agci.errors import InputError
-from transformers_agci.training.templates import Template
+from transformers_agci.families.training_support import Template
 
 IGNORED = -100  # a label that the loss passes over
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import find_vlm
+from transformers_agci.families import family_of, find_vlm, require
 from transformers_agci.training.recipe import Recipe
 
 ALL = "all"
@@ -38,20 +38,16 @@ def target_layers(model: Any, wanted: Sequence[str]) -> list[str]:
 
     Raises InputError for a name that no linear layer of the language model has.
     """
-    owner: Any = find_vlm(model)
-    prefix = next(name for name, module in model.named_modules() if module is owner.language_model)
+    vlm: Any = find_vlm(model)
+    prefix = next(name for name, module in model.named_modules() if module is vlm.language_model)
     layers = [
-        f"{prefix}.{name}"
-        for name, module in owner.language_model.named_modules()
-        if isinstance(module, torch.nn.Linear)
+        f"{prefix}.{name}" for name, module in vlm.language_model.named_modules() if isinstance(module, torch.nn.Linear)
     ]
     kinds = sorted({layer.rpartition(".")[2] for layer in layers})
     if list(wanted) == [ALL]:
-        if owner.config.model_type == "gemma3n":
-            raise InputError(
-                "lora_target: all is not possible for Gemma3n, whose decoder reads the weights of some "
-                "linear layers itself; give lora_target: q_proj,k_proj,v_proj,o_proj."
-            )
+        family = family_of(model)
+        support = require(family, "training", family.training)
+        require(family, "lora_on_all_layers", support.lora_on_all_layers)
         return layers
     meant = {word: [layer for layer in layers if layer.endswith(f".{word}")] for word in wanted}
     unknown = next((word for word in wanted if not meant[word]), None)

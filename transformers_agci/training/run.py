@@ -14,6 +14,7 @@ import transformers
 from safetensors import SafetensorError
 
 from transformers_agci.errors import InputError
+from transformers_agci.families import Lacks, require
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.method import autoload
 from transformers_agci.method.hooks import current_handle
@@ -244,8 +245,8 @@ def make_trainer(recipe: Recipe, loaded: LoadedModel, examples: Examples, argume
     model.train()
     text = loaded.model.config.get_text_config()
     text.use_cache = False
-    if not recipe["disable_gradient_checkpointing"] and loaded.family.model_type != "gemma3n":
-        # Gemma3n's layers share keys and values, which a second forward of a layer does not find.
+    support = require(loaded.family, "training", loaded.family.training)
+    if not recipe["disable_gradient_checkpointing"] and not isinstance(support.gradient_checkpointing, Lacks):
         _checkpoint_layers(loaded.model)
     trainer = transformers.Trainer(
         model=model,

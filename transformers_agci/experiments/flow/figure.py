@@ -19,7 +19,7 @@ LABEL = "attention per area of the image (1: all attention, evenly spread)"
 
 def density(flow: Flow, source: str, width: int, height: int) -> np.ndarray:
     """[height, width]: attention per share of the image's area. Its mean is the attention that the image gets."""
-    return flow.layout.mass(flow.of(source), height, width).numpy() * (width * height)
+    return flow.layout.rasterize(flow.of(source), height, width).numpy() * (width * height)
 
 
 def draw_flow(flows: Sequence[Flow], source: str, picture: Image.Image, path: Path, question: str) -> Path:
@@ -62,7 +62,7 @@ def as_json(flows: Sequence[Flow], image: str, question: str) -> dict[str, Any]:
                 "prediction": flow.prediction,
                 "on_picture": {source: float(flow.of(source).sum()) for source in SOURCES},
                 "grids": [
-                    {"part": list(grid.part), **{source: grid.values(flow.of(source)).tolist() for source in SOURCES}}
+                    {"part": list(grid.region), **{source: grid.values(flow.of(source)).tolist() for source in SOURCES}}
                     for grid in flow.layout.grids
                 ],
             }

@@ -13,8 +13,8 @@ import torch
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.attention_rows import AttentionRows
 from transformers_agci.experiments.on_device import on_device
-from transformers_agci.families import find_vlm
-from transformers_agci.families.token_layout import Shown, TokenLayout, token_layout
+from transformers_agci.families import find_vlm, require
+from transformers_agci.families.token_layout import ImageInfo, TokenLayout, token_layout
 from transformers_agci.inference.answer import Answerer
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prompt import chat_text, tokenize
@@ -56,13 +56,14 @@ def measure_flow(
         raise InputError(
             f"{question.where}: information flow needs exactly one image, but there are {len(question.images)}."
         )
+    require(loaded.family, "flow", loaded.family.flow)
     chosen = parse_layers(layers, layer_count(loaded.model))
     picture = question.images[0].open()
     inputs = on_device(loaded, tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[picture]]))
     image = _image_columns(inputs["input_ids"][0], loaded.model.config.image_token_id, question.where)
     grid = inputs["image_grid_thw"][0].tolist() if "image_grid_thw" in inputs else None
     layout = token_layout(
-        loaded.family, Shown(*picture.size, len(image), loaded.model.config, loaded.processor.image_processor, grid)
+        loaded.family, ImageInfo(*picture.size, len(image), loaded.model.config, loaded.processor.image_processor, grid)
     )
     rows = range(image.stop, inputs["input_ids"].shape[1])
     answerer = Answerer(loaded.model, loaded.processor)

@@ -90,8 +90,8 @@ def _entry(flow: Flow, cell: int, width: int, height: int) -> dict[str, Any]:
     entry: dict[str, Any] = {"lambda": flow.lam, "prediction": flow.prediction}
     for source in SOURCES:
         values = flow.of(source)
-        pixels = flow.layout.mass(values, height, width).numpy()
-        coarse = flow.layout.mass(values, RASTER, RASTER).tolist()
+        pixels = flow.layout.rasterize(values, height, width).numpy()
+        coarse = flow.layout.rasterize(values, RASTER, RASTER).tolist()
         entry[source] = {
             "on_picture": round(float(values.sum()), 6),
             "on_target": round(share_in(pixels, box), 6),

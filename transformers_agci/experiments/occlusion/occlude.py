@@ -145,7 +145,7 @@ class OcclusionRun:
         asked = ForcedAnswer(self.loaded, question, self.max_new_tokens)
         alone = asked.inputs([pixels])
         answered = asked.answer(alone)
-        with reused_windows(self.loaded.model, self.loaded.family.model_type, on_device(self.loaded, alone)):
+        with reused_windows(self.loaded.model, self.loaded.family, on_device(self.loaded, alone)):
             logits = self._logits(asked, answered, pixels, [None, *masks], counts)
         if bool(logits.isnan().any()):
             raise InputError(f"{row.where}: the model gives logits that are not numbers; try --dtype float32.")

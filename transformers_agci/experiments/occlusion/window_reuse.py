@@ -12,18 +12,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from transformers_agci.families import find_vlm
-
-FAMILY = "qwen2_5_vl"
+from transformers_agci.families import Family, find_vlm
 
 
 @contextlib.contextmanager
-def reused_windows(model: Any, model_type: str, inputs: dict[str, torch.Tensor]) -> Iterator[None]:
+def reused_windows(model: Any, family: Family, inputs: dict[str, torch.Tensor]) -> Iterator[None]:
     """Within this block the vision tower may only see copies of the one image in `inputs`, on the model's device.
 
     Families without such layers run as ever.
     """
-    tower: Any = find_vlm(model).visual if model_type == FAMILY else None
+    tower: Any = find_vlm(model).visual if family.vision_windows else None
     leading = min(tower.fullatt_block_indexes, default=len(tower.blocks)) if tower is not None else 0
     if tower is None or not leading:
         yield

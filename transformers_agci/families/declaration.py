@@ -1,0 +1,138 @@
+"""What a family declares: one frozen `Family` per model_type, in the file of its kin (qwen.py, llava.py, ...).
+
+A declaration needs no torch; its functions work on what they are given and load what they need when they are called.
+Every capability is declared: what does not work is `Lacks(reason)`, and whoever asks for it reads the reason.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from transformers_agci.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from transformers_agci.families.token_layout import ImageInfo, TokenGrid
+    from transformers_agci.families.training_support import TrainingSupport
+
+
+@dataclass(frozen=True)
+class ForwardCall:
+    """What a family may look at to find its images: arguments of the vlm's forward, None where not given.
+
+    `encoded` is the image entry of `mm_encoder_outputs`: since transformers 5.18 `generate()` encodes the images
+    before the forward call and passes this in place of the pixels.
+    """
+
+    input_ids: "torch.Tensor | None" = None  # [B, S]
+    inputs_embeds: "torch.Tensor | None" = None  # [B, S, D]
+    attention_mask: Any = None  # [B, past + S] where stock masks by token
+    pixel_values: Any = None
+    image_grid_thw: "torch.Tensor | None" = None  # [images, 3] patches in time, height, width
+    image_sizes: Any = None  # [images, 2] height, width in pixels
+    encoded: Any = None
+    past_key_values: Any = None
+
+    @property
+    def has_images(self) -> bool:
+        """Whether pixels or encoded images came with the call."""
+        return self.pixel_values is not None or self.encoded is not None
+
+
+@dataclass(frozen=True)
+class Works:
+    """A capability that needs nothing of its own in this family."""
+
+
+@dataclass(frozen=True)
+class Lacks:
+    """A capability that a family does not have; `reason` is what the user reads after a colon, without a full stop."""
+
+    reason: str
+
+
+WORKS = Works()
+
+# config, call, number of image tokens -> tokens of each image in order; None: every run is one image.
+Lengths = Callable[[Any, ForwardCall, int], Sequence[int] | None]
+# One image -> the grids in which its tokens lie on it.
+Layout = Callable[["ImageInfo"], "list[TokenGrid]"]
+# image processor, least and most pixels (None: as they are) -> None; the processor then resizes into these bounds.
+PinImageSize = Callable[[Any, int | None, int | None], None]
+
+FIXED_SIZE = Lacks("the checkpoint fixes the size of its images itself")
+NOT_CONVERTED = Lacks("its checkpoints are published in transformers' own layout")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One supported family.
+
+    Attributes:
+        model_type: `model_type` in config.json, the key of the table.
+        name: the name in tables; for the paper's models also that of the folder in scripts/.
+        hub_id: a checkpoint in transformers' layout; the one that the paper evaluates where it does.
+        image_tokens: image tokens of one 840x840 image, in words.
+        lengths: how the image tokens of one call divide into images.
+        layout: how the tokens of one image lie on it; occlusion's overlay and information flow need it.
+        flow: whether the decoder's attention can be recorded for information flow.
+        training: what LoRA fine-tuning needs to know.
+        image_size: how --min_pixels and --max_pixels are put into the image processor.
+        conversion: the `model_type`s of the layout that `agci convert-llava` converts from.
+        refusal: config -> why this checkpoint cannot be served although its model_type is right, or None.
+        vision_windows: whether the vision tower's first layers see windows only, so that occlusion may reuse them.
+        in_paper: whether the paper evaluates it; those have scripts/ and configs/.
+    """
+
+    model_type: str
+    name: str
+    hub_id: str
+    image_tokens: str
+    lengths: Lengths
+    layout: Layout | Lacks
+    flow: Works | Lacks
+    training: "TrainingSupport | Lacks"
+    image_size: PinImageSize | Lacks = FIXED_SIZE
+    conversion: tuple[str, ...] | Lacks = NOT_CONVERTED
+    refusal: Callable[[Any], str | None] = lambda config: None
+    vision_windows: bool = False
+    in_paper: bool = False
+
+
+@dataclass(frozen=True)
+class RefusedFamily:
+    """A family of transformers that AGCI cannot serve at all, and why; the reason follows a colon."""
+
+    model_type: str
+    name: str
+    reason: str
+
+
+# What a family may lack -> how messages and tables call it.
+CAPABILITIES: Mapping[str, str] = {
+    "layout": "occlusion maps and information flow",
+    "flow": "information flow",
+    "training": "fine-tuning",
+    "image_size": "bounds on the size of its images (min_pixels, max_pixels)",
+    "conversion": "conversion from an original checkpoint",
+}
+# The same, for what lies below `training`.
+TRAINING_CAPABILITIES: Mapping[str, str] = {
+    "lora_on_all_layers": "LoRA on all linear layers (lora_target: all)",
+    "gradient_checkpointing": "gradient checkpointing",
+    "tiles": "cutting images into tiles in training (crop_to_patches)",
+}
+
+T = TypeVar("T")
+
+
+def require(family: Family, capability: str, found: T | Lacks) -> T:
+    """What the family declares under `capability`.
+
+    Raises InputError with the family's reason where it declares that it lacks it.
+    """
+    if isinstance(found, Lacks):
+        what = {**CAPABILITIES, **TRAINING_CAPABILITIES}[capability]
+        raise InputError(f"{family.name} ({family.model_type}) does not support {what}: {found.reason}.")
+    return found

@@ -1,0 +1,80 @@
+"""Qwen's vision-language models: the image is resized whole, and 2x2 patches are merged into a token."""
+
+from typing import Any
+
+from transformers_agci.errors import InputError
+from transformers_agci.families.declaration import WORKS, Family
+from transformers_agci.families.image_lengths import by_grid
+from transformers_agci.families.token_layout import patch_grid
+from transformers_agci.families.training_support import CHATML, Bound, Pixels, Size, Template, TrainingSupport
+
+_QWEN_VL: dict[str, Any] = {
+    **CHATML,
+    "image": "<|vision_start|>{tokens}<|vision_end|>",
+    "image_token": "<|image_pad|>",
+    "words": ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+}
+
+# The processor refuses images that are narrower than a token or longer than 200 times their width.
+_BOUNDS: tuple[Bound, ...] = (
+    (lambda s: min(s) < 28, lambda s: (max(s[0], 28), max(s[1], 28))),
+    (lambda s: s[0] / s[1] > 200, lambda s: (s[1] * 180, s[1])),
+    (lambda s: s[1] / s[0] > 200, lambda s: (s[0], s[0] * 180)),
+)
+
+
+def _count_tokens(processor: Any, config: Any, pixels: Pixels, size: Size) -> int:
+    return int(pixels()["image_grid_thw"][0].prod()) // int(processor.image_processor.merge_size) ** 2
+
+
+def pin_pixels(images: Any, least: int | None, most: int | None) -> None:
+    """Put bounds on the pixels of an image into a Qwen image processor, in the form its version reads."""
+    size = dict(images.size)
+    low = size["shortest_edge"] if least is None else least
+    high = size["longest_edge"] if most is None else most
+    if not 0 < low <= high:
+        raise InputError(f"The image size needs 0 < min_pixels <= max_pixels, but they are {low} and {high}.")
+    images.size = type(images.size)(**(size | {"shortest_edge": low, "longest_edge": high}))
+    for name, value in (("min_pixels", low), ("max_pixels", high)):
+        if hasattr(images, name):
+            setattr(images, name, value)
+
+
+FAMILIES = (
+    Family(
+        "qwen2_5_vl",
+        "Qwen2.5-VL",
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        "900",
+        lengths=by_grid,
+        layout=patch_grid,
+        flow=WORKS,
+        training=TrainingSupport(
+            (Template("qwen2_vl", default_system="You are a helpful assistant.", **_QWEN_VL),),
+            _count_tokens,
+            _BOUNDS,
+        ),
+        image_size=pin_pixels,
+        vision_windows=True,
+        in_paper=True,
+    ),
+    Family(
+        "qwen3_vl",
+        "Qwen3-VL",
+        "Qwen/Qwen3-VL-8B-Instruct",
+        "676",
+        lengths=by_grid,
+        layout=patch_grid,
+        flow=WORKS,
+        training=TrainingSupport(
+            (
+                Template("qwen3_vl", thought="<think>\n\n</think>\n\n", **_QWEN_VL),
+                Template("qwen3_vl_nothink", **_QWEN_VL),
+            ),
+            _count_tokens,
+            _BOUNDS,
+        ),
+        image_size=pin_pixels,
+        in_paper=True,
+    ),
+)
