@@ -27,7 +27,7 @@ from models import add_model_arguments, chosen_model, quick_vision
 from PIL import Image, ImageDraw
 from split import Split, heading
 
-from transformers_agci.data.rows import ProbeRow
+from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.experiments.forced_answer import ForcedAnswer
 from transformers_agci.experiments.occlusion.files import Occluded
 from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun

@@ -295,7 +295,7 @@ def test_bad_rows_are_named_and_the_rest_is_scored(
         == 1
     )
     printed = capsys.readouterr()
-    assert "HallusionBench.json:row 1: the path '../outside.png' must be relative and without '..'" in printed.out
+    assert "HallusionBench.json:1: the path '../outside.png' must be relative and without '..'" in printed.out
     assert "does not exist" in printed.out
     assert "HallusionBench: 2 questions" in printed.out
 
@@ -618,7 +618,7 @@ def test_the_readme_explains_every_figure(name: str, tmp_path: Path) -> None:
         "crpe": lambda: [{**row, "prediction": "A"} for row in samples.crpe_questions()],
         "mmmu_pro": lambda: samples.mmmu_rows(["A"] * 5),
     }[name]()
-    from transformers_agci.experiments.benchmarks.contract.declaration import Inputs
+    from transformers_agci.experiments.benchmarks.declaration import Inputs
 
     annotations = write_json(tmp_path / "val.json", samples.textvqa_annotations()) if name == "textvqa" else None
     found = declared.score(Inputs((write_rows(tmp_path / "a.jsonl", given),), annotations=annotations)).figures

@@ -15,7 +15,7 @@ SHORT = "Answer the question using a single word or phrase."
 
 
 def ask(name: str, row: dict[str, Any], protocol: str = "official", mode: str = "direct") -> Any:
-    return benchmark(name).ask(row, protocol, mode)
+    return benchmark(name).build_prompt(row, protocol, mode)
 
 
 @pytest.mark.parametrize("protocol", ["official", "paper"])
@@ -163,7 +163,7 @@ def test_crpe_rows_from_their_folder(tmp_path: Path) -> None:
 
 def test_a_benchmark_is_a_file() -> None:
     """Each declaration is complete, and its default protocol is one that exists."""
-    from transformers_agci.experiments.benchmarks.contract.declaration import PROTOCOLS
+    from transformers_agci.experiments.benchmarks.declaration import PROTOCOLS
 
     assert len(all_benchmarks()) == 6
     for name, declared in all_benchmarks().items():

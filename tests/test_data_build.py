@@ -28,7 +28,7 @@ from transformers_agci.data.draws import draw
 from transformers_agci.data.grid import POSITIONS, Grid
 from transformers_agci.data.options import BuildOptions
 from transformers_agci.data.painting import in_order
-from transformers_agci.data.rows import read_probe_rows
+from transformers_agci.data.probe_rows import read_probe_rows
 from transformers_agci.data.screening import Seen, fingerprint
 from transformers_agci.data.sources import Source
 from transformers_agci.errors import InputError

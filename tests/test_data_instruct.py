@@ -135,7 +135,7 @@ def test_check_images_counts_by_folder(tree, capsys: pytest.CaptureFixture[str])
     assert main(arguments) == 0
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[", '[{"id": 1},', "[]", "nonsense", '[{"id": 1}} ]'])
+@pytest.mark.parametrize("content", ["", "[", '[{"id": 1},', "[]", "nonsense", '[{"id": 1}} ]'])
 def test_a_broken_mix_is_one_sentence(content, tmp_path: Path) -> None:
     (tmp_path / "mix.json").write_text(content)
     with pytest.raises(InputError) as error:
@@ -145,7 +145,7 @@ def test_a_broken_mix_is_one_sentence(content, tmp_path: Path) -> None:
 
 def test_an_image_outside_the_root_stops_the_sample(tree) -> None:
     (tree / "mix.json").write_text(json.dumps([talk(1, "../../etc/passwd")]))
-    with pytest.raises(InputError, match=r"mix.json: record 1: the path '\.\./\.\./etc/passwd'"):
+    with pytest.raises(InputError, match=r"mix.json:1: the path '\.\./\.\./etc/passwd'"):
         draw_sample(tree / "mix.json", tree / "root", 1, seed=0)
 
 
@@ -197,7 +197,7 @@ def test_scienceqa_conversations(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (PROBLEMS, {"val": []}, "no split 'test'; the file has: val"),
         (PROBLEMS, {"test": ["9"]}, "question '9' of the split is missing"),
         ({"4": {"question": "?", "choices": ["a"], "answer": 1}}, {"test": ["4"]}, "the index of one of the first 5"),
-        ([], {"test": []}, "must hold a JSON object, but holds list"),
+        ([], {"test": []}, "must hold a JSON object, but holds a list"),
     ],
 )
 def test_bad_scienceqa_files_are_one_sentence(problems, splits, message, tmp_path: Path) -> None:
@@ -205,5 +205,5 @@ def test_bad_scienceqa_files_are_one_sentence(problems, splits, message, tmp_pat
     (tmp_path / "s.json").write_text(json.dumps(splits))
     with pytest.raises(InputError, match=message):
         conversations(tmp_path / "p.json", tmp_path / "s.json")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="there is no such file"):
         conversations(tmp_path / "none.json", tmp_path / "s.json")

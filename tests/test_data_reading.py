@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import math
+import os
 import re
 import subprocess
 import sys
@@ -14,8 +16,10 @@ from PIL import Image
 from transformers_agci import data
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.images import decode_image, open_image, resolve_below
-from transformers_agci.data.rows import read_probe_rows, read_rows
+from transformers_agci.data.probe_rows import read_probe_rows
+from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError
+from transformers_agci.storage.reading import read_json
 
 
 def rows():
@@ -140,6 +144,149 @@ def test_bad_lines_can_be_collected_while_reading_goes_on(tmp_path: Path) -> Non
     errors = []
     assert [row.where for row in read_probe_rows(path, errors.append)] == ["a.json:2", "a.json:4"]
     assert len(errors) == 2
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_an_array_is_read_piece_by_piece_and_gives_the_same_rows(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("transformers_agci.data.rows.CHUNK", chunk)
+    odd = [{"text": 'a "quoted" ] } \\ dög \ud800', "number": -1.5e3, "n": 12345, "none": None, "list": [[1], {}]}, {}]
+    path = tmp_path / "a.json"
+    for indent in (None, 3):
+        path.write_text(json.dumps(odd * 3, indent=indent), "utf-8")
+        assert [row for _, row in read_rows(path)] == odd * 3
+    begins = [n for n, line in enumerate(path.read_text("utf-8").split("\n"), 1) if line.startswith("   {")]
+    assert [where for where, _ in read_rows(path)] == [f"a.json:{line}" for line in begins]
+
+
+def test_the_rows_before_the_damage_of_an_array_come_first(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("[" + ",\n".join(json.dumps({"id": k, "text": "x" * 999}) for k in range(500)) + ', {"id":')
+    found = []
+    with pytest.raises(InputError, match=r"^a\.json:500: the JSON array is malformed or cut off here"):
+        found.extend(row["id"] for _, row in read_rows(path))  # extend keeps what came before the error
+    assert found == list(range(500))
+
+
+HOSTILE = {
+    "a number of 5000 digits": ('{"id": ' + "7" * 5000 + "}", "has more than 64 bits"),
+    "a number of 400 digits": ('{"id": ' + "7" * 400 + "}", "has more than 64 bits"),
+    "an endless number": ('{"id": 1e999}', "the number '1e999' is too large"),
+    "NaN": ('{"id": NaN}', "NaN is not a JSON value; write null"),
+    "deep lists": ('{"id": ' + "[" * 200 + "]" * 200 + "}", "nested deeper than 100"),
+    "very deep lists": ('{"id": ' + "[" * 200_000 + "]" * 200_000 + "}", "nested deeper than 100"),
+    "deep objects": ('{"id": ' * 200 + "1" + "}" * 200, "nested deeper than 100"),
+    "a key twice": ('{"id": 1, "answer": "Yes", "answer": "No"}', "the key 'answer' occurs twice in one object"),
+    "control characters": ('{"id": "a\nb"}', "not valid JSON|malformed"),
+}
+
+
+@pytest.mark.parametrize("form", ["{}", "[{}]"], ids=["line", "array"])
+@pytest.mark.parametrize(("text", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_json_is_one_sentence(tmp_path, text, message, form):
+    path = tmp_path / "a.json"
+    path.write_text(form.replace("{}", text))
+    with pytest.raises(InputError, match=message) as error:
+        list(read_rows(path))
+    assert str(error.value).startswith("a.json:1: ")
+    assert len(str(error.value)) < 300
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_json(path)
+
+
+def test_numbers_of_64_bits_and_nan_pass_where_they_may(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"id": 18446744073709551615, "margin": NaN, "exact": 0.12345678901234567890123}')
+    ((_, row),) = read_rows(path, nan=True)
+    assert row["id"] == 2**64 - 1
+    assert row["exact"] == 0.12345678901234568
+    assert math.isnan(row["margin"])
+
+
+def make_fifo(path):
+    os.mkfifo(path)
+
+
+def make_circle(path):
+    path.symlink_to(path.with_name("other"))
+    path.with_name("other").symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (make_fifo, "this is a FIFO, not a file"),
+        (lambda path: path.mkdir(), "this is a folder, not a file"),
+        (make_circle, r"cannot be read \(Too many levels of symbolic links\)"),
+        (lambda path: path.symlink_to("/dev/zero"), "this is a device or socket, not a file"),
+        (lambda path: path.symlink_to("nowhere"), "there is no such file"),
+    ],
+    ids=["FIFO", "folder", "circle", "device", "dangling link"],
+)
+def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, make, message):
+    path = tmp_path / "a.json"
+    make(path)
+    for read in (lambda: list(read_rows(path)), lambda: read_json(path)):
+        with pytest.raises(InputError, match=message):
+            read()
+
+
+@pytest.mark.parametrize("name", ["x" * 5000 + ".json", "\ud800.json", "a\0b.json"], ids=["long", "surrogate", "NUL"])
+def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path, name):
+    with pytest.raises(InputError) as error:
+        list(read_rows(tmp_path / name))
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 700
+
+
+def test_a_gzip_line_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers_agci.data.rows.MAX_ROW", 1 << 20)
+    for begin in (b'{"id": "', b'[{"id": "'):
+        (tmp_path / "a.json.gz").write_bytes(gzip.compress(begin + b"x" * (5 << 20) + b'"}'))
+        with pytest.raises(InputError, match=r"a\.json:1: the (line|row) is longer than 1 MiB|a\.json\.gz:1: the"):
+            list(read_rows(tmp_path / "a.json.gz"))
+
+
+def test_odd_parquet_values_become_json_or_are_named(tmp_path):
+    import datetime
+    import decimal
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "when": pa.array([datetime.datetime(2020, 1, 2, 3), None]),
+        "day": pa.array([datetime.date(2020, 1, 2), None]),
+        "price": pa.array([decimal.Decimal("1.5"), None]),
+        "score": pa.array([float("nan"), 0.5]),
+        "map": pa.array([[("a", 1)], None], pa.map_(pa.string(), pa.int64())),
+        "image": pa.array([{"bytes": b"\x00", "path": None}, None]),
+        "name": pa.array(["a", "b"]).dictionary_encode(),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (_, first), (where, second) = read_rows(tmp_path / "a.parquet")
+    assert first == {
+        "when": "2020-01-02T03:00:00",
+        "day": "2020-01-02",
+        "price": 1.5,
+        "score": None,
+        "map": [["a", 1]],
+        "image": {"bytes": b"\x00", "path": None},
+        "name": "a",
+    }
+    assert (where, second["score"], second["name"]) == ("a.parquet:row 2", 0.5, "b")
+    far = pa.array([2**62], pa.timestamp("us"))
+    pq.write_table(pa.table({"when": far}), tmp_path / "far.parquet")
+    with pytest.raises(InputError, match=r"far\.parquet: the parquet file cannot be read after row 0"):
+        list(read_rows(tmp_path / "far.parquet"))
+
+
+def test_a_file_of_any_name_is_known_by_its_content(tmp_path):
+    for kind in ("lines", "array", "gz", "parquet"):
+        path = write(tmp_path / f"answers of {kind}", kind)
+        assert [row for _, row in read_rows(path, any_name=True)] == rows()
+        with pytest.raises(InputError, match="rows are read from"):
+            list(read_rows(path))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from transformers_agci.data.draws import StreamName, random_stream, stream_seed
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.data.rows import read_probe_rows
+from transformers_agci.data.probe_rows import read_probe_rows
 from transformers_agci.embedded import Atlas, build_probe_set
 from transformers_agci.embedded.atlas import ATLAS_FOLDER, canvases, through_jpeg
 from transformers_agci.embedded.probe_set import PROBE_STREAM, render_item, render_items

@@ -13,7 +13,7 @@ from tiny_checkpoints import FAMILIES, random_image
 
 from transformers_agci import agci
 from transformers_agci.cli import main
-from transformers_agci.data.rows import ProbeRow
+from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.occlusion.files import ImageMap, read_folder
 from transformers_agci.experiments.occlusion.maps import sum_up

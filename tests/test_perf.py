@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PERF = Path(__file__).parents[1] / "perf"
-ABSENT = ("datasets", "psutil", "statsmodels", "ijson")
+ABSENT = ("datasets", "psutil", "statsmodels")
 
 # command -> what it must have printed
 COMMANDS = {

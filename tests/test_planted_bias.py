@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from transformers_agci import InputError, agci
-from transformers_agci.data.rows import PROMPT
+from transformers_agci.data.probe_rows import PROMPT
 from transformers_agci.embedded import Atlas, embedded_model_path
 from transformers_agci.embedded.evaluate import composites
 from transformers_agci.embedded.fast_forward import FastDecoder, FastVision

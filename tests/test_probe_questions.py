@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.data.rows import ProbeRow
+from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.experiments.items import item_names
 from transformers_agci.experiments.position.questions import PROMPT, Control, by_item, control_questions, questions
 from transformers_agci.inference.prompt import chat_content

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from transformers_agci.experiments.benchmarks import benchmark, mmmu_pro, textvqa
-from transformers_agci.experiments.benchmarks.contract.declaration import Inputs, Score
-from transformers_agci.experiments.benchmarks.contract.files import read_json, read_scored
+from transformers_agci.experiments.benchmarks.declaration import Inputs, Score
+from transformers_agci.experiments.benchmarks.joining import read_scored
+from transformers_agci.storage.reading import read_json
 
 DATA = Path(os.environ.get("AGCI_SCORER_DATA", Path(__file__).parents[2] / "shared" / "scorer_data"))
 
@@ -123,7 +124,9 @@ def test_hallusionbench_denominators() -> None:
     rows = [
         {**row, "gpt4v_output_gpt_check": "1"} for row in read_json(DATA / "hallusionbench" / "HallusionBench.json")
     ]
-    judged = [hallusionbench._verdict(read, "codes") for read in (hallusionbench.Read("row", row) for row in rows)]
+    judged = [
+        hallusionbench._verdict(read, "codes") for read in (hallusionbench.SourcedRow("row", row) for row in rows)
+    ]
     assert len(judged) == 1129
     assert len({row.pair for row in judged}) == 455
     assert len({row.pair for row in judged if row.visual_input == "2"}) == 430

@@ -374,13 +374,13 @@ def test_json_is_written_as_ever(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "There is no file"),
+        (None, "there is no such file"),
         (b"\xff\xfe", "not UTF-8"),
-        (b"{", "not JSON"),
+        (b"{", "not valid JSON"),
         (b"[]", "must hold a JSON object, but holds a list"),
         (b"null", "holds null"),
-        (b"9" * 5000, "not JSON"),
-        (b"[" * 200_000, "nested too deeply"),
+        (b"9" * 5000, "more than 64 bits"),
+        (b"[" * 200_000, "nested deeper than 100"),
     ],
 )
 def test_a_file_that_is_no_json_object_is_one_sentence(tmp_path, content, says):

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers_agci.commands.benchmark_run import Asking, Source
-    from transformers_agci.experiments.benchmarks.contract.declaration import Score
+    from transformers_agci.commands.benchmark_run import QuestionSet, Source
+    from transformers_agci.experiments.benchmarks.declaration import Score
     from transformers_agci.inference.load import LoadedModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `agci benchmark`."""
     from transformers_agci.commands.run_options import add_engine_arguments
-    from transformers_agci.experiments.benchmarks.contract.declaration import MODES, PROTOCOLS
+    from transformers_agci.experiments.benchmarks.declaration import MODES, PROTOCOLS
     from transformers_agci.inference.load import add_load_arguments
 
     parser.add_argument("name", metavar="NAME", help="scienceqa, pope, textvqa, hallusionbench, crpe or mmmu_pro")
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def ask_and_score(
-    args: argparse.Namespace, source: "Source", made: "Asking", loaded: "LoadedModel", answer_file: Path
+    args: argparse.Namespace, source: "Source", made: "QuestionSet", loaded: "LoadedModel", answer_file: Path
 ) -> int:
     """One benchmark on a loaded model. Of `args`: the engine's options, annotations, resamples, seed."""
     from transformers_agci.commands.benchmark_run import ask
@@ -129,7 +129,11 @@ def ask_and_score(
 
 
 def _dry_run(
-    args: argparse.Namespace, loaded: "LoadedModel", made: "Asking", lambdas: Sequence[float], outputs: Sequence[Path]
+    args: argparse.Namespace,
+    loaded: "LoadedModel",
+    made: "QuestionSet",
+    lambdas: Sequence[float],
+    outputs: Sequence[Path],
 ) -> int:
     from transformers_agci.inference.dry_run import describe
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.benchmarks.contract.declaration import Asked, Benchmark, Inputs, Row
+from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Prompt, Row
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.questions import ImageBytes, ImageFile, ImageSource, Question, up_to
 from transformers_agci.inference.run import RunSummary, run_questions
@@ -53,7 +53,7 @@ class Source:
 
 
 @dataclass
-class Asking:
+class QuestionSet:
     """The questions of a source, the rows that could not become one, and how many are outside the population."""
 
     questions: list[Question] = field(default_factory=list)
@@ -64,12 +64,12 @@ class Asking:
         return len(self.questions)
 
 
-def asking(source: Source) -> Asking:
+def asking(source: Source) -> QuestionSet:
     """Every row of the protocol's population as a question."""
-    made = Asking()
+    made = QuestionSet()
     for number, (where, row) in enumerate(_rows(source)):
         try:
-            asked = source.benchmark.ask(row, source.how, source.mode)
+            asked = source.benchmark.build_prompt(row, source.how, source.mode)
         except InputError as error:
             made.bad_rows.append(FailedRow(number, where, f"{where}: {error}"))
             continue
@@ -82,7 +82,7 @@ def asking(source: Source) -> Asking:
     return made
 
 
-def _question(source: Source, where: str, row: Row, asked: Asked) -> Question:
+def _question(source: Source, where: str, row: Row, asked: Prompt) -> Question:
     images = tuple(_image(source, where, image) for image in asked.images)
     text = asked.text if source.prompt is None else source.prompt.replace("{question}", asked.question)
     return Question(
@@ -156,7 +156,7 @@ def _hub_rows(source: Source) -> list[tuple[str, Row]]:
 
 def ask(
     source: Source,
-    made: Asking,
+    made: QuestionSet,
     loaded: LoadedModel,
     lambdas: Sequence[float],
     outputs: Sequence[Path],

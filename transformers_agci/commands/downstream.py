@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers_agci.commands.benchmark_run import Source
-    from transformers_agci.experiments.benchmarks.contract.declaration import Benchmark
+    from transformers_agci.experiments.benchmarks.declaration import Benchmark
     from transformers_agci.inference.load import LoadedModel
 
 NAMES = ("scienceqa", "hallusionbench", "crpe", "textvqa", "pope")
@@ -24,7 +24,7 @@ OTHER_SPELLING = {"textvqa": "textqa"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options, one triple for each benchmark."""
     from transformers_agci.commands.run_options import add_engine_arguments
-    from transformers_agci.experiments.benchmarks.contract.declaration import PROTOCOLS
+    from transformers_agci.experiments.benchmarks.declaration import PROTOCOLS
     from transformers_agci.inference.load import add_load_arguments
 
     add_load_arguments(parser)

@@ -29,7 +29,7 @@ OFFICIAL_NAMES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The published flags, and the engine's."""
     from transformers_agci.commands.run_options import add_engine_arguments
-    from transformers_agci.experiments.benchmarks.contract.declaration import MODES, PROTOCOLS
+    from transformers_agci.experiments.benchmarks.declaration import MODES, PROTOCOLS
     from transformers_agci.inference.load import add_load_arguments
 
     add_load_arguments(parser)

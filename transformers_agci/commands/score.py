@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers_agci.experiments.benchmarks.contract.declaration import Benchmark, Inputs, Score
+    from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Score
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,13 +104,13 @@ def _refuse_what_is_not_taken(args: argparse.Namespace, declared: "Benchmark") -
     from transformers_agci.errors import InputError
 
     for option in ("questions", "annotations", "problems", "splits", "split", "judge"):
-        if getattr(args, option) is not None and option not in declared.takes:
-            taken = ", ".join(f"--{name}" for name in ("answers", *declared.takes))
+        if getattr(args, option) is not None and option not in declared.score_options:
+            taken = ", ".join(f"--{name}" for name in ("answers", *declared.score_options))
             raise InputError(f"{declared.name} takes no --{option}; it takes: {taken}.")
 
 
 def _inputs(args: argparse.Namespace, answers: list[Path]) -> "Inputs":
-    from transformers_agci.experiments.benchmarks.contract.declaration import Inputs
+    from transformers_agci.experiments.benchmarks.declaration import Inputs
 
     return Inputs(
         answers=tuple(answers),
@@ -126,7 +126,7 @@ def _inputs(args: argparse.Namespace, answers: list[Path]) -> "Inputs":
 
 def interval_report(declared: "Benchmark", score: "Score", resamples: int, seed: int) -> dict[str, Any]:
     """The headline's interval for the result file; null where the headline is not known."""
-    from transformers_agci.experiments.benchmarks.contract.trust import headline_interval
+    from transformers_agci.experiments.benchmarks.uncertainty import headline_interval
 
     interval = headline_interval(declared, score, resamples, seed)
     return {
@@ -143,7 +143,7 @@ def difference_report(
     declared: "Benchmark", first: "Score", second: "Score", resamples: int, seed: int
 ) -> dict[str, Any]:
     """Second minus first for the result file, with McNemar's test where answers are right or wrong."""
-    from transformers_agci.experiments.benchmarks.contract.trust import headline_difference
+    from transformers_agci.experiments.benchmarks.uncertainty import headline_difference
 
     found = headline_difference(declared, first, second, max(1, resamples), seed)
     report: dict[str, Any] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.images import image_size, resolve_below
-from transformers_agci.data.rows import ANSWERS, ProbeRow, read_probe_rows
+from transformers_agci.data.probe_rows import ANSWERS, ProbeRow, read_probe_rows
 from transformers_agci.data.set_manifest import SUFFIX, read_manifest, set_hash
 from transformers_agci.errors import InputError
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.images import resolve_below
-from transformers_agci.data.rows import SUFFIXES, ProbeRow, Row, read_rows
+from transformers_agci.data.probe_rows import ProbeRow
+from transformers_agci.data.rows import SUFFIXES, Row, read_rows
 from transformers_agci.data.set_manifest import json_line
 from transformers_agci.data.unpack import ARCHIVES, unpack
 from transformers_agci.errors import InputError

@@ -23,14 +23,14 @@ def count_images(mix: Path, image_root: Path) -> dict[str, FolderCount]:
         raise InputError(f"There is no image folder {image_root}: give --image_root.")
     folders: dict[str, FolderCount] = defaultdict(FolderCount)
     seen = set()
-    for number, record in enumerate(read_conversations(mix), 1):
-        image = record.get("image") if isinstance(record, dict) else None
+    for where, record in read_conversations(mix):
+        image = record.get("image")
         if not isinstance(image, str) or image in seen:
             continue
         seen.add(image)
         count = folders[str(Path(image).parent)]
         count.named += 1
-        if existing_name(image_root, image, f"{mix.name}: record {number}") is None:
+        if existing_name(image_root, image, where) is None:
             count.missing += 1
             if len(count.first_missing) < 3:
                 count.first_missing.append(image)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers_agci.data.images import resolve_below
-from transformers_agci.data.rows import Row
+from transformers_agci.data.rows import Row, SourcedRow, read_rows
 from transformers_agci.errors import InputError
 from transformers_agci.storage.atomic import write_atomic
+from transformers_agci.storage.json_file import read_json_object, write_json
 
 IMAGE_TOKEN = "<image>"
 SPEAKERS = {"human": "user", "gpt": "assistant"}  # LLaVA's names -> the names that LLaMA-Factory is told to expect
@@ -41,26 +42,22 @@ class Skip(NamedTuple):
     reason: str
 
 
-def read_conversations(path: Path) -> Iterator[Row]:
-    """Yield the records of LLaVA's JSON array one by one; memory does not grow with the file.
+def read_conversations(path: Path) -> Iterator[SourcedRow]:
+    """Yield the records of LLaVA's JSON array (or of JSON Lines) one by one; memory does not grow with the file.
 
-    Raises InputError, with the number of the last good record, when the file is missing, cut off or no array.
+    A record that is no object comes as a row without fields. Raises InputError when the file is missing, cut off or
+    holds no object at all.
     """
-    import ijson
-
-    number = 0
-    try:
-        with path.open("rb") as file:
-            for record in ijson.items(file, "item", use_float=True):
-                number += 1
-                yield record
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file.") from None
-    except (ijson.JSONError, OSError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path}: the JSON array is broken after record {number} ({reason}).") from None
-    if not number:
-        raise InputError(f"{path}: this is no JSON array of conversations, or it is empty.")
+    others: list[InputError] = []
+    found = False
+    for record in read_rows(path, others.append, any_name=True):
+        found = True
+        yield from (SourcedRow(path.name, {}) for _ in others)
+        others.clear()
+        yield record
+    if not found:
+        raise others[0]
+    yield from (SourcedRow(path.name, {}) for _ in others)
 
 
 def draw_sample(path: Path, image_root: Path, count: int, seed: int, keep_text_only: bool = False) -> Sample:
@@ -74,10 +71,10 @@ def draw_sample(path: Path, image_root: Path, count: int, seed: int, keep_text_o
     rng = random.Random(seed)
     sample = Sample()
     kept: list[tuple[float, int, Row]] = []  # a heap with the highest number on top
-    for number, record in enumerate(read_conversations(path)):
+    for number, (where, record) in enumerate(read_conversations(path)):
         sample.read += 1
         order = rng.random()
-        row = usable(record, image_root, keep_text_only, f"{path.name}: record {number + 1}")
+        row = usable(record, image_root, keep_text_only, where)
         if isinstance(row, Skip):
             sample.skipped[row.reason] += 1
         elif len(kept) < count:
@@ -88,9 +85,9 @@ def draw_sample(path: Path, image_root: Path, count: int, seed: int, keep_text_o
     return sample
 
 
-def usable(record: Any, image_root: Path, keep_text_only: bool, where: str) -> Row | Skip:
+def usable(record: Row, image_root: Path, keep_text_only: bool, where: str) -> Row | Skip:
     """The record with the name its image really has, or why it is left out."""
-    turns = record.get("conversations") if isinstance(record, dict) else None
+    turns = record.get("conversations")
     if not isinstance(turns, list) or not turns or not all(_is_turn(turn) for turn in turns):
         return Skip("malformed conversation")
     image = record.get("image")
@@ -142,12 +139,9 @@ def write_sample(rows: list[Row], folder: Path, name: str) -> tuple[Path, Path]:
 def register(folder: Path, name: str) -> None:
     """Enter <name>.json into the folder's dataset_info.json; other entries stay."""
     path = folder / "dataset_info.json"
-    try:
-        entries = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        entries[name] = {"file_name": f"{name}.json", **SHAREGPT}
-    except (ValueError, TypeError):
-        raise InputError(f"{path} is not a JSON object: repair it or take it away.") from None
-    write_atomic(path, [json.dumps(entries, indent=1).encode(), b"\n"])
+    entries = read_json_object(path, "repair it or remove it") if path.exists() else {}
+    entries[name] = {"file_name": f"{name}.json", **SHAREGPT}
+    write_json(path, entries, indent=1)
 
 
 def _write_array(path: Path, rows: list[Row]) -> None:

@@ -1,75 +1,73 @@
-"""Rows of data files: one reader for every format, and the probe's row."""
+"""One reader of rows for every format, and the checks of a row's fields."""
 
+import codecs
+import datetime
+import decimal
 import gzip
-import json
+import math
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
-from transformers_agci.data.grid import POSITIONS
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
+from transformers_agci.storage.reading import NotJSON, decoder, kind_of, open_file, parse_json, path_text, whole_value
 
-ANSWERS = ("Yes", "No")
-# The position probe's question (paper, section on the probe dataset).
-PROMPT = (
-    "Determine if there is a sub-image in the given image that matches the text following.\n"
-    "Text: {caption}\n"
-    "The answer should only contain 'Yes' or 'No', without reasoning process.\n"
-)
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
+MAX_ROW = 1 << 26  # bytes of one row as JSON; a row of a gzip file could be of any size
+CHUNK = 1 << 16  # bytes of an array that are read at a time
 
 Row = dict[str, Any]
 OnError = Callable[[InputError], None]
 
 
-@dataclass(frozen=True)
-class ProbeRow:
-    """One question of the position probe, or one image of the similarity set.
+class SourcedRow(NamedTuple):
+    """A row and where it stands: "rows.json:12" (the line on which it begins), in parquet "rows.parquet:row 12"."""
 
-    A file holds one JSON object per line (JSON Lines, whatever the file is called; an array or parquet is read
-    too), and the nine rows of an item, one per position, stand together:
+    where: str
+    row: Row
 
-        {"id": 4, "image": "019920000_4.jpg", "caption": "a dog on a beach", "position": "center", "answer": "Yes"}
 
-    id        int    names the composite; unique in its file
-    image     str    path below the image folder; our builder and the published sets write <key>_<k>.jpg, k = 0..8
-    caption   str    the text that is asked about, not empty
-    position  str    where the target stands, one of POSITIONS
-    answer    str    "Yes": the caption's image is in the composite at `position`; "No": it is not in it
+def read_rows(
+    path: Path | str,
+    on_error: OnError | None = None,
+    *,
+    any_name: bool = False,
+    empty_text_as_row: bool = False,
+    nan: bool = False,
+) -> Iterator[SourcedRow]:
+    """Yield the rows of a JSON Lines, JSON array (both also as .gz) or parquet file, as a stream.
 
-    `fields` is the row as it was read, further fields included: results repeat it. `where` is "file.json:12".
+    Raises InputError for a file that is missing, empty or of another kind, and for a malformed line; with `on_error`
+    a malformed line is given to it and reading goes on. Blank lines are passed over.
+
+    any_name            take a file whatever it is called; gzip and parquet are known by their first bytes
+    empty_text_as_row   read "" as a row without fields (MMMU-Pro's scripts write it for a question they skip)
+    nan                 take NaN and Infinity in JSON, which result files may hold; in parquet NaN is null
     """
-
-    id: int
-    image: str
-    caption: str
-    position: str
-    answer: str
-    fields: Row = field(repr=False, compare=False)
-    where: str = field(default="", compare=False)
-
-    @property
-    def cell(self) -> int:
-        """The row-major number of the position, 0 to 8."""
-        return POSITIONS.index(self.position)
-
-    @classmethod
-    def parse(cls, fields: Mapping[str, Any], where: str) -> "ProbeRow":
-        """A row from its JSON object; InputError names `where`, the field, and what is allowed."""
-        number = require(fields, "id", where)
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise InputError(f'{where}: "id" must be a whole number, but is {number!r}.')
-        return cls(
-            id=number,
-            image=require_text(fields, "image", where),
-            caption=require_text(fields, "caption", where),
-            position=require_one_of(fields, "position", POSITIONS, where),
-            answer=require_one_of(fields, "answer", ANSWERS, where),
-            fields=dict(fields),
-            where=where,
-        )
+    path = Path(path)
+    if not any_name and not path.name.endswith(SUFFIXES):
+        raise InputError(f"{path_text(path)}: rows are read from {', '.join(SUFFIXES)} only.")
+    found = False
+    with open_file(path) as file:
+        magic = file.read(4)
+        file.seek(0)
+        if path.suffix == ".parquet" or magic == b"PAR1":
+            rows: Iterator[SourcedRow | InputError] = _parquet(path, file)
+        else:
+            text = _Text(path, file, is_gzip=path.suffix == ".gz" or magic[:2] == b"\x1f\x8b")
+            rows = _json_rows(text, empty_text_as_row, nan)
+        for row in rows:
+            found = True
+            if not isinstance(row, InputError):
+                yield row
+            elif on_error is None:
+                raise row
+            else:
+                on_error(row)
+    if not found:
+        raise InputError(f"{path_text(path)}: the file holds no rows.")
 
 
 def require(fields: Mapping[str, Any], name: str, where: str) -> Any:
@@ -84,7 +82,7 @@ def require_text(fields: Mapping[str, Any], name: str, where: str) -> str:
     """The value of a field that must be a text with something in it."""
     value = require(fields, name, where)
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f'{where}: "{name}" must be a text that is not empty, but is {value!r}.')
+        raise InputError(f'{where}: "{name}" must be a text that is not empty, but is {short(value)}.')
     return value
 
 
@@ -92,137 +90,217 @@ def require_one_of(fields: Mapping[str, Any], name: str, allowed: tuple[str, ...
     """The value of a field that must be one of a few words."""
     value = require(fields, name, where)
     if value not in allowed:
-        raise InputError(f'{where}: "{name}" is {value!r}, but must be one of: {", ".join(allowed)}.')
+        raise InputError(f'{where}: "{name}" is {short(value)}, but must be one of: {", ".join(allowed)}.')
     return str(value)
 
 
-def read_probe_rows(path: Path | str, on_error: OnError | None = None) -> list[ProbeRow]:
-    """All rows of a probe or similarity file, checked.
-
-    The first bad row raises InputError with file:line and field; with `on_error` bad rows are given to it and left out.
-    """
-    rows = []
-    for where, fields in read_rows(path, on_error):
-        try:
-            rows.append(ProbeRow.parse(fields, where))
-        except InputError as error:
-            if on_error is None:
-                raise
-            on_error(error)
-    return rows
-
-
-def read_rows(path: Path | str, on_error: OnError | None = None) -> Iterator[tuple[str, Row]]:
-    """Yield (where, row) for every row of a JSON Lines, JSON array (both also as .gz) or parquet file.
-
-    `where` is "name:line" ("name:row 3" in parquet, counted from 1). Blank lines are passed over. JSON Lines and
-    parquet are read as a stream. Raises InputError for a file that is missing, empty or of another kind, and for a
-    malformed line; with `on_error` a malformed line is given to it and reading goes on.
-    """
-    path = Path(path)
-    if not path.name.endswith(SUFFIXES):
-        raise InputError(f"{path}: rows are read from {', '.join(SUFFIXES)} only.")
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file.")
-    yield from _parquet(path) if path.suffix == ".parquet" else _json(path, on_error)
-
-
-def _json(path: Path, on_error: OnError | None) -> Iterator[tuple[str, Row]]:
-    first = next((line for line in _lines(path) if line.strip()), None)
-    if first is None:
-        raise _no_rows(path)
-    yield from _array(path) if first.lstrip().startswith("[") else _json_lines(path, on_error)
-
-
-def _json_lines(path: Path, on_error: OnError | None) -> Iterator[tuple[str, Row]]:
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"{path.name}:{number}"
-        try:
-            row = _object(json.loads(line), where)
-        except (json.JSONDecodeError, RecursionError) as error:
-            _report(InputError(f"{where}: this line is not valid JSON ({error})."), on_error)
-        except InputError as error:
-            _report(error, on_error)
-        else:
-            yield where, row
-
-
-def _no_rows(path: Path) -> InputError:
-    return InputError(f"{path}: the file holds no rows.")
-
-
-def _report(error: InputError, on_error: OnError | None) -> None:
-    if on_error is None:
-        raise error
-    on_error(error)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    number = 0
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{path.name}:{number}: this line is not UTF-8 text.") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise InputError(f"{path.name}: the gzip file is broken or truncated after line {number}.") from None
-    except OSError as error:
-        raise InputError(f"{path}: the file cannot be read ({error.strerror}).") from None
-
-
-def _array(path: Path) -> Iterator[tuple[str, Row]]:
-    text = "".join(_lines(path))
-    decoder = json.JSONDecoder()
-    line, counted = 1, 0
-    at = _skip_space(text, text.index("[") + 1)
-    if text[at : at + 1] == "]":
-        raise _no_rows(path)
-    while True:
-        line, counted = line + text.count("\n", counted, at), at
-        where = f"{path.name}:{line}"
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{where}: the JSON array is malformed or cut off here ({error}).") from None
-        yield where, _object(value, where)
-        at = _skip_space(text, at)
-        if text[at : at + 1] == "]":
-            return
-        if text[at : at + 1] != ",":
-            raise InputError(f"{where}: the JSON array is malformed or cut off after the row that begins here.")
-        at = _skip_space(text, at + 1)
-
-
-def _skip_space(text: str, at: int) -> int:
-    while at < len(text) and text[at].isspace():
-        at += 1
-    return at
-
-
-def _object(value: Any, where: str) -> Row:
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: a row must be a JSON object, but this is {type(value).__name__}.")
+def require_whole_number(fields: Mapping[str, Any], name: str, where: str) -> int:
+    """The value of a field that must be a whole number; true and false are none."""
+    value = require(fields, name, where)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f'{where}: "{name}" must be a whole number, but is {short(value)}.')
     return value
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
+class _Text:
+    """The bytes of a JSON file, unpacked, with every way in which reading may fail as an InputError."""
+
+    def __init__(self, path: Path, file: IO[bytes], is_gzip: bool) -> None:
+        self.path, self.line = path, 0
+        self._file = gzip.GzipFile(fileobj=file) if is_gzip else file
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """(number from 1, text) of every line that is not blank."""
+        for line in iter(lambda: self._read(self._file.readline), b""):
+            self.line += 1
+            if len(line) > MAX_ROW:
+                raise InputError(f"{self.path.name}:{self.line}: the line is longer than {MAX_ROW >> 20} MiB.")
+            try:
+                text = line.decode("utf-8-sig" if self.line == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise InputError(f"{self.path.name}:{self.line}: this line is not UTF-8 text.") from None
+            if text.strip():
+                yield self.line, text
+
+    def begins_array(self) -> bool:
+        """Whether the first character that is not a space is "["; the file is then at its beginning again."""
+        head = self._read(self._file.read, 4).removeprefix(codecs.BOM_UTF8)
+        while head and not head.strip():
+            head = self._read(self._file.read, 4096)
+        self._read(self._file.seek, 0)
+        return head.lstrip().startswith(b"[")
+
+    def chunk(self) -> bytes:
+        return self._read(self._file.read, CHUNK)
+
+    def _read(self, read: Callable[[int], Any], size: int = MAX_ROW + 1) -> Any:
+        try:
+            return read(size)
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            after = f" after line {self.line}" if self.line else ""
+            raise InputError(f"{self.path.name}: the gzip file is broken or truncated{after}.") from None
+        except OSError as error:
+            raise InputError(f"{path_text(self.path)}: the file cannot be read ({error.strerror}).") from None
+
+
+def _json_rows(text: _Text, empty_text_as_row: bool, nan: bool) -> Iterator[SourcedRow | InputError]:
+    values = _array(text, nan) if text.begins_array() else _json_lines(text, nan)
+    for line, value in values:
+        where = f"{text.path.name}:{line}"
+        if isinstance(value, NotJSON):
+            yield InputError(f"{where}: this line is not valid JSON ({value}).")
+        elif isinstance(value, dict):
+            yield SourcedRow(where, value)
+        elif value == "" and empty_text_as_row:
+            yield SourcedRow(where, {})
+        else:
+            yield InputError(f"{where}: a row must be a JSON object, but this is {kind_of(value)}.")
+
+
+def _json_lines(text: _Text, nan: bool) -> Iterator[tuple[int, Any]]:
+    for number, line in text.lines():
+        try:
+            value = parse_json(line, nan)
+        except NotJSON as error:
+            value = error
+        yield number, value
+
+
+def _array(text: _Text, nan: bool) -> Iterator[tuple[int, Any]]:
+    """(line, value) of every element; no more than one row beside a chunk is in memory.
+
+    An element that is not whole yet is parsed again with more text behind it, and the text that is read doubles each
+    time, so that the work stays in proportion to the file. (ijson needs memory that grows with the square of the
+    depth, and turns half a surrogate pair into a question mark.)
+    """
+    window = _Window(text)
+    window.expect("[")
+    if window.peek() == "]":
+        window.expect("]")
+    else:
+        while True:
+            window.peek()
+            line = window.line
+            yield line, window.value(nan)
+            if window.peek() == "]":
+                window.expect("]")
+                break
+            window.expect(",")
+    if window.peek():
+        raise window.malformed("something stands behind its end")
+
+
+class _Window:
+    """The part of an array's text around the place that has been reached."""
+
+    def __init__(self, text: _Text) -> None:
+        self.line = 1  # on which `at` stands
+        self._source, self._text, self._at = text, "", 0
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")()
+        self._ended = False
+
+    def peek(self) -> str:
+        """The next character that is not a space, which then comes next; "" at the end of the file."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
+                self._advance(self._at + 1)
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1]
+
+    def expect(self, character: str) -> None:
+        """Go past a character; InputError when another one comes."""
+        found = self.peek()
+        if found != character:
+            raise self.malformed(f"{short(found)} where {character!r} is expected" if found else "it ends too early")
+        self._advance(self._at + 1)
+
+    def value(self, nan: bool) -> Any:
+        """Go past a value."""
+        while True:
+            try:
+                value, end = whole_value(decoder(self._text, nan).raw_decode, self._text, self._at)
+            except NotJSON as error:
+                if not error.can_go_on or not self._more():
+                    raise self.malformed(error.what) from None
+                continue
+            if end < len(self._text) or not self._more():  # a number may go on in what was not read yet
+                self._advance(end)
+                return value
+
+    def malformed(self, reason: str) -> InputError:
+        return InputError(
+            f"{self._source.path.name}:{self.line}: the JSON array is malformed or cut off here ({reason})."
+        )
+
+    def _advance(self, to: int) -> None:
+        self.line += self._text.count("\n", self._at, to)
+        self._at = to
+
+    def _more(self) -> bool:
+        """Read on, at least as much as is kept; False at the end of the file."""
+        if self._ended:
+            return False
+        kept = self._text[self._at :]
+        if len(kept) > MAX_ROW:
+            raise InputError(f"{self._source.path.name}:{self.line}: the row is longer than {MAX_ROW >> 20} MiB.")
+        parts = [kept]
+        while sum(map(len, parts[1:])) <= len(kept) and not self._ended:
+            data = self._source.chunk()
+            self._ended = not data
+            try:
+                parts.append(self._decode.decode(data, final=self._ended))
+            except UnicodeDecodeError:
+                raise self.malformed("what follows is not UTF-8 text") from None
+        self._text, self._at = "".join(parts), 0
+        return True
+
+
+def _parquet(path: Path, file: IO[bytes]) -> Iterator[SourcedRow | InputError]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise InputError(f"{path}: reading parquet needs PyArrow; install it with: pip install pyarrow.") from None
+        raise InputError(
+            f"{path_text(path)}: reading parquet needs PyArrow; install it with: pip install pyarrow."
+        ) from None
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=64):
+        with pyarrow.parquet.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise InputError(f"{path_text(path)}: the column {short(twice)} occurs twice.")
+            for batch in table.iter_batches(batch_size=64):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path.name}:row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
+                    where = f"{path.name}:row {number}"
+                    yield SourcedRow(where, {name: _plain(v, name, where) for name, v in row.items()})
+    except InputError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: the parquet file cannot be read after row {number} ({reason}).") from None
-    if not number:
-        raise _no_rows(path)
+        raise InputError(f"{path_text(path)}: the parquet file cannot be read after row {number} ({reason}).") from None
+
+
+def _plain(value: Any, name: str, where: str) -> Any:
+    """A parquet value as JSON has it; NaN stands for null there, and bytes stay: they are an image's."""
+    if isinstance(value, dict):
+        return {key: _plain(v, f"{name}.{key}", where) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, f"{name}[{number}]", where) for number, v in enumerate(value)]
+    if value is None or isinstance(value, str | int | bytes):
+        return value
+    known = next((kind for kind in _PARQUET_VALUES if isinstance(value, kind)), None)
+    if known is None:
+        raise InputError(f"{where}: the column {name!r} holds a {type(value).__name__}, which no row of ours has.")
+    return _PARQUET_VALUES[known](value)
+
+
+_PARQUET_VALUES: dict[type, Callable[[Any], Any]] = {
+    float: lambda number: number if math.isfinite(number) else None,
+    decimal.Decimal: lambda number: float(number) if number.is_finite() else None,
+    datetime.date: lambda date: date.isoformat(),  # datetime.datetime too
+    datetime.time: lambda time: time.isoformat(),
+    datetime.timedelta: lambda span: span.total_seconds(),
+    uuid.UUID: str,
+}

@@ -1,12 +1,12 @@
 """LLaVA's llava_test_CQM-A.json, built from ScienceQA's own files (whose licence forbids that we ship it)."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers_agci.data.rows import Row
 from transformers_agci.errors import InputError
+from transformers_agci.storage.json_file import read_json_object
 
 LETTERS = "ABCDE"
 
@@ -16,7 +16,7 @@ def conversations(problems: Path, pid_splits: Path, split: str = "test") -> list
 
     Raises InputError that names the file and the question where something is missing.
     """
-    by_key, splits = _object(problems), _object(pid_splits)
+    by_key, splits = read_json_object(problems), read_json_object(pid_splits)
     keys = splits.get(split)
     if not isinstance(keys, list):
         raise InputError(f"{pid_splits}: there is no split {split!r}; the file has: {', '.join(splits)}.")
@@ -43,15 +43,3 @@ def _conversation(by_key: Mapping[str, Any], key: Any, problems: Path) -> Row:
         text = f"<image>\n{text}"
     row["conversations"] = [{"from": "human", "value": text}, {"from": "gpt", "value": LETTERS[answer]}]
     return row
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}).") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object, but holds {type(value).__name__}.")
-    return value

@@ -15,6 +15,7 @@ from transformers_agci.data.pool import Pool
 from transformers_agci.data.rows import Row, read_rows
 from transformers_agci.errors import InputError
 from transformers_agci.storage.atomic import write_atomic
+from transformers_agci.storage.json_file import read_json_object
 
 SUFFIX = ".manifest.json"
 
@@ -71,9 +72,9 @@ def summary_of(options: BuildOptions, manifest: Row, painted: int) -> BuildSumma
 def read_manifest(path: Path) -> Row:
     """A set's manifest; InputError when it is not one."""
     try:
-        manifest = json.loads(path.read_text("utf-8"))
+        manifest = read_json_object(path)
         manifest["settings"]["images"], manifest["sha256"], manifest["rows_files"][0]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+    except (LookupError, TypeError):
         raise InputError(f"{path} is not the manifest of a built set: delete it or put the right one there.") from None
     return dict(manifest)
 

@@ -1,6 +1,5 @@
 """Fine-tuning data as LLaMA-Factory reads it: dataset_info.json, and conversations in the sharegpt form."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,6 +10,7 @@ from typing import Any
 from transformers_agci.data.instruct import IMAGE_TOKEN
 from transformers_agci.data.rows import OnError, Row, read_rows, require
 from transformers_agci.errors import InputError
+from transformers_agci.storage.json_file import read_json_object
 
 INFO_FILE = "dataset_info.json"
 
@@ -128,13 +128,10 @@ def read_entry(folder: Path, name: str) -> DatasetEntry:
     Raises InputError: no such file or entry (with the nearest name), a form that is not sharegpt, no data file.
     """
     path = folder / INFO_FILE
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"There is no {path}; it lists the data sets of the recipe's dataset_dir.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}).") from None
-    if not isinstance(entries, dict) or not isinstance(entries.get(name, {}), dict):
+    if not path.exists():
+        raise InputError(f"There is no {path}; it lists the data sets of the recipe's dataset_dir.")
+    entries = read_json_object(path)
+    if not isinstance(entries.get(name, {}), dict):
         raise InputError(f"{path} must hold a JSON object of data sets, each a JSON object.")
     if name not in entries:
         near = get_close_matches(name, entries, n=1)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers_agci.data.draws import stream_seed
-from transformers_agci.data.rows import PROMPT
+from transformers_agci.data.probe_rows import PROMPT
 from transformers_agci.embedded.atlas import CANVAS, CELL
 
 PATCH = 14  # pixels

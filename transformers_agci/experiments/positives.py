@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.data.rows import ProbeRow
+from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.data import ProbeData, read_data
 from transformers_agci.storage.result_file import FailedRow

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cosine_similarity
 
-from transformers_agci.data.rows import ProbeRow
+from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.block_run import BlockSummary, Counts, Done, RunOptions, run_blocks
 from transformers_agci.experiments.on_device import on_device

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers_agci.errors import InputError
 from transformers_agci.storage.atomic import write_atomic
+from transformers_agci.storage.reading import kind_of, path_text, read_json
 
 
 def json_bytes(content: Any, *, indent: int | None = None, ascii_only: bool = True) -> bytes:
@@ -34,24 +35,10 @@ def read_json_object(path: Path, remedy: str = "") -> dict[str, Any]:
     Raises:
         InputError: the file is missing or unreadable, or holds something else.
     """
-    end = f"; {remedy}." if remedy else "."
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"There is no file {path}{end}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}){end}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}){end}") from error
-    except RecursionError as error:
-        raise InputError(f"{path} is nested too deeply to be read{end}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}){end}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object, but holds {_kind(content)}{end}")
+        content = read_json(path, nan=True)
+        if not isinstance(content, dict):
+            raise InputError(f"{path_text(path)}: the file must hold a JSON object, but holds {kind_of(content)}.")
+    except InputError as error:
+        raise InputError(f"{str(error).removesuffix('.')}; {remedy}." if remedy else str(error)) from None
     return content
-
-
-def _kind(content: Any) -> str:
-    kinds = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
-    return kinds.get(type(content), "null")

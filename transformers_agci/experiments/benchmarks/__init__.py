@@ -13,8 +13,8 @@ import pkgutil
 from pathlib import Path
 
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.benchmarks.contract.declaration import Benchmark, Inputs, Score
-from transformers_agci.experiments.benchmarks.contract.files import read_scored
+from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Score
+from transformers_agci.experiments.benchmarks.joining import read_scored
 
 ROWS_LOOKED_AT = 50
 

@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.errors import InputError
-from transformers_agci.experiments.benchmarks.contract.declaration import (
-    Asked,
+from transformers_agci.data.rows import SourcedRow
+from transformers_agci.errors import InputError, short
+from transformers_agci.experiments.benchmarks.declaration import (
     Benchmark,
     Inputs,
     Item,
+    Prompt,
     Row,
     Score,
     Sums,
 )
-from transformers_agci.experiments.benchmarks.contract.files import (
-    Read,
+from transformers_agci.experiments.benchmarks.joining import (
     answer_of,
     check_join,
     check_known,
@@ -24,7 +24,6 @@ from transformers_agci.experiments.benchmarks.contract.files import (
     identity_of,
     names_of,
     read_scored,
-    shown,
 )
 
 CATEGORIES = ("exist", "subject", "predicate", "object")
@@ -36,8 +35,8 @@ LETTERS = ("A", "B", "C", "D")
 class Pair(NamedTuple):
     """A question and the answer to it."""
 
-    question: Read
-    answer: Read
+    question: SourcedRow
+    answer: SourcedRow
 
 
 def is_right(answer: str, correct_option: str) -> bool:
@@ -168,7 +167,7 @@ def _pairs(inputs: Inputs) -> list[Pair]:
     return [Pair(by_key[key], read) for key, read in zip(given, answers, strict=True)]
 
 
-def _questions(inputs: Inputs, answers: Sequence[Read]) -> Sequence[Read]:
+def _questions(inputs: Inputs, answers: Sequence[SourcedRow]) -> Sequence[SourcedRow]:
     questions = read_scored(inputs.questions[0]) if inputs.questions else answers
     source = inputs.questions[0] if inputs.questions else inputs.answers[0]
     for read in questions:
@@ -186,14 +185,14 @@ def _questions(inputs: Inputs, answers: Sequence[Read]) -> Sequence[Read]:
     return questions
 
 
-def _identity(read: Read) -> str | int:
+def _identity(read: SourcedRow) -> str | int:
     return identity_of(read, "question_id")
 
 
-def _text(read: Read, name: str) -> str:
+def _text(read: SourcedRow, name: str) -> str:
     value = field_of(read, name)
     if not isinstance(value, str):
-        raise InputError(f"{read.where}: '{name}' must be text, but is {shown(value)}.")
+        raise InputError(f"{read.where}: '{name}' must be text, but is {short(value)}.")
     return value
 
 
@@ -204,15 +203,15 @@ def _answer(pair: Pair) -> str:
     return answer_of(pair.answer, "prediction", "text")
 
 
-def ask(row: Row, protocol: str, mode: str) -> Asked | None:
+def build_prompt(row: Row, protocol: str, mode: str) -> Prompt | None:
     """The text holds the options and the instruction already."""
-    read = Read(f"CRPE question {shown(row.get('question_id'))}", row)
+    read = SourcedRow(f"CRPE question {short(row.get('question_id'))}", row)
     image = _text(read, "image")
     text = _text(read, "text")
-    return Asked(text, text, (image,), image, 128)
+    return Prompt(text, text, (image,), image, 128)
 
 
-def read(path: Path, setting: str | None = None) -> Sequence[Read]:
+def read(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
     """Questions from one file, or from the folder with crpe_exist.jsonl and crpe_relation.jsonl."""
     if not path.is_dir():
         return read_scored(path)
@@ -230,12 +229,12 @@ def looks_like(row: Row) -> bool:
 BENCHMARK = Benchmark(
     name="crpe",
     title="CRPE",
-    takes=("questions",),
+    score_options=("questions",),
     headline="overall",
     headline_of=overall,
     score=score,
     looks_like=looks_like,
     read=read,
-    ask=ask,
+    build_prompt=build_prompt,
     folder="CRPE",
 )

@@ -9,30 +9,23 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.errors import InputError
-from transformers_agci.experiments.benchmarks.contract.declaration import (
-    Asked,
+from transformers_agci.data.rows import SourcedRow
+from transformers_agci.errors import InputError, short
+from transformers_agci.experiments.benchmarks.declaration import (
     Benchmark,
     Inputs,
     Item,
+    Prompt,
     Row,
     Score,
     counted,
     mean_score_pct,
 )
-from transformers_agci.experiments.benchmarks.contract.files import (
-    Read,
-    answer_of,
-    check_join,
-    field_of,
-    read_scored,
-    shown,
-)
+from transformers_agci.experiments.benchmarks.joining import answer_of, check_join, field_of, read_scored
 
 INSTRUCTION = "The answer should only contain 'Yes' or 'No', without reasoning process."
 WRONG, RIGHT, UNCLEAR = "0", "1", "2"
 CODE, SAME = "gpt4v_output_gpt_check", "same"
-JUDGES = ("auto", "codes", "replies", "yes-no")
 POPULATIONS = {1129: "1129 questions (all)", 951: "951 questions (those with an image)"}
 KEY_FIELDS = ("category", "subcategory", "set_id", "figure_id", "question_id")
 CATEGORIES = ("VD", "VS")
@@ -108,7 +101,7 @@ def score(inputs: Inputs) -> Score:
         "by_category": {c: aggregate([r for r in judged if r.key[0] == c]) for c in _categories(judged)},
         "consistency": consistency(judged),
         "yes_no_bias": yes_no_bias(judged),
-        "blame": blame_shares(judged),
+        "blame": diagnosis(judged),
     }
     notes = (
         ["Scored by the Yes/No rule, not by the official judge (GPT-4): compare only with figures of the same rule."]
@@ -189,7 +182,7 @@ def yes_no_bias(rows: Sequence[Judged]) -> Row:
     return {"pct_diff": said - true, "fp_ratio": sum(wrong) / len(wrong) if wrong else None}
 
 
-def blame_shares(rows: Sequence[Judged]) -> Row | None:
+def diagnosis(rows: Sequence[Judged]) -> Row | None:
     """Language hallucination, visual illusion or mixed, in percent of the blamed rows; None where it cannot be told."""
     original = {row.pair: row.code for row in rows if row.is_original}
     if any(row.pair not in original for row in rows) or any(row.same is None for row in rows if not row.is_original):
@@ -216,7 +209,7 @@ def _cause(row: Judged, original: str) -> str | None:
     return "VI"
 
 
-def _joined(inputs: Inputs, answers: Sequence[Read]) -> list[Read]:
+def _joined(inputs: Inputs, answers: Sequence[SourcedRow]) -> list[SourcedRow]:
     """The answers with the questions' fields; all questions, or all with an image, must be answered once."""
     given = [_key(read) for read in answers]
     if not inputs.questions:
@@ -231,7 +224,7 @@ def _joined(inputs: Inputs, answers: Sequence[Read]) -> list[Read]:
         asked = asked if answered == set(asked) else list(questions)
     check_join(inputs, asked, given)
     return [
-        Read(read.where, {**read.row, **questions[key].row, **_answer_fields(read.row)})
+        SourcedRow(read.where, {**read.row, **questions[key].row, **_answer_fields(read.row)})
         for read, key in zip(answers, given, strict=True)
     ]
 
@@ -241,7 +234,7 @@ def _answer_fields(row: Row) -> Row:
     return {name: row[name] for name in names if name in row}
 
 
-def _judge(wanted: str, rows: Sequence[Read]) -> str:
+def _judge(wanted: str, rows: Sequence[SourcedRow]) -> str:
     """Which verdict the rows are scored by: "codes", "replies" or "yes-no"."""
     coded = sum(CODE in read.row for read in rows)
     if wanted == "auto":
@@ -255,16 +248,16 @@ def _judge(wanted: str, rows: Sequence[Read]) -> str:
     return wanted
 
 
-def _verdict(read: Read, judge: str) -> Judged:
+def _verdict(read: SourcedRow, judge: str) -> Judged:
     key, row = _key(read), read.row
     gold = str(field_of(read, "gt_answer"))
     if gold not in (WRONG, RIGHT):
-        raise InputError(f"{read.where}: 'gt_answer' must be 0 or 1, but is {shown(gold)}.")
+        raise InputError(f"{read.where}: 'gt_answer' must be 0 or 1, but is {short(gold)}.")
     same = str(row[SAME]) if SAME in row else None
     if judge == "codes":
         code = parsed = str(field_of(read, CODE))
         if code not in (WRONG, RIGHT, UNCLEAR):
-            raise InputError(f"{read.where}: '{CODE}' must be 0, 1 or 2, but is {shown(row[CODE])}.")
+            raise InputError(f"{read.where}: '{CODE}' must be 0, 1 or 2, but is {short(row[CODE])}.")
     elif judge == "replies":
         code = parsed = code_of_reply(answer_of(read, "judge_reply"))
         same = same_of_reply(answer_of(read, "same_reply")) if "same_reply" in row else same
@@ -276,27 +269,27 @@ def _verdict(read: Read, judge: str) -> Judged:
     return Judged(key, str(field_of(read, "visual_input")), gold, parsed, code, same, code == RIGHT or excused)
 
 
-def _key(read: Read) -> tuple[str, ...]:
+def _key(read: SourcedRow) -> tuple[str, ...]:
     return tuple(str(field_of(read, name)) for name in KEY_FIELDS)
 
 
-def ask(row: Row, protocol: str, mode: str) -> Asked | None:
+def build_prompt(row: Row, protocol: str, mode: str) -> Prompt | None:
     """Official: the bare question, with or without image. Paper: those with one, and a Yes/No instruction."""
-    read = Read(f"HallusionBench question {'_'.join(str(row.get(name)) for name in KEY_FIELDS)}", row)
+    read = SourcedRow(f"HallusionBench question {'_'.join(str(row.get(name)) for name in KEY_FIELDS)}", row)
     question, filename = field_of(read, "question"), row.get("filename")
     if not isinstance(question, str):
-        raise InputError(f"{read.where}: 'question' must be text, but is {shown(question)}.")
+        raise InputError(f"{read.where}: 'question' must be text, but is {short(question)}.")
     shows = str(field_of(read, "visual_input")) != "0"
     if shows and not isinstance(filename, str):
-        raise InputError(f"{read.where}: 'filename' must be the image's path, but is {shown(filename)}.")
+        raise InputError(f"{read.where}: 'filename' must be the image's path, but is {short(filename)}.")
     if protocol == "paper" and not shows:
         return None
     text = f"{question}\n{INSTRUCTION}" if protocol == "paper" else question
     group = tuple(str(row.get(name)) for name in KEY_FIELDS[:4])
-    return Asked(text, question, (str(filename),) if shows else (), group, 128 if protocol == "paper" else 512)
+    return Prompt(text, question, (str(filename),) if shows else (), group, 128 if protocol == "paper" else 512)
 
 
-def read(path: Path, setting: str | None = None) -> Sequence[Read]:
+def read(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
     """Questions from one file, or from the folder with HallusionBench.json."""
     return read_scored(path / "HallusionBench.json" if path.is_dir() else path)
 
@@ -309,13 +302,13 @@ def looks_like(row: Row) -> bool:
 BENCHMARK = Benchmark(
     name="hallusionbench",
     title="HallusionBench",
-    takes=("questions", "judge"),
+    score_options=("questions", "judge"),
     headline="aAcc_pct",
     headline_of=mean_score_pct,
     score=score,
     looks_like=looks_like,
     read=read,
-    ask=ask,
+    build_prompt=build_prompt,
     folder="HallusionBench",
     images=("data", "hallusion_bench", ""),
     protocol="paper",

@@ -10,26 +10,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.errors import InputError
-from transformers_agci.experiments.benchmarks.contract.declaration import (
-    Asked,
+from transformers_agci.data.rows import SourcedRow
+from transformers_agci.errors import InputError, short
+from transformers_agci.experiments.benchmarks.declaration import (
     Benchmark,
     Inputs,
     Item,
+    Prompt,
     Row,
     Score,
     counted,
     mean_score,
 )
-from transformers_agci.experiments.benchmarks.contract.files import (
-    Read,
+from transformers_agci.experiments.benchmarks.joining import (
     check_join,
     check_known,
     field_of,
     identity_of,
     names_of,
     read_scored,
-    shown,
 )
 
 ROWS = 1730
@@ -64,16 +63,16 @@ def read_options(value: Any, where: str = "options") -> list[Any]:
         if len(value) > MAX_LITERAL or _depth(value) > MAX_DEPTH:
             raise InputError(
                 f"{where}: 'options' is longer than {MAX_LITERAL} characters or nested deeper than "
-                f"{MAX_DEPTH}: {shown(value)}."
+                f"{MAX_DEPTH}: {short(value)}."
             )
         try:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
             raise InputError(
-                f"{where}: 'options' must be the text of a Python list ({type(error).__name__} in {shown(value)})."
+                f"{where}: 'options' must be the text of a Python list ({type(error).__name__} in {short(value)})."
             ) from None
     if not isinstance(value, list | tuple) or not 0 < len(value) <= MAX_OPTIONS:
-        raise InputError(f"{where}: 'options' must be a list of 1 to {MAX_OPTIONS} options, but is {shown(value)}.")
+        raise InputError(f"{where}: 'options' must be a list of 1 to {MAX_OPTIONS} options, but is {short(value)}.")
     return list(value)
 
 
@@ -174,7 +173,7 @@ def _figures(items: Sequence[Item]) -> Row:
     }
 
 
-def _item(read: Read) -> Item:
+def _item(read: SourcedRow) -> Item:
     if "options" not in read.row:
         raise InputError(
             f"{read.where}: the field 'options' is missing. Rows must be the dataset's with 'response' "
@@ -184,7 +183,7 @@ def _item(read: Read) -> Item:
     response = field_of(read, "response", "prediction")
     if not isinstance(response, str | dict):
         raise InputError(
-            f"{read.where}: the response must be text, but is {shown(response)}; write '' for an empty one."
+            f"{read.where}: the response must be text, but is {short(response)}; write '' for an empty one."
         )
     gold = field_of(read, "answer")
     letter = read_answer("" if isinstance(response, dict) else response, options)
@@ -213,7 +212,7 @@ def _subject(row: Row) -> str:
     return found.group(1) if found else "unknown"
 
 
-def _joined(inputs: Inputs, answered: list[Read]) -> list[Read]:
+def _joined(inputs: Inputs, answered: list[SourcedRow]) -> list[SourcedRow]:
     """Rows with their question. By default each id once; with --questions each question answered."""
     given = [identity_of(read, "id") for read in answered]
     if not inputs.questions:
@@ -225,10 +224,12 @@ def _joined(inputs: Inputs, answered: list[Read]) -> list[Read]:
         check_known(inputs, questions, given)
     else:
         check_join(inputs, questions, given)
-    return [Read(read.where, {**questions[key].row, **read.row}) for read, key in zip(answered, given, strict=True)]
+    return [
+        SourcedRow(read.where, {**questions[key].row, **read.row}) for read, key in zip(answered, given, strict=True)
+    ]
 
 
-def _variant(name: str, rows: Sequence[Read]) -> str:
+def _variant(name: str, rows: Sequence[SourcedRow]) -> str:
     """Setting and mode, from the file's name as far as it tells them, else from the rows."""
     mode = next((mode for mode in ("cot", "direct") if f"_{mode}" in name), "mode unknown")
     if "vision" in name:
@@ -242,11 +243,11 @@ def _variant(name: str, rows: Sequence[Read]) -> str:
     return f"standard ({ten} options), {mode}"
 
 
-def ask(row: Row, protocol: str, mode: str) -> Asked | None:
+def build_prompt(row: Row, protocol: str, mode: str) -> Prompt | None:
     """The dataset's row as a prompt; the paper's scripts asked the rows with exactly one image only."""
-    where = f"MMMU-Pro question {shown(row.get('id'))}"
+    where = f"MMMU-Pro question {short(row.get('id'))}"
     if "question" not in row:
-        return Asked(INSTRUCTIONS["vision", mode], "", (_image(row, "image", where),), row.get("id"), TOKENS[mode])
+        return Prompt(INSTRUCTIONS["vision", mode], "", (_image(row, "image", where),), row.get("id"), TOKENS[mode])
     options = read_options(row.get("options"), where)
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(letters_of(options), options, strict=True))
     question = f"{row['question']}\n{listed}"
@@ -255,7 +256,7 @@ def ask(row: Row, protocol: str, mode: str) -> Asked | None:
         return None
     images = tuple(_image(row, f"image_{int(number)}", where) for number in numbers)
     question = IMAGE.sub("<image>", question)
-    return Asked(f"{question}\n{INSTRUCTIONS['standard', mode]}", question, images, row.get("id"), TOKENS[mode])
+    return Prompt(f"{question}\n{INSTRUCTIONS['standard', mode]}", question, images, row.get("id"), TOKENS[mode])
 
 
 def _image(row: Row, name: str, where: str) -> str | bytes:
@@ -267,7 +268,7 @@ def _image(row: Row, name: str, where: str) -> str | bytes:
     return value
 
 
-def read(path: Path, setting: str | None = None) -> Sequence[Read]:
+def read(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
     """Rows of one file, or of the parquet files in a folder or, in a clone of the data set, in the setting's folder."""
     if not path.is_dir():
         return read_scored(path)
@@ -292,13 +293,13 @@ def looks_like(row: Row) -> bool:
 BENCHMARK = Benchmark(
     name="mmmu_pro",
     title="MMMU-Pro",
-    takes=("questions",),
+    score_options=("questions",),
     headline="accuracy",
     headline_of=mean_score,
     score=score,
     looks_like=looks_like,
     read=read,
-    ask=ask,
+    build_prompt=build_prompt,
     folder="MMMU",
     modes=("direct", "cot"),
     settings=SETTINGS,

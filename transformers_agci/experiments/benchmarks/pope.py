@@ -5,18 +5,18 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from transformers_agci.errors import InputError
-from transformers_agci.experiments.benchmarks.contract.declaration import (
-    Asked,
+from transformers_agci.data.rows import SourcedRow
+from transformers_agci.errors import InputError, short
+from transformers_agci.experiments.benchmarks.declaration import (
     Benchmark,
     Inputs,
     Item,
+    Prompt,
     Row,
     Score,
     Sums,
 )
-from transformers_agci.experiments.benchmarks.contract.files import (
-    Read,
+from transformers_agci.experiments.benchmarks.joining import (
     answer_of,
     check_join,
     check_known,
@@ -24,7 +24,6 @@ from transformers_agci.experiments.benchmarks.contract.files import (
     identity_of,
     names_of,
     read_scored,
-    shown,
 )
 
 CATEGORIES = ("random", "popular", "adversarial")
@@ -45,7 +44,7 @@ class Label(NamedTuple):
 class Answer(NamedTuple):
     """One answer, with its category and, where the files carry them, its key (category, image, question)."""
 
-    read: Read
+    read: SourcedRow
     category: str
     key: Hashable | None
 
@@ -244,7 +243,7 @@ def _answers(inputs: Inputs) -> list[Answer]:
     return [_answer(read, questions[read.row["question_id"]]) for read in reads]
 
 
-def _answer(read: Read, question: Read) -> Answer:
+def _answer(read: SourcedRow, question: SourcedRow) -> Answer:
     category = _category(question)
     key = _row_key(question.row, category)
     if key is None and "prediction" in read.row:  # else the row's `text` is the answer, not the question
@@ -252,10 +251,10 @@ def _answer(read: Read, question: Read) -> Answer:
     return Answer(read, category, key)
 
 
-def _category(read: Read) -> str:
+def _category(read: SourcedRow) -> str:
     category = field_of(read, "category")
     if not isinstance(category, str):
-        raise InputError(f"{read.where}: 'category' must be text, but is {shown(category)}.")
+        raise InputError(f"{read.where}: 'category' must be text, but is {short(category)}.")
     return category
 
 
@@ -278,35 +277,35 @@ def _question(row: Row) -> str:
     return text.removesuffix(INSTRUCTION).strip().replace("imange", "image") if isinstance(text, str) else ""
 
 
-def ask(row: Row, protocol: str, mode: str) -> Asked | None:
+def build_prompt(row: Row, protocol: str, mode: str) -> Prompt | None:
     """The question with LLaVA's instruction, which lmms-lab/POPE's rows lack and LLaVA's have."""
     text = row["question"] if isinstance(row.get("question"), str) else row.get("text")
     if not isinstance(text, str):
-        raise InputError(f"POPE question {shown(row.get('question_id'))}: there is no 'question' and no 'text'.")
+        raise InputError(f"POPE question {short(row.get('question_id'))}: there is no 'question' and no 'text'.")
     picture = row.get("image")
     if isinstance(picture, dict):
         picture = picture.get("bytes")
     if not isinstance(picture, str | bytes):
-        raise InputError(f"POPE question {shown(row.get('question_id'))}: 'image' is neither a path nor an image.")
+        raise InputError(f"POPE question {short(row.get('question_id'))}: 'image' is neither a path nor an image.")
     question = text.removesuffix(f"\n{INSTRUCTION}")
-    return Asked(f"{question}\n{INSTRUCTION}", question, (picture,), _image_name(row) or row.get("question_id"), 128)
+    return Prompt(f"{question}\n{INSTRUCTION}", question, (picture,), _image_name(row) or row.get("question_id"), 128)
 
 
-def read(path: Path, setting: str | None = None) -> Sequence[Read]:
+def read(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
     """Questions from one file, or from a folder of parquet files or of coco_pope_<category>.json files.
 
     Of a clone of lmms-lab/POPE the 9000 rows in data/ are read, or those in Full/, which are the same.
     """
     if not path.is_dir():
         return read_scored(path)
-    rows: list[Read] = []
+    rows: list[SourcedRow] = []
     for folder in (path, path / "data", path / "Full"):
         rows = [row for file in sorted(folder.glob("*.parquet")) for row in read_scored(file)]
         if rows:
             return rows
     for file in sorted(path.glob(f"{PREFIX}*{SUFFIX}"), key=lambda file: _order(file.name)):
         category = file.name[len(PREFIX) : -len(SUFFIX)]
-        rows += [Read(where, {**row, "category": category}) for where, row in read_scored(file)]
+        rows += [SourcedRow(where, {**row, "category": category}) for where, row in read_scored(file)]
     if not rows:
         raise InputError(f"{path}: the folder holds neither parquet files nor {PREFIX}<category>{SUFFIX} files.")
     return rows
@@ -325,13 +324,13 @@ def looks_like(row: Row) -> bool:
 BENCHMARK = Benchmark(
     name="pope",
     title="POPE",
-    takes=("annotations", "questions"),
+    score_options=("annotations", "questions"),
     headline="mean_f1",
     headline_of=mean_f1,
     score=score,
     looks_like=looks_like,
     read=read,
-    ask=ask,
+    build_prompt=build_prompt,
     folder="POPE",
     images=("val2014", "images", ""),
     hub_id="lmms-lab/POPE",

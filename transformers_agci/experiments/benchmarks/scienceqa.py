@@ -5,28 +5,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from transformers_agci.data.rows import SourcedRow
 from transformers_agci.data.scienceqa import conversations
-from transformers_agci.errors import InputError
-from transformers_agci.experiments.benchmarks.contract.declaration import (
-    Asked,
+from transformers_agci.errors import InputError, short
+from transformers_agci.experiments.benchmarks.declaration import (
     Benchmark,
     Inputs,
     Item,
+    Prompt,
     Row,
     Score,
     counted,
     mean_score_pct,
 )
-from transformers_agci.experiments.benchmarks.contract.files import (
-    Read,
-    answer_of,
-    check_join,
-    first_keys,
-    identity_of,
-    read_json,
-    read_scored,
-    shown,
-)
+from transformers_agci.experiments.benchmarks.joining import answer_of, check_join, first_keys, identity_of, read_scored
+from transformers_agci.storage.reading import read_json
 
 LETTERS = "ABCDE"
 FAILED = "FAILED"
@@ -98,14 +91,14 @@ def _result(items: Sequence[Item], inputs: Inputs, given: Sequence[Any]) -> Scor
     )
 
 
-def _item(key: Any, problem: Problem, answer: Read | None) -> Item:
+def _item(key: Any, problem: Problem, answer: SourcedRow | None) -> Item:
     letter = FAILED if answer is None else read_answer(answer_of(answer, "prediction", "text"))
     right = letter == LETTERS[problem.answer] and letter in LETTERS[: problem.choices]
     image = answer is not None and _is_multimodal(answer, problem)
     return Item(key, letter, LETTERS[problem.answer], float(right), key, key, counted(right), fields={"image": image})
 
 
-def _is_multimodal(answer: Read, problem: Problem) -> bool:
+def _is_multimodal(answer: SourcedRow, problem: Problem) -> bool:
     """The official test, on the prompt that was stored; the question itself decides where none was."""
     prompt = answer.row.get("prompt")
     if prompt is None and "conversations" in answer.row:
@@ -113,7 +106,7 @@ def _is_multimodal(answer: Read, problem: Problem) -> bool:
     return "<image>" in prompt if isinstance(prompt, str) else problem.has_image
 
 
-def _problems(inputs: Inputs, answers: Sequence[Read]) -> dict[Any, Problem]:
+def _problems(inputs: Inputs, answers: Sequence[SourcedRow]) -> dict[Any, Problem]:
     """The key of every question that is to be scored, in the order of its file."""
     if inputs.problems or inputs.splits:
         if not (inputs.problems and inputs.splits) or inputs.questions:
@@ -140,7 +133,7 @@ def _from_splits(problems: Path, splits: Path, split: str) -> dict[Any, Problem]
     lost = [key for key in keys if not isinstance(by_key, dict) or key not in by_key]
     if lost:
         raise InputError(f"{problems}: {len(lost)} questions of split '{split}' are missing ({first_keys(lost)}).")
-    return {key: _problem(by_key[key], f"{problems.name}: question {shown(key)}") for key in keys}
+    return {key: _problem(by_key[key], f"{problems.name}: question {short(key)}") for key in keys}
 
 
 def _problem(row: Any, where: str) -> Problem:
@@ -150,12 +143,12 @@ def _problem(row: Any, where: str) -> Problem:
     return Problem(answer, len(choices), bool(row.get("image")))
 
 
-def _from_conversations(rows: Sequence[Read]) -> dict[Any, Problem]:
+def _from_conversations(rows: Sequence[SourcedRow]) -> dict[Any, Problem]:
     problems = {}
     for read in rows:
         gold = _turn(read.row, "gpt", read.where)
         if gold not in tuple(LETTERS):
-            raise InputError(f"{read.where}: the 'gpt' turn must be a letter A to E, but is {shown(gold)}.")
+            raise InputError(f"{read.where}: the 'gpt' turn must be a letter A to E, but is {short(gold)}.")
         choices = choice_count(_human(read.row, read.where))
         problems[identity_of(read, "id", "question_id")] = Problem(LETTERS.index(gold), choices, "image" in read.row)
     return problems
@@ -188,13 +181,13 @@ def _turn(row: Row, speaker: str, where: str) -> str:
     raise InputError(f"{where}: 'conversations' must hold a '{speaker}' turn with its text in 'value'.")
 
 
-def ask(row: Row, protocol: str, mode: str) -> Asked | None:
+def build_prompt(row: Row, protocol: str, mode: str) -> Prompt | None:
     """LLaVA's prompt. The paper asked the items with an image only, and cut answers at 128 tokens."""
     image = row.get("image")
     if protocol == "paper" and not image:
         return None
-    question = _human(row, f"question {shown(row.get('id'))}").replace("<image>", "").strip()
-    return Asked(
+    question = _human(row, f"question {short(row.get('id'))}").replace("<image>", "").strip()
+    return Prompt(
         f"{question}\n{INSTRUCTION}",
         question,
         (image,) if image else (),
@@ -203,7 +196,7 @@ def ask(row: Row, protocol: str, mode: str) -> Asked | None:
     )
 
 
-def read(path: Path, setting: str | None = None) -> Sequence[Read]:
+def read(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
     """Questions from llava_test_CQM-A.json, or from a folder that holds it, or problems.json and pid_splits.json."""
     if not path.is_dir():
         return read_scored(path)
@@ -211,7 +204,7 @@ def read(path: Path, setting: str | None = None) -> Sequence[Read]:
     if made.is_file():
         return read_scored(made)
     rows = conversations(path / "problems.json", path / "pid_splits.json")
-    return [Read(f"problems.json: question {row['id']}", row) for row in rows]
+    return [SourcedRow(f"problems.json: question {row['id']}", row) for row in rows]
 
 
 def looks_like(row: Row) -> bool:
@@ -225,13 +218,13 @@ def looks_like(row: Row) -> bool:
 BENCHMARK = Benchmark(
     name="scienceqa",
     title="ScienceQA",
-    takes=("questions", "problems", "splits", "split"),
+    score_options=("questions", "problems", "splits", "split"),
     headline="accuracy_pct",
     headline_of=mean_score_pct,
     score=score,
     looks_like=looks_like,
     read=read,
-    ask=ask,
+    build_prompt=build_prompt,
     folder="ScienceQA",
     images=("images/test", "images", "test", ""),
 )

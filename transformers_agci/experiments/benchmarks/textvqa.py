@@ -5,29 +5,28 @@ from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from transformers_agci.errors import InputError
-from transformers_agci.experiments.benchmarks.contract.declaration import (
-    Asked,
+from transformers_agci.data.rows import SourcedRow
+from transformers_agci.errors import InputError, short
+from transformers_agci.experiments.benchmarks.contractions import CONTRACTIONS
+from transformers_agci.experiments.benchmarks.declaration import (
     Benchmark,
     Inputs,
     Item,
+    Prompt,
     Row,
     Score,
     counted,
     mean_score,
 )
-from transformers_agci.experiments.benchmarks.contract.files import (
-    Read,
+from transformers_agci.experiments.benchmarks.joining import (
     answer_of,
     check_join,
     check_known,
     field_of,
     identity_of,
-    read_json,
     read_scored,
-    shown,
 )
-from transformers_agci.experiments.benchmarks.contractions import CONTRACTIONS
+from transformers_agci.storage.reading import read_json
 
 INSTRUCTION = "Answer the question using a single word or phrase."
 OCR = "Reference OCR token:"
@@ -126,7 +125,7 @@ def score(inputs: Inputs) -> Score:
     return Score(f"{len(items)} answers", {"accuracy": accuracy, "count": len(items)}, items, notes)
 
 
-def _item(read: Read, key: tuple[str | int, str], humans: list[str]) -> Item:
+def _item(read: SourcedRow, key: tuple[str | int, str], humans: list[str]) -> Item:
     answer = answer_of(read, "prediction", "text")
     value = soft_score(answer, humans)
     return Item(
@@ -143,7 +142,7 @@ def _annotations(path: Path) -> tuple[list[Hashable], dict[Hashable, list[str]]]
     asked: list[Hashable] = []
     humans: dict[Hashable, list[str]] = {}
     for number, row in enumerate(rows, 1):
-        read = Read(f"{path.name}: annotation {number}", row if isinstance(row, dict) else {})
+        read = SourcedRow(f"{path.name}: annotation {number}", row if isinstance(row, dict) else {})
         question, answers = field_of(read, "question"), field_of(read, "answers")
         if not isinstance(question, str) or not isinstance(answers, list) or len(answers) != HUMANS:
             raise InputError(f"{read.where} needs 'question' (text) and exactly {HUMANS} 'answers'.")
@@ -155,28 +154,28 @@ def _annotations(path: Path) -> tuple[list[Hashable], dict[Hashable, list[str]]]
     return asked, humans
 
 
-def _key(read: Read) -> tuple[str | int, str]:
+def _key(read: SourcedRow) -> tuple[str | int, str]:
     """(image id, question). A question row with `prediction` added holds the prompt in `text`."""
     prompt = field_of(read, *(("prompt", "text", "qs") if "prediction" in read.row else ("prompt",)))
     question = question_of(prompt) if isinstance(prompt, str) else None
     if question is None:
         raise InputError(
-            f"{read.where}: no question can be read from the prompt {shown(prompt)}: LLaVA's has two lines (question, "
+            f"{read.where}: no question can be read from the prompt {short(prompt)}: LLaVA's has two lines (question, "
             f"instruction) or three with '{OCR} ...' before or after the question."
         )
     return identity_of(read, "question_id"), question
 
 
-def ask(row: Row, protocol: str, mode: str) -> Asked | None:
+def build_prompt(row: Row, protocol: str, mode: str) -> Prompt | None:
     """LLaVA's question file holds the finished prompt: question, OCR tokens, instruction."""
-    read = Read(f"TextVQA question {shown(row.get('question_id'))}", row)
+    read = SourcedRow(f"TextVQA question {short(row.get('question_id'))}", row)
     text, image = field_of(read, "text"), field_of(read, "image")
     if not isinstance(text, str) or not isinstance(image, str):
         raise InputError(f"{read.where}: 'text' and 'image' must be text.")
-    return Asked(text, text.removesuffix(f"\n{INSTRUCTION}"), (image,), image, 128)
+    return Prompt(text, text.removesuffix(f"\n{INSTRUCTION}"), (image,), image, 128)
 
 
-def read(path: Path, setting: str | None = None) -> Sequence[Read]:
+def read(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
     """Questions from one file, or from the folder with llava_textvqa_val_v051_ocr.jsonl."""
     return read_scored(path / "llava_textvqa_val_v051_ocr.jsonl" if path.is_dir() else path)
 
@@ -193,13 +192,13 @@ def looks_like(row: Row) -> bool:
 BENCHMARK = Benchmark(
     name="textvqa",
     title="TextVQA",
-    takes=("annotations",),
+    score_options=("annotations",),
     headline="accuracy",
     headline_of=mean_score,
     score=score,
     looks_like=looks_like,
     read=read,
-    ask=ask,
+    build_prompt=build_prompt,
     folder="TextVQA",
     images=("train_images", "images", ""),
     annotations="TextVQA_0.5.1_val.json",

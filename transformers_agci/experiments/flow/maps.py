@@ -8,7 +8,8 @@ import numpy as np
 
 from transformers_agci import statistics as st
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.data.rows import ProbeRow, read_rows
+from transformers_agci.data.probe_rows import ProbeRow
+from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.flow import SOURCES
 from transformers_agci.experiments.items import item_names

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.data.rows import ProbeRow
+from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.block_run import BlockSummary, Counts, Done, RunOptions, run_blocks
 from transformers_agci.experiments.flow.flow import SOURCES, Flow, layer_count, layers_text, measure_flow, parse_layers

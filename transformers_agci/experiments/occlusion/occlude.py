@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from transformers_agci.data.rows import ProbeRow
+from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.block_run import BlockSummary, Counts, Done, RunOptions, run_blocks
 from transformers_agci.experiments.forced_answer import Answered, ForcedAnswer

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.data.rows import ProbeRow, read_probe_rows
+from transformers_agci.data.probe_rows import ProbeRow, read_probe_rows
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.questions import by_item
 from transformers_agci.storage.result_file import FailedRow

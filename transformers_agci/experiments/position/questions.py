@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from transformers_agci.data.rows import ANSWERS, PROMPT, ProbeRow
+from transformers_agci.data.probe_rows import ANSWERS, PROMPT, ProbeRow
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.items import item_names
 from transformers_agci.inference.questions import YES_NO, BlankImage, ImageFile, ImageSource, Question

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.data.rows import ANSWERS, read_rows, require, require_one_of, require_text
+from transformers_agci.data.probe_rows import ANSWERS
+from transformers_agci.data.rows import read_rows, require, require_one_of, require_text
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.items import item_names
 from transformers_agci.method.lam import lambda_text
@@ -109,7 +110,9 @@ def read_results(path: str | Path, negatives: str | Path | None = None, label: s
     Rows need `image`, `answer`, `prediction` and `position` (or `grid`, `row`, `col`); other fields are passed over,
     so result files of the published scripts are read too. InputError names file:line and field.
     """
-    rows = [_score(row, where) for file in (path, negatives) if file is not None for where, row in read_rows(file)]
+    rows = [
+        _score(row, where) for file in (path, negatives) if file is not None for where, row in read_rows(file, nan=True)
+    ]
     shapes = {row.shape: row.where for row in rows}
     if len(shapes) > 1:
         found = ", ".join(f"{r}x{c} ({where})" for (r, c), where in shapes.items())

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from transformers_agci.data.rows import PROMPT
+from transformers_agci.data.probe_rows import PROMPT
 from transformers_agci.embedded.atlas import Atlas
 from transformers_agci.embedded.location import embedded_model_path
 from transformers_agci.embedded.probe_set import RenderedItem

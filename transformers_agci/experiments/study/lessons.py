@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers_agci.data.draws import random_stream
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.instruct import IMAGE_TOKEN, register
-from transformers_agci.data.rows import PROMPT
+from transformers_agci.data.probe_rows import PROMPT
 from transformers_agci.embedded.atlas import Atlas
 from transformers_agci.embedded.probe_set import render_items
 from transformers_agci.storage.journal import write_whole

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.benchmarks.contract.declaration import Benchmark, Item, Score
+from transformers_agci.experiments.benchmarks.declaration import Benchmark, Item, Score
 from transformers_agci.statistics import Floats, Interval, McNemar, bootstrap, mcnemar, percentile_interval
 
 

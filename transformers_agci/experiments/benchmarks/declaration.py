@@ -14,7 +14,7 @@ MODES = ("direct", "cot")
 
 
 @dataclass(frozen=True)
-class Asked:
+class Prompt:
     """One row as the user's turn.
 
     Without a mark the images come before the text; with marks the k-th "<image>" stands for the k-th image.
@@ -85,13 +85,15 @@ class Benchmark:
 
     name: str
     title: str
-    takes: tuple[str, ...]  # options of `agci score` beside --answers
+    score_options: tuple[str, ...]  # options of `agci score` beside --answers
     headline: str  # the figure that gets an interval
     headline_of: Callable[[Sums], Any]
     score: Callable[[Inputs], Score]
     looks_like: Callable[[Row], bool]  # a row of this benchmark's questions or answers
     read: Callable[[Path, str | None], Sequence[tuple[str, Row]]]  # (where, row) of a data file or folder; setting
-    ask: Callable[[Row, str, str], Asked | None]  # row, protocol, mode; None: not in the protocol's population
+    build_prompt: Callable[
+        [Row, str, str], Prompt | None
+    ]  # row, protocol, mode; None: not in the protocol's population
     protocol: str = "official"  # the default
     modes: tuple[str, ...] = ("direct",)
     settings: tuple[str, ...] = ()  # forms of the data set that are never mixed; the first is the default
