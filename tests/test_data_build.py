@@ -514,7 +514,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
     ("flags", "message"),
     [
         (["--items", "0"], "--items must be at least 1"),
-        (["--quality", "101"], "--quality must be 1 to 95"),
+        (["--quality", "101"], "--quality must be at most 95"),
         (["--background", "whitish"], "--background must be a colour"),
         (["--box", "281"], "do not fit on a canvas of 840 px"),
         (["--name", "a/b"], "--name must be a plain name"),

@@ -342,7 +342,7 @@ MISTAKES = {
         lambda *_: {"family": "gemma3n"},
         "is a Qwen2.5-VL checkpoint (model_type 'qwen2_5_vl'), but this command is for Gemma3n",
     ),
-    "no items": (lambda *_: {"items": "0"}, "--items must be at least 1, but it is 0."),
+    "no items": (lambda *_: {"items": "0"}, "--items must be at least 1, but is 0."),
 }
 
 

@@ -57,8 +57,9 @@ def test_fine_tuning_commands_can_be_typed() -> None:
     for line in typed:
         program, *words = line.split()
         if program == "agci":
-            parser, command = cli._parser(words)
+            command = cli.find_command(words)
             assert command is not None, line
+            parser = cli.command_parser(command, command.load())
             parser.parse_args(words)
         for word in words:
             assert (ROOT / word).is_file() == word.startswith("configs/"), word

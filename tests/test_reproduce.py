@@ -39,6 +39,7 @@ def test_every_command_can_be_typed(family) -> None:
             inner = re.search(r"program\(\[(.*?)[,\]] *\*?", (ROOT / script).read_text())
             assert inner is not None
             words = ["agci", shlex.split(inner[1].replace(",", " "))[0], *words[words.index(script) + 1 :]]
-        parser, command = cli._parser(words[1:])
+        command = cli.find_command(words[1:])
         assert command is not None, line
+        parser = cli.command_parser(command, command.load())
         parser.parse_args(words[1:])

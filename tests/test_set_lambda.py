@@ -13,7 +13,6 @@ from filelock import FileLock
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES
 from transformers_agci.cli import main
 from transformers_agci.commands import set_lambda
-from transformers_agci.commands.families import families_table
 
 
 @pytest.fixture
@@ -205,7 +204,6 @@ def test_two_programs_at_once(checkpoint: Path) -> None:
 def test_families_table_is_the_readme_s(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["families"]) == 0
     table = capsys.readouterr().out.rstrip("\n")
-    assert table == families_table()
     assert len(table.splitlines()) == 2 + len(SUPPORTED_FAMILIES)
     readme = (Path(__file__).parent.parent / "README.md").read_text().splitlines()
     for row in table.splitlines():

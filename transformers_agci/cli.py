@@ -3,68 +3,126 @@
 import argparse
 import contextlib
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
+from transformers_agci.commands.options import Parser, with_flags
 from transformers_agci.errors import InputError
 
 
 class Command(NamedTuple):
-    """`words` as typed ("data check" is two), the file in commands/ that holds it, one line of help."""
+    """A command as typed ("data check" is two words), the file in commands/ that holds it, and one line of help.
+
+    A file holds `add_arguments(parser)` and `run(args)`; where it holds several commands, each has its `name`:
+    `add_check_arguments` and `run_check` for the name "check".
+    """
 
     words: str
     module: str
     help: str
+    name: str = ""
+
+    def load(self) -> "LoadedCommand":
+        """Import the command's file."""
+        module = importlib.import_module(f"transformers_agci.commands.{self.module}")
+        if not self.name:
+            return LoadedCommand(module.__doc__ or "", module.add_arguments, module.run)
+        run = getattr(module, f"run_{self.name}")
+        return LoadedCommand(inspect.getdoc(run) or "", getattr(module, f"add_{self.name}_arguments"), run)
 
 
-COMMANDS: tuple[Command, ...] = (
-    Command("benchmark", "benchmark", "ask a model one of six benchmarks, with and without AGCI, and score it"),
-    Command("check-recipe", "check_recipe", "check a fine-tuning recipe and its data before the first step"),
-    Command("convert-llava", "convert_llava", "an original LLaVA checkpoint in the layout that transformers loads"),
-    Command("data build-probe", "data_build_probe", "composites of nine images from any captioned images"),
-    Command("data build-samples", "data_build_samples", "the samples that the repository ships, from the atlas"),
-    Command("data build-scienceqa", "data_build_scienceqa", "LLaVA's question file from ScienceQA's own files"),
-    Command("data build-similarity", "data_build_similarity", "one image in each of nine places"),
-    Command("data check", "data_check", "counts, balance, duplicates and images of a probe or similarity set"),
-    Command("data check-images", "data_check_images", "which images of an instruction file are missing"),
-    Command("data fetch", "data_fetch", "the published sets from the hub, unpacked and checked"),
-    Command("data sample-instruct", "data_sample_instruct", "the fine-tuning sample from LLaVA's instruction mix"),
-    Command("demo", "demo", "from nothing to a heat map: the embedded model, with and without AGCI"),
-    Command("downstream", "downstream", "five benchmarks in one go, in the words of the published eval_downstream.py"),
-    Command("families", "families", "the supported models as a table"),
-    Command("flow", "flow", "information flow: what the text after the image attends to, on the image"),
-    Command("merge-lora", "merge_lora", "merge a LoRA adapter into its checkpoint"),
-    Command("merge-shards", "merge_shards", "join what the shards of a job array wrote"),
-    Command("metrics", "metrics", "the position probe's results in numbers and as a map"),
-    Command("metrics-similarity", "metrics_similarity", "similarity results in numbers and as a map"),
-    Command("mmmu-pro", "mmmu_pro", "MMMU-Pro in the words of the published infer scripts, with files for its scorer"),
-    Command("occlusion", "occlusion", "occlusion maps: which places of an image the answer depends on"),
-    Command("occlusion-maps", "occlusion_maps", "occlusion maps summed up by the place of the target"),
-    Command("probe", "probe", "the position probe: ask a model about every cell of a grid"),
-    Command("score", "score", "score the answers of any model on a benchmark, as its official program does"),
-    Command("self-check", "self_check", "proof on a checkpoint that AGCI is on and correct"),
-    Command("set-lambda", "set_lambda", "write lambda into a checkpoint's config.json"),
-    Command("similarity", "similarity", "how well the vision encoder understands an image in each of nine places"),
-    Command("study", "study", "fine-tune the embedded model with AGCI off and on, over five seeds, and probe it"),
-    Command("train-embedded", "train_embedded", "train the embedded model anew on a CPU, from the shipped atlas"),
-    Command("train-lora", "train_lora", "fine-tune with LoRA and AGCI by a recipe of LLaMA-Factory, without it"),
-)
+class LoadedCommand(NamedTuple):
+    """What `agci <command> --help` says above the options, what declares these, and what runs."""
 
-GROUPS = {"data": "build, check and fetch data sets"}
+    description: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+# As `agci --help` shows them; within a group by the order in which they are used.
+GROUPS: Mapping[str, tuple[Command, ...]] = {
+    "spatial bias": (
+        Command("demo", "embedded", "from nothing to a heat map: the embedded model, with and without AGCI", "demo"),
+        Command("probe", "probe", "the position probe: ask a model about every cell of a grid"),
+        Command("metrics", "metrics", "the position probe's results in numbers and as a map"),
+        Command("similarity", "similarity", "how well the vision encoder understands an image in each of nine places"),
+        Command("metrics-similarity", "similarity", "similarity results in numbers and as a map", "metrics"),
+        Command("occlusion", "occlusion", "occlusion maps: which places of an image the answer depends on"),
+        Command("occlusion-maps", "occlusion", "occlusion maps summed up by the place of the target", "maps"),
+        Command("flow", "flow", "information flow: what the text after the image attends to, on the image"),
+        Command("merge-shards", "merge_shards", "join what the shards of a job array wrote"),
+    ),
+    "benchmarks": (
+        Command("benchmark", "benchmark", "ask a model one of six benchmarks, with and without AGCI, and score it"),
+        Command("score", "score", "score the answers of any model on a benchmark, as its official program does"),
+        Command(
+            "downstream", "downstream", "five benchmarks in one go, in the words of the published eval_downstream.py"
+        ),
+        Command(
+            "mmmu-pro", "mmmu_pro", "MMMU-Pro in the words of the published infer scripts, with files for its scorer"
+        ),
+    ),
+    "checkpoints": (
+        Command("families", "self_check", "the supported models as a table", "families"),
+        Command("self-check", "self_check", "proof on a checkpoint that AGCI is on and correct"),
+        Command("set-lambda", "set_lambda", "write lambda into a checkpoint's config.json"),
+        Command("convert-llava", "convert_llava", "an original LLaVA checkpoint in the layout that transformers loads"),
+    ),
+    "fine-tuning": (
+        Command(
+            "check-recipe", "fine_tuning", "check a fine-tuning recipe and its data before the first step", "check"
+        ),
+        Command(
+            "train-lora",
+            "fine_tuning",
+            "fine-tune with LoRA and AGCI by a recipe of LLaMA-Factory, without it",
+            "train",
+        ),
+        Command("merge-lora", "fine_tuning", "merge a LoRA adapter into its checkpoint", "merge"),
+        Command(
+            "study",
+            "embedded",
+            "fine-tune the embedded model with AGCI off and on, over five seeds, and probe it",
+            "study",
+        ),
+        Command(
+            "train-embedded", "embedded", "train the embedded model anew on a CPU, from the shipped atlas", "train"
+        ),
+    ),
+    "data": (
+        Command("data fetch", "data", "the published sets from the hub, unpacked and checked", "fetch"),
+        Command("data check", "data", "counts, balance, duplicates and images of a probe or similarity set", "check"),
+        Command("data build-probe", "data_build", "composites of nine images from any captioned images", "probe"),
+        Command("data build-similarity", "data_build", "one image in each of nine places", "similarity"),
+        Command("data build-samples", "data_build", "the samples that the repository ships, from the atlas", "samples"),
+        Command("data build-scienceqa", "data_build", "LLaVA's question file from ScienceQA's own files", "scienceqa"),
+        Command(
+            "data sample-instruct", "data", "the fine-tuning sample from LLaVA's instruction mix", "sample_instruct"
+        ),
+        Command("data check-images", "data", "which images of an instruction file are missing", "check_images"),
+    ),
+}
+COMMANDS = tuple(command for group in GROUPS.values() for command in group)
+PREFIXES = ("data",)  # first words of commands of two
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 is success, 1 a finished run with errors, 2 a mistake of the user, 130 an interruption."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    command = find_command(arguments)
     try:
-        parser, command = _parser(arguments)
-        args = parser.parse_args(arguments)
         if command is None:
-            parser.print_help()
-            return 2
-        return int(importlib.import_module(f"transformers_agci.commands.{command.module}").run(args))
+            return _list_commands(arguments)
+        loaded = command.load()
+        parser = command_parser(command, loaded)
+        args = parser.parse_args(arguments)
+        try:
+            return int(loaded.run(args))
+        except InputError as error:
+            raise InputError(with_flags(str(error), parser)) from error
     except InputError as error:
         print(f"agci: {error}", file=sys.stderr)
         return 2
@@ -86,41 +144,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, Command | None]:
-    """The parser for these arguments; only the command that is asked for is imported."""
-    command = _asked_for(arguments)
-    if command is not None:
-        module = importlib.import_module(f"transformers_agci.commands.{command.module}")
-        parser = argparse.ArgumentParser(
-            f"agci {command.words}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("command", nargs=len(command.words.split()), help=argparse.SUPPRESS)
-        module.add_arguments(parser)
-        return parser, command
-    group = next((word for word in arguments[:1] if word in GROUPS), None)
-    listed = [c for c in COMMANDS if group is None or c.words.split()[0] == group]
-    width = max((len(c.words) for c in listed), default=0) + 2
-    table = "\n".join(f"  {c.words:<{width}}{c.help}" for c in listed)
+def command_parser(command: Command, loaded: LoadedCommand) -> argparse.ArgumentParser:
+    """The parser of one command; its words are the first arguments."""
+    parser = Parser(
+        f"agci {command.words}",
+        description=loaded.description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", nargs=len(command.words.split()), help=argparse.SUPPRESS)
+    loaded.add_arguments(parser)
+    return parser
+
+
+def _list_commands(arguments: Sequence[str]) -> int:
+    """`agci`, `agci --help`, `agci data --help`: the commands by group; a word that is none of them is refused."""
+    from transformers_agci import __version__
+
+    prefix = next((word for word in arguments[:1] if word in PREFIXES), None)
+    words = [word for word in arguments if not word.startswith("-")]
+    if words[1 if prefix else 0 :]:
+        raise InputError(_unknown(" ".join(words[: 2 if prefix else 1])))
+    groups = {
+        title: [command for command in group if prefix is None or command.words.split()[0] == prefix]
+        for title, group in GROUPS.items()
+    }
+    width = max(len(command.words) for command in COMMANDS) + 2
+    table = "\n\n".join(
+        "\n".join([f"{title}:", *(f"  {command.words:<{width}}{command.help}" for command in group)])
+        for title, group in groups.items()
+        if group
+    )
     parser = argparse.ArgumentParser(
-        f"agci {group}" if group else "agci",
+        f"agci {prefix}" if prefix else "agci",
         usage="agci <command> [options]",
-        description=f"AGCI: spatial bias in vision-language models, measured and repaired.\n\ncommands:\n{table}",
+        description=f"AGCI: spatial bias in vision-language models, measured and treated.\n\n{table}",
         epilog="agci <command> --help shows a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    from transformers_agci import __version__
-
     parser.add_argument("--version", action="version", version=f"transformers-agci {__version__}")
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
-    words = [word for word in arguments if not word.startswith("-")]
-    if words and words[0] not in GROUPS:
-        raise InputError(_unknown(" ".join(words[:1])))
-    if group and len(words) > 1:
-        raise InputError(_unknown(" ".join(words[:2])))
-    return parser, None
+    parser.parse_args(arguments)
+    parser.print_help()
+    return 2
 
 
-def _asked_for(arguments: Sequence[str]) -> Command | None:
+def find_command(arguments: Sequence[str]) -> Command | None:
+    """The command that the first one or two words name."""
     by_words = {tuple(c.words.split()): c for c in COMMANDS}
     return by_words.get(tuple(arguments[:2])) or by_words.get(tuple(arguments[:1]))
 

@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `agci benchmark`."""
-    from transformers_agci.commands.run_options import add_engine_arguments
+    from transformers_agci.commands.options import add_bootstrap_options, add_engine_options, add_model_options, whole
     from transformers_agci.experiments.benchmarks.declaration import MODES, PROTOCOLS
-    from transformers_agci.inference.load import add_load_arguments
 
     parser.add_argument("name", metavar="NAME", help="scienceqa, pope, textvqa, hallusionbench, crpe or mmmu_pro")
-    add_load_arguments(parser)
+    add_model_options(parser)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data",
@@ -68,17 +67,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="instead of the protocol's: {question} stands for the row's question without its instruction",
     )
-    how.add_argument("--max_new_tokens", metavar="N", type=int, help="instead of the protocol's limit")
-    add_engine_arguments(parser)
-    how.add_argument("--resamples", metavar="N", type=int, default=2000, help="of the score's bootstrap")
-    how.add_argument("--seed", metavar="N", type=int, default=0, help="of the score's bootstrap")
+    how.add_argument("--max_new_tokens", metavar="N", type=whole(1), help="instead of the protocol's limit")
+    add_engine_options(parser)
+    add_bootstrap_options(how)
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, write, score; 1 where rows were bad or could not be scored."""
     from transformers_agci.commands.benchmark_run import Source, asking
+    from transformers_agci.commands.options import model_options
     from transformers_agci.experiments.benchmarks import benchmark
-    from transformers_agci.inference.load import load, load_options
+    from transformers_agci.inference.load import load
     from transformers_agci.inference.processes import one_voice
 
     source = Source(
@@ -94,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         prompt=args.prompt,
     )
     made = asking(source)
-    loaded = load(load_options(args), weights=not args.dry_run)
+    loaded = load(model_options(args), weights=not args.dry_run)
     with one_voice():
         return ask_and_score(args, source, made, loaded, args.answer_file or Path(f"{args.name}.jsonl"))
 
@@ -104,28 +103,28 @@ def ask_and_score(
 ) -> int:
     """One benchmark on a loaded model. Of `args`: the engine's options, annotations, resamples, seed."""
     from transformers_agci.commands.benchmark_run import ask
-    from transformers_agci.commands.run_options import engine_arguments, given_lambdas
+    from transformers_agci.commands.options import engine_options, lambdas
     from transformers_agci.inference.load import lambdas_of
     from transformers_agci.inference.processes import leads
     from transformers_agci.storage.result_file import output_paths
 
-    given, options = given_lambdas(args), engine_arguments(args)
-    lambdas, told = lambdas_of(given, loaded)
-    outputs = output_paths(answer_file, lambdas, options["method"])
+    given, options = lambdas(args), engine_options(args)
+    asked, told = lambdas_of(given, loaded)
+    outputs = output_paths(answer_file, asked, options["method"])
     print(
         f"{source.benchmark.title}, protocol {source.how}{' with a prompt of your own' if source.prompt else ''}: "
         f"{len(made)} questions" + (f", {made.left_out} rows outside its population" if made.left_out else ""),
         flush=True,
     )
     if args.dry_run:
-        return _dry_run(args, loaded, made, lambdas, outputs)
-    summary = ask(source, made, loaded, lambdas, outputs, options={**options, "notes": {"lambda_source": told}})
+        return _dry_run(args, loaded, made, asked, outputs)
+    summary = ask(source, made, loaded, asked, outputs, options={**options, "notes": {"lambda_source": told}})
     for line in summary.lines():
         print(line)
     if not summary.complete or not leads():
         return summary.exit_code
     partial = args.limit is not None or bool(summary.counts.failed)
-    return max(summary.exit_code, score_outputs(source, outputs, lambdas, args, partial))
+    return max(summary.exit_code, score_outputs(source, outputs, asked, args, partial))
 
 
 def _dry_run(

@@ -9,6 +9,9 @@ hub id). OUTPUT appears when everything is done.
 """
 
 import argparse
+from pathlib import Path
+
+from transformers_agci.commands.options import DTYPES
 
 SHOWN = 12  # lines about what was not used
 
@@ -16,11 +19,11 @@ SHOWN = 12  # lines about what was not used
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id in the original layout")
-    parser.add_argument("output", metavar="OUTPUT", help="folder to make")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder to make")
     parser.add_argument("--vision_tower", metavar="T", help="folder or hub id of the CLIP model")
     parser.add_argument(
         "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        choices=DTYPES,
         default="auto",
         help="of the written weights; default: the checkpoint's own",
     )
@@ -29,14 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert and say what became of everything."""
-    from pathlib import Path
-
     from transformers_agci.conversion.convert import MANIFEST, convert
     from transformers_agci.inference.checkpoint_files import ORIGINAL_FILES, model_folder
 
     source = model_folder(args.checkpoint, None, ORIGINAL_FILES)
     tower = None if args.vision_tower is None else model_folder(args.vision_tower, None, ORIGINAL_FILES)
-    made = convert(source, Path(args.output), tower=tower, dtype=args.dtype, overwrite=args.overwrite)
+    made = convert(source, args.output, tower=tower, dtype=args.dtype, overwrite=args.overwrite)
     for name, reason in sorted(made.unused.items())[:SHOWN]:
         print(f"not used: {name} ({reason})")
     if len(made.unused) > SHOWN:

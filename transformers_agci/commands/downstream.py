@@ -23,11 +23,10 @@ OTHER_SPELLING = {"textvqa": "textqa"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options, one triple for each benchmark."""
-    from transformers_agci.commands.run_options import add_engine_arguments
+    from transformers_agci.commands.options import add_bootstrap_options, add_engine_options, add_model_options, whole
     from transformers_agci.experiments.benchmarks.declaration import PROTOCOLS
-    from transformers_agci.inference.load import add_load_arguments
 
-    add_load_arguments(parser)
+    add_model_options(parser)
     data = parser.add_argument_group("data")
     data.add_argument("--data_root", metavar="DIR", type=Path, help="folder with ScienceQA/, POPE/, ... (see eval/)")
     for name in NAMES:
@@ -47,10 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how = parser.add_argument_group("how it is asked")
     how.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="default: paper")
-    how.add_argument("--max_new_tokens", metavar="N", type=int, help="instead of the protocol's limit")
-    how.add_argument("--resamples", metavar="N", type=int, default=2000, help="of the score's bootstrap")
-    how.add_argument("--seed", metavar="N", type=int, default=0, help="of the score's bootstrap")
-    add_engine_arguments(parser)
+    how.add_argument("--max_new_tokens", metavar="N", type=whole(1), help="instead of the protocol's limit")
+    add_bootstrap_options(how)
+    add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,9 +60,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from transformers_agci.commands.options import model_options
     from transformers_agci.errors import InputError
     from transformers_agci.experiments.benchmarks import benchmark
-    from transformers_agci.inference.load import load, load_options
+    from transformers_agci.inference.load import load
 
     sources = {name: _source(args, benchmark(name)) for name in NAMES}
     for name, source in sources.items():
@@ -74,7 +73,7 @@ def _run(args: argparse.Namespace) -> int:
     there = {name: source for name, source in sources.items() if source is not None}
     if not there:
         raise InputError("There is no benchmark to run: give --data_root or --eval_file_path_<benchmark>.")
-    loaded = load(load_options(args), weights=not args.dry_run)
+    loaded = load(model_options(args), weights=not args.dry_run)
     codes = [_one(args, source, loaded) for source in there.values()]
     print(f"\n{len(there)} benchmarks asked ({', '.join(there)}), {len(NAMES) - len(there)} skipped.")
     return max(codes)

@@ -6,11 +6,22 @@ the mean flow per place of the target, and the share of it on the target's cell.
 """
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers_agci.commands.model_default import add_model_arguments, model_options
-from transformers_agci.commands.probe_data import positives
-from transformers_agci.commands.run_options import add_run_arguments, at_least, run_options
+from transformers_agci.commands.options import (
+    EMBEDDED,
+    SEED,
+    add_lambda_option,
+    add_model_options,
+    add_rows_options,
+    add_run_options,
+    lambdas,
+    model_options,
+    run_options,
+    whole,
+)
+from transformers_agci.errors import InputError
 
 if TYPE_CHECKING:
     from transformers_agci.inference.load import LoadedModel
@@ -20,33 +31,29 @@ LAMBDAS = ("0", "0.5")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    add_model_arguments(parser)
+    add_model_options(parser, default=EMBEDDED)
     one = parser.add_argument_group("one image")
-    one.add_argument("--image", metavar="I", help="the image")
+    one.add_argument("--image", type=Path, metavar="I", help="the image")
     one.add_argument("--question", metavar="Q", help="what is asked about it")
     one.add_argument(
         "--output_path",
-        default="flow.png",
+        type=Path,
+        default=Path("flow.png"),
         metavar="H",
         help="H, H with _answer (from the answer's position), and H.json (default flow.png)",
     )
     data = parser.add_argument_group("a probe file")
-    data.add_argument("--eval_file", metavar="F", help="the probe's rows; default: composites of the embedded atlas")
-    data.add_argument("--img_path", "--image_path", metavar="P", help="folder of the rows' images")
-    data.add_argument("--items", type=int, default=20, metavar="N", help="items to draw (default 20)")
-    data.add_argument("--seed", type=int, default=1, help="seed of the draw (default 1)")
-    data.add_argument("--output_dir", default="flow", metavar="D", help="where results and maps go (default flow/)")
-    asked = parser.add_argument_group("what is asked")
-    asked.add_argument(
-        "--global_context_lambda",
-        nargs="+",
-        default=LAMBDAS,
-        metavar="L",
-        help="one or several lambdas, baseline first (default 0 0.5)",
+    add_rows_options(data)
+    data.add_argument("--items", type=whole(1), default=20, metavar="N", help="items to draw (default 20)")
+    data.add_argument("--seed", type=SEED, default=1, help="seed of the draw (default 1)")
+    data.add_argument(
+        "--output_dir", type=Path, default=Path("flow"), metavar="D", help="where results and maps go (default flow/)"
     )
+    asked = parser.add_argument_group("what is asked")
+    add_lambda_option(asked, "one or several lambdas, baseline first (default 0 0.5)", LAMBDAS)
     asked.add_argument("--layers", default="all", help="all, one layer, or a range such as 8-20, counted from 0")
-    asked.add_argument("--max_new_tokens", type=int, default=32, metavar="N", help="longest answer (default 32)")
-    add_run_arguments(parser)
+    asked.add_argument("--max_new_tokens", type=whole(1), default=32, metavar="N", help="longest answer (default 32)")
+    add_run_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,26 +65,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from transformers_agci.errors import InputError
     from transformers_agci.inference.load import load
-    from transformers_agci.method.lam import parse_lambda
 
-    at_least(1, args, "items", "max_new_tokens")
-    lambdas = [parse_lambda(text, "--global_context_lambda") for text in args.global_context_lambda]
-    if len(set(lambdas)) != len(lambdas):
+    asked = lambdas(args)
+    if len(set(asked)) != len(asked):
         raise InputError(f"Each lambda is measured once, but the list is {' '.join(args.global_context_lambda)}.")
     if (args.image is None) != (args.question is None):
         raise InputError("--image and --question go together: an image, and what is asked about it.")
     if args.image is not None and args.eval_file is not None:
         raise InputError("--image is for one image, --eval_file for a probe file; give one of the two.")
     if args.image is not None:
-        return _one_image(args, lambdas, load(model_options(args)))
-    return _probe_file(args, lambdas)
+        return _one_image(args, asked, load(model_options(args)))
+    return _probe_file(args, asked)
 
 
-def _one_image(args: argparse.Namespace, lambdas: list[float], loaded: "LoadedModel") -> int:
-    from pathlib import Path
-
+def _one_image(args: argparse.Namespace, asked: list[float], loaded: "LoadedModel") -> int:
     from transformers_agci.experiments.flow.figure import as_json, draw_flow, write_json
     from transformers_agci.experiments.flow.flow import SOURCES, measure_flow
     from transformers_agci.inference.questions import ImageFile, Question
@@ -85,14 +87,14 @@ def _one_image(args: argparse.Namespace, lambdas: list[float], loaded: "LoadedMo
     from transformers_agci.report.heatmap import image_path
 
     target = image_path(args.output_path)
-    image = Path(args.image)
+    image = args.image
     picture = ImageFile(image.parent, image.name, "--image")
     question = Question(row={}, where="--image", text=args.question, images=(picture,))
-    flows = measure_flow(loaded, question, lambdas, args.layers, args.max_new_tokens)
+    flows = measure_flow(loaded, question, asked, args.layers, args.max_new_tokens)
     files = {source: target if source == "text" else target.with_stem(f"{target.stem}_{source}") for source in SOURCES}
     for source, file in files.items():
         draw_flow(flows, source, picture.open(), file, args.question)
-    write_json(as_json(flows, args.image, args.question), target.with_suffix(".json"))
+    write_json(as_json(flows, str(args.image), args.question), target.with_suffix(".json"))
     for flow in flows:
         shares = ", ".join(
             f"{100 * float(flow.of(source).sum()):.1f} % of the attention from {words} is on the image"
@@ -103,28 +105,32 @@ def _one_image(args: argparse.Namespace, lambdas: list[float], loaded: "LoadedMo
     return 0
 
 
-def _probe_file(args: argparse.Namespace, lambdas: list[float]) -> int:
-    from pathlib import Path
-
+def _probe_file(args: argparse.Namespace, asked: list[float]) -> int:
     from transformers_agci.experiments.flow.maps import draw_maps, maps_text, sum_up
     from transformers_agci.experiments.flow.run import FlowRun
     from transformers_agci.experiments.occlusion.occlude import draw_items
+    from transformers_agci.experiments.positives import probe_positives
     from transformers_agci.inference.load import load
     from transformers_agci.inference.processes import leads
     from transformers_agci.method.lam import lambda_text
 
-    output_dir = Path(args.output_dir)
+    output_dir = args.output_dir
     options = model_options(args)
-    data = positives(args, output_dir)
+    data = probe_positives(args.eval_file, args.img_path, output_dir, args.items, args.seed)
     rows = draw_items(data.items, args.items, args.seed)
     loaded = load(options)
     print(
         f"{len(rows)} rows of {min(args.items, len(data.items))} items; {loaded.family.name}, lambda "
-        f"{', '.join(map(lambda_text, lambdas))}, layers {args.layers}",
+        f"{', '.join(map(lambda_text, asked))}, layers {args.layers}",
         flush=True,
     )
-    measured = FlowRun(loaded, rows, data.img_path, lambdas, args.layers, args.max_new_tokens)
-    notes = {"eval_file": args.eval_file, "img_path": str(data.img_path), "items": args.items, "seed": args.seed}
+    measured = FlowRun(loaded, rows, data.img_path, asked, args.layers, args.max_new_tokens)
+    notes = {
+        "eval_file": str(args.eval_file) if args.eval_file else None,
+        "img_path": str(data.img_path),
+        "items": args.items,
+        "seed": args.seed,
+    }
     summary = measured.write(output_dir, data, notes, run_options(args))
     print("\n".join(summary.lines()))
     if not args.shard and leads() and summary.rows + summary.rows_before:

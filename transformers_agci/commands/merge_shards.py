@@ -5,21 +5,22 @@ have written, and A.parts/ is removed. Several lambdas: name each of the files A
 """
 
 import argparse
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("answer_file", nargs="+", help="the answer file that the shards were given")
+    parser.add_argument(
+        "answer_file", metavar="ANSWER_FILE", nargs="+", type=Path, help="the answer file that the shards were given"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Merge each file; 1 if rows of it could not be asked."""
-    from pathlib import Path
-
     from transformers_agci.storage.result_file import merge_shards
 
     failed = 0
-    for name in args.answer_file:
-        merged = merge_shards(Path(name))
+    for path in args.answer_file:
+        merged = merge_shards(path)
         print(f"Written: {merged.path} ({merged.rows} rows)")
         for row in merged.failed[:20]:
             print(f"  without an answer: {row.error}")

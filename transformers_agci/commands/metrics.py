@@ -6,6 +6,8 @@ Two result files of one data set, baseline first: both on one scale, and their p
 
 import argparse
 
+from transformers_agci.commands.options import add_draws_options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; both spellings of the published scripts work."""
@@ -43,20 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="answers on a blank image (agci probe --blank_image)",
     )
-    parser.add_argument(
-        "--draws", type=int, default=2000, metavar="N", help="permutations and bootstrap resamples (default 2000)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
+    add_draws_options(parser, "permutations and bootstrap resamples")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the numbers; draw and write what is asked for."""
-    from transformers_agci.errors import InputError
     from transformers_agci.experiments.position import metrics as position_metrics
     from transformers_agci.experiments.position.report import Draws
 
-    if args.draws < 1:
-        raise InputError(f"--draws must be at least 1, but is {args.draws}.")
     position_metrics.check_outputs(args.output_heatmap)
     results = position_metrics.load(args.results_file, args.negatives_file, args.labels)
     controls = position_metrics.load_controls(args.text_only_file, args.blank_image_file)

@@ -28,11 +28,10 @@ OFFICIAL_NAMES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The published flags, and the engine's."""
-    from transformers_agci.commands.run_options import add_engine_arguments
+    from transformers_agci.commands.options import add_bootstrap_options, add_engine_options, add_model_options, whole
     from transformers_agci.experiments.benchmarks.declaration import MODES, PROTOCOLS
-    from transformers_agci.inference.load import add_load_arguments
 
-    add_load_arguments(parser)
+    add_model_options(parser)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--dataset_repo_id",
@@ -58,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how it is asked")
     how.add_argument("--mode", choices=MODES, default="direct", help="direct answer or chain of thought")
     how.add_argument("--protocol", choices=PROTOCOLS, help="paper: only rows with exactly one image")
-    how.add_argument("--max_new_tokens", metavar="N", type=int, help="default: 128 direct, 2048 cot")
+    how.add_argument("--max_new_tokens", metavar="N", type=whole(1), help="default: 128 direct, 2048 cot")
     how.add_argument(
         "--debug",
         nargs="?",
@@ -67,17 +66,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("True", "False"),
         help=f"the first {DEBUG_ROWS} rows only",
     )
-    how.add_argument("--resamples", metavar="N", type=int, default=2000, help="of the score's bootstrap")
-    how.add_argument("--seed", metavar="N", type=int, default=0, help="of the score's bootstrap")
-    add_engine_arguments(parser)
+    add_bootstrap_options(how)
+    add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, write the three files, score."""
     from transformers_agci.commands.benchmark import ask_and_score
     from transformers_agci.commands.benchmark_run import asking
-    from transformers_agci.commands.run_options import given_lambdas
-    from transformers_agci.inference.load import lambdas_of, load, load_options
+    from transformers_agci.commands.options import lambdas, model_options
+    from transformers_agci.inference.load import lambdas_of, load
     from transformers_agci.inference.processes import leads, one_voice
     from transformers_agci.storage.result_file import output_paths
 
@@ -86,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
     args.annotations = None
     source = _source(args)
     made = asking(source)
-    loaded = load(load_options(args), weights=not args.dry_run)
-    lambdas, _ = lambdas_of(given_lambdas(args), loaded)
+    loaded = load(model_options(args), weights=not args.dry_run)
+    asked, _ = lambdas_of(lambdas(args), loaded)
     model = Path(args.model).resolve().name if Path(args.model).exists() else args.model.split("/")[-1]
     dataset = args.dataset_repo_id.rstrip("/").split("/")[-1]
     name = f"{model}_{args.dataset_variant}_{args.mode}.jsonl"
@@ -96,13 +94,13 @@ def run(args: argparse.Namespace) -> int:
         code = ask_and_score(args, source, made, loaded, engine_file)
     if args.dry_run or args.shard or not leads():
         return code
-    for lam, path in zip(lambdas, output_paths(engine_file, lambdas), strict=True):
+    for lam, path in zip(asked, output_paths(engine_file, asked), strict=True):
         rows = _with_response(path)
         _write(path.parents[1] / path.name, rows)
         twin = (
             args.output_root
             / "official"
-            / official_name(model, args.dataset_variant, args.mode, lam if len(lambdas) > 1 else None)
+            / official_name(model, args.dataset_variant, args.mode, lam if len(asked) > 1 else None)
         )
         _write_twin(twin, rows, args)
     return code

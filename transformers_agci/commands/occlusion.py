@@ -7,38 +7,52 @@ beginning. `agci occlusion-maps` sums the maps up by the place of the target.
 """
 
 import argparse
+from pathlib import Path
 
-from transformers_agci.commands.model_default import add_model_arguments, model_options
-from transformers_agci.commands.probe_data import positives
-from transformers_agci.commands.run_options import add_run_arguments, at_least, run_options
+from transformers_agci.commands.options import (
+    EMBEDDED,
+    SEED,
+    add_draws_options,
+    add_lambda_option,
+    add_model_options,
+    add_rows_options,
+    add_run_options,
+    lambdas,
+    model_options,
+    run_options,
+    whole,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; the words of the published script work."""
-    add_model_arguments(parser)
+    add_model_options(parser, default=EMBEDDED)
     data = parser.add_argument_group("data")
-    data.add_argument("--eval_file", metavar="F", help="the probe's rows; default: composites of the embedded atlas")
-    data.add_argument("--img_path", "--image_path", metavar="I", help="folder of the rows' images")
-    data.add_argument("--output_dir", default="occlusion", metavar="D", help="where results go (default occlusion/)")
-    data.add_argument("--items", type=int, default=20, metavar="N", help="items to draw (default 20)")
-    data.add_argument("--seed", type=int, default=1, help="seed of the draw (default 1)")
+    add_rows_options(data)
+    data.add_argument(
+        "--output_dir", type=Path, default=Path("occlusion"), metavar="D", help="where results go (default occlusion/)"
+    )
+    data.add_argument("--items", type=whole(1), default=20, metavar="N", help="items to draw (default 20)")
+    data.add_argument("--seed", type=SEED, default=1, help="seed of the draw (default 1)")
     masks = parser.add_argument_group("masks")
     masks.add_argument(
         "--mask_size",
-        type=int,
+        type=whole(1),
         default=42,
         metavar="PX",
         help="side of the mask in pixels (default 42, the paper's; 1.5 image tokens of Qwen2.5-VL)",
     )
-    masks.add_argument("--stride", type=int, metavar="PX", help="distance of the masks in pixels (default: their side)")
+    masks.add_argument(
+        "--stride", type=whole(1), metavar="PX", help="distance of the masks in pixels (default: their side)"
+    )
     masks.add_argument("--colour", "--color", default="white", help="colour of the mask: a name, or #808080")
     asked = parser.add_argument_group("what is asked")
-    asked.add_argument("--global_context_lambda", default="0", metavar="L", help="lambda while answering (default 0)")
+    add_lambda_option(asked, "lambda while answering (default 0)", ("0",), several=False)
     asked.add_argument(
-        "--max_new_tokens", type=int, default=128, metavar="N", help="longest answer in tokens (default 128)"
+        "--max_new_tokens", type=whole(1), default=128, metavar="N", help="longest answer in tokens (default 128)"
     )
-    group = add_run_arguments(parser)
-    group.add_argument("--batch_size", type=int, metavar="N", help="masked copies per forward call")
+    group = add_run_options(parser)
+    group.add_argument("--batch_size", type=whole(1), metavar="N", help="masked copies per forward call")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,19 +64,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from transformers_agci.experiments.occlusion.masks import parse_colour
     from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun, draw_items
+    from transformers_agci.experiments.positives import probe_positives
     from transformers_agci.inference.load import load
-    from transformers_agci.method.lam import lambda_text, parse_lambda
+    from transformers_agci.method.lam import lambda_text
 
-    at_least(1, args, "items", "mask_size", "stride", "max_new_tokens", "batch_size")
-    lam = parse_lambda(args.global_context_lambda, "--global_context_lambda")
+    (lam,) = lambdas(args)
     masks = MaskOptions(args.mask_size, args.stride or args.mask_size, parse_colour(args.colour))
-    output_dir = Path(args.output_dir)
+    output_dir = args.output_dir
     options = model_options(args)
-    data = positives(args, output_dir)
+    data = probe_positives(args.eval_file, args.img_path, output_dir, args.items, args.seed)
     rows = draw_items(data.items, args.items, args.seed)
     loaded = load(options)
     drawn = (
@@ -80,9 +92,50 @@ def _measure(args: argparse.Namespace) -> int:
     if data.negatives:
         print(f"{data.negatives} rows whose answer is No are left out.", flush=True)
     measured = OcclusionRun(loaded, rows, data.img_path, masks, lam, args.batch_size, args.max_new_tokens)
-    notes = {"eval_file": args.eval_file, "img_path": str(data.img_path), "items": args.items, "seed": args.seed}
+    notes = {
+        "eval_file": str(args.eval_file) if args.eval_file else None,
+        "img_path": str(data.img_path),
+        "items": args.items,
+        "seed": args.seed,
+    }
     summary = measured.write(output_dir, data, notes, run_options(args))
     print("\n".join(summary.lines("images")))
     if not args.shard:
         print(f"\nmaps by target position: agci occlusion-maps --prob_results_dir {output_dir} --output_path maps.png")
     return summary.exit_code
+
+
+def add_maps_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the published script."""
+    parser.add_argument(
+        "--prob_results_dir", type=Path, required=True, metavar="D", help="the --output_dir of agci occlusion"
+    )
+    parser.add_argument(
+        "--output_path",
+        type=Path,
+        required=True,
+        metavar="H",
+        help="a folder, or an image (.png): the panel, with the nine maps beside it as H_0 to H_8",
+    )
+    parser.add_argument("--title", default="", help="title of the panel")
+    add_draws_options(parser, "bootstrap resamples")
+
+
+def run_maps(args: argparse.Namespace) -> int:
+    """Occlusion maps summed up by the place of the target: nine maps on one scale, the target's cell outlined, and the
+    share of each map that lies on it, with an interval over items."""
+    from transformers_agci.experiments.occlusion.files import names, read_folder
+    from transformers_agci.experiments.occlusion.maps import draw_maps, maps_text, sum_up
+    from transformers_agci.report.heatmap import image_path
+
+    output = args.output_path
+    if output.suffix and not output.is_dir():
+        image_path(output)
+    folder = read_folder(args.prob_results_dir)
+    maps = sum_up(folder.maps, args.draws, args.seed)
+    print(f"{len(folder.maps)} images from {args.prob_results_dir}\n\n{maps_text(maps)}")
+    if folder.unfinished:
+        print(f"\n{len(folder.unfinished)} images are unfinished and left out: {names(folder.unfinished)}")
+    drawn = draw_maps(maps, output, args.title)
+    print(f"\npanel: {drawn[0]}; the nine maps: {drawn[1]} to {drawn[-1].name}")
+    return 1 if folder.unfinished else 0

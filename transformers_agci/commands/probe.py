@@ -9,13 +9,26 @@ import argparse
 import contextlib
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers_agci.commands.model_default import add_model_arguments, model_options
+from transformers_agci.commands.options import (
+    EMBEDDED,
+    SEED,
+    add_answer_file_option,
+    add_engine_options,
+    add_model_options,
+    add_planted_bias_option,
+    add_rows_options,
+    engine_options,
+    lambdas,
+    model_options,
+    whole,
+)
+from transformers_agci.errors import InputError
+from transformers_agci.method.lam import lambda_text
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers_agci.experiments.position.data import ProbeData
     from transformers_agci.experiments.position.questions import Control
     from transformers_agci.experiments.position.run import PositionProbe
@@ -25,32 +38,21 @@ EMBEDDED_ITEMS = 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; the words of the published scripts work, in both of their spellings."""
-    from transformers_agci.commands.run_options import add_engine_arguments
-
-    add_model_arguments(parser)
+    add_model_options(parser, default=EMBEDDED)
     data = parser.add_argument_group("data")
-    data.add_argument("--eval_file", metavar="F", help="the probe's rows; default: composites of the embedded atlas")
-    data.add_argument("--img_path", "--image_path", metavar="I", help="folder of the rows' images")
-    data.add_argument("--negatives_file", metavar="N", help="rows whose right answer is No, on the same images")
-    data.add_argument("--items", type=int, metavar="N", help="only the first N items (embedded atlas: N, default 100)")
-    data.add_argument("--seed", type=int, default=0, help="seed of the embedded atlas's composites (default 0)")
+    add_rows_options(data)
     data.add_argument(
-        "--answer_file",
-        "--answers_file",
-        default="position_probe.jsonl",
-        metavar="A",
-        help="where the answers go (default position_probe.jsonl)",
+        "--negatives_file", type=Path, metavar="N", help="rows whose right answer is No, on the same images"
     )
     data.add_argument(
-        "--planted_bias",
-        type=float,
-        default=0.0,
-        metavar="B",
-        help="plant a decoder bias of this size in the model, in attention logits (docs/ruler.md; default 0)",
+        "--items", type=whole(1), metavar="N", help="only the first N items (embedded atlas: N, default 100)"
     )
+    data.add_argument("--seed", type=SEED, default=0, help="seed of the embedded atlas's composites (default 0)")
+    add_answer_file_option(data, "position_probe.jsonl", "answers")
+    add_planted_bias_option(data, 0.0)
     data.add_argument("--text_only", action="store_true", help="ask also without any image: A.text_only.jsonl")
     data.add_argument("--blank_image", action="store_true", help="ask also on a white image: A.blank_image.jsonl")
-    add_engine_arguments(parser)
+    add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,29 +70,28 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, drawn_in: str | None, leads: bool) -> int:
     """`drawn_in` is where the embedded atlas's composites go; default: beside the answers."""
-    from pathlib import Path
-
-    from transformers_agci.commands.run_options import at_least, engine_arguments, given_lambdas
     from transformers_agci.experiments.position.questions import Control
     from transformers_agci.experiments.position.run import PositionProbe
     from transformers_agci.inference.load import lambdas_of, load
-    from transformers_agci.method.lam import lambda_text
     from transformers_agci.storage.result_file import beside
 
-    at_least(1, args, "items")
-    given, options = given_lambdas(args), engine_arguments(args)
-    answer_file = Path(args.answer_file)
+    given, options = lambdas(args), engine_options(args)
+    answer_file = args.answer_file
     wanted = model_options(args)
     data = _data(args, Path(drawn_in, "probe_set") if drawn_in else beside(answer_file, ".probe_set"))
     loaded = load(wanted, weights=not args.dry_run)
-    lambdas, source = lambdas_of(given, loaded)
+    asked, source = lambdas_of(given, loaded)
     print(
-        f"lambda {', '.join(map(lambda_text, lambdas))} (from {source}); {loaded.family.name}, model {args.model}",
+        f"lambda {', '.join(map(lambda_text, asked))} (from {source}); {loaded.family.name}, model {args.model}",
         flush=True,
     )
     print(f"{data.rows} rows, {len(data.items)} items from {args.eval_file or 'the embedded atlas'}", flush=True)
-    notes = {"lambda_source": source, "eval_file": args.eval_file, "img_path": str(data.img_path)}
-    probe = PositionProbe(loaded, data, lambdas, answer_file, {**options, "notes": notes}, args.planted_bias)
+    notes = {
+        "lambda_source": source,
+        "eval_file": str(args.eval_file) if args.eval_file else None,
+        "img_path": str(data.img_path),
+    }
+    probe = PositionProbe(loaded, data, asked, answer_file, {**options, "notes": notes}, args.planted_bias)
     controls = [control for control in Control if getattr(args, control.value)]
     if args.dry_run:
         return _dry_run(probe, controls)
@@ -102,11 +103,8 @@ def _run(args: argparse.Namespace, drawn_in: str | None, leads: bool) -> int:
     return max(summary.exit_code for summary in summaries)
 
 
-def _data(args: argparse.Namespace, drawn: "Path") -> "ProbeData":
+def _data(args: argparse.Namespace, drawn: Path) -> "ProbeData":
     """The rows of --eval_file, or composites drawn into the folder `drawn`."""
-    from pathlib import Path
-
-    from transformers_agci.errors import InputError
     from transformers_agci.experiments.position.data import embedded_data, read_data
 
     if args.eval_file is None:
@@ -118,8 +116,7 @@ def _data(args: argparse.Namespace, drawn: "Path") -> "ProbeData":
         return embedded_data(drawn, args.items or EMBEDDED_ITEMS, args.seed, args.limit)
     if args.img_path is None:
         raise InputError("--img_path is needed with --eval_file: the folder that holds the rows' images.")
-    negatives = Path(args.negatives_file) if args.negatives_file else None
-    return read_data(Path(args.eval_file), Path(args.img_path), negatives, args.items, args.limit)
+    return read_data(args.eval_file, args.img_path, args.negatives_file, args.items, args.limit)
 
 
 def _dry_run(probe: "PositionProbe", controls: Sequence["Control"]) -> int:

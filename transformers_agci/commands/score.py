@@ -13,6 +13,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers_agci.commands.options import add_bootstrap_options
+
 if TYPE_CHECKING:
     from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Score
 
@@ -64,14 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="answers of a second model: also print the paired difference, second minus first",
     )
-    parser.add_argument(
-        "--resamples",
-        metavar="N",
-        type=int,
-        default=2000,
-        help="bootstrap resamples of the interval (default: 2000; 0: no interval)",
-    )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    add_bootstrap_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

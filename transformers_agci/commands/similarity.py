@@ -6,14 +6,26 @@ Without --eval_file the images come from the embedded atlas, without --model_pat
 """
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers_agci.commands.model_default import add_model_arguments, model_options
-from transformers_agci.commands.run_options import add_run_arguments, at_least, run_options
+from transformers_agci.commands.options import (
+    EMBEDDED,
+    SEED,
+    add_answer_file_option,
+    add_draws_options,
+    add_lambda_option,
+    add_model_options,
+    add_rows_options,
+    add_run_options,
+    lambdas,
+    model_options,
+    run_options,
+    whole,
+)
+from transformers_agci.errors import InputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers_agci.experiments.positives import Positives
 
 EMBEDDED_ITEMS = 100
@@ -21,31 +33,23 @@ EMBEDDED_ITEMS = 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; the words of the published scripts work, in both of their spellings."""
-    add_model_arguments(parser)
+    add_model_options(parser, default=EMBEDDED)
     data = parser.add_argument_group("data")
-    data.add_argument("--eval_file", metavar="F", help="rows; default: the embedded atlas, one image per canvas")
-    data.add_argument("--img_path", "--image_path", metavar="I", help="folder of the rows' images")
-    data.add_argument("--limit", type=int, metavar="N", help="only the first N rows (default 9000, as in the paper)")
-    data.add_argument("--items", type=int, metavar="N", help="embedded atlas: how many items (default 100)")
-    data.add_argument("--seed", type=int, default=0, help="embedded atlas: seed of the drawing (default 0)")
+    add_rows_options(data, default="the embedded atlas, one image per canvas")
     data.add_argument(
-        "--answer_file",
-        "--answers_file",
-        default="similarity.jsonl",
-        metavar="A",
-        help="where the similarities go (default similarity.jsonl)",
+        "--limit", type=whole(1), metavar="N", help="only the first N rows (default 9000, as in the paper)"
     )
+    data.add_argument("--items", type=whole(1), metavar="N", help="embedded atlas: how many items (default 100)")
+    data.add_argument("--seed", type=SEED, default=0, help="embedded atlas: seed of the composites (default 0)")
+    add_answer_file_option(data, "similarity.jsonl", "similarities")
     measured = parser.add_argument_group("what is measured")
     measured.add_argument("--pooling", default="max", help="max (the paper's) or mean, over the tokens of either side")
-    measured.add_argument(
-        "--global_context_lambda",
-        default="0",
-        metavar="L",
-        help="above 0: pool the image tokens after AGCI (default 0, as in the paper)",
+    add_lambda_option(
+        measured, "above 0: pool the image tokens after AGCI (default 0, as in the paper)", ("0",), several=False
     )
-    group = add_run_arguments(parser)
-    group.add_argument("--batch_size", type=int, metavar="N", help="images per call of the vision side")
-    group.add_argument("--workers", type=int, metavar="N", help="processes that prepare images")
+    group = add_run_options(parser)
+    group.add_argument("--batch_size", type=whole(1), metavar="N", help="images per call of the vision side")
+    group.add_argument("--workers", type=whole(0), metavar="N", help="processes that prepare images")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,16 +61,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from transformers_agci.experiments.similarity import ROWS, SimilarityRun, pooling_named
     from transformers_agci.inference.load import load
-    from transformers_agci.method.lam import lambda_text, parse_lambda
+    from transformers_agci.method.lam import lambda_text
 
-    at_least(1, args, "limit", "items", "batch_size")
-    lam = parse_lambda(args.global_context_lambda, "--global_context_lambda")
+    (lam,) = lambdas(args)
     pooling_named(args.pooling)
-    answer_file = Path(args.answer_file)
+    answer_file = args.answer_file
     options = model_options(args)
     data = _data(args, answer_file)
     rows = data.rows[: args.limit or ROWS]
@@ -80,7 +81,10 @@ def _measure(args: argparse.Namespace) -> int:
         print(f"{data.negatives} rows whose answer is No are left out.", flush=True)
     measured = SimilarityRun(loaded, rows, data.img_path, args.pooling, lam, args.batch_size, args.workers)
     summary = measured.write(
-        answer_file, data, {"eval_file": args.eval_file, "img_path": str(data.img_path)}, run_options(args)
+        answer_file,
+        data,
+        {"eval_file": str(args.eval_file) if args.eval_file else None, "img_path": str(data.img_path)},
+        run_options(args),
     )
     print("\n".join(summary.lines()))
     if not args.shard:
@@ -88,11 +92,8 @@ def _measure(args: argparse.Namespace) -> int:
     return summary.exit_code
 
 
-def _data(args: argparse.Namespace, answer_file: "Path") -> "Positives":
-    from pathlib import Path
-
+def _data(args: argparse.Namespace, answer_file: Path) -> "Positives":
     from transformers_agci.embedded.probe_set import build_similarity_set
-    from transformers_agci.errors import InputError
     from transformers_agci.experiments.positives import read_positives
     from transformers_agci.storage.result_file import beside
 
@@ -103,4 +104,32 @@ def _data(args: argparse.Namespace, answer_file: "Path") -> "Positives":
         return read_positives(made.rows, made.images)
     if args.img_path is None:
         raise InputError("--img_path is needed with --eval_file: the folder that holds the rows' images.")
-    return read_positives(Path(args.eval_file), Path(args.img_path))
+    return read_positives(args.eval_file, args.img_path)
+
+
+def add_metrics_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options; both spellings of the published scripts work."""
+    parser.add_argument(
+        "--results_file", "--result_file", type=Path, required=True, metavar="R", help="a file of agci similarity"
+    )
+    parser.add_argument("--output_heatmap", "--output_file", metavar="H", help="the image to draw (.png, .pdf, .svg)")
+    parser.add_argument("--json", metavar="OUT", help="write all numbers to this file")
+    parser.add_argument("--title", default="", help="title of the image")
+    add_draws_options(parser, "permutations and bootstrap resamples")
+
+
+def run_metrics(args: argparse.Namespace) -> int:
+    """Similarity results in numbers and as a map: per position the mean with n and 95 % interval, on a scale of 0 to 1
+    and on one that spans the data."""
+    from transformers_agci.experiments import similarity_report
+    from transformers_agci.report.heatmap import image_path
+
+    if args.output_heatmap:
+        image_path(args.output_heatmap)  # refuses a bad suffix before the work
+    report = similarity_report.measure(similarity_report.read_similarities(args.results_file), args.draws, args.seed)
+    print(similarity_report.report_text(report, args.results_file.stem))
+    if args.json:
+        similarity_report.write_json(report, args.json)
+    if args.output_heatmap:
+        print(f"\nmap: {similarity_report.draw_similarity(report, args.output_heatmap, args.title)}")
+    return 0

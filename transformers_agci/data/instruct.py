@@ -35,6 +35,14 @@ class Sample:
     read: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
 
+    def require(self, count: int, image_root: Path) -> None:
+        """InputError where fewer than `count` conversations were found."""
+        if len(self.rows) < count:
+            raise InputError(
+                f"Only {len(self.rows)} of {count} conversations have what they need below {image_root}: "
+                "nothing was written. Run agci data check-images, or give a smaller `n`."
+            )
+
 
 class Skip(NamedTuple):
     """Why a conversation cannot be used."""

@@ -28,10 +28,10 @@ TEN_THOUSAND = "llava_v1_5_instruct_sample_10k"  # registered in dataset_info.js
 Captioned = tuple[str, Image.Image]
 
 
-def build_samples(root: Path, images: Sequence[Captioned], seed: int = 0) -> None:
+def build_samples(root: Path, images: Sequence[Captioned], seed: int = 0) -> dict[Path, int]:
     """Write the samples into probe_datasets/, similarity_data/ and data/ below `root`, in place of what is there.
 
-    `images` are (caption, image); equal images give equal bytes.
+    `images` are (caption, image); equal images give equal bytes. Returns the size of each folder in bytes.
     """
     shuffled = random.Random(seed).sample(list(images), len(images))
     root = root.resolve()
@@ -47,6 +47,10 @@ def build_samples(root: Path, images: Sequence[Captioned], seed: int = 0) -> Non
         )
         build(similarity, overwrite=True)
     _build_conversations(root / "data", shuffled, random.Random(seed))
+    return {
+        folder: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        for folder in (root / "probe_datasets", root / "similarity_data", root / "data")
+    }
 
 
 def _write_source(folder: Path, images: Sequence[Captioned]) -> Path:

@@ -1,11 +1,14 @@
 """LLaVA's llava_test_CQM-A.json, built from ScienceQA's own files (whose licence forbids that we ship it)."""
 
+import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers_agci.data.rows import Row
 from transformers_agci.errors import InputError
+from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.json_file import read_json_object
 
 LETTERS = "ABCDE"
@@ -21,6 +24,23 @@ def conversations(problems: Path, pid_splits: Path, split: str = "test") -> list
     if not isinstance(keys, list):
         raise InputError(f"{pid_splits}: there is no split {split!r}; the file has: {', '.join(splits)}.")
     return [_conversation(by_key, key, problems) for key in keys]
+
+
+class Written(NamedTuple):
+    """What a question file holds: items, those with an image, and how often each letter is right."""
+
+    items: int
+    images: int
+    answers: Counter[str]
+
+
+def write_questions(problems: Path, pid_splits: Path, split: str, output: Path) -> Written:
+    """Write the split's `conversations` to `output`, whole or not at all; InputError as there."""
+    rows = conversations(problems, pid_splits, split)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(output, [json.dumps(rows, ensure_ascii=False, indent=1).encode(), b"\n"])
+    answers = Counter(str(row["conversations"][1]["value"]) for row in rows)
+    return Written(len(rows), sum("image" in row for row in rows), answers)
 
 
 def _conversation(by_key: Mapping[str, Any], key: Any, problems: Path) -> Row:

@@ -12,9 +12,12 @@ from PIL import Image
 from transformers_agci.data.draws import StreamName
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.embedded.atlas import Atlas, RenderConfig
+from transformers_agci.embedded.checkpoint import save_checkpoint
 from transformers_agci.embedded.fast_forward import FastDecoder, FastVision
 from transformers_agci.embedded.probe_set import RenderedItem, render_items
+from transformers_agci.embedded.training import on_one_thread, train
 from transformers_agci.embedded.training_data import PackedQuestions
+from transformers_agci.errors import InputError
 from transformers_agci.statistics import clustered_proportion, permutation_null
 
 EVALUATION = ("embedded", "evaluation")  # the random stream of the items behind the published accuracies
@@ -83,6 +86,25 @@ def reload(folder: Path) -> Any:
     from transformers import AutoModelForImageTextToText
 
     return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+class Trained(NamedTuple):
+    """The losses of each stage, step by step, and how well the checkpoint answers."""
+
+    losses: dict[str, list[float]]
+    answers: Evaluation
+
+
+def train_and_evaluate(folder: Path, seed: int, steps: int | None, items: int) -> Trained:
+    """Train the embedded model into a folder on one thread, save it, and ask the saved one about fresh items."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"`output` {folder} cannot be written: {error.strerror}.") from error
+    with on_one_thread():
+        state, losses = train(folder, seed=seed, steps=steps)
+        save_checkpoint(state.model, state.tokenizer, folder)
+        return Trained(losses, evaluate(reload(folder), state.tokenizer, items))
 
 
 def summary(answers: Evaluation) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.position.data import ProbeData, read_data
+from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
 from transformers_agci.storage.result_file import FailedRow
 
 
@@ -28,6 +28,20 @@ class Positives(NamedTuple):
 def read_positives(eval_file: Path, img_path: Path) -> Positives:
     """The Yes rows of a probe or similarity file. InputError where the file or folder is missing, or all say No."""
     return only_positives(read_data(eval_file, img_path), str(eval_file))
+
+
+def probe_positives(
+    eval_file: Path | None, img_path: Path | None, output_dir: Path, items: int, seed: int
+) -> Positives:
+    """The Yes rows of a probe file, or `items` items of the embedded atlas, drawn into a folder beside `output_dir`."""
+    if eval_file is None:
+        if img_path is not None:
+            raise InputError("`img_path` belongs to `eval_file`; without it the embedded atlas makes the images.")
+        folder = output_dir.with_name(f"{output_dir.name}.probe_set")
+        return only_positives(embedded_data(folder, items, seed), "the embedded atlas")
+    if img_path is None:
+        raise InputError("`img_path` is needed with `eval_file`: the folder that holds the rows' images.")
+    return read_positives(eval_file, img_path)
 
 
 def only_positives(data: ProbeData, source: str) -> Positives:

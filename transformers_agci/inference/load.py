@@ -1,6 +1,5 @@
 """A model and its processor from a folder or hub id, ready to answer, and what the manifest says about them."""
 
-import argparse
 import contextlib
 import os
 import sys
@@ -11,8 +10,6 @@ from typing import Any
 
 from transformers_agci.errors import InputError
 from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -48,45 +45,6 @@ class LoadedModel:
     identity: Mapping[str, Any]
     notes: Mapping[str, Any]
     lam: float | None = None
-
-
-def add_load_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """The options of `LoadOptions`, for a command's parser; `default` is the model if none is named."""
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model_path",
-        "--model",
-        "--model-path",
-        dest="model",
-        default=default,
-        required=default is None,
-        help="folder or hub id of the checkpoint",
-    )
-    group.add_argument("--family", help="refuse a checkpoint whose model_type is another one")
-    group.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="auto",
-        help="default: the checkpoint's own, but float32 for float16 on a CPU (5 times faster there)",
-    )
-    group.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
-    group.add_argument("--device_map", choices=("auto",), help="auto: spread the layers over all GPUs")
-    group.add_argument("--attn_implementation", help="eager, sdpa, ...; default: transformers' choice")
-    group.add_argument(
-        "--vision",
-        choices=("auto", "stock"),
-        default="auto",
-        help="auto: Qwen's vision tower in fewer, larger steps where they agree with transformers' own",
-    )
-    group.add_argument("--revision", help="commit, tag or branch of a hub id")
-    group.add_argument("--load_in_4bit", action="store_true", help="quantize with bitsandbytes (GPU only)")
-    group.add_argument("--min_pixels", type=int, help="Qwen: images are enlarged to at least this many pixels")
-    group.add_argument("--max_pixels", type=int, help="Qwen: images are reduced to at most this many pixels")
-
-
-def load_options(args: argparse.Namespace) -> LoadOptions:
-    """The options that `add_load_arguments` parsed."""
-    return LoadOptions(**{name: getattr(args, name) for name in LoadOptions.__dataclass_fields__})
 
 
 def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:

@@ -20,3 +20,14 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as Markdown.
+
+    >>> print(markdown_table(["position", "n"], [["center", "98"]]))
+    | position | n |
+    | --- | --- |
+    | center | 98 |
+    """
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))

@@ -3,13 +3,14 @@
 import contextlib
 from collections.abc import Iterator
 
+from transformers_agci.errors import InputError
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.progress import Progress
 from transformers_agci.method import autoload
 from transformers_agci.training.checks import Findings, Seen, Training, check_lengths, check_training
 from transformers_agci.training.encoding import Encoder
 from transformers_agci.training.images import Bounds, ImageInputs
-from transformers_agci.training.recipe import Recipe
+from transformers_agci.training.recipe import Recipe, is_merging
 from transformers_agci.training.recipe_keys import ATTENTION
 
 
@@ -23,6 +24,41 @@ def measure(training: Training, encoder: Encoder, inputs: ImageInputs, findings:
     """`check_lengths` with its rows on a bar."""
     with _bar("row") as seen:
         return check_lengths(training, encoder, inputs, findings, seen)
+
+
+def check_recipe(recipe: Recipe) -> Findings:
+    """Everything that can be known about a training or merging recipe before its first step."""
+    findings = Findings()
+    findings.notes += [f"only LLaMA-Factory can tell: {line}" for line in recipe.unsupported]
+    try:
+        (_check_merging if is_merging(recipe) else _check_training)(recipe, findings)
+    except InputError as error:
+        findings.errors.append(str(error))
+    return findings
+
+
+def _check_merging(recipe: Recipe, findings: Findings) -> None:
+    from transformers_agci.training.merge import check_merge
+
+    merge = check_merge(recipe, findings)
+    findings.notes.append(
+        f"{merge.changed} of {len(merge.weights)} weights would change, {merge.size} bytes would be written."
+    )
+
+
+def _check_training(recipe: Recipe, findings: Findings) -> None:
+    from transformers_agci.training.lora import target_layers
+
+    training = look_at(recipe, findings)
+    loaded = load_model(recipe, weights=False)
+    layers = target_layers(loaded.model, recipe["lora_target"])
+    encoder, inputs = inputs_of(recipe, training, loaded)
+    cut = measure(training, encoder, inputs, findings)
+    data = training.data
+    findings.notes.append(f"{len(layers)} linear layers of the language model get an adapter.")
+    findings.notes.append(
+        f"{len(data.conversations)} rows, {len(data.sizes)} images; {cut} rows are cut to cutoff_len {encoder.cutoff}."
+    )
 
 
 @contextlib.contextmanager

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from transformers_agci.experiments.position.results import ProbeResult, read_results
 from transformers_agci.experiments.study.run import LAMBDAS, Study
 from transformers_agci.statistics import Floats, Interval, deviation, gap, percentile_interval, permutation_null
+from transformers_agci.storage.atomic import write_atomic
 
 RESAMPLES = 2000
 SEED = 0  # of the resampling
@@ -57,6 +60,20 @@ MEASURES: dict[str, Measure] = {
     "gap of Yes cells": yes_gap,
 }
 WITH_CHANCE = ("sd over Yes cells", "gap of Yes cells")
+
+
+class WrittenTable(NamedTuple):
+    """The table as Markdown, and the file that holds it."""
+
+    text: str
+    file: Path
+
+
+def write_table(study: Study) -> WrittenTable:
+    """Write `table_of` a finished study to study.md in its folder."""
+    written = WrittenTable(table_of(study), study.folder / "study.md")
+    write_atomic(written.file, (written.text + "\n").encode())
+    return written
 
 
 def table_of(study: Study) -> str:

@@ -1,0 +1,120 @@
+"""agci data: the published sets, checks of a set, and the fine-tuning sample."""
+
+import argparse
+from pathlib import Path
+
+from transformers_agci.commands.options import SEED, printable, whole
+
+FOLDERS = {"probe": "probe_datasets", "similarity": "similarity_data"}
+IMAGE_ROOT = Path("scripts/LLaVA/playground/data")  # of LLaVA's instruction mix
+
+
+def add_fetch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("set", choices=sorted(FOLDERS), help="which of the two published sets")
+    parser.add_argument("--output_dir", type=Path, help="(default: probe_datasets or similarity_data)")
+    parser.add_argument("--local_copy", type=Path, help="folder with a copy of the set: arrange it, download nothing")
+
+
+def run_fetch(args: argparse.Namespace) -> int:
+    """Fetch the published probe or similarity set from the Hugging Face hub, say what it holds, and check it.
+
+    Loose files, zip, tar and parquet are all understood; a broken-off download goes on where it stopped.
+    """
+    from transformers_agci.data.fetch import arrange, describe, download
+
+    folder = args.local_copy or download(args.set, args.output_dir or Path(FOLDERS[args.set]))
+    print(f"{folder} holds {describe(folder)}")
+    codes = []
+    for found in arrange(folder):
+        print(f"rows: {found.rows}\nimages below: {found.images}")
+        codes.append(_check(found.rows, found.images))
+    return max(codes)
+
+
+def add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("file", metavar="FILE", type=Path, help="rows: .json, .jsonl (also .gz) or .parquet")
+    parser.add_argument("--img_path", "--image_path", type=Path, help="folder of the images; default: not checked")
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Check a probe or similarity set: counts, balance, nine rows per item, duplicates, images and their sizes.
+
+    Ends with exit code 1 when there are errors.
+    """
+    return _check(args.file, args.img_path)
+
+
+def _check(file: Path, image_root: Path | None) -> int:
+    """Check one file and print what was found; 1 when there are errors."""
+    from tqdm import tqdm
+
+    from transformers_agci.data.check import check
+
+    with tqdm(unit="image", disable=None) as bar:
+
+        def progress(done: int, images: int) -> None:
+            bar.total = images
+            bar.update(done - bar.n)
+
+        report = check(file, image_root, progress)
+    print(file)
+    for line in report.lines():
+        print(f"  {printable(line, add_check_arguments)}")
+    return 1 if report.errors else 0
+
+
+def add_sample_instruct_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--mix", type=Path, required=True, help="llava_v1_5_mix665k.json")
+    parser.add_argument("--image_root", type=Path, default=IMAGE_ROOT, help="(default: %(default)s)")
+    parser.add_argument("--n", type=whole(1), default=10_000, help="conversations (default: %(default)s)")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the shuffle (default: %(default)s)")
+    parser.add_argument("--keep_text_only", action="store_true", help="keep conversations without an image")
+    parser.add_argument("--output_dir", type=Path, default=Path("data"), help="(default: %(default)s)")
+    parser.add_argument("--name", help="(default: llava_v1_5_instruct_sample_10k, the number as --n)")
+
+
+def run_sample_instruct(args: argparse.Namespace) -> int:
+    """Draw the fine-tuning sample from LLaVA's llava_v1_5_mix665k.json: shuffled by a seed, images that exist.
+
+    Written: <name>_for_llava1.5.json (LLaVA's form) and <name>.json (LLaMA-Factory's sharegpt form, entered into
+    dataset_info.json). Images are named relative to --image_root: that is LLaMA-Factory's media_dir.
+    """
+    from transformers_agci.data.instruct import draw_sample, write_sample
+
+    sample = draw_sample(args.mix, args.image_root, args.n, args.seed, args.keep_text_only)
+    print(f"{args.mix}: {sample.read} conversations read")
+    for reason, count in sorted(sample.skipped.items()):
+        print(f"  skipped {count}: {reason}")
+    sample.require(args.n, args.image_root)
+    number = f"{args.n // 1000}k" if args.n % 1000 == 0 else str(args.n)
+    written = write_sample(sample.rows, args.output_dir, args.name or f"llava_v1_5_instruct_sample_{number}")
+    print(f"{len(sample.rows)} conversations in {written[0]} and {written[1]}")
+    return 0
+
+
+def add_check_images_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "mix", metavar="MIX", type=Path, help="llava_v1_5_mix665k.json, or a sample of it in LLaVA's form"
+    )
+    parser.add_argument("--image_root", type=Path, default=IMAGE_ROOT, help="(default: %(default)s)")
+
+
+def run_check_images(args: argparse.Namespace) -> int:
+    """Report which images of an instruction file (LLaVA's form) are missing, folder by folder.
+
+    Ends with exit code 1 when images are missing.
+    """
+    from transformers_agci.data.image_tree import count_images
+
+    folders = count_images(args.mix, args.image_root)
+    print(f"{'folder':<28}{'named':>9}{'missing':>9}")
+    for name, count in folders.items():
+        examples = f"   {', '.join(count.first_missing)}" if count.missing else ""
+        print(f"{name:<28}{count.named:>9}{count.missing:>9}{examples}")
+    missing = sum(count.missing for count in folders.values())
+    print(f"{missing} of {sum(count.named for count in folders.values())} images are missing below {args.image_root}")
+    return 1 if missing else 0

@@ -1,0 +1,168 @@
+"""agci data build-*: probe and similarity sets, the shipped samples, ScienceQA's question file."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from transformers_agci.commands.options import SEED, whole
+
+if TYPE_CHECKING:
+    from transformers_agci.data.options import BuildOptions
+
+
+def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    _add_build_options(parser, output_dir="probe_datasets", name="probe_840_840")
+    parser.add_argument(
+        "--pool", type=whole(0), default=0, help="pairs that distractors are drawn from (default: as many as --items)"
+    )
+    parser.add_argument(
+        "--negatives",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also write <name>_negatives.json: the same composites, asked for a caption that is not in them",
+    )
+
+
+def run_probe(args: argparse.Namespace) -> int:
+    """Build a probe set: nine composites per image, the target in each of nine cells among eight distractors.
+
+    Source: any images with captions. Written: <output_dir>/<name>.json (JSON Lines), <name>_negatives.json, the
+    images in <output_dir>/<images>/, <name>.manifest.json, and <name>.dropped.jsonl with every pair left out and why.
+    Started again after an interruption, the same command goes on.
+    """
+    return _build(_build_options("probe", args), args.workers, args.overwrite)
+
+
+def add_similarity_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    _add_build_options(parser, output_dir="similarity_data", name="similarity_840_840")
+    parser.set_defaults(negatives=False, pool=0)
+
+
+def run_similarity(args: argparse.Namespace) -> int:
+    """Build a similarity set: every image alone on the canvas, in each of nine cells.
+
+    Source: any images with captions. Written: <output_dir>/<name>.json (JSON Lines), the images in
+    <output_dir>/<images>/, <name>.manifest.json, and <name>.dropped.jsonl with every pair left out and why.
+    Started again after an interruption, the same command goes on.
+    """
+    return _build(_build_options("similarity", args), args.workers, args.overwrite)
+
+
+def _add_build_options(parser: argparse.ArgumentParser, output_dir: str, name: str) -> None:
+    """The options of both; the defaults are the published geometry."""
+    source = parser.add_argument_group("source")
+    source.add_argument(
+        "--source",
+        required=True,
+        help="folder of images with metadata.csv or metadata.jsonl (file_name, caption), parquet or arrow files, "
+        "WebDataset tars as img2dataset writes them, or a hub id",
+    )
+    source.add_argument("--captions", help="CSV or JSONL with file names and captions, for a folder of images")
+    source.add_argument("--image_column", help="column of the images (default: found by its usual names)")
+    source.add_argument("--caption_column", help="column of the captions (default: found by its usual names)")
+    source.add_argument("--split", default="train", help="split of a hub set (default: %(default)s)")
+    result = parser.add_argument_group("result")
+    result.add_argument("--output_dir", type=Path, default=Path(output_dir), help="(default: %(default)s)")
+    result.add_argument("--name", default=name, help="name of the rows file (default: %(default)s)")
+    result.add_argument("--images", default="", help="folder of the images in output_dir (default: <name>_images)")
+    result.add_argument(
+        "--items", type=whole(1), default=10_000, help="images at most, nine rows each (default: 10000)"
+    )
+    result.add_argument("--seed", type=SEED, default=0, help="of the distractors and absent captions (default: 0)")
+    look = parser.add_argument_group("look (all lengths in pixels)")
+    look.add_argument(
+        "--canvas", type=whole(1, 20_000), default=840, help="side of the composite (default: %(default)s)"
+    )
+    look.add_argument("--box", type=whole(1, 20_000), default=270, help="side of a cell's box (default: %(default)s)")
+    look.add_argument("--gutter", type=float, default=7.2, help="between two boxes (default: %(default)s)")
+    look.add_argument("--background", default="white", help="colour of the canvas (default: %(default)s)")
+    look.add_argument("--quality", type=whole(1, 95), default=75, help="of the JPEGs (default: %(default)s)")
+    parser.add_argument(
+        "--workers",
+        type=whole(1, 1024),
+        default=os.cpu_count() or 1,
+        help="processes (default: all cores); no byte depends on it",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there under this name")
+
+
+def _build_options(kind: Literal["probe", "similarity"], args: argparse.Namespace) -> "BuildOptions":
+    from transformers_agci.data.grid import Grid
+    from transformers_agci.data.options import BuildOptions
+    from transformers_agci.data.sources import Source
+
+    return BuildOptions(
+        kind=kind,
+        source=Source(args.source, args.captions, args.image_column, args.caption_column, args.split),
+        folder=args.output_dir,
+        name=args.name,
+        images=args.images,
+        items=args.items,
+        pool=args.pool,
+        grid=Grid.centred(args.canvas, args.box, args.gutter),
+        quality=args.quality,
+        background=args.background,
+        seed=args.seed,
+        negatives=args.negatives,
+    )
+
+
+def _build(options: "BuildOptions", workers: int, overwrite: bool) -> int:
+    """Build and print what was built."""
+    from tqdm import tqdm
+
+    from transformers_agci.data.build import build
+    from transformers_agci.data.set_manifest import counted
+
+    with tqdm(unit="item", disable=None) as bar:
+
+        def progress(done: int, items: int) -> None:
+            bar.total = items
+            bar.update(done - bar.n)
+
+        summary = build(options, workers, overwrite, progress)
+    already = summary.items - summary.painted
+    print(f"{summary.rows_file}: {summary.items} items, {summary.composites} composites; {already} items already done")
+    print(f"dropped: {counted(summary.dropped)}")
+    print(f"sha256 of the set: {summary.sha256}")
+    return 0
+
+
+def add_samples_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--root", type=Path, default=Path(), help="the repository (default: the current folder)")
+
+
+def run_samples(args: argparse.Namespace) -> int:
+    """Build the shipped samples anew from the embedded atlas: probe_datasets/, similarity_data/ and data/."""
+    from transformers_agci.data.samples import build_samples
+    from transformers_agci.embedded.atlas import Atlas
+
+    atlas = Atlas()
+    sizes = build_samples(args.root, [(name, atlas.image(index)) for index, name in enumerate(atlas.names)])
+    for folder, size in sizes.items():
+        print(f"{folder}: {size / 1e6:.2f} MB")
+    return 0
+
+
+def add_scienceqa_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--problems", type=Path, required=True, help="problems.json of ScienceQA")
+    parser.add_argument("--pid_splits", "--splits", type=Path, required=True, help="pid_splits.json of ScienceQA")
+    parser.add_argument("--split", default="test", help="(default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("llava_test_CQM-A.json"), help="file to write (default: %(default)s)"
+    )
+
+
+def run_scienceqa(args: argparse.Namespace) -> int:
+    """Build LLaVA's llava_test_CQM-A.json from ScienceQA's problems.json and pid_splits.json."""
+    from transformers_agci.data.scienceqa import write_questions
+
+    written = write_questions(args.problems, args.pid_splits, args.split, args.output)
+    answers = ", ".join(f"{letter} {count}" for letter, count in sorted(written.answers.items()))
+    print(f"{args.output}: {written.items} items, {written.images} with an image; correct answers: {answers}")
+    return 0

@@ -1,0 +1,97 @@
+"""agci demo, study, train-embedded: what needs no model of your own."""
+
+import argparse
+import functools
+from pathlib import Path
+
+from transformers_agci.commands.options import EMBEDDED, SEED, add_planted_bias_option, whole
+
+PLANTED_BIAS = 1.0  # of the demo, in attention logits between the top and the bottom row of cells
+
+
+def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options; none is needed."""
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("demo"), metavar="D", help="where everything goes (default demo)"
+    )
+    parser.add_argument(
+        "--items", type=whole(1), default=100, metavar="N", help="items of nine composites (default 100)"
+    )
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the composites (default 0)")
+    parser.add_argument(
+        "--processes", type=whole(1, 1024), default=2, metavar="N", help="one-thread processes (default 2)"
+    )
+    add_planted_bias_option(parser, PLANTED_BIAS)
+    parser.add_argument("--model_path", "--model", dest="model", default=EMBEDDED, help=argparse.SUPPRESS)
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """From nothing to a heat map: the embedded model answers 3,600 questions, with and without AGCI.
+
+    100 items x 9 positions, asked once with the right caption and once with a wrong one, at lambda 0 and 0.5. The
+    answers are always computed anew. Rows, manifests and the map are written to --output_dir.
+    """
+    from transformers_agci.experiments.demo import Demo
+
+    Demo(args.output_dir, args.items, args.seed, args.processes, args.model, args.planted_bias).run()
+    return 0
+
+
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options; none is needed."""
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("study"), metavar="D", help="where everything goes (default study)"
+    )
+    parser.add_argument("--seeds", type=whole(1), default=5, metavar="N", help="trainings per lambda (default 5)")
+    parser.add_argument("--steps", type=whole(1), default=100, metavar="N", help="steps of 8 rows (default 100)")
+    parser.add_argument("--items", type=whole(1), default=100, metavar="N", help="probe items (default 100)")
+
+
+def run_study(args: argparse.Namespace) -> int:
+    """Fine-tune the embedded model with lambda 0 and 0.5, equal otherwise, over several seeds; probe; print a table.
+
+    Each model is probed on fresh items with the lambda it was trained with, beside the model as it was. A killed study
+    goes on with the same command; a finished run is not done again. The defaults take about ten minutes of one core.
+    """
+    from transformers_agci.experiments.study.run import Study
+    from transformers_agci.experiments.study.table import write_table
+
+    study = Study(args.output_dir, args.seeds, args.steps, args.items)
+    study.run(functools.partial(print, flush=True))
+    table = write_table(study)
+    print(
+        f"\n{args.seeds} seeds, {args.steps} steps of 8 rows, {args.items} items x 9 positions, Yes and No; percent "
+        f"and points, 95 % intervals over seeds and items:\n\n{table.text}\n\nwritten to {table.file}"
+    )
+    return 0
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the checkpoint goes")
+    parser.add_argument("--seed", type=SEED, default=0, help="of weights, images and questions (default: 0)")
+    parser.add_argument(
+        "--steps",
+        type=whole(1),
+        metavar="N",
+        help="train N steps in all, shared out as in the recipe (default: the recipe)",
+    )
+    parser.add_argument(
+        "--items", type=whole(1), default=300, metavar="N", help="fresh items that measure the result (default: 300)"
+    )
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train the embedded model anew, from the shipped atlas, on one CPU thread (about 20 minutes).
+
+    After each of the four stages the weights go to FOLDER/stages, and the same command goes on from there. The
+    checkpoint loads with AutoProcessor and AutoModelForImageTextToText; --items fresh items show how well it answers.
+    """
+    from transformers_agci.embedded.evaluate import summary, train_and_evaluate
+
+    losses, answers = train_and_evaluate(args.output, args.seed, args.steps, args.items)
+    for stage, values in losses.items():
+        print(f"{stage}: loss {values[0]:.3f} -> {sum(values[-10:]) / len(values[-10:]):.3f} in {len(values)} steps")
+    print(summary(answers))
+    print(f"The checkpoint is in {args.output}.")
+    return 0

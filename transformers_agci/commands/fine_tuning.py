@@ -1,0 +1,110 @@
+"""agci check-recipe, train-lora, merge-lora: LLaMA-Factory's recipes, checked, run and merged without it."""
+
+import argparse
+import functools
+import sys
+from typing import TYPE_CHECKING
+
+from transformers_agci.errors import InputError
+from transformers_agci.method.lam import lambda_text
+
+if TYPE_CHECKING:
+    from transformers_agci.training.recipe import Recipe
+
+
+def add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    _add_recipe_arguments(parser, "a recipe for llamafactory-cli train or export")
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Check a LLaMA-Factory recipe before its first step: data, images, template, adapter, lambda, disk space.
+
+        agci check-recipe RECIPE.yaml && llamafactory-cli train RECIPE.yaml
+
+    For training recipes every image is read once and every row encoded once; for merging recipes (with export_dir) the
+    adapter is compared with the checkpoint. `agci train-lora` and `agci merge-lora` do the same checks themselves.
+    """
+    from transformers_agci.training.prepare import check_recipe
+
+    report = check_recipe(_recipe(args))
+    for line in report.lines():
+        print(line)
+    return 2 if report.errors else 0
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    _add_recipe_arguments(parser, "one of LLaMA-Factory's, as in configs/train_lora")
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Fine-tune a model with LoRA, AGCI on where its config.json says so: LLaMA-Factory's recipe without LLaMA-Factory.
+
+        agci train-lora configs/train_lora/internvl3.yaml output_dir=out/internvl3 lora_rank=16
+
+    Takes the recipes and data of llamafactory-cli train. A killed run goes on from its last checkpoint with the same
+    command; several GPUs: torchrun --nproc_per_node 4 -m transformers_agci.cli train-lora RECIPE.
+    """
+    from transformers_agci.training.recipe import is_merging
+
+    recipe = _recipe(args)
+    if is_merging(recipe):
+        raise InputError(f"{args.recipe} merges an adapter (it has export_dir); use agci merge-lora.")
+    recipe.refuse_unsupported()
+    from transformers_agci.training.run import train
+
+    train(recipe, functools.partial(print, flush=True))
+    return 0
+
+
+def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    _add_recipe_arguments(parser, "one of LLaMA-Factory's, as in configs/merge_lora")
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    """Merge a LoRA adapter into its checkpoint: LLaMA-Factory's export without LLaMA-Factory.
+
+        agci merge-lora configs/merge_lora/internvl3.yaml adapter_name_or_path=out/internvl3 export_dir=models/tuned
+
+    Writes a full checkpoint: sharded safetensors in the base's own layout, processor, tokenizer, chat template, and the
+    config.json with its lambda. It appears as a whole or not at all.
+    """
+    from transformers_agci.training.checks import Findings
+    from transformers_agci.training.merge import check_merge, is_done, write
+    from transformers_agci.training.recipe import is_merging
+
+    recipe = _recipe(args)
+    if not is_merging(recipe):
+        raise InputError(
+            f"{args.recipe} has no export_dir, so it trains an adapter; use agci train-lora, or give export_dir=FOLDER."
+        )
+    recipe.refuse_unsupported()
+    findings = Findings(notes=list(recipe.ignored))
+    merge = check_merge(recipe, findings)
+    for line in findings.notes:
+        print(line)
+    for line in findings.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    if is_done(merge):
+        print(f"{merge.target} holds this merged checkpoint already.")
+        return 0
+    folder = write(merge)
+    lam = merge.checkpoint.lam
+    print(
+        f"{merge.changed} of {len(merge.weights)} weights changed; the merged checkpoint is in {folder}, lambda "
+        f"{'absent' if lam is None else lambda_text(lam)}."
+    )
+    return 0
+
+
+def _add_recipe_arguments(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("recipe", metavar="RECIPE.yaml", help=text)
+    parser.add_argument("changes", nargs="*", default=(), metavar="key=value", help="values that replace the recipe's")
+
+
+def _recipe(args: argparse.Namespace) -> "Recipe":
+    from transformers_agci.training.recipe import read_recipe
+
+    return read_recipe(args.recipe, args.changes)

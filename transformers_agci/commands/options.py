@@ -1,0 +1,261 @@
+"""The options that several commands share, each declared once, and what a parser makes of a mistake in them.
+
+`add_*_options` declares a group, the function named after it reads the group back as the engine's own dataclass.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from transformers_agci.embedded.location import EMBEDDED, MODEL_TYPE, embedded_model_path
+from transformers_agci.errors import InputError, short
+from transformers_agci.method.lam import parse_lambda
+
+if TYPE_CHECKING:
+    from transformers_agci.experiments.block_run import RunOptions
+    from transformers_agci.inference.load import LoadOptions
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+
+# --- the parser ----------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """An option that is wrong, missing or unknown is an InputError: one sentence instead of the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.match(r"argument ([^:]+): (.*)", message, flags=re.DOTALL)
+        if found:
+            flag, reason = found[1].partition("/")[0], found[2]
+            message = f"{flag}{' ' if reason.startswith('must ') else ': '}{reason}"
+        raise InputError(f"{message.rstrip('.')}. {self.prog} --help shows the options.")
+
+
+def with_flags(text: str, parser: argparse.ArgumentParser) -> str:
+    """The text with every `quantity` in backticks that is an option of the parser spelled as its flag.
+
+    What lies below commands/ knows no flags: its messages name the quantity, as in "give `overwrite` to start over".
+    """
+    spelled = {
+        action.dest: action.option_strings[0] if action.option_strings else str(action.metavar or action.dest)
+        for action in parser._actions
+    }
+    return re.sub(r"`(\w+)`", lambda name: spelled.get(name[1], name[0]), text)
+
+
+def printable(text: str, add_arguments: Callable[[argparse.ArgumentParser], None]) -> str:
+    """`with_flags` for the lines that a command prints."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    return with_flags(text, parser)
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of an option that is a whole number of at least `least` and, if given, at most `most`."""
+
+    def parse(text: str) -> int:
+        if not WHOLE.fullmatch(text):
+            raise argparse.ArgumentTypeError(f"must be a whole number, but is {short(text)}")
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, but is {value}")
+        if most is not None and value > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}, but is {value}")
+        return value
+
+    return parse
+
+
+def number(text: str) -> float:
+    """The type of an option that is a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, but is {short(text)}")
+    return value
+
+
+SEED = whole(0, 2**32 - 1)
+
+# --- model ---------------------------------------------------------------------------------------------------------
+
+
+def add_model_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """What `LoadOptions` holds; `default` is the model if none is named, which must be given otherwise."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model_path",
+        "--model",
+        "--model-path",
+        dest="model",
+        default=default,
+        required=default is None,
+        help="folder or hub id of the checkpoint" + (" (default: the embedded model)" if default else ""),
+    )
+    group.add_argument("--family", help="refuse a checkpoint whose model_type is another one")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="default: the checkpoint's own, but float32 for float16 on a CPU (5 times faster there)",
+    )
+    group.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
+    group.add_argument("--device_map", choices=("auto",), help="auto: spread the layers over all GPUs")
+    group.add_argument("--attn_implementation", help="eager, sdpa, ...; default: transformers' choice")
+    group.add_argument(
+        "--vision",
+        choices=("auto", "stock"),
+        default="auto",
+        help="auto: Qwen's vision tower in fewer, larger steps where they agree with transformers' own",
+    )
+    group.add_argument("--revision", help="commit, tag or branch of a hub id")
+    group.add_argument("--load_in_4bit", action="store_true", help="quantize with bitsandbytes (GPU only)")
+    group.add_argument("--min_pixels", type=whole(1), help="Qwen: images are enlarged to at least this many pixels")
+    group.add_argument("--max_pixels", type=whole(1), help="Qwen: images are reduced to at most this many pixels")
+
+
+def model_options(args: argparse.Namespace) -> "LoadOptions":
+    """What was asked for, with the embedded model's folder where nothing was.
+
+    Raises InputError where a family's own script is started without a model of that family.
+    """
+    from transformers_agci.inference.load import LoadOptions
+
+    options = LoadOptions(**{name: getattr(args, name) for name in LoadOptions.__dataclass_fields__})
+    if options.model != EMBEDDED:
+        return options
+    if options.family not in (None, MODEL_TYPE):
+        raise InputError(
+            "--model_path is needed: without it the embedded model answers, which is a Qwen2.5-VL, but "
+            f"this command is for {options.family}."
+        )
+    return replace(options, model=str(embedded_model_path()))
+
+
+# --- run -----------------------------------------------------------------------------------------------------------
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    """What `RunOptions` holds; returns the group."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--shard", metavar="i/n", help="do only this share (from 0/n); then agci merge-shards")
+    group.add_argument("--overwrite", action="store_true", help="start over instead of going on where the file ends")
+    group.add_argument("--strict", action="store_true", help="stop at the first bad row; default: name it and go on")
+    group.add_argument("--quiet", action="store_true", help="no progress line")
+    return group
+
+
+def run_options(args: argparse.Namespace) -> "RunOptions":
+    """What `add_run_options` parsed."""
+    from transformers_agci.experiments.block_run import RunOptions
+
+    return RunOptions(**_run_settings(args))
+
+
+def _run_settings(args: argparse.Namespace) -> dict[str, Any]:
+    from transformers_agci.storage.result_file import parse_shard
+
+    return {
+        "shard": parse_shard(args.shard) if args.shard is not None else None,
+        "overwrite": args.overwrite,
+        "strict": args.strict,
+        "progress": not args.quiet,
+    }
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Those, lambda, batches and workers: of the commands that ask questions."""
+    asked = parser.add_argument_group("lambda")
+    add_lambda_option(asked, "one or several lambdas; default: the key in the model's config.json, else 0")
+    asked.add_argument("--method", default="agci", help="agci, or one of its controls: uniform, random")
+    asked.add_argument("--scope", default="image", help="image, or batch: the mean as the published code takes it")
+    run = add_run_options(parser)
+    run.add_argument("--batch_size", type=whole(1), metavar="N", help="lists of images per forward call")
+    run.add_argument("--workers", type=whole(0), metavar="N", help="processes that prepare images; default: 0 on a CPU")
+    run.add_argument("--limit", type=whole(1), metavar="N", help="only the first N rows")
+    run.add_argument(
+        "--dry_run",
+        "--dry-run",
+        action="store_true",
+        help="show the first prompt, its tokens, the memory and the plan; loads no weights, needs no GPU",
+    )
+
+
+def engine_options(args: argparse.Namespace) -> Mapping[str, Any]:
+    """The keyword arguments of `inference.run.run_questions` that `add_engine_options` parsed."""
+    return {
+        "batch_size": args.batch_size,
+        "workers": args.workers,
+        "method": args.method,
+        "scope": args.scope,
+        **_run_settings(args),
+    }
+
+
+def add_lambda_option(
+    group: "argparse._ArgumentGroup", text: str, default: tuple[str, ...] = (), several: bool = True
+) -> None:
+    """--global_context_lambda, of one or several values."""
+    group.add_argument("--global_context_lambda", nargs="+" if several else 1, default=default, metavar="L", help=text)
+
+
+def lambdas(args: argparse.Namespace) -> list[float]:
+    """The lambdas of the command line, validated; empty if there is none."""
+    return [parse_lambda(text, "--global_context_lambda") for text in args.global_context_lambda]
+
+
+# --- data and figures ----------------------------------------------------------------------------------------------
+
+
+def add_rows_options(group: "argparse._ArgumentGroup", default: str = "composites of the embedded atlas") -> None:
+    """--eval_file and --img_path, in both spellings of the published scripts."""
+    group.add_argument("--eval_file", metavar="F", type=Path, help=f"the rows; default: {default}")
+    group.add_argument("--img_path", "--image_path", metavar="I", type=Path, help="folder of the rows' images")
+
+
+def add_answer_file_option(group: "argparse._ArgumentGroup", default: str, what: str) -> None:
+    """--answer_file, in both spellings of the published scripts."""
+    group.add_argument(
+        "--answer_file",
+        "--answers_file",
+        type=Path,
+        default=Path(default),
+        metavar="A",
+        help=f"where the {what} go (default {default})",
+    )
+
+
+def add_planted_bias_option(group: "argparse._ArgumentGroup | argparse.ArgumentParser", default: float) -> None:
+    """--planted_bias of the commands that ask the embedded model."""
+    group.add_argument(
+        "--planted_bias",
+        type=number,
+        default=default,
+        metavar="B",
+        help=f"plant a decoder bias of this size, in attention logits (docs/ruler.md; default {default:g})",
+    )
+
+
+def add_draws_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """--draws and --seed of the commands that draw maps."""
+    parser.add_argument("--draws", type=whole(1), default=2000, metavar="N", help=f"{what} (default 2000)")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="seed of the draws (default 0)")
+
+
+def add_bootstrap_options(group: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
+    """--resamples and --seed of the commands that score a benchmark."""
+    group.add_argument(
+        "--resamples",
+        metavar="N",
+        type=whole(0),
+        default=2000,
+        help="bootstrap resamples of the score's interval (default 2000; 0: no interval)",
+    )
+    group.add_argument("--seed", metavar="N", type=SEED, default=0, help="seed of the bootstrap (default 0)")

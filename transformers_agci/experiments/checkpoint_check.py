@@ -1,0 +1,50 @@
+"""The self-check on a checkpoint: the position probe's question about one image, as the processor makes it."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers_agci.embedded.atlas import Atlas
+from transformers_agci.embedded.probe_set import PROBE_STREAM, render_item
+from transformers_agci.experiments.position.questions import PROMPT
+from transformers_agci.inference.load import LoadedModel, LoadOptions, load
+from transformers_agci.inference.prompt import chat_text, tokenize
+from transformers_agci.inference.questions import YES_NO, ImageBytes, ImageFile, ImageSource, Question
+from transformers_agci.method.hooks import serve_key
+from transformers_agci.method.self_check import SelfCheck, self_check
+
+CAPTION = "a dog"  # asked about an image that the user gives
+
+
+def check_checkpoint(options: LoadOptions, image: Path | None = None) -> SelfCheck:
+    """Load the checkpoint and check it on `image`, by default on a composite of the embedded atlas.
+
+    Where no start-up hook did it, AGCI is put on by the config key: the other checks are about the method itself.
+    """
+    loaded = load(options)
+    if loaded.lam is not None:
+        serve_key(loaded.model)
+    return self_check(loaded.model, _inputs(loaded, image))
+
+
+def _inputs(loaded: LoadedModel, path: Path | None) -> dict[str, Any]:
+    image: ImageSource
+    if path is None:
+        data, caption = _atlas_image()
+        image = ImageBytes(data, "the embedded atlas")
+    else:
+        image, caption = ImageFile(path.parent, path.name, "`image`"), CAPTION
+    question = Question(
+        row={}, where="self-check", text=PROMPT.format(caption=caption), images=(image,), group=0, stop=YES_NO
+    )
+    inputs = tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[image.open()]])
+    return {
+        name: value.to(loaded.device, loaded.model.dtype) if value.is_floating_point() else value.to(loaded.device)
+        for name, value in inputs.items()
+    }
+
+
+def _atlas_image() -> tuple[bytes, str]:
+    """A composite of nine atlas images, and the name of the one in the middle."""
+    atlas = Atlas()
+    rendered = render_item(atlas, (*PROBE_STREAM, 0), number=0)
+    return rendered.composite(4), atlas.names[rendered.item.target]
