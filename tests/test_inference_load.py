@@ -108,6 +108,37 @@ def test_pickled_weights_are_refused_with_the_remedy(folder) -> None:
     refuse(folder, r"pickles \(pytorch_model.bin\).*save_pretrained")
 
 
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"a": 5}, "gives 5 as the name of a weight file"),
+        ({"a": None}, "gives None as the name"),
+        ({"a": ["b"]}, "as the name of a weight file"),
+        ([1], "has no weight_map"),
+        ({}, "has no weight_map"),
+        ({"a": ".."}, "names weights outside its folder"),
+        ({"a": "n" * 5000}, "lacks 1 of 1 weight files, the first is n{100}[.]{3};"),
+        ({"a": "x\0"}, "lacks 1 of 1 weight files"),
+    ],
+)
+def test_absurd_index_entries(folder: Path, weight_map: Any, message: str) -> None:
+    change(folder / "model.safetensors.index.json", weight_map=weight_map)
+    refuse(folder, message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[1]", "must hold a JSON object"),
+        (b"\xff", "is not UTF-8"),
+        (b'{"model_type": {}}', "model_type {}, which AGCI"),
+    ],
+)
+def test_a_config_that_is_none(folder: Path, content: bytes, message: str) -> None:
+    (folder / "config.json").write_bytes(content)
+    refuse(folder, message)
+
+
 def test_a_missing_shard_is_named(folder) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
@@ -142,7 +173,7 @@ def test_an_adapter_is_to_be_merged_first(folder) -> None:
 
 def test_broken_json(folder) -> None:
     (folder / "config.json").write_text("{")
-    refuse(folder, "config.json is not readable JSON")
+    refuse(folder, "config.json is not JSON")
 
 
 # --- hostile ---

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from kill_points import killed_at
 
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES
 from transformers_agci.cli import main
-from transformers_agci.commands import set_lambda
+from transformers_agci.conversion import set_lambda
+from transformers_agci.storage.folder import same_files
+from transformers_agci.storage.lock import exclusive_lock
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_writes_shows_and_keeps_what_was(checkpoint: Path, capsys: pytest.Captur
     assert json.loads((checkpoint / "config.json.bak").read_text())[LAMBDA_KEY] == 0.5
     assert run(checkpoint / "config.json", "--remove") == 0
     assert (checkpoint / "config.json").read_text() == before
-    assert {file.name for file in checkpoint.iterdir()} == {"config.json", "config.json.bak", ".config.json.lock"}
+    assert {file.name for file in checkpoint.iterdir()} == {"config.json", "config.json.bak"}
 
 
 def test_equal_value_changes_nothing(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,14 +88,17 @@ def test_bad_lambda(bad: str, checkpoint: Path, capsys: pytest.CaptureFixture[st
     ("content", "said"),
     [
         ("{", "is not JSON"),
-        ("[1]", "holds no JSON object"),
+        ("\udcff", "is not UTF-8"),
+        ("[" * 100_000, "is nested too deeply"),
+        ('{"model_type": ["llava"]}', "model_type ['llava'], which AGCI does not support"),
+        ("[1]", "must hold a JSON object"),
         ('{"model_type": "llama"}', "which AGCI does not support. Supported: Qwen2.5-VL (qwen2_5_vl)"),
         (None, "There is no"),
     ],
 )
 def test_bad_config(content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if content is not None:
-        (tmp_path / "config.json").write_text(content)
+        (tmp_path / "config.json").write_text(content, errors="surrogateescape")
     assert run(tmp_path, "0.5") == 2
     error = capsys.readouterr().err
     assert said in error
@@ -124,16 +129,16 @@ def test_full_disk_leaves_the_old_file(
     assert run(checkpoint, "0.5") == 2
     assert "cannot be changed (No space left on device)" in capsys.readouterr().err
     assert config_of(checkpoint) == before
-    assert {file.name for file in checkpoint.iterdir()} == {"config.json", ".config.json.lock"}
+    assert {file.name for file in checkpoint.iterdir()} == {"config.json"}
 
 
 def test_held_by_another_program(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(set_lambda, "LOCK_SECONDS", 0)
-    with FileLock(checkpoint / ".config.json.lock"):
+    with exclusive_lock(checkpoint / "config.json", "testing"):
         assert run(checkpoint, "0.5") == 2
-    assert "Another program has been changing" in capsys.readouterr().err
+    assert "Another process is changing" in capsys.readouterr().err
     assert LAMBDA_KEY not in config_of(checkpoint)
 
 
@@ -157,13 +162,15 @@ def test_second_folder(
     assert f"{LAMBDA_KEY}: 0.5 -> 0.0" in said
     assert "1 linked to those of" in said
     assert {file.name: file.read_bytes() for file in checkpoint.iterdir() if file.is_file()} == before
-    names = {file.name for file in control.iterdir()} - {".config.json.lock"}
+    names = {file.name for file in control.iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json"}
     assert config_of(control) == config_of(checkpoint) | {LAMBDA_KEY: 0.0}
     assert (control / "model.safetensors").samefile(checkpoint / "model.safetensors")
     assert not (control / "tokenizer.json").samefile(checkpoint / "tokenizer.json")
-    assert run(checkpoint, "0", "--output", control) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert run(checkpoint, "0", "--output", control) == 0
+    assert "is already finished" in capsys.readouterr().out
+    assert run(checkpoint, "0.2", "--output", control) == 2
+    assert "as a copy with lambda 0.0 instead of 0.2" in capsys.readouterr().err
 
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
@@ -181,6 +188,7 @@ def test_second_folder_on_a_full_disk(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    (checkpoint / "tokenizer.json").write_text("{}")
     monkeypatch.setattr("shutil.copy", full)
     control = checkpoint.with_name(f"{checkpoint.name}-lam0")  # beside it stand the folders of other tests
     assert run(checkpoint, "0", "--output", control) == 2
@@ -226,3 +234,60 @@ def test_self_check_command(
     assert all(line.startswith("start-up hook") for line in failed)  # not there in a checkout without an install
     assert main(["self-check", str(folder), "--image", str(tmp_path / "none.png")]) == 2
     assert "none.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model.safetensors", "with another model.safetensors"),
+        ("tokenizer.json", "with another tokenizer.json"),
+        ("config.json", "with another config.json"),
+        ("missing", "with no tokenizer.json"),
+    ],
+)
+def test_a_folder_that_is_another_copy_is_refused(
+    name: str, said: str, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    (checkpoint / "tokenizer.json").write_text("{}")
+    control = tmp_path_factory.mktemp("other") / "lam0"
+    assert run(checkpoint, "0", "--output", control) == 0
+    if name == "missing":
+        (control / "tokenizer.json").unlink()
+    else:
+        (control / name).unlink()
+        (control / name).write_text('{"model_type": "llava", "other": 1}')
+    assert run(checkpoint, "0", "--output", control) == 2
+    assert said in capsys.readouterr().err
+    assert run(checkpoint, "0", "--output", checkpoint) == 2
+    assert "is the checkpoint itself" in capsys.readouterr().err
+
+
+def test_killed_anywhere_a_second_folder_is_whole_or_not_there(
+    checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Killed before each of its changes to the disk in turn: the control never runs with the source's lambda."""
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    (checkpoint / "tokenizer.json").write_text("{}")
+    assert run(checkpoint, "0.5") == 0
+    whole = tmp_path_factory.mktemp("whole") / "lam0"
+    assert run(checkpoint, "0", "--output", whole) == 0
+    points = 0
+    while True:
+        target = tmp_path_factory.mktemp("killed") / "lam0"
+        command = ["set-lambda", str(checkpoint), "0", "--output", str(target)]
+        killed = killed_at(points, command)
+        assert not target.exists() or same_files(target, whole), f"killed at change {points}"
+        assert main(command) == 0
+        assert same_files(target, whole)
+        assert [path.name for path in target.parent.iterdir()] == ["lam0"], f"killed at change {points}"
+        if not killed:
+            break
+        points += 1
+    assert points >= 8  # lock, folder, two links or copies, config.json, renames, lock
+
+
+def test_two_second_folders_at_once(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with exclusive_lock(tmp_path / "lam0", "testing"):
+        assert run(checkpoint, "0", "--output", tmp_path / "lam0") == 2
+    assert "Another process is copying a checkpoint to" in capsys.readouterr().err

@@ -14,8 +14,9 @@ from typing import Any
 from transformers_agci.conversion.layout import TowerSizes
 from transformers_agci.errors import InputError
 from transformers_agci.families.llava import is_original_llava
-from transformers_agci.inference.checkpoint_files import CONFIG, read_json
+from transformers_agci.inference.checkpoint_files import CONFIG
 from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
+from transformers_agci.storage.json_file import read_json_object
 
 # Keys of the original config that the decoder's config takes over under the same name, where they are there.
 TEXT_KEYS = (
@@ -90,7 +91,7 @@ def read_original(folder: Path) -> Original:
     path = folder / CONFIG
     if not path.exists():
         raise InputError(f"{folder} holds no {CONFIG}, so it is not a downloaded LLaVA checkpoint.")
-    config = read_json(path)
+    config = read_json_object(path)
     if not isinstance(config, dict) or not is_original_llava(config):
         told = config.get("model_type") if isinstance(config, dict) else None
         raise InputError(
@@ -154,7 +155,7 @@ def tower_config_of(folder: Path) -> dict[str, Any]:
             f"--vision_tower {folder} holds no {CONFIG}; give the folder of a downloaded CLIP model, such "
             "as openai/clip-vit-large-patch14-336."
         )
-    config = read_json(path)
+    config = read_json_object(path)
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in ("clip", "clip_vision_model"):
         raise InputError(

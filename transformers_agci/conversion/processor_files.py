@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers_agci.conversion.original import Original
 from transformers_agci.conversion.sentencepiece_file import build_tokenizer, read_vocabulary
 from transformers_agci.errors import InputError
-from transformers_agci.inference.checkpoint_files import read_json
+from transformers_agci.storage.json_file import read_json_object
 
 TOKENIZER = "tokenizer.model"
 IMAGE, PAD = "<image>", "<pad>"
@@ -99,9 +99,9 @@ def _added_tokens(folder: Path, pieces: int) -> list[str]:
     found: dict[int, str] = {}
     try:
         if (folder / "added_tokens.json").exists():
-            found |= {int(number): text for text, number in read_json(folder / "added_tokens.json").items()}
+            found |= {int(number): text for text, number in read_json_object(folder / "added_tokens.json").items()}
         if (folder / "tokenizer_config.json").exists():
-            told = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+            told = read_json_object(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
             found |= {int(number): token["content"] for number, token in told.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
@@ -121,7 +121,7 @@ def _added_tokens(folder: Path, pieces: int) -> list[str]:
 
 def tokenizer_config(folder: Path, original: Original, vocabulary: Vocabulary) -> dict[str, Any]:
     """tokenizer_config.json. The class is the general one: 5.x's LlamaTokenizer would split text its own way."""
-    told = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    told = read_json_object(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     longest = original.config.get("tokenizer_model_max_length") or told.get("model_max_length")
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -148,7 +148,7 @@ def image_processor_config(original: Original, config: Mapping[str, Any], tower:
     side = config["vision_config"]["image_size"]  # pixels
     told: Any = {}
     if tower is not None and (tower / "preprocessor_config.json").exists():
-        told = read_json(tower / "preprocessor_config.json")
+        told = read_json_object(tower / "preprocessor_config.json")
     made = {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": processor_class(original),
@@ -200,7 +200,7 @@ def generation_config(folder: Path, original: Original, pad: int) -> dict[str, A
     the context's, and beside max_new_tokens a warning at every call.
     """
     path = folder / "generation_config.json"
-    told = dict(read_json(path)) if path.exists() else {}
+    told = dict(read_json_object(path)) if path.exists() else {}
     idle = () if told.get("do_sample") else SAMPLING
     for key in ("_from_model_config", "transformers_version", "max_length", *idle):
         told.pop(key, None)

@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from transformers_agci.errors import InputError
-from transformers_agci.inference.checkpoint_files import INDEX, indexed_files, read_json
+from transformers_agci.inference.checkpoint_files import INDEX, indexed_files
+from transformers_agci.storage.json_file import read_json_object
 
 BIN_INDEX = "pytorch_model.bin.index.json"
 SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -77,7 +78,7 @@ def check_index(folder: Path, file: Path, names: set[str]) -> None:
     index = next((folder / name for name in (INDEX, BIN_INDEX) if (folder / name).exists()), None)
     if index is None or file.name in SINGLE:
         return
-    told = {name for name, place in read_json(index)["weight_map"].items() if place == file.name}
+    told = {name for name, place in read_json_object(index)["weight_map"].items() if place == file.name}
     for extra, words in (
         (told - names, "names tensors that are not in it"),
         (names - told, "does not name all of its tensors"),

@@ -131,7 +131,9 @@ def is_original_llava(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is the original LLaVA repository's; some of LLaVA-1.5 call themselves "llava", too."""
     model_type = config.get("model_type")
     original = {name for family in FAMILIES if isinstance(family.conversion, tuple) for name in family.conversion}
-    return model_type in original and (model_type != "llava" or "mm_vision_tower" in config)
+    if not isinstance(model_type, str) or model_type not in original:
+        return False
+    return model_type != "llava" or "mm_vision_tower" in config
 
 
 def twin_of_original(config: Mapping[str, Any]) -> Family:

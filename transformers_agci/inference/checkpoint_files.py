@@ -7,7 +7,6 @@ LLaVA repositories.
 
 import contextlib
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 from transformers_agci.errors import InputError
 from transformers_agci.families import SUPPORTED_FAMILIES, unsupported_config
 from transformers_agci.families.llava import is_original_llava, twin_of_original
+from transformers_agci.storage.json_file import read_json_object
+from transformers_agci.storage.reading import read_json
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
@@ -45,7 +46,7 @@ def model_folder(model: str, revision: str | None, files: tuple[str, ...] = HUB_
     try:
         if files is HUB_FILES:  # before gigabytes go by
             with contextlib.suppress(EntryNotFoundError):  # an adapter has no config.json
-                refuse_original_llava(model, read_json(Path(hf_hub_download(model, CONFIG, revision=revision))))
+                refuse_original_llava(model, read_json_object(Path(hf_hub_download(model, CONFIG, revision=revision))))
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
     except InputError:
         raise
@@ -69,10 +70,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     for file in sorted(folder.glob("*.json")):
         if file.name != INDEX and file.stat().st_size < 1 << 20:
             _refuse_code(file)
-    config = read_json(path)
+    config = read_json_object(path)
     refuse_original_llava(folder, config)
     model_type = config.get("model_type")
-    if model_type not in SUPPORTED_FAMILIES:
+    if not isinstance(model_type, str) or model_type not in SUPPORTED_FAMILIES:
         raise unsupported_config(path, model_type)
     return config
 
@@ -99,30 +100,38 @@ def _refuse_code(file: Path) -> None:
         )
 
 
-def read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is not readable JSON ({error}).") from error
-
-
 def indexed_files(index: Path) -> list[Path]:
     """The weight files that an index names, all of them beside it; InputError if one is missing or elsewhere."""
     folder = index.parent
-    try:
-        names = sorted(set(map(os.fspath, read_json(index)["weight_map"].values())))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index} has no weight_map.") from error
-    inside = [name for name in names if Path(name).name == name]
-    if len(inside) != len(names):
-        raise InputError(f"{index} names weights outside its folder: {sorted(set(names) - set(inside))[0]!r}.")
-    missing = [name for name in names if not (folder / name).exists()]
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index} has no weight_map.")
+    absurd = [name for name in weight_map.values() if not isinstance(name, str) or not name]
+    if absurd:
+        raise InputError(f"{index}: weight_map gives {absurd[0]!r} as the name of a weight file.")
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name or name == ".."]
+    if outside:
+        raise InputError(f"{index} names weights outside its folder: {_short(outside[0])!r}.")
+    missing = [name for name in names if not _is_file(folder / name)]
     if missing:
         raise InputError(
-            f"{folder} lacks {len(missing)} of {len(names)} weight files, the first is {missing[0]}; "
+            f"{folder} lacks {len(missing)} of {len(names)} weight files, the first is {_short(missing[0])}; "
             "copy or download it again."
         )
     return [folder / name for name in names]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file system takes
+        return False
+
+
+def _short(name: str) -> str:
+    text = name if len(name) <= 100 else f"{name[:100]}..."
+    return text if text.isprintable() else repr(text)
 
 
 def check_weights(folder: Path) -> list[Path]:

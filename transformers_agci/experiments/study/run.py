@@ -13,10 +13,10 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.data import ProbeData, embedded_data
 from transformers_agci.experiments.position.run import PositionProbe
 from transformers_agci.experiments.study.lessons import PROBE, write_lessons
-from transformers_agci.inference.checkpoint_files import read_json
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.run import RunSummary
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text
+from transformers_agci.storage.reading import read_json
 from transformers_agci.storage.manifest import differences, replace_file
 from transformers_agci.training.checks import Findings
 from transformers_agci.training.merge import check_merge, is_done, write
