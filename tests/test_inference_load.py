@@ -139,6 +139,12 @@ def test_a_config_that_is_none(folder: Path, content: bytes, message: str) -> No
     refuse(folder, message)
 
 
+def test_a_tokenizer_without_a_maximal_length(folder: Path) -> None:
+    """transformers writes int(1e30) into most tokenizer_config.json; no bound on numbers may refuse that."""
+    change(folder / "tokenizer_config.json", model_max_length=int(1e30))
+    assert load(LoadOptions(str(folder)), weights=False).processor.tokenizer.model_max_length == int(1e30)
+
+
 def test_a_missing_shard_is_named(folder) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
@@ -173,7 +179,7 @@ def test_an_adapter_is_to_be_merged_first(folder) -> None:
 
 def test_broken_json(folder) -> None:
     (folder / "config.json").write_text("{")
-    refuse(folder, "config.json is not JSON")
+    refuse(folder, "config.json: the file is not valid JSON")
 
 
 # --- hostile ---

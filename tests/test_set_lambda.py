@@ -87,9 +87,9 @@ def test_bad_lambda(bad: str, checkpoint: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "is not JSON"),
+        ("{", "is not valid JSON"),
         ("\udcff", "is not UTF-8"),
-        ("[" * 100_000, "is nested too deeply"),
+        ("[" * 100_000, "nested deeper than 100 lists"),
         ('{"model_type": ["llava"]}', "model_type ['llava'], which AGCI does not support"),
         ("[1]", "must hold a JSON object"),
         ('{"model_type": "llama"}', "which AGCI does not support. Supported: Qwen2.5-VL (qwen2_5_vl)"),

@@ -91,7 +91,7 @@ def refuse_original_llava(checkpoint: Path | str, config: dict[str, Any]) -> Non
 
 
 def _refuse_code(file: Path) -> None:
-    content = read_json(file)
+    content = read_json(file, nan=True)
     if isinstance(content, dict) and "auto_map" in content:
         raise InputError(
             f"{file} asks for Python code of its own (auto_map), which would run on this machine and is never loaded; "

@@ -17,6 +17,7 @@ from transformers_agci.errors import InputError, short
 
 MAX_DEPTH = 100  # lists and objects within each other
 MAX_INTEGER = 2**64  # ids of hashed images are unsigned numbers of 64 bits
+MAX_PYTHON_INTEGER = 10**40  # transformers writes 10**30 for a tokenizer without a maximal length
 
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} lists and objects"
 _LONGEST_WORD = len("-Infinity") + 1
@@ -82,7 +83,7 @@ def read_json(path: Path | str, nan: bool = False) -> Any:
 
 
 def parse_json(text: str, nan: bool = False) -> Any:
-    """The value of a JSON text; `nan` lets NaN and Infinity pass, which Python's own writer makes.
+    """The value of a JSON text; `nan` lets NaN, Infinity and numbers below 10**40 pass, which Python's writer makes.
 
     Raises:
         NotJSON: malformed, nested deeper than `MAX_DEPTH`, a key twice in one object, a number beyond 64 bits.
@@ -151,6 +152,13 @@ def _bounded_int(digits: str) -> int:
     return number
 
 
+def _bounded_python_int(digits: str) -> int:
+    number = int(digits) if len(digits) <= 42 else MAX_PYTHON_INTEGER
+    if not -MAX_PYTHON_INTEGER < number < MAX_PYTHON_INTEGER:
+        raise NotJSON(f"the number {short(digits, 24)} is too large")
+    return number
+
+
 def _bounded_float(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
@@ -162,7 +170,7 @@ _DECODERS = {
     (strict, nan): json.JSONDecoder(
         object_pairs_hook=_each_key_once,
         parse_constant=None if nan else _no_constant,
-        parse_int=_bounded_int if strict else None,
+        parse_int=None if not strict else _bounded_python_int if nan else _bounded_int,
         parse_float=_bounded_float if strict else None,
     )
     for strict in (False, True)

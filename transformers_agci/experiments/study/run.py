@@ -16,8 +16,8 @@ from transformers_agci.experiments.study.lessons import PROBE, write_lessons
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.run import RunSummary
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text
-from transformers_agci.storage.reading import read_json
 from transformers_agci.storage.manifest import differences, replace_file
+from transformers_agci.storage.reading import read_json
 from transformers_agci.training.checks import Findings
 from transformers_agci.training.merge import check_merge, is_done, write
 from transformers_agci.training.recipe import parse_recipe
