@@ -23,7 +23,7 @@ CHILD = """
 import json, resource, sys, time
 from pathlib import Path
 from transformers_agci.data.build import build
-from transformers_agci.data.options import BuildOptions
+from transformers_agci.data.built_set import BuildOptions
 from transformers_agci.data.sources import Source
 source, folder, items = sys.argv[1:]
 build(BuildOptions("probe", Source(source), Path(folder), "first", items=10))  # loads datasets and what it loads

@@ -146,11 +146,11 @@ def test_scienceqa_rows_from_its_own_files(tmp_path: Path) -> None:
     }
     write_json(tmp_path / "problems.json", problems)
     write_json(tmp_path / "pid_splits.json", {"test": list(problems)})
-    assert [read.row for read in benchmark("scienceqa").read(tmp_path, None)] == samples.scienceqa_questions()
+    assert [read.row for read in benchmark("scienceqa").read_questions(tmp_path, None)] == samples.scienceqa_questions()
 
 
 def test_pope_rows_from_its_label_files(tmp_path: Path) -> None:
-    rows = [read.row for read in benchmark("pope").read(samples.pope_label_files(tmp_path), None)]
+    rows = [read.row for read in benchmark("pope").read_questions(samples.pope_label_files(tmp_path), None)]
     assert len(rows) == 12
     assert ask("pope", rows[0]).text == f"Is there a dog in the imange?\n{SHORT}"
 
@@ -158,7 +158,7 @@ def test_pope_rows_from_its_label_files(tmp_path: Path) -> None:
 def test_crpe_rows_from_their_folder(tmp_path: Path) -> None:
     write_rows(tmp_path / "crpe_exist.jsonl", samples.crpe_questions(("exist",)))
     write_rows(tmp_path / "crpe_relation.jsonl", samples.crpe_questions())
-    assert len(benchmark("crpe").read(tmp_path, None)) == 32
+    assert len(benchmark("crpe").read_questions(tmp_path, None)) == 32
 
 
 def test_a_benchmark_is_a_file() -> None:

@@ -23,10 +23,10 @@ from PIL import Image
 
 from transformers_agci.cli import main
 from transformers_agci.data.build import build
+from transformers_agci.data.built_set import BuildOptions
 from transformers_agci.data.composites import alone, compose, encode_jpeg, with_target
 from transformers_agci.data.draws import draw
 from transformers_agci.data.grid import POSITIONS, Grid
-from transformers_agci.data.options import BuildOptions
 from transformers_agci.data.painting import in_order
 from transformers_agci.data.probe_rows import read_probe_rows
 from transformers_agci.data.screening import Seen, fingerprint

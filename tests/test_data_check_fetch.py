@@ -14,9 +14,8 @@ from PIL import Image
 
 from transformers_agci.cli import main
 from transformers_agci.data.check import check
-from transformers_agci.data.fetch import HUB_SETS, arrange, download
+from transformers_agci.data.fetch import HUB_SETS, arrange, download, unpack
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.data.unpack import unpack
 from transformers_agci.errors import InputError
 
 NAME = "laion_bias_test_easy_10k_840_840.json"

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from transformers_agci.cli import main
+from transformers_agci.data.built_set import read_manifest
 from transformers_agci.data.check import check
 from transformers_agci.data.instruct import to_sharegpt
-from transformers_agci.data.set_manifest import read_manifest
 
 pytest.importorskip("datasets")
 ROOT = Path(__file__).parents[1]

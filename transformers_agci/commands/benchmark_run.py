@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers_agci.data.rows import Row
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Prompt, Row
+from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Prompt
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.questions import ImageBytes, ImageFile, ImageSource, Question, up_to
 from transformers_agci.inference.run import RunSummary, run_questions
@@ -128,7 +129,7 @@ def _rows(source: Source) -> Sequence[tuple[str, Row]]:
         raise InputError(f"{declared.name} needs --data, its question file or folder (see eval/), or --hub_id.")
     if not source.data.exists():
         raise InputError(f"--data {source.data}: there is no such file or folder.")
-    return declared.read(source.data, source.setting)
+    return declared.read_questions(source.data, source.setting)
 
 
 def _hub_rows(source: Source) -> list[tuple[str, Row]]:

@@ -108,7 +108,7 @@ def run_check_images(args: argparse.Namespace) -> int:
 
     Ends with exit code 1 when images are missing.
     """
-    from transformers_agci.data.image_tree import count_images
+    from transformers_agci.data.instruct import count_images
 
     folders = count_images(args.mix, args.image_root)
     print(f"{'folder':<28}{'named':>9}{'missing':>9}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from transformers_agci.commands.options import SEED, whole
 
 if TYPE_CHECKING:
-    from transformers_agci.data.options import BuildOptions
+    from transformers_agci.data.built_set import BuildOptions
 
 
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,8 +90,8 @@ def _add_build_options(parser: argparse.ArgumentParser, output_dir: str, name: s
 
 
 def _build_options(kind: Literal["probe", "similarity"], args: argparse.Namespace) -> "BuildOptions":
+    from transformers_agci.data.built_set import BuildOptions
     from transformers_agci.data.grid import Grid
-    from transformers_agci.data.options import BuildOptions
     from transformers_agci.data.sources import Source
 
     return BuildOptions(
@@ -115,7 +115,7 @@ def _build(options: "BuildOptions", workers: int, overwrite: bool) -> int:
     from tqdm import tqdm
 
     from transformers_agci.data.build import build
-    from transformers_agci.data.set_manifest import counted
+    from transformers_agci.data.built_set import counted
 
     with tqdm(unit="item", disable=None) as bar:
 

@@ -6,13 +6,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from transformers_agci.data.draws import draw
-from transformers_agci.data.options import BuildOptions
-from transformers_agci.data.painting import Painter, Task, image_name, in_order
-from transformers_agci.data.pool import RECORDS, Pool, fill_pool
-from transformers_agci.data.rows import Row
-from transformers_agci.data.set_manifest import (
+from transformers_agci.data.built_set import (
     SUFFIX,
+    BuildOptions,
     BuildSummary,
     counted,
     file_hash,
@@ -23,6 +19,11 @@ from transformers_agci.data.set_manifest import (
     summary_of,
     write_set,
 )
+from transformers_agci.data.composites import image_name
+from transformers_agci.data.draws import draw
+from transformers_agci.data.painting import Painter, Task, in_order
+from transformers_agci.data.pool import RECORDS, Pool, fill_pool
+from transformers_agci.data.rows import Row
 from transformers_agci.errors import InputError
 from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.journal import Journal
@@ -136,7 +137,7 @@ def _same_settings(options: BuildOptions, before: Row) -> None:
     if different:
         raise InputError(
             f"{options.folder / options.name} was begun with other settings ({'; '.join(different)}): "
-            "use another --name, or --overwrite to build it anew."
+            "use another --name, or --overwrite to start over."
         )
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
+from transformers_agci.data.built_set import SUFFIX, read_manifest, set_hash
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.images import image_size, resolve_below
 from transformers_agci.data.probe_rows import ANSWERS, ProbeRow, read_probe_rows
-from transformers_agci.data.set_manifest import SUFFIX, read_manifest, set_hash
 from transformers_agci.errors import InputError
 
 
@@ -119,10 +119,10 @@ def _check_images(
 
 def _check_manifest(path: Path, report: CheckReport) -> None:
     """A set that we built says by its hash whether it is still what was built."""
-    beside = path.with_name(path.name.removesuffix(".json").removesuffix("_negatives") + SUFFIX)
-    if beside.exists():
-        manifest = read_manifest(beside)
+    manifest_file = path.with_name(path.name.removesuffix(".json").removesuffix("_negatives") + SUFFIX)
+    if manifest_file.exists():
+        manifest = read_manifest(manifest_file)
         if set_hash(path.parent, manifest) == manifest["sha256"]:
-            report.notes.append(f"every byte is as {beside.name} says.")
+            report.notes.append(f"every byte is as {manifest_file.name} says.")
         else:
-            report.errors.append(f"the set is not what {beside.name} says: files were changed or are missing.")
+            report.errors.append(f"the set is not what {manifest_file.name} says: files were changed or are missing.")

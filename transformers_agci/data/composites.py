@@ -28,14 +28,14 @@ def alone(target: T, k: int, cells: int = 9) -> list[T | None]:
     return [target if cell == k else None for cell in range(cells)]
 
 
-def fit(picture: Image.Image, grid: Grid, background: str = "white") -> Image.Image:
-    """The image as RGB in the size its cell gives it; transparent parts show the background."""
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        picture = Image.new("RGBA", rgba.size, background)
-        picture.alpha_composite(rgba)
-    size = grid.fitted(picture.size)
-    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+def fit(image: Image.Image, grid: Grid, background: str = "white") -> Image.Image:
+    """A sub-image as RGB in the size its cell gives it; transparent parts show the background."""
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGBA", rgba.size, background)
+        image.alpha_composite(rgba)
+    size = grid.fitted(image.size)
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
     return rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS)
 
 
@@ -50,9 +50,9 @@ def compose(images: Sequence[Image.Image | None], grid: Grid, background: str = 
     if len(images) != len(grid):
         raise InputError(f"A {grid.rows}x{grid.cols} grid takes {len(grid)} images, but got {len(images)}.")
     canvas = Image.new("RGB", (grid.canvas, grid.canvas), background)
-    for cell, picture in enumerate(images):
-        if picture is not None:
-            fitted = fit(picture, grid, background)
+    for cell, image in enumerate(images):
+        if image is not None:
+            fitted = fit(image, grid, background)
             canvas.paste(fitted, grid.placed(fitted.size, cell))
     return canvas
 
@@ -62,3 +62,8 @@ def encode_jpeg(image: Image.Image, quality: int = 75) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     return buffer.getvalue()
+
+
+def image_name(key: str, k: int) -> str:
+    """The file name of the composite with target `key` in cell k."""
+    return f"{key}_{k}.jpg"

@@ -1,25 +1,27 @@
 """Fetch the published sets from the hub, or arrange a local copy of them, in whichever of three shapes they come."""
 
+import shutil
+import tarfile
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from transformers_agci.data.built_set import json_line
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.images import resolve_below
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.data.rows import SUFFIXES, Row, read_rows
-from transformers_agci.data.set_manifest import json_line
-from transformers_agci.data.unpack import ARCHIVES, unpack
 from transformers_agci.errors import InputError
-from transformers_agci.storage.atomic import write_atomic
+from transformers_agci.storage.atomic import open_atomic, write_atomic
 
 # The older names come second (METHOD: the sets were published as BaPA's first).
 HUB_SETS = {
     "probe": ("AAAndyZ/AGCI_Probe_Dataset", "AAAndyZ/BaPA_Probe_Dataset"),
     "similarity": ("AAAndyZ/AGCI_Similarity_Dataset", "AAAndyZ/BaPA_Similarity_Dataset"),
 }
-IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class Fetched(NamedTuple):
@@ -135,3 +137,62 @@ def _image_of(row: Row, number: int, where: str) -> tuple[bytes, str]:
         raise InputError(f'{where}: "image" must hold an image\'s bytes; the row has: {", ".join(row)}.')
     item, k = divmod(number, len(POSITIONS))
     return data, path or f"{item:09d}_{k}.jpg"
+
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+
+class Member(NamedTuple):
+    """A regular file in an archive; `file` is read once, before the next member is asked for."""
+
+    name: str
+    size: int  # bytes
+    file: IO[bytes]
+
+
+def unpack(archive: Path, target: Path) -> int:
+    """Unpack an archive's regular files below `target`; returns how many it holds.
+
+    Raises InputError for a member whose path leaves `target`, for one that is a link or a device, for an archive
+    that is broken, and for one whose content is larger than the free space.
+    """
+    count = 0
+    try:
+        for member in _members(archive):
+            path = resolve_below(target, member.name, archive.name)
+            count += 1
+            if path.is_file() and path.stat().st_size == member.size:
+                continue
+            if member.size > shutil.disk_usage(target).free:
+                raise InputError(f"{archive.name}: there is no room for {member.name} ({member.size} bytes).")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open_atomic(path) as file:
+                shutil.copyfileobj(member.file, file)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise InputError(f"{archive} is broken or cannot be unpacked after {count} files ({error}).") from None
+    return count
+
+
+def _members(archive: Path) -> Iterator[Member]:
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as packed:
+            for entry in packed.infolist():
+                is_link = (entry.external_attr >> 16) & 0o170000 == 0o120000
+                if is_link:
+                    raise _not_a_file(archive, entry.filename)
+                if not entry.is_dir():
+                    with packed.open(entry) as file:
+                        yield Member(entry.filename, entry.file_size, file)
+        return
+    with tarfile.open(archive) as tar:
+        for info in tar:
+            if info.isdir():
+                continue
+            opened = tar.extractfile(info) if info.isreg() else None
+            if opened is None:
+                raise _not_a_file(archive, info.name)
+            yield Member(info.name, info.size, opened)
+
+
+def _not_a_file(archive: Path, name: str) -> InputError:
+    return InputError(f"{archive.name}: {name!r} is a link or a device; only plain files are unpacked.")

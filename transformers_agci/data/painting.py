@@ -13,7 +13,7 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
-from transformers_agci.data.composites import alone, compose, encode_jpeg, with_target
+from transformers_agci.data.composites import alone, compose, encode_jpeg, image_name, with_target
 from transformers_agci.data.grid import Grid
 from transformers_agci.data.pool import PoolPair
 from transformers_agci.errors import InputError
@@ -51,11 +51,6 @@ class Painter:
                 file.write(data)
             hashes.append(hashlib.sha256(data).hexdigest())
         return hashes
-
-
-def image_name(key: str, k: int) -> str:
-    """The file name of the composite with target `key` in cell k."""
-    return f"{key}_{k}.jpg"
 
 
 def in_order(

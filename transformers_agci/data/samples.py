@@ -10,10 +10,10 @@ from pathlib import Path
 from PIL import Image
 
 from transformers_agci.data.build import build
+from transformers_agci.data.built_set import BuildOptions
 from transformers_agci.data.composites import compose, encode_jpeg
 from transformers_agci.data.grid import POSITIONS, Grid
 from transformers_agci.data.instruct import register, write_sample
-from transformers_agci.data.options import BuildOptions
 from transformers_agci.data.rows import Row
 from transformers_agci.data.sources import Source
 from transformers_agci.storage.atomic import write_atomic

@@ -126,13 +126,13 @@ def _pair(number: int, row: Mapping[str, Any], source: Source, root: Path) -> Pa
         caption = _filled(nested, captions)
     image = _filled(row, images)
     if number == 0 and not set(images) & set(row):
-        raise _no_column("picture", images, row, source)
+        raise _no_column("image", images, row, source)
     if number == 0 and not (set(captions) & set(row) or isinstance(nested, Mapping)):
         raise _no_column("caption", captions, row, source)
-    picture, name = _bytes_of(image, root, f"{source.path}, pair {number}")
+    data, name = _bytes_of(image, root, f"{source.path}, pair {number}")
     key = _filled(row, KEY_COLUMNS) or (Path(name).stem if name else None)
     text = caption.decode("utf-8", "replace") if isinstance(caption, bytes) else str(caption or "")
-    return Pair(number, None if key is None else str(key), " ".join(text.split()), picture)
+    return Pair(number, None if key is None else str(key), " ".join(text.split()), data)
 
 
 def _bytes_of(image: Any, root: Path, where: str) -> tuple[bytes | str, str | None]:
@@ -158,7 +158,7 @@ def _filled(row: Mapping[str, Any], names: Sequence[str]) -> Any:
 def _no_column(what: str, names: Sequence[str], row: Mapping[str, Any], source: Source) -> InputError:
     return InputError(
         f"The source {source.path} has no {what} column: looked for {', '.join(names)}; "
-        f"it has {', '.join(row)}. Name it with --{'image' if what == 'picture' else what}_column."
+        f"it has {', '.join(row)}. Name it with --{what}_column."
     )
 
 

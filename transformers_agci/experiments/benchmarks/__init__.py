@@ -56,5 +56,5 @@ def _likely(path: Path) -> list[Benchmark]:
     """The benchmarks that most of a file's first rows look like."""
     rows = []
     with contextlib.suppress(InputError):
-        rows = [read.row for read in read_scored(path)[:ROWS_LOOKED_AT] if read.row]
+        rows = [sourced.row for sourced in read_scored(path)[:ROWS_LOOKED_AT] if sourced.row]
     return [b for b in all_benchmarks().values() if rows and 2 * sum(map(b.looks_like, rows)) > len(rows)]

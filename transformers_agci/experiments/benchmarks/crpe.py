@@ -5,17 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.data.rows import SourcedRow
+from transformers_agci.data.rows import Row, SourcedRow
 from transformers_agci.errors import InputError, short
-from transformers_agci.experiments.benchmarks.declaration import (
-    Benchmark,
-    Inputs,
-    Item,
-    Prompt,
-    Row,
-    Score,
-    Sums,
-)
+from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Item, Prompt, Score, Sums
 from transformers_agci.experiments.benchmarks.joining import (
     answer_of,
     check_join,
@@ -153,46 +145,46 @@ def _parts(inputs: Inputs) -> list[Inputs]:
 def _pairs(inputs: Inputs) -> list[Pair]:
     """Answers with their questions: in the order of the questions, with --official in that of the answers."""
     answers = read_scored(inputs.answers[0])
-    given = [_identity(read) for read in answers]
+    given = [_identity(sourced) for sourced in answers]
     questions = _questions(inputs, answers)
-    by_key = {_identity(read): read for read in questions}
+    by_key = {_identity(sourced): sourced for sourced in questions}
     if not inputs.official:
         if len(by_key) < len(questions):
             source = names_of(inputs.questions or inputs.answers)
             raise InputError(f"{source}: a question_id stands more than once in the file.")
         check_join(inputs, map(_identity, questions), given)
         answer_by_key = dict(zip(given, answers, strict=True))
-        return [Pair(read, answer_by_key[key]) for key, read in by_key.items()]
+        return [Pair(sourced, answer_by_key[key]) for key, sourced in by_key.items()]
     check_known(inputs, by_key, given)
-    return [Pair(by_key[key], read) for key, read in zip(given, answers, strict=True)]
+    return [Pair(by_key[key], sourced) for key, sourced in zip(given, answers, strict=True)]
 
 
 def _questions(inputs: Inputs, answers: Sequence[SourcedRow]) -> Sequence[SourcedRow]:
     questions = read_scored(inputs.questions[0]) if inputs.questions else answers
     source = inputs.questions[0] if inputs.questions else inputs.answers[0]
-    for read in questions:
-        if "choices" in read.row and "text" not in read.row:
+    for sourced in questions:
+        if "choices" in sourced.row and "text" not in sourced.row:
             raise InputError(
                 f"{source}: the *_meta.jsonl files (no rotations) are not for evaluation; "
                 "use crpe_exist.jsonl and crpe_relation.jsonl."
             )
-        if "correct_option" not in read.row or "category" not in read.row:
+        if "correct_option" not in sourced.row or "category" not in sourced.row:
             wanted = "as --questions" if inputs.questions else "with --questions, or rows that carry the question"
             raise InputError(
-                f"{read.where}: 'correct_option' and 'category' are missing; give crpe_exist.jsonl or "
+                f"{sourced.where}: 'correct_option' and 'category' are missing; give crpe_exist.jsonl or "
                 f"crpe_relation.jsonl {wanted}."
             )
     return questions
 
 
-def _identity(read: SourcedRow) -> str | int:
-    return identity_of(read, "question_id")
+def _identity(sourced: SourcedRow) -> str | int:
+    return identity_of(sourced, "question_id")
 
 
-def _text(read: SourcedRow, name: str) -> str:
-    value = field_of(read, name)
+def _text(sourced: SourcedRow, name: str) -> str:
+    value = field_of(sourced, name)
     if not isinstance(value, str):
-        raise InputError(f"{read.where}: '{name}' must be text, but is {short(value)}.")
+        raise InputError(f"{sourced.where}: '{name}' must be text, but is {short(value)}.")
     return value
 
 
@@ -205,20 +197,20 @@ def _answer(pair: Pair) -> str:
 
 def build_prompt(row: Row, protocol: str, mode: str) -> Prompt | None:
     """The text holds the options and the instruction already."""
-    read = SourcedRow(f"CRPE question {short(row.get('question_id'))}", row)
-    image = _text(read, "image")
-    text = _text(read, "text")
+    sourced = SourcedRow(f"CRPE question {short(row.get('question_id'))}", row)
+    image = _text(sourced, "image")
+    text = _text(sourced, "text")
     return Prompt(text, text, (image,), image, 128)
 
 
-def read(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
+def read_questions(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
     """Questions from one file, or from the folder with crpe_exist.jsonl and crpe_relation.jsonl."""
     if not path.is_dir():
         return read_scored(path)
     files = [path / name for name in ("crpe_exist.jsonl", "crpe_relation.jsonl") if (path / name).is_file()]
     if not files:
         raise InputError(f"{path}: the folder holds neither crpe_exist.jsonl nor crpe_relation.jsonl.")
-    return [row for file in files for row in read_scored(file)]
+    return read_scored(*files)
 
 
 def looks_like(row: Row) -> bool:
@@ -234,7 +226,7 @@ BENCHMARK = Benchmark(
     headline_of=overall,
     score=score,
     looks_like=looks_like,
-    read=read,
+    read_questions=read_questions,
     build_prompt=build_prompt,
     folder="CRPE",
 )

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from transformers_agci.data.rows import Row, SourcedRow
+
 Image = str | bytes  # a path below the image folder, or an image file's bytes
 Sums = Mapping[str, Any]  # name of a part -> its sum over items: a float, or an array [resamples]
 
@@ -90,7 +91,7 @@ class Benchmark:
     headline_of: Callable[[Sums], Any]
     score: Callable[[Inputs], Score]
     looks_like: Callable[[Row], bool]  # a row of this benchmark's questions or answers
-    read: Callable[[Path, str | None], Sequence[tuple[str, Row]]]  # (where, row) of a data file or folder; setting
+    read_questions: Callable[[Path, str | None], Sequence[SourcedRow]]  # (where, row) of a data file or folder; setting
     build_prompt: Callable[
         [Row, str, str], Prompt | None
     ]  # row, protocol, mode; None: not in the protocol's population

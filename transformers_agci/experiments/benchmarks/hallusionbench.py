@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.data.rows import SourcedRow
+from transformers_agci.data.rows import Row, SourcedRow
 from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.benchmarks.declaration import (
     Benchmark,
     Inputs,
     Item,
     Prompt,
-    Row,
     Score,
     counted,
     mean_score_pct,
@@ -88,11 +87,11 @@ def same_of_reply(reply: str) -> str:
 
 def score(inputs: Inputs) -> Score:
     """Accuracy per question, per question pair, per figure; easy and hard; per category; and who is to blame."""
-    answers = [read for path in inputs.answers for read in read_scored(path)]
+    answers = read_scored(*inputs.answers)
     rows = _joined(inputs, answers)
     judge = _judge(inputs.judge, rows)
-    judged = [_verdict(read, judge) for read in rows]
-    items = [_item(row, read.row) for row, read in zip(judged, rows, strict=True)]
+    judged = [_verdict(sourced, judge) for sourced in rows]
+    items = [_item(row, sourced.row) for row, sourced in zip(judged, rows, strict=True)]
     figures: Row = {
         **aggregate(judged),
         "count": len(judged),
@@ -108,7 +107,7 @@ def score(inputs: Inputs) -> Score:
         if judge == "yes-no"
         else []
     )
-    if judge == "yes-no" and all("judge_reply" in read.row for read in rows):
+    if judge == "yes-no" and all("judge_reply" in sourced.row for sourced in rows):
         notes.append("The rows also hold a judge's replies: --judge replies scores by them.")
     if figures["blame"] is None:
         notes.append("Language and vision shares are left out: they need `same` codes and every pair's figure-0 row.")
@@ -211,21 +210,21 @@ def _cause(row: Judged, original: str) -> str | None:
 
 def _joined(inputs: Inputs, answers: Sequence[SourcedRow]) -> list[SourcedRow]:
     """The answers with the questions' fields; all questions, or all with an image, must be answered once."""
-    given = [_key(read) for read in answers]
+    given = [_key(sourced) for sourced in answers]
     if not inputs.questions:
         check_join(inputs, dict.fromkeys(given), given)
         return list(answers)
-    questions = {_key(read): read for path in inputs.questions for read in read_scored(path)}
+    questions = {_key(sourced): sourced for sourced in read_scored(*inputs.questions)}
     answered = set(given)
     if inputs.official:  # the official program takes whatever rows the file has, but each once
         asked = [key for key in questions if key in answered]
     else:
-        asked = [key for key, read in questions.items() if str(field_of(read, "visual_input")) != "0"]
+        asked = [key for key, sourced in questions.items() if str(field_of(sourced, "visual_input")) != "0"]
         asked = asked if answered == set(asked) else list(questions)
     check_join(inputs, asked, given)
     return [
-        SourcedRow(read.where, {**read.row, **questions[key].row, **_answer_fields(read.row)})
-        for read, key in zip(answers, given, strict=True)
+        SourcedRow(sourced.where, {**sourced.row, **questions[key].row, **_answer_fields(sourced.row)})
+        for sourced, key in zip(answers, given, strict=True)
     ]
 
 
@@ -236,10 +235,10 @@ def _answer_fields(row: Row) -> Row:
 
 def _judge(wanted: str, rows: Sequence[SourcedRow]) -> str:
     """Which verdict the rows are scored by: "codes", "replies" or "yes-no"."""
-    coded = sum(CODE in read.row for read in rows)
+    coded = sum(CODE in sourced.row for sourced in rows)
     if wanted == "auto":
         if 0 < coded < len(rows):
-            bare = next(read for read in rows if CODE not in read.row)
+            bare = next(sourced for sourced in rows if CODE not in sourced.row)
             raise InputError(
                 f"{bare.where}: {coded} of {len(rows)} rows carry '{CODE}', this one does not; "
                 "finish the judging, or score by --judge yes-no."
@@ -248,40 +247,40 @@ def _judge(wanted: str, rows: Sequence[SourcedRow]) -> str:
     return wanted
 
 
-def _verdict(read: SourcedRow, judge: str) -> Judged:
-    key, row = _key(read), read.row
-    gold = str(field_of(read, "gt_answer"))
+def _verdict(sourced: SourcedRow, judge: str) -> Judged:
+    key, row = _key(sourced), sourced.row
+    gold = str(field_of(sourced, "gt_answer"))
     if gold not in (WRONG, RIGHT):
-        raise InputError(f"{read.where}: 'gt_answer' must be 0 or 1, but is {short(gold)}.")
+        raise InputError(f"{sourced.where}: 'gt_answer' must be 0 or 1, but is {short(gold)}.")
     same = str(row[SAME]) if SAME in row else None
     if judge == "codes":
-        code = parsed = str(field_of(read, CODE))
+        code = parsed = str(field_of(sourced, CODE))
         if code not in (WRONG, RIGHT, UNCLEAR):
-            raise InputError(f"{read.where}: '{CODE}' must be 0, 1 or 2, but is {short(row[CODE])}.")
+            raise InputError(f"{sourced.where}: '{CODE}' must be 0, 1 or 2, but is {short(row[CODE])}.")
     elif judge == "replies":
-        code = parsed = code_of_reply(answer_of(read, "judge_reply"))
-        same = same_of_reply(answer_of(read, "same_reply")) if "same_reply" in row else same
+        code = parsed = code_of_reply(answer_of(sourced, "judge_reply"))
+        same = same_of_reply(answer_of(sourced, "same_reply")) if "same_reply" in row else same
     else:
-        parsed = read_answer(answer_of(read, "prediction", "model_prediction"))
+        parsed = read_answer(answer_of(sourced, "prediction", "model_prediction"))
         code = UNCLEAR if parsed == "unclear" else RIGHT if parsed == ("yes" if gold == "1" else "no") else WRONG
         same = None
     excused = key[0] == "VS" and key[3] == "0" and code == UNCLEAR  # "don't know" is honest without an image
-    return Judged(key, str(field_of(read, "visual_input")), gold, parsed, code, same, code == RIGHT or excused)
+    return Judged(key, str(field_of(sourced, "visual_input")), gold, parsed, code, same, code == RIGHT or excused)
 
 
-def _key(read: SourcedRow) -> tuple[str, ...]:
-    return tuple(str(field_of(read, name)) for name in KEY_FIELDS)
+def _key(sourced: SourcedRow) -> tuple[str, ...]:
+    return tuple(str(field_of(sourced, name)) for name in KEY_FIELDS)
 
 
 def build_prompt(row: Row, protocol: str, mode: str) -> Prompt | None:
     """Official: the bare question, with or without image. Paper: those with one, and a Yes/No instruction."""
-    read = SourcedRow(f"HallusionBench question {'_'.join(str(row.get(name)) for name in KEY_FIELDS)}", row)
-    question, filename = field_of(read, "question"), row.get("filename")
+    sourced = SourcedRow(f"HallusionBench question {'_'.join(str(row.get(name)) for name in KEY_FIELDS)}", row)
+    question, filename = field_of(sourced, "question"), row.get("filename")
     if not isinstance(question, str):
-        raise InputError(f"{read.where}: 'question' must be text, but is {short(question)}.")
-    shows = str(field_of(read, "visual_input")) != "0"
+        raise InputError(f"{sourced.where}: 'question' must be text, but is {short(question)}.")
+    shows = str(field_of(sourced, "visual_input")) != "0"
     if shows and not isinstance(filename, str):
-        raise InputError(f"{read.where}: 'filename' must be the image's path, but is {short(filename)}.")
+        raise InputError(f"{sourced.where}: 'filename' must be the image's path, but is {short(filename)}.")
     if protocol == "paper" and not shows:
         return None
     text = f"{question}\n{INSTRUCTION}" if protocol == "paper" else question
@@ -289,7 +288,7 @@ def build_prompt(row: Row, protocol: str, mode: str) -> Prompt | None:
     return Prompt(text, question, (str(filename),) if shows else (), group, 128 if protocol == "paper" else 512)
 
 
-def read(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
+def read_questions(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
     """Questions from one file, or from the folder with HallusionBench.json."""
     return read_scored(path / "HallusionBench.json" if path.is_dir() else path)
 
@@ -307,7 +306,7 @@ BENCHMARK = Benchmark(
     headline_of=mean_score_pct,
     score=score,
     looks_like=looks_like,
-    read=read,
+    read_questions=read_questions,
     build_prompt=build_prompt,
     folder="HallusionBench",
     images=("data", "hallusion_bench", ""),

@@ -12,13 +12,13 @@ from transformers_agci.experiments.benchmarks.declaration import Inputs
 SHOWN_KEYS = 5
 
 
-def read_scored(path: Path) -> list[SourcedRow]:
-    """All rows of a question or answer file, whatever it is called: JSON Lines, a JSON array, or parquet.
+def read_scored(*paths: Path) -> list[SourcedRow]:
+    """All rows of question or answer files, whatever they are called: JSON Lines, JSON arrays, or parquet.
 
     An empty text in place of a row, as the published MMMU-Pro scripts write one for each question that they skip,
     is read as an empty row. NaN passes: the official programs take it, and no figure is made of it.
     """
-    return list(read_rows(path, any_name=True, empty_text_as_row=True, nan=True))
+    return [row for path in paths for row in read_rows(path, any_name=True, empty_text_as_row=True, nan=True)]
 
 
 def field_of(row: SourcedRow, *names: str) -> Any:

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.data.rows import SourcedRow
+from transformers_agci.data.rows import Row, SourcedRow
 from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.benchmarks.declaration import (
     Benchmark,
     Inputs,
     Item,
     Prompt,
-    Row,
     Score,
     counted,
     mean_score,
@@ -131,12 +130,12 @@ def _by_text(response: str, letters: Sequence[str], options: Sequence[Any]) -> s
 
 def score(inputs: Inputs) -> Score:
     """Accuracy with undecided answers at their expectation, the decided ones, and both per subject."""
-    reads = [read for path in inputs.answers for read in read_scored(path)]
-    answered = [read for read in reads if read.row]
+    rows = read_scored(*inputs.answers)
+    answered = [sourced for sourced in rows if sourced.row]
     if not answered:
         raise InputError(f"{names_of(inputs.answers)}: every row is empty.")
     answered = _joined(inputs, answered)
-    items = [_item(read) for read in answered]
+    items = [_item(sourced) for sourced in answered]
     decided = [item for item in items if item.parsed is not None]
     subjects: dict[str, list[Item]] = defaultdict(list)
     for item in items:
@@ -145,7 +144,7 @@ def score(inputs: Inputs) -> Score:
         **_figures(items),
         "decided_correct": int(sum(item.score for item in decided)),
         "decided": len(decided),
-        "skipped": len(reads) - len(answered),
+        "skipped": len(rows) - len(answered),
         "by_subject": {subject: _figures(subjects[subject]) for subject in sorted(subjects)},
     }
     variant = inputs.variant or _variant(inputs.answers[0].name, answered)
@@ -160,8 +159,8 @@ def score(inputs: Inputs) -> Score:
             f"{figures['skipped']} empty rows were not asked (the published scripts skip questions without "
             "exactly one image) and are left out; the official program stops at them."
         )
-    if len(reads) != ROWS:
-        notes.append(f"The file has {len(reads)} rows; the official program takes {ROWS} only.")
+    if len(rows) != ROWS:
+        notes.append(f"The file has {len(rows)} rows; the official program takes {ROWS} only.")
     return Score(f"{variant}, {len(items)} questions", figures, items, tuple(notes))
 
 
@@ -173,30 +172,30 @@ def _figures(items: Sequence[Item]) -> Row:
     }
 
 
-def _item(read: SourcedRow) -> Item:
-    if "options" not in read.row:
+def _item(sourced: SourcedRow) -> Item:
+    if "options" not in sourced.row:
         raise InputError(
-            f"{read.where}: the field 'options' is missing. Rows must be the dataset's with 'response' "
+            f"{sourced.where}: the field 'options' is missing. Rows must be the dataset's with 'response' "
             "added; --questions gives the dataset's rows where they are not."
         )
-    options = read_options(read.row["options"], read.where)
-    response = field_of(read, "response", "prediction")
+    options = read_options(sourced.row["options"], sourced.where)
+    response = field_of(sourced, "response", "prediction")
     if not isinstance(response, str | dict):
         raise InputError(
-            f"{read.where}: the response must be text, but is {short(response)}; write '' for an empty one."
+            f"{sourced.where}: the response must be text, but is {short(response)}; write '' for an empty one."
         )
-    gold = field_of(read, "answer")
+    gold = field_of(sourced, "answer")
     letter = read_answer("" if isinstance(response, dict) else response, options)
     chance = 1 / len(options) if gold in letters_of(options) else 0.0
     value = chance if letter is None else float(letter == gold)
-    fields = {"score": value, "subject": _subject(read.row)}
+    fields = {"score": value, "subject": _subject(sourced.row)}
     return Item(
-        read.row.get("id"),
+        sourced.row.get("id"),
         letter,
         gold,
         value,
-        read.row.get("id"),
-        read.row.get("id"),
+        sourced.row.get("id"),
+        sourced.row.get("id"),
         counted(value),
         binary=False,
         fields=fields if letter is None else {"correct": letter == gold, **fields},
@@ -214,18 +213,19 @@ def _subject(row: Row) -> str:
 
 def _joined(inputs: Inputs, answered: list[SourcedRow]) -> list[SourcedRow]:
     """Rows with their question. By default each id once; with --questions each question answered."""
-    given = [identity_of(read, "id") for read in answered]
+    given = [identity_of(sourced, "id") for sourced in answered]
     if not inputs.questions:
         if not inputs.official:
             check_join(inputs, dict.fromkeys(given), given)
         return answered
-    questions = {identity_of(read, "id"): read for path in inputs.questions for read in read_scored(path)}
+    questions = {identity_of(sourced, "id"): sourced for sourced in read_scored(*inputs.questions)}
     if inputs.official:
         check_known(inputs, questions, given)
     else:
         check_join(inputs, questions, given)
     return [
-        SourcedRow(read.where, {**questions[key].row, **read.row}) for read, key in zip(answered, given, strict=True)
+        SourcedRow(sourced.where, {**questions[key].row, **sourced.row})
+        for sourced, key in zip(answered, given, strict=True)
     ]
 
 
@@ -238,7 +238,7 @@ def _variant(name: str, rows: Sequence[SourcedRow]) -> str:
     if ten is None and "standard" not in name:
         return f"setting unknown (the file's name does not tell it), {mode}"
     if ten is None:
-        most = max(len(read_options(read.row.get("options"), read.where)) for read in rows)
+        most = max(len(read_options(sourced.row.get("options"), sourced.where)) for sourced in rows)
         ten = "10" if most > 4 else "4"
     return f"standard ({ten} options), {mode}"
 
@@ -268,13 +268,13 @@ def _image(row: Row, name: str, where: str) -> str | bytes:
     return value
 
 
-def read(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
+def read_questions(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
     """Rows of one file, or of the parquet files in a folder or, in a clone of the data set, in the setting's folder."""
     if not path.is_dir():
         return read_scored(path)
     of_setting = path / (setting or SETTINGS[0])
     folder = of_setting if of_setting.is_dir() else path
-    rows = [row for file in sorted(folder.glob("*.parquet")) for row in read_scored(file)]
+    rows = read_scored(*sorted(folder.glob("*.parquet")))
     if not rows:
         raise InputError(
             f"{folder}: the folder holds no parquet files. A clone of MMMU/MMMU_Pro has them in folders "
@@ -298,7 +298,7 @@ BENCHMARK = Benchmark(
     headline_of=mean_score,
     score=score,
     looks_like=looks_like,
-    read=read,
+    read_questions=read_questions,
     build_prompt=build_prompt,
     folder="MMMU",
     modes=("direct", "cot"),

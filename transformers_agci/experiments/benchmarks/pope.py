@@ -5,17 +5,9 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from transformers_agci.data.rows import SourcedRow
+from transformers_agci.data.rows import Row, SourcedRow
 from transformers_agci.errors import InputError, short
-from transformers_agci.experiments.benchmarks.declaration import (
-    Benchmark,
-    Inputs,
-    Item,
-    Prompt,
-    Row,
-    Score,
-    Sums,
-)
+from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Item, Prompt, Score, Sums
 from transformers_agci.experiments.benchmarks.joining import (
     answer_of,
     check_join,
@@ -44,7 +36,7 @@ class Label(NamedTuple):
 class Answer(NamedTuple):
     """One answer, with its category and, where the files carry them, its key (category, image, question)."""
 
-    read: SourcedRow
+    sourced: SourcedRow
     category: str
     key: Hashable | None
 
@@ -73,7 +65,7 @@ def score(inputs: Inputs) -> Score:
 
 def _item(answer: Answer, label: Label | None) -> Item:
     """A scored answer; one beyond the last label (official pairing only) counts for the yes ratio alone."""
-    parsed = read_answer(answer_of(answer.read, "prediction", "text"))
+    parsed = read_answer(answer_of(answer.sourced, "prediction", "text"))
     yes = parsed == "yes"
     name = answer.category
     parts = {f"{name}.answers": 1.0, f"{name}.said_yes": float(yes)}
@@ -81,14 +73,14 @@ def _item(answer: Answer, label: Label | None) -> Item:
         outcome = ("tn", "fp", "fn", "tp")[2 * label.positive + yes]
         parts |= {f"{name}.{kind}": float(kind == outcome) for kind in ("tp", "fp", "tn", "fn")}
     gold = None if label is None else "yes" if label.positive else "no"
-    row = answer.read.row
+    row = answer.sourced.row
     return Item(
         id=row.get("question_id", row.get("id")),
         parsed=parsed,
         gold=gold,
         score=float(parsed == gold),
-        cluster=label.image if label else answer.read.where,
-        key=label.key if label else answer.read.where,
+        cluster=label.image if label else answer.sourced.where,
+        key=label.key if label else answer.sourced.where,
         parts=parts,
         fields={"category": name},
     )
@@ -150,18 +142,18 @@ def _from_labelled_rows(inputs: Inputs) -> list[tuple[Answer, Label | None]]:
     """Rows shaped like lmms-lab/POPE carry their own label in `answer`."""
     pairs: list[tuple[Answer, Label | None]] = []
     keys = []
-    for read in (read for path in inputs.answers for read in read_scored(path)):
-        if "category" not in read.row or not {"answer", "label"} & set(read.row):
+    for sourced in read_scored(*inputs.answers):
+        if "category" not in sourced.row or not {"answer", "label"} & set(sourced.row):
             raise InputError(
-                f"{read.where}: without --annotations a row must carry 'category', 'answer' (yes or no) and "
+                f"{sourced.where}: without --annotations a row must carry 'category', 'answer' (yes or no) and "
                 "'prediction', as lmms-lab/POPE's do; LLaVA's files need "
                 "--annotations, the folder with coco_pope_<category>.json, and --questions."
             )
-        category = _category(read)
-        key = _row_key(read.row, category) or (category, identity_of(read, "question_id", "id"))
-        image = _image_name(read.row) or str(key)
+        category = _category(sourced)
+        key = _row_key(sourced.row, category) or (category, identity_of(sourced, "question_id", "id"))
+        image = _image_name(sourced.row) or str(key)
         keys.append(key)
-        pairs.append((Answer(read, category, key), Label(key, image, field_of(read, "answer", "label") != "no")))
+        pairs.append((Answer(sourced, category, key), Label(key, image, field_of(sourced, "answer", "label") != "no")))
     if not inputs.official:
         check_join(inputs, dict.fromkeys(keys), keys)
     return pairs
@@ -218,43 +210,43 @@ def _labels(folder: Path) -> dict[str, list[Label]]:
         category = path.name[len(PREFIX) : -len(SUFFIX)]
         labels[category] = [
             Label(
-                _row_key(read.row, category) or (category, read.where),
-                _image_name(read.row) if _question(read.row) else "",
-                field_of(read, "label") != "no",
+                _row_key(sourced.row, category) or (category, sourced.where),
+                _image_name(sourced.row) if _question(sourced.row) else "",
+                field_of(sourced, "label") != "no",
             )
-            for read in read_scored(path)
+            for sourced in read_scored(path)
         ]
     return labels
 
 
 def _answers(inputs: Inputs) -> list[Answer]:
     """The answers with their category; in the order of the question file, unless --official asks for the file's own."""
-    reads = [read for path in inputs.answers for read in read_scored(path)]
+    answer_rows = read_scored(*inputs.answers)
     if not inputs.questions:
-        return [_answer(read, read) for read in reads]
-    questions = {identity_of(read, "question_id"): read for path in inputs.questions for read in read_scored(path)}
-    given = [identity_of(read, "question_id") for read in reads]
+        return [_answer(sourced, sourced) for sourced in answer_rows]
+    questions = {identity_of(sourced, "question_id"): sourced for sourced in read_scored(*inputs.questions)}
+    given = [identity_of(sourced, "question_id") for sourced in answer_rows]
     if inputs.official:
         check_known(inputs, questions, given)
     else:
         check_join(inputs, questions, given)
         place = {key: n for n, key in enumerate(questions)}
-        reads.sort(key=lambda read: place[read.row["question_id"]])
-    return [_answer(read, questions[read.row["question_id"]]) for read in reads]
+        answer_rows.sort(key=lambda sourced: place[sourced.row["question_id"]])
+    return [_answer(sourced, questions[sourced.row["question_id"]]) for sourced in answer_rows]
 
 
-def _answer(read: SourcedRow, question: SourcedRow) -> Answer:
+def _answer(sourced: SourcedRow, question: SourcedRow) -> Answer:
     category = _category(question)
     key = _row_key(question.row, category)
-    if key is None and "prediction" in read.row:  # else the row's `text` is the answer, not the question
-        key = _row_key(read.row, category)
-    return Answer(read, category, key)
+    if key is None and "prediction" in sourced.row:  # else the row's `text` is the answer, not the question
+        key = _row_key(sourced.row, category)
+    return Answer(sourced, category, key)
 
 
-def _category(read: SourcedRow) -> str:
-    category = field_of(read, "category")
+def _category(sourced: SourcedRow) -> str:
+    category = field_of(sourced, "category")
     if not isinstance(category, str):
-        raise InputError(f"{read.where}: 'category' must be text, but is {short(category)}.")
+        raise InputError(f"{sourced.where}: 'category' must be text, but is {short(category)}.")
     return category
 
 
@@ -282,16 +274,16 @@ def build_prompt(row: Row, protocol: str, mode: str) -> Prompt | None:
     text = row["question"] if isinstance(row.get("question"), str) else row.get("text")
     if not isinstance(text, str):
         raise InputError(f"POPE question {short(row.get('question_id'))}: there is no 'question' and no 'text'.")
-    picture = row.get("image")
-    if isinstance(picture, dict):
-        picture = picture.get("bytes")
-    if not isinstance(picture, str | bytes):
+    image = row.get("image")
+    if isinstance(image, dict):
+        image = image.get("bytes")
+    if not isinstance(image, str | bytes):
         raise InputError(f"POPE question {short(row.get('question_id'))}: 'image' is neither a path nor an image.")
     question = text.removesuffix(f"\n{INSTRUCTION}")
-    return Prompt(f"{question}\n{INSTRUCTION}", question, (picture,), _image_name(row) or row.get("question_id"), 128)
+    return Prompt(f"{question}\n{INSTRUCTION}", question, (image,), _image_name(row) or row.get("question_id"), 128)
 
 
-def read(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
+def read_questions(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
     """Questions from one file, or from a folder of parquet files or of coco_pope_<category>.json files.
 
     Of a clone of lmms-lab/POPE the 9000 rows in data/ are read, or those in Full/, which are the same.
@@ -300,7 +292,7 @@ def read(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
         return read_scored(path)
     rows: list[SourcedRow] = []
     for folder in (path, path / "data", path / "Full"):
-        rows = [row for file in sorted(folder.glob("*.parquet")) for row in read_scored(file)]
+        rows = read_scored(*sorted(folder.glob("*.parquet")))
         if rows:
             return rows
     for file in sorted(path.glob(f"{PREFIX}*{SUFFIX}"), key=lambda file: _order(file.name)):
@@ -329,7 +321,7 @@ BENCHMARK = Benchmark(
     headline_of=mean_f1,
     score=score,
     looks_like=looks_like,
-    read=read,
+    read_questions=read_questions,
     build_prompt=build_prompt,
     folder="POPE",
     images=("val2014", "images", ""),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.data.rows import SourcedRow
+from transformers_agci.data.rows import Row, SourcedRow
 from transformers_agci.data.scienceqa import conversations
 from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.benchmarks.declaration import (
@@ -13,7 +13,6 @@ from transformers_agci.experiments.benchmarks.declaration import (
     Inputs,
     Item,
     Prompt,
-    Row,
     Score,
     counted,
     mean_score_pct,
@@ -51,9 +50,9 @@ def read_answer(text: str) -> str:
 
 def score(inputs: Inputs) -> Score:
     """Accuracy over all items, and over those whose prompt has an image."""
-    answers = [read for path in inputs.answers for read in read_scored(path)]
+    answers = read_scored(*inputs.answers)
     problems = _problems(inputs, answers)
-    given = [identity_of(read, "question_id", "id") for read in answers]
+    given = [identity_of(sourced, "question_id", "id") for sourced in answers]
     asked = list(problems)
     if not inputs.official:
         with_image = [key for key, problem in problems.items() if problem.has_image]
@@ -113,8 +112,8 @@ def _problems(inputs: Inputs, answers: Sequence[SourcedRow]) -> dict[Any, Proble
             raise InputError("scienceqa needs --problems and --splits together, or --questions.")
         return _from_splits(inputs.problems, inputs.splits, inputs.split)
     if inputs.questions:
-        return _from_conversations([read for path in inputs.questions for read in read_scored(path)])
-    if all("conversations" in read.row for read in answers):
+        return _from_conversations(read_scored(*inputs.questions))
+    if all("conversations" in sourced.row for sourced in answers):
         return _from_conversations(answers)
     raise InputError(
         "scienceqa needs the questions: --problems problems.json --splits pid_splits.json, or --questions "
@@ -145,12 +144,14 @@ def _problem(row: Any, where: str) -> Problem:
 
 def _from_conversations(rows: Sequence[SourcedRow]) -> dict[Any, Problem]:
     problems = {}
-    for read in rows:
-        gold = _turn(read.row, "gpt", read.where)
+    for sourced in rows:
+        gold = _turn(sourced.row, "gpt", sourced.where)
         if gold not in tuple(LETTERS):
-            raise InputError(f"{read.where}: the 'gpt' turn must be a letter A to E, but is {short(gold)}.")
-        choices = choice_count(_human(read.row, read.where))
-        problems[identity_of(read, "id", "question_id")] = Problem(LETTERS.index(gold), choices, "image" in read.row)
+            raise InputError(f"{sourced.where}: the 'gpt' turn must be a letter A to E, but is {short(gold)}.")
+        choices = choice_count(_human(sourced.row, sourced.where))
+        problems[identity_of(sourced, "id", "question_id")] = Problem(
+            LETTERS.index(gold), choices, "image" in sourced.row
+        )
     return problems
 
 
@@ -196,7 +197,7 @@ def build_prompt(row: Row, protocol: str, mode: str) -> Prompt | None:
     )
 
 
-def read(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
+def read_questions(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
     """Questions from llava_test_CQM-A.json, or from a folder that holds it, or problems.json and pid_splits.json."""
     if not path.is_dir():
         return read_scored(path)
@@ -223,8 +224,11 @@ BENCHMARK = Benchmark(
     headline_of=mean_score_pct,
     score=score,
     looks_like=looks_like,
-    read=read,
+    read_questions=read_questions,
     build_prompt=build_prompt,
     folder="ScienceQA",
     images=("images/test", "images", "test", ""),
 )
+
+
+LETTERS = "ABCDE"

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from transformers_agci.data.rows import SourcedRow
+from transformers_agci.data.rows import Row, SourcedRow
 from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.benchmarks.contractions import CONTRACTIONS
 from transformers_agci.experiments.benchmarks.declaration import (
@@ -13,7 +13,6 @@ from transformers_agci.experiments.benchmarks.declaration import (
     Inputs,
     Item,
     Prompt,
-    Row,
     Score,
     counted,
     mean_score,
@@ -107,13 +106,13 @@ def score(inputs: Inputs) -> Score:
     if inputs.annotations is None:
         raise InputError("textvqa needs --annotations TextVQA_0.5.1_val.json, the file with the human answers.")
     asked, humans = _annotations(inputs.annotations)
-    answers = [read for path in inputs.answers for read in read_scored(path)]
-    keys = [_key(read) for read in answers]
+    answers = read_scored(*inputs.answers)
+    keys = [_key(sourced) for sourced in answers]
     if inputs.official:
         check_known(inputs, humans, keys)
     else:
         check_join(inputs, asked, keys)
-    items = [_item(read, key, humans[key]) for read, key in zip(answers, keys, strict=True)]
+    items = [_item(sourced, key, humans[key]) for sourced, key in zip(answers, keys, strict=True)]
     accuracy = sum(item.score for item in items) / len(items)
     notes = (
         ()
@@ -125,8 +124,8 @@ def score(inputs: Inputs) -> Score:
     return Score(f"{len(items)} answers", {"accuracy": accuracy, "count": len(items)}, items, notes)
 
 
-def _item(read: SourcedRow, key: tuple[str | int, str], humans: list[str]) -> Item:
-    answer = answer_of(read, "prediction", "text")
+def _item(sourced: SourcedRow, key: tuple[str | int, str], humans: list[str]) -> Item:
+    answer = answer_of(sourced, "prediction", "text")
     value = soft_score(answer, humans)
     return Item(
         key[0], normalise(answer), humans, value, key[0], key, counted(value), binary=False, fields={"question": key[1]}
@@ -142,40 +141,40 @@ def _annotations(path: Path) -> tuple[list[Hashable], dict[Hashable, list[str]]]
     asked: list[Hashable] = []
     humans: dict[Hashable, list[str]] = {}
     for number, row in enumerate(rows, 1):
-        read = SourcedRow(f"{path.name}: annotation {number}", row if isinstance(row, dict) else {})
-        question, answers = field_of(read, "question"), field_of(read, "answers")
+        sourced = SourcedRow(f"{path.name}: annotation {number}", row if isinstance(row, dict) else {})
+        question, answers = field_of(sourced, "question"), field_of(sourced, "answers")
         if not isinstance(question, str) or not isinstance(answers, list) or len(answers) != HUMANS:
-            raise InputError(f"{read.where} needs 'question' (text) and exactly {HUMANS} 'answers'.")
+            raise InputError(f"{sourced.where} needs 'question' (text) and exactly {HUMANS} 'answers'.")
         if not all(isinstance(answer, str) for answer in answers):
-            raise InputError(f"{read.where}: every human answer must be text.")
-        key = (identity_of(read, "image_id"), question.lower())
+            raise InputError(f"{sourced.where}: every human answer must be text.")
+        key = (identity_of(sourced, "image_id"), question.lower())
         asked.append(key)
         humans[key] = answers
     return asked, humans
 
 
-def _key(read: SourcedRow) -> tuple[str | int, str]:
+def _key(sourced: SourcedRow) -> tuple[str | int, str]:
     """(image id, question). A question row with `prediction` added holds the prompt in `text`."""
-    prompt = field_of(read, *(("prompt", "text", "qs") if "prediction" in read.row else ("prompt",)))
+    prompt = field_of(sourced, *(("prompt", "text", "qs") if "prediction" in sourced.row else ("prompt",)))
     question = question_of(prompt) if isinstance(prompt, str) else None
     if question is None:
         raise InputError(
-            f"{read.where}: no question can be read from the prompt {short(prompt)}: LLaVA's has two lines (question, "
-            f"instruction) or three with '{OCR} ...' before or after the question."
+            f"{sourced.where}: no question can be read from the prompt {short(prompt)}: LLaVA's has two lines "
+            f"(question, instruction) or three with '{OCR} ...' before or after the question."
         )
-    return identity_of(read, "question_id"), question
+    return identity_of(sourced, "question_id"), question
 
 
 def build_prompt(row: Row, protocol: str, mode: str) -> Prompt | None:
     """LLaVA's question file holds the finished prompt: question, OCR tokens, instruction."""
-    read = SourcedRow(f"TextVQA question {short(row.get('question_id'))}", row)
-    text, image = field_of(read, "text"), field_of(read, "image")
+    sourced = SourcedRow(f"TextVQA question {short(row.get('question_id'))}", row)
+    text, image = field_of(sourced, "text"), field_of(sourced, "image")
     if not isinstance(text, str) or not isinstance(image, str):
-        raise InputError(f"{read.where}: 'text' and 'image' must be text.")
+        raise InputError(f"{sourced.where}: 'text' and 'image' must be text.")
     return Prompt(text, text.removesuffix(f"\n{INSTRUCTION}"), (image,), image, 128)
 
 
-def read(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
+def read_questions(path: Path, setting: str | None = None) -> Sequence[SourcedRow]:
     """Questions from one file, or from the folder with llava_textvqa_val_v051_ocr.jsonl."""
     return read_scored(path / "llava_textvqa_val_v051_ocr.jsonl" if path.is_dir() else path)
 
@@ -197,7 +196,7 @@ BENCHMARK = Benchmark(
     headline_of=mean_score,
     score=score,
     looks_like=looks_like,
-    read=read,
+    read_questions=read_questions,
     build_prompt=build_prompt,
     folder="TextVQA",
     images=("train_images", "images", ""),
