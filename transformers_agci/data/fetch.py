@@ -14,7 +14,7 @@ from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.images import resolve_below
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.data.rows import SUFFIXES, Row, read_rows
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 from transformers_agci.storage.atomic import open_atomic, write_atomic
 
 # The older names come second (METHOD: the sets were published as BaPA's first).
@@ -195,4 +195,4 @@ def _members(archive: Path) -> Iterator[Member]:
 
 
 def _not_a_file(archive: Path, name: str) -> InputError:
-    return InputError(f"{archive.name}: {name!r} is a link or a device; only plain files are unpacked.")
+    return InputError(f"{archive.name}: {short(name)} is a link or a device; only plain files are unpacked.")

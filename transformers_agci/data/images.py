@@ -5,7 +5,7 @@ from pathlib import Path, PureWindowsPath
 
 from PIL import Image
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 
 MAX_PIXELS = 50_000_000  # 150 MB as RGB; a larger one is refused unread (decompression bombs)
 
@@ -25,12 +25,14 @@ def resolve_below(root: Path | str, name: str, where: str) -> Path:
     """
     windows = PureWindowsPath(name)
     if not name or "\0" in name or name.startswith(("/", "\\")) or windows.drive or ".." in windows.parts:
-        raise InputError(f"{where}: the path {name!r} must be relative and without '..': it has to stay below {root}.")
+        raise InputError(
+            f"{where}: the path {short(name)} must be relative and without '..': it has to stay below {root}."
+        )
     base = Path(root).resolve()
     path = (base / name).resolve()
     if not path.is_relative_to(base):
         raise InputError(
-            f"{where}: {name!r} is a link that leads out of {root} (to {path}); put the file itself below {root}."
+            f"{where}: {short(name)} is a link that leads out of {root} (to {path}); put the file itself below {root}."
         )
     return path
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers_agci.data.rows import Row
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.json_file import read_json_object
 
@@ -46,13 +46,13 @@ def write_questions(problems: Path, pid_splits: Path, split: str, output: Path) 
 def _conversation(by_key: Mapping[str, Any], key: Any, problems: Path) -> Row:
     problem = by_key.get(str(key))
     if not isinstance(problem, dict):
-        raise InputError(f"{problems}: question {key!r} of the split is missing.")
+        raise InputError(f"{problems}: question {short(key)} of the split is missing.")
     question, choices, answer = problem.get("question"), problem.get("choices"), problem.get("answer")
     listed = choices[: len(LETTERS)] if isinstance(choices, list) else []
     if not isinstance(question, str) or not isinstance(answer, int) or not 0 <= answer < len(listed):
         raise InputError(
-            f"{problems}: question {key!r} needs a 'question' (text), 'choices' (a list) and an 'answer' (the index of "
-            f"one of the first {len(LETTERS)} choices)."
+            f"{problems}: question {short(key)} needs a 'question' (text), 'choices' (a list) and an 'answer' (the "
+            f"index of one of the first {len(LETTERS)} choices)."
         )
     context = str(problem.get("hint") or "").strip()
     listing = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, listed, strict=False))

@@ -9,7 +9,7 @@ from transformers_agci.data.composites import fit
 from transformers_agci.data.grid import Grid
 from transformers_agci.data.images import TooLarge, decode_image
 from transformers_agci.data.sources import Pair
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 
 MIN_SIDE = 64  # pixels
 MAX_ASPECT = 10  # longer side / shorter side; beyond it a cell shows a strip of less than 27 px
@@ -96,7 +96,7 @@ def screen(pair: Pair, seen: Seen, grid: Grid, background: str) -> Cell | Droppe
     if not pair.caption:
         return Dropped("no caption", "the caption is empty")
     if seen.has_caption(pair.caption):
-        return Dropped("duplicate caption", f"the caption {pair.caption!r} has been used")
+        return Dropped("duplicate caption", f"the caption {short(pair.caption)} has been used")
     decoded = _decoded(pair.image, grid)
     if isinstance(decoded, Dropped):
         return decoded

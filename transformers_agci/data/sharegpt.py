@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers_agci.data.instruct import IMAGE_TOKEN
 from transformers_agci.data.rows import OnError, Row, read_rows, require
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 from transformers_agci.storage.json_file import read_json_object
 
 INFO_FILE = "dataset_info.json"
@@ -103,7 +103,7 @@ class DatasetEntry:
         for number, (role, turn) in enumerate(said):
             if role != speakers[number % 2]:
                 raise InputError(
-                    f"{turn.where}: the role is {role!r}, but it must be {speakers[number % 2]!r} here: "
+                    f"{turn.where}: the role is {short(role)}, but it must be {speakers[number % 2]!r} here: "
                     f"{speakers[0]!r} and {speakers[1]!r} take turns (after at most one system turn)."
                 )
         if not said or len(said) % 2:
@@ -117,7 +117,7 @@ class DatasetEntry:
             if not isinstance(name, str) or not name:
                 raise InputError(
                     f"{where}, {field}[{number}]: an image is named by its path below the media folder, "
-                    f"but this is {name!r}."
+                    f"but this is {short(name)}."
                 )
         return tuple(names)
 
@@ -136,17 +136,19 @@ def read_entry(folder: Path, name: str) -> DatasetEntry:
     if name not in entries:
         near = get_close_matches(name, entries, n=1)
         hint = f" Did you mean: {near[0]}?" if near else ""
-        raise InputError(f"{path} has no data set {name!r}.{hint} Available: {', '.join(sorted(entries)) or 'none'}.")
+        raise InputError(
+            f"{path} has no data set {short(name)}.{hint} Available: {', '.join(sorted(entries)) or 'none'}."
+        )
     return _entry(entries[name], name, path)
 
 
 def _entry(found: Mapping[str, Any], name: str, path: Path) -> DatasetEntry:
     where = f"{path}, {name}"
     if found.get("formatting") != "sharegpt":
-        raise InputError(f'{where}: "formatting" must be "sharegpt", but is {found.get("formatting", "not given")!r}.')
+        raise InputError(f'{where}: "formatting" must be "sharegpt", but is {short(found.get("formatting"))}.')
     other = sorted(set(found) - set(ENTRY_KEYS))
     if other:
-        raise InputError(f"{where}: the key {other[0]!r} is not served here; known: {', '.join(ENTRY_KEYS)}.")
+        raise InputError(f"{where}: the key {short(other[0])} is not served here; known: {', '.join(ENTRY_KEYS)}.")
     if not isinstance(found.get("file_name"), str):
         raise InputError(f'{where}: "file_name" must name the file with the rows.')
     file = path.parent / found["file_name"]
@@ -172,5 +174,5 @@ def _settings(
         raise InputError(f'{where}: "{part}" must be a JSON object.')
     unknown = sorted(set(given) - set(defaults) - set(passed_over))
     if unknown:
-        raise InputError(f'{where}: {unknown[0]!r} in "{part}" is not served here; known: {", ".join(defaults)}.')
+        raise InputError(f'{where}: {short(unknown[0])} in "{part}" is not served here; known: {", ".join(defaults)}.')
     return {key: given.get(key) for key in defaults}
