@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from transformers_agci.cli import COMMANDS, main
+from transformers_agci.cli import COMMANDS, command_parser, find_command, main
+from transformers_agci.commands.options import with_flags
 
 
 def test_every_command_has_its_file_and_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,3 +72,46 @@ def test_a_process_of_torchrun_ends_with_the_commands_code(words, code) -> None:
     )
     assert done.returncode == code
     assert "transformers-agci" in done.stdout if code == 0 else "Did you mean: probe?" in done.stderr
+
+
+def test_a_reader_that_leaves_does_not_stop_the_work(tmp_path: Path) -> None:
+    """The pipe is closed before the first line is written; every row and the map are there all the same."""
+    answers, reader = tmp_path / "A.jsonl", "import sys; sys.stdin.close()"
+    command = f"{{ sleep 1; {sys.executable} -m transformers_agci.cli probe --items 1 --quiet --answer_file {answers}; "
+    command += f"echo $? >&2; }} | {sys.executable} -c '{reader}'"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "0", done.stderr
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+    assert len(answers.read_text().splitlines()) == 18
+
+
+def test_quantities_are_spelled_as_the_commands_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Messages from below commands/ name the quantity; what is no option of the command stays as it is."""
+    command = find_command(["data", "check"])
+    assert command is not None
+    parser = command_parser(command)
+    said = "give `img_path` or `file`, not `overwrite`"
+    assert with_flags(said, parser) == "give --img_path or FILE, not `overwrite`"
+    assert main(["flow", "--img_path", str(tmp_path), "--device", "cpu", "--output_dir", str(tmp_path / "o")]) == 2
+    assert capsys.readouterr().err.startswith("agci: --img_path belongs to --eval_file")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["probe", "--items", "0"], "--items must be at least 1, but is 0."),
+        (["probe", "--items", "0x10"], "--items must be a whole number, but is '0x10'."),
+        (["probe", "--workers", "-999"], "--workers must be at least 0, but is -999."),
+        (["probe", "--seed", "9" * 5000], "--seed must be a whole number, but is '999"),
+        (["probe", "--planted_bias", "nan"], "--planted_bias must be a finite number, but is 'nan'."),
+        (["probe", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
+        (["probe", "--nothing"], "unrecognized arguments: --nothing."),
+        (["probe", "--shard", ""], "--shard must be i/n with 0 <= i < n"),
+        (["benchmark", "pope"], "the following arguments are required: --model_path"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"agci: {sentence}") and said.err.count("\n") == 1
+    assert not said.out

@@ -171,7 +171,7 @@ def test_scienceqa_conversations(tmp_path: Path, capsys: pytest.CaptureFixture[s
         str(output),
     ]
     assert main(arguments) == 0
-    assert "2 items, 1 with an image; gold B 1, C 1" in capsys.readouterr().out
+    assert "2 items, 1 with an image; correct answers: B 1, C 1" in capsys.readouterr().out
     assert json.loads(output.read_text()) == [
         {
             "id": "5",

@@ -59,7 +59,7 @@ def test_fine_tuning_commands_can_be_typed() -> None:
         if program == "agci":
             command = cli.find_command(words)
             assert command is not None, line
-            parser = cli.command_parser(command, command.load())
+            parser = cli.command_parser(command)
             parser.parse_args(words)
         for word in words:
             assert (ROOT / word).is_file() == word.startswith("configs/"), word

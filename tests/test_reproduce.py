@@ -41,5 +41,5 @@ def test_every_command_can_be_typed(family) -> None:
             words = ["agci", shlex.split(inner[1].replace(",", " "))[0], *words[words.index(script) + 1 :]]
         command = cli.find_command(words[1:])
         assert command is not None, line
-        parser = cli.command_parser(command, command.load())
+        parser = cli.command_parser(command)
         parser.parse_args(words[1:])

@@ -4,10 +4,11 @@ import argparse
 import contextlib
 import importlib
 import inspect
+import io
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, NoReturn, TextIO
 
 from transformers_agci.commands.options import Parser, with_flags
 from transformers_agci.errors import InputError
@@ -117,10 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command is None:
             return _list_commands(arguments)
         loaded = command.load()
-        parser = command_parser(command, loaded)
+        parser = command_parser(command)
         args = parser.parse_args(arguments)
         try:
-            return int(loaded.run(args))
+            with contextlib.redirect_stdout(_UntilClosed(sys.stdout)):
+                return int(loaded.run(args))
         except InputError as error:
             raise InputError(with_flags(str(error), parser)) from error
     except InputError as error:
@@ -136,16 +138,47 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except BrokenPipeError:  # `agci ... | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         print("agci: interrupted; what was finished is kept, the same command goes on from there.", file=sys.stderr)
         return 130
 
 
-def command_parser(command: Command, loaded: LoadedCommand) -> argparse.ArgumentParser:
+class _UntilClosed(io.TextIOBase):
+    """A standard output whose reader may leave: `agci probe | head -1` has seen enough, the work goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._until_closed():
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._until_closed():
+            self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @contextlib.contextmanager
+    def _until_closed(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+def command_parser(command: Command) -> argparse.ArgumentParser:
     """The parser of one command; its words are the first arguments."""
+    loaded = command.load()
     parser = Parser(
         f"agci {command.words}",
         description=loaded.description,
