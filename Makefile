@@ -1,5 +1,7 @@
 # make demo     environment, then the position probe on the embedded model: 3,600 answers, a table, a heat map
 # make study    the embedded model fine-tuned with lambda 0 and 0.5, five seeds, and probed: ten minutes of one core
+# make ruler    a decoder bias of known size on the embedded model, and what AGCI does to it: minutes of two cores
+# make ruler-calibration  how often the ruler and its verdict are wrong, over 100 item sets: 25 minutes of one core
 # make test     environment, then the default tests (offline, CPU)
 # make check    lint, types and import contracts
 # make slow     the tests that start processes or take long
@@ -46,13 +48,19 @@ define LAYER
 	$(1)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
 endef
 
-.PHONY: demo study test check slow contract train-env train-test lmms-env lmms-eval clean
+.PHONY: demo study ruler ruler-calibration test check slow contract train-env train-test lmms-env lmms-eval clean
 
 demo: $(VENV)/.eval
 	$(BIN)/agci demo --output_dir demo
 
 study: $(VENV)/.eval
 	$(BIN)/agci study --output_dir study
+
+ruler: $(VENV)/.eval
+	$(BIN)/agci ruler --output_dir ruler
+
+ruler-calibration: $(VENV)/.eval
+	$(BIN)/agci ruler --calibration --output_dir ruler
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2

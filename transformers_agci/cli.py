@@ -47,6 +47,7 @@ class LoadedCommand(NamedTuple):
 GROUPS: Mapping[str, tuple[Command, ...]] = {
     "spatial bias": (
         Command("demo", "embedded", "from nothing to a heat map: the embedded model, with and without AGCI", "demo"),
+        Command("ruler", "embedded", "biases of known size on the embedded model, what AGCI does to them", "ruler"),
         Command("probe", "probe", "the position probe: ask a model about every cell of a grid"),
         Command("metrics", "metrics", "the position probe's results in numbers and as a map"),
         Command("similarity", "similarity", "how well the vision encoder understands an image in each of nine places"),

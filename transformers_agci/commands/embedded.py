@@ -1,4 +1,4 @@
-"""agci demo, study, train-embedded: what needs no model of your own."""
+"""agci demo, ruler, study, train-embedded: what needs no model of your own."""
 
 import argparse
 import functools
@@ -34,6 +34,55 @@ def run_demo(args: argparse.Namespace) -> int:
     from transformers_agci.experiments.demo import Demo
 
     Demo(args.output_dir, args.items, args.seed, args.processes, args.model, args.planted_bias).run()
+    return 0
+
+
+def add_ruler_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options; none is needed."""
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("ruler"), metavar="D", help="where everything goes (default ruler)"
+    )
+    parser.add_argument(
+        "--items", type=whole(3), default=300, metavar="N", help="items, or items of one item set (default 300)"
+    )
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the items (default 0)")
+    parser.add_argument(
+        "--processes", type=whole(1, 1024), default=2, metavar="N", help="one-thread processes (default 2)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start over instead of going on")
+    calibration = parser.add_argument_group("calibration")
+    calibration.add_argument(
+        "--calibration", action="store_true", help="measure the error rates of test and verdict over many item sets"
+    )
+    calibration.add_argument(
+        "--pool",
+        type=whole(3),
+        default=2000,
+        metavar="N",
+        help="items to draw sets from (default 2000)",
+    )
+    calibration.add_argument("--sets", type=whole(1), default=100, metavar="N", help="item sets (default 100)")
+
+
+def run_ruler(args: argparse.Namespace) -> int:
+    """Measure biases of known size on the embedded model, and what AGCI and its controls do to them.
+
+    A decoder bias of size 0, 0.25, 0.5, 1 and 2, and an encoder bias, each with nothing, a known repair, AGCI, uniform
+    and random: one JSON file, one table, one figure in --output_dir. --calibration measures the instrument's own error
+    rates instead. What is planted, and which criteria were set beforehand: docs/ruler.md. A stopped run goes on.
+    """
+    from transformers_agci.experiments.ruler.report import RulerOptions, calibrate, measure
+
+    options = RulerOptions(
+        folder=args.output_dir,
+        items=args.items,
+        seed=args.seed,
+        processes=args.processes,
+        pool=args.pool,
+        sets=args.sets,
+        overwrite=args.overwrite,
+    )
+    print(calibrate(options) if args.calibration else measure(options))
     return 0
 
 

@@ -14,7 +14,8 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.ruler.conditions import CELLS, Condition
 from transformers_agci.inference.progress import Progress
 from transformers_agci.storage.journal import Journal
-from transformers_agci.storage.manifest import differences
+from transformers_agci.storage.lock import exclusive_lock
+from transformers_agci.storage.settings import check_same_settings
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.ruler.measure import RulerModel
@@ -45,8 +46,8 @@ class ItemRun:
                 self.file.unlink(missing_ok=True)
             journal = Journal(self.file)
         except OSError as error:
-            raise InputError(f"The folder {self.file.parent} cannot be written: {error.strerror}.") from error
-        with closing(journal):
+            raise InputError(f"`output_dir` {self.file.parent} cannot be written: {error.strerror}.") from error
+        with closing(journal), exclusive_lock(self.file, "measuring into"):
             self._claim(journal)
             records = journal.records[1 : 1 + self.items]
             progress = Progress(self.items - len(records), unit="item")
@@ -78,12 +79,8 @@ class ItemRun:
         if not journal.records:
             journal.append(settings)
             journal.records.append(settings)
-        differ = differences(journal.records[0], settings)
-        if differ:
-            raise InputError(
-                f"{self.file} holds a run with other settings: {'; '.join(differ)}; give another --output_dir, or "
-                "--overwrite to start over."
-            )
+        remedy = "Give another `output_dir`, or `overwrite` to start over."
+        check_same_settings(f"{self.file} holds a run", journal.records[0], settings, remedy)
 
     def _asked(self, numbers: range) -> Iterator[dict[str, Any]]:
         """The records of these items in order."""

@@ -1,0 +1,189 @@
+"""The ruler's table and figure, and the two commands that make them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.ruler.analysis import (
+    Criterion,
+    calibration_criteria,
+    item_sets,
+    ruler_criteria,
+    signed_root,
+    summarize,
+)
+from transformers_agci.experiments.ruler.conditions import ARMS, CALIBRATION, LAMBDA, NOTHING, REPAIR, RULER
+from transformers_agci.experiments.ruler.run import ItemRun
+from transformers_agci.inference.progress import Progress
+from transformers_agci.report.heatmap import DOTS_PER_INCH, GREY, INK
+from transformers_agci.report.table import format_table
+from transformers_agci.storage.atomic import open_atomic, write_atomic
+from transformers_agci.storage.json_file import write_json
+
+# Arms by colour and marker: they can be told apart in grey and by colour-blind readers.
+STYLES = {
+    NOTHING: (INK, "o", "-"),
+    REPAIR: (GREY, "D", ":"),
+    "agci": ("#d95f02", "s", "-"),
+    "uniform": ("#1b9e77", "^", "--"),
+    "random": ("#7570b3", "v", "--"),
+}
+PANELS = (  # measure, axis, unit
+    ("margin", "sd of the cells' mean margins (margin sds)", 1.0),
+    ("auc", "sd of the cells' AUC (points)", 100.0),
+)
+HEADER = ("bias", "arm", "Yes %", "No %", "sd of margins", "sd of AUC", "sd of accuracies", "p", "against nothing")
+
+
+@dataclass(frozen=True)
+class RulerOptions:
+    """What the command line says.
+
+    Attributes:
+        items: items of one measurement, or of one item set of the calibration.
+        pool, sets: fresh items of the calibration, and item sets drawn from them.
+    """
+
+    folder: Path
+    items: int = 300
+    seed: int = 0
+    processes: int = 2
+    pool: int = 2000
+    sets: int = 100
+    overwrite: bool = False
+
+
+def measure(options: RulerOptions) -> str:
+    """Run the ruler: ruler.json, ruler.md and ruler.png in the folder; returns what to print."""
+    stream = ("ruler", "items", options.seed)
+    file = options.folder / "margins.jsonl"
+    run = ItemRun(file, stream, options.items, RULER, LAMBDA, options.processes)
+    margins = run.margins(options.overwrite)
+    summary = summarize(margins, RULER)
+    criteria = ruler_criteria(margins, summary)
+    table = ruler_table(summary)
+    settings = {**run.settings(), "items": options.items}
+    result = {"settings": settings, "conditions": summary, "criteria": [c._asdict() for c in criteria]}
+    write_json(options.folder / "ruler.json", result)
+    write_atomic(options.folder / "ruler.md", f"{markdown(table)}\n\n{criteria_text(criteria)}\n".encode())
+    draw(summary, options.items, options.folder / "ruler.png")
+    lines = [format_table(table[0], table[1:]), "", criteria_text(criteria), f"figure: {options.folder / 'ruler.png'}"]
+    return "\n".join(lines)
+
+
+def calibrate(options: RulerOptions) -> str:
+    """Run the calibration: calibration.json in the folder; returns what to print."""
+    if options.items > options.pool:
+        raise InputError(f"`items` must be at most `pool`, {options.pool}, but is {options.items}.")
+    file = options.folder / "calibration.jsonl"
+    run = ItemRun(file, ("ruler", "pool", options.seed), options.pool, CALIBRATION, LAMBDA, options.processes)
+    margins = run.margins(options.overwrite)
+    progress, judged = Progress(options.sets, unit="item set"), []
+    for found in item_sets(margins, options.items, options.sets):
+        judged.append(found)
+        progress.add(1)
+    progress.close()
+    criteria = calibration_criteria(judged)
+    settings = {**run.settings(), "pool": options.pool, "items of a set": options.items, "sets": options.sets}
+    result = {
+        "settings": settings,
+        "conditions": summarize(margins, CALIBRATION),
+        "criteria": [criterion._asdict() for criterion in criteria],
+        "sets": [found._asdict() for found in judged],
+    }
+    write_json(options.folder / "calibration.json", result)
+    return f"{criteria_text(criteria)}\n\nwritten to {options.folder / 'calibration.json'}"
+
+
+def ruler_table(summary: Mapping[str, Any]) -> list[Sequence[str]]:
+    """Header and one row per condition: unevenness as signed roots of V, points for AUC and accuracies."""
+    rows: list[Sequence[str]] = [HEADER]
+    for found in summary.values():
+        uneven = found["unevenness"]
+        rows.append(
+            (
+                found["bias"],
+                found["arm"],
+                *(f"{100 * found['accuracy'][name]['estimate']:.1f}" for name in ("yes", "no")),
+                _root(uneven["margin"], 1, ".3f"),
+                *(_root(uneven[name], 100, ".1f") for name in ("auc", "accuracy")),
+                f"{found['position_p']:.3g}",
+                found.get("against nothing", {}).get("verdict", ""),
+            )
+        )
+    return rows
+
+
+def _root(found: Mapping[str, float] | None, unit: float, form: str) -> str:
+    return "-" if found is None else format(unit * signed_root(found["estimate"]), form)
+
+
+def criteria_text(criteria: Sequence[Criterion]) -> str:
+    """One line per criterion."""
+    return "\n".join(f"{'met' if c.met else 'NOT MET'}: {c.name} ({c.stated}): {c.found}" for c in criteria)
+
+
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """The table in Markdown."""
+    lines = [f"| {' | '.join(row)} |" for row in table]
+    return "\n".join([lines[0], "|---" * len(table[0]) + "|", *lines[1:]])
+
+
+def draw(summary: Mapping[str, Any], items: int, path: Path) -> None:
+    """Measured against planted bias, one line per arm; the encoder's bias beside them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 4.2), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    betas = sorted({found["beta"] for found in summary.values() if found["beta"] is not None})
+    encoder_at = betas[-1] + 0.5
+    for axes, (measure_name, label, unit) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        for number, arm in enumerate(ARMS):
+            shift = 0.024 * (number - len(ARMS) // 2)  # intervals side by side
+            of_arm = [found for found in summary.values() if found["arm"] == arm and found["unevenness"][measure_name]]
+            decoder = [(found["beta"] + shift, found) for found in of_arm if found["beta"] is not None]
+            encoder = [(encoder_at + 2 * shift, found) for found in of_arm if found["beta"] is None]
+            _draw_points(axes, decoder, measure_name, unit, label=arm)
+            _draw_points(axes, encoder, measure_name, unit)
+        axes.axhline(0, color=GREY, linewidth=0.6)
+        axes.axvline(encoder_at - 0.25, color=GREY, linewidth=0.6)
+        axes.set_xticks([*betas, encoder_at], [*(f"{beta:g}" for beta in betas), "encoder\nbias"])
+        axes.set_xlabel("planted decoder bias (attention logits, top to bottom row)")
+        axes.set_ylabel(label)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    title = f"The ruler: {items} items x 9 cells, 95 % intervals by jackknife over items"
+    figure.suptitle(title, fontsize=10, color=INK)
+    with open_atomic(path) as file:
+        figure.savefig(file, format="png")
+
+
+def _draw_points(
+    axes: Any,
+    points: Sequence[tuple[float, Mapping[str, Any]]],
+    measure_name: str,
+    unit: float,
+    label: str | None = None,
+) -> None:
+    """The roots of V of one arm with their intervals, joined by a line."""
+    if not points:
+        return
+    colour, marker, line = STYLES[points[0][1]["arm"]]
+    levels = [found["unevenness"][measure_name] for _, found in points]
+    low, middle, high = ([unit * signed_root(of[name]) for of in levels] for name in ("low", "estimate", "high"))
+    axes.errorbar(
+        [x for x, _ in points],
+        middle,
+        yerr=(np.subtract(middle, low), np.subtract(high, middle)),
+        color=colour,
+        marker=marker,
+        linestyle=line,
+        markersize=5,
+        linewidth=1.4,
+        elinewidth=0.8,
+        label=label,
+    )
