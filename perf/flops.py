@@ -12,7 +12,7 @@ import torch
 from machine import seconds
 from torch.utils.flop_counter import FlopCounterMode
 
-from transformers_agci.families import find_vlm
+from transformers_agci.families import decoder_of, find_vlm
 
 TOLERANCE = 0.01  # rotary angles, AGCI's means and other small products that the formula leaves out
 
@@ -26,7 +26,7 @@ class Formula:
         self._text, self._vision = model.config.get_text_config(), model.config.vision_config
         self._hooks: list[Any] = [
             owner.visual.register_forward_pre_hook(self._see_images, with_kwargs=True),
-            owner.language_model.register_forward_hook(self._see_prompts, with_kwargs=True),
+            decoder_of(owner).register_forward_hook(self._see_prompts, with_kwargs=True),
             model.get_output_embeddings().register_forward_hook(self._see_logits),
         ]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from machine import seconds
 
-from transformers_agci.families import find_vlm
+from transformers_agci.families import decoder_of, find_vlm
 from transformers_agci.inference import prepare, questions, run
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.storage import result_file as results
@@ -41,7 +41,7 @@ class Split:
     def __enter__(self) -> "Split":
         owner: Any = find_vlm(self.loaded.model)
         head = self.loaded.model.get_output_embeddings()
-        for module, part in ((owner.visual, "vision"), (owner.language_model, "decoder"), (head, "decoder")):
+        for module, part in ((owner.visual, "vision"), (decoder_of(owner), "decoder"), (head, "decoder")):
             before = module.register_forward_pre_hook(lambda *_, part=part: self._begin(part))
             after = module.register_forward_hook(lambda *_: self._end(), always_call=True)
             self._undo.callback(before.remove)

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from transformers_agci.families import find_vlm
+from transformers_agci.families import decoder_of, find_vlm
 
 
 @contextlib.contextmanager
 def recorded_decoder_inputs(model: Any, before_injection: bool = False) -> Iterator[list[torch.Tensor]]:
     """The inputs_embeds [B, S, D] of every decoder call within the block, after (or before) AGCI's hook."""
     seen: list[torch.Tensor] = []
-    hook = find_vlm(model).language_model.register_forward_pre_hook(
+    hook = decoder_of(find_vlm(model)).register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].detach().clone()),
         with_kwargs=True,
         prepend=before_injection,

@@ -16,7 +16,7 @@ from transformers_agci.cli import main
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.attention_rows import AttentionRows
 from transformers_agci.experiments.flow.flow import parse_layers
-from transformers_agci.families import find_vlm
+from transformers_agci.families import decoder_of, find_vlm
 
 
 def image_of(model: Any, inputs: dict[str, torch.Tensor]) -> range:
@@ -45,7 +45,7 @@ def test_rows_equal_eager_attention(family: str, lam: float) -> None:
     # the model answers as ever, and is as it was
     torch.testing.assert_close(within, before, atol=1e-5, rtol=0)
     assert torch.equal(before, after)
-    decoder: Any = find_vlm(model).language_model
+    decoder: Any = decoder_of(find_vlm(model))
     assert decoder.config._attn_implementation != "agci_rows"
     # kept: layers x rows x image tokens, nothing of the whole matrix
     assert recorded.weights.numel() == len(layers) * len(rows) * len(image)

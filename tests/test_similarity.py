@@ -16,7 +16,7 @@ from transformers_agci.data.grid import POSITIONS
 from transformers_agci.errors import InputError
 from transformers_agci.experiments import similarity_report
 from transformers_agci.experiments.similarity import SimilarityRun, caption_embeddings
-from transformers_agci.families import find_vlm
+from transformers_agci.families import decoder_of, find_vlm
 from transformers_agci.inference.load import LoadOptions, load
 
 
@@ -62,7 +62,7 @@ def test_equals_the_definition_and_the_decoder_stays_at_rest(family: str, tiny_c
     file, images = write_rows(tmp_path)
     loaded = load(LoadOptions(str(tiny_checkpoint(family))))
     passes: list[int] = []
-    decoder: Any = find_vlm(loaded.model).language_model
+    decoder: Any = decoder_of(find_vlm(loaded.model))
     decoder.layers[0].register_forward_pre_hook(lambda *_: passes.append(1))
     assert_written(loaded, file, images, tmp_path / "A.jsonl")
     assert not passes

@@ -23,13 +23,12 @@ import torch
 from torch import nn
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import family_of, find_vlm
+from transformers_agci.families import SUPPORTED_FAMILIES, decoder_of, family_of, find_vlm
 from transformers_agci.method.hooks import forward_call
-from transformers_agci.method.image_spans import ImageSpan, image_spans, image_token_mask
+from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
 
 CELL_ROWS = 3  # of the position probe's grid
 ATTENTION = ("sdpa", "eager")  # the implementations that take an additive mask [B, 1, queries, keys]
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")  # the position ids of their image tokens say in which row they lie
 _NUMBERS = itertools.count()  # tell the planted biases of a process apart
 
 
@@ -44,12 +43,13 @@ def planted_bias(model: nn.Module, beta: float, cell_rows: int = CELL_ROWS) -> "
     """
     family = family_of(model)
     vlm: Any = find_vlm(model)
-    if family.model_type not in FAMILIES:
+    if not family.grid_positions:
+        served = ", ".join(name for name, other in SUPPORTED_FAMILIES.items() if other.grid_positions)
         raise InputError(
             "A planted bias needs a model whose position ids say how the image tokens lie "
-            f"({', '.join(FAMILIES)}), but this is a {family.model_type}."
+            f"({served}), but this is a {family.model_type}."
         )
-    attention = vlm.language_model.config._attn_implementation
+    attention = decoder_of(vlm).config._attn_implementation
     if attention not in ATTENTION:
         raise InputError(
             f"A planted bias needs attention with an additive mask ({' or '.join(ATTENTION)}), but this model uses "
@@ -78,7 +78,7 @@ def row_steps(heights: torch.Tensor, cell_rows: int = CELL_ROWS) -> torch.Tensor
 class _Prompt(NamedTuple):
     """What a call with images brings."""
 
-    spans: list[ImageSpan]
+    images: list[ImagePositions]
     text: torch.Tensor  # [B, S] bool: not a token of an image
     steps: torch.Tensor  # [B, S] float32: `row_steps` of the image tokens, 0 at text tokens
 
@@ -96,10 +96,10 @@ class PlantedBias:
         self._on_cache = f"_planted_bias_{next(_NUMBERS)}"  # attribute of a cache
         self._hooks = [
             vlm.register_forward_pre_hook(self._before_vlm, with_kwargs=True),
-            vlm.language_model.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+            decoder_of(vlm).register_forward_pre_hook(self._before_decoder, with_kwargs=True),
             *(
                 layer.self_attn.register_forward_pre_hook(self._before_attention, with_kwargs=True)
-                for layer in vlm.language_model.layers
+                for layer in decoder_of(vlm).layers
             ),
         ]
 
@@ -126,15 +126,15 @@ class PlantedBias:
         if call.has_images:
             mask = image_token_mask(vlm, call)
             steps = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-            self._thread.prompt = _Prompt(image_spans(vlm, family_of(vlm), call, mask), ~mask, steps)
+            self._thread.prompt = _Prompt(image_positions(vlm, family_of(vlm), call, mask), ~mask, steps)
 
     def _before_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the rows of the image tokens off their position ids: generate() does not pass the grid on."""
         prompt = getattr(self._thread, "prompt", None)
         if prompt is not None:
             heights = kwargs["position_ids"][-2]  # of time, height, width, with or without text positions before them
-            for span in prompt.spans:
-                place = span.row, slice(span.start, span.stop)
+            for image in prompt.images:
+                place = image.row, image.index(prompt.steps.device)
                 prompt.steps[place] = row_steps(heights[place], self.cell_rows)
 
     def _before_attention(

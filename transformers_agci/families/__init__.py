@@ -20,9 +20,11 @@ __all__ = [
     "Family",
     "ForwardCall",
     "Lacks",
+    "decoder_of",
     "family_of",
     "find_vlm",
     "has_image_features",
+    "image_token_id",
     "is_vlm",
     "paper_families",
     "require",
@@ -70,12 +72,47 @@ def family_of(model: "nn.Module") -> Family:
     reason = family.refusal(vlm.config)
     if reason is not None:
         raise InputError(f"This {family.name} checkpoint cannot be served by AGCI: {reason}.")
+    image_token_id(vlm.config)
     return family
 
 
 def is_vlm(module: "nn.Module") -> bool:
     """Whether `module` merges image features into the text and calls a decoder of its own, of any family."""
-    return "language_model" in module._modules and has_image_features(module)
+    return has_image_features(module) and _decoder_name(module) is not None
+
+
+def decoder_of(vlm: Any) -> Any:
+    """The language model that `vlm` calls with the merged embeddings."""
+    return vlm._modules[_decoder_name(vlm)]
+
+
+# Names of the decoder in transformers; "model" was the thinkers' before 5.0.
+_DECODERS = ("language_model", "text_model", "model")
+
+
+def _decoder_name(vlm: Any) -> str | None:
+    """The decoder's name; a "model" that has image features of its own is a vlm, and this one a wrapper around it."""
+    children = vlm._modules
+    return next((name for name in _DECODERS if name in children and not has_image_features(children[name])), None)
+
+
+# Names of the image token's id in configs of transformers.
+_IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_patch_id", "media_placeholder_token_id")
+
+
+def image_token_id(config: Any) -> int:
+    """The id of the token that stands for one image feature, under whichever name the config has it.
+
+    Raises InputError where it has none.
+    """
+    for name in _IMAGE_TOKENS:
+        found = getattr(config, name, None)
+        if isinstance(found, int):
+            return found
+    raise InputError(
+        f"The config (model_type {getattr(config, 'model_type', None)!r}) says no image token "
+        f"({' or '.join(_IMAGE_TOKENS[:2])}), so that none can be found; take the checkpoint's own config.json."
+    )
 
 
 def has_image_features(module: Any) -> bool:

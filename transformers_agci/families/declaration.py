@@ -5,7 +5,7 @@ Every capability is declared: what does not work is `Lacks(reason)`, and whoever
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from transformers_agci.errors import InputError
@@ -22,7 +22,7 @@ class ForwardCall:
     """What a family may look at to find its images: arguments of the vlm's forward, None where not given.
 
     `encoded` is the image entry of `mm_encoder_outputs`: since transformers 5.18 `generate()` encodes the images
-    before the forward call and passes this in place of the pixels.
+    before the forward call and passes this in place of the pixels (and of what `get_image_features` takes with them).
     """
 
     input_ids: "torch.Tensor | None" = None  # [B, S]
@@ -33,11 +33,20 @@ class ForwardCall:
     image_sizes: Any = None  # [images, 2] height, width in pixels
     encoded: Any = None
     past_key_values: Any = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # all of them, by name
 
     @property
     def has_images(self) -> bool:
         """Whether pixels or encoded images came with the call."""
         return self.pixel_values is not None or self.encoded is not None
+
+    @property
+    def has_videos(self) -> bool:
+        """Whether a video came with the call; some families mark its frames with the image token."""
+        encoded = self.arguments.get("mm_encoder_outputs")
+        return self.arguments.get("pixel_values_videos") is not None or (
+            isinstance(encoded, Mapping) and encoded.get("video") is not None
+        )
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,42 @@ class Lacks:
 
 WORKS = Works()
 
-# config, call, number of image tokens -> tokens of each image in order; None: every run is one image.
+# config, call, number of image tokens -> tokens of each unit in order; None: every run is a unit.
 Lengths = Callable[[Any, ForwardCall, int], Sequence[int] | None]
+
+
+@dataclass(frozen=True)
+class RowOfRuns:
+    """The image tokens of one row, seen from the gaps between their runs.
+
+    Where the call has embeddings in place of ids, the numbers are not ids, but equal where the embeddings are.
+    A gap is empty where two units touch.
+    """
+
+    before: Sequence[int]  # the tokens before the first run
+    gaps: Sequence[Sequence[int]]  # one fewer than there are units
+    behind: Sequence[int]  # the tokens behind the last run; at least one
+
+
+# row -> for every gap, whether it lies within an image. Raises ValueError where that cannot be known.
+Inside = Callable[[RowOfRuns], list[bool]]
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """How the image tokens of a call divide into images.
+
+    Attributes:
+        lengths: the tokens of each unit, in order. A unit is an image, or a tile of one.
+        inside: which gaps between units lie within an image; None: a unit is an image.
+        rows: whether a unit is cut into rows by tokens of its own, at most ROW_SEPARATOR of them at a time.
+    """
+
+    lengths: Lengths
+    inside: Inside | None = None
+    rows: bool = False
+
+
 # One image -> the grids in which its tokens lie on it.
 Layout = Callable[["ImageInfo"], "list[TokenGrid]"]
 # image processor, least and most pixels (None: as they are) -> None; the processor then resizes into these bounds.
@@ -74,7 +117,7 @@ class Family:
         name: the name in tables; for the paper's models also that of the folder in scripts/.
         hub_id: a checkpoint in transformers' layout; the one that the paper evaluates where it does.
         image_tokens: image tokens of one 840x840 image, in words.
-        lengths: how the image tokens of one call divide into images.
+        images: how the image tokens of one call divide into images.
         layout: how the tokens of one image lie on it; occlusion's overlay and information flow need it.
         flow: whether the decoder's attention can be recorded for information flow.
         training: what LoRA fine-tuning needs to know.
@@ -82,14 +125,16 @@ class Family:
         conversion: the `model_type`s of the layout that `agci convert-llava` converts from.
         refusal: config -> why this checkpoint cannot be served although its model_type is right, or None.
         vision_windows: whether the vision tower's first layers see windows only, so that occlusion may reuse them.
+        grid_positions: whether the position ids of image tokens say in which row and column they lie (M-RoPE).
         in_paper: whether the paper evaluates it; those have scripts/ and configs/.
+        remote_code: `model_type`s of checkpoints of the same models that ask for Python code of their own.
     """
 
     model_type: str
     name: str
     hub_id: str
     image_tokens: str
-    lengths: Lengths
+    images: ImageTokens
     layout: Layout | Lacks
     flow: Works | Lacks
     training: "TrainingSupport | Lacks"
@@ -97,7 +142,9 @@ class Family:
     conversion: tuple[str, ...] | Lacks = NOT_CONVERTED
     refusal: Callable[[Any], str | None] = lambda config: None
     vision_windows: bool = False
+    grid_positions: bool = False
     in_paper: bool = False
+    remote_code: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

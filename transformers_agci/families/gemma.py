@@ -1,7 +1,7 @@
 """Google's Gemma: the image is squeezed into a square, and every image has the same number of tokens."""
 
 from transformers_agci.families.declaration import WORKS, Family, Lacks
-from transformers_agci.families.image_lengths import equal_shares
+from transformers_agci.families.image_tokens import EQUAL
 from transformers_agci.families.token_layout import square
 from transformers_agci.families.training_support import Template, TrainingSupport, count_sequence_length
 
@@ -32,7 +32,7 @@ FAMILIES = (
         "Gemma3n",
         "google/gemma-3n-E4B-it",
         "256",
-        lengths=equal_shares,
+        images=EQUAL,
         layout=square,
         flow=WORKS,
         training=_GEMMA_3N,

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from transformers_agci.families.declaration import WORKS, Family
-from transformers_agci.families.image_lengths import by_runs
+from transformers_agci.families.image_tokens import RUNS
 from transformers_agci.families.token_layout import ImageInfo, Region, TokenGrid
 from transformers_agci.families.training_support import CHATML, Pixels, Size, Template, TrainingSupport
 
@@ -43,7 +43,7 @@ FAMILIES = (
         "InternVL3",
         "OpenGVLab/InternVL3-8B-hf",
         "256 per tile, thumbnail included",
-        lengths=by_runs,
+        images=RUNS,
         layout=_tiles_and_thumbnail,
         flow=WORKS,
         training=TrainingSupport(

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers_agci.families.declaration import WORKS, Family, ForwardCall
-from transformers_agci.families.image_lengths import encoded_lengths, equal_shares
+from transformers_agci.families.declaration import WORKS, Family, ForwardCall, ImageTokens
+from transformers_agci.families.image_tokens import EQUAL, encoded_lengths, pairs
 from transformers_agci.families.token_layout import WHOLE, ImageInfo, Region, TokenGrid
 from transformers_agci.families.training_support import Pixels, Size, Template, TrainingSupport
 
@@ -106,8 +106,7 @@ def _best_resolution(pinpoints: Sequence[Sequence[int]], height: int, width: int
 def _by_anyres(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
     if call.image_sizes is None:
         return encoded_lengths(call)
-    sizes = call.image_sizes if isinstance(call.image_sizes, list) else call.image_sizes.tolist()
-    return [anyres_tokens(config, int(height), int(width)) for height, width in sizes]
+    return [anyres_tokens(config, height, width) for height, width in pairs(call.image_sizes)]
 
 
 def _base_and_tiles(image: ImageInfo) -> list[TokenGrid]:
@@ -152,7 +151,7 @@ FAMILIES = (
         "LLaVA-v1.6",
         "llava-hf/llava-v1.6-mistral-7b-hf",
         "2928",
-        lengths=_by_anyres,
+        images=ImageTokens(_by_anyres),
         layout=_base_and_tiles,
         flow=WORKS,
         training=TrainingSupport(
@@ -178,7 +177,7 @@ FAMILIES = (
         "LLaVA-v1.5",
         "llava-hf/llava-1.5-7b-hf",
         "576",
-        lengths=equal_shares,
+        images=EQUAL,
         layout=_cropped_square,
         flow=WORKS,
         training=TrainingSupport(

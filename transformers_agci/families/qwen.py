@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers_agci.errors import InputError
 from transformers_agci.families.declaration import WORKS, Family
-from transformers_agci.families.image_lengths import by_grid
+from transformers_agci.families.image_tokens import GRID
 from transformers_agci.families.token_layout import patch_grid
 from transformers_agci.families.training_support import CHATML, Bound, Pixels, Size, Template, TrainingSupport
 
@@ -46,7 +46,7 @@ FAMILIES = (
         "Qwen2.5-VL",
         "Qwen/Qwen2.5-VL-7B-Instruct",
         "900",
-        lengths=by_grid,
+        images=GRID,
         layout=patch_grid,
         flow=WORKS,
         training=TrainingSupport(
@@ -56,6 +56,7 @@ FAMILIES = (
         ),
         image_size=pin_pixels,
         vision_windows=True,
+        grid_positions=True,
         in_paper=True,
     ),
     Family(
@@ -63,7 +64,7 @@ FAMILIES = (
         "Qwen3-VL",
         "Qwen/Qwen3-VL-8B-Instruct",
         "676",
-        lengths=by_grid,
+        images=GRID,
         layout=patch_grid,
         flow=WORKS,
         training=TrainingSupport(
@@ -75,6 +76,7 @@ FAMILIES = (
             _BOUNDS,
         ),
         image_size=pin_pixels,
+        grid_positions=True,
         in_paper=True,
     ),
 )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from transformers_agci.families import find_vlm
+from transformers_agci.families import decoder_of, find_vlm
 
 # How the decoder's arguments lie along the prompt: the dimension that has its length.
 PROMPT_DIMENSION = {
@@ -72,7 +72,7 @@ class PrefixReplay:
 
     def __init__(self, model: Any) -> None:
         owner: Any = find_vlm(model)
-        self.decoder: nn.Module = owner.language_model
+        self.decoder: nn.Module = decoder_of(owner)
         self.prefill_tokens = 0  # prompt tokens that went through the decoder, padding left out
         self.replayed_tokens = 0  # prompt tokens that did not have to
         self._coming: Prompts | None = None

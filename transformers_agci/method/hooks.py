@@ -23,9 +23,14 @@ import torch
 from torch import nn
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import Family, ForwardCall, family_of, find_vlm
+from transformers_agci.families import Family, ForwardCall, decoder_of, family_of, find_vlm
 from transformers_agci.method.compiled_graphs import forget_graphs_of
-from transformers_agci.method.image_spans import image_spans, image_token_mask, note_images_in_cache, refuse_lost_images
+from transformers_agci.method.image_positions import (
+    image_positions,
+    image_token_mask,
+    note_images_in_cache,
+    refuse_lost_images,
+)
 from transformers_agci.method.injection import METHODS, global_context
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text, validate_lambda
 
@@ -118,7 +123,7 @@ class Handle:
         owner = self._owner
         return [
             owner.register_forward_pre_hook(self._before_owner, with_kwargs=True),
-            owner.language_model.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+            decoder_of(owner).register_forward_pre_hook(self._before_decoder, with_kwargs=True),
             owner.register_forward_hook(self._after_owner, always_call=True),
         ]
 
@@ -156,17 +161,17 @@ class Handle:
             _carrier.pending.pop()
 
     def _inject(self, embeds: torch.Tensor, pending: _Pending) -> tuple[torch.Tensor, int]:
-        spans = image_spans(self._owner, self.family, pending.call, pending.mask)
-        if not spans:
+        images = image_positions(self._owner, self.family, pending.call, pending.mask)
+        if not images:
             return embeds, 0
         inject = METHODS[self.method]
-        images = [embeds[span.row, span.start : span.stop] for span in spans]  # each [N_i, D]
-        context = global_context(torch.cat(images)) if self.scope == "batch" else None
+        tokens = [image.take(embeds) for image in images]  # each [N_i, D]
+        context = global_context(torch.cat(tokens)) if self.scope == "batch" else None
         # Only the image rows are widened to float32: a whole batch of long sequences would take gigabytes.
         updated = embeds.clone()
-        for span, tokens in zip(spans, images, strict=True):
-            updated[span.row, span.start : span.stop] = inject(tokens, pending.lam, context)
-        return updated, len(spans)
+        for image, own in zip(images, tokens, strict=True):
+            image.put(updated, inject(own, pending.lam, context))
+        return updated, len(images)
 
 
 def attach(model: nn.Module, lam: float, scope: str = "image", method: str = "agci") -> Handle:
@@ -268,7 +273,7 @@ def image_embeddings(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.
     hooks = [
         owner.register_forward_pre_hook(before_owner, with_kwargs=True),
         # First in line, so that an attached AGCI has not changed the tokens yet.
-        owner.language_model.register_forward_pre_hook(before_decoder, with_kwargs=True, prepend=True),
+        decoder_of(owner).register_forward_pre_hook(before_decoder, with_kwargs=True, prepend=True),
     ]
     try:
         model(**inputs)
@@ -279,8 +284,7 @@ def image_embeddings(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.
             hook.remove()
     if not seen:
         raise InputError("These inputs hold no image: give the processor's output with pixel_values.")
-    spans = image_spans(owner, family, *seen[0])
-    return [embeds[span.row, span.start : span.stop] for span in spans]
+    return [image.take(embeds) for image in image_positions(owner, family, *seen[0])]
 
 
 def _put_on(model: nn.Module, scope: str, method: str) -> Handle:
@@ -314,9 +318,12 @@ def forward_call(owner: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     """The arguments of the owner's forward that families look at, given by position or by name."""
     given = {**dict(zip(_parameters(type(owner).forward), args, strict=False)), **kwargs}
     pixels = next((given[name] for name in _PIXELS if _given(given, name)), None)
-    encoded = (given.get("mm_encoder_outputs") or {}).get("image")
+    outputs = given.get("mm_encoder_outputs")
+    encoded = outputs.get("image") if isinstance(outputs, Mapping) else None
     names = ("input_ids", "inputs_embeds", "attention_mask", "image_grid_thw", "image_sizes", "past_key_values")
-    return ForwardCall(**{name: given.get(name) for name in names}, pixel_values=pixels, encoded=encoded)
+    return ForwardCall(
+        **{name: given.get(name) for name in names}, pixel_values=pixels, encoded=encoded, arguments=given
+    )
 
 
 _PIXELS = ("pixel_values", "pixel_values_images", "image_patches")

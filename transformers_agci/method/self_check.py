@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import SUPPORTED_FAMILIES, Family, family_of, find_vlm
-from transformers_agci.families.image_lengths import by_runs
+from transformers_agci.families import SUPPORTED_FAMILIES, Family, decoder_of, family_of, find_vlm, image_token_id
+from transformers_agci.families.image_tokens import by_runs
 from transformers_agci.method.autoload import SWITCH, active
 from transformers_agci.method.hooks import Handle, agci, current_handle, forward_call
-from transformers_agci.method.image_spans import ImageSpan, image_spans, image_token_mask
+from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text
 
 DEFAULT_LAMBDA = 0.5  # for a model that is at lambda 0: the checks need some effect to look at
@@ -240,11 +240,11 @@ def _formula(model: nn.Module, inputs: Mapping[str, Any], lam: float) -> Check:
     with agci(model, lam):
         seen = _observe(model, inputs)
     expected = seen.before.double().clone()
-    for row, start, stop in seen.spans:
-        v = seen.before[row, start:stop].double()  # [N, D]
+    for image in seen.images:
+        v = image.take(seen.before).double()  # [N, D]
         g = v.mean(dim=0)
         cos = (v @ g) / (v.norm(dim=1) * g.norm()).clamp_min(1e-30)
-        expected[row, start:stop] = v + lam * (1 - cos)[:, None] * g
+        image.put(expected, v + lam * (1 - cos)[:, None] * g)
     figure = _largest(seen.after - expected) / max(_largest(expected), 1e-30)
     changed = _largest(seen.after - seen.before) / max(_largest(expected), 1e-30)
     tolerance = _rounding(seen.after.dtype)
@@ -283,14 +283,14 @@ class _Seen:
     before: torch.Tensor  # [B, S, D] decoder input before injection
     after: torch.Tensor  # [B, S, D] what the decoder received
     output: torch.Tensor  # logits or hidden states of the last token
-    spans: list[ImageSpan]
+    images: list[ImagePositions]
 
 
 def _observe(model: Any, inputs: Mapping[str, Any]) -> _Seen:
     owner: Any = find_vlm(model)
     family: Family = family_of(model)
     embeds: list[torch.Tensor] = []
-    spans: list[ImageSpan] = []
+    images: list[ImagePositions] = []
 
     def look(decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         embeds.append(kwargs["inputs_embeds"].detach().clone())
@@ -299,12 +299,12 @@ def _observe(model: Any, inputs: Mapping[str, Any]) -> _Seen:
         call = forward_call(module, args, kwargs)
         if not call.has_images:
             raise InputError("These inputs hold no image: give the processor's output with pixel_values.")
-        spans.extend(image_spans(owner, family, call, image_token_mask(owner, call)))
+        images.extend(image_positions(owner, family, call, image_token_mask(owner, call)))
 
     hooks = [
         owner.register_forward_pre_hook(locate, with_kwargs=True),
-        owner.language_model.register_forward_pre_hook(look, with_kwargs=True, prepend=True),
-        owner.language_model.register_forward_pre_hook(look, with_kwargs=True),
+        decoder_of(owner).register_forward_pre_hook(look, with_kwargs=True, prepend=True),
+        decoder_of(owner).register_forward_pre_hook(look, with_kwargs=True),
     ]
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     try:
@@ -313,7 +313,7 @@ def _observe(model: Any, inputs: Mapping[str, Any]) -> _Seen:
         for hook in hooks:
             hook.remove()
     before, after = embeds
-    return _Seen(before, after, output[0][:, -1], spans)
+    return _Seen(before, after, output[0][:, -1], images)
 
 
 def _with_mates(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -331,9 +331,9 @@ def _count_images(owner: Any, inputs: Mapping[str, Any]) -> int:
             return len(inputs[name])
     if inputs.get("pixel_values") is None:
         raise InputError("These inputs hold no image: give the processor's output with pixel_values.")
-    if SUPPORTED_FAMILIES[owner.config.model_type].lengths is not by_runs:
+    if SUPPORTED_FAMILIES[owner.config.model_type].images.lengths is not by_runs:
         return len(inputs["pixel_values"])
-    is_image = (inputs["input_ids"] == owner.config.image_token_id).int()  # pixel_values holds tiles
+    is_image = (inputs["input_ids"] == image_token_id(owner.config)).int()  # pixel_values holds tiles
     return int((is_image.diff(dim=1, prepend=torch.zeros_like(is_image[:, :1])) == 1).sum())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import family_of, find_vlm, require
+from transformers_agci.families import decoder_of, family_of, find_vlm, require
 from transformers_agci.training.recipe import Recipe
 
 ALL = "all"
@@ -39,9 +39,9 @@ def target_layers(model: Any, wanted: Sequence[str]) -> list[str]:
     Raises InputError for a name that no linear layer of the language model has.
     """
     vlm: Any = find_vlm(model)
-    prefix = next(name for name, module in model.named_modules() if module is vlm.language_model)
+    prefix = next(name for name, module in model.named_modules() if module is decoder_of(vlm))
     layers = [
-        f"{prefix}.{name}" for name, module in vlm.language_model.named_modules() if isinstance(module, torch.nn.Linear)
+        f"{prefix}.{name}" for name, module in decoder_of(vlm).named_modules() if isinstance(module, torch.nn.Linear)
     ]
     kinds = sorted({layer.rpartition(".")[2] for layer in layers})
     if list(wanted) == [ALL]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from transformers_agci.families import find_vlm
+from transformers_agci.families import decoder_of, find_vlm
 
 NAME = "agci_rows"  # under which transformers finds our attention function
 _WANTED = "_agci_attention_rows"  # attribute of the attention modules that are watched
@@ -30,7 +30,7 @@ class AttentionRows:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[int], rows: range, columns: range) -> None:
-        self._decoder: Any = find_vlm(model).language_model
+        self._decoder: Any = decoder_of(find_vlm(model))
         self._layers = list(layers)
         self.rows, self.columns = rows, columns
         self._seen: dict[int, torch.Tensor] = {}

@@ -13,7 +13,7 @@ import torch
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.attention_rows import AttentionRows
 from transformers_agci.experiments.on_device import on_device
-from transformers_agci.families import find_vlm, require
+from transformers_agci.families import decoder_of, find_vlm, require
 from transformers_agci.families.token_layout import ImageInfo, TokenLayout, token_layout
 from transformers_agci.inference.answer import Answerer
 from transformers_agci.inference.load import LoadedModel
@@ -89,7 +89,7 @@ def _image_columns(ids: torch.Tensor, image_token_id: int, where: str) -> range:
 
 def layer_count(model: Any) -> int:
     """How many layers the decoder has."""
-    decoder: Any = find_vlm(model).language_model
+    decoder: Any = decoder_of(find_vlm(model))
     return len(decoder.layers)
 
 

@@ -1,0 +1,250 @@
+"""Where the tokens of each image stand in the sequences of one forward call.
+
+An image is a set of positions of one row: one run of image tokens, or several with other tokens between them (tiles
+with separators, rows with breaks). Its tokens are counted off the runs by the lengths that the family knows.
+
+LLaVA, rows of two prompts, T text and I image tokens; the images have 3 tokens each:
+
+    row 0   T I I I I I I T     one run of 6 = images at 1-3 and 4-6 (nothing stands between them)
+    row 1   T T I I I T T T     one run of 3 = the image at 2-4
+
+Pixtral, an image of 2 x 3 tokens with a break token B behind each row: T I I I B I I I B T. The runs have 3 tokens, the
+image 6: positions 1, 2, 3, 5, 6, 7.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from transformers_agci.families import Family, ForwardCall, image_token_id
+from transformers_agci.families.declaration import ImageTokens, RowOfRuns
+from transformers_agci.families.image_tokens import ROW_SEPARATOR
+
+
+class Run(NamedTuple):
+    """Tokens start..stop-1 of a row."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ImagePositions:
+    """The tokens of one image: runs of row `row`, in order."""
+
+    row: int
+    runs: tuple[Run, ...]
+
+    def __len__(self) -> int:
+        return sum(run.stop - run.start for run in self.runs)
+
+    def index(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """[N] the positions in the row."""
+        return torch.cat([torch.arange(run.start, run.stop, device=device) for run in self.runs])
+
+    def take(self, embeds: torch.Tensor) -> torch.Tensor:
+        """[B, S, D] -> [N, D]; a view where the image is one run."""
+        if len(self.runs) == 1:
+            return embeds[self.row, self.runs[0].start : self.runs[0].stop]
+        return embeds[self.row].index_select(0, self.index(embeds.device))
+
+    def put(self, embeds: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Write tokens [N, D] into embeds [B, S, D]."""
+        written = 0
+        for run in self.runs:
+            count = run.stop - run.start
+            embeds[self.row, run.start : run.stop] = tokens[written : written + count]
+            written += count
+
+
+def image_token_mask(vlm: Any, call: ForwardCall) -> torch.Tensor:
+    """[B, S] bool, true at image tokens.
+
+    With inputs_embeds in place of ids an image token is a row equal to the image token's embedding, as stock finds it.
+    """
+    token_id = image_token_id(vlm.config)
+    if call.input_ids is not None:
+        mask: torch.Tensor = call.input_ids == token_id
+        return mask
+    if call.inputs_embeds is None:
+        raise ValueError("Give input_ids or inputs_embeds along with the images.")
+    embeds = call.inputs_embeds
+    marker = vlm.get_input_embeddings()(torch.tensor(token_id, device=embeds.device))
+    equal: torch.Tensor = (embeds == marker).all(dim=-1)
+    return equal
+
+
+def image_positions(vlm: Any, family: Family, call: ForwardCall, mask: torch.Tensor) -> list[ImagePositions]:
+    """The images of a call in the order of their tokens, images that the attention mask hides left out.
+
+    Raises:
+        ValueError: the tokens do not divide into the images of the call, or an image is cut by chunked prefill.
+    """
+    _refuse_cut_images(call)
+    rows = _runs(mask)
+    total = sum(run.stop - run.start for runs in rows.values() for run in runs)
+    lengths = family.images.lengths(vlm.config, call, total) if total else None
+    units: dict[int, list[Unit]] = {row: [(run,) for run in runs] for row, runs in rows.items()}
+    if lengths is not None:
+        units = _count_off(rows, lengths, family.images)
+    if family.images.inside is not None:
+        tokens = _token_numbers(call, [row for row, found in units.items() if len(found) > 1])
+        units = {row: _join(found, family, tokens.get(row)) for row, found in units.items()}
+    images = [ImagePositions(row, runs) for row, found in units.items() for runs in found]
+    return _visible(images, call.attention_mask, mask.shape)
+
+
+_HOLDS_IMAGES = "_agci_holds_images"  # attribute of a cache
+
+
+def note_images_in_cache(call: ForwardCall) -> None:
+    """Remember on the cache of a call with images that they went into it."""
+    if hasattr(call.past_key_values, "__dict__"):
+        setattr(call.past_key_values, _HOLDS_IMAGES, True)
+
+
+def refuse_lost_images(vlm: Any, call: ForwardCall) -> None:
+    """Raise ValueError where a prompt holds image tokens but no image came with it.
+
+    Some versions' chunked prefill loses the pixels that way and answers as if nothing had happened. Single tokens are
+    not looked at: they are decoding steps, and looking would make the device wait. Nor are later calls on a cache that
+    images went into: prompt lookup proposes pieces of the prompt, image tokens among them, as an answer. Nor are
+    videos, whose frames some families mark with the image token: they are left as they are.
+    """
+    if call.input_ids is None or call.input_ids.shape[-1] == 1 or hasattr(call.past_key_values, _HOLDS_IMAGES):
+        return
+    if call.has_videos:
+        return
+    if bool((call.input_ids == image_token_id(vlm.config)).any()):
+        raise ValueError(
+            "This prompt holds image tokens, but no images came with it: AGCI has nothing to inject. "
+            "If prefill_chunk_size is set, leave it unset; otherwise pass the processor's pixel_values."
+        )
+
+
+def _runs(mask: torch.Tensor) -> dict[int, list[Run]]:
+    """Row -> its runs of image tokens, in order; rows without any are not there.
+
+    Padded with False at both ends, a row changes where a run begins and where it ends, in turn:
+    False [T I I T I] False -> changes before columns 1, 3, 4 and 5 -> runs 1..3 and 4..5.
+    """
+    padded = nn.functional.pad(mask, (1, 1))
+    edges = (padded[:, 1:] != padded[:, :-1]).nonzero().tolist()  # (row, column)
+    rows: dict[int, list[Run]] = {}
+    for (row, start), (_, stop) in zip(edges[::2], edges[1::2], strict=True):
+        rows.setdefault(row, []).append(Run(start, stop))
+    return rows
+
+
+Unit = tuple[Run, ...]
+
+
+def _count_off(rows: dict[int, list[Run]], lengths: Sequence[int], images: ImageTokens) -> dict[int, list[Unit]]:
+    """Row -> units: runs cut by the lengths of the units, and put together where a unit is cut into rows."""
+    units: dict[int, list[Unit]] = {row: [] for row in rows}
+    remaining = iter(lengths)
+    for row, runs in rows.items():
+        parts: list[Run] = []  # of the unit at hand
+        missing = 0  # how many of its tokens are still to come
+        for run in runs:
+            if missing and (not images.rows or run.start - parts[-1].stop > ROW_SEPARATOR):
+                raise _mismatch(rows, lengths)
+            start = run.start
+            while start < run.stop:
+                if not missing:
+                    missing = next(remaining, 0)
+                    if missing <= 0:
+                        raise _mismatch(rows, lengths)
+                stop = min(run.stop, start + missing)
+                parts.append(Run(start, stop))
+                missing -= stop - start
+                start = stop
+                if not missing:
+                    units[row].append(tuple(parts))
+                    parts = []
+        if missing:
+            raise _mismatch(rows, lengths)
+    if next(remaining, None) is not None:
+        raise _mismatch(rows, lengths)
+    return units
+
+
+def _join(units: list[Unit], family: Family, tokens: Sequence[int] | None) -> list[Unit]:
+    """Units of a row put together into images, as the family reads the gaps between them."""
+    if tokens is None or len(units) < 2 or family.images.inside is None:
+        return units
+    gaps = [tokens[a[-1].stop : b[0].start] for a, b in pairwise(units)]
+    behind = tokens[units[-1][-1].stop :]
+    if not behind:
+        raise ValueError(
+            f"This prompt ends with an image token, so that {family.name}'s images cannot be told apart: give the "
+            "whole prompt, with what the processor writes behind an image."
+        )
+    inside = family.images.inside(RowOfRuns(tokens[: units[0][0].start], gaps, behind))
+    images = [units[0]]
+    for unit, joined in zip(units[1:], inside, strict=True):
+        if joined:
+            images[-1] += unit
+        else:
+            images.append(unit)
+    return images
+
+
+def _token_numbers(call: ForwardCall, rows: Sequence[int]) -> dict[int, list[int]]:
+    """Row -> its token ids; of embeddings, numbers that are equal where the embeddings are."""
+    if not rows:
+        return {}
+    if call.input_ids is not None:
+        found = call.input_ids[list(rows)].tolist()
+    else:
+        assert call.inputs_embeds is not None
+        chosen = call.inputs_embeds.detach()[list(rows)]  # [rows, S, D]
+        _, numbers = torch.unique(chosen.flatten(0, 1), dim=0, return_inverse=True)
+        found = numbers.view(chosen.shape[:2]).tolist()
+    return dict(zip(rows, found, strict=True))
+
+
+def _mismatch(rows: dict[int, list[Run]], lengths: Sequence[int]) -> ValueError:
+    runs = [run.stop - run.start for found in rows.values() for run in found]
+    return ValueError(
+        f"The image tokens of this call stand in runs of {_short(runs)}, which do not divide into its images of "
+        f"{_short(lengths)} tokens. A chunked prefill or a truncated prompt can cut an image: leave "
+        "prefill_chunk_size unset and keep every image whole."
+    )
+
+
+def _short(numbers: Sequence[int]) -> str:
+    """The numbers as text, repetitions counted: 24 x 17, 576."""
+
+    def parts() -> Iterator[str]:
+        for number, group in groupby(numbers):
+            count = len(list(group))
+            yield f"{count} x {number}" if count > 3 else ", ".join([str(number)] * count)
+
+    return f"[{', '.join(parts())}]"
+
+
+def _refuse_cut_images(call: ForwardCall) -> None:
+    # Chunked prefill hands each chunk a slice of the encoded images, which carries the pooled features only.
+    if call.encoded is not None and getattr(call.encoded, "last_hidden_state", None) is None:
+        raise ValueError(
+            "AGCI needs each image whole, but chunked prefill (prefill_chunk_size) cuts images: leave it unset."
+        )
+
+
+def _visible(images: list[ImagePositions], attention_mask: object, shape: torch.Size) -> list[ImagePositions]:
+    """The images that are attended to; all, where the mask does not say so token by token.
+
+    A training framework may give a text-only batch a dummy image that no token attends to.
+    """
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2 or len(attention_mask) != shape[0]:
+        return images
+    if not images:
+        return images
+    seen = attention_mask[:, -shape[1] :] != 0
+    firsts = seen[[image.row for image in images], [image.runs[0].start for image in images]].tolist()
+    return [image for image, visible in zip(images, firsts, strict=True) if visible]
