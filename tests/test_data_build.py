@@ -29,8 +29,8 @@ from transformers_agci.data.draws import draw
 from transformers_agci.data.grid import POSITIONS, Grid
 from transformers_agci.data.painting import in_order
 from transformers_agci.data.probe_rows import read_probe_rows
-from transformers_agci.data.screening import Seen, fingerprint
-from transformers_agci.data.sources import Source
+from transformers_agci.data.screening import Cell, Dropped, Seen, fingerprint, screen
+from transformers_agci.data.sources import Pair, Source
 from transformers_agci.errors import InputError
 
 pytest.importorskip("datasets")
@@ -572,9 +572,16 @@ def test_the_command_prints_what_it_built(source, tmp_path: Path, capsys: pytest
 
 @settings(max_examples=25, deadline=None)
 @given(st.binary(max_size=300))
-def test_any_bytes_as_an_image_are_dropped_or_used_never_a_crash(data) -> None:
-    from transformers_agci.data.screening import screen
-    from transformers_agci.data.sources import Pair
+def test_bytes_that_are_no_image_are_dropped_with_a_reason(data: bytes) -> None:
+    found = screen(Pair(0, "a", "caption", data), Seen(), SMALL, "white")
+    assert isinstance(found, Dropped) and found.reason == "broken image" and found.detail
 
-    screen(Pair(0, "a", "caption", data), Seen(), SMALL, "white")
-    screen(Pair(0, "a", "caption", jpeg(picture(1))[: -1 - len(data)]), Seen(), SMALL, "white")
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 400))
+def test_an_image_that_is_cut_off_is_dropped_and_a_whole_one_used(cut: int) -> None:
+    whole = jpeg(picture(1))
+    used = screen(Pair(0, "a", "caption", whole), Seen(), SMALL, "white")
+    assert isinstance(used, Cell) and max(used.image.size) == SMALL.box
+    found = screen(Pair(0, "a", "caption", whole[:-cut]), Seen(), SMALL, "white")
+    assert isinstance(found, Dropped) and found.reason == "broken image"

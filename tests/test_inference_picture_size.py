@@ -1,4 +1,4 @@
-"""METHOD's token counts at 840x840, from the real processor classes with the settings of the published checkpoints.
+"""The token counts at 840x840, from the real processor classes with the settings of the published checkpoints.
 
 The settings below are the published preprocessor_config.json files' public values; only the tokenizers are tiny.
 """

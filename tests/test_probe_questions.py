@@ -15,7 +15,7 @@ from transformers_agci.inference.questions import YES_NO
 
 
 def rows(items=2, answers=("Yes", "No"), name="{item:03d}_{cell}.jpg"):
-    """File by file as METHOD section 4 has them: all Yes rows, then all No rows."""
+    """File by file as docs/method.md has them: all Yes rows, then all No rows."""
     return [
         ProbeRow.parse(
             {

@@ -17,7 +17,7 @@ from transformers_agci.data.rows import SUFFIXES, Row, read_rows
 from transformers_agci.errors import InputError, short
 from transformers_agci.storage.atomic import open_atomic, write_atomic
 
-# The older names come second (METHOD: the sets were published as BaPA's first).
+# The older names come second (the sets were first published as BaPA's).
 HUB_SETS = {
     "probe": ("AAAndyZ/AGCI_Probe_Dataset", "AAAndyZ/BaPA_Probe_Dataset"),
     "similarity": ("AAAndyZ/AGCI_Similarity_Dataset", "AAAndyZ/BaPA_Similarity_Dataset"),

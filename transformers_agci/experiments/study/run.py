@@ -108,7 +108,7 @@ class Study:
         return merge.target if is_done(merge) else write(merge)
 
     def _recipe(self, seed: int, lam: float, lessons: str) -> dict[str, Any]:
-        """METHOD's LoRA at a higher learning rate: the model is small, and so are its steps."""
+        """The LoRA of docs/method.md at a higher learning rate: the model is small, and so are its steps."""
         data = str(self.folder / "data")
         return {
             "model_name_or_path": str(self._base(lam)),
