@@ -5,15 +5,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers_agci.inference.answering import AnswerCounts, AnswerOptions, answer_questions
 from transformers_agci.inference.load import LoadedModel
-from transformers_agci.inference.questions import Question
-from transformers_agci.inference.run import run_questions
-from transformers_agci.inference.summary import Counts
-from transformers_agci.storage.result_file import output_paths
+from transformers_agci.inference.questions import Question, QuestionSet
+from transformers_agci.inference.runner import RunOptions
+from transformers_agci.storage.result_file import Shard, output_paths
 
 
-def engine(loaded: LoadedModel, asked: Sequence[Question], lambdas: Sequence[float], **options: Any) -> Counts:
+def engine(
+    loaded: LoadedModel, asked: Sequence[Question], lambdas: Sequence[float], shard: Shard | None = None, **options: Any
+) -> AnswerCounts:
     """Answer every question at every lambda and write the result files; what was counted."""
+    how = AnswerOptions(run=RunOptions(shard, progress=False), **options)
     with tempfile.TemporaryDirectory() as folder:
         outputs = output_paths(Path(folder) / "answers.jsonl", lambdas)
-        return run_questions(loaded, asked, lambdas, outputs, progress=False, **options).counts
+        counts = answer_questions(loaded, QuestionSet(asked), lambdas, outputs, how).counts
+    assert isinstance(counts, AnswerCounts)
+    return counts

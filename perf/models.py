@@ -14,9 +14,8 @@ import torch
 
 from transformers_agci.embedded.location import embedded_model_path
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
-from transformers_agci.inference.patch_embedding import as_matrix_product
 from transformers_agci.inference.prompt import answer_token_ids
-from transformers_agci.inference.vision_attention import use_segments
+from transformers_agci.inference.vision_tower import as_matrix_product, use_segments
 
 
 class Shape(NamedTuple):

@@ -23,10 +23,9 @@ from rows import probe_questions
 from scipy import stats
 
 from transformers_agci import agci
-from transformers_agci.experiments.on_device import on_device
 from transformers_agci.inference.batches import Column
 from transformers_agci.inference.load import LoadedModel
-from transformers_agci.inference.prepare import prepare
+from transformers_agci.inference.prepare import prepare, to_device
 from transformers_agci.inference.questions import Question
 
 LAMBDAS = (0.0, 0.5)
@@ -37,7 +36,7 @@ def batches(loaded: LoadedModel, asked: Sequence[Question], rows: int, size: int
     for start in range(0, rows, size):
         numbers = tuple((start + n) % len(asked) for n in range(size))
         (batch,) = prepare(Column((numbers,)), asked, loaded.processor).batches
-        yield on_device(loaded, batch.inputs)
+        yield to_device(loaded, batch.inputs)
 
 
 def measure(loaded: LoadedModel, asked: Sequence[Question], rows: int, size: int) -> list[tuple[float, float]]:

@@ -20,9 +20,10 @@ from machine import announce, say
 from transformers_agci.embedded.location import embedded_model_path
 from transformers_agci.experiments.position.data import embedded_data
 from transformers_agci.experiments.position.questions import questions
+from transformers_agci.inference.answering import AnswerOptions, answer_questions
 from transformers_agci.inference.load import LoadOptions, load
-from transformers_agci.inference.questions import Question
-from transformers_agci.inference.run import run_questions
+from transformers_agci.inference.questions import Question, QuestionSet
+from transformers_agci.inference.runner import RunOptions
 from transformers_agci.storage.result_file import output_paths
 
 LAMBDAS = (0.0, 0.5)
@@ -54,7 +55,8 @@ def answers(backend: Backend, asked: Sequence[Question]) -> tuple[str, list[dict
     )
     with tempfile.TemporaryDirectory() as folder:
         outputs = output_paths(Path(folder) / "answers.jsonl", LAMBDAS)
-        run_questions(loaded, asked, LAMBDAS, outputs, progress=False)
+        options = AnswerOptions(run=RunOptions(progress=False))
+        answer_questions(loaded, QuestionSet(asked), LAMBDAS, outputs, options)
         rows = [json.loads(line) for path in outputs for line in path.read_text().splitlines()]
     return str(loaded.identity["vision_attention"]), rows
 

@@ -26,7 +26,7 @@ def main() -> None:
     loaded = chosen_model(args)
     width, height = (640, 480) if args.random_7b or args.small else (252, 252)
     with tempfile.TemporaryDirectory() as name:
-        asked = pope_questions(Path(name), args.images, width, height)
+        asked = pope_questions(Path(name), args.pictures, width, height)
         Comparison(loaded, asked, [0.5], args.rounds, asked[: args.plain_rows]).run()
 
 

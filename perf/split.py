@@ -9,14 +9,14 @@ import torch
 from machine import seconds
 
 from transformers_agci.families import decoder_of, find_vlm
-from transformers_agci.inference import prepare, questions, run
+from transformers_agci.inference import answering, prepare, questions
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.storage import result_file as results
 
 FUNCTIONS = (
     (questions.ImageFile, "open", "decode"),
     (prepare, "prepare", "preprocess"),
-    (run, "prepare", "preprocess"),
+    (answering, "prepare", "preprocess"),
     (results.ResultFile, "write", "write"),
 )
 PARTS = ("decode", "preprocess", "vision", "decoder", "write", "other")
@@ -26,7 +26,7 @@ class Split:
     """Seconds per part while entered. A part within another counts for itself only; the rest is "other".
 
     with Split(loaded) as split:
-        run_questions(...)
+        answer_questions(...)
     split.seconds["vision"]
     """
 

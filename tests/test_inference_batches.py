@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.results import read_answer
 from transformers_agci.inference.answer import Answer, verdict_is_fixed
-from transformers_agci.inference.batches import image_keys, plan_blocks, plan_columns
+from transformers_agci.inference.batches import image_keys, make_plan, plan_blocks, plan_columns
 from transformers_agci.inference.progress import Progress
 from transformers_agci.inference.prompt import chat_content
 from transformers_agci.inference.questions import Question, up_to
-from transformers_agci.inference.run import make_plan
 
 
 @dataclass(frozen=True)
@@ -142,24 +141,35 @@ def test_logits_against_the_answer(text, yes, no, disagrees) -> None:
 # --- progress ---
 
 
-def test_a_log_file_is_left_alone_for_a_minute(
+def test_a_log_file_gets_plain_lines_the_first_after_five_seconds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
-    bar = Progress(1000)
-    assert "0/1000" in capsys.readouterr().err
-    for seconds in (1.0, 59.0):
-        clock[0] = seconds
-        bar.add(100)
+    monkeypatch.setattr("transformers_agci.inference.progress.time.monotonic", lambda: clock[0])
+    progress = Progress(1000)
+    told = []
+    for seconds in range(1, 241):
+        clock[0] = float(seconds)
+        progress.add(2)
+        said = capsys.readouterr().err
+        assert "\r" not in said
+        if said:
+            told.append((seconds, said))
+    assert [seconds for seconds, _ in told] == [5, 15, 30, 60, 120, 180, 240]
+    assert told[0][1] == "agci: 10 of 1000 rows, 2.0 rows/s, 8 min left\n"
+    assert progress.done == 480
+    progress.say("rows.json:3: broken")
+    assert capsys.readouterr().err == "rows.json:3: broken\n"
+    progress.add(520)
+    progress.close()
+    assert capsys.readouterr().err == "agci: 1000 of 1000 rows, 4.2 rows/s\n"
+
+
+def test_a_run_of_a_moment_leaves_no_progress_in_a_log_file(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(2)
+    progress.add(2)
+    progress.close()
     assert capsys.readouterr().err == ""
-    clock[0] = 61.0
-    bar.add(100)
-    said = capsys.readouterr().err
-    assert "300/1000" in said and "row/s" in said
-    assert bar.done == 300
-    bar.say("rows.json:3: broken")
-    assert "rows.json:3: broken\n" in capsys.readouterr().err
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,11 +9,12 @@ import torch
 from tiny_checkpoints import FAMILIES, build_processor, prompt_inputs, random_image
 
 from transformers_agci.errors import InputError
+from transformers_agci.inference.answering import AnswerOptions, answer_questions
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.prompt import answer_token_ids, chat_text, images_once, tokenize
-from transformers_agci.inference.questions import BlankImage, ImageFile, Question
-from transformers_agci.inference.run import run_questions
-from transformers_agci.inference.vision_replay import VisionReplay
+from transformers_agci.inference.questions import BlankImage, ImageFile, Question, QuestionSet
+from transformers_agci.inference.replay import VisionReplay
+from transformers_agci.inference.runner import RunOptions
 from transformers_agci.storage.result_file import output_paths
 
 LAMBDAS = [0.0, 0.5]
@@ -40,7 +41,8 @@ def answers(
 ) -> dict[float, list[dict]]:
     loaded = load(LoadOptions(str(checkpoint), dtype=dtype))
     paths = output_paths(folder / f"{batch_size}.jsonl", LAMBDAS)
-    run_questions(loaded, questions, LAMBDAS, paths, batch_size=batch_size, block_rows=24, progress=False)
+    options = AnswerOptions(batch_size, 24, run=RunOptions(progress=False))
+    answer_questions(loaded, QuestionSet(questions), LAMBDAS, paths, options)
     return {
         lam: [json.loads(line) for line in path.read_text().splitlines()]
         for lam, path in zip(LAMBDAS, paths, strict=True)
@@ -90,18 +92,18 @@ def test_the_vision_record_is_exact_and_not_changed_by_its_use(tiny_checkpoint: 
     with torch.no_grad():
         stock = [model(**inputs).logits for inputs in (first, second, first)]
         with VisionReplay(model) as vision:
-            vision.about(("1", "2"))
+            vision.set_images(("1", "2"))
             replayed = [model(**inputs).logits for inputs in (first, second, first)]
             assert (vision.calls, vision.images, vision.replays) == (1, 2, 2)
-            vision.about(("3", "2"))
+            vision.set_images(("3", "2"))
             model(**first)
             assert vision.calls == 2
-            vision.about(None)
+            vision.set_images(None)
             model(**first)
             model(**first)
             assert vision.calls == 4
     assert all(torch.equal(one, other) for one, other in zip(stock, replayed, strict=True))
-    assert "get_image_features" not in vars(vision.owner)
+    assert "get_image_features" not in vars(vision.vlm)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -216,7 +216,7 @@ def test_a_second_process_on_the_same_output_is_refused(
     holder.start()
     try:
         assert ready.wait(30)
-        monkeypatch.setattr(ResultFile, "BRIEFLY", 0.1)
+        monkeypatch.setattr("transformers_agci.storage.result_file.PATIENCE", 0.1)
         if clash:
             with pytest.raises(InputError, match="is being written by another process"):
                 fill(path, second)

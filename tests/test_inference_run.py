@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,10 +16,13 @@ from tiny_checkpoints import checkpoint, prompt_inputs, random_image
 
 from transformers_agci.errors import InputError
 from transformers_agci.inference.answer import Answerer, verdict_is_fixed
+from transformers_agci.inference.answering import AnswerOptions, answer_questions
 from transformers_agci.inference.dry_run import describe
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
-from transformers_agci.inference.questions import BlankImage, ImageBytes, ImageFile, Question, up_to
-from transformers_agci.inference.run import RunSummary, run_questions
+from transformers_agci.inference.prefetch import AHEAD, prefetched
+from transformers_agci.inference.progress import RunSummary
+from transformers_agci.inference.questions import BlankImage, ImageBytes, ImageFile, Question, QuestionSet, up_to
+from transformers_agci.inference.runner import RunOptions
 from transformers_agci.method.hooks import agci, attach, current_handle
 from transformers_agci.storage import manifest
 from transformers_agci.storage.result_file import FailedRow, Shard, merge_shards, output_paths
@@ -62,8 +66,14 @@ def probe(folder: Path, items: int = ITEMS) -> list[Question]:
 def ask(
     loaded: LoadedModel, questions: list[Question], path: Path, lambdas: list[float] = LAMBDAS, **options
 ) -> RunSummary:
+    """`options` are those of AnswerOptions, RunOptions and QuestionSet by name."""
     given = {"batch_size": CELLS, "block_rows": 8, "progress": False, **options}
-    return run_questions(loaded, questions, lambdas, output_paths(path, lambdas), **given)
+    of_run = {name: given.pop(name) for name in ("shard", "overwrite", "strict", "progress") if name in given}
+    of_set = {name: given.pop(name) for name in ("bad_rows", "settings", "notes") if name in given}
+    asked = QuestionSet(questions, **of_set)
+    return answer_questions(
+        loaded, asked, lambdas, output_paths(path, lambdas), AnswerOptions(run=RunOptions(**of_run), **given)
+    )
 
 
 def rows(path: Path) -> list[dict]:
@@ -212,7 +222,7 @@ def test_truncated_at_every_byte_of_the_last_block_it_resumes_to_the_same_bytes(
     for size in range(last_block, len(whole), 37):  # every byte: test_inference_results
         path.write_bytes(whole[:size])
         counts = ask(loaded, probe(pictures), path, [0.5]).counts
-        assert (counts.rows, counts.rows_before) == (8, 16)
+        assert (counts.rows, counts.already_done) == (8, 16)
         assert path.read_bytes() == whole
 
 
@@ -232,7 +242,7 @@ def test_ctrl_c_keeps_finished_blocks(loaded, pictures, tmp_path: Path, monkeypa
     assert len(rows(tmp_path / "cut" / "A.lam0.jsonl")) == 8
     assert current_handle(loaded.model) is None
     counts = ask(loaded, probe(pictures), tmp_path / "cut" / "A.jsonl").counts
-    assert counts.rows_before == 16
+    assert counts.already_done == 16
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
@@ -309,7 +319,7 @@ def test_bad_rows_are_named_and_the_rest_is_answered(loaded, pictures, tmp_path:
     told = [row.where for row in summary.counts.failed]
     assert told == ["rows.json:99", "rows.json:2", "rows.json:6", "rows.json:10", "rows.json:14"]
     assert summary.exit_code == 1
-    assert "5 rows could not be asked:" in summary.lines()[1]
+    assert "5 rows were skipped:" in summary.lines()[1]
     assert "1.jpg does not exist" in capfd.readouterr().err
     assert len(rows(path)) == 20
     assert [row["row"] for row in rows(tmp_path / "A.bad.jsonl")] == [1, 5, 9, 13]
@@ -401,7 +411,7 @@ class Deadly:
 def test_a_worker_that_dies_is_an_error_with_the_rows_name(loaded, pictures, tmp_path: Path) -> None:
     questions = probe(pictures)
     questions[9] = Question({}, "rows.json:10", "Is it?", (Deadly(),), 1)
-    with pytest.raises(InputError, match=r"^rows\.json:10: .*died at this row \(exit code 66\)"):
+    with pytest.raises(InputError, match=r"^rows\.json:10: .*died at this row"):
         ask(loaded, questions, tmp_path / "A.jsonl", workers=2)
 
 
@@ -412,19 +422,20 @@ def test_workers_change_nothing(loaded, pictures, tmp_path: Path, workers) -> No
     assert contents(tmp_path / "some") == contents(tmp_path / "none")
 
 
-def test_workers_are_only_a_little_ahead(loaded, pictures, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers_agci.inference import prepare
-    from transformers_agci.inference.batches import plan_columns
+def test_workers_are_only_a_little_ahead(tmp_path: Path) -> None:
+    def make(item: int, at: Callable[[int], None]) -> int:
+        (tmp_path / str(item)).touch()
+        return item
 
-    asked: list[int] = []
-    real = prepare._Worker.ask
-    monkeypatch.setattr(prepare._Worker, "ask", lambda self, column: (asked.append(1), real(self, column))[1])
-    questions = probe(pictures)
-    columns = plan_columns(questions, range(len(questions)), 1)
-    ahead = prepare.prepared_ahead(columns, questions, loaded.processor, workers=2)
-    for taken, _ in enumerate(ahead):
-        assert len(asked) <= taken + 2 * prepare.AHEAD
-    assert len(asked) == len(columns) == ITEMS * CELLS
+    with prefetched(range(40), make, workers=2, where=str) as ahead:
+        assert next(ahead) == 0
+        most = 1 + 2 * AHEAD  # the one that was taken, and two for each worker
+        end = time.monotonic() + 30
+        while len(list(tmp_path.iterdir())) < most and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.3)  # as good as always for more, if there is more to come
+        assert len(list(tmp_path.iterdir())) == most
+        assert list(ahead) == list(range(1, 40))
 
 
 def test_images_are_let_go(loaded, pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,11 @@ from transformers_agci.cli import main
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.occlusion.files import ImageMap, read_folder
-from transformers_agci.experiments.occlusion.maps import sum_up
+from transformers_agci.experiments.occlusion.maps import aggregate
 from transformers_agci.experiments.occlusion.masks import Raster, as_tensor, masked_copies
-from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun, difference_map, draw_items
+from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionCounts, OcclusionRun, difference_map
 from transformers_agci.experiments.position.questions import PROMPT
+from transformers_agci.experiments.positives import draw_items
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 
 
@@ -73,7 +74,7 @@ def test_equals_masking_one_copy_at_a_time(family: str, tiny_checkpoint: Any, tm
     image.paste((7, 7, 7), (0, 60, 30, 90))  # one crop of one colour
     for lam, most in ((0.0, 1), (0.5, 3)):
         run = OcclusionRun(loaded, [], tmp_path, MaskOptions(30, 30), lam, batch_size=4, max_new_tokens=most)
-        counts: dict[str, int | float] = {}
+        counts = OcclusionCounts()
         with agci(loaded.model, lam):
             occluded = run.occlude(row_of(tmp_path, image), counts)
             expected = one_by_one(loaded, image, 30, occluded.tokens)
@@ -83,7 +84,7 @@ def test_equals_masking_one_copy_at_a_time(family: str, tiny_checkpoint: Any, tm
         assert occluded.differences.max() > 0
         assert occluded.differences[2, 0] == 0 and occluded.masked[8] is None
         # 11 masked copies and the original: three full batches of four
-        assert counts == {"forward_calls": 3, "masked_copies_run": 11, "one_colour_crops_not_run": 1}
+        assert counts == OcclusionCounts(forward_calls=3, masked_copies_run=11, one_colour_crops_not_run=1)
 
 
 @torch.no_grad()
@@ -171,7 +172,7 @@ def test_command_writes_resumes_and_maps(
     said = capsys.readouterr().out
     assert "all 1 items (fewer than --items asks for): 9 images" in said
     # the targets stand alone on white: eight of nine crops are one colour
-    assert "masked copies run 9; one colour crops not run 72" in said
+    assert "9 masked copies run; 72 crops of one colour not run" in said
     folder = tmp_path / "D"
     values = np.array(json.loads((folder / "0_4/0_4_attention_map.json").read_text()))
     assert values.shape == (3, 3) and values[1, 1] == 1 and values.sum() == 1
@@ -206,7 +207,7 @@ def test_shares_of_known_maps() -> None:
         ImageMap("b_0", "b", 0, raster, np.ones((9, 9))),
         ImageMap("a_4", "a", 4, raster, np.zeros((9, 9))),
     ]
-    summed = sum_up(maps, draws=50)
+    summed = aggregate(maps, draws=50)
     assert summed.shares[0].estimate == pytest.approx((1 + 1 / 9) / 2)
     assert summed.areas == pytest.approx([1 / 9] * 9)
     mean = summed.means[0]
@@ -214,7 +215,7 @@ def test_shares_of_known_maps() -> None:
     assert summed.counts[4] == 1 and summed.shares[4].n == 0  # no mask changed anything: no mass
     assert summed.means[8] is None
     with pytest.raises(InputError, match="cannot be summed"):
-        sum_up([*maps, ImageMap("c_0", "c", 0, Raster(60, 60, 10, 10), np.ones((6, 6)))])
+        aggregate([*maps, ImageMap("c_0", "c", 0, Raster(60, 60, 10, 10), np.ones((6, 6)))])
 
 
 def test_bad_input_is_told_in_one_sentence(

@@ -10,10 +10,10 @@ from tiny_checkpoints import FAMILIES, build_model, random_image
 from transformers import DynamicCache
 
 from transformers_agci import agci
-from transformers_agci.inference import prefix_replay, prompt
+from transformers_agci.inference import prompt, replay
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
-from transformers_agci.inference.prefix_replay import PrefixReplay, Prompts
 from transformers_agci.inference.questions import Question
+from transformers_agci.inference.replay import PrefixReplay, Prompts
 
 SIZES = ((120, 90), (90, 90), (64, 120))  # pixels: width, height
 # Longer and shorter than the first question, sharing much and nothing of its words.
@@ -66,7 +66,7 @@ def test_answers_are_those_of_the_whole_prompt(loaded, lam) -> None:
         with PrefixReplay(model) as prefix:
             replayed = []
             for number, inputs in enumerate(asked):
-                prefix.about(prompts(inputs, keys), keep=number == 0)
+                prefix.set_prompts(prompts(inputs, keys), keep=number == 0)
                 replayed.append(generate(model, inputs))
         spared = prefix.replayed_tokens
         computed = prefix.prefill_tokens
@@ -87,14 +87,14 @@ def test_the_recorded_keys_and_values_matter(loaded, monkeypatch: pytest.MonkeyP
         layers = [None if layer is None else tuple(part.roll(1, dims=2) for part in layer) for layer in record.layers]
         right(cache, record._replace(layers=layers), reuse)
 
-    right = prefix_replay._fill
-    monkeypatch.setattr(prefix_replay, "_fill", fill_wrongly)
+    right = replay._fill
+    monkeypatch.setattr(replay, "_fill", fill_wrongly)
     first, later = (batch(loaded, texts) for texts in SLOTS[:2])
     stock = generate(loaded.model, later)
     with PrefixReplay(loaded.model) as prefix:
-        prefix.about(prompts(first, ("a", "b", "c")), keep=True)
+        prefix.set_prompts(prompts(first, ("a", "b", "c")), keep=True)
         generate(loaded.model, first)
-        prefix.about(prompts(later, ("a", "b", "c")))
+        prefix.set_prompts(prompts(later, ("a", "b", "c")))
         assert float((generate(loaded.model, later)[1] - stock[1]).abs().max()) > 1e-2
 
 
@@ -105,10 +105,10 @@ def test_what_is_computed_is_the_longest_question_tail(loaded) -> None:
     first, second = (batch(loaded, (f"Is there a red {word}?",)) for word in ("dog", "cat"))
     same = int((first["input_ids"] == second["input_ids"])[0].int().argmin())
     with PrefixReplay(model) as prefix:
-        prefix.about(prompts(first, ("a",)), keep=True)
+        prefix.set_prompts(prompts(first, ("a",)), keep=True)
         generate(model, first)
         assert prefix.prefill_tokens == first["input_ids"].shape[1]
-        prefix.about(prompts(second, ("a",)))
+        prefix.set_prompts(prompts(second, ("a",)))
         generate(model, second)
     assert prefix.prefill_tokens == first["input_ids"].shape[1] + second["input_ids"].shape[1] - same
     assert prefix.replayed_tokens == same
@@ -121,9 +121,9 @@ def test_rows_may_come_in_another_order_and_leave_some_out(loaded) -> None:
     later = batch(loaded, SLOTS[1][1:], order=(2, 1))
     with PrefixReplay(model) as prefix:
         stock = generate(model, later)
-        prefix.about(prompts(first, ("a", "b", "c")), keep=True)
+        prefix.set_prompts(prompts(first, ("a", "b", "c")), keep=True)
         generate(model, first)
-        prefix.about(prompts(later, ("c", "b")))
+        prefix.set_prompts(prompts(later, ("c", "b")))
         replayed = generate(model, later)
         assert prefix.replayed_tokens > 0
     assert torch.equal(stock[0], replayed[0])
@@ -137,15 +137,15 @@ def test_where_it_cannot_be_the_decoder_computes_everything(loaded, case) -> Non
     first, later = (batch(loaded, texts[:1]) for texts in SLOTS[:2])
     known = prompts(later, ("a",))
     with PrefixReplay(model) as prefix:
-        prefix.about(prompts(first, ("a",)), keep=True)
+        prefix.set_prompts(prompts(first, ("a",)), keep=True)
         generate(model, first)
         if case == "other images":
             known = prompts(later, ("b",))
         elif case == "other text before":
             known.ids[0, 0] += 1
         elif case == "forgotten":
-            prefix.forget()
-        prefix.about(None if case == "not named" else known)
+            prefix.clear()
+        prefix.set_prompts(None if case == "not named" else known)
         if case == "static cache":
             model.generation_config.cache_implementation = "static"
         generate(model, later)
@@ -160,9 +160,9 @@ def test_a_window_that_has_forgotten_the_image_is_not_replayed(window, tiny_chec
     first, later = (batch(loaded, texts[:1]) for texts in SLOTS[:2])
     stock = generate(loaded.model, later)
     with PrefixReplay(loaded.model) as prefix:
-        prefix.about(prompts(first, ("a",)), keep=True)
+        prefix.set_prompts(prompts(first, ("a",)), keep=True)
         generate(loaded.model, first)
-        prefix.about(prompts(later, ("a",)))
+        prefix.set_prompts(prompts(later, ("a",)))
         replayed = generate(loaded.model, later)
     assert (prefix.replayed_tokens > 0) is (window == 4096)
     assert torch.equal(stock[0], replayed[0])

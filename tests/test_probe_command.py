@@ -226,7 +226,7 @@ def test_without_model_and_file_the_embedded_ones_serve(
     pictures = {path: path.stat().st_mtime_ns for path in Path("position_probe.probe_set").rglob("*.jpg")}
     assert len(pictures) == 9
     assert main(words) == 0, "the same command goes on"
-    assert "18 were there before" in capsys.readouterr().out
+    assert "18 already done" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in pictures} == pictures
     assert main(["probe", "--items", "1", "--seed", "1", "--device", "cpu", "--quiet"]) == 2
     assert "data_sha256" in capsys.readouterr().err
@@ -281,7 +281,7 @@ def test_a_bad_row_is_named_and_the_rest_is_answered(probe, data, capsys: pytest
     assert probe() == 1
     said = capsys.readouterr()
     assert sentence.format(images=data / "images") in said.out + said.err
-    assert "1 rows could not be asked" in said.out
+    assert "1 row was skipped" in said.out
     assert [row["id"] for row in read(data / "A.jsonl")] == [n for n in range(18) if n != 4]
 
 

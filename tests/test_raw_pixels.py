@@ -8,9 +8,9 @@ import torch
 from test_inference_run import LAMBDAS, ask, probe, rows
 from tiny_checkpoints import FAMILIES, build_processor, random_image
 
-from transformers_agci.inference import run as engine
+from transformers_agci.inference import answering
 from transformers_agci.inference.load import LoadOptions, load
-from transformers_agci.inference.raw_pixels import PIXELS, RawPixels, raw_pixels
+from transformers_agci.inference.prepare import PIXELS, RawPixels, raw_pixels
 
 # LLaVA-NeXT fills up the tiles of smaller images with zeros behind its normalising.
 AS_BYTES = [family for family in FAMILIES if family != "llava_next"]
@@ -58,7 +58,7 @@ def test_the_engine_gives_the_same_answers(
 
     original = RawPixels.normalise
     monkeypatch.setattr(RawPixels, "normalise", counted)
-    monkeypatch.setattr(engine, "BYTES_CROSS_TO", ("cpu",))
+    monkeypatch.setattr(answering, "BYTES_CROSS_TO", ("cpu",))
     ask(loaded, questions, tmp_path / "bytes.jsonl")
     assert normalised[1:] == [torch.uint8] * 3  # the first is the trial; then each image once
     for lam in LAMBDAS:

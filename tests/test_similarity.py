@@ -14,8 +14,8 @@ from transformers_agci import image_embeddings
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.errors import InputError
-from transformers_agci.experiments import similarity_report
-from transformers_agci.experiments.similarity import SimilarityRun, caption_embeddings
+from transformers_agci.experiments.similarity import report as similarity_report
+from transformers_agci.experiments.similarity.run import SimilarityRun, caption_embeddings
 from transformers_agci.families import decoder_of, find_vlm
 from transformers_agci.inference.load import LoadOptions, load
 
@@ -69,13 +69,13 @@ def test_equals_the_definition_and_the_decoder_stays_at_rest(family: str, tiny_c
 
 
 def assert_written(loaded: Any, file: Path, images: Path, answers: Path) -> None:
-    from transformers_agci.experiments.block_run import RunOptions
     from transformers_agci.experiments.positives import read_positives
+    from transformers_agci.inference.runner import RunOptions
 
     data = read_positives(file, images)
     run = SimilarityRun(loaded, data.rows[:10], images, batch_size=4)
     summary = run.write(answers, data, {}, RunOptions(progress=False))
-    assert (summary.rows, summary.counts["pictures"], summary.exit_code) == (10, 10, 0)
+    assert (summary.counts.rows, summary.counts.pictures, summary.exit_code) == (10, 10, 0)
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
     assert [{**row, "similarity": 0} for row in rows] == [{**row.fields, "similarity": 0} for row in data.rows[:10]]
     with torch.no_grad():

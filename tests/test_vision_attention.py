@@ -14,12 +14,12 @@ from tiny_checkpoints import build_model, make_inputs, random_image
 from torch.nn import functional
 
 from transformers_agci import agci
-from transformers_agci.inference import vision_attention
+from transformers_agci.inference import vision_tower
+from transformers_agci.inference.answering import AnswerOptions, answer_questions
 from transformers_agci.inference.load import LoadOptions, load
-from transformers_agci.inference.patch_embedding import PRODUCT, as_matrix_product
-from transformers_agci.inference.questions import ImageFile, Question
-from transformers_agci.inference.run import run_questions
-from transformers_agci.inference.vision_attention import KERNELS, STOCK, Segments, use_segments
+from transformers_agci.inference.questions import ImageFile, Question, QuestionSet
+from transformers_agci.inference.runner import RunOptions
+from transformers_agci.inference.vision_tower import KERNELS, PRODUCT, STOCK, Segments, as_matrix_product, use_segments
 from transformers_agci.storage import manifest
 
 QWENS = ("qwen2_5_vl", "qwen3_vl")
@@ -101,13 +101,13 @@ def test_a_wrong_segment_would_be_seen(model: Any) -> None:
 
     def over_all(query: Any, key: Any, value: Any, segments: Segments, scaling: float) -> torch.Tensor:
         whole = Segments(torch.tensor([0, len(query)]))
-        return vision_attention.by_length(query, key, value, whole, scaling)
+        return vision_tower.by_length(query, key, value, whole, scaling)
 
-    layers = vision_attention._packed_layers(model)
-    remove = vision_attention._put_on(layers, over_all)
+    layers = vision_tower._packed_layers(model)
+    remove = vision_tower._put_on(layers, over_all)
     assert not torch.allclose(see(model, GRIDS["several sizes"]), stock, atol=1e-5)
     remove()
-    assert "differs from SDPA" in str(vision_attention._disagreement(layers[0], over_all))
+    assert "differs from SDPA" in str(vision_tower._disagreement(layers[0], over_all))
 
 
 def test_agci_works_behind_it(model: Any) -> None:
@@ -137,14 +137,14 @@ def test_the_kernel_of_torch_gets_the_segments(model: Any, monkeypatch: pytest.M
         assert isinstance(max_q, int)
         assert max_q == max_k == int(cu_q.diff().max())
         given.append(len(cu_q) - 1)
-        return vision_attention.by_length(query, key, value, Segments(cu_q), query.shape[-1] ** -0.5)
+        return vision_tower.by_length(query, key, value, Segments(cu_q), query.shape[-1] ** -0.5)
 
     stock = see(model, GRIDS["several sizes"])
     monkeypatch.setitem(__import__("sys").modules, "torch.nn.attention.varlen", SimpleNamespace(varlen_attn=stand_in))
-    monkeypatch.setattr(vision_attention, "_unfit", lambda backend, layer: None)
+    monkeypatch.setattr(vision_tower, "_unfit", lambda backend, layer: None)
     chosen = use_segments(model)
     assert (chosen.backend, chosen.reason) == ("torch varlen", None)
-    assert given == [len(vision_attention.PROBED_LENGTHS)]
+    assert given == [len(vision_tower.PROBED_LENGTHS)]
     given.clear()
     assert torch.allclose(see(model, GRIDS["several sizes"]), stock, atol=1e-6)
     assert len(given) == len(model.model.visual.blocks)  # one call per layer
@@ -154,12 +154,12 @@ def test_the_kernel_of_torch_gets_the_segments(model: Any, monkeypatch: pytest.M
 @pytest.mark.parametrize("scaling", [8**-0.5, 0.7])
 def test_varlen_takes_the_scale_of_the_layer(scaling: float, monkeypatch: pytest.MonkeyPatch) -> None:
     def stand_in(query: Any, key: Any, value: Any, cu_q: Any, *_: Any) -> torch.Tensor:
-        return vision_attention.by_length(query, key, value, Segments(cu_q), query.shape[-1] ** -0.5)
+        return vision_tower.by_length(query, key, value, Segments(cu_q), query.shape[-1] ** -0.5)
 
     monkeypatch.setitem(__import__("sys").modules, "torch.nn.attention.varlen", SimpleNamespace(varlen_attn=stand_in))
     query, key, value = torch.randn(3, 6, 2, 8)
     segments = Segments(torch.tensor([0, 2, 6]))
-    ours = vision_attention.varlen(query, key, value, segments, scaling)
+    ours = vision_tower.varlen(query, key, value, segments, scaling)
     assert torch.allclose(ours, slow_attention(query, key, value, [2, 4], scaling), atol=1e-6)
 
 
@@ -207,7 +207,7 @@ def test_a_kernel_that_fails_or_differs_is_not_used(monkeypatch: pytest.MonkeyPa
 
     model = build_model("qwen3_vl")
     stock = see(model, GRIDS["one"])
-    monkeypatch.setattr(vision_attention, "KERNELS", {"a": failing, "b": wrong})
+    monkeypatch.setattr(vision_tower, "KERNELS", {"a": failing, "b": wrong})
     chosen = use_segments(model)
     assert chosen.backend == STOCK
     assert "a: it raises RuntimeError (no such kernel here)" in str(chosen.reason)
@@ -222,13 +222,13 @@ def test_what_the_kernel_of_torch_needs(monkeypatch: pytest.MonkeyPatch) -> None
         return SimpleNamespace(proj=SimpleNamespace(weight=weight, bias=weight))
 
     def unfit(*about: Any) -> str:
-        return str(vision_attention._unfit("torch varlen", layer(*about)))
+        return str(vision_tower._unfit("torch varlen", layer(*about)))
 
-    monkeypatch.setattr(vision_attention, "find_spec", lambda name: object())
+    monkeypatch.setattr(vision_tower, "find_spec", lambda name: object())
     assert unfit("cuda", torch.bfloat16) == "None"
     assert "needs bfloat16 or float16, not float32" in unfit("cuda", torch.float32)
     assert "needs a GPU, and the vision tower is on cpu" in unfit("cpu", torch.bfloat16)
-    monkeypatch.setattr(vision_attention, "find_spec", lambda name: None)
+    monkeypatch.setattr(vision_tower, "find_spec", lambda name: None)
     assert "needs torch 2.10 or newer" in unfit("cuda", torch.bfloat16)
 
 
@@ -244,7 +244,7 @@ def test_the_manifest_names_it(tiny_checkpoint: Callable[[str], Path], tmp_path:
     for choice, backend in (("auto", BY_LENGTH), (STOCK, STOCK)):
         loaded = load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl")), vision=choice))
         output = tmp_path / f"{choice}.jsonl"
-        run_questions(loaded, asked, [0.0], [output], progress=False)
+        answer_questions(loaded, QuestionSet(asked), [0.0], [output], AnswerOptions(run=RunOptions(progress=False)))
         found = manifest.read(output)
         assert found is not None
         assert found["settings"]["model"]["vision_attention"] == backend

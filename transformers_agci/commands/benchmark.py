@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers_agci.commands.benchmark_run import QuestionSet, Source
+    from transformers_agci.commands.benchmark_run import Source
     from transformers_agci.experiments.benchmarks.declaration import Score
     from transformers_agci.inference.load import LoadedModel
+    from transformers_agci.inference.questions import QuestionSet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `agci benchmark`."""
-    from transformers_agci.commands.options import add_bootstrap_options, add_engine_options, add_model_options, whole
+    from transformers_agci.commands.options import add_answer_options, add_bootstrap_options, add_model_options, whole
     from transformers_agci.experiments.benchmarks.declaration import MODES, PROTOCOLS
 
     parser.add_argument("name", metavar="NAME", help="scienceqa, pope, textvqa, hallusionbench, crpe or mmmu_pro")
@@ -68,17 +69,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead of the protocol's: {question} stands for the row's question without its instruction",
     )
     how.add_argument("--max_new_tokens", metavar="N", type=whole(1), help="instead of the protocol's limit")
-    add_engine_options(parser)
+    add_answer_options(parser)
     add_bootstrap_options(how)
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, write, score; 1 where rows were bad or could not be scored."""
-    from transformers_agci.commands.benchmark_run import Source, asking
+    from transformers_agci.commands.benchmark_run import Source, question_set
     from transformers_agci.commands.options import model_options
     from transformers_agci.experiments.benchmarks import benchmark
     from transformers_agci.inference.load import load
-    from transformers_agci.inference.processes import one_voice
+    from transformers_agci.inference.process_group import main_process_output
 
     source = Source(
         benchmark(args.name),
@@ -92,9 +93,9 @@ def run(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         prompt=args.prompt,
     )
-    made = asking(source)
+    made = question_set(source)
     loaded = load(model_options(args), weights=not args.dry_run)
-    with one_voice():
+    with main_process_output():
         return ask_and_score(args, source, made, loaded, args.answer_file or Path(f"{args.name}.jsonl"))
 
 
@@ -102,26 +103,27 @@ def ask_and_score(
     args: argparse.Namespace, source: "Source", made: "QuestionSet", loaded: "LoadedModel", answer_file: Path
 ) -> int:
     """One benchmark on a loaded model. Of `args`: the engine's options, annotations, resamples, seed."""
-    from transformers_agci.commands.benchmark_run import ask
-    from transformers_agci.commands.options import engine_options, lambdas
+    from transformers_agci.commands.benchmark_run import with_notes
+    from transformers_agci.commands.options import answer_options, lambdas
+    from transformers_agci.inference.answering import answer_questions
     from transformers_agci.inference.load import lambdas_of
-    from transformers_agci.inference.processes import leads
+    from transformers_agci.inference.process_group import is_main_process
     from transformers_agci.storage.result_file import output_paths
 
-    given, options = lambdas(args), engine_options(args)
+    given, options = lambdas(args), answer_options(args)
     asked, told = lambdas_of(given, loaded)
-    outputs = output_paths(answer_file, asked, options["method"])
+    outputs = output_paths(answer_file, asked, options.method)
     print(
         f"{source.benchmark.title}, protocol {source.how}{' with a prompt of your own' if source.prompt else ''}: "
-        f"{len(made)} questions" + (f", {made.left_out} rows outside its population" if made.left_out else ""),
+        f"{len(made)} questions" + (f", {made.omitted} rows outside its population" if made.omitted else ""),
         flush=True,
     )
     if args.dry_run:
         return _dry_run(args, loaded, made, asked, outputs)
-    summary = ask(source, made, loaded, asked, outputs, options={**options, "notes": {"lambda_source": told}})
+    summary = answer_questions(loaded, with_notes(made, lambda_source=told), asked, outputs, options)
     for line in summary.lines():
         print(line)
-    if not summary.complete or not leads():
+    if not summary.complete or not is_main_process():
         return summary.exit_code
     partial = args.limit is not None or bool(summary.counts.failed)
     return max(summary.exit_code, score_outputs(source, outputs, asked, args, partial))
@@ -156,7 +158,7 @@ def score_outputs(
     from transformers_agci.experiments.benchmarks import score_answers
     from transformers_agci.method.lam import lambda_text
     from transformers_agci.storage.json_file import write_json
-    from transformers_agci.storage.result_file import beside
+    from transformers_agci.storage.manifest import sibling_path
 
     declared = source.benchmark
     first: Score | None = None
@@ -184,6 +186,6 @@ def score_outputs(
             + (", not all questions were asked" if partial else "")
         )
         print_report(declared, score, report)
-        write_json(beside(path, ".score.json"), report, indent=1)
+        write_json(sibling_path(path, ".score.json"), report, indent=1)
         first = first or score
     return 0

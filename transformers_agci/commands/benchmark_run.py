@@ -4,18 +4,16 @@ Shared by `agci benchmark`, `agci downstream` and `agci mmmu-pro`.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers_agci.data.rows import Row
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Prompt
-from transformers_agci.inference.load import LoadedModel
-from transformers_agci.inference.questions import ImageBytes, ImageFile, ImageSource, Question, up_to
-from transformers_agci.inference.run import RunSummary, run_questions
-from transformers_agci.storage.result_file import FailedRow
+from transformers_agci.inference.questions import ImageBytes, ImageFile, ImageSource, Question, QuestionSet, up_to
+from transformers_agci.storage.result_lines import FailedRow
 
 
 @dataclass(frozen=True)
@@ -53,34 +51,38 @@ class Source:
         return next((folder / name for name in self.benchmark.images if (folder / name).is_dir()), folder)
 
 
-@dataclass
-class QuestionSet:
-    """The questions of a source, the rows that could not become one, and how many are outside the population."""
-
-    questions: list[Question] = field(default_factory=list)
-    bad_rows: list[FailedRow] = field(default_factory=list)
-    left_out: int = 0
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-
-def asking(source: Source) -> QuestionSet:
+def question_set(source: Source) -> QuestionSet:
     """Every row of the protocol's population as a question."""
-    made = QuestionSet()
+    questions: list[Question] = []
+    bad_rows: list[FailedRow] = []
+    omitted = 0
     for number, (where, row) in enumerate(_rows(source)):
         try:
-            asked = source.benchmark.build_prompt(row, source.how, source.mode)
+            prompt = source.benchmark.build_prompt(row, source.how, source.mode)
         except InputError as error:
-            made.bad_rows.append(FailedRow(number, where, f"{where}: {error}"))
+            bad_rows.append(FailedRow(number, where, f"{where}: {error}"))
             continue
-        if asked is None:
-            made.left_out += 1
+        if prompt is None:
+            omitted += 1
             continue
-        made.questions.append(_question(source, where, row, asked))
-        if source.limit is not None and len(made) >= source.limit:
+        questions.append(_question(source, where, row, prompt))
+        if source.limit is not None and len(questions) >= source.limit:
             break
-    return made
+    settings = {
+        "experiment": source.benchmark.name,
+        "protocol": source.how,
+        "mode": source.mode,
+        "setting": source.setting,
+        "prompt": source.prompt or "the protocol's",
+        "questions_sha256": _fingerprint(questions),
+    }
+    notes = {"data": str(source.hub_id or source.data), "image_root": str(source.image_folder)}
+    return QuestionSet(questions, bad_rows, settings, notes, omitted)
+
+
+def with_notes(asked: QuestionSet, **notes: Any) -> QuestionSet:
+    """The same questions with further notes for the manifest."""
+    return replace(asked, notes={**asked.notes, **notes})
 
 
 def _question(source: Source, where: str, row: Row, asked: Prompt) -> Question:
@@ -153,34 +155,6 @@ def _hub_rows(source: Source) -> list[tuple[str, Row]]:
         if isinstance(feature, datasets.Image):
             loaded = loaded.cast_column(name, datasets.Image(decode=False))
     return [(f"{source.hub_id}:row {number}", row) for number, row in enumerate(loaded, 1)]
-
-
-def ask(
-    source: Source,
-    made: QuestionSet,
-    loaded: LoadedModel,
-    lambdas: Sequence[float],
-    outputs: Sequence[Path],
-    *,
-    options: Mapping[str, Any],
-) -> RunSummary:
-    """Ask every question at every lambda."""
-    settings = {
-        "experiment": source.benchmark.name,
-        "protocol": source.how,
-        "mode": source.mode,
-        "setting": source.setting,
-        "prompt": source.prompt or "the protocol's",
-        "questions_sha256": _fingerprint(made.questions),
-    }
-    notes = {"data": str(source.hub_id or source.data), "image_root": str(source.image_folder)}
-    return run_questions(
-        loaded,
-        made.questions,
-        lambdas,
-        outputs,
-        **{**options, "settings": settings, "bad_rows": made.bad_rows, "notes": {**notes, **options.get("notes", {})}},
-    )
 
 
 def _fingerprint(questions: Sequence[Question]) -> str:

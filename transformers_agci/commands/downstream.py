@@ -23,7 +23,7 @@ OTHER_SPELLING = {"textvqa": "textqa"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options, one triple for each benchmark."""
-    from transformers_agci.commands.options import add_bootstrap_options, add_engine_options, add_model_options, whole
+    from transformers_agci.commands.options import add_answer_options, add_bootstrap_options, add_model_options, whole
     from transformers_agci.experiments.benchmarks.declaration import PROTOCOLS
 
     add_model_options(parser)
@@ -48,14 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="default: paper")
     how.add_argument("--max_new_tokens", metavar="N", type=whole(1), help="instead of the protocol's limit")
     add_bootstrap_options(how)
-    add_engine_options(parser)
+    add_answer_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask and score every benchmark whose files are there; 1 where rows were bad, 2 where there was none."""
-    from transformers_agci.inference.processes import one_voice
+    from transformers_agci.inference.process_group import main_process_output
 
-    with one_voice():
+    with main_process_output():
         return _run(args)
 
 
@@ -82,7 +82,7 @@ def _run(args: argparse.Namespace) -> int:
 def _one(args: argparse.Namespace, source: "Source", loaded: "LoadedModel") -> int:
     """One benchmark from its rows to its score; a mistake in its files does not stop the others."""
     from transformers_agci.commands.benchmark import ask_and_score
-    from transformers_agci.commands.benchmark_run import asking
+    from transformers_agci.commands.benchmark_run import question_set
     from transformers_agci.errors import InputError
 
     name = source.benchmark.name
@@ -90,7 +90,7 @@ def _one(args: argparse.Namespace, source: "Source", loaded: "LoadedModel") -> i
     args.annotations = getattr(args, f"annotations_{name}", None)
     print(f"\n== {source.benchmark.title}", flush=True)
     try:
-        return ask_and_score(args, source, asking(source), loaded, answers)
+        return ask_and_score(args, source, question_set(source), loaded, answers)
     except InputError as error:
         if args.strict:
             raise

@@ -58,9 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, draw, write; 1 where rows were bad."""
-    from transformers_agci.inference.processes import one_voice
+    from transformers_agci.inference.process_group import main_process_output
 
-    with one_voice():
+    with main_process_output():
         return _measure(args)
 
 
@@ -106,12 +106,11 @@ def _one_image(args: argparse.Namespace, asked: list[float], loaded: "LoadedMode
 
 
 def _probe_file(args: argparse.Namespace, asked: list[float]) -> int:
-    from transformers_agci.experiments.flow.maps import draw_maps, maps_text, sum_up
+    from transformers_agci.experiments.flow.maps import aggregate, draw_maps, maps_text
     from transformers_agci.experiments.flow.run import FlowRun
-    from transformers_agci.experiments.occlusion.occlude import draw_items
-    from transformers_agci.experiments.positives import probe_positives
+    from transformers_agci.experiments.positives import draw_items, probe_positives
     from transformers_agci.inference.load import load
-    from transformers_agci.inference.processes import leads
+    from transformers_agci.inference.process_group import is_main_process
     from transformers_agci.method.lam import lambda_text
 
     output_dir = args.output_dir
@@ -133,8 +132,8 @@ def _probe_file(args: argparse.Namespace, asked: list[float]) -> int:
     }
     summary = measured.write(output_dir, data, notes, run_options(args))
     print("\n".join(summary.lines()))
-    if not args.shard and leads() and summary.rows + summary.rows_before:
-        summed = sum_up(summary.path)
+    if not args.shard and is_main_process() and summary.counts.rows + summary.counts.already_done:
+        summed = aggregate(summary.outputs[0])
         print(f"\n{maps_text(summed)}\n")
         print("\n".join(f"map: {file}" for file in draw_maps(summed, output_dir, measured.layers_text)))
     return summary.exit_code

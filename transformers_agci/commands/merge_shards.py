@@ -15,13 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Merge each file; 1 if rows of it could not be asked."""
+    """Merge each file; 1 if rows of it were skipped."""
+    from transformers_agci.inference.progress import counted
     from transformers_agci.storage.result_file import merge_shards
 
     failed = 0
     for path in args.answer_file:
         merged = merge_shards(path)
-        print(f"Written: {merged.path} ({merged.rows} rows)")
+        print(f"Written: {merged.path} ({counted(merged.rows, 'row')})")
         for row in merged.failed[:20]:
             print(f"  without an answer: {row.error}")
         failed += len(merged.failed)

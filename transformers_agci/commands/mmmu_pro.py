@@ -28,7 +28,7 @@ OFFICIAL_NAMES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The published flags, and the engine's."""
-    from transformers_agci.commands.options import add_bootstrap_options, add_engine_options, add_model_options, whole
+    from transformers_agci.commands.options import add_answer_options, add_bootstrap_options, add_model_options, whole
     from transformers_agci.experiments.benchmarks.declaration import MODES, PROTOCOLS
 
     add_model_options(parser)
@@ -67,32 +67,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the first {DEBUG_ROWS} rows only",
     )
     add_bootstrap_options(how)
-    add_engine_options(parser)
+    add_answer_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, write the three files, score."""
     from transformers_agci.commands.benchmark import ask_and_score
-    from transformers_agci.commands.benchmark_run import asking
+    from transformers_agci.commands.benchmark_run import question_set
     from transformers_agci.commands.options import lambdas, model_options
     from transformers_agci.inference.load import lambdas_of, load
-    from transformers_agci.inference.processes import leads, one_voice
+    from transformers_agci.inference.process_group import is_main_process, main_process_output
     from transformers_agci.storage.result_file import output_paths
 
     if args.debug == "True":
         args.limit = min(args.limit or DEBUG_ROWS, DEBUG_ROWS)
     args.annotations = None
     source = _source(args)
-    made = asking(source)
+    made = question_set(source)
     loaded = load(model_options(args), weights=not args.dry_run)
     asked, _ = lambdas_of(lambdas(args), loaded)
     model = Path(args.model).resolve().name if Path(args.model).exists() else args.model.split("/")[-1]
     dataset = args.dataset_repo_id.rstrip("/").split("/")[-1]
     name = f"{model}_{args.dataset_variant}_{args.mode}.jsonl"
     engine_file = args.output_root / "output" / dataset / "runs" / name
-    with one_voice():
+    with main_process_output():
         code = ask_and_score(args, source, made, loaded, engine_file)
-    if args.dry_run or args.shard or not leads():
+    if args.dry_run or args.shard or not is_main_process():
         return code
     for lam, path in zip(asked, output_paths(engine_file, asked), strict=True):
         rows = _with_response(path)

@@ -57,16 +57,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Mask, measure, write; 1 where images failed."""
-    from transformers_agci.inference.processes import one_voice
+    from transformers_agci.inference.process_group import main_process_output
 
-    with one_voice():
+    with main_process_output():
         return _measure(args)
 
 
 def _measure(args: argparse.Namespace) -> int:
     from transformers_agci.experiments.occlusion.masks import parse_colour
-    from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun, draw_items
-    from transformers_agci.experiments.positives import probe_positives
+    from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun
+    from transformers_agci.experiments.positives import draw_items, probe_positives
     from transformers_agci.inference.load import load
     from transformers_agci.method.lam import lambda_text
 
@@ -90,7 +90,7 @@ def _measure(args: argparse.Namespace) -> int:
         flush=True,
     )
     if data.negatives:
-        print(f"{data.negatives} rows whose answer is No are left out.", flush=True)
+        print(f"{data.negatives} rows whose answer is No are omitted.", flush=True)
     measured = OcclusionRun(loaded, rows, data.img_path, masks, lam, args.batch_size, args.max_new_tokens)
     notes = {
         "eval_file": str(args.eval_file) if args.eval_file else None,
@@ -99,7 +99,7 @@ def _measure(args: argparse.Namespace) -> int:
         "seed": args.seed,
     }
     summary = measured.write(output_dir, data, notes, run_options(args))
-    print("\n".join(summary.lines("images")))
+    print("\n".join(summary.lines()))
     if not args.shard:
         print(f"\nmaps by target position: agci occlusion-maps --prob_results_dir {output_dir} --output_path maps.png")
     return summary.exit_code
@@ -125,17 +125,18 @@ def run_maps(args: argparse.Namespace) -> int:
     """Occlusion maps summed up by the place of the target: nine maps on one scale, the target's cell outlined, and the
     share of each map that lies on it, with an interval over items."""
     from transformers_agci.experiments.occlusion.files import names, read_folder
-    from transformers_agci.experiments.occlusion.maps import draw_maps, maps_text, sum_up
+    from transformers_agci.experiments.occlusion.maps import aggregate, draw_maps, maps_text
+    from transformers_agci.inference.progress import counted
     from transformers_agci.report.heatmap import image_path
 
     output = args.output_path
     if output.suffix and not output.is_dir():
         image_path(output)
     folder = read_folder(args.prob_results_dir)
-    maps = sum_up(folder.maps, args.draws, args.seed)
+    maps = aggregate(folder.maps, args.draws, args.seed)
     print(f"{len(folder.maps)} images from {args.prob_results_dir}\n\n{maps_text(maps)}")
     if folder.unfinished:
-        print(f"\n{len(folder.unfinished)} images are unfinished and left out: {names(folder.unfinished)}")
+        print(f"\n{counted(len(folder.unfinished), 'unfinished image')} omitted: {names(folder.unfinished)}")
     drawn = draw_maps(maps, output, args.title)
     print(f"\npanel: {drawn[0]}; the nine maps: {drawn[1]} to {drawn[-1].name}")
     return 1 if folder.unfinished else 0

@@ -6,18 +6,19 @@
 import argparse
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from transformers_agci.embedded.location import EMBEDDED, MODEL_TYPE, embedded_model_path
 from transformers_agci.errors import InputError, short
 from transformers_agci.method.lam import parse_lambda
 
 if TYPE_CHECKING:
-    from transformers_agci.experiments.block_run import RunOptions
+    from transformers_agci.inference.answering import AnswerOptions
     from transformers_agci.inference.load import LoadOptions
+    from transformers_agci.inference.runner import RunOptions
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
@@ -154,23 +155,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup
 
 def run_options(args: argparse.Namespace) -> "RunOptions":
     """What `add_run_options` parsed."""
-    from transformers_agci.experiments.block_run import RunOptions
-
-    return RunOptions(**_run_settings(args))
-
-
-def _run_settings(args: argparse.Namespace) -> dict[str, Any]:
+    from transformers_agci.inference.runner import RunOptions
     from transformers_agci.storage.result_file import parse_shard
 
-    return {
-        "shard": parse_shard(args.shard) if args.shard is not None else None,
-        "overwrite": args.overwrite,
-        "strict": args.strict,
-        "progress": not args.quiet,
-    }
+    shard = parse_shard(args.shard) if args.shard is not None else None
+    return RunOptions(shard, args.overwrite, args.strict, not args.quiet)
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
     """Those, lambda, batches and workers: of the commands that ask questions."""
     asked = parser.add_argument_group("lambda")
     add_lambda_option(asked, "one or several lambdas; default: the key in the model's config.json, else 0")
@@ -188,15 +180,11 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def engine_options(args: argparse.Namespace) -> Mapping[str, Any]:
-    """The keyword arguments of `inference.run.run_questions` that `add_engine_options` parsed."""
-    return {
-        "batch_size": args.batch_size,
-        "workers": args.workers,
-        "method": args.method,
-        "scope": args.scope,
-        **_run_settings(args),
-    }
+def answer_options(args: argparse.Namespace) -> "AnswerOptions":
+    """What `add_answer_options` parsed."""
+    from transformers_agci.inference.answering import AnswerOptions
+
+    return AnswerOptions(args.batch_size, None, args.workers, args.method, args.scope, run_options(args))
 
 
 def add_lambda_option(

@@ -16,11 +16,11 @@ from transformers_agci.commands.options import (
     EMBEDDED,
     SEED,
     add_answer_file_option,
-    add_engine_options,
+    add_answer_options,
     add_model_options,
     add_planted_bias_option,
     add_rows_options,
-    engine_options,
+    answer_options,
     lambdas,
     model_options,
     whole,
@@ -52,33 +52,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_planted_bias_option(data, 0.0)
     data.add_argument("--text_only", action="store_true", help="ask also without any image: A.text_only.jsonl")
     data.add_argument("--blank_image", action="store_true", help="ask also on a white image: A.blank_image.jsonl")
-    add_engine_options(parser)
+    add_answer_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, write, and say what came out; 1 where rows were bad."""
-    from transformers_agci.inference.processes import Team
+    from transformers_agci.inference.process_group import ProcessGroup, main_process_output
 
     with contextlib.ExitStack() as stack:
-        team = Team()  # one for the probe and its controls
-        stack.callback(team.close)
-        if not team.leads:  # under torchrun the first process speaks for all
-            stack.enter_context(contextlib.redirect_stdout(None))
+        group = stack.enter_context(ProcessGroup())  # one for the probe and its controls
+        stack.enter_context(main_process_output())
         drawn_in = stack.enter_context(tempfile.TemporaryDirectory()) if args.dry_run else None
-        return _run(args, drawn_in, team.leads)
+        return _run(args, drawn_in, group.is_main)
 
 
-def _run(args: argparse.Namespace, drawn_in: str | None, leads: bool) -> int:
+def _run(args: argparse.Namespace, drawn_in: str | None, is_main: bool) -> int:
     """`drawn_in` is where the embedded atlas's composites go; default: beside the answers."""
     from transformers_agci.experiments.position.questions import Control
     from transformers_agci.experiments.position.run import PositionProbe
     from transformers_agci.inference.load import lambdas_of, load
-    from transformers_agci.storage.result_file import beside
+    from transformers_agci.storage.manifest import sibling_path
 
-    given, options = lambdas(args), engine_options(args)
+    given, options = lambdas(args), answer_options(args)
     answer_file = args.answer_file
     wanted = model_options(args)
-    data = _data(args, Path(drawn_in, "probe_set") if drawn_in else beside(answer_file, ".probe_set"))
+    data = _data(args, Path(drawn_in, "probe_set") if drawn_in else sibling_path(answer_file, ".probe_set"))
     loaded = load(wanted, weights=not args.dry_run)
     asked, source = lambdas_of(given, loaded)
     print(
@@ -91,14 +89,14 @@ def _run(args: argparse.Namespace, drawn_in: str | None, leads: bool) -> int:
         "eval_file": str(args.eval_file) if args.eval_file else None,
         "img_path": str(data.img_path),
     }
-    probe = PositionProbe(loaded, data, asked, answer_file, {**options, "notes": notes}, args.planted_bias)
+    probe = PositionProbe(loaded, data, asked, answer_file, options, notes, args.planted_bias)
     controls = [control for control in Control if getattr(args, control.value)]
     if args.dry_run:
         return _dry_run(probe, controls)
     summaries = [probe.ask(), *(probe.ask_without_image(control) for control in controls)]
     for line in (line for summary in summaries for line in summary.lines()):
         print(line)
-    if leads and all(summary.complete for summary in summaries):
+    if is_main and all(summary.complete for summary in summaries):
         _show(probe, controls)
     return max(summary.exit_code for summary in summaries)
 
@@ -126,7 +124,7 @@ def _dry_run(probe: "PositionProbe", controls: Sequence["Control"]) -> int:
 
     outputs = [*probe.outputs, *(path for control in controls for path in probe.control_outputs(control))]
     asked = questions(probe.data.items, probe.data.img_path)
-    for line in describe(probe.loaded, asked, probe.lambdas, outputs, batch_size=probe.options["batch_size"]):
+    for line in describe(probe.loaded, asked, probe.lambdas, outputs, batch_size=probe.options.batch_size):
         print(line)
     for row in probe.data.bad_rows:
         print(row.error)

@@ -54,14 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write, and say what came out; 1 where rows were bad."""
-    from transformers_agci.inference.processes import one_voice
+    from transformers_agci.inference.process_group import main_process_output
 
-    with one_voice():
+    with main_process_output():
         return _measure(args)
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from transformers_agci.experiments.similarity import ROWS, SimilarityRun, pooling_named
+    from transformers_agci.experiments.similarity.run import ROWS, SimilarityRun, pooling_named
     from transformers_agci.inference.load import load
     from transformers_agci.method.lam import lambda_text
 
@@ -78,7 +78,7 @@ def _measure(args: argparse.Namespace) -> int:
         flush=True,
     )
     if data.negatives:
-        print(f"{data.negatives} rows whose answer is No are left out.", flush=True)
+        print(f"{data.negatives} rows whose answer is No are omitted.", flush=True)
     measured = SimilarityRun(loaded, rows, data.img_path, args.pooling, lam, args.batch_size, args.workers)
     summary = measured.write(
         answer_file,
@@ -95,12 +95,14 @@ def _measure(args: argparse.Namespace) -> int:
 def _data(args: argparse.Namespace, answer_file: Path) -> "Positives":
     from transformers_agci.embedded.probe_set import build_similarity_set
     from transformers_agci.experiments.positives import read_positives
-    from transformers_agci.storage.result_file import beside
+    from transformers_agci.storage.manifest import sibling_path
 
     if args.eval_file is None:
         if args.img_path:
             raise InputError("--img_path belongs to --eval_file; without it the embedded atlas makes the images.")
-        made = build_similarity_set(beside(answer_file, ".similarity_set"), args.items or EMBEDDED_ITEMS, args.seed)
+        made = build_similarity_set(
+            sibling_path(answer_file, ".similarity_set"), args.items or EMBEDDED_ITEMS, args.seed
+        )
         return read_positives(made.rows, made.images)
     if args.img_path is None:
         raise InputError("--img_path is needed with --eval_file: the folder that holds the rows' images.")
@@ -121,7 +123,7 @@ def add_metrics_arguments(parser: argparse.ArgumentParser) -> None:
 def run_metrics(args: argparse.Namespace) -> int:
     """Similarity results in numbers and as a map: per position the mean with n and 95 % interval, on a scale of 0 to 1
     and on one that spans the data."""
-    from transformers_agci.experiments import similarity_report
+    from transformers_agci.experiments.similarity import report as similarity_report
     from transformers_agci.report.heatmap import image_path
 
     if args.output_heatmap:

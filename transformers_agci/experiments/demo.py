@@ -15,7 +15,8 @@ from transformers_agci.experiments.position.data import ProbeData, embedded_data
 from transformers_agci.experiments.position.metrics import evaluate, load, write_json, write_maps
 from transformers_agci.experiments.position.view import summary_text
 from transformers_agci.inference.progress import Progress
-from transformers_agci.storage.result_file import ResultFile, beside, merge_shards, output_paths
+from transformers_agci.storage.manifest import sibling_path
+from transformers_agci.storage.result_file import ResultFile, merge_shards, output_paths
 
 LAMBDAS = (0.0, 0.5)
 LOOK_EVERY = 0.2  # seconds between two looks at how far the processes are
@@ -81,7 +82,7 @@ class Demo:
         )
 
     def _clear(self) -> None:
-        """Take away what an earlier demo answered: nothing is taken from a cache."""
+        """Remove what an earlier demo answered: nothing is taken from a cache."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.outputs:
@@ -138,5 +139,5 @@ class Demo:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, text=True, env=environment)
 
     def _rows_done(self) -> int:
-        parts = (part for path in self.outputs for part in beside(path, ".parts").glob("*.jsonl"))
+        parts = (part for path in self.outputs for part in sibling_path(path, ".parts").glob("*.jsonl"))
         return sum(part.read_bytes().count(b'"prediction":') for part in parts)

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.on_device import on_device
 from transformers_agci.inference.answer import Answerer
 from transformers_agci.inference.load import LoadedModel
-from transformers_agci.inference.prepare import TEXT_KEYS
+from transformers_agci.inference.prepare import TEXT_KEYS, to_device
 from transformers_agci.inference.prompt import chat_text, tokenize
 from transformers_agci.inference.questions import Question
 
@@ -51,7 +50,7 @@ class ForcedAnswer:
         settings = copy.copy(answerer.settings)
         settings.max_new_tokens = self.max_new_tokens
         with torch.inference_mode():
-            made = self.loaded.model.generate(**on_device(self.loaded, inputs), generation_config=settings)
+            made = self.loaded.model.generate(**to_device(self.loaded, inputs), generation_config=settings)
         tokens = made.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
         if tokens and tokens[-1] in ends:
@@ -65,7 +64,7 @@ class ForcedAnswer:
     def logits(self, inputs: Mapping[str, torch.Tensor], answered: Answered) -> torch.Tensor:
         """The raw logits [B, T] float32 of the answer's tokens, each after the prompt and the tokens before it."""
         tokens = torch.tensor(answered.tokens, device=self.loaded.device)
-        forced = _with_answer(on_device(self.loaded, inputs), tokens[:-1])
+        forced = _with_answer(to_device(self.loaded, inputs), tokens[:-1])
         with torch.inference_mode():
             # Only the needed positions' logits: the vocabulary is large.
             logits = self.loaded.model(**forced, logits_to_keep=len(tokens)).logits

@@ -1,8 +1,12 @@
-"""Which rows belong together: an item is one target in all cells, asked about with one caption."""
+"""Which rows belong together, and where their target lies: an item is one target in all cells, with one caption."""
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Protocol
+
+from transformers_agci.data.grid import Box, Grid
+
+PUBLISHED = Grid()
 
 
 class Placed(Protocol):
@@ -48,3 +52,15 @@ def _key(row: Placed) -> str | None:
     path = PurePosixPath(row.image)
     key, mark, number = path.stem.rpartition("_")
     return str(path.with_name(key)) if mark and key and number == str(row.cell) else None
+
+
+def target_box(cell: int, width: int, height: int) -> Box:
+    """The box of cell 0..8 in pixels: the published geometry at 840x840, else a ninth of the image.
+
+    >>> target_box(4, 252, 252)
+    Box(left=84.0, top=84.0, right=168.0, bottom=168.0)
+    """
+    if (width, height) == (PUBLISHED.canvas, PUBLISHED.canvas):
+        return PUBLISHED.boxes()[cell]
+    row, col = divmod(cell, 3)
+    return Box(col * width / 3, row * height / 3, (col + 1) * width / 3, (row + 1) * height / 3)

@@ -1,13 +1,16 @@
 """The rows that occlusion, similarity and flow take: positives, since a negative has no target to look for."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
-from transformers_agci.storage.result_file import FailedRow
+from transformers_agci.storage.result_lines import FailedRow
+
+ITEMS, SEED = 20, 1  # the paper's draw
 
 
 class Positives(NamedTuple):
@@ -17,7 +20,7 @@ class Positives(NamedTuple):
     img_path: Path
     bad_rows: list[FailedRow]
     settings: dict[str, Any]
-    negatives: int  # rows left out
+    negatives: int  # rows omitted
 
     @property
     def rows(self) -> list[ProbeRow]:
@@ -55,7 +58,7 @@ def only_positives(data: ProbeData, source: str) -> Positives:
     return Positives(items, data.img_path, data.bad_rows, settings, data.rows - kept)
 
 
-def refuse_twice(rows: Sequence[ProbeRow], what: str, of: Sequence[str]) -> None:
+def check_unique(rows: Sequence[ProbeRow], what: str, of: Sequence[str]) -> None:
     """InputError naming two rows for which `of` (one text per row, called `what`) is the same."""
     seen: dict[str, ProbeRow] = {}
     for row, name in zip(rows, of, strict=True):
@@ -65,3 +68,10 @@ def refuse_twice(rows: Sequence[ProbeRow], what: str, of: Sequence[str]) -> None
                 "results could not be told apart. Give every row its own."
             )
         seen[name] = row
+
+
+def draw_items(items: Mapping[str, list[ProbeRow]], number: int = ITEMS, seed: int = SEED) -> list[ProbeRow]:
+    """The rows of `number` items drawn at random (all where there are not more), item after item."""
+    names = list(items)
+    chosen = names if len(names) <= number else random.Random(seed).sample(names, number)
+    return [row for name in chosen for row in items[name]]

@@ -89,7 +89,7 @@ def generation_settings(model: Any, tokenizer: Any) -> Any:
     return config
 
 
-def told_settings(config: Any) -> dict[str, Any]:
+def recorded_settings(config: Any) -> dict[str, Any]:
     """What of the generation settings shapes a greedy answer, for the manifest."""
     names = (
         "repetition_penalty",
@@ -105,12 +105,12 @@ def told_settings(config: Any) -> dict[str, Any]:
         "encoder_repetition_penalty",
         "sequence_bias",
     )
-    told = {name: getattr(config, name, None) for name in names}
-    return {"decoding": "greedy", **{name: value for name, value in told.items() if value is not None}}
+    found = {name: getattr(config, name, None) for name in names}
+    return {"decoding": "greedy", **{name: value for name, value in found.items() if value is not None}}
 
 
 class Answerer:
-    """Answers batches on one model; `forwards` counts the forward calls of the whole model."""
+    """Answers batches on one model."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model

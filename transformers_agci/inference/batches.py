@@ -10,9 +10,13 @@ decoder's work on it.
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
+from transformers_agci.errors import InputError
 from transformers_agci.inference.questions import ImageSource, Question
 
+BATCH_SIZE = {"cpu": 9, "cuda": 18}  # image lists per forward call; the probe's items have nine images
+BATCHES_PER_BLOCK = 4  # what a kill can cost, against how much there is to sort by length
 LARGEST_BLOCK = 8  # times `block_rows`, however few images: what a kill can cost
 
 
@@ -34,6 +38,27 @@ class Column:
     """The batches about one ordered set of image lists; a batch holds question numbers of the whole input."""
 
     batches: tuple[tuple[int, ...], ...]
+
+
+class Plan(NamedTuple):
+    """How the questions divide: a function of the input and the batch size only."""
+
+    blocks: list[Block]
+    batch_size: int
+    block_rows: int
+
+
+def make_plan(
+    questions: Sequence[Question], device_type: str, batch_size: int | None = None, block_rows: int | None = None
+) -> Plan:
+    """Blocks for these questions; defaults by device."""
+    size = batch_size or BATCH_SIZE.get(device_type, BATCH_SIZE["cpu"])
+    if size < 1 or (block_rows is not None and block_rows < 1):
+        raise InputError(f"A batch needs at least 1 row, but --batch_size is {batch_size}, block_rows {block_rows}.")
+    if block_rows is not None:
+        return Plan(plan_blocks(questions, block_rows), size, block_rows)
+    rows = size * BATCHES_PER_BLOCK
+    return Plan(plan_blocks(questions, rows, lists=size), size, rows)
 
 
 def plan_blocks(questions: Sequence[Question], block_rows: int, lists: int = 1) -> list[Block]:

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.inference.batches import plan_columns
+from transformers_agci.inference.batches import make_plan, plan_columns
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prepare import Prepared, prepare
 from transformers_agci.inference.prompt import chat_text
 from transformers_agci.inference.questions import Question
-from transformers_agci.inference.run import make_plan
 from transformers_agci.method.lam import lambda_text
 
 GIB = 2**30

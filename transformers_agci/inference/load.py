@@ -22,7 +22,7 @@ class LoadOptions:
     device: str | None = None  # "cpu", "cuda", "cuda:1"; default: a GPU if there is one
     device_map: str | None = None  # "auto": the layers over all GPUs
     attn_implementation: str | None = None
-    vision: str = "auto"  # or "stock": see vision_attention.py and patch_embedding.py
+    vision: str = "auto"  # or "stock": see vision_tower.py
     revision: str | None = None  # of a hub id
     load_in_4bit: bool = False
     min_pixels: int | None = None  # Qwen only: the image is resized into these bounds
@@ -256,8 +256,13 @@ def _load_model(folder: Path, options: LoadOptions) -> tuple[Any, list[str]]:
 
 def _quicken_vision(model: Any, options: LoadOptions, weights: bool) -> tuple[Any, Any]:
     """How the vision tower attends and embeds its patches from now on, each with a reason where it stays as it was."""
-    from transformers_agci.inference.patch_embedding import PatchEmbedding, as_matrix_product
-    from transformers_agci.inference.vision_attention import STOCK, VisionAttention, use_segments
+    from transformers_agci.inference.vision_tower import (
+        STOCK,
+        PatchEmbedding,
+        VisionAttention,
+        as_matrix_product,
+        use_segments,
+    )
 
     if options.vision == "auto" and weights:
         return use_segments(model), as_matrix_product(model)

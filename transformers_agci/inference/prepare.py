@@ -1,14 +1,9 @@
-"""Images decoded and prompts tokenized ahead of the model, in this process or in workers."""
+"""Images decoded and prompts tokenized for the model: one column of batches at a time."""
 
 import contextlib
-import multiprocessing
-import signal
-import sys
-from collections import deque
-from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+import copy
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -17,10 +12,14 @@ from PIL import Image
 from transformers_agci.errors import InputError
 from transformers_agci.inference import prompt
 from transformers_agci.inference.batches import Column, image_keys
+from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.prefetch import prefetched
 from transformers_agci.inference.questions import Question
-from transformers_agci.storage.result_file import FailedRow
+from transformers_agci.storage.result_lines import FailedRow
 
-AHEAD = 2  # columns a worker may be ahead: what bounds the memory
+TOLERANCE = 1e-6
+PIXELS = "pixel_values"
+TRIAL_SIZES = ((56, 56), (170, 60), (60, 170), (400, 300))  # pixels: width, height
 # What a processor makes of the text; everything else comes from the images and is the same for every question.
 TEXT_KEYS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
@@ -41,7 +40,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The batches of a column, and the rows that had to be left out."""
+    """The batches of a column, and the rows that had to be omitted."""
 
     batches: tuple[Batch, ...]
     failed: tuple[FailedRow, ...]
@@ -50,7 +49,7 @@ class Prepared:
 def prepare(
     column: Column, questions: Sequence[Question], processor: Any, at: Callable[[int], None] = lambda number: None
 ) -> Prepared:
-    """Decode, preprocess and tokenize a column; rows whose image or text is bad are left out and named.
+    """Decode, preprocess and tokenize a column; rows whose image or text is bad are omitted and named.
 
     `at` is told the number of each question before its images are opened.
     """
@@ -65,7 +64,7 @@ def prepare(
         batches = _tokenize(column, failed, questions, opened, processor)
     except Exception:  # some row's image or text; processors raise what they like
         found = {
-            number: _alone(number, questions, opened, processor)
+            number: _refusal(number, questions, opened, processor)
             for batch in column.batches
             for number in batch
             if number not in failed
@@ -120,7 +119,7 @@ def _call(asked: Sequence[Question], opened: dict[Hashable, Image.Image], proces
     return prompt.tokenize(processor, prompts, images)
 
 
-def _alone(
+def _refusal(
     number: int, questions: Sequence[Question], opened: dict[Hashable, Image.Image], processor: Any
 ) -> str | None:
     """Why this question cannot be asked even by itself, or None."""
@@ -133,102 +132,83 @@ def _alone(
     return None
 
 
+@contextlib.contextmanager
 def prepared_ahead(
-    columns: Iterable[Column], questions: Sequence[Question], processor: Any, workers: int
-) -> Generator[Prepared, None, None]:
+    columns: Sequence[Column], questions: Sequence[Question], processor: Any, workers: int
+) -> Iterator[Iterator[Prepared]]:
     """`prepare` for each column, in order; with `workers` > 0 in that many processes, a bounded number ahead.
 
     A worker that dies is an InputError that names the row it was at.
     """
-    if workers == 0:
-        for column in columns:
-            yield prepare(column, questions, processor)
-        return
-    pool = _start(workers, questions, processor)
-    waiting: deque[tuple[_Worker, Column]] = deque()
-    source = iter(columns)
+
+    def make(column: Column, at: Callable[[int], None]) -> Prepared:
+        return prepare(column, questions, processor, at)
+
+    with prefetched(columns, make, workers, lambda row: questions[row].where) as ahead:
+        yield ahead
+
+
+# --- onto the device ---
+
+
+def to_device(
+    loaded: LoadedModel, tensors: Mapping[str, torch.Tensor], raw: "RawPixels | None" = None
+) -> dict[str, torch.Tensor]:
+    """A processor's tensors where the model is, pixels in its dtype; bytes are normalised there by `raw`."""
+    dtype, moved = loaded.model.dtype, {}
+    for name, value in tensors.items():
+        there = value.to(loaded.device)
+        if raw is not None and there.dtype == torch.uint8:
+            there = raw.normalise(there)
+        moved[name] = there.to(dtype) if there.is_floating_point() else there
+    return moved
+
+
+@dataclass(frozen=True)
+class RawPixels:
+    """`processor` makes uint8 pixels; `normalise` makes of them, on any device, what the original processor makes."""
+
+    processor: Any
+    mean: tuple[float, ...]  # of the three channels, in grey levels from 0 to 255
+    std: tuple[float, ...]
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [patches, channels * values] (Qwen) or [..., channels, height, width] -> float32 of that shape."""
+        mean, std = (torch.tensor(of_channel, device=pixels.device) for of_channel in (self.mean, self.std))
+        if pixels.dim() == 2:  # a patch has its channels one after the other
+            mean, std = (of.repeat_interleave(pixels.shape[1] // len(of)) for of in (mean, std))
+        else:
+            mean, std = (of[:, None, None] for of in (mean, std))
+        return (pixels.float() - mean) / std
+
+
+def raw_pixels(processor: Any) -> RawPixels | None:
+    """The processor that leaves normalising to the device, if that gives its own result.
+
+    Tried on images of several shapes in one call, since some processors pad behind their normalising: where any value
+    differs by more than 1e-6, or where the pixels are no bytes before it, None.
+    """
+    real = processor.image_processor
+    factor, mean, std = (getattr(real, name, None) for name in ("rescale_factor", "image_mean", "image_std"))
+    if not getattr(real, "do_normalize", False):
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    if not (getattr(real, "do_rescale", False) and factor and mean and std):
+        return None
+    other = copy.copy(processor)
+    other.image_processor = copy.copy(real)
+    other.image_processor.do_rescale = other.image_processor.do_normalize = False
+    found = RawPixels(other, *(tuple(value / factor for value in of) for of in (mean, std)))
+    images = [_trial_image(number, *size) for number, size in enumerate(TRIAL_SIZES)]
     try:
-        for turn, column in enumerate(islice(source, workers * AHEAD)):
-            worker = pool[turn % workers]
-            worker.ask(column)
-            waiting.append((worker, column))
-        while waiting:
-            worker, column = waiting.popleft()
-            yield worker.receive(questions)
-            for following in islice(source, 1):
-                worker.ask(following)
-                waiting.append((worker, following))
-    finally:
-        for worker in pool:
-            worker.stop()
+        wanted, raw = (dict(each(images=images, return_tensors="pt"))[PIXELS] for each in (real, other.image_processor))
+    except (TypeError, ValueError, KeyError):  # a processor with rules of its own keeps them
+        return None
+    if not isinstance(raw, torch.Tensor) or raw.dtype != torch.uint8 or raw.shape != wanted.shape:
+        return None
+    apart = (found.normalise(raw) - wanted).abs().max()
+    return found if float(apart) <= TOLERANCE else None
 
 
-class _Worker:
-    """A process that prepares columns in the order in which it is given them."""
-
-    def __init__(self, context: Any, questions: Sequence[Question], processor: Any) -> None:
-        self.connection, theirs = context.Pipe()
-        self.at = context.Value("q", 0)  # the number of the question it is at, which survives its death
-        self.process = context.Process(
-            target=_work, daemon=True, args=(theirs, self.connection, self.at, questions, processor)
-        )
-        self.process.start()
-        theirs.close()
-
-    def ask(self, column: Column) -> None:
-        with contextlib.suppress(BrokenPipeError):  # a dead worker is reported where its answer is awaited
-            self.connection.send(column)
-
-    def receive(self, questions: Sequence[Question]) -> Prepared:
-        """The next column in the order of `ask`."""
-        ready = wait([self.connection, self.process.sentinel])
-        try:
-            if self.connection not in ready and not self.connection.poll():
-                raise EOFError
-            kind, content = self.connection.recv()
-        except (EOFError, OSError):  # OSError: its answer was there, but the memory it shared has gone with it
-            self.process.join()
-            raise InputError(
-                f"{questions[self.at.value].where}: the process that prepares images died at this row (exit code "
-                f"{self.process.exitcode}); finished blocks are kept. Look at the image, or give --workers 0 to "
-                "prepare it in the main process."
-            ) from None
-        if kind == "error":
-            raise RuntimeError(f"preparing {questions[self.at.value].where} failed in a worker:\n{content}")
-        return content
-
-    def stop(self) -> None:
-        self.connection.close()
-        self.process.terminate()
-        self.process.join()
-
-
-def _start(workers: int, questions: Sequence[Question], processor: Any) -> list[_Worker]:
-    # A forked worker has the questions and the processor at once; elsewhere they are pickled.
-    method = "fork" if sys.platform == "linux" else "spawn"
-    context = multiprocessing.get_context(method)
-    return [_Worker(context, questions, processor) for _ in range(workers)]
-
-
-def _work(
-    connection: Connection, other_end: Connection, at: Any, questions: Sequence[Question], processor: Any
-) -> None:
-    import traceback
-
-    def remember(number: int) -> None:
-        at.value = number
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    other_end.close()
-    torch.set_num_threads(1)
-    while True:
-        try:
-            column = connection.recv()
-        except EOFError:
-            return
-        answer: tuple[str, Any]
-        try:
-            answer = ("prepared", prepare(column, questions, processor, remember))
-        except Exception:
-            answer = ("error", traceback.format_exc())
-        connection.send(answer)
+def _trial_image(seed: int, width: int, height: int) -> Image.Image:
+    noise = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return Image.fromarray(noise.numpy())

@@ -1,11 +1,33 @@
-"""Rows done, rows per second, time left: a bar on a terminal, in a log file a line at both ends and one a minute."""
+"""How far a run is, and what it did: the progress line, the counts, and the sentences that a command prints at the end.
+
+On a terminal the progress is tqdm's moving bar. In a log file a carriage return would glue the whole run into one
+line: there it is plain lines, the first after 5 seconds, so that one sees early whether the pace is right.
+"""
 
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
 
 from tqdm import tqdm
 
+from transformers_agci.storage.result_file import Shard
+from transformers_agci.storage.result_lines import FailedRow
+
 REDRAW = 0.2  # seconds between two states of the bar on a terminal
-EVERY = 60.0  # seconds between two lines in a log file
+LOG_AT = (5.0, 15.0, 30.0, 60.0)  # seconds of the first lines in a log file; then one every minute
+LISTED = 20  # skipped rows that the summary names
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural unless it is 1.
+
+    >>> counted(1, "row"), counted(2, "row"), counted(0, "forward call")
+    ('1 row', '2 rows', '0 forward calls')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class Progress:
@@ -13,21 +35,24 @@ class Progress:
 
     def __init__(self, total: int, shown: bool = True, unit: str = "row") -> None:
         self.done = 0
-        terminal = sys.stderr.isatty()
-        pace = REDRAW if terminal else EVERY
-        self._bar = tqdm(
-            total=total,
-            unit=unit,
-            disable=not shown or total == 0,
-            dynamic_ncols=terminal,
-            mininterval=pace,
-            maxinterval=pace,
-        )
+        self.total, self.unit = total, unit
+        self._bar: tqdm | None = None
+        self._log: _LogLines | None = None
+        if shown and total > 0:
+            if sys.stderr.isatty():
+                self._bar = tqdm(
+                    total=total, unit=unit, dynamic_ncols=True, mininterval=REDRAW, maxinterval=REDRAW, file=sys.stderr
+                )
+            else:
+                self._log = _LogLines(total, unit)
 
     def add(self, rows: int) -> None:
         """So many rows more are done."""
         self.done += rows
-        self._bar.update(rows)
+        if self._bar is not None:
+            self._bar.update(rows)
+        elif self._log is not None:
+            self._log.reached(self.done)
 
     def say(self, text: str) -> None:
         """A message of its own line, which does not break the moving one."""
@@ -36,4 +61,126 @@ class Progress:
 
     def close(self) -> None:
         """Leave the last state standing."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+        elif self._log is not None:
+            self._log.close(self.done)
+
+
+class _LogLines:
+    """Progress in a log file, for instance "agci: 4500 of 90000 rows, 25.0 rows/s, 57 min left"."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        self.total, self.unit = total, unit
+        self.started = time.monotonic()
+        self.last = -1  # rows that the last line told
+        self._due = iter(LOG_AT)
+        self._next = next(self._due)
+
+    def reached(self, done: int) -> None:
+        seconds = time.monotonic() - self.started
+        if seconds >= self._next:
+            while self._next <= seconds:
+                self._next = next(self._due, self._next + 60.0)
+            self._line(done, seconds)
+
+    def close(self, done: int) -> None:
+        if done != self.last and self.last >= 0:  # a run that was over before its first line needs none
+            self._line(done, time.monotonic() - self.started)
+
+    def _line(self, done: int, seconds: float) -> None:
+        self.last = done
+        rate = done / seconds if seconds else 0.0
+        left = f", {_duration((self.total - done) / rate)} left" if rate and done < self.total else ""
+        print(
+            f"agci: {done} of {counted(self.total, self.unit)}, {rate:.1f} {self.unit}s/s{left}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _duration(seconds: float) -> str:
+    """Words for a time to wait.
+
+    >>> _duration(8), _duration(95), _duration(7300)
+    ('8 s', '2 min', '2 h 2 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+@dataclass
+class Counts:
+    """What a run did; the tests hold these, never seconds. Works that count more subclass it."""
+
+    rows: int = 0  # result rows written by this run
+    already_done: int = 0  # result rows of this process's share that were there
+    failed: list[FailedRow] = field(default_factory=list)  # rows without a result
+
+    def plus(self, other: Self) -> Self:
+        """The counts of two processes together."""
+        return type(self)(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
+
+    def details(self) -> list[str]:
+        """What the summary's first line says beside the rows."""
+        return []
+
+    def remarks(self) -> list[str]:
+        """Further lines of the summary."""
+        return []
+
+    def record(self, seconds: float) -> dict[str, Any]:
+        """What the manifest keeps of them."""
+        own = {each.name for each in fields(Counts)}
+        return {"rows": self.rows} | {e.name: getattr(self, e.name) for e in fields(self) if e.name not in own}
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended. With a `shard` it is not complete: `agci merge-shards` joins the parts."""
+
+    outputs: tuple[Path, ...]
+    counts: Counts
+    seconds: float
+    unit: str = "row"
+    shard: Shard | None = None
+    blocks: int = 0  # of the whole input
+
+    @property
+    def complete(self) -> bool:
+        """Whether the result files are whole."""
+        return self.shard is None
+
+    @property
+    def exit_code(self) -> int:
+        """1 where rows were skipped."""
+        return 1 if self.counts.failed else 0
+
+    def lines(self) -> list[str]:
+        """What a command prints at the end."""
+        counts = self.counts
+        rate = counts.rows / self.seconds if self.seconds else 0.0
+        done = f", {counts.already_done} already done" if counts.already_done else ""
+        first = f"{counted(counts.rows, self.unit)} in {self.seconds:.1f} s ({rate:.1f} {self.unit}s/s){done}"
+        told = ["; ".join([first, *counts.details()]) + "."]
+        if self.shard is not None and self.shard.index >= self.blocks:
+            told.append(
+                f"This shard has nothing to do: the input has {counted(self.blocks, 'block')}, fewer than the "
+                f"{self.shard.count} shards."
+            )
+        return [*told, *counts.remarks(), *_skipped(counts.failed), *self._endings()]
+
+    def _endings(self) -> list[str]:
+        if self.complete:
+            return [f"Written: {path}" for path in self.outputs]
+        return [f"This shard is done; when all are: agci merge-shards {path}" for path in self.outputs]
+
+
+def _skipped(failed: Sequence[FailedRow]) -> list[str]:
+    if not failed:
+        return []
+    told = [f"{counted(len(failed), 'row')} {'was' if len(failed) == 1 else 'were'} skipped:"]
+    told += [f"  {row.error}" for row in failed[:LISTED]]
+    return told + ([f"  ... and {len(failed) - LISTED} more"] if len(failed) > LISTED else [])

@@ -1,7 +1,7 @@
 """What a model is asked: a text, its images, and when the answer is long enough."""
 
 import hashlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -10,6 +10,7 @@ from PIL import Image
 
 from transformers_agci.data.images import decode_image, open_image, resolve_below
 from transformers_agci.errors import InputError
+from transformers_agci.storage.result_lines import FailedRow
 
 ANSWER_WORDS = ("Yes", "No")
 
@@ -115,3 +116,23 @@ class Question:
     stop: StopRule = YES_NO
     shown: str | None = None
     marks: bool = True
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """The questions of a run, and what its manifest says of them.
+
+    bad_rows  rows that could not become a question; counted with those that fail when they are asked
+    settings  what must be equal for a result file to go on: the data file's hash, the prompt
+    notes     what the manifest only records
+    omitted   rows outside the population, which are not asked
+    """
+
+    questions: Sequence[Question]
+    bad_rows: Sequence[FailedRow] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    omitted: int = 0
+
+    def __len__(self) -> int:
+        return len(self.questions)

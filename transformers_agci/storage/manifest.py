@@ -1,7 +1,7 @@
 """The manifest beside a result file: everything needed to make the file again, and what the runs measured.
 
 settings   compared when a run goes on: another model, lambda, prompt, ... on the same output is refused
-notes      told, not compared: where the model lay, where lambda came from, the token grid
+notes      recorded, not compared: where the model lay, where lambda came from, the token grid
 rows       how many the input has
 blocks     [rows of a block, how many such blocks follow one another], ...
 runs       one entry per run: versions, git commit, hardware, rows/s, peak memory, halved blocks
@@ -9,18 +9,19 @@ runs       one entry per run: versions, git commit, hardware, rows/s, peak memor
 
 import functools
 import itertools
-import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError
+from transformers_agci.storage.json_file import read_json_object, write_json
+from transformers_agci.storage.settings import as_stored, check_same_settings
 
 PACKAGES = (
     "transformers-agci",
@@ -34,41 +35,66 @@ PACKAGES = (
     "numpy",
     "timm",
 )
+START_OVER = "give --overwrite to start over, or name another answer file"
+
+
+def base_path(path: Path) -> Path:
+    """The path without a .jsonl or .json ending: what its siblings are named after."""
+    return path.with_suffix("") if path.suffix in (".jsonl", ".json") else path
+
+
+def sibling_path(path: Path, ending: str) -> Path:
+    """A file that belongs to a result file: sibling_path("A.jsonl", ".manifest.json") is A.manifest.json."""
+    return path.with_name(base_path(path).name + ending)
 
 
 def path_of(result: Path) -> Path:
-    from transformers_agci.storage.result_file import beside
-
-    return beside(result, ".manifest.json")
+    """Where the manifest of a result file lies."""
+    return sibling_path(result, ".manifest.json")
 
 
 def read(result: Path) -> dict[str, Any] | None:
-    """The manifest of a result file, or None."""
+    """The manifest of a result file, or None where there is none; InputError where it is damaged."""
     path = path_of(result)
     if not path.exists():
         return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found["settings"], dict) else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a manifest of ours ({error}); give --overwrite to start anew.") from error
+    found = read_json_object(path, START_OVER)
+    wrong = next((key for key, is_right in _FORM.items() if not is_right(found.get(key))), None)
+    if wrong is not None:
+        raise InputError(f'{path} is not a manifest of ours: "{wrong}" is missing or of another kind; {START_OVER}.')
+    return found
+
+
+def _is_blocks(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(number) is int and number > 0 for number in pair)
+        for pair in value
+    )
+
+
+_FORM: dict[str, Callable[[Any], bool]] = {
+    "settings": lambda value: isinstance(value, dict),
+    "notes": lambda value: isinstance(value, dict),
+    "rows": lambda value: type(value) is int,
+    "blocks": _is_blocks,
+    "runs": lambda value: isinstance(value, list),
+}
 
 
 def open_for(result: Path, settings: Mapping[str, Any], notes: Mapping[str, Any], block_sizes: Sequence[int]) -> None:
     """Begin or go on: write the manifest, after comparing it with the one that is there."""
     found = read(result)
-    settings = json.loads(json.dumps(settings))  # the form that a file gives back
     if found is None:
         if result.exists() and result.stat().st_size:
             raise InputError(
                 f"{result} exists without {path_of(result).name}, so its settings are unknown; give "
                 "--overwrite to replace it, or name another answer file."
             )
-        found = {"settings": settings, "runs": []}
+        runs: list[Any] = []
     else:
-        refuse_difference(result, found["settings"], settings)
-    runs_of_equal = [[size, len(list(same))] for size, same in itertools.groupby(block_sizes)]
-    _write(result, found | {"notes": dict(notes), "rows": sum(block_sizes), "blocks": runs_of_equal})
+        check_same_settings(f"{result} was made", found["settings"], settings, START_OVER.capitalize() + ".")
+        settings, runs = found["settings"], found["runs"]
+    _write(result, settings, notes, block_sizes, runs)
 
 
 def block_sizes(content: Mapping[str, Any]) -> list[int]:
@@ -76,54 +102,31 @@ def block_sizes(content: Mapping[str, Any]) -> list[int]:
     return [size for size, times in content["blocks"] for _ in range(times)]
 
 
-def add_run(result: Path, run: Mapping[str, Any]) -> None:
-    """Append what a run measured."""
+def add_run(
+    result: Path,
+    run: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    notes: Mapping[str, Any],
+    sizes: Sequence[int],
+) -> None:
+    """Append what a run measured. A manifest that was removed in the meantime is written anew, from the rest."""
     found = read(result)
-    if found is not None:
-        _write(result, found | {"runs": [*found.get("runs", []), dict(run)]})
+    runs = [*(found["runs"] if found else ()), dict(run)]
+    _write(result, found["settings"] if found else settings, found["notes"] if found else notes, sizes, runs)
 
 
-def refuse_difference(result: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """InputError naming every setting that differs."""
-    differ = differences(there, here)
-    if differ:
-        raise InputError(
-            f"{result} was made with other settings: {'; '.join(differ)}. Give --overwrite to start anew, "
-            "or name another answer file."
-        )
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What differs between the settings of a run that is there and those of now, each as words."""
-    before, now = dict(_flat(there)), dict(_flat(here))
-    return [
-        f"{key} is {before.get(key, 'not set')!r} there and {now.get(key, 'not set')!r} now"
-        for key in sorted(before | now)
-        if before.get(key, "not set") != now.get(key, "not set")
-    ]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _write(result: Path, content: Mapping[str, Any]) -> None:
-    order = ("settings", "notes", "rows", "blocks", "runs")
-    replace_file(path_of(result), json.dumps({key: content[key] for key in order}, indent=2).encode() + b"\n")
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a whole file so that a reader, or a kill, meets the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _write(
+    result: Path, settings: Mapping[str, Any], notes: Mapping[str, Any], sizes: Sequence[int], runs: Sequence[Any]
+) -> None:
+    runs_of_equal = [[size, len(list(same))] for size, same in itertools.groupby(sizes)]
+    content = {
+        "settings": as_stored(settings),
+        "notes": dict(notes),
+        "rows": sum(sizes),
+        "blocks": runs_of_equal,
+        "runs": list(runs),
+    }
+    write_json(path_of(result), content)
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 Beside a result file `A.jsonl` there may stand
 
     A.manifest.json   the settings it was made with (manifest.py)
-    A.bad.jsonl       the rows that could not be asked, each with its reason; only if there are any
+    A.bad.jsonl       the rows that were skipped, each with its reason; only if there are any
     A.lock            while a process writes
     A.parts/          the blocks of a sharded run, until they are merged
 
@@ -13,19 +13,32 @@ What a kill leaves half-written is cut off and done again.
 """
 
 import contextlib
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from filelock import FileLock, Timeout
 
 from transformers_agci.errors import InputError
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.storage import manifest
+from transformers_agci.storage.atomic import open_atomic, remove_leftovers, write_atomic
+from transformers_agci.storage.lock import Lock
+from transformers_agci.storage.manifest import START_OVER, sibling_path
+from transformers_agci.storage.result_lines import (
+    FailedRow,
+    PartLine,
+    Row,
+    check_same_row,
+    dump_row,
+    part_lines,
+    read_failed,
+    whole_lines,
+)
+
+PATIENCE = 10.0  # seconds to wait for shards that look at the whole file's lock
 
 
 @dataclass(frozen=True)
@@ -36,15 +49,8 @@ class Shard:
     count: int
 
     def owns(self, block: int) -> bool:
+        """Whether the block is this shard's."""
         return block % self.count == self.index
-
-
-class FailedRow(NamedTuple):
-    """A row without an answer: its number in the input, file:line, and the reason."""
-
-    row: int
-    where: str
-    error: str
 
 
 def parse_shard(text: str) -> Shard:
@@ -54,19 +60,10 @@ def parse_shard(text: str) -> Shard:
     Shard(index=1, count=4)
     """
     index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+    numbers = all(number.isascii() and number.isdecimal() and len(number) < 10 for number in (index, count))
+    if not numbers or int(index) >= int(count):
         raise InputError(f"--shard must be i/n with 0 <= i < n (the first of four is 0/4), but it is {text!r}.")
     return Shard(int(index), int(count))
-
-
-def stem(path: Path) -> Path:
-    """The path without a .jsonl or .json ending: what its companions are named after."""
-    return path.with_suffix("") if path.suffix in (".jsonl", ".json") else path
-
-
-def beside(path: Path, ending: str) -> Path:
-    """A companion of a result file: beside("A.jsonl", ".manifest.json") is A.manifest.json."""
-    return path.with_name(stem(path).name + ending)
 
 
 def output_paths(answer_file: Path, lambdas: Sequence[float], method: str = "agci") -> list[Path]:
@@ -80,31 +77,29 @@ def output_paths(answer_file: Path, lambdas: Sequence[float], method: str = "agc
     ['A.random.jsonl']
     """
     if method != "agci":
-        answer_file = beside(answer_file, f".{method}.jsonl")
+        answer_file = sibling_path(answer_file, f".{method}.jsonl")
     if len(set(lambdas)) != len(lambdas):
         raise InputError(f"Each lambda is run once, but the list is {' '.join(map(lambda_text, lambdas))}.")
     if len(lambdas) == 1:
         return [answer_file]
-    return [beside(answer_file, f".lam{lambda_text(lam)}.jsonl") for lam in lambdas]
-
-
-def dump_row(row: Mapping[str, Any]) -> bytes:
-    """One result line. ASCII, so that any caption (even half a surrogate pair) can be written and read back."""
-    return json.dumps(row).encode("ascii") + b"\n"
+    return [sibling_path(answer_file, f".lam{lambda_text(lam)}.jsonl") for lam in lambdas]
 
 
 class ResultFile:
     """The results of one experiment at one lambda; use it as a context manager.
 
-    `block_sizes` holds the number of rows of each block. Opening takes the lock, compares the settings and cuts off a
-    torn block; then `finished` holds the blocks that need no work. With a `shard`, blocks go to part files;
-    `joined` says that the shards are the processes of one torchrun.
+    Opening takes the lock, compares the settings, checks what is there and cuts off a torn block; then `finished`
+    holds the blocks that need no work.
+
+    block_sizes  the number of rows of each block
+    rows         the input rows, which the results must repeat in this order; None does not look
+    shard        blocks go to part files
+    joined       the shards are the processes of one torchrun, which open together: the first of them locks and checks
+                 for all, and merges at the end
 
     Raises InputError if another process writes the file, if it was made with other settings (the difference is
-    named), if it is not one of ours, or if it cannot be written; `overwrite` starts anew.
+    named), if it is damaged or not one of ours, or if it cannot be written; `overwrite` starts over.
     """
-
-    BRIEFLY = 10.0  # seconds to wait for shards that look at the whole file's lock
 
     def __init__(
         self,
@@ -113,6 +108,7 @@ class ResultFile:
         settings: Mapping[str, Any],
         notes: Mapping[str, Any] | None = None,
         *,
+        rows: Sequence[Row] | None = None,
         shard: Shard | None = None,
         joined: bool = False,
         overwrite: bool = False,
@@ -121,73 +117,84 @@ class ResultFile:
         self.block_sizes = list(block_sizes)
         self.settings = dict(settings)
         self.notes = dict(notes or {})
+        self.input = rows
         self.shard = shard
-        # Processes of one torchrun open together: the first of them locks and checks for all, and merges at the end.
-        self.leader = not joined or shard is None or shard.index == 0
-        self._alone = shard is not None and not joined  # a shard that knows nothing of the others
+        self.is_main = not joined or shard is None or shard.index == 0
+        self._in_job_array = shard is not None and not joined  # a shard that knows nothing of the others
         self.overwrite = overwrite
         self.finished: set[int] = set()
         self.failed: dict[int, list[FailedRow]] = {}
-        self.rows_before = 0  # rows of this file that were already there
-        self._locks: list[FileLock] = []
+        self._starts = [0, *accumulate(self.block_sizes)]
+        self._locks: list[Lock] = []
         self._out: Any = None
+        self._out_path = self.path
+
+    @property
+    def parts(self) -> Path:
+        """The folder of the part files."""
+        return sibling_path(self.path, ".parts")
+
+    @property
+    def bad(self) -> Path:
+        """The list of skipped rows."""
+        return sibling_path(self.path, ".bad.jsonl")
 
     # --- opening and closing ---
 
     def __enter__(self) -> "ResultFile":
         try:
-            self._open()
-        except OSError as error:
-            self._release()
-            raise InputError(f"Cannot write {self.path}: {error.strerror or error}.") from error
+            with self._writing(then=""):
+                self._open()
         except BaseException:
             self._release()
             raise
         return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        self._release()
+
+    @contextlib.contextmanager
+    def _writing(self, then: str = " Finished blocks are kept; the same command goes on from there.") -> Iterator[None]:
+        """What the disk refuses is one sentence."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"Cannot write {self.path}: {error.strerror or error}.{then}") from error
 
     def _open(self) -> None:
         if self.path.is_dir():
             raise InputError(f"{self.path} is a folder; name a file for the answers.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock()
-        if self.overwrite and self.leader:
-            if self._alone:
+        if self.overwrite and self.is_main:
+            if self._in_job_array:
                 raise InputError(
                     "--overwrite with --shard would delete the other shards' work: "
                     f"delete {self.path} and {self.parts} by hand, then start the shards without it."
                 )
             self.delete()
         with self._briefly_whole():
-            if self.leader:
+            if self.is_main:
+                remove_leftovers(self.path, self.bad, manifest.path_of(self.path))
                 manifest.open_for(self.path, self.settings, self.notes, self.block_sizes)
             self._scan()
-        if self.shard is None and not self.parts.exists():
-            self._out = self.path.open("ab")
-        else:
-            self.shard = self.shard or Shard(0, 1)
+        if self.shard is None and self.parts.exists():
+            self.shard = Shard(0, 1)
+        if self.shard is not None:
             self.parts.mkdir(exist_ok=True)
-            part = self.parts / f"{self.shard.index}-of-{self.shard.count}.jsonl"
-            if part.exists():
-                _cut(part, _whole_lines(part))
-            self._out = part.open("ab")
+            self._out_path = self.parts / f"{self.shard.index}-of-{self.shard.count}.jsonl"
+            _cut(self._out_path, max((line.end for line in whole_lines(self._out_path)), default=0))
+        self._out = self._out_path.open("ab", buffering=0)
 
-    def __exit__(self, *_: object) -> None:
+    def _close(self) -> None:
         if self._out is not None:
             self._out.close()
             self._out = None
-        self._release()
-
-    @property
-    def parts(self) -> Path:
-        return beside(self.path, ".parts")
-
-    @property
-    def bad(self) -> Path:
-        return beside(self.path, ".bad.jsonl")
 
     def delete(self) -> None:
         """Remove the results and everything that stands beside them."""
-        for file in (self.path, self.bad, beside(self.path, ".manifest.json")):
+        for file in (self.path, self.bad, manifest.path_of(self.path)):
             file.unlink(missing_ok=True)
         if self.parts.exists():
             shutil.rmtree(self.parts)
@@ -196,126 +203,166 @@ class ResultFile:
 
     def _lock(self) -> None:
         """The whole file for a run that merges, a part of it for a shard that does not; never both at once."""
-        if not self.leader:
+        if not self.is_main:
             return
-        whole = FileLock(beside(self.path, ".lock"))
-        if not self._alone:
+        whole = Lock(sibling_path(self.path, ".lock"))
+        if not self._in_job_array:
             self._take(whole)
             for part_lock in sorted(self.parts.glob("*.lock")):
-                probe = FileLock(part_lock)
-                self._take(probe)
-                self._locks.remove(probe)
-                _drop(probe)
+                self._drop(self._take(Lock(part_lock)))
             return
         assert self.shard is not None
         self.parts.mkdir(exist_ok=True)
-        self._take(FileLock(self.parts / f"{self.shard.index}-of-{self.shard.count}.lock"))
+        self._take(Lock(self.parts / f"{self.shard.index}-of-{self.shard.count}.lock"))
         with self._briefly_whole():
             pass  # nobody holds it for longer
 
     @contextlib.contextmanager
     def _briefly_whole(self) -> Iterator[None]:
         """For a shard: the lock of the whole file, which the other shards take for moments, too."""
-        if not self._alone:
+        if not self._in_job_array:
             yield
             return
-        whole = FileLock(beside(self.path, ".lock"))
-        self._take(whole, seconds=self.BRIEFLY)
+        whole = self._take(Lock(sibling_path(self.path, ".lock")), PATIENCE)
         try:
             yield
         finally:
-            self._locks.remove(whole)
-            _drop(whole)
+            self._drop(whole)
 
-    def _take(self, lock: FileLock, seconds: float = 0.0) -> None:
-        try:
-            lock.acquire(timeout=seconds, poll_interval=0.02)
-        except Timeout:
+    def _take(self, lock: Lock, seconds: float = 0.0) -> Lock:
+        if not lock.acquire(seconds):
             raise InputError(
-                f"{self.path} is being written by another process (it holds {lock.lock_file}); "
+                f"{self.path} is being written by another process (it holds {lock.path}); "
                 "wait for it, or name another answer file."
-            ) from None
+            )
         self._locks.append(lock)
+        return lock
+
+    def _drop(self, lock: Lock) -> None:
+        self._locks.remove(lock)
+        lock.release()
 
     def _release(self) -> None:
         while self._locks:
-            _drop(self._locks.pop())
+            self._drop(self._locks[-1])
         with contextlib.suppress(OSError):
             self.parts.rmdir()  # only if nothing is left in it
 
     # --- what is finished ---
 
+    def rows_of(self, blocks: Iterable[int]) -> int:
+        """How many result rows these blocks have."""
+        return sum(self.block_sizes[block] - len(self.failed.get(block, ())) for block in blocks)
+
+    def failed_rows(self, blocks: Iterable[int]) -> list[FailedRow]:
+        """The skipped rows of these blocks."""
+        return [row for block in blocks for row in self.failed.get(block, ())]
+
+    def missing(self) -> list[int]:
+        """The blocks that are not finished."""
+        return [block for block in range(len(self.block_sizes)) if block not in self.finished]
+
     def _scan(self) -> None:
-        """Find the finished blocks and cut off what is torn."""
-        self.failed = failed = _read_failed(self.bad)
-        lengths = _line_ends(self.path)
-        prefix = self._blocks_in(lengths)
+        """Find the finished blocks, check that they are this input's, and cut off what is torn."""
+        found = read_failed(self.bad)
+        self.failed = found
+        ends, prefix = self._prefix()
+        lines = self.rows_of(range(prefix))
+        if prefix == len(self.block_sizes) and lines < len(ends):
+            raise InputError(f"{self.path} holds {len(ends)} rows, more than the {lines} of this run; {START_OVER}.")
         self.finished = set(range(prefix))
-        lines = sum(size - len(failed.get(block, ())) for block, size in enumerate(self.block_sizes[:prefix]))
-        self.rows_before = lines
-        if len(self.finished) == len(self.block_sizes) and lines < len(lengths):
-            raise InputError(
-                f"{self.path} holds {len(lengths)} rows, more than the {lines} of this run; give --overwrite to start "
-                "anew, or name another answer file."
-            )
-        self.failed = {block: rows for block, rows in failed.items() if block in self.finished}
-        if self.leader and not self._alone:
-            if self.path.exists():
-                _cut(self.path, lengths[lines - 1] if lines else 0)
-            if self.failed != failed:
-                self._write_failed()
-        for line in self._part_lines():
-            if line.block < len(self.block_sizes) and line.block not in self.finished:
-                self.finished.add(line.block)
-                self.rows_before += line.rows
-                if line.failed:
-                    self.failed[line.block] = line.failed
+        self.failed = {block: rows for block, rows in found.items() if block in self.finished}
+        for part in part_lines(self.parts, self.block_sizes):
+            if part.block not in self.finished:
+                self._check_part(part)
+                self.finished.add(part.block)
+                if part.failed:
+                    self.failed[part.block] = part.failed
+        if self.is_main and not self._in_job_array:
+            _cut(self.path, ends[lines - 1] if lines else 0)
+            if {block: rows for block, rows in self.failed.items() if block < prefix} != found:
+                self._write_failed(range(prefix))
 
-    def _blocks_in(self, line_ends: Sequence[int]) -> int:
-        """How many blocks, from the first on, stand whole in the result file."""
+    def _prefix(self) -> tuple[list[int], int]:
+        """Where each row of the result file ends, and how many blocks, from the first on, stand there whole."""
+        numbers = iter(self._numbers())
+        ends: list[int] = []
+        for line in whole_lines(self.path):
+            ends.append(line.end)
+            number = next(numbers, None)
+            if self.input is not None and number is not None:
+                check_same_row(line.content, self.input[number], f"{self.path}:{line.number}", number)
         lines = 0
-        for block, size in enumerate(self.block_sizes):
-            lines += size - len(self.failed.get(block, ()))
-            if lines > len(line_ends):
-                return block
-        return len(self.block_sizes)
+        for block in range(len(self.block_sizes)):
+            lines += self.rows_of([block])
+            if lines > len(ends):
+                return ends, block
+        return ends, len(self.block_sizes)
 
-    def _part_lines(self) -> Iterator["_PartLine"]:
-        for part in sorted(self.parts.glob("*.jsonl")):
-            start = 0
-            for end in _line_ends(part):
-                with part.open("rb") as file:
-                    file.seek(start)
-                    line = json.loads(file.read(end - start))
-                failed = [FailedRow(**row) for row in line["failed"]]
-                yield _PartLine(line["block"], len(line["rows"]), failed, part, start, end)
-                start = end
+    def _numbers(self, blocks: Iterable[int] | None = None) -> Iterator[int]:
+        """The numbers of the input rows that have a result, in order."""
+        for block in range(len(self.block_sizes)) if blocks is None else blocks:
+            skipped = {row.row for row in self.failed.get(block, ())}
+            for number in range(self._starts[block], self._starts[block + 1]):
+                if number not in skipped:
+                    yield number
+
+    def _check_part(self, part: PartLine) -> None:
+        if self.input is None:
+            return
+        skipped = {row.row for row in part.failed}
+        numbers = (n for n in range(self._starts[part.block], self._starts[part.block + 1]) if n not in skipped)
+        for row, number in zip(part.rows, numbers, strict=False):
+            check_same_row(row, self.input[number], f"{part.part}:{part.number}", number)
 
     # --- writing ---
 
-    def write(self, block: int, rows: Sequence[Mapping[str, Any]], failed: Sequence[FailedRow] = ()) -> None:
-        """Append a finished block and force it to disk; `rows` in input order, without the failed ones."""
+    def write(self, block: int, rows: Sequence[Row], failed: Sequence[FailedRow] = ()) -> None:
+        """Append a finished block and force it to disk; `rows` in input order, without the failed ones.
+
+        Raises InputError where the disk is full, or where the file was removed since it was opened.
+        """
         if len(rows) + len(failed) != self.block_sizes[block]:
             raise AssertionError(f"block {block} has {self.block_sizes[block]} rows, not {len(rows)} + {len(failed)}")
-        if failed:
-            self.failed[block] = list(failed)
-        if self.shard is None:
-            if failed:  # first, so that a block's rows never stand without the reason why some are missing
-                self._write_failed()
-            data = b"".join(map(dump_row, rows))
-        else:
-            data = dump_row({"block": block, "rows": list(rows), "failed": [row._asdict() for row in failed]})
-        self._out.write(data)
-        self._out.flush()
-        os.fsync(self._out.fileno())
+        with self._writing():
+            self._check_still_there()
+            if failed:
+                self.failed[block] = list(failed)
+            if self.shard is None:
+                if failed:  # first, so that a block's rows never stand without the reason why some are missing
+                    self._write_failed()
+                data = b"".join(map(dump_row, rows))
+            else:
+                data = dump_row({"block": block, "rows": list(rows), "failed": [row._asdict() for row in failed]})
+            _append(self._out, data)
         self.finished.add(block)
 
-    def _write_failed(self) -> None:
-        rows = [{"block": block, **row._asdict()} for block in sorted(self.failed) for row in self.failed[block]]
+    def _check_still_there(self) -> None:
+        try:
+            same = os.path.samestat(self._out_path.stat(), os.fstat(self._out.fileno()))
+        except (FileNotFoundError, NotADirectoryError):
+            same = False
+        if not same:
+            raise InputError(
+                f"{self._out_path} was removed or replaced while this run was writing it; start the same command "
+                "again: it goes on from what is there."
+            )
+
+    def _write_failed(self, blocks: Iterable[int] | None = None) -> None:
+        rows = [
+            {"block": block, **row._asdict()}
+            for block in sorted(self.failed if blocks is None else self.failed.keys() & set(blocks))
+            for row in self.failed[block]
+        ]
         if rows:
-            manifest.replace_file(self.bad, b"".join(map(dump_row, rows)))
+            write_atomic(self.bad, map(dump_row, rows))
         else:
             self.bad.unlink(missing_ok=True)
+
+    def record(self, run: Mapping[str, Any]) -> None:
+        """Add what a run measured to the manifest."""
+        with self._writing(), self._briefly_whole():
+            manifest.add_run(self.path, run, self.settings, self.notes, self.block_sizes)
 
     # --- merging ---
 
@@ -324,46 +371,35 @@ class ResultFile:
 
         Raises InputError if a block is missing: a shard did not finish, or wrote to a disk that this machine lacks.
         """
-        if self._out is not None:
-            self._out.close()
-            self._out = None
-        if not self.parts.exists():
-            return
-        parts = {line.block: line for line in self._part_lines()}
-        whole = _line_ends(self.path)
-        prefix = self._blocks_in(whole)
-        self.finished = {*range(prefix), *(block for block in parts if block < len(self.block_sizes))}
+        self._close()
+        with self._writing():
+            if self.parts.exists():
+                self._merge()
+            elif not self.path.exists():
+                raise InputError(f"{self.path} was removed during the run; start the same command again.")
+
+    def _merge(self) -> None:
+        self.failed = read_failed(self.bad)
+        ends, prefix = self._prefix()
+        parts = {part.block: part._replace(rows=[]) for part in part_lines(self.parts, self.block_sizes)}
+        self.finished = {*range(prefix), *parts}
         if missing := self.missing():
             raise InputError(
                 f"{self.parts} lacks {len(missing)} of {len(self.block_sizes)} blocks (the first is "
                 f"{missing[0]}): let every shard i/n finish, block b belongs to shard b % n, then merge."
             )
-        self.failed |= {line.block: line.failed for line in parts.values() if line.failed and line.block >= prefix}
-        temporary = beside(self.path, ".merging")
-        with temporary.open("wb") as out:
-            lines = sum(size - len(self.failed.get(block, ())) for block, size in enumerate(self.block_sizes[:prefix]))
+        lines = self.rows_of(range(prefix))
+        self.failed = {block: rows for block, rows in self.failed.items() if block < prefix}
+        with open_atomic(self.path) as out:
             if lines:
                 with self.path.open("rb") as file:
-                    out.write(file.read(whole[lines - 1]))
+                    out.write(file.read(ends[lines - 1]))
             for block in range(prefix, len(self.block_sizes)):
-                with parts[block].part.open("rb") as file:
-                    file.seek(parts[block].start)
-                    for row in json.loads(file.read(parts[block].end - parts[block].start))["rows"]:
-                        out.write(dump_row(row))
-            out.flush()
-            os.fsync(out.fileno())
-        self._write_failed()
-        temporary.replace(self.path)
+                out.writelines(map(dump_row, parts[block].read_rows()))
+                if parts[block].failed:
+                    self.failed[block] = parts[block].failed
+            self._write_failed()
         shutil.rmtree(self.parts)
-
-    def record(self, run: Mapping[str, Any]) -> None:
-        """Add what a run measured to the manifest."""
-        with self._briefly_whole():
-            manifest.add_run(self.path, run)
-
-    def missing(self) -> list[int]:
-        """The blocks that are not finished."""
-        return [block for block in range(len(self.block_sizes)) if block not in self.finished]
 
 
 class Merged(NamedTuple):
@@ -397,52 +433,22 @@ def merge_shards(path: Path) -> Merged:
         return Merged(path, sum(sizes) - len(failed), failed)
 
 
-class _PartLine(NamedTuple):
-    block: int
-    rows: int
-    failed: list[FailedRow]
-    part: Path
-    start: int  # bytes
-    end: int
-
-
-def _line_ends(path: Path) -> list[int]:
-    """The byte offset behind each whole line of a file of JSON objects, up to the first that is not one."""
-    ends: list[int] = []
-    if not path.exists():
-        return ends
-    offset = 0
-    with path.open("rb") as file:
-        for line in file:
-            if not (line.startswith(b"{") and line.endswith(b"}\n")):
-                break
-            offset += len(line)
-            ends.append(offset)
-    return ends
-
-
-def _whole_lines(path: Path) -> int:
-    ends = _line_ends(path)
-    return ends[-1] if ends else 0
+def _append(file: Any, data: bytes) -> None:
+    """Write all of it through to the disk; where that fails, nothing of it stays."""
+    before = os.fstat(file.fileno()).st_size
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), before)
+        raise
 
 
 def _cut(path: Path, size: int) -> None:
-    if path.stat().st_size > size:
+    if path.exists() and path.stat().st_size > size:
         with path.open("r+b") as file:
             file.truncate(size)
             os.fsync(file.fileno())
-
-
-def _read_failed(path: Path) -> dict[int, list[FailedRow]]:
-    failed: dict[int, list[FailedRow]] = {}
-    if path.exists():
-        for line in path.read_bytes().splitlines():
-            row = json.loads(line)
-            failed.setdefault(row.pop("block"), []).append(FailedRow(**row))
-    return failed
-
-
-def _drop(lock: FileLock) -> None:
-    """Release a lock and take its file away, which would only raise questions."""
-    Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError
+from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.folder_lock import alone
-from transformers_agci.storage.manifest import differences, replace_file
+from transformers_agci.storage.settings import differences
 
 MANIFEST = "training.manifest.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -50,7 +51,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     """Replace the manifest as a whole."""
-    replace_file(folder / MANIFEST, json.dumps(content, indent=2).encode() + b"\n")
+    write_atomic(folder / MANIFEST, json.dumps(content, indent=2).encode() + b"\n")
 
 
 def open_output(folder: Path, settings: Mapping[str, Any], notes: Mapping[str, Any], overwrite: bool) -> bool:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers_agci.errors import InputError
 from transformers_agci.families import Lacks, require
 from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.process_group import is_main_process
 from transformers_agci.method import autoload
 from transformers_agci.method.hooks import current_handle
 from transformers_agci.storage import manifest
@@ -56,8 +57,7 @@ def train(recipe: Recipe, say: Say = print) -> Path:
     `say` prints what a user should know; under torchrun only the first process speaks.
     Raises InputError for everything that can be known before the first step.
     """
-    leads = os.environ.get("RANK", "0") == "0"
-    with outputs.held(Path(recipe["output_dir"])) if leads else contextlib.nullcontext():
+    with outputs.held(Path(recipe["output_dir"])) if is_main_process() else contextlib.nullcontext():
         return _train(recipe, say)
 
 
@@ -65,26 +65,26 @@ def _train(recipe: Recipe, say: Say) -> Path:
     recipe.refuse_unsupported()
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()  # our own bar fits into a log file
-    rank = int(os.environ.get("RANK", "0"))
-    speak: Say = say if rank == 0 else lambda text: None
+    is_main = is_main_process()
+    speak: Say = say if is_main else lambda text: None
     for line in recipe.ignored:
         speak(line)
     arguments = training_arguments(recipe)
     findings = Findings()
-    training = look_at(recipe, findings, images=rank == 0)
+    training = look_at(recipe, findings, images=is_main)
     findings.refuse()
     for line in (*findings.warnings, *findings.notes):
         speak(line)
     loaded = load_model(recipe)
     encoder, inputs = inputs_of(recipe, training, loaded)
-    if rank == 0:
+    if is_main:
         cut = measure(training, encoder, inputs, findings)
         findings.refuse()
         speak(f"{len(training.data.conversations)} rows; {cut} of them are cut to cutoff_len {encoder.cutoff}.")
     lam = lambda_of(loaded)
     folder = Path(recipe["output_dir"])
     with arguments.main_process_first(local=False):
-        if rank == 0:
+        if is_main:
             settings, notes = settings_of(recipe, training, loaded, lam, arguments.world_size)
             if outputs.open_output(folder, settings, notes, recipe["overwrite_output_dir"]):
                 speak(

@@ -12,11 +12,11 @@ import torch
 
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.attention_rows import AttentionRows
-from transformers_agci.experiments.on_device import on_device
 from transformers_agci.families import decoder_of, find_vlm, require
 from transformers_agci.families.token_layout import ImageInfo, TokenLayout, token_layout
 from transformers_agci.inference.answer import Answerer
 from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.prepare import to_device
 from transformers_agci.inference.prompt import chat_text, tokenize
 from transformers_agci.inference.questions import Question, up_to
 from transformers_agci.method.hooks import agci
@@ -59,7 +59,7 @@ def measure_flow(
     require(loaded.family, "flow", loaded.family.flow)
     chosen = parse_layers(layers, layer_count(loaded.model))
     picture = question.images[0].open()
-    inputs = on_device(loaded, tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[picture]]))
+    inputs = to_device(loaded, tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[picture]]))
     image = _image_columns(inputs["input_ids"][0], loaded.model.config.image_token_id, question.where)
     grid = inputs["image_grid_thw"][0].tolist() if "image_grid_thw" in inputs else None
     layout = token_layout(

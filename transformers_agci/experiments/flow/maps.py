@@ -12,8 +12,7 @@ from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.flow import SOURCES
-from transformers_agci.experiments.items import item_names
-from transformers_agci.experiments.target_box import target_box
+from transformers_agci.experiments.items import item_names, target_box
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.report.nine_maps import PlaceMap, draw_nine
 from transformers_agci.report.table import format_table
@@ -37,7 +36,7 @@ class FlowMaps:
     change: st.Measured | None
 
 
-def sum_up(path: Path, draws: int = 2000, seed: int = 0) -> list[FlowMaps]:
+def aggregate(path: Path, draws: int = 2000, seed: int = 0) -> list[FlowMaps]:
     """Read a flow.jsonl and sum it up, per source and lambda."""
     rows, entries = [], []
     for where, fields in read_rows(path):

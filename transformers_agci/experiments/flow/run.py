@@ -1,22 +1,22 @@
 """Information flow over a probe file: per row the answers, the flow's share on the target's cell, and the map."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.block_run import BlockSummary, Counts, Done, RunOptions, run_blocks
 from transformers_agci.experiments.flow.flow import SOURCES, Flow, layer_count, layers_text, measure_flow, parse_layers
+from transformers_agci.experiments.items import target_box
 from transformers_agci.experiments.occlusion.maps import share_in
 from transformers_agci.experiments.position.questions import PROMPT
-from transformers_agci.experiments.positives import Positives, refuse_twice
-from transformers_agci.experiments.target_box import target_box
+from transformers_agci.experiments.positives import Positives, check_unique
 from transformers_agci.inference.load import LoadedModel
-from transformers_agci.inference.progress import Progress
+from transformers_agci.inference.progress import RunSummary
 from transformers_agci.inference.questions import ImageFile, Question
-from transformers_agci.storage.result_file import FailedRow
+from transformers_agci.inference.runner import BlockResult, Job, Output, Reporter, Results, RunOptions, Task, run
+from transformers_agci.storage.result_lines import FailedRow
 
 RASTER = 27  # rows and columns of a kept map: nine per cell of the 3x3 grid
 DIGITS = 4  # significant, of a kept map's values
@@ -43,20 +43,34 @@ class FlowRun:
     def _chosen(self) -> list[int]:
         return parse_layers(self.layers, layer_count(self.loaded.model))
 
-    def write(self, output_dir: Path, data: Positives, notes: Mapping[str, Any], options: RunOptions) -> BlockSummary:
+    def write(self, output_dir: Path, data: Positives, notes: Mapping[str, Any], options: RunOptions) -> RunSummary:
         """Measure every row that the folder lacks; a row is the unit of resuming."""
-        refuse_twice(self.rows, "id", [str(row.id) for row in self.rows])
+        check_unique(self.rows, "id", [str(row.id) for row in self.rows])
 
-        def work(todo: Sequence[int], bar: Progress, counts: Counts) -> Iterator[Done]:
-            for number in todo:
-                row = self.rows[number]
+        def work(tasks: Sequence[Task], reporter: Reporter) -> Results:
+            for task in tasks:
+                row = self.rows[task.block]
                 try:
-                    yield Done([self.measure(row)], [])
+                    yield BlockResult([[self.measure(row)]])
                 except InputError as error:
-                    yield Done([], [FailedRow(number, row.where, str(error))])
-                bar.add(1)
+                    yield BlockResult([[]], [FailedRow(task.block, row.where, str(error))])
+                reporter.advance(1)
 
-        settings = {
+        job = Job(
+            work,
+            [row.fields for row in self.rows],
+            [1] * len(self.rows),
+            [Output(output_dir / RESULTS, self._settings | data.settings)],
+            {**self.loaded.notes, **notes},
+            data.bad_rows,
+            replaced=("flows",),
+        )
+        return run(job, options)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What a results folder must have been made with to go on."""
+        return {
             "experiment": "flow",
             "model": dict(self.loaded.identity),
             "lambdas": list(self.lambdas),
@@ -64,24 +78,14 @@ class FlowRun:
             "prompt": PROMPT,
             "max_new_tokens": self.max_new_tokens,
             "rows": [row.id for row in self.rows],
-            **data.settings,
         }
-        return run_blocks(
-            output_dir / RESULTS,
-            [1] * len(self.rows),
-            work,
-            settings,
-            {**self.loaded.notes, **notes},
-            bad_rows=data.bad_rows,
-            options=options,
-        )
 
     def measure(self, row: ProbeRow) -> dict[str, Any]:
         """The result row: the input row and one entry in `flows` per lambda."""
-        picture = ImageFile(self.img_path, row.image, row.where)
-        question = Question(row=row.fields, where=row.where, text=PROMPT.format(caption=row.caption), images=(picture,))
+        image = ImageFile(self.img_path, row.image, row.where)
+        question = Question(row=row.fields, where=row.where, text=PROMPT.format(caption=row.caption), images=(image,))
         flows = measure_flow(self.loaded, question, self.lambdas, self.layers, self.max_new_tokens)
-        size = picture.open().size
+        size = image.open().size
         return {**row.fields, "flows": [_entry(flow, row.cell, *size) for flow in flows]}
 
 

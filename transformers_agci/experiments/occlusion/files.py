@@ -16,12 +16,14 @@ from PIL import Image
 
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.items import target_box
 from transformers_agci.experiments.occlusion.masks import Raster
-from transformers_agci.experiments.target_box import target_box
 from transformers_agci.report.overlay import Overlay, draw_overlays
 from transformers_agci.storage import manifest
 from transformers_agci.storage.json_file import write_json
 
+# What a row of occlusion.jsonl has of its own, behind the input row.
+SUMMARY_FIELDS = ("prediction", "answer_tokens", "raster", "masked_copies", "largest_difference")
 SCORES, MAP, IMAGE = "_crop_scores.json", "_attention_map.json", "_attention_map.png"
 
 
@@ -54,14 +56,9 @@ class Occluded:
     def summary(self) -> dict[str, Any]:
         """The row of occlusion.jsonl."""
         run = sum(logits is not None for logits in self.masked)
-        return {
-            **self.row,
-            "prediction": self.prediction,
-            "answer_tokens": len(self.tokens),
-            "raster": [self.raster.rows, self.raster.cols],
-            "masked_copies": run,
-            "largest_difference": float(self.differences.max()),
-        }
+        raster = [self.raster.rows, self.raster.cols]
+        own = (self.prediction, len(self.tokens), raster, run, float(self.differences.max()))
+        return {**self.row, **dict(zip(SUMMARY_FIELDS, own, strict=True))}
 
 
 def write_image_files(output_dir: Path, stem: str, occluded: Occluded) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 from transformers_agci import statistics as st
 from transformers_agci.data.grid import POSITIONS, Box
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.items import target_box
 from transformers_agci.experiments.occlusion.files import ImageMap
 from transformers_agci.experiments.occlusion.masks import Raster
-from transformers_agci.experiments.target_box import target_box
 from transformers_agci.report.nine_maps import PlaceMap, draw_nine, draw_one
 from transformers_agci.report.table import format_table
 
@@ -33,7 +33,7 @@ class OcclusionMaps:
     areas: list[float]
 
 
-def sum_up(maps: Sequence[ImageMap], draws: int = 2000, seed: int = 0) -> OcclusionMaps:
+def aggregate(maps: Sequence[ImageMap], draws: int = 2000, seed: int = 0) -> OcclusionMaps:
     """Enlarge every map to its image's pixels and average by target position; intervals resample items.
 
     The paper sums; the mean is that sum / n, and stays comparable where n differs. An image that no mask changes

@@ -4,11 +4,8 @@ A white square hides one place of the image after another. The value of a place 
 tokens, of |raw logit on the masked image - raw logit on the original|; the map is divided by its maximum.
 """
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,9 +14,8 @@ import torch
 
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.block_run import BlockSummary, Counts, Done, RunOptions, run_blocks
 from transformers_agci.experiments.forced_answer import Answered, ForcedAnswer
-from transformers_agci.experiments.occlusion.files import Occluded, write_image_files
+from transformers_agci.experiments.occlusion.files import SUMMARY_FIELDS, Occluded, write_image_files
 from transformers_agci.experiments.occlusion.masks import (
     MASK,
     WHITE,
@@ -31,20 +27,20 @@ from transformers_agci.experiments.occlusion.masks import (
     raster_on,
 )
 from transformers_agci.experiments.occlusion.window_reuse import reused_windows
-from transformers_agci.experiments.on_device import on_device
 from transformers_agci.experiments.position.questions import PROMPT
-from transformers_agci.experiments.positives import Positives, refuse_twice
+from transformers_agci.experiments.positives import Positives, check_unique
 from transformers_agci.inference.load import LoadedModel
-from transformers_agci.inference.progress import Progress
+from transformers_agci.inference.prefetch import prefetched_in_threads
+from transformers_agci.inference.prepare import to_device
+from transformers_agci.inference.progress import Counts, RunSummary, counted
 from transformers_agci.inference.questions import ImageFile, Question
+from transformers_agci.inference.runner import BlockResult, Job, Output, Reporter, Results, RunOptions, Task, run
 from transformers_agci.method.hooks import agci
-from transformers_agci.storage.result_file import FailedRow
+from transformers_agci.storage.result_lines import FailedRow
 
-ITEMS, SEED = 20, 1  # the paper's draw
 INFINITE = 1e5  # takes the place of an infinite difference
 RESULTS = "occlusion.jsonl"  # in the output folder: which images are finished
 BATCH_SIZE = {"cpu": 10, "cuda": 16}  # masked copies per forward call
-PREPARED_AHEAD = 3  # batches that threads preprocess while a GPU is at work
 
 
 @dataclass(frozen=True)
@@ -56,16 +52,26 @@ class MaskOptions:
     colour: tuple[int, int, int] = WHITE
 
 
-def draw_items(items: Mapping[str, list[ProbeRow]], number: int = ITEMS, seed: int = SEED) -> list[ProbeRow]:
-    """The rows of `number` items drawn at random (all where there are not more), item after item."""
-    names = list(items)
-    chosen = names if len(names) <= number else random.Random(seed).sample(names, number)
-    return [row for name in chosen for row in items[name]]
-
-
-def stem(row: ProbeRow) -> str:
+def files_name(row: ProbeRow) -> str:
     """What an image's files are called: its file name without suffix."""
     return PurePosixPath(row.image).stem
+
+
+@dataclass
+class OcclusionCounts(Counts):
+    """What masking took."""
+
+    forward_calls: int = 0
+    masked_copies_run: int = 0
+    one_colour_crops_not_run: int = 0
+
+    def details(self) -> list[str]:
+        """Forward calls, and how many masked copies were run and were not."""
+        return [
+            counted(self.forward_calls, "forward call"),
+            f"{self.masked_copies_run} masked copies run",
+            f"{counted(self.one_colour_crops_not_run, 'crop')} of one colour not run",
+        ]
 
 
 @dataclass(frozen=True)
@@ -95,46 +101,48 @@ class OcclusionRun:
             "max_new_tokens": self.max_new_tokens,
         }
 
-    def write(self, output_dir: Path, data: Positives, notes: Mapping[str, Any], options: RunOptions) -> BlockSummary:
+    def write(self, output_dir: Path, data: Positives, notes: Mapping[str, Any], options: RunOptions) -> RunSummary:
         """Mask every image that the folder lacks; an image is the unit of resuming.
 
         Raises InputError where two rows would write the same files.
         """
-        refuse_twice(self.rows, "id", [str(row.id) for row in self.rows])
-        refuse_twice(self.rows, "image name", [stem(row) for row in self.rows])
+        check_unique(self.rows, "id", [str(row.id) for row in self.rows])
+        check_unique(self.rows, "image name", [files_name(row) for row in self.rows])
+        counts = OcclusionCounts()
 
-        def work(todo: Sequence[int], bar: Progress, counts: Counts) -> Iterator[Done]:
-            counts.update(forward_calls=0, masked_copies_run=0, one_colour_crops_not_run=0)
+        def work(tasks: Sequence[Task], reporter: Reporter) -> Results:
             with agci(self.loaded.model, self.lam):
-                for number in todo:
-                    row = self.rows[number]
+                for task in tasks:
+                    row = self.rows[task.block]
                     try:
                         occluded = self.occlude(row, counts)
                     except InputError as error:
-                        yield Done([], [FailedRow(number, row.where, str(error))])
+                        yield BlockResult([[]], [FailedRow(task.block, row.where, str(error))])
                     else:
-                        write_image_files(output_dir, stem(row), occluded)
-                        yield Done([occluded.summary], [])
-                    bar.add(1)
+                        write_image_files(output_dir, files_name(row), occluded)
+                        yield BlockResult([[occluded.summary]])
+                    reporter.advance(1)
 
-        told = {**self.loaded.notes, **notes, "pictures": [stem(row) for row in self.rows]}
         drawn = {"rows": [row.id for row in self.rows]}
-        return run_blocks(
-            output_dir / RESULTS,
-            [1] * len(self.rows),
+        job = Job(
             work,
-            self.settings | data.settings | drawn,
-            told,
-            bad_rows=data.bad_rows,
-            options=options,
+            [row.fields for row in self.rows],
+            [1] * len(self.rows),
+            [Output(output_dir / RESULTS, self.settings | data.settings | drawn)],
+            {**self.loaded.notes, **notes, "pictures": [files_name(row) for row in self.rows]},
+            data.bad_rows,
+            counts,
+            unit="image",
+            replaced=SUMMARY_FIELDS,
         )
+        return run(job, options)
 
-    def occlude(self, row: ProbeRow, counts: Counts | None = None) -> "Occluded":
+    def occlude(self, row: ProbeRow, counts: OcclusionCounts | None = None) -> Occluded:
         """The map of one row's image; InputError where image or answer do not allow one."""
-        counts = {} if counts is None else counts
-        picture = ImageFile(self.img_path, row.image, row.where).open()
-        raster = raster_on(picture, self.masks.size, self.masks.stride, row.where)
-        pixels = as_tensor(picture)
+        counts = OcclusionCounts() if counts is None else counts
+        image = ImageFile(self.img_path, row.image, row.where).open()
+        raster = raster_on(image, self.masks.size, self.masks.stride, row.where)
+        pixels = as_tensor(image)
         masks = [mask for mask in raster.masks() if not one_colour(pixels, mask)]
         question = Question(
             row=row.fields,
@@ -145,14 +153,12 @@ class OcclusionRun:
         asked = ForcedAnswer(self.loaded, question, self.max_new_tokens)
         alone = asked.inputs([pixels])
         answered = asked.answer(alone)
-        with reused_windows(self.loaded.model, self.loaded.family, on_device(self.loaded, alone)):
+        with reused_windows(self.loaded.model, self.loaded.family, to_device(self.loaded, alone)):
             logits = self._logits(asked, answered, pixels, [None, *masks], counts)
         if bool(logits.isnan().any()):
             raise InputError(f"{row.where}: the model gives logits that are not numbers; try --dtype float32.")
-        counts["masked_copies_run"] = counts.get("masked_copies_run", 0) + len(masks)
-        counts["one_colour_crops_not_run"] = (
-            counts.get("one_colour_crops_not_run", 0) + raster.rows * raster.cols - len(masks)
-        )
+        counts.masked_copies_run += len(masks)
+        counts.one_colour_crops_not_run += raster.rows * raster.cols - len(masks)
         return Occluded(
             row.fields,
             answered.text,
@@ -162,7 +168,7 @@ class OcclusionRun:
             logits[0].tolist(),
             _in_raster(raster, masks, logits[1:]),
             difference_map(raster, masks, logits),
-            picture,
+            image,
         )
 
     def _logits(
@@ -171,7 +177,7 @@ class OcclusionRun:
         answered: Answered,
         pixels: torch.Tensor,
         masks: Sequence[Mask | None],
-        counts: Counts,
+        counts: OcclusionCounts,
     ) -> torch.Tensor:
         """[len(masks), T] logits, in batches of one shape: in bfloat16 another batch shape alone moves a logit."""
         batches = -(-len(masks) // self.batch)
@@ -182,22 +188,12 @@ class OcclusionRun:
         def inputs(share: Sequence[Mask | None]) -> dict[str, torch.Tensor]:
             return asked.inputs(masked_copies(pixels, share, self.masks.colour))
 
-        made = [asked.logits(ready, answered) for ready in self._prepared(inputs, shares)]
-        counts["forward_calls"] = counts.get("forward_calls", 0) + len(made)
+        # The next batches are preprocessed while a GPU is at work; a CPU has the model to run.
+        on_cpu = self.loaded.device.type == "cpu"
+        ready: Iterator[Any] = map(inputs, shares) if on_cpu else prefetched_in_threads(shares, inputs)
+        made = [asked.logits(each, answered) for each in ready]
+        counts.forward_calls += len(made)
         return torch.cat(made)[: len(masks)]
-
-    def _prepared(self, prepare: Callable[[Any], Any], shares: Sequence[Any]) -> Iterator[Any]:
-        """`prepare` for each share in order; beside a GPU in threads, a few ahead."""
-        if self.loaded.device.type == "cpu":
-            yield from map(prepare, shares)
-            return
-        with ThreadPoolExecutor(PREPARED_AHEAD) as threads:
-            source = iter(shares)
-            waiting: list[Future[Any]] = [threads.submit(prepare, share) for share in islice(source, PREPARED_AHEAD)]
-            while waiting:
-                ready = waiting.pop(0).result()
-                waiting += [threads.submit(prepare, share) for share in islice(source, 1)]
-                yield ready
 
     @property
     def batch(self) -> int:

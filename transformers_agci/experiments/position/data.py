@@ -11,7 +11,7 @@ from typing import Any
 from transformers_agci.data.probe_rows import ProbeRow, read_probe_rows
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.questions import by_item
-from transformers_agci.storage.result_file import FailedRow
+from transformers_agci.storage.result_lines import FailedRow
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,17 @@ from typing import Any
 from transformers_agci.experiments.planted_bias import planted_bias
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.experiments.position.questions import PROMPT, Control, control_questions, questions
+from transformers_agci.inference.answering import AnswerOptions, answer_questions
 from transformers_agci.inference.load import LoadedModel
-from transformers_agci.inference.run import RunSummary, run_questions
-from transformers_agci.storage.result_file import beside, output_paths
+from transformers_agci.inference.progress import RunSummary
+from transformers_agci.inference.questions import QuestionSet
+from transformers_agci.storage.manifest import sibling_path
+from transformers_agci.storage.result_file import output_paths
 
 
 @dataclass(frozen=True)
 class PositionProbe:
-    """A model, the data, the lambdas, and the answer file A; `options` are keyword arguments of `run_questions`.
+    """A model, the data, the lambdas, the answer file A; `notes` are what its manifest only records.
 
     `beta` is the size of a decoder bias that is planted in the model while it answers (see docs/ruler.md).
     """
@@ -25,42 +28,34 @@ class PositionProbe:
     data: ProbeData
     lambdas: Sequence[float]
     answer_file: Path
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: AnswerOptions = field(default_factory=AnswerOptions)
+    notes: Mapping[str, Any] = field(default_factory=dict)
     beta: float = 0.0
 
     @property
     def outputs(self) -> list[Path]:
         """A itself for one lambda, A.lam0.jsonl, A.lam0.5.jsonl for several."""
-        return output_paths(self.answer_file, self.lambdas, self._method)
+        return output_paths(self.answer_file, self.lambdas, self.options.method)
 
     def control_outputs(self, control: Control) -> list[Path]:
         """A.text_only.jsonl; A.blank_image.jsonl, or A.blank_image.lam0.5.jsonl where there are several lambdas."""
-        file = beside(self.answer_file, f".{control.value}.jsonl")
-        return output_paths(file, self._lambdas_of(control), self._method)
+        file = sibling_path(self.answer_file, f".{control.value}.jsonl")
+        return output_paths(file, self._lambdas_of(control), self.options.method)
 
     def ask(self) -> RunSummary:
         """Answer every row at every lambda."""
         asked = questions(self.data.items, self.data.img_path)
+        question_set = QuestionSet(asked, self.data.bad_rows, self._settings(), self.notes)
         with self._planted():
-            return run_questions(
-                self.loaded,
-                asked,
-                self.lambdas,
-                self.outputs,
-                **{**self.options, "settings": self._settings(), "bad_rows": self.data.bad_rows},
-            )
+            return answer_questions(self.loaded, question_set, self.lambdas, self.outputs, self.options)
 
     def ask_without_image(self, control: Control) -> RunSummary:
         """Answer every caption without its image, once per item and answer."""
         asked = control_questions(self.data.items, self.data.img_path, control)
+        question_set = QuestionSet(asked, (), {**self._settings(), "picture": control.value}, self.notes)
+        lambdas, outputs = self._lambdas_of(control), self.control_outputs(control)
         with self._planted():
-            return run_questions(
-                self.loaded,
-                asked,
-                self._lambdas_of(control),
-                self.control_outputs(control),
-                **{**self.options, "settings": {**self._settings(), "picture": control.value}},
-            )
+            return answer_questions(self.loaded, question_set, lambdas, outputs, self.options)
 
     def _settings(self) -> dict[str, Any]:
         """What must be equal for a result file to go on."""
@@ -75,10 +70,6 @@ class PositionProbe:
             return
         with planted_bias(self.loaded.model, self.beta):
             yield
-
-    @property
-    def _method(self) -> str:
-        return str(self.options.get("method", "agci"))
 
     def _lambdas_of(self, control: Control) -> Sequence[float]:
         """Without image tokens lambda does nothing: text alone is asked once."""

@@ -14,10 +14,11 @@ from transformers_agci.experiments.position.data import ProbeData, embedded_data
 from transformers_agci.experiments.position.run import PositionProbe
 from transformers_agci.experiments.study.lessons import PROBE, write_lessons
 from transformers_agci.inference.load import LoadOptions, load
-from transformers_agci.inference.run import RunSummary
+from transformers_agci.inference.progress import RunSummary
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text
-from transformers_agci.storage.manifest import differences, replace_file
+from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.reading import read_json
+from transformers_agci.storage.settings import differences
 from transformers_agci.training.checks import Findings
 from transformers_agci.training.merge import check_merge, is_done, write
 from transformers_agci.training.recipe import parse_recipe
@@ -65,7 +66,7 @@ class Study:
         file = self.folder / "study.json"
         mine = {"steps": self.steps, "items": self.items, "learning_rate": self.learning_rate}
         if not file.exists():
-            replace_file(file, json.dumps(mine).encode() + b"\n")
+            write_atomic(file, json.dumps(mine).encode() + b"\n")
         differ = differences(read_json(file), mine)
         if differ:
             raise InputError(

@@ -1,4 +1,4 @@
-"""One attention call per layer for vision towers that pack images and windows into one sequence.
+"""Quick vision towers: one attention call per layer where images and windows are packed into one sequence.
 
 The towers of Qwen2.5-VL and Qwen3-VL lay the windows of an image, and all images of a batch, end to end; a token
 attends within its own segment only. Under SDPA transformers loops over the segments: 1,792 attention calls for one
@@ -10,6 +10,10 @@ one segment, with the true segments beside it, and an attention function known t
     stock                      transformers' own loop, where neither fits or neither agrees with it
 
 Only attention layers of the vision tower are touched, on the instance. The decoder keeps its own attention.
+
+The patch embedding is a three-dimensional convolution whose kernel covers each patch exactly once, so that every
+output is one dot product. As a convolution it took a third of the embedded model's vision time on a CPU, and some GPUs
+are known to spend seconds on it in bfloat16 (transformers issue 45750): it runs as the matrix product that it is.
 """
 
 import math
@@ -17,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import accumulate
+from types import MethodType
 from typing import Any
 
 import torch
@@ -29,6 +34,8 @@ STOCK = "stock"
 
 # Largest allowed difference to SDPA, as a share of the largest value: rounding, far below what a wrong segment makes.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+PRODUCT = "matrix product"
+PROBED_PATCHES = 7
 PROBED_LENGTHS = (5, 16, 16, 3)  # segments of the comparison with SDPA
 
 
@@ -250,3 +257,58 @@ def _put_on(layers: list[Any], kernel: Kernel) -> Callable[[], None]:
         config._attn_implementation = found
 
     return remove
+
+
+# --- the patch embedding ---
+
+
+@dataclass(frozen=True)
+class PatchEmbedding:
+    """What embeds the patches; `reason` says why it is stock."""
+
+    backend: str
+    reason: str | None = None
+    remove: Callable[[], None] = lambda: None  # gives the tower its convolution back
+
+
+def as_matrix_product(model: nn.Module) -> PatchEmbedding:
+    """Replace the forward of the patch convolution, on the instance, where there is one and the two agree."""
+    convolution = getattr(getattr(getattr(find_vlm(model), "visual", None), "patch_embed", None), "proj", None)
+    if type(convolution) is not nn.Conv3d:
+        return PatchEmbedding(STOCK, "this family's vision tower has no patch convolution in three dimensions")
+    if convolution.kernel_size != convolution.stride or set(convolution.padding) != {0} or convolution.groups != 1:
+        return PatchEmbedding(STOCK, "its patches overlap, are padded or divided into groups")
+    if "forward" in convolution.__dict__ or convolution.weight.is_meta:
+        return PatchEmbedding(STOCK, "something else runs it (accelerate's offloading)")
+    reason = _product_disagreement(convolution)
+    if reason is not None:
+        return PatchEmbedding(STOCK, reason)
+    return PatchEmbedding(PRODUCT, None, _put_product_on(convolution))
+
+
+def _put_product_on(convolution: Any) -> Callable[[], None]:
+    """Give this instance, and copies of it, another forward; returns what takes it off."""
+    convolution.__dict__["forward"] = MethodType(_product, convolution)
+    return lambda: convolution.__dict__.pop("forward", None)
+
+
+def _product(convolution: Any, patches: torch.Tensor) -> torch.Tensor:  # [N, channels, *kernel] -> [N, D, 1, 1, 1]
+    if patches.shape[2:] != convolution.kernel_size:
+        return nn.Conv3d.forward(convolution, patches)
+    made = nn.functional.linear(patches.flatten(1), convolution.weight.flatten(1), convolution.bias)
+    return made[:, :, None, None, None]
+
+
+def _product_disagreement(convolution: Any) -> str | None:
+    """Why the product must not take the convolution's place, or None: both embed a few random patches."""
+    weight = convolution.weight
+    probe = torch.randn(PROBED_PATCHES, *weight.shape[1:], generator=torch.Generator().manual_seed(0)).to(weight)
+    with torch.inference_mode():
+        stock = convolution(probe).float()
+        remove = _put_product_on(convolution)
+        ours = convolution(probe).float()
+        remove()
+    apart = float((ours - stock).abs().max() / stock.abs().max())
+    if not apart <= TOLERANCE[weight.dtype]:
+        return f"it differs from the convolution by {apart:.1e} of the largest value"
+    return None

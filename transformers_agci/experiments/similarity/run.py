@@ -5,8 +5,7 @@ image tokens, similarity = cos(t, v). The images show the target alone, in one o
 runs: v is taken at its door, before AGCI.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,17 @@ from torch.nn.functional import cosine_similarity
 
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.block_run import BlockSummary, Counts, Done, RunOptions, run_blocks
-from transformers_agci.experiments.on_device import on_device
-from transformers_agci.experiments.positives import Positives, refuse_twice
+from transformers_agci.experiments.positives import Positives, check_unique
 from transformers_agci.inference.batches import Column, plan_blocks
 from transformers_agci.inference.load import LoadedModel
-from transformers_agci.inference.prepare import prepared_ahead
-from transformers_agci.inference.progress import Progress
+from transformers_agci.inference.prefetch import default_workers
+from transformers_agci.inference.prepare import prepared_ahead, to_device
+from transformers_agci.inference.progress import Counts, RunSummary, counted
 from transformers_agci.inference.questions import ImageFile, Question
+from transformers_agci.inference.runner import BlockResult, Job, Output, Reporter, Results, RunOptions, Task, run
 from transformers_agci.method.hooks import image_embeddings
 from transformers_agci.method.injection import inject_global_context
+from transformers_agci.storage.result_lines import FailedRow
 
 ROWS = 9_000  # of the published set's 90,000, as evaluated in the paper
 DIGITS = 6  # behind the point in the result file
@@ -37,6 +37,17 @@ TEXT = "Picture."
 Pool = Callable[[torch.Tensor], torch.Tensor]
 # tokens [N, D] -> [D]
 POOLINGS: Mapping[str, Pool] = {"max": lambda tokens: tokens.amax(dim=0), "mean": lambda tokens: tokens.mean(dim=0)}
+
+
+@dataclass
+class SimilarityCounts(Counts):
+    """Images that the vision side encoded, under the name that the manifest has always given them."""
+
+    pictures: int = 0
+
+    def details(self) -> list[str]:
+        """The images."""
+        return [f"vision ran on {counted(self.pictures, 'image')}"]
 
 
 @dataclass(frozen=True)
@@ -67,9 +78,9 @@ class SimilarityRun:
             "rows": len(self.rows),
         }
 
-    def write(self, answer_file: Path, data: Positives, notes: Mapping[str, Any], options: RunOptions) -> BlockSummary:
+    def write(self, answer_file: Path, data: Positives, notes: Mapping[str, Any], options: RunOptions) -> RunSummary:
         """Measure every row that the file lacks: the input row plus `similarity`."""
-        refuse_twice(self.rows, "id", [str(row.id) for row in self.rows])
+        check_unique(self.rows, "id", [str(row.id) for row in self.rows])
         questions = [
             Question(
                 row=row.fields, where=row.where, text=TEXT, images=(ImageFile(self.img_path, row.image, row.where),)
@@ -78,38 +89,39 @@ class SimilarityRun:
         ]
         blocks = plan_blocks(questions, self._batch_size * BATCHES_PER_BLOCK)
 
-        def work(todo: Sequence[int], bar: Progress, counts: Counts) -> Iterator[Done]:
-            counts["pictures"] = 0
-            shares = [self._shares(blocks[block].start, blocks[block].stop) for block in todo]
-            columns = (Column((share,)) for of_block in shares for share in of_block)
-            ahead = prepared_ahead(columns, questions, self.loaded.processor, self._workers)
-            with contextlib.closing(ahead):
+        counts = SimilarityCounts()
+
+        def work(tasks: Sequence[Task], reporter: Reporter) -> Results:
+            shares = [self._shares(blocks[task.block].start, blocks[task.block].stop) for task in tasks]
+            columns = [Column((share,)) for of_block in shares for share in of_block]
+            with prepared_ahead(columns, questions, self.loaded.processor, self._workers) as ahead:
                 for of_block in shares:
-                    done = Done([], [])
+                    rows: list[dict[str, Any]] = []
+                    failed: list[FailedRow] = []
                     for share in of_block:
                         prepared = next(ahead)
-                        done.failed.extend(prepared.failed)
+                        failed += prepared.failed
                         for batch in prepared.batches:
-                            done.rows.extend(self._measure(batch.numbers, batch.inputs))
-                            counts["pictures"] += len(batch.numbers)
-                        bar.add(len(share))
-                    yield done
+                            rows += self._measure(batch.numbers, batch.inputs)
+                            counts.pictures += len(batch.numbers)
+                        reporter.advance(len(share))
+                    yield BlockResult([rows], failed)
 
-        return run_blocks(
-            answer_file,
-            [block.size for block in blocks],
+        job = Job(
             work,
-            self.settings | data.settings,
+            [row.fields for row in self.rows],
+            [block.size for block in blocks],
+            [Output(answer_file, self.settings | data.settings)],
             {**self.loaded.notes, **notes},
-            bad_rows=data.bad_rows,
-            options=options,
+            data.bad_rows,
+            counts,
+            replaced=("similarity",),
         )
+        return run(job, options)
 
     @property
     def _workers(self) -> int:
-        if self.workers is not None:
-            return self.workers
-        return 0 if self.loaded.device.type == "cpu" else 4
+        return default_workers(self.loaded.device.type) if self.workers is None else self.workers
 
     def _shares(self, start: int, stop: int) -> list[tuple[int, ...]]:
         numbers = range(start, stop)
@@ -117,7 +129,7 @@ class SimilarityRun:
 
     def _measure(self, numbers: Sequence[int], inputs: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
         with torch.inference_mode():
-            images = image_embeddings(self.loaded.model, on_device(self.loaded, inputs))
+            images = image_embeddings(self.loaded.model, to_device(self.loaded, inputs))
             return [
                 {**self.rows[number].fields, "similarity": round(self._similarity(tokens, number), DIGITS)}
                 for number, tokens in zip(numbers, images, strict=True)

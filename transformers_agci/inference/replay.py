@@ -1,5 +1,27 @@
-"""The decoder once per common beginning: several questions about one image share its keys and values."""
+"""What was computed once is not computed again: the images' encoding, and the beginning that prompts share.
 
+Worked example: two images, two questions about each, two lambdas, one batch of 2 prompts at a time.
+
+    batch  lambda  images  the vision side        the decoder sees
+    1      0       a b     runs on a and b        both prompts whole, 20 tokens each; keys and values are kept
+    2      0       a b     replayed               what differs from batch 1
+    1      0.5     a b     replayed               both prompts whole: another lambda, other keys and values
+    2      0.5     a b     replayed               what differs from batch 1 at this lambda
+
+Vision ran on 2 images instead of 8. Of the prompts, s is system text, i an image token, t and u a question's:
+
+    recorded in batch 1, 20 columns              a   s s s s i i i i i i i i i i i t t t t t
+                                                 b   . . s s s s i i i i i i i i i i i t t t
+    coming in batch 2, 22 columns            a   s s s s i i i i i i i i i i i u u u u u u u
+                                             b   . . . s s s s i i i i i i i i i i i u u u u
+
+Row a has 7 tokens of its own, row b 4; all rows must begin in one column, so the decoder begins 7 from the end, in
+column 15. Row a's 15 columns before it are those of the record; row b's column c is column c - 1 there (token 0
+stands in column 3 here and in column 2 there), and its last three image tokens are computed again. The empty cache is
+filled with these columns, and the decoder is given columns 15 to 21 only.
+"""
+
+import copy
 import functools
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -21,6 +43,69 @@ PROMPT_DIMENSION = {
 }
 OTHERWISE_CUT = ("attention_mask", "deepstack_visual_embeds")
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")  # another prompt length turns the same keys another way
+
+
+class VisionReplay:
+    """While entered, `get_image_features` of a model answers from a record where it can.
+
+        with VisionReplay(model) as vision:
+            vision.set_images(("a.jpg", "b.jpg"))    # the images of the coming forward calls, in order
+            model(**inputs)                      # runs the vision side
+            model(**other_question)              # replays it: the same tensors, bit for bit
+
+    The record holds one output; `set_images` with other images clears it. Lambda plays no part: AGCI works behind this
+    seam.
+    From transformers 5.18 on `generate()` asks for the features before the forward call, through the same method.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.vlm = find_vlm(model)
+        self.calls = 0  # times the vision side ran
+        self.images = 0  # images it saw
+        self.replays = 0
+        self._images_at_hand: tuple[Hashable, ...] | None = None
+        self._record: Any = None
+
+    def set_images(self, images: tuple[Hashable, ...] | None) -> None:
+        """Name the images of the coming calls by their keys, in order; None: do not record."""
+        if images is None or images != self._images_at_hand:
+            self._record = None
+        self._images_at_hand = images
+
+    def __enter__(self) -> "VisionReplay":
+        # The instance, never the class; wraps, because transformers reads the method's signature.
+        original: Any = self.vlm.get_image_features
+
+        @functools.wraps(original)
+        def get_image_features(*args: Any, **kwargs: Any) -> Any:
+            if self._images_at_hand and self._record is not None:
+                self.replays += 1
+                return _fresh(self._record)
+            self.calls += 1
+            self.images += len(self._images_at_hand or ())
+            output = original(*args, **kwargs)
+            if self._images_at_hand:
+                self._record = _fresh(output)
+            return output
+
+        self.vlm.__dict__["get_image_features"] = get_image_features
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.vlm.__dict__.pop("get_image_features", None)
+        self._record = None
+
+
+def _fresh(output: Any) -> Any:
+    """A copy of the containers around the tensors: callers put other things into them."""
+    if isinstance(output, list | tuple) and not hasattr(output, "_fields"):
+        return type(output)(_fresh(item) for item in output)
+    if isinstance(output, dict):  # transformers' model outputs are dictionaries too
+        fresh = copy.copy(output)
+        for key, value in output.items():
+            fresh[key] = _fresh(value)
+        return fresh
+    return output
 
 
 @dataclass(frozen=True)
@@ -58,11 +143,11 @@ class PrefixReplay:
     """While entered, the decoder computes only what a prompt does not share with one that was recorded.
 
         with PrefixReplay(model) as prefix:
-            prefix.about(prompts, keep=True)     # the coming generate() call; its keys and values are kept
+            prefix.set_prompts(prompts, keep=True)     # the coming generate() call; its keys and values are kept
             model.generate(**inputs)
-            prefix.about(other_prompts)          # about the same images, at the same lambda
+            prefix.set_prompts(other_prompts)          # about the same images, at the same lambda
             model.generate(**other_inputs)       # the decoder sees the question's tokens only
-            prefix.forget()                      # before another lambda, and when the images are done with
+            prefix.clear()                      # before another lambda, and when the images are done with
 
     The whole prompt is still embedded, merged with its image features and injected by the model itself; the decoder
     then starts where the prompt begins to differ, on the recorded keys and values: the same sums in another order,
@@ -71,20 +156,20 @@ class PrefixReplay:
     """
 
     def __init__(self, model: Any) -> None:
-        owner: Any = find_vlm(model)
-        self.decoder: nn.Module = decoder_of(owner)
+        vlm: Any = find_vlm(model)
+        self.decoder: nn.Module = decoder_of(vlm)
         self.prefill_tokens = 0  # prompt tokens that went through the decoder, padding left out
         self.replayed_tokens = 0  # prompt tokens that did not have to
         self._coming: Prompts | None = None
         self._keep = False
         self._record: _Record | None = None
-        self._works = _rope_type(owner.config) not in LENGTH_DEPENDENT_ROPE
+        self._works = _rope_type(vlm.config) not in LENGTH_DEPENDENT_ROPE
 
-    def about(self, prompts: Prompts | None, keep: bool = False) -> None:
+    def set_prompts(self, prompts: Prompts | None, keep: bool = False) -> None:
         """Name the prompts of the coming `generate` call; None: neither record nor replay it."""
         self._coming, self._keep = prompts, keep
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         self._record = self._coming = None
 
     def __enter__(self) -> "PrefixReplay":
@@ -94,7 +179,7 @@ class PrefixReplay:
 
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            coming, self._coming = self._coming, None  # the first call after `about` is the prefill
+            coming, self._coming = self._coming, None  # the first call after `set_prompts` is the prefill
             if coming is None:
                 return original(*args, **kwargs)
             reuse = self._reuse(coming, args, kwargs)
@@ -117,7 +202,7 @@ class PrefixReplay:
             self.decoder.__dict__.pop("forward", None)
         else:
             self.decoder.__dict__["forward"] = self._found
-        self.forget()
+        self.clear()
 
     def _reuse(self, coming: Prompts, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Reuse | None:
         """How the coming call can build on the record, or None."""

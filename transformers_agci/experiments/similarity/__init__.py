@@ -1,0 +1,1 @@
+"""Similarity maps: how well the vision encoder understands an image in each of nine places."""

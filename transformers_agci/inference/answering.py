@@ -1,0 +1,342 @@
+"""The runner's work for questions: batches answered at every lambda, with nothing computed twice.
+
+Within a block the images of a batch are encoded once for all its questions and lambdas (vision replay), and the
+questions about one list of images share the keys and values of what stands before them (prefix replay). A batch that
+does not fit into memory is halved until it does.
+"""
+
+import contextlib
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from transformers_agci.errors import InputError
+from transformers_agci.inference.answer import Answer, Answerer, recorded_settings
+from transformers_agci.inference.batches import Block, Column, Plan, image_keys, make_plan, plan_columns
+from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.prefetch import default_workers
+from transformers_agci.inference.prepare import (
+    Batch,
+    Prepared,
+    RawPixels,
+    prepare,
+    prepared_ahead,
+    raw_pixels,
+    to_device,
+)
+from transformers_agci.inference.progress import Counts, RunSummary, counted
+from transformers_agci.inference.questions import Question, QuestionSet
+from transformers_agci.inference.replay import PrefixReplay, Prompts, VisionReplay
+from transformers_agci.inference.runner import (
+    BlockResult,
+    Job,
+    Output,
+    Reporter,
+    Results,
+    RunOptions,
+    Task,
+    out_of_memory,
+    run,
+)
+from transformers_agci.method.hooks import Handle, agci
+from transformers_agci.storage.result_lines import FailedRow
+
+BYTES_CROSS_TO = ("cuda",)  # devices that normalise images themselves where they can
+ANSWER_FIELDS = ("prediction", "qs", "yes_logit", "no_logit", "margin")  # of a result row, behind the input's
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How questions are batched, prepared and answered, and how the run goes.
+
+    batch_size  lists of images per forward call, default by device
+    block_rows  least rows of a block, default four batches
+    workers     processes that prepare images; default: none on a CPU, which has the model to run, 4 beside a GPU
+    """
+
+    batch_size: int | None = None
+    block_rows: int | None = None
+    workers: int | None = None
+    method: str = "agci"
+    scope: str = "image"
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+@dataclass
+class AnswerCounts(Counts):
+    """What answering questions took."""
+
+    batches: int = 0
+    forwards: int = 0  # forward calls of the whole model
+    vision_calls: int = 0
+    vision_images: int = 0  # images that the vision side encoded
+    prefill_tokens: int = 0  # prompt tokens that went through the decoder
+    replayed_tokens: int = 0  # prompt tokens whose keys and values another question about the images had left
+    disagreements: int = 0  # Yes/No rows whose raw logits order the words against the answer
+    halved_blocks: list[int] = field(default_factory=list)
+
+    def details(self) -> list[str]:
+        """Images and forward calls."""
+        return [f"vision ran on {counted(self.vision_images, 'image')}, {counted(self.forwards, 'forward call')}"]
+
+    def remarks(self) -> list[str]:
+        """Answers against their logits, and blocks that memory did not hold."""
+        told = []
+        if self.disagreements:
+            go = "answer goes" if self.disagreements == 1 else "answers go"
+            told.append(f"{self.disagreements} {go} against the order of the raw Yes and No logits.")
+        if self.halved_blocks:
+            told.append(
+                f"Memory ran out in {counted(len(self.halved_blocks), 'block')}; the batches were halved: "
+                f"{', '.join(map(str, self.halved_blocks[:10]))}."
+            )
+        return told
+
+    def record(self, seconds: float) -> dict[str, Any]:
+        """The manifest's entry, under the names that it has always had."""
+        return {
+            "answers": self.rows,
+            "rows_per_s": round(self.rows / seconds, 3) if seconds else None,
+            "forwards": self.forwards,
+            "vision_pictures": self.vision_images,
+            "prefill_tokens": self.prefill_tokens,
+            "replayed_tokens": self.replayed_tokens,
+            "disagreements": self.disagreements,
+            "halved_blocks": self.halved_blocks,
+        }
+
+
+def answer_questions(
+    loaded: LoadedModel,
+    asked: QuestionSet,
+    lambdas: Sequence[float],
+    outputs: Sequence[Path],
+    options: AnswerOptions | None = None,
+) -> RunSummary:
+    """Ask every question at every lambda and write one result file per lambda (see `result_file.output_paths`).
+
+    A result row is the question's row with `prediction` and `qs`, and for Yes/No questions `yes_logit`, `no_logit`
+    and `margin` = yes - no. Finished blocks are kept and skipped, so the same call goes on after a kill. The vision
+    side runs once per image and block for all its questions and lambdas.
+    """
+    if len(outputs) != len(lambdas):
+        raise ValueError(f"{len(lambdas)} lambdas need as many outputs, not {len(outputs)}")
+    work = _Answering(loaded, asked.questions, list(lambdas), options or AnswerOptions())
+    settings = {**work.settings(), **asked.settings}
+    return run(
+        Job(
+            work,
+            [question.row for question in asked.questions],
+            [block.size for block in work.plan.blocks],
+            [Output(path, settings | {"lambda": lam}) for lam, path in zip(lambdas, outputs, strict=True)],
+            {**loaded.notes, **asked.notes},
+            asked.bad_rows,
+            work.counts,
+            work.details,
+            "answer",
+            ANSWER_FIELDS,
+        ),
+        work.options.run,
+    )
+
+
+class _Replays(NamedTuple):
+    """What spares work that was done already."""
+
+    vision: VisionReplay
+    prefix: PrefixReplay
+
+    def set_images(self, batch: Batch, prompts: Prompts, keep: bool) -> None:
+        """Name what the coming `generate` call is about; `keep` its keys and values for the questions after it."""
+        self.vision.set_images(batch.images)
+        self.prefix.set_prompts(prompts if batch.images else None, keep)
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self.vision.set_images(None)
+        self.prefix.clear()
+
+
+class _BlockAnswers:
+    """The answers of a block in the making: by number of the output, then by question number."""
+
+    def __init__(self, block: Block, outputs: Sequence[int]) -> None:
+        self.block, self.outputs = block, outputs
+        self.answers: dict[int, dict[int, Answer]] = {i: {} for i in outputs}
+
+
+class _Answering:
+    """The work function of one run in one process."""
+
+    def __init__(
+        self, loaded: LoadedModel, questions: Sequence[Question], lambdas: list[float], options: AnswerOptions
+    ) -> None:
+        self.loaded, self.questions, self.lambdas, self.options = loaded, questions, lambdas, options
+        self.plan: Plan = make_plan(questions, loaded.device.type, options.batch_size, options.block_rows)
+        self.answerer = Answerer(loaded.model, loaded.processor)
+        self.raw: RawPixels | None = raw_pixels(loaded.processor) if loaded.device.type in BYTES_CROSS_TO else None
+        self.processor = loaded.processor if self.raw is None else self.raw.processor
+        self.counts = AnswerCounts()
+        self.details: dict[str, Any] = {
+            "pixels_normalised_on": loaded.device.type if self.raw else "cpu",
+            "token_grid": None,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What a result file must have been made with to go on, beside lambda and the data."""
+        rules = sorted({question.stop for question in self.questions})
+        return {
+            "model": dict(self.loaded.identity),
+            "method": self.options.method,
+            "scope": self.options.scope,
+            "batch_size": self.plan.batch_size,
+            "block_rows": self.plan.block_rows,
+            "generation": recorded_settings(self.answerer.settings),
+            "stop": [f"{'Yes/No or ' if rule.yes_no else ''}{rule.max_new_tokens} new tokens" for rule in rules],
+        }
+
+    def __call__(self, tasks: Sequence[Task], reporter: Reporter) -> Results:
+        """Answer block after block."""
+        columns = [column for task in tasks for column in self._columns(task)]
+        with (
+            self._counted_forwards(),
+            prepared_ahead(columns, self.questions, self.processor, self._workers) as ahead,
+            agci(self.loaded.model, 0.0, self.options.scope, self.options.method) as handle,
+            VisionReplay(self.loaded.model) as vision,
+            PrefixReplay(self.loaded.model) as prefix,
+        ):
+            replays = _Replays(vision, prefix)
+            for task in tasks:
+                made = _BlockAnswers(self.plan.blocks[task.block], task.outputs)
+                failed: list[FailedRow] = []
+                for _ in self._columns(task):
+                    prepared = next(ahead)
+                    for row in prepared.failed:
+                        reporter.skip(row)
+                    failed += prepared.failed
+                    self._answer_column(prepared, made, handle, replays, reporter)
+                self._count(vision, prefix)
+                yield BlockResult([self._rows(made, i) for i in task.outputs], sorted(failed))
+
+    @property
+    def _workers(self) -> int:
+        given = self.options.workers
+        return default_workers(self.loaded.device.type) if given is None else given
+
+    def _columns(self, task: Task) -> list[Column]:
+        block = self.plan.blocks[task.block]
+        return plan_columns(self.questions, range(block.start, block.stop), self.plan.batch_size)
+
+    @contextlib.contextmanager
+    def _counted_forwards(self) -> Iterator[None]:
+        def count(*_: Any) -> None:
+            self.counts.forwards += 1
+
+        hook = self.loaded.model.register_forward_hook(count)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _count(self, vision: VisionReplay, prefix: PrefixReplay) -> None:
+        self.counts.vision_calls, self.counts.vision_images = vision.calls, vision.images
+        self.counts.prefill_tokens, self.counts.replayed_tokens = prefix.prefill_tokens, prefix.replayed_tokens
+
+    def _answer_column(
+        self, prepared: Prepared, made: _BlockAnswers, handle: Handle, replays: _Replays, reporter: Reporter
+    ) -> None:
+        """All batches of a column, at every lambda that lacks this block."""
+        if self.details["token_grid"] is None and prepared.batches and prepared.batches[0].images:
+            self.details["token_grid"] = self._token_grid(prepared.batches[0])
+        inputs = self._on_device(prepared.batches)
+        # The first batch's keys and values serve the others. With one mean for a whole batch they depend on its mates.
+        serves = len(prepared.batches) > 1 and (
+            self.options.scope == "image" or len({batch.images for batch in prepared.batches}) == 1
+        )
+        for i in made.outputs:
+            handle.lam = self.lambdas[i]
+            for number, batch in enumerate(prepared.batches):
+                answers = self._answer_batch(batch, inputs[number], made.block, replays, serves and number == 0)
+                made.answers[i].update(answers)
+                reporter.advance(len(answers))
+            replays.prefix.clear()  # another lambda, other keys and values
+
+    def _answer_batch(
+        self, batch: Batch, inputs: dict[str, torch.Tensor], block: Block, replays: _Replays, keep: bool = False
+    ) -> dict[int, Answer]:
+        """Answers by question number; a batch that does not fit into memory is halved."""
+        try:
+            replays.set_images(batch, self._prompts(batch), keep)
+            answers = self.answerer.answer(inputs, self.questions[batch.numbers[0]].stop)
+            self.counts.batches += 1
+            return dict(zip(batch.numbers, answers, strict=True))
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if len(batch.numbers) == 1:
+                raise InputError(
+                    f"{self.questions[batch.numbers[0]].where}: memory does not suffice even for this row "
+                    f"alone ({str(error).splitlines()[0]}); try --dtype bfloat16, --max_pixels or "
+                    "--load_in_4bit."
+                ) from error
+        # Outside the except clause: the traceback would keep the failed attempt's tensors alive.
+        return self._answer_halves(batch, block, replays)
+
+    def _answer_halves(self, batch: Batch, block: Block, replays: _Replays) -> dict[int, Answer]:
+        replays.clear()
+        if block.index not in self.counts.halved_blocks:
+            self.counts.halved_blocks.append(block.index)
+        if torch.cuda.is_available():
+            gc.collect()
+            torch.cuda.empty_cache()
+        middle = (len(batch.numbers) + 1) // 2
+        answers: dict[int, Answer] = {}
+        for half in (batch.numbers[:middle], batch.numbers[middle:]):
+            for part in prepare(Column((half,)), self.questions, self.processor).batches:
+                answers |= self._answer_batch(part, self._on_device([part])[0], block, replays)
+        return answers
+
+    def _prompts(self, batch: Batch) -> Prompts:
+        keys = tuple(image_keys(self.questions[number].images) for number in batch.numbers)
+        return Prompts(keys, batch.text["input_ids"], batch.text["attention_mask"])
+
+    def _on_device(self, batches: Sequence[Batch]) -> list[dict[str, torch.Tensor]]:
+        """The inputs of each batch where the model is; pixels that batches share cross once."""
+        crossed: dict[int, dict[str, torch.Tensor]] = {}
+        for batch in batches:
+            if id(batch.pixels) not in crossed:
+                crossed[id(batch.pixels)] = to_device(self.loaded, batch.pixels, self.raw)
+        return [{**to_device(self.loaded, batch.text), **crossed[id(batch.pixels)]} for batch in batches]
+
+    def _rows(self, made: _BlockAnswers, i: int) -> list[dict[str, Any]]:
+        """The block's result rows at one lambda, in input order."""
+        answers = made.answers[i]
+        return [self._result_row(number, answers[number]) for number in sorted(answers)]
+
+    def _result_row(self, number: int, answer: Answer) -> dict[str, Any]:
+        question = self.questions[number]
+        self.counts.disagreements += answer.logits_disagree
+        asked = question.text if question.shown is None else question.shown
+        return {
+            **question.row,
+            "prediction": answer.text,
+            "qs": asked,
+            **{name: value for name, value in answer.fields.items() if name != "prediction"},
+        }
+
+    def _token_grid(self, batch: Batch) -> dict[str, Any]:
+        """The image tokens of the first prompt of the run, for the manifest."""
+        image_token = self.loaded.model.config.image_token_id
+        row = batch.text["input_ids"][0]
+        grid = batch.pixels.get("image_grid_thw")
+        asked = self.questions[batch.numbers[0]]
+        return {
+            "row": asked.where,
+            "pictures": len(asked.images),
+            "image_tokens": int((row == image_token).sum()),
+            **({} if grid is None else {"patches_t_h_w": grid[0].tolist()}),
+        }

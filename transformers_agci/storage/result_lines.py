@@ -1,0 +1,151 @@
+"""Reading result files, part files and lists of bad rows: what was written whole, what is torn, what is damaged.
+
+A kill leaves a torn last line, which is cut off and done again. Anything else that is no line of ours was not made by
+a kill: it is named, and nothing is cut, because whole lines behind it would be lost.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers_agci.errors import InputError
+
+Row = Mapping[str, Any]
+SHOWN = 60  # characters of a value in a message
+
+
+class FailedRow(NamedTuple):
+    """A row without a result: its number in the input, file:line, and the reason."""
+
+    row: int
+    where: str
+    error: str
+
+
+class Line(NamedTuple):
+    """One whole line of a file of JSON objects: its number from 1, where it lies in bytes, and what it holds."""
+
+    number: int
+    start: int
+    end: int
+    content: dict[str, Any]
+
+
+class PartLine(NamedTuple):
+    """A block in a part file: line `number` (from 1), bytes `start` up to `end`."""
+
+    block: int
+    rows: list[dict[str, Any]]
+    failed: list[FailedRow]
+    part: Path
+    number: int
+    start: int
+    end: int
+
+    def read_rows(self) -> list[dict[str, Any]]:
+        """The block's rows as the file has them: a merge does not keep all blocks in memory."""
+        with self.part.open("rb") as file:
+            file.seek(self.start)
+            rows: list[dict[str, Any]] = json.loads(file.read(self.end - self.start))["rows"]
+        return rows
+
+
+def dump_row(row: Row) -> bytes:
+    """One result line. ASCII, so that any caption (even half a surrogate pair) can be written and read back."""
+    return json.dumps(row).encode("ascii") + b"\n"
+
+
+def whole_lines(path: Path) -> Iterator[Line]:
+    """The lines that were written whole; a torn end is left out, and a missing file has none.
+
+    Raises InputError for a damaged line with whole ones behind it.
+    """
+    if not path.exists():
+        return
+    offset, damaged = 0, 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return  # torn, or another process is writing it just now
+            content = _parsed(line)
+            if content is None:
+                damaged = damaged or number
+            elif damaged:
+                raise InputError(
+                    f"{path}:{damaged} is damaged, and whole lines follow it: restore the line, or delete it and "
+                    "everything behind it, which is then done again."
+                )
+            else:
+                yield Line(number, offset, offset + len(line), content)
+            offset += len(line)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def part_lines(folder: Path, block_sizes: Sequence[int]) -> Iterator[PartLine]:
+    """The whole blocks in the part files of a folder; a block of another size belongs to another number of rows."""
+    for part in sorted(folder.glob("*.jsonl")):
+        for line in whole_lines(part):
+            block, rows, failed = (line.content.get(name) for name in ("block", "rows", "failed"))
+            known = [_failed_row(row) for row in failed] if isinstance(failed, list) else [None]
+            if type(block) is not int or not isinstance(rows, list) or None in known:
+                raise InputError(
+                    f"{part}:{line.number} is damaged: it is not a block of results; delete the line, and its block "
+                    "is done again."
+                )
+            named = [row for row in known if row is not None]
+            if 0 <= block < len(block_sizes) and len(rows) + len(named) == block_sizes[block]:
+                yield PartLine(block, rows, named, part, line.number, line.start, line.end)
+
+
+def read_failed(path: Path) -> dict[int, list[FailedRow]]:
+    """The rows without a result by block, from A.bad.jsonl; empty where there is no such file.
+
+    Raises InputError where it is damaged: without it nobody knows which input row a result belongs to.
+    """
+    failed: dict[int, list[FailedRow]] = {}
+    if not path.exists():
+        return failed
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        content = _parsed(line)
+        row = _failed_row(content)
+        if content is None or row is None or type(content.get("block")) is not int:
+            raise InputError(
+                f"{path}:{number} is damaged: it does not name a row that was skipped. Restore the file, or give "
+                "--overwrite to start over."
+            )
+        failed.setdefault(content["block"], []).append(row)
+    return failed
+
+
+def _failed_row(content: Any) -> FailedRow | None:
+    if not isinstance(content, dict):
+        return None
+    row, where, error = (content.get(name) for name in FailedRow._fields)
+    if type(row) is not int or not isinstance(where, str) or not isinstance(error, str):
+        return None
+    return FailedRow(row, where, error)
+
+
+def check_same_row(found: Row, expected: Row, place: str, number: int) -> None:
+    """InputError where a result row at `place` ("A.jsonl:7") does not repeat row `number` (from 0) of the input."""
+    for key, value in expected.items():
+        there = found.get(key)
+        if there != value and json.dumps(there) != json.dumps(value):
+            raise InputError(
+                f"{place} is not the result of row {number + 1} of the input: its {key} is {_shown(there)} and the "
+                f"input's {_shown(value)}. Rows were swapped or changed; restore the file, or give --overwrite to "
+                "start over."
+            )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
