@@ -19,7 +19,7 @@ from tiny_checkpoints import FAMILIES, MODEL_CLASSES, build_config, make_inputs
 import transformers_agci
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, attach
 from transformers_agci.method import autoload
-from transformers_agci.method.hooks import current_handle
+from transformers_agci.method.handle import current_handle
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -76,7 +76,7 @@ def test_key_serves_every_family(family: str, keyed: Callable[..., Path], caplog
     caplog.clear()
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
     handle = current_handle(model)
-    assert (handle.lam, handle.by_key, handle.scope, handle.method) == (0.5, True, "image", "agci")
+    assert (handle.lam, handle.from_config, handle.scope, handle.method) == (0.5, True, "image", "agci")
     assert [record.getMessage() for record in caplog.records] == [
         f"AGCI is on: lambda 0.5 from config.json of {folder} ({SUPPORTED_FAMILIES[family].name}). "
         "TRANSFORMERS_AGCI=0 turns it off."
@@ -301,7 +301,7 @@ def test_deepcopy_and_pickle(keyed: Callable[..., Path], tmp_path: Path) -> None
         assert torch.equal(logits(twin, inputs), half)
         twin.global_context_broadcast_lambda = 0.0
         assert not torch.equal(logits(twin, inputs), half)
-        assert current_handle(twin).by_key
+        assert current_handle(twin).from_config
     assert model.global_context_broadcast_lambda == 0.5
     assert current_handle(model).injections == 1
 

@@ -1,6 +1,7 @@
 """The start-up hook in programs that never import us: an environment that has the three files an install
 puts there."""
 
+import ast
 import json
 import os
 import pkgutil
@@ -169,16 +170,33 @@ def test_start_up_loads_one_module_more(hooked: Environment, bare: Environment) 
     assert off == set(bare.run("-c", "import sys; print(len(sys.meta_path))").stdout.split())
 
 
-def test_finder_removes_itself(hooked: Environment) -> None:
-    code = (
-        "import sys; before = len(sys.meta_path); import transformers; import transformers.modeling_utils as m;"
-        f"print(before - len(sys.meta_path), hasattr(m.PreTrainedModel, '{LAMBDA_KEY}'), m.__spec__.name)"
-    )
-    # transformers may add a finder of its own, hence the look at ours
-    code += ";print('transformers_agci_startup' in [getattr(f, '__name__', '') for f in sys.meta_path])"
+PRINT_ACTIVE = f"print(hasattr(m.PreTrainedModel, '{LAMBDA_KEY}'), m.PreTrainedModel.post_init.__module__)"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "pass",
+        "importlib.util.find_spec('transformers.modeling_utils')",
+        "[importlib.util.find_spec('transformers.modeling_utils') for _ in range(3)]; import transformers.utils",
+        # the first import fails in the middle, a second one does not
+        "sys.modules['transformers.initialization'] = None\n"
+        "try: import transformers.modeling_utils\nexcept ImportError: del sys.modules['transformers.initialization']",
+    ],
+)
+def test_finder_is_not_used_up(hooked: Environment, before: str) -> None:
+    code = f"import sys, importlib.util, transformers\n{before}\nimport transformers.modeling_utils as m\n"
+    code += f"{PRINT_ACTIVE}\nfrom transformers_agci.method import autoload; print(autoload.active())"
     done = hooked.run("-c", code)
-    assert done.stdout.split()[1:] == ["True", "transformers.modeling_utils", "False"]
+    assert done.stdout.split() == ["True", "transformers.modeling_utils", "True"], done.stderr
     assert done.stderr == ""
+
+
+def test_reloaded_module_is_activated_again(hooked: Environment) -> None:
+    code = "import importlib, transformers.modeling_utils as m; from transformers_agci.method import autoload\n"
+    code += "importlib.reload(m); print(autoload.active(), '_agci_active' in vars(m.PreTrainedModel))"
+    done = hooked.run("-c", code)
+    assert done.stdout.split() == ["True", "True"], done.stderr
 
 
 def test_wrapped_once_by_hook_and_drop_in(hooked: Environment) -> None:
@@ -203,8 +221,14 @@ def test_start_file_names_what_the_pth_calls() -> None:
         del sys.modules[module]
 
 
-def test_hook_is_at_most_40_lines() -> None:
-    assert len((STARTUP / "transformers_agci_startup.py").read_text().splitlines()) <= 40
+def test_hook_imports_the_standard_library_only() -> None:
+    tree = ast.parse((STARTUP / "transformers_agci_startup.py").read_text())
+    at_start = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in at_start if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in at_start if isinstance(node, ast.ImportFrom)}
+    assert names == {"os", "sys", "types", "typing"}
+    later = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and node not in at_start]
+    assert [getattr(node, "module", None) for node in later] == ["transformers_agci.method"]
 
 
 USE = "import transformers.modeling_utils; print('running')"
@@ -250,7 +274,7 @@ def test_pip_installs_and_removes_the_hook(editable: list[str], tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     hook = sorted(file.name for file in STARTUP.iterdir() if file.is_file())
     assert hook == sorted(file.name for file in environment.site.glob("transformers_agci*") if file.is_file())
-    done = environment.run("-c", "import sys; print(sys.meta_path[0].__name__)", PYTHONPATH="")
+    done = environment.run("-c", "import sys; print(type(sys.meta_path[0]).__module__)", PYTHONPATH="")
     assert done.stdout.strip() == "transformers_agci_startup"
     subprocess.run([*pip, "uninstall", "-y", "transformers-agci"], check=True)
     assert not list(environment.site.glob("*transformers_agci*"))

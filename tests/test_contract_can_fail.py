@@ -21,8 +21,8 @@ ABOUT_ARGUMENTS = {
 
 RUN = """
 import json, sys, pytest
-from transformers_agci.method.hooks import Handle
-Handle._before_decoder = lambda self, decoder, args, kwargs: None
+from transformers_agci.method.handle import Handle
+Handle.inject = lambda self, embeds, images: embeds
 outcomes = {}
 class Record:
     def pytest_runtest_logreport(self, report):

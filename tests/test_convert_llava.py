@@ -20,7 +20,7 @@ from transformers_agci.conversion import convert as converting
 from transformers_agci.conversion import shards
 from transformers_agci.conversion.convert import MANIFEST, convert
 from transformers_agci.inference.load import LoadOptions, load
-from transformers_agci.method.hooks import current_handle
+from transformers_agci.method.handle import current_handle
 from transformers_agci.method.lam import LAMBDA_KEY
 
 VERSIONS = ("llava", "llava_next")  # LLaVA-1.5 on LLaMA, LLaVA-1.6 on Mistral

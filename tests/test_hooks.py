@@ -13,7 +13,7 @@ from decoder_inputs import expected_embeds, images_of, left_padded, recorded_dec
 from tiny_checkpoints import FAMILIES, build_model, image_tokens, make_inputs, make_pixels
 
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, agci, attach, image_embeddings
-from transformers_agci.method.hooks import current_handle
+from transformers_agci.method.handle import current_handle
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -344,17 +344,17 @@ def test_two_models_with_two_lambdas_in_two_threads(family: str, model: Any) -> 
 
 
 def test_nothing_is_pending_after_an_exception(family: str, model: Any) -> None:
-    from transformers_agci.method import hooks
+    from transformers_agci.method import thread_state
 
     inputs = make_inputs(family, model)
     handle = attach(model, 0.5)
     broken = make_pixels(family, model, images=3)  # one image in the text, three in pixels
     with pytest.raises(Exception), torch.no_grad():  # noqa: B017 - stock's own error, its type differs by version
         model(**inputs | broken)
-    assert hooks._carrier.pending == []
+    assert thread_state.is_idle()
     decoder_input(model, inputs)
     assert handle.injections == 1
-    assert hooks._carrier.pending == []
+    assert thread_state.is_idle()
 
 
 def test_chunked_prefill_is_refused(family: str, model: Any) -> None:

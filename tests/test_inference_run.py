@@ -23,7 +23,7 @@ from transformers_agci.inference.prefetch import AHEAD, prefetched
 from transformers_agci.inference.progress import RunSummary
 from transformers_agci.inference.questions import BlankImage, ImageBytes, ImageFile, Question, QuestionSet, up_to
 from transformers_agci.inference.runner import RunOptions
-from transformers_agci.method.hooks import agci, attach, current_handle
+from transformers_agci.method.handle import agci, attach, current_handle
 from transformers_agci.storage import manifest
 from transformers_agci.storage.result_file import FailedRow, Shard, merge_shards, output_paths
 

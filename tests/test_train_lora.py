@@ -19,7 +19,7 @@ from tiny_checkpoints import FAMILIES, random_image
 
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES
 from transformers_agci.cli import main
-from transformers_agci.method.hooks import current_handle
+from transformers_agci.method.handle import current_handle
 from transformers_agci.training import run as training_run
 from transformers_agci.training.batches import Collator, Examples, wants_image_marks
 from transformers_agci.training.checks import Findings

@@ -9,7 +9,7 @@ from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prompt import chat_text, tokenize
 from transformers_agci.inference.questions import YES_NO, ImageBytes, ImageFile, ImageSource, Question
-from transformers_agci.method.hooks import serve_key
+from transformers_agci.method.handle import attach_from_config
 from transformers_agci.method.self_check import SelfCheck, self_check
 
 CAPTION = "a dog"  # asked about an image that the user gives
@@ -22,7 +22,7 @@ def check_checkpoint(options: LoadOptions, image: Path | None = None) -> SelfChe
     """
     loaded = load(options)
     if loaded.lam is not None:
-        serve_key(loaded.model)
+        attach_from_config(loaded.model)
     return self_check(loaded.model, _inputs(loaded, image))
 
 

@@ -24,7 +24,7 @@ from torch import nn
 
 from transformers_agci.errors import InputError
 from transformers_agci.families import SUPPORTED_FAMILIES, decoder_of, family_of, find_vlm
-from transformers_agci.method.hooks import forward_call
+from transformers_agci.method.forward_call import forward_call
 from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
 
 CELL_ROWS = 3  # of the position probe's grid

@@ -42,7 +42,7 @@ from transformers_agci.inference.runner import (
     out_of_memory,
     run,
 )
-from transformers_agci.method.hooks import Handle, agci
+from transformers_agci.method.handle import Handle, agci
 from transformers_agci.storage.result_lines import FailedRow
 
 BYTES_CROSS_TO = ("cuda",)  # devices that normalise images themselves where they can

@@ -1,31 +1,37 @@
 """Makes stock transformers honour `"global_context_broadcast_lambda"` in config.json, without an import of ours.
 
-The start-up hook (startup/transformers_agci_startup.py) calls `activate` once transformers.modeling_utils is there. Two
-things are then changed in transformers, and nothing else:
+The start-up hook (startup/transformers_agci_startup.py) calls `activate` once transformers.modeling_utils is there.
+Then these change, and nothing else:
 
 - `PreTrainedModel.post_init` is wrapped: a supported model whose config carries the key gets AGCI as it is built.
-- `PreTrainedModel.global_context_broadcast_lambda` is a property: the model's lambda, to be read and set.
+- `PreTrainedConfig.global_context_broadcast_lambda` is a property: where the key is set on the config of a model that
+  was built without it, the model gets AGCI then.
+- `PreTrainedModel.global_context_broadcast_lambda` is a property, and so it is on the classes that wrap models (see
+  handle.py): the model's lambda, to be read and set.
 """
 
 import functools
 import logging
 import os
 import sys
+import weakref
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import family_of, find_vlm
-from transformers_agci.method.hooks import current_handle, serve_key
-from transformers_agci.method.lam import LAMBDA_KEY, lambda_text, validate_lambda
+from transformers_agci.families import SUPPORTED_FAMILIES, family_of
+from transformers_agci.method import handle as handles
+from transformers_agci.method.handle import current_handle, install_attribute
+from transformers_agci.method.lam import LAMBDA_KEY, lambda_text, settle_key, validate_lambda
 
 SWITCH = "TRANSFORMERS_AGCI"  # environment variable; "0" is off
 
 _log = logging.getLogger("transformers_agci")
 _warned: set[str] = set()  # model types for which the key was reported as useless
+_without_key: weakref.WeakSet[Any] = weakref.WeakSet()  # supported models that were built without it
 
 
 def activate() -> None:
-    """Wrap `PreTrainedModel` of this process, unless the switch is off; a second call does nothing.
+    """Let transformers honour the key in this process, unless the switch is off; a second call does nothing.
 
     >>> import transformers
     >>> activate()
@@ -34,44 +40,53 @@ def activate() -> None:
     """
     if os.environ.get(SWITCH) == "0":
         return
-    from transformers.modeling_utils import PreTrainedModel
+    from transformers import configuration_utils, modeling_utils
 
+    install_attribute()
     if active():  # asked only now: the start-up hook, where it is installed, activates during the import
         return
-    base: Any = PreTrainedModel
+    base: Any = modeling_utils.PreTrainedModel
     stock = base.post_init
 
     @functools.wraps(stock)
     def post_init(self: Any, *args: Any, **kwargs: Any) -> None:
         stock(self, *args, **kwargs)
-        honour_key(self)
+        attach_from_config(self)
 
     base.post_init = post_init
-    setattr(base, LAMBDA_KEY, property(_get_lambda, _set_lambda))
+    base._agci_active = True
+    setattr(configuration_utils.PretrainedConfig, LAMBDA_KEY, property(_get_key, _set_key, _delete_key))
 
 
 def active() -> bool:
     """Whether this process's transformers honours the key."""
     modeling = sys.modules.get("transformers.modeling_utils")
-    return LAMBDA_KEY in vars(getattr(modeling, "PreTrainedModel", object))
+    return "_agci_active" in vars(getattr(modeling, "PreTrainedModel", object))
 
 
-def honour_key(model: Any) -> None:
+def attach_from_config(model: Any) -> None:
     """Put AGCI on a model that was just built, if its config carries the key.
 
     Raises:
         InputError: the key's value is no lambda; the message names the file.
     """
     config = getattr(model, "config", None)
-    if not hasattr(config, LAMBDA_KEY) or current_handle(model) is not None or _is_part(model):
+    if config is None or _is_part(model):
+        return
+    settle_key(config)
+    if LAMBDA_KEY not in vars(config):
+        if getattr(config, "model_type", None) in SUPPORTED_FAMILIES:
+            _without_key.add(model)
+        return
+    if current_handle(model) is not None:  # asked, so that the handle learns of the model around its vlm
         return
     try:
         family = family_of(model)
     except InputError as error:
         _warn_once(config, error)
         return
-    lam = validate_lambda(getattr(config, LAMBDA_KEY), f"{LAMBDA_KEY} in {_source(config)}")
-    serve_key(find_vlm(model))
+    lam = validate_lambda(vars(config)[LAMBDA_KEY], f"{LAMBDA_KEY} in {_source(config)}")
+    handles.attach_from_config(model)
     if lam:
         _log.warning(
             "AGCI is on: lambda %s from %s (%s). %s=0 turns it off.",
@@ -102,21 +117,25 @@ def _source(config: Any) -> str:
     return f"config.json of {config._name_or_path}" if getattr(config, "_name_or_path", "") else "the model's config"
 
 
-def _get_lambda(model: Any) -> float:
-    """Lambda of a supported model, 0 where its config has none; AttributeError for any other model."""
+def _get_key(config: Any) -> Any:
+    """The key as it stands in the config; AttributeError where it does not, as for any other key."""
     try:
-        owner = find_vlm(model)
-    except InputError as error:
-        raise AttributeError(str(error)) from error
-    return validate_lambda(getattr(owner.config, LAMBDA_KEY, 0.0), f"{LAMBDA_KEY} in {_source(owner.config)}")
+        return vars(config)[LAMBDA_KEY]
+    except KeyError:
+        raise AttributeError(f"{type(config).__name__!r} object has no attribute {LAMBDA_KEY!r}") from None
 
 
-def _set_lambda(model: Any, value: float) -> None:
-    """Turn AGCI on at this lambda (0: stock, bit for bit).
+def _set_key(config: Any, value: Any) -> None:
+    """Store the key; models that were built with this config, and without the key, get AGCI now."""
+    vars(config)[LAMBDA_KEY] = value
+    for model in list(_without_key):
+        if model.config is config or vars(model.config).get("text_config") is config:
+            _without_key.discard(model)
+            attach_from_config(model)
 
-    A PEFT or DDP wrapper hands reading on, not setting: set it on the model inside (`get_base_model()`, `.module`).
 
-    Raises InputError (a ValueError) for a value that is no lambda and for a model that is not supported.
-    """
-    lam = validate_lambda(value, f"model.{LAMBDA_KEY}")
-    serve_key(model).lam = lam
+def _delete_key(config: Any) -> None:
+    try:
+        del vars(config)[LAMBDA_KEY]
+    except KeyError:
+        raise AttributeError(LAMBDA_KEY) from None

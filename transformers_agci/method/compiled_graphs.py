@@ -14,13 +14,13 @@ from torch import nn
 _log = logging.getLogger("transformers_agci")
 
 
-def forget_graphs_of(owner: nn.Module) -> bool:
-    """Have torch.compile trace anew where it has graphs of models of `owner`'s class; returns whether it had any.
+def forget_graphs_of(vlm: nn.Module) -> bool:
+    """Have torch.compile trace anew where it has graphs of models of `vlm`'s class; returns whether it had any.
 
     torch can only forget all graphs of the process: others are traced anew at their next call, with the same results.
     """
     dynamo: Any = sys.modules.get("torch._dynamo")
-    name = f"{type(owner).__module__}.{type(owner).__qualname__}"
+    name = f"{type(vlm).__module__}.{type(vlm).__qualname__}"
     if dynamo is None or not any(name in guards for guards in _guards_of_all_graphs()):
         return False
     dynamo.reset()

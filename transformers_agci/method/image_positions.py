@@ -95,35 +95,7 @@ def image_positions(vlm: Any, family: Family, call: ForwardCall, mask: torch.Ten
         tokens = _token_numbers(call, [row for row, found in units.items() if len(found) > 1])
         units = {row: _join(found, family, tokens.get(row)) for row, found in units.items()}
     images = [ImagePositions(row, runs) for row, found in units.items() for runs in found]
-    return _visible(images, call.attention_mask, mask.shape)
-
-
-_HOLDS_IMAGES = "_agci_holds_images"  # attribute of a cache
-
-
-def note_images_in_cache(call: ForwardCall) -> None:
-    """Remember on the cache of a call with images that they went into it."""
-    if hasattr(call.past_key_values, "__dict__"):
-        setattr(call.past_key_values, _HOLDS_IMAGES, True)
-
-
-def refuse_lost_images(vlm: Any, call: ForwardCall) -> None:
-    """Raise ValueError where a prompt holds image tokens but no image came with it.
-
-    Some versions' chunked prefill loses the pixels that way and answers as if nothing had happened. Single tokens are
-    not looked at: they are decoding steps, and looking would make the device wait. Nor are later calls on a cache that
-    images went into: prompt lookup proposes pieces of the prompt, image tokens among them, as an answer. Nor are
-    videos, whose frames some families mark with the image token: they are left as they are.
-    """
-    if call.input_ids is None or call.input_ids.shape[-1] == 1 or hasattr(call.past_key_values, _HOLDS_IMAGES):
-        return
-    if call.has_videos:
-        return
-    if bool((call.input_ids == image_token_id(vlm.config)).any()):
-        raise ValueError(
-            "This prompt holds image tokens, but no images came with it: AGCI has nothing to inject. "
-            "If prefill_chunk_size is set, leave it unset; otherwise pass the processor's pixel_values."
-        )
+    return _visible(images, call, mask.shape[1])
 
 
 def _runs(mask: torch.Tensor) -> dict[int, list[Run]]:
@@ -236,15 +208,22 @@ def _refuse_cut_images(call: ForwardCall) -> None:
         )
 
 
-def _visible(images: list[ImagePositions], attention_mask: object, shape: torch.Size) -> list[ImagePositions]:
+def _visible(images: list[ImagePositions], call: ForwardCall, length: int) -> list[ImagePositions]:
     """The images that are attended to; all, where the mask does not say so token by token.
 
     A training framework may give a text-only batch a dummy image that no token attends to.
+
+    The mask [B, L] begins with the tokens in the cache. It ends with those of this call, or goes on for as long as a
+    static cache is: with 3 tokens in a cache of 16 and 5 in this call, L is 8 or 16, and columns 3 to 7 are looked at.
     """
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2 or len(attention_mask) != shape[0]:
+    mask, cache = call.attention_mask, call.past_key_values
+    if not images or not isinstance(mask, torch.Tensor) or mask.ndim != 2:
         return images
-    if not images:
+    start = mask.shape[1] - length
+    if start > 0 and (cache is None or hasattr(cache, "get_seq_length")):
+        start = min(start, 0 if cache is None else int(cache.get_seq_length()))
+    if start < 0 or len(mask) <= max(image.row for image in images):
         return images
-    seen = attention_mask[:, -shape[1] :] != 0
-    firsts = seen[[image.row for image in images], [image.runs[0].start for image in images]].tolist()
+    rows, columns = [image.row for image in images], [start + image.runs[0].start for image in images]
+    firsts = (mask[rows, columns] != 0).tolist()
     return [image for image, visible in zip(images, firsts, strict=True) if visible]

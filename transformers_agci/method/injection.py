@@ -74,7 +74,7 @@ def global_context(tokens: torch.Tensor) -> torch.Tensor:
 def random_direction(dim: int, seed: int) -> torch.Tensor:
     """r [D] float64 on the CPU: a Gaussian direction of length 1, the same in every process for equal arguments."""
     draw = torch.randn(dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return draw / draw.norm()
+    return draw.div(draw.norm())
 
 
 def _inject(
@@ -93,7 +93,8 @@ def _inject(
         return tokens
     wide = _widen(tokens)
     g = global_context(tokens) if context is None else context.to(wide)
-    return (wide + lam * delta(wide, g)).to(tokens.dtype)
+    updated: torch.Tensor = (wide + lam * delta(wide, g)).to(tokens.dtype)
+    return updated
 
 
 def _agci_delta(tokens: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
@@ -110,7 +111,8 @@ def _random_delta(tokens: torch.Tensor, g: torch.Tensor, *, seed: int) -> torch.
 
 def _distance(tokens: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     """1 - cos(v_i, g) as [N, 1], in 0..2."""
-    return (1 - cosine_similarity(tokens, g.unsqueeze(0), dim=-1, eps=EPS)).unsqueeze(-1)
+    cos: torch.Tensor = cosine_similarity(tokens, g.unsqueeze(0), dim=-1, eps=EPS)
+    return torch.sub(1, cos).unsqueeze(-1)
 
 
 def _widen(tokens: torch.Tensor) -> torch.Tensor:

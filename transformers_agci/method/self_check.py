@@ -22,7 +22,8 @@ from transformers_agci.errors import InputError
 from transformers_agci.families import SUPPORTED_FAMILIES, Family, decoder_of, family_of, find_vlm, image_token_id
 from transformers_agci.families.image_tokens import by_runs
 from transformers_agci.method.autoload import SWITCH, active
-from transformers_agci.method.hooks import Handle, agci, current_handle, forward_call
+from transformers_agci.method.forward_call import embeds_of, forward_call
+from transformers_agci.method.handle import Handle, agci, current_handle
 from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text
 
@@ -134,20 +135,20 @@ def _config_key(model: nn.Module, handle: Handle | None) -> Check:
     found = getattr(config, LAMBDA_KEY)
     if handle is None:
         return Check(name, False, found, None, "The config has the key, but AGCI is not on this model.")
-    served = "by the key alone" if handle.by_key else "by attach"
+    served = "by the key alone" if handle.from_config else "by attach"
     return Check(name, True, found, None, f"{LAMBDA_KEY} in the config; served {served}.")
 
 
 def _vision_weights(model: nn.Module) -> Check:
     """Whether the model's vision weights are those of its checkpoint: some versions read a checkpoint of another
     version without a word and leave the vision tower random. Compared by value, since versions rename."""
-    name, owner = "no vision weight missing", find_vlm(model)
-    folder = _checkpoint_folder(owner)
+    name, vlm = "no vision weight missing", find_vlm(model)
+    folder = _checkpoint_folder(vlm)
     if folder is None:
         return Check(name, None, None, None, "The model was not loaded from a folder with safetensors.")
     weights = {
         key: weight
-        for key, weight in owner.named_parameters()
+        for key, weight in vlm.named_parameters()
         if not key.startswith("language_model.") and "audio" not in key and weight.is_floating_point()
     }
     stored = _StoredTensors(folder)
@@ -164,8 +165,8 @@ def _vision_weights(model: nn.Module) -> Check:
     return Check(name, True, 0, 0, f"All {len(weights)} vision weights are those of the checkpoint.")
 
 
-def _checkpoint_folder(owner: Any) -> Path | None:
-    where = getattr(owner.config, "_name_or_path", "")
+def _checkpoint_folder(vlm: Any) -> Path | None:
+    where = getattr(vlm.config, "_name_or_path", "")
     if not where:
         return None
     folder = Path(where)
@@ -189,7 +190,7 @@ class _StoredTensors:
 
         self._by_shape: dict[tuple[int, ...], list[Any]] = {}
         for file in sorted(folder.glob("*.safetensors")):
-            opened = safe_open(file, framework="pt")
+            opened: Any = safe_open(file, framework="pt")
             for key in opened.keys():  # noqa: SIM118 - no mapping
                 entry = opened.get_slice(key)
                 self._by_shape.setdefault(tuple(entry.get_shape()), []).append(entry)
@@ -206,7 +207,8 @@ class _StoredTensors:
 
 def _head(tensor: Any, count: int) -> torch.Tensor:
     """Up to `count` first values of a tensor or of a stored one, of which only the first row is read."""
-    first = tensor[:1] if len(getattr(tensor, "shape", None) or tensor.get_shape()) else tensor[...]
+    has_rows = len(getattr(tensor, "shape", None) or tensor.get_shape())
+    first: torch.Tensor = tensor[:1] if has_rows else tensor[...]
     return first.flatten()[:count]
 
 
@@ -224,8 +226,8 @@ def _lambda_zero(model: nn.Module, inputs: Mapping[str, Any]) -> Check:
 
 
 def _once_per_image(model: Any, inputs: Mapping[str, Any], lam: float) -> Check:
-    owner = find_vlm(model)
-    images = _count_images(owner, inputs)
+    vlm = find_vlm(model)
+    images = _count_images(vlm, inputs)
     with agci(model, lam) as handle:
         before = handle.injections
         if callable(getattr(model, "generate", None)):
@@ -287,24 +289,26 @@ class _Seen:
 
 
 def _observe(model: Any, inputs: Mapping[str, Any]) -> _Seen:
-    owner: Any = find_vlm(model)
+    vlm: Any = find_vlm(model)
     family: Family = family_of(model)
     embeds: list[torch.Tensor] = []
     images: list[ImagePositions] = []
 
     def look(decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        embeds.append(kwargs["inputs_embeds"].detach().clone())
+        received = embeds_of(decoder, args, kwargs)
+        if received is not None:
+            embeds.append(received.detach().clone())
 
     def locate(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         call = forward_call(module, args, kwargs)
         if not call.has_images:
             raise InputError("These inputs hold no image: give the processor's output with pixel_values.")
-        images.extend(image_positions(owner, family, call, image_token_mask(owner, call)))
+        images.extend(image_positions(vlm, family, call, image_token_mask(vlm, call)))
 
     hooks = [
-        owner.register_forward_pre_hook(locate, with_kwargs=True),
-        decoder_of(owner).register_forward_pre_hook(look, with_kwargs=True, prepend=True),
-        decoder_of(owner).register_forward_pre_hook(look, with_kwargs=True),
+        vlm.register_forward_pre_hook(locate, with_kwargs=True),
+        decoder_of(vlm).register_forward_pre_hook(look, with_kwargs=True, prepend=True),
+        decoder_of(vlm).register_forward_pre_hook(look, with_kwargs=True),
     ]
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     try:
@@ -324,16 +328,16 @@ def _with_mates(inputs: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _count_images(owner: Any, inputs: Mapping[str, Any]) -> int:
+def _count_images(vlm: Any, inputs: Mapping[str, Any]) -> int:
     """The number of images, from what the processor made of them rather than from our own search."""
     for name in ("image_grid_thw", "image_sizes"):
         if inputs.get(name) is not None:
             return len(inputs[name])
     if inputs.get("pixel_values") is None:
         raise InputError("These inputs hold no image: give the processor's output with pixel_values.")
-    if SUPPORTED_FAMILIES[owner.config.model_type].images.lengths is not by_runs:
+    if SUPPORTED_FAMILIES[vlm.config.model_type].images.lengths is not by_runs:
         return len(inputs["pixel_values"])
-    is_image = (inputs["input_ids"] == image_token_id(owner.config)).int()  # pixel_values holds tiles
+    is_image = (inputs["input_ids"] == image_token_id(vlm.config)).int()  # pixel_values holds tiles
     return int((is_image.diff(dim=1, prepend=torch.zeros_like(is_image[:, :1])) == 1).sum())
 
 

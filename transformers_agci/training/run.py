@@ -18,7 +18,7 @@ from transformers_agci.families import Lacks, require
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.process_group import is_main_process
 from transformers_agci.method import autoload
-from transformers_agci.method.hooks import current_handle
+from transformers_agci.method.handle import current_handle
 from transformers_agci.storage import manifest
 from transformers_agci.training import outputs
 from transformers_agci.training.batches import Collator, Examples, wants_image_marks

@@ -23,7 +23,7 @@ from transformers_agci.inference.prepare import prepared_ahead, to_device
 from transformers_agci.inference.progress import Counts, RunSummary, counted
 from transformers_agci.inference.questions import ImageFile, Question
 from transformers_agci.inference.runner import BlockResult, Job, Output, Reporter, Results, RunOptions, Task, run
-from transformers_agci.method.hooks import image_embeddings
+from transformers_agci.method.image_embeddings import image_embeddings
 from transformers_agci.method.injection import inject_global_context
 from transformers_agci.storage.result_lines import FailedRow
 

@@ -14,7 +14,8 @@ from tiny_checkpoints import FAMILIES, build_model, checkpoint, make_inputs
 
 from transformers_agci import LAMBDA_KEY, attach, self_check
 from transformers_agci.method import autoload, hooks
-from transformers_agci.method.hooks import Handle, current_handle
+from transformers_agci.method import handle as handles
+from transformers_agci.method.handle import Handle, current_handle
 from transformers_agci.method.self_check import Check, SelfCheck
 
 pytestmark = [
@@ -58,7 +59,7 @@ def test_sound_model(family: str, tmp_path: Path) -> None:
     assert row(result, "once per image").figure == 2
     assert 0 < row(result, "decoder input is the formula").figure < 1e-6
     assert model.training
-    assert (current_handle(model).lam, current_handle(model).by_key) == (0.75, True)
+    assert (current_handle(model).lam, current_handle(model).from_config) == (0.75, True)
 
 
 def test_model_without_agci_is_left_without(model: Any) -> None:
@@ -104,7 +105,7 @@ def test_switched_off(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_key_that_nobody_serves(model: Any) -> None:
-    setattr(model.config, LAMBDA_KEY, 0.5)
+    vars(model.config)[LAMBDA_KEY] = 0.5  # behind the back of the property that would serve it
     assert failed(self_check(model, make_inputs("llava", model))) == ["config key served"]
 
 
@@ -120,17 +121,21 @@ def test_random_vision_weight(tmp_path: Path) -> None:
 
 def sabotage_decoder_hook(monkeypatch: pytest.MonkeyPatch, sabotage: Callable[..., Any]) -> None:
     """`sabotage(handle, embeds, stock)` takes the place of the decoder's hook; `stock` is the real one."""
-    real = Handle._before_decoder
+    real = hooks.before_decoder
 
-    def replaced(self: Handle, decoder: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        changed = sabotage(self, kwargs["inputs_embeds"], lambda: real(self, decoder, args, kwargs))
+    def replaced(decoder: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        handle = vars(decoder)[hooks.HANDLE]
+        if handle._suspended:
+            return None
+        changed = sabotage(handle, kwargs["inputs_embeds"], lambda: real(decoder, args, kwargs))
         return changed if changed is None or isinstance(changed, tuple) else (args, kwargs | {"inputs_embeds": changed})
 
-    monkeypatch.setattr(Handle, "_before_decoder", replaced)
+    monkeypatch.setattr(hooks, "before_decoder", replaced)
+    monkeypatch.setattr(hooks, "_OURS", (*hooks._OURS, replaced))
 
 
 def test_hook_that_does_nothing(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    sabotage_decoder_hook(monkeypatch, lambda handle, embeds, stock: None)
+    monkeypatch.setattr(Handle, "inject", lambda handle, embeds, images: embeds)
     names = failed(self_check(model, make_inputs("llava", model)))
     assert names == ["once per image", "decoder input is the formula"]
 
@@ -141,8 +146,8 @@ def test_hook_that_changes_stock_at_lambda_zero(model: Any, monkeypatch: pytest.
 
 
 def test_wrong_strength(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = hooks.METHODS["agci"]
-    monkeypatch.setattr(hooks, "METHODS", {"agci": lambda tokens, lam, g: real(tokens, 1.001 * lam, g)})
+    real = handles.METHODS["agci"]
+    monkeypatch.setattr(handles, "METHODS", {"agci": lambda tokens, lam, g: real(tokens, 1.001 * lam, g)})
     assert failed(self_check(model, make_inputs("llava", model))) == ["decoder input is the formula"]
 
 
@@ -160,7 +165,7 @@ def test_injection_at_every_step(model: Any, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mean_over_the_batch(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published code's mean: right for one image alone, wrong as soon as a mate joins."""
-    real = Handle._inject
+    real = Handle.inject
 
     def over_the_batch(self: Handle, *arguments: Any) -> Any:
         self.scope = "batch"
@@ -169,7 +174,7 @@ def test_mean_over_the_batch(family: str, monkeypatch: pytest.MonkeyPatch) -> No
     model = build_model(family)
     inputs = make_inputs(family, model)
     assert failed(self_check(model, inputs)) == []
-    monkeypatch.setattr(Handle, "_inject", over_the_batch)
+    monkeypatch.setattr(Handle, "inject", over_the_batch)
     assert failed(self_check(model, inputs)) == ["batch mates do not matter"]
 
 

@@ -13,7 +13,7 @@ from tiny_checkpoints import FAMILIES, build_config, build_model, make_inputs
 
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, agci, attach
 from transformers_agci.method import autoload
-from transformers_agci.method.hooks import current_handle
+from transformers_agci.method.handle import current_handle
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -37,8 +37,8 @@ def keyed_model() -> Any:
     """A model that the key serves, as if config.json had held it."""
     made = build_model("llava")
     setattr(made.config, LAMBDA_KEY, 0.5)
-    autoload.honour_key(made)
-    assert current_handle(made).by_key
+    autoload.attach_from_config(made)
+    assert current_handle(made).from_config
     return made
 
 
@@ -116,7 +116,7 @@ def test_attach_takes_over_what_the_key_serves(keyed_model: Any, caplog: pytest.
     by_key = current_handle(keyed_model)
     handle = attach(keyed_model, 1.0, scope="batch", method="uniform")
     assert handle is by_key
-    assert (handle.lam, handle.scope, handle.method, handle.by_key) == (1.0, "batch", "uniform", False)
+    assert (handle.lam, handle.scope, handle.method, handle.from_config) == (1.0, "batch", "uniform", False)
     assert [r.getMessage() for r in caplog.records if "wins" in r.getMessage()] == [
         "AGCI: lambda 1 as given wins over 0.5 in the model's config."
     ]
@@ -173,7 +173,7 @@ def test_context_manager_on_a_model_that_the_key_serves(keyed_model: Any) -> Non
         assert torch.equal(logits(keyed_model), stock)
     assert not torch.equal(stock, half)
     assert torch.equal(logits(keyed_model), half)
-    assert current_handle(keyed_model).by_key
+    assert current_handle(keyed_model).from_config
     with pytest.raises(RuntimeError), agci(keyed_model, 1.0, scope="batch"):
         raise RuntimeError
     assert (current_handle(keyed_model).lam, current_handle(keyed_model).scope) == (0.5, "image")
@@ -220,6 +220,8 @@ def test_two_models_of_one_config_object_share_lambda() -> None:
     models = [transformers.LlavaForConditionalGeneration(config) for _ in range(2)]
     handle = attach(models[0], 0.5)
     assert models[1].global_context_broadcast_lambda == 0.5
-    assert current_handle(models[1]) is None
+    assert current_handle(models[1]).from_config
+    logits(models[1])
+    assert current_handle(models[1]).injections == 1
     handle.detach()
     assert models[1].global_context_broadcast_lambda == 0.0

@@ -13,7 +13,7 @@ from decoder_inputs import expected_embeds, images_of, recorded_decoder_inputs
 from tiny_checkpoints import FAMILIES, TRANSFORMERS_5, build_model, image_tokens, make_inputs
 
 from transformers_agci import attach
-from transformers_agci.method.hooks import current_handle
+from transformers_agci.method.handle import current_handle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -1,0 +1,67 @@
+"""What a module was called with: arguments by position or by name, read and replaced."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from transformers_agci.families import ForwardCall
+
+_PIXELS = ("pixel_values", "pixel_values_images", "image_patches")
+_EMBEDS = "inputs_embeds"
+
+
+def forward_call(vlm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ForwardCall:
+    """The arguments of the vlm's forward that families look at, given by position or by name."""
+    given = {**dict(zip(_parameters(type(vlm).forward), args, strict=False)), **kwargs}
+    pixels = next((given[name] for name in _PIXELS if _holds_something(given.get(name))), None)
+    outputs = given.get("mm_encoder_outputs")
+    encoded = outputs.get("image") if isinstance(outputs, Mapping) else None
+    names = ("input_ids", _EMBEDS, "attention_mask", "image_grid_thw", "image_sizes", "past_key_values")
+    return ForwardCall(
+        **{name: given.get(name) for name in names}, pixel_values=pixels, encoded=encoded, arguments=given
+    )
+
+
+def embeds_of(decoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    """inputs_embeds [B, S, D] of a call of the decoder; None where it was given token ids instead."""
+    if _EMBEDS in kwargs:
+        return _tensor(kwargs[_EMBEDS])
+    place = _embeds_place(decoder)
+    return _tensor(args[place]) if place is not None and place < len(args) else None
+
+
+def with_embeds(
+    decoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], embeds: torch.Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call of the decoder with other inputs_embeds."""
+    if _EMBEDS in kwargs:
+        return args, {**kwargs, _EMBEDS: embeds}
+    place = _embeds_place(decoder)
+    assert place is not None
+    return (*args[:place], embeds, *args[place + 1 :]), dict(kwargs)
+
+
+def _tensor(value: Any) -> torch.Tensor | None:
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _holds_something(value: Any) -> bool:
+    return value is not None and len(value) > 0
+
+
+def _embeds_place(decoder: nn.Module) -> int | None:
+    """Where inputs_embeds stands among the positional arguments; a wrapper hands its own on to the module inside."""
+    for module in decoder.modules():
+        parameters = _parameters(type(module).forward)
+        if _EMBEDS in parameters:
+            return parameters.index(_EMBEDS)
+    return None
+
+
+@functools.cache
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]  # without self

@@ -1,0 +1,96 @@
+"""Calls in which AGCI would find no image although the answer depends on one: an error, never a silent no-op."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from transformers_agci.families import ForwardCall, image_token_id
+
+_HOLDS_IMAGES = "_agci_holds_images"  # attribute of a cache
+
+# Files of transformers below which a prompt may hold image tokens without images, and who calls there.
+_EXCUSED = {
+    "candidate_generator.py": "the draft model of assisted decoding, which is given the text alone",
+    "continuous_batching": "generate_batch, which takes no images",
+}
+
+_log = logging.getLogger("transformers_agci")
+
+
+def note_images_in_cache(cache: Any) -> None:
+    """Remember on the cache of a call with images that they went into it."""
+    if hasattr(cache, "__dict__"):
+        setattr(cache, _HOLDS_IMAGES, True)
+
+
+def images_went_into(output: Any) -> Any:
+    """The cache in the output of a vlm, where it made or filled one."""
+    parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
+    return next((part for part in parts if hasattr(part, "get_seq_length")), None)
+
+
+def refuse_lost_images(vlm: Any, call: ForwardCall) -> None:
+    """Raise ValueError where a prompt of several tokens holds image tokens but no image came with it.
+
+    Not where a user typed the image token, which stock takes for a word: that is shorter than any image. Nor in later
+    calls on a cache that images went into: prompt lookup proposes pieces of the prompt, image tokens among them, as an
+    answer. A draft model and generate_batch are warned of: they lose the images by design.
+    """
+    if call.input_ids is None or _holds_images(call.past_key_values):
+        return
+    mask = call.input_ids == image_token_id(vlm.config)
+    if not bool(mask.any()) or _is_typed(mask):
+        return
+    excused = next((who for name, who in _EXCUSED.items() if _is_called_from(name)), None)
+    if excused is None:
+        raise ValueError(
+            "This prompt holds image tokens, but no images came with it: AGCI has nothing to inject. "
+            "If prefill_chunk_size is set, leave it unset; otherwise pass the processor's pixel_values."
+        )
+    _log.warning(
+        "AGCI: a prompt holds image tokens without images and is answered by stock: it comes from %s.", excused
+    )
+
+
+def refuse_merged_embeds(vlm: nn.Module) -> None:
+    """Raise ValueError: image features were made, and then a prompt came as inputs_embeds without its images."""
+    raise ValueError(
+        f"{type(vlm).__name__} was given inputs_embeds without pixel_values, after image features had been made "
+        "outside of it: AGCI cannot tell where they were merged in, and would inject nothing. Give the model input_ids "
+        "and pixel_values and let it merge them (ms-swift's own merging in training and ColQwen2 cannot be served); "
+        "for a prompt without images give input_ids, or set lambda to 0."
+    )
+
+
+def refuse_bypass(decoder: nn.Module) -> None:
+    """Raise ValueError: image features were made, and then the decoder was called around the vlm."""
+    raise ValueError(
+        f"{type(decoder).__name__} was called directly after image features had been made: AGCI cannot tell where "
+        "they were merged in, and would inject nothing. Call the model itself, not its .forward, with input_ids and "
+        "pixel_values; or set lambda to 0."
+    )
+
+
+def _holds_images(cache: Any) -> bool:
+    return hasattr(cache, _HOLDS_IMAGES) and int(cache.get_seq_length()) > 0  # a reset cache is empty
+
+
+def _is_typed(mask: torch.Tensor) -> bool:
+    """Whether image tokens [B, S] stand alone everywhere, as typed ones do: an image has several in a row."""
+    return not bool((mask[:, 1:] & mask[:, :-1]).any())
+
+
+def _is_called_from(name: str) -> bool:
+    return any(name in frame.f_code.co_filename for frame in _stack())
+
+
+def _stack() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
