@@ -226,9 +226,9 @@ def test_hook_imports_the_standard_library_only() -> None:
     at_start = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {alias.name for node in at_start if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in at_start if isinstance(node, ast.ImportFrom)}
-    assert names == {"os", "sys", "types", "typing"}
+    assert names == {"os", "sys"}
     later = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and node not in at_start]
-    assert [getattr(node, "module", None) for node in later] == ["transformers_agci.method"]
+    assert {getattr(node, "module", None) for node in later} == {"types", "typing", "transformers_agci.method"}
 
 
 USE = "import transformers.modeling_utils; print('running')"

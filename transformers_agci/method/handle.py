@@ -156,7 +156,7 @@ class Handle:
         if embeds.shape[:2] != images.mask.shape:
             raise ValueError(
                 f"The prompt came as {list(images.mask.shape)}, but the decoder received {list(embeds.shape[:2])}: "
-                "another hook changed the sequence after AGCI had found its images. Register it before AGCI is attached."
+                "another hook changed the sequence after AGCI had found its images. Register that hook first."
             )
         vlm = self._vlm() if self._vlm is not None else None
         positions = image_positions(vlm, self.family, images.call, images.mask)

@@ -112,7 +112,8 @@ def _random_delta(tokens: torch.Tensor, g: torch.Tensor, *, seed: int) -> torch.
 def _distance(tokens: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     """1 - cos(v_i, g) as [N, 1], in 0..2."""
     cos: torch.Tensor = cosine_similarity(tokens, g.unsqueeze(0), dim=-1, eps=EPS)
-    return torch.sub(1, cos).unsqueeze(-1)
+    distance: torch.Tensor = 1 - cos
+    return distance.unsqueeze(-1)
 
 
 def _widen(tokens: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,11 @@ This file imports nothing but the standard library, prints a line only when some
 
 import os
 import sys
-from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False  # the type checker's name for its own time: `typing` would cost every start of Python 5 ms
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any
 
 WAITED_FOR = ("transformers.modeling_utils", "peft.peft_model")  # peft's wrapper shows the model's lambda, too
 
@@ -18,7 +21,7 @@ WAITED_FOR = ("transformers.modeling_utils", "peft.peft_model")  # peft's wrappe
 class Finder:
     """Finds the modules that are waited for as Python does, and has AGCI activated after one was run."""
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(self, name: str, path: "Any" = None, target: "Any" = None) -> "Any":
         """The spec of such a module; None for every other one, so that Python asks the next finder."""
         if name not in WAITED_FOR:
             return None
@@ -37,12 +40,12 @@ def start() -> None:
         sys.meta_path.insert(0, Finder())
 
 
-def _activate_after(loader: Any) -> None:
+def _activate_after(loader: "Any") -> None:
     run = getattr(loader, "exec_module", None)
     if run is None or getattr(run, "activates_agci", False):
         return
 
-    def exec_module(module: ModuleType) -> None:
+    def exec_module(module: "ModuleType") -> None:
         run(module)
         _activate()
 
