@@ -106,7 +106,8 @@ def _uniform_delta(tokens: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
 
 
 def _random_delta(tokens: torch.Tensor, g: torch.Tensor, *, seed: int) -> torch.Tensor:
-    return _distance(tokens, g) * g.norm() * random_direction(g.shape[0], seed).to(g)
+    length: torch.Tensor = g.norm()
+    return _distance(tokens, g) * length * random_direction(g.shape[0], seed).to(g)
 
 
 def _distance(tokens: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
