@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from transformers_agci.cli import main
 from transformers_agci.families import paper_families
-from transformers_agci.training.trained_family import trained_family
+from transformers_agci.training.provenance import trained_family
 
 ROOT = Path(__file__).resolve().parents[1]
 

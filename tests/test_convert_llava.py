@@ -430,9 +430,20 @@ def test_overwrite_replaces_only_what_a_conversion_wrote(tmp_path: Path, capsys:
     command = ["convert-llava", str(source), str(tmp_path / "hf")]
     assert cli.main(command) == 0
     (tmp_path / "hf" / "left over.txt").write_text("old")
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    assert "holds this conversion already" in capsys.readouterr().out
+    assert cli.main([*command, "--dtype", "bfloat16"]) == 2
+    said = capsys.readouterr().err
+    assert "dtype is 'float32' there and 'bfloat16' now" in said
+    assert "--overwrite" in said
+    weights = next((tmp_path / "hf").glob("*.safetensors"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
     assert cli.main(command) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert f"{weights.name} has {len(whole) - 1} bytes instead of {len(whole)}" in capsys.readouterr().err
     assert cli.main([*command, "--overwrite"]) == 0
+    assert weights.read_bytes() == whole
     assert not (tmp_path / "hf" / "left over.txt").exists()
     home = tmp_path / "home"
     home.mkdir()

@@ -9,11 +9,11 @@ from typing import Any
 import original_llava as llava
 import pytest
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file
 
 from transformers_agci import cli
 from transformers_agci.conversion import convert as converting
+from transformers_agci.storage.lock import exclusive_lock
 
 INDEX = "model.safetensors.index.json"
 BIN_INDEX = "pytorch_model.bin.index.json"
@@ -302,7 +302,7 @@ def test_an_output_that_cannot_be_made(tmp_path: Path, model, refuse, capsys: py
 
 def test_two_conversions_into_one_folder(tmp_path: Path, model, capsys: pytest.CaptureFixture[str]) -> None:
     source = original(tmp_path, model)
-    with FileLock(tmp_path / ".hf.lock"):
+    with exclusive_lock(tmp_path / "hf", "testing"):
         assert cli.main(["convert-llava", str(source), str(tmp_path / "hf")]) == 2
         assert "Another program" in capsys.readouterr().err
         assert cli.main(["convert-llava", str(source), str(tmp_path / "hf")]) == 2  # the other's lock still stands

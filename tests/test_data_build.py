@@ -480,7 +480,7 @@ def test_a_second_process_on_the_same_set_is_refused(source, tmp_path: Path) -> 
     def again(done, items) -> None:
         build(options(source, tmp_path))
 
-    with pytest.raises(InputError, match="Another process is building"):
+    with pytest.raises(InputError, match="Another program is building"):
         build(options(source, tmp_path), progress=again)
 
 

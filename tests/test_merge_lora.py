@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import training_data as td
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import FAMILIES, build_processor, prompt_inputs, random_image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from transformers_agci import LAMBDA_KEY
 from transformers_agci.cli import main
+from transformers_agci.storage.lock import exclusive_lock
 from transformers_agci.training import merge
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -152,7 +152,7 @@ def test_twice(tuned: Callable[[str], Tuned], tmp_path: Path, capsys: pytest.Cap
     assert main(command) == 0
     assert "holds this merged checkpoint already" in capsys.readouterr().out
     assert main([*command, "export_size=1"]) == 2
-    assert "exists and is not empty" in capsys.readouterr().err
+    assert "export_size is 5000000000.0 there and 1000000000.0 now" in capsys.readouterr().err
 
 
 # --- lambda --------------------------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ def test_after_a_kill(
     left = tmp_path / ".merged.unfinished"
     left.mkdir()
     (left / "model.safetensors").write_bytes(bytes(2 * 10**6))
-    with FileLock(tmp_path / ".merged.lock"):
+    with exclusive_lock(tmp_path / "merged", "testing"):
         assert main(command) == 2
     assert "Another program is merging into" in capsys.readouterr().err
     with monkeypatch.context() as patch:

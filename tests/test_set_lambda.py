@@ -138,7 +138,7 @@ def test_held_by_another_program(
     monkeypatch.setattr(set_lambda, "LOCK_SECONDS", 0)
     with exclusive_lock(checkpoint / "config.json", "testing"):
         assert run(checkpoint, "0.5") == 2
-    assert "Another process is changing" in capsys.readouterr().err
+    assert "Another program is changing" in capsys.readouterr().err
     assert LAMBDA_KEY not in config_of(checkpoint)
 
 
@@ -290,4 +290,4 @@ def test_killed_anywhere_a_second_folder_is_whole_or_not_there(
 def test_two_second_folders_at_once(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with exclusive_lock(tmp_path / "lam0", "testing"):
         assert run(checkpoint, "0", "--output", tmp_path / "lam0") == 2
-    assert "Another process is copying a checkpoint to" in capsys.readouterr().err
+    assert "Another program is copying a checkpoint to" in capsys.readouterr().err

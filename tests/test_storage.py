@@ -14,7 +14,7 @@ import pytest
 from transformers_agci.errors import InputError
 from transformers_agci.storage import atomic, folder, lock
 from transformers_agci.storage.atomic import open_atomic, remove_leftovers, write_atomic
-from transformers_agci.storage.folder import committed_folder, same_files, unfinished_folder
+from transformers_agci.storage.folder import committed_folder, damaged_file, file_sizes, same_files, unfinished_folder
 from transformers_agci.storage.json_file import json_bytes, read_json_object, write_json
 from transformers_agci.storage.lock import Lock, exclusive_lock
 from transformers_agci.storage.settings import check_same_settings, differences
@@ -228,7 +228,7 @@ def test_a_killed_holder_frees_the_lock(tmp_path):
 def test_the_second_process_is_told_who_is_at_work(tmp_path):
     with (
         exclusive_lock(tmp_path / "new" / "out", "converting into"),
-        pytest.raises(InputError, match=r"Another process is converting into .*out; wait for it"),
+        pytest.raises(InputError, match=r"Another program is converting into .*out; wait for it"),
         exclusive_lock(tmp_path / "new" / "out", "converting into"),
     ):
         pass
@@ -315,6 +315,20 @@ def test_an_empty_folder_is_filled_and_another_one_replaced_on_demand(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
+def test_an_equal_folder_is_kept(tmp_path):
+    target = tmp_path / "out"
+    numbers = set()
+    for _ in range(2):
+        with committed_folder(target, "making", replace=True, keep_equal=True) as made:
+            (made / "a").write_bytes(b"1")
+        numbers.add((target / "a").stat().st_ino)
+    assert len(numbers) == 1
+    with committed_folder(target, "making", replace=True, keep_equal=True) as made:
+        (made / "a").write_bytes(b"2")
+    assert (target / "a").read_bytes() == b"2"
+    assert names(tmp_path) == ["out"]
+
+
 def test_a_run_killed_between_its_two_renames_loses_nothing(tmp_path, monkeypatch):
     target = tmp_path / "out"
     target.mkdir()
@@ -340,12 +354,23 @@ def test_a_run_killed_between_its_two_renames_loses_nothing(tmp_path, monkeypatc
 def test_two_processes_make_one_folder(tmp_path):
     with (
         committed_folder(tmp_path / "out", "making") as made,
-        pytest.raises(InputError, match="Another process is making"),
+        pytest.raises(InputError, match="Another program is making"),
         committed_folder(tmp_path / "out", "making"),
     ):
         pass
     assert made is not None
     assert names(tmp_path) == ["out"]
+
+
+def test_damaged_file(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"12")
+    sizes = file_sizes(tmp_path, "*.safetensors", "*.json")
+    assert sizes == {"a.safetensors": 2}
+    assert damaged_file(tmp_path, sizes) is None
+    (tmp_path / "a.safetensors").write_bytes(b"1")
+    assert damaged_file(tmp_path, sizes) == "a.safetensors has 1 bytes instead of 2"
+    (tmp_path / "a.safetensors").unlink()
+    assert damaged_file(tmp_path, sizes) == "a.safetensors is missing"
 
 
 def test_same_files(tmp_path):

@@ -9,9 +9,9 @@ import pytest
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.sharegpt import read_entry
-from transformers_agci.experiments.study.lessons import write_lessons
 from transformers_agci.experiments.study.run import LAMBDAS, Study
 from transformers_agci.experiments.study.table import Models, _changes, table_of
+from transformers_agci.experiments.study.training_data import write_training_data
 
 ITEMS = 4
 
@@ -68,13 +68,13 @@ def test_differences_are_paired() -> None:
     assert _changes(models, better)[0].startswith("+")
 
 
-def test_lessons_are_balanced_and_readable(tmp_path: Path) -> None:
-    name = write_lessons(tmp_path, 3, 8)
+def test_training_data_are_balanced_and_readable(tmp_path: Path) -> None:
+    name = write_training_data(tmp_path, 3, 8)
     rows = list(read_entry(tmp_path, name).conversations())
     assert [row.turns[1].text for row in rows] == ["Yes", "No"] * 4
     assert all((tmp_path / row.images[0]).is_file() for row in rows)
     before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert write_lessons(tmp_path, 3, 8) == name
+    assert write_training_data(tmp_path, 3, 8) == name
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -87,7 +87,7 @@ def test_bad_numbers(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_another_study_stands_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "study.json").write_text(json.dumps({"steps": 7, "items": 1, "learning_rate": 1e-3}))
     assert main(["study", "--output_dir", str(tmp_path), "--steps", "9", "--items", "1"]) == 2
-    assert "steps is 7 there and 9 now; give another --output_dir" in capsys.readouterr().err
+    assert "steps is 7 there and 9 now. Give another --output_dir" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
     assert main(["study", "--output_dir", str(tmp_path / "study.json")]) == 2
     assert "cannot be made" in capsys.readouterr().err

@@ -13,21 +13,20 @@ import pytest
 import torch
 import training_data as td
 from decoder_inputs import expected_embeds
-from filelock import FileLock
 from safetensors.torch import load_file
 from tiny_checkpoints import FAMILIES, random_image
 
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES
 from transformers_agci.cli import main
 from transformers_agci.method.handle import current_handle
+from transformers_agci.storage.lock import exclusive_lock
 from transformers_agci.training import run as training_run
-from transformers_agci.training.batches import Collator, Examples, wants_image_marks
-from transformers_agci.training.checks import Findings
-from transformers_agci.training.encoding import IGNORED, kept_lengths
-from transformers_agci.training.images import Bounds
-from transformers_agci.training.prepare import inputs_of, load_model, look_at
-from transformers_agci.training.recipe import is_merging, parse_recipe, read_recipe
-from transformers_agci.training.templates import TEMPLATES, families_of
+from transformers_agci.training.batches import Bounds, Collator, Examples, wants_image_marks
+from transformers_agci.training.checks import CheckReport
+from transformers_agci.training.encoding import IGNORED, TEMPLATES, families_of, kept_lengths
+from transformers_agci.training.prepare import inputs_of, load_model, validate_training
+from transformers_agci.training.recipe import parse_recipe, read_recipe
+from transformers_agci.training.recipe_keys import MergeRecipe
 
 # peft and Trainer themselves still say gradient_checkpointing
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -115,7 +114,7 @@ def test_first_step_follows_the_formula(family: str, keyed: Made, data: Path, tm
     assert train(tmp_path / "r.yaml", off) == 0
 
     recipe = parse_recipe(raw | {"model_name_or_path": str(keyed(family, None))}, "recipe")
-    training = look_at(recipe, Findings())
+    training = validate_training(recipe, CheckReport())
     loaded = load_model(recipe)
     assert current_handle(loaded.model) is None
     encoder, inputs = inputs_of(recipe, training, loaded)
@@ -141,7 +140,7 @@ def test_first_step_follows_the_formula(family: str, keyed: Made, data: Path, tm
 def test_only_answers_are_learnt(keyed: Made, data: Path, tmp_path: Path) -> None:
     """Every answer of a conversation, its end token, and nothing else."""
     recipe = parse_recipe(td.training_recipe("qwen2_5_vl", keyed("qwen2_5_vl"), data, tmp_path), "recipe")
-    training = look_at(recipe, Findings())
+    training = validate_training(recipe, CheckReport())
     loaded = load_model(recipe, weights=False)
     encoder, inputs = inputs_of(recipe, training, loaded)
     row = Examples(training.data.conversations, encoder, inputs, training.data.root)[2]
@@ -162,7 +161,7 @@ def test_qwen3_vl_learns_an_empty_thought(keyed: Made, data: Path, tmp_path: Pat
     for name, changes in {"on": {}, "off": {"enable_thinking": False}, "no": {"template": "qwen3_vl_nothink"}}.items():
         raw = td.training_recipe("qwen3_vl", keyed("qwen3_vl"), data, tmp_path, **changes)
         recipe = parse_recipe(raw, "recipe")
-        training = look_at(recipe, Findings())
+        training = validate_training(recipe, CheckReport())
         loaded = load_model(recipe, weights=False)
         encoder, _ = inputs_of(recipe, training, loaded)
         encoded = encoder.encode(training.data.conversations[1], [])
@@ -345,7 +344,7 @@ def test_no_bound_takes_a_side_away(family: str) -> None:
 def test_one_training_at_a_time(keyed: Made, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = td.training_recipe("qwen2_5_vl", keyed("qwen2_5_vl"), data, tmp_path / "saves" / "out")
     (tmp_path / "saves").mkdir()
-    with FileLock(tmp_path / "saves" / ".out.lock"):
+    with exclusive_lock(tmp_path / "saves" / "out", "testing"):
         assert train(tmp_path / "r.yaml", raw) == 2
     assert "Another program is training into" in capsys.readouterr().err
     assert not (tmp_path / "saves" / "out").exists()
@@ -356,7 +355,7 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (None, "There is no recipe"),
         ("a: [", "is not YAML"),
         ("- a", "must hold lines of 'key: value'"),
-        ("seed: 1\nseed: 2", "the key seed stands twice"),
+        ("seed: 1\nseed: 2", "the key seed occurs twice"),
         ("seed: 1", "model_name_or_path is missing"),
     ):
         path = tmp_path / "r.yaml"
@@ -440,7 +439,7 @@ def test_large_images_are_reduced_as_the_recipe_says(keyed: Made, tmp_path: Path
     random_image(seed=1, width=600, height=300).save(data / "pictures" / "a.png")
     raw = td.training_recipe("internvl", keyed("internvl"), data, tmp_path / "out", image_max_pixels=20_000)
     recipe = parse_recipe(raw, "recipe")
-    training = look_at(recipe, Findings())
+    training = validate_training(recipe, CheckReport())
     encoder, inputs = inputs_of(recipe, training, load_model(recipe, weights=False))
     row = Examples(training.data.conversations, encoder, inputs, training.data.root)[0]
     assert [image.size for image in row.images] == [(200, 100)]
@@ -455,8 +454,8 @@ def test_the_shipped_recipes_are_taken(path: Path) -> None:
     """Every key has a meaning here or is named as ignored; templates and layers are those of the family."""
     recipe = read_recipe(path)
     assert recipe.unsupported == ()
-    assert is_merging(recipe) == (path.parent.name == "merge_lora")
-    assert recipe["template"] in TEMPLATES
+    assert isinstance(recipe, MergeRecipe) == (path.parent.name == "merge_lora")
+    assert recipe.template in TEMPLATES
 
 
 @pytest.mark.slow

@@ -42,6 +42,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"not used: {name} ({reason})")
     if len(made.unused) > SHOWN:
         print(f"not used: {len(made.unused) - SHOWN} more, all listed in {MANIFEST}")
+    if not made.written:
+        print(f"{made.folder} holds this conversion already.")
+        return 0
     before, after = made.rows
     print(
         f"{made.folder}: {made.tensors} tensors in {made.files} files, embeddings grown from {before} to {after} rows."

@@ -9,7 +9,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.method.lam import lambda_text
 
 if TYPE_CHECKING:
-    from transformers_agci.training.recipe import Recipe
+    from transformers_agci.training.recipe_keys import MergeRecipe, TrainRecipe
 
 
 def add_check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,12 +46,12 @@ def run_train(args: argparse.Namespace) -> int:
     Takes the recipes and data of llamafactory-cli train. A killed run goes on from its last checkpoint with the same
     command; several GPUs: torchrun --nproc_per_node 4 -m transformers_agci.cli train-lora RECIPE.
     """
-    from transformers_agci.training.recipe import is_merging
+    from transformers_agci.training.recipe_keys import TrainRecipe
 
     recipe = _recipe(args)
-    if is_merging(recipe):
+    if not isinstance(recipe, TrainRecipe):
         raise InputError(f"{args.recipe} merges an adapter (it has export_dir); use agci merge-lora.")
-    recipe.refuse_unsupported()
+    recipe.check_supported()
     from transformers_agci.training.run import train
 
     train(recipe, functools.partial(print, flush=True))
@@ -71,29 +71,28 @@ def run_merge(args: argparse.Namespace) -> int:
     Writes a full checkpoint: sharded safetensors in the base's own layout, processor, tokenizer, chat template, and the
     config.json with its lambda. It appears as a whole or not at all.
     """
-    from transformers_agci.training.checks import Findings
-    from transformers_agci.training.merge import check_merge, is_done, write
-    from transformers_agci.training.recipe import is_merging
+    from transformers_agci.training.checks import CheckReport
+    from transformers_agci.training.merge import check_merge, write
+    from transformers_agci.training.recipe_keys import MergeRecipe
 
     recipe = _recipe(args)
-    if not is_merging(recipe):
+    if not isinstance(recipe, MergeRecipe):
         raise InputError(
             f"{args.recipe} has no export_dir, so it trains an adapter; use agci train-lora, or give export_dir=FOLDER."
         )
-    recipe.refuse_unsupported()
-    findings = Findings(notes=list(recipe.ignored))
-    merge = check_merge(recipe, findings)
-    for line in findings.notes:
+    recipe.check_supported()
+    report = CheckReport(notes=list(recipe.ignored))
+    merge = check_merge(recipe, report)
+    for line in report.notes:
         print(line)
-    for line in findings.warnings:
+    for line in report.warnings:
         print(f"warning: {line}", file=sys.stderr)
-    if is_done(merge):
+    if not write(merge):
         print(f"{merge.target} holds this merged checkpoint already.")
         return 0
-    folder = write(merge)
     lam = merge.checkpoint.lam
     print(
-        f"{merge.changed} of {len(merge.weights)} weights changed; the merged checkpoint is in {folder}, lambda "
+        f"{merge.changed} of {len(merge.weights)} weights changed; the merged checkpoint is in {merge.target}, lambda "
         f"{'absent' if lam is None else lambda_text(lam)}."
     )
     return 0
@@ -104,7 +103,7 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("changes", nargs="*", default=(), metavar="key=value", help="values that replace the recipe's")
 
 
-def _recipe(args: argparse.Namespace) -> "Recipe":
+def _recipe(args: argparse.Namespace) -> "TrainRecipe | MergeRecipe":
     from transformers_agci.training.recipe import read_recipe
 
     return read_recipe(args.recipe, args.changes)

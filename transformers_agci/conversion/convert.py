@@ -7,7 +7,6 @@ folder gets its name as the last step; until then it is a hidden sibling that th
 
 import errno
 import hashlib
-import json
 import math
 import shutil
 import sys
@@ -29,7 +28,10 @@ from transformers_agci.conversion.shards import Shard, check_index, error_line, 
 from transformers_agci.errors import InputError
 from transformers_agci.inference.checkpoint_files import CONFIG, INDEX
 from transformers_agci.inference.load import one_thread_on_cpu
-from transformers_agci.storage.folder_lock import alone
+from transformers_agci.storage.atomic import write_atomic
+from transformers_agci.storage.folder import committed_folder, damaged_file, file_sizes
+from transformers_agci.storage.json_file import read_json_object, write_json
+from transformers_agci.storage.settings import check_same_settings
 
 MANIFEST = "conversion_manifest.json"
 MULTIPLE = 64  # the grown vocabulary is a multiple of it, as in the llava-hf checkpoints
@@ -59,13 +61,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written, for the user."""
+    """What is in the output, for the user; `written` is False where it was there already."""
 
     folder: Path
     tensors: int
     files: int
     rows: tuple[int, int]  # of the embeddings, before and after
     unused: Mapping[str, str]
+    written: bool
 
 
 def convert(
@@ -75,7 +78,7 @@ def convert(
 
     Args:
         source: the folder as downloaded.
-        output: the folder to make.
+        output: the folder to make; one that this call would make is left as it is.
         tower: folder of the CLIP model that is the vision tower, where `source` does not hold it.
         dtype: "auto" keeps the checkpoint's own.
         overwrite: replace `output`, if an earlier conversion wrote it.
@@ -87,19 +90,16 @@ def convert(
     output = output.resolve()
     _check_output(output, overwrite)
     plan = make_plan(source, tower, dtype)
-    unfinished = output.with_name(f".{output.name}.unfinished")
     try:
-        with alone(output, "converting into"):
-            if unfinished.exists():
-                shutil.rmtree(unfinished)
-            _check_space(plan, output.parent)
-            unfinished.mkdir()
-            try:
-                _write(plan, source, tower, unfinished)
-                _take_name(unfinished, output)
-            except BaseException:
-                shutil.rmtree(unfinished, ignore_errors=True)
-                raise
+        with committed_folder(
+            output,
+            "converting into",
+            is_finished=None if overwrite else lambda _: _is_finished(output, plan),
+            replace=overwrite,
+        ) as made:
+            if made is not None:
+                _check_space(plan, output.parent)
+                _write(plan, tower, made)
     except (OSError, SafetensorError) as error:
         raise _unwritten(output, error) from error
     before = int(plan.original.config["vocab_size"])
@@ -109,19 +109,34 @@ def convert(
         len(plan.parts),
         (before, plan.config["text_config"]["vocab_size"]),
         plan.unused,
+        written=made is not None,
     )
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
-    if not output.exists():
-        return
-    if not overwrite:
-        raise InputError(f"{output} exists already; name another folder, or give --overwrite to replace it.")
-    if not (output / MANIFEST).exists():
+    """InputError, before a checkpoint is read, where something stands that no conversion wrote."""
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())) and not (output / MANIFEST).exists():
+        if not overwrite:
+            raise InputError(f"{output} exists already; name another folder.")
         raise InputError(
-            f"--overwrite replaces only what an earlier conversion wrote, and {output} holds no "
-            f"{MANIFEST}; name another folder."
+            f"--overwrite replaces only what an earlier conversion wrote, and {output} holds no {MANIFEST}; name "
+            "another folder."
         )
+
+
+def _is_finished(output: Path, plan: Plan) -> bool:
+    """True if `output` was converted from these files in this way; InputError that says what differs."""
+    remedy = "Name another folder, or give --overwrite to replace it."
+    there = read_json_object(output / MANIFEST, remedy)
+    settings = {"dtype": plan.config["dtype"], "source": _sources(plan)}
+    check_same_settings(
+        f"{output} exists already, converted", {key: there.get(key) for key in settings}, settings, remedy
+    )
+    sizes = there.get("files", {})
+    damage = damaged_file(output, sizes) if isinstance(sizes, dict) else f"{MANIFEST} is damaged"
+    if damage is not None:
+        raise InputError(f"{output} exists already, but {damage}. {remedy}")
+    return True
 
 
 # --- planning ------------------------------------------------------------------------------------------------------
@@ -272,8 +287,9 @@ def _unwritten(output: Path, error: Exception) -> InputError:
     )
 
 
-def _write(plan: Plan, source: Path, tower: Path | None, folder: Path) -> None:
+def _write(plan: Plan, tower: Path | None, folder: Path) -> None:
     """All files of the converted checkpoint, the small ones first, so that they are tried before gigabytes go by."""
+    source = plan.original.path.parent
     made = {
         CONFIG: plan.config,
         "generation_config.json": processor_files.generation_config(source, plan.original, plan.vocabulary.pad),
@@ -282,19 +298,17 @@ def _write(plan: Plan, source: Path, tower: Path | None, folder: Path) -> None:
         "tokenizer_config.json": processor_files.tokenizer_config(source, plan.original, plan.vocabulary),
     }
     for name, content in made.items():
-        _json(folder / name, content)
+        write_json(folder / name, content, ascii_only=False)
     plan.vocabulary.tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(processor_files.chat_template(plan.original), encoding="utf-8")
+    write_atomic(folder / "chat_template.jinja", processor_files.chat_template(plan.original).encode())
     _try_loading(folder)
-    weight_map, hashes = _write_weights(plan, folder)
-    for file in (plan.original.path, source / processor_files.TOKENIZER):
-        hashes[f"{file.parent.name}/{file.name}"] = _told(file)
-    _json(
+    weight_map = _write_weights(plan, folder)
+    write_json(
         folder / MANIFEST,
         {
             "written_by": "agci convert-llava",
             "versions": _versions(),
-            "source": hashes,
+            "source": _sources(plan),
             "dtype": plan.config["dtype"],
             "embedding_rows": {
                 "source": plan.original.config["vocab_size"],
@@ -303,7 +317,9 @@ def _write(plan: Plan, source: Path, tower: Path | None, folder: Path) -> None:
             },
             "tensors": len(weight_map),
             "unused": plan.unused,
+            "files": file_sizes(folder, "*.safetensors", INDEX),
         },
+        ascii_only=False,
     )
 
 
@@ -326,10 +342,9 @@ def _try_loading(folder: Path) -> None:
         ) from error
 
 
-def _write_weights(plan: Plan, folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """One output file per source file, and the index; returns tensor -> file, and what each source file was."""
+def _write_weights(plan: Plan, folder: Path) -> dict[str, str]:
+    """One output file per source file, and the index; returns tensor -> file."""
     weight_map: dict[str, str] = {}
-    hashes: dict[str, Any] = {}
     total = 0
     size = sum(part.file.stat().st_size for part in plan.parts)
     with tqdm(total=size, unit="B", unit_scale=True, desc="converting", disable=None, file=sys.stderr) as bar:
@@ -337,10 +352,9 @@ def _write_weights(plan: Plan, folder: Path) -> tuple[dict[str, str], dict[str, 
             name = f"model-{number:05}-of-{len(plan.parts):05}.safetensors"
             total += _write_part(plan, part, folder / name)
             weight_map |= dict.fromkeys(part.places.values(), name)
-            hashes[f"{part.file.parent.name}/{part.file.name}"] = _told(part.file)
             bar.update(part.file.stat().st_size)
-    _json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
-    return weight_map, hashes
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    return weight_map
 
 
 def _write_part(plan: Plan, part: Part, file: Path) -> int:
@@ -384,7 +398,14 @@ def grow(weight: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.cat([weight, mean.expand(rows - len(weight), -1)])
 
 
-def _told(file: Path) -> dict[str, Any]:
+def _sources(plan: Plan) -> dict[str, Any]:
+    """Size and hash of the files that the conversion is made from: weights, config and tokenizer."""
+    source = plan.original.path.parent
+    files = [*(part.file for part in plan.parts), plan.original.path, source / processor_files.TOKENIZER]
+    return {f"{file.parent.name}/{file.name}": _identity(file) for file in files}
+
+
+def _identity(file: Path) -> dict[str, Any]:
     with file.open("rb") as data:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(data, "sha256").hexdigest()}
 
@@ -401,20 +422,3 @@ def _versions() -> dict[str, str]:
         "safetensors": safetensors.__version__,
         "tokenizers": tokenizers.__version__,
     }
-
-
-def _json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _take_name(unfinished: Path, output: Path) -> None:
-    """Rename; what --overwrite replaces is moved aside first and removed last."""
-    if not output.exists():
-        unfinished.replace(output)
-        return
-    old = output.with_name(f".{output.name}.replaced")
-    if old.exists():
-        shutil.rmtree(old)
-    output.replace(old)
-    unfinished.replace(output)
-    shutil.rmtree(old)

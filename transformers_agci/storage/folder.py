@@ -4,7 +4,7 @@ import contextlib
 import filecmp
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from transformers_agci.errors import InputError
@@ -19,6 +19,7 @@ def committed_folder(
     *,
     is_finished: Callable[[Path], bool] | None = None,
     replace: bool = False,
+    keep_equal: bool = False,
     wait: float = 0.0,
 ) -> Iterator[Path | None]:
     """A new, empty folder to fill, which takes the name `target` when the block ends without an exception.
@@ -32,6 +33,7 @@ def committed_folder(
         is_finished: asked, under the lock, about a `target` that holds something: True if it is what would be made.
             It may raise an InputError that says what else it is.
         replace: let the new folder take the place of another one, which is moved aside first and removed last.
+        keep_equal: leave a `target` alone that holds the same files with the same bytes.
         wait: seconds to wait for another process that makes the same folder.
 
     Raises:
@@ -51,7 +53,8 @@ def committed_folder(
         try:
             unfinished.mkdir()
             yield unfinished
-            _commit(unfinished, target)
+            if not (keep_equal and target.is_dir() and same_files(unfinished, target)):
+                _commit(unfinished, target)
         finally:
             with contextlib.suppress(OSError):
                 _remove(unfinished)
@@ -77,6 +80,22 @@ def same_bytes(first: Path, second: Path) -> bool:
         return first.samefile(second) or filecmp.cmp(first, second, shallow=False)
     except OSError:
         return False
+
+
+def file_sizes(folder: Path, *patterns: str) -> dict[str, int]:
+    """Bytes of the files in a folder that match a pattern, by name; for the manifest of the folder."""
+    return {file.name: file.stat().st_size for pattern in patterns for file in sorted(folder.glob(pattern))}
+
+
+def damaged_file(folder: Path, sizes: Mapping[str, int]) -> str | None:
+    """The first of these files that is missing or of another size, as words; None where all are as they were."""
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    return None
 
 
 def _holds_something(target: Path) -> bool:

@@ -83,7 +83,7 @@ def exclusive_lock(target: Path, doing: str, *, wait: float = 0.0) -> Iterator[N
     lock = Lock(target.with_name(f".{target.name}.lock"))
     if not lock.acquire(wait):
         waited = f" (waited {wait:g} s)" if wait else ""
-        raise InputError(f"Another process is {doing} {target}{waited}; wait for it or give another path.")
+        raise InputError(f"Another program is {doing} {target}{waited}; wait for it or give another path.")
     try:
         yield
     finally:

@@ -1,7 +1,8 @@
-"""Rows of a data set as batches: encoded when they are needed, padded on the right."""
+"""Rows of a data set as batches: images within the recipe's bounds, rows encoded when they are needed and padded."""
 
 import inspect
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +11,105 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from transformers_agci.data.images import decode_image, resolve_below
 from transformers_agci.data.sharegpt import Conversation
+from transformers_agci.errors import InputError
+from transformers_agci.families import SUPPORTED_FAMILIES, Lacks, require
+from transformers_agci.families.training_support import Bound, Size
 from transformers_agci.training.encoding import IGNORED, Encoded, Encoder
-from transformers_agci.training.images import ImageInputs
 
 PAD_TO = 8  # a batch's length is a multiple of this, which GPUs like
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How large an image may be before the image processor sees it, and whether it is cut into tiles."""
+
+    max_pixels: int = 768 * 768
+    min_pixels: int = 32 * 32
+    crop_to_patches: bool = False
+
+    def __post_init__(self) -> None:
+        if self.min_pixels > self.max_pixels:
+            raise InputError(
+                f"image_min_pixels ({self.min_pixels}) must not be larger than image_max_pixels ({self.max_pixels})."
+            )
+
+    def steps(self, size: Size, further: Sequence[Bound] = ()) -> Iterator[Size]:
+        """The sizes an image is resized to, one after another; none where it lies within the bounds.
+
+        `further` are bounds of the family's own image processor.
+        """
+        for wrong, bound in (
+            (lambda s: s[0] * s[1] > self.max_pixels, lambda s: _scaled(s, self.max_pixels)),
+            (lambda s: s[0] * s[1] < self.min_pixels, lambda s: _scaled(s, self.min_pixels)),
+            *further,
+        ):
+            if wrong(size):
+                size = bound(size)
+                yield size
+
+
+def _scaled(size: Size, pixels: int) -> Size:
+    factor = math.sqrt(pixels / (size[0] * size[1]))
+    return max(1, int(size[0] * factor)), max(1, int(size[1] * factor))
+
+
+class ImageInputs:
+    """Images for one checkpoint."""
+
+    def __init__(self, processor: Any, config: Any, bounds: Bounds) -> None:
+        self._processor = processor
+        self._image_processor = processor.image_processor
+        self._config = config
+        self._bounds = bounds
+        family = SUPPORTED_FAMILIES[config.model_type]
+        self._support = require(family, "training", family.training)
+        tiles = self._support.tiles
+        self._tiles: Mapping[str, Any] = tiles if bounds.crop_to_patches and not isinstance(tiles, Lacks) else {}
+        self._known: dict[Size, int] = {}
+
+    def open(self, conversation: Conversation, root: Path) -> list[Image.Image]:
+        """The row's images below `root`, RGB, within the bounds."""
+        opened = []
+        for number, name in enumerate(conversation.images):
+            where = conversation.image_where(number)
+            path = resolve_below(root, name, where)
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise InputError(f"{where}: the image {path} cannot be read ({error.strerror}).") from None
+            opened.append(self._bounded(decode_image(data, f"{where}: the image {path}")))
+        return opened
+
+    def _bounded(self, image: Image.Image) -> Image.Image:
+        for size in self._bounds.steps(image.size, self._support.further_bounds):
+            image = image.resize(size)
+        return image.convert("RGB")
+
+    def tokens(self, size: Size) -> int:
+        """Image tokens of an image of this size in pixels, before it is brought within the bounds."""
+        *_, last = size, *self._bounds.steps(size, self._support.further_bounds)
+        return self.tokens_within(last)
+
+    def tokens_within(self, size: Size) -> int:
+        """Image tokens of an image that lies within the bounds."""
+        if size not in self._known:
+            self._known[size] = self._support.count_tokens(
+                self._processor, self._config, lambda: self._made([Image.new("RGB", size)]), size
+            )
+        return self._known[size]
+
+    def _made(self, images: Sequence[Image.Image]) -> Mapping[str, Any]:
+        made: Mapping[str, Any] = self._image_processor(images=list(images), return_tensors="pt", **self._tiles)
+        return made
+
+    def pixels(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """The model's pixel inputs for the images of a batch, in order."""
+        return {name: value for name, value in self._made(images).items() if name in self._support.pixel_inputs}
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
 
 
 class Example(NamedTuple):

@@ -11,21 +11,21 @@ from transformers_agci.errors import InputError
 from transformers_agci.families.training_support import Template
 from transformers_agci.inference.checkpoint_files import check_weights, model_folder, read_config
 from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
-from transformers_agci.training.recipe import Recipe
-from transformers_agci.training.templates import template_for
+from transformers_agci.training.encoding import template_for
+from transformers_agci.training.recipe_keys import Recipe, TrainRecipe
 
 Seen = Callable[[int, int], None]  # images or rows looked at, how many in all
 
 
 @dataclass
-class Findings:
+class CheckReport:
     """What checks found: `errors` stop a run, `warnings` and `notes` are worth knowing."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def refuse(self) -> None:
+    def check(self) -> None:
         """InputError with the first error, and how many more there are."""
         if self.errors:
             more = len(self.errors) - 1
@@ -33,7 +33,7 @@ class Findings:
             raise InputError(f"{self.errors[0]}{tail}")
 
     def lines(self, errors_shown: int = 20) -> Iterator[str]:
-        """The findings as text."""
+        """The report as text."""
         yield from (f"note: {note}" for note in self.notes)
         yield from (f"warning: {warning}" for warning in self.warnings)
         yield from (f"error: {error}" for error in self.errors[:errors_shown])
@@ -58,7 +58,7 @@ class Checkpoint:
 
 def read_checkpoint(recipe: Recipe) -> Checkpoint:
     """The recipe's checkpoint: supported, without code of its own, with all its weights and a lambda that is one."""
-    folder = model_folder(recipe["model_name_or_path"], None)
+    folder = model_folder(recipe.model_name_or_path, None)
     config = read_config(folder)
     check_weights(folder)
     lam = config.get(LAMBDA_KEY)
@@ -86,50 +86,48 @@ class Training:
     data: TrainingData
 
 
-def check_training(recipe: Recipe, findings: Findings, seen: Seen | None = None, images: bool = True) -> Training:
-    """Everything that can be known before the model is loaded; bad rows and images are added to `findings`.
+def check_training(recipe: TrainRecipe, report: CheckReport, seen: Seen | None = None, images: bool = True) -> Training:
+    """Everything that can be known before the model is loaded; bad rows and images are added to `report`.
 
     `images=False` leaves the images unread: under torchrun one process looks at them for all.
     Raises InputError where nothing can be read at all.
     """
     checkpoint = read_checkpoint(recipe)
-    template = template_for(recipe["template"], checkpoint.model_type)
+    template = template_for(recipe.template, checkpoint.model_type)
     if checkpoint.lam is None:
-        findings.notes.append(
+        report.notes.append(
             f"{checkpoint.folder}/config.json has no {LAMBDA_KEY}: AGCI is off in this training "
             "(agci set-lambda CHECKPOINT 0.5 turns it on)."
         )
-    data = read_data(recipe, findings, seen, images)
+    data = read_data(recipe, report, seen, images)
     return Training(checkpoint, template, data)
 
 
-def read_data(recipe: Recipe, findings: Findings, seen: Seen | None = None, images: bool = True) -> TrainingData:
+def read_data(recipe: TrainRecipe, report: CheckReport, seen: Seen | None = None, images: bool = True) -> TrainingData:
     """The rows of the recipe's data sets, each image of them read once."""
-    folder = Path(recipe["dataset_dir"])
-    root = Path(recipe["media_dir"] or folder)
-    entries = [read_entry(folder, name) for name in recipe["dataset"]]
+    folder = Path(recipe.dataset_dir)
+    root = Path(recipe.media_dir or folder)
+    entries = [read_entry(folder, name) for name in recipe.dataset]
     conversations = [
-        conversation
-        for entry in entries
-        for conversation in entry.conversations(recipe["max_samples"], _note(findings))
+        conversation for entry in entries for conversation in entry.conversations(recipe.max_samples, _note(report))
     ]
     if not conversations:
-        findings.errors.append(f"{', '.join(str(entry.file) for entry in entries)}: there is no row to train on.")
+        report.errors.append(f"{', '.join(str(entry.file) for entry in entries)}: there is no row to train on.")
     named = any(conversation.images for conversation in conversations)
     if named and not root.is_dir():
         raise InputError(
             f"There is no folder {root}, below which the images of the data are expected; give the recipe's media_dir."
         )
-    sizes = _image_sizes(conversations, root, findings, seen) if images and named else {}
+    sizes = _image_sizes(conversations, root, report, seen) if images and named else {}
     return TrainingData(conversations, entries, root, sizes)
 
 
-def _note(findings: Findings) -> Callable[[InputError], None]:
-    return lambda error: findings.errors.append(str(error))
+def _note(report: CheckReport) -> Callable[[InputError], None]:
+    return lambda error: report.errors.append(str(error))
 
 
 def _image_sizes(
-    conversations: Sequence[Conversation], root: Path, findings: Findings, seen: Seen | None
+    conversations: Sequence[Conversation], root: Path, report: CheckReport, seen: Seen | None
 ) -> dict[str, tuple[int, int]]:
     first_use: dict[str, str] = {}
     for conversation in conversations:
@@ -140,13 +138,13 @@ def _image_sizes(
         try:
             sizes[name] = image_size(resolve_below(root, name, where), where)
         except InputError as error:
-            findings.errors.append(str(error))
+            report.errors.append(str(error))
         if seen:
             seen(done, len(first_use))
     return sizes
 
 
-def check_lengths(training: Training, encoder: Any, inputs: Any, findings: Findings, seen: Seen | None = None) -> int:
+def check_lengths(training: Training, encoder: Any, inputs: Any, report: CheckReport, seen: Seen | None = None) -> int:
     """Encode every row once, so that a cut through an image's tokens is named before the first step.
 
     Returns how many rows are cut (their text, which is allowed). Needs `sizes` of every image.
@@ -158,7 +156,7 @@ def check_lengths(training: Training, encoder: Any, inputs: Any, findings: Findi
                 tokens = [inputs.tokens(training.data.sizes[name]) for name in conversation.images]
                 cut += encoder.encode(conversation, tokens).cut
             except InputError as error:
-                findings.errors.append(str(error))
+                report.errors.append(str(error))
         if seen:
             seen(done, len(training.data.conversations))
     return cut

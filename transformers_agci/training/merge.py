@@ -7,7 +7,6 @@ file of weights is in memory.
 
 import errno
 import itertools
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,13 +21,14 @@ from transformers_agci.errors import InputError
 from transformers_agci.inference.checkpoint_files import HUB_FILES, INDEX, check_weights, fingerprint
 from transformers_agci.inference.progress import Progress
 from transformers_agci.storage import manifest
-from transformers_agci.storage.folder_lock import alone
+from transformers_agci.storage.folder import committed_folder, damaged_file, file_sizes, unfinished_folder
+from transformers_agci.storage.json_file import read_json_object, write_json
+from transformers_agci.storage.settings import check_same_settings
 from transformers_agci.training.adapter import Adapter, Change, read_adapter
-from transformers_agci.training.checks import Checkpoint, Findings, read_checkpoint
-from transformers_agci.training.recipe import Recipe
-from transformers_agci.training.templates import template_for
-from transformers_agci.training.trained_family import refuse_another_family
-from transformers_agci.training.trained_lambda import lambda_warning
+from transformers_agci.training.checks import Checkpoint, CheckReport, read_checkpoint
+from transformers_agci.training.encoding import template_for
+from transformers_agci.training.provenance import check_same_family, lambda_warning
+from transformers_agci.training.recipe_keys import MergeRecipe
 
 MERGED = "merging.manifest.json"
 GB = 10**9  # bytes, as transformers counts them
@@ -72,11 +72,6 @@ class Merge:
         return sum(weight.size for weight in self.weights) + sum(file.stat().st_size for file in self.other_files)
 
     @property
-    def unfinished(self) -> Path:
-        """Where the checkpoint stands until it is whole; a killed merge leaves it, the next one takes it away."""
-        return self.target.with_name(f".{self.target.name}.unfinished")
-
-    @property
     def changed(self) -> int:
         """How many weights the adapter changes."""
         return sum(weight.change is not None for weight in self.weights)
@@ -91,41 +86,57 @@ class Merge:
         }
 
 
-def check_merge(recipe: Recipe, findings: Findings) -> Merge:
+def check_merge(recipe: MergeRecipe, report: CheckReport) -> Merge:
     """Everything that can be known before the first weight is written; raises InputError where it cannot work."""
-    if recipe["adapter_name_or_path"] is None:
+    if recipe.adapter_name_or_path is None:
         raise InputError(
             f"{recipe.source}: adapter_name_or_path is missing, and without one there is nothing to "
             "merge; give the output_dir of the training."
         )
     checkpoint = read_checkpoint(recipe)
-    if recipe["template"] is not None:
-        template_for(recipe["template"], checkpoint.model_type)
-    adapter = read_adapter(Path(recipe["adapter_name_or_path"]))
-    target = Path(recipe["export_dir"])
+    if recipe.template is not None:
+        template_for(recipe.template, checkpoint.model_type)
+    adapter = read_adapter(Path(recipe.adapter_name_or_path))
+    target = Path(recipe.export_dir)
     weights = _weights(checkpoint, adapter)
-    refuse_another_family(checkpoint, adapter.folder, adapter.base)
-    findings.warnings += lambda_warning(checkpoint, adapter.folder, adapter.base)
-    merge = Merge(checkpoint, adapter, weights, _other_files(checkpoint.folder), target, recipe["export_size"] * GB)
+    check_same_family(checkpoint, adapter.folder, adapter.base)
+    report.warnings += lambda_warning(checkpoint, adapter.folder, adapter.base)
+    merge = Merge(checkpoint, adapter, weights, _other_files(checkpoint.folder), target, recipe.export_size * GB)
     if target.resolve() == checkpoint.folder.resolve():
         raise InputError(f"export_dir {target} is the folder of the base checkpoint; give another one.")
-    if not is_done(merge):
+    if not is_finished(merge):
         _check_room(merge)
     return merge
 
 
-def is_done(merge: Merge) -> bool:
-    """Whether the merged checkpoint stands there already, made of the same parts."""
-    try:
-        found = json.loads((merge.target / MERGED).read_text(encoding="utf-8"))
-        return bool(found["settings"] == json.loads(json.dumps(merge.settings())))
-    except (OSError, ValueError, KeyError, TypeError):
+def is_finished(merge: Merge) -> bool:
+    """Whether the merged checkpoint is there already, made of the same parts and undamaged.
+
+    Raises InputError that says what is there instead; False where there is nothing.
+    """
+    target, remedy = merge.target, "give another export_dir, or remove it"
+    if not (target / MERGED).exists():
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise InputError(f"export_dir {target} exists and is not empty; {remedy}.")
         return False
+    found = read_json_object(target / MERGED, remedy)
+    there, sizes = found.get("settings"), found.get("files", {})
+    if not isinstance(there, dict) or not isinstance(sizes, dict):
+        raise InputError(f"{target / MERGED} is not a manifest of ours; {remedy}.")
+    check_same_settings(
+        f"export_dir {target} holds a checkpoint merged", there, merge.settings(), f"{remedy.capitalize()}."
+    )
+    damage = damaged_file(target, sizes)
+    if damage is not None:
+        raise InputError(f"export_dir {target} holds this merged checkpoint, but {damage}; {remedy}.")
+    return True
 
 
 def _check_room(merge: Merge) -> None:
     there = next(folder for folder in (merge.target, *merge.target.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free + sum(file.stat().st_size for file in merge.unfinished.glob("*"))
+    free = shutil.disk_usage(there).free + sum(
+        file.stat().st_size for file in unfinished_folder(merge.target).glob("*")
+    )
     if free < merge.size:
         raise InputError(
             f"export_dir {merge.target} needs {_gb(merge.size)} GB, but only {_gb(free)} GB are free "
@@ -190,46 +201,37 @@ def _wider(stored: str, computed: str | None) -> str:
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
-def write(merge: Merge) -> Path:
-    """Write the merged checkpoint beside its place and move it there as a whole; returns its folder.
+def write(merge: Merge) -> bool:
+    """Write the merged checkpoint, which appears as a whole; False where it is there already.
 
-    Raises InputError where something stands there, and where the disk is full or not writable; nothing is left behind.
+    Raises InputError where something else stands there, and where the disk is full or not writable; nothing is left
+    behind.
     """
-    if merge.target.exists() and (not merge.target.is_dir() or any(merge.target.iterdir())):
-        raise InputError(f"export_dir {merge.target} exists and is not empty; give another one, or take it away.")
     try:
-        with alone(merge.target, "merging into"):
-            _write_whole(merge)
+        with committed_folder(merge.target, "merging into", is_finished=lambda _: is_finished(merge)) as made:
+            if made is None:
+                return False
+            _fill(merge, made)
     except (OSError, SafetensorError) as error:
         raise InputError(_why_not(merge, error)) from error
-    return merge.target
+    return True
 
 
-def _write_whole(merge: Merge) -> None:
-    """Write `merge.unfinished`, which then takes the target's name."""
+def _fill(merge: Merge, made: Path) -> None:
     started = manifest.now()
-    made = merge.unfinished
-    if made.exists():
-        shutil.rmtree(made)
-    made.mkdir()
-    try:
-        for file in merge.other_files:
-            shutil.copy(file, made / file.name)
-        _write_weights(merge, made)
-        content = {
-            "settings": merge.settings(),
-            "base": str(merge.checkpoint.folder),
-            "adapter": str(merge.adapter.folder),
-            "changed_weights": merge.changed,
-            "started": started,
-            **manifest.environment(),
-        }
-        (made / MERGED).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        if merge.target.exists():
-            merge.target.rmdir()  # empty: that was checked
-        made.rename(merge.target)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    for file in merge.other_files:
+        shutil.copy(file, made / file.name)
+    _write_weights(merge, made)
+    content = {
+        "settings": merge.settings(),
+        "base": str(merge.checkpoint.folder),
+        "adapter": str(merge.adapter.folder),
+        "changed_weights": merge.changed,
+        "files": file_sizes(made, "*.safetensors", INDEX),
+        "started": started,
+        **manifest.environment(),
+    }
+    write_json(made / MERGED, content)
 
 
 def _why_not(merge: Merge, error: Exception) -> str:
@@ -237,7 +239,7 @@ def _why_not(merge: Merge, error: Exception) -> str:
     if full:
         return (
             f"The disk of export_dir {merge.target} became full while the merged checkpoint ({_gb(merge.size)} GB) "
-            "was written; what had been written was taken away again: make room or give another folder."
+            "was written; what had been written was removed: make room or give another folder."
         )
     return f"export_dir {merge.target} could not be written ({' '.join(str(error).split())})."
 
@@ -256,7 +258,7 @@ def _write_weights(merge: Merge, folder: Path) -> None:
     if len(groups) > 1:
         total = sum(weight.size for weight in merge.weights)
         content = {"metadata": {"total_size": total}, "weight_map": index}
-        (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / INDEX, content)
 
 
 def _files_of(merge: Merge) -> Iterator[list[Weight]]:

@@ -9,19 +9,24 @@ finished   whether the adapter in the folder is the last step's
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from transformers_agci.errors import InputError
-from transformers_agci.storage.atomic import write_atomic
-from transformers_agci.storage.folder_lock import alone
-from transformers_agci.storage.settings import differences
+from transformers_agci.storage.atomic import remove_leftovers
+from transformers_agci.storage.json_file import read_json_object, write_json
+from transformers_agci.storage.lock import exclusive_lock
+from transformers_agci.storage.settings import as_stored, check_same_settings
 
 MANIFEST = "training.manifest.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Without one of these a checkpoint was torn while it was written; Trainer writes the state last.
 CHECKPOINT_FILES = (ADAPTER_WEIGHTS, "optimizer.pt", "scheduler.pt", "trainer_state.json")
+REMEDY = "give overwrite_output_dir=true to start over"
 
 
 @contextlib.contextmanager
@@ -29,69 +34,80 @@ def held(folder: Path) -> Iterator[None]:
     """No other training writes `folder` meanwhile; InputError if one does, or if it cannot be written."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(alone(folder, "training into"))
+            stack.enter_context(exclusive_lock(folder, "training into"))
         except OSError as error:
-            raise InputError(f"output_dir {folder} cannot be written ({error.strerror or error}).") from error
+            raise _unwritable(folder, error) from error
         yield
 
 
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"output_dir {folder} cannot be written ({error.strerror or error}).")
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of the run in `folder`, or None."""
+    """The manifest of the run in `folder`, or None; InputError where it is damaged."""
     path = folder / MANIFEST
     if not path.exists():
         return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found["settings"], dict) and isinstance(found["runs"], list) else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not a manifest of ours ({error}); give overwrite_output_dir=true to start anew."
-        ) from error
+    found = read_json_object(path, REMEDY)
+    kinds: dict[str, type] = {"settings": dict, "notes": dict, "runs": list, "finished": bool}
+    for key, kind in kinds.items():
+        if not isinstance(found.get(key), kind):
+            raise InputError(f"{path} is not a manifest of ours ({key!r} is missing or of the wrong kind); {REMEDY}.")
+    return found
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     """Replace the manifest as a whole."""
-    write_atomic(folder / MANIFEST, json.dumps(content, indent=2).encode() + b"\n")
+    write_json(folder / MANIFEST, content)
 
 
 def open_output(folder: Path, settings: Mapping[str, Any], notes: Mapping[str, Any], overwrite: bool) -> bool:
     """Begin a run in `folder` or go on with the one there; True: it is finished already.
 
-    Raises InputError where another run, or something that is not ours, stands there.
+    Only for the holder of the folder's lock. Raises InputError where another run, or something that is not ours,
+    stands there.
     """
-    settings = json.loads(json.dumps(settings))  # the form that a file gives back
     found = None if overwrite else read_manifest(folder)
     try:
         if overwrite:
             _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder / MANIFEST)
         if found is None:
-            _refuse_foreign(folder)
-            found = {"settings": settings, "notes": {}, "runs": [], "finished": False}
-        differ = differences(found["settings"], settings)
-        if differ:
-            raise InputError(
-                f"{folder} holds a training with other settings: {'; '.join(differ)}. Give "
-                "overwrite_output_dir=true to start anew, or another output_dir."
-            )
-        write_manifest(folder, found | {"notes": dict(notes)})
+            _check_ours(folder)
+            found = {"settings": as_stored(settings), "notes": {}, "runs": [], "finished": False}
+        check_same_settings(
+            f"{folder} holds a training", found["settings"], settings, f"{REMEDY.capitalize()}, or another output_dir."
+        )
+        finished = bool(found["finished"]) and _damage_of_weights(folder / ADAPTER_WEIGHTS) is None
+        write_manifest(folder, found | {"notes": dict(notes), "finished": finished})
     except OSError as error:
-        raise InputError(f"output_dir {folder} cannot be written ({error.strerror or error}).") from error
-    return bool(found["finished"])
+        raise _unwritable(folder, error) from error
+    return finished
 
 
 def add_run(folder: Path, run: Mapping[str, Any], finished: bool) -> None:
     """Append what a process did."""
     found = read_manifest(folder)
-    assert found is not None
+    if found is None:
+        raise InputError(f"{folder / MANIFEST} was removed while the training ran; what it holds has no manifest now.")
     write_manifest(folder, found | {"runs": [*found["runs"], dict(run)], "finished": finished})
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; one that a kill tore while it was written is taken away."""
+# --- checkpoints to go on from ---------------------------------------------------------------------------------------
+
+
+def last_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that can be read; newer ones that a kill or a disk damaged are removed, and `say` says so.
+
+    Under torchrun one process calls this before the others do.
+    """
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
-        if _is_whole(checkpoint):
+        damage = _damage(checkpoint)
+        if damage is None:
             return checkpoint
+        say(f"{checkpoint} is damaged ({damage}); it is removed, and an older one is looked for.")
         shutil.rmtree(checkpoint, ignore_errors=True)
     return None
 
@@ -101,15 +117,41 @@ def _step(checkpoint: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None where it can be gone on from."""
+    missing = next((name for name in CHECKPOINT_FILES if not (checkpoint / name).is_file()), None)
+    if missing is not None:
+        return f"{missing} is missing"
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return all((checkpoint / name).is_file() for name in CHECKPOINT_FILES)
+    except (OSError, ValueError, RecursionError):
+        return "trainer_state.json is not JSON"
+    pickles = [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]
+    return _damage_of_weights(checkpoint / ADAPTER_WEIGHTS) or next(filter(None, map(_damage_of_zip, pickles)), None)
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _damage_of_weights(path: Path) -> str | None:
+    """A safetensors file tells its own length."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            list(opened.keys())
+    except (OSError, SafetensorError):
+        return f"{path.name} is not a whole safetensors file"
+    return None
+
+
+def _damage_of_zip(path: Path) -> str | None:
+    """torch.save writes zip archives, which carry a checksum of each part; nothing is unpickled here."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError):
+        return f"{path.name} is not a whole archive"
+    return None if damaged is None else f"{path.name} holds other bytes than were written"
+
+
+def _check_ours(folder: Path) -> None:
+    """InputError where something else than a training stands."""
     there = sorted(path.name for path in folder.iterdir())
     if there:
         raise InputError(
@@ -119,7 +161,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Take an earlier adapter's folder away; a folder that holds neither adapter nor checkpoint is left alone."""
+    """Remove an earlier adapter's folder; a folder that holds neither adapter nor checkpoint is left alone."""
     if not folder.exists() or not any(folder.iterdir()):
         return
     known = (folder / MANIFEST, folder / "adapter_config.json", *folder.glob("checkpoint-*"))

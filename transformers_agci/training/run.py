@@ -1,6 +1,7 @@
 """`agci train-lora`: a recipe on peft and transformers' Trainer, with AGCI on where the checkpoint's config says so."""
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import sys
@@ -17,17 +18,15 @@ from transformers_agci.errors import InputError
 from transformers_agci.families import Lacks, require
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.process_group import is_main_process
+from transformers_agci.inference.progress import Progress
 from transformers_agci.method import autoload
 from transformers_agci.method.handle import current_handle
 from transformers_agci.storage import manifest
 from transformers_agci.training import outputs
 from transformers_agci.training.batches import Collator, Examples, wants_image_marks
-from transformers_agci.training.checks import Findings, Training
-from transformers_agci.training.lora import with_lora
-from transformers_agci.training.prepare import inputs_of, load_model, look_at, measure
-from transformers_agci.training.recipe import Recipe
-from transformers_agci.training.recipe_keys import TRAINER_KEYS
-from transformers_agci.training.steps import Steps
+from transformers_agci.training.checks import CheckReport, Training
+from transformers_agci.training.prepare import inputs_of, load_model, validate_lengths, validate_training, with_lora
+from transformers_agci.training.recipe_keys import TrainerKeys, TrainRecipe
 
 Say = Callable[[str], None]
 
@@ -51,18 +50,18 @@ NOT_COMPARED = {
 }
 
 
-def train(recipe: Recipe, say: Say = print) -> Path:
+def train(recipe: TrainRecipe, say: Say = print) -> Path:
     """Train the recipe's adapter, or go on with it; returns its folder.
 
     `say` prints what a user should know; under torchrun only the first process speaks.
     Raises InputError for everything that can be known before the first step.
     """
-    with outputs.held(Path(recipe["output_dir"])) if is_main_process() else contextlib.nullcontext():
+    with outputs.held(Path(recipe.output_dir)) if is_main_process() else contextlib.nullcontext():
         return _train(recipe, say)
 
 
-def _train(recipe: Recipe, say: Say) -> Path:
-    recipe.refuse_unsupported()
+def _train(recipe: TrainRecipe, say: Say) -> Path:
+    recipe.check_supported()
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()  # our own bar fits into a log file
     is_main = is_main_process()
@@ -70,37 +69,39 @@ def _train(recipe: Recipe, say: Say) -> Path:
     for line in recipe.ignored:
         speak(line)
     arguments = training_arguments(recipe)
-    findings = Findings()
-    training = look_at(recipe, findings, images=is_main)
-    findings.refuse()
-    for line in (*findings.warnings, *findings.notes):
-        speak(line)
+    training = _validated(recipe, is_main, speak)
     loaded = load_model(recipe)
     encoder, inputs = inputs_of(recipe, training, loaded)
     if is_main:
-        cut = measure(training, encoder, inputs, findings)
-        findings.refuse()
+        report = CheckReport()
+        cut = validate_lengths(training, encoder, inputs, report)
+        report.check()
         speak(f"{len(training.data.conversations)} rows; {cut} of them are cut to cutoff_len {encoder.cutoff}.")
     lam = lambda_of(loaded)
-    folder = Path(recipe["output_dir"])
+    folder = Path(recipe.output_dir)
     with arguments.main_process_first(local=False):
         if is_main:
             settings, notes = settings_of(recipe, training, loaded, lam, arguments.world_size)
-            if outputs.open_output(folder, settings, notes, recipe["overwrite_output_dir"]):
-                speak(
-                    f"{folder} is finished already; give another output_dir, or overwrite_output_dir=true to train "
-                    "anew."
-                )
-        finished = (outputs.read_manifest(folder) or {}).get("finished")
+            outputs.open_output(folder, settings, notes, recipe.overwrite_output_dir)
+        finished = bool((outputs.read_manifest(folder) or {}).get("finished"))
+        resume = None if finished else outputs.last_checkpoint(folder, speak)
     if finished:
+        speak(f"{folder} is finished already; give another output_dir, or overwrite_output_dir=true to start over.")
         return folder
-    speak(
-        f"{loaded.family.name}, lambda {lam:g}: "
-        + ("AGCI is on in this training." if lam else "AGCI is off in this training.")
-    )
-    _fit(recipe, loaded, Examples(training.data.conversations, encoder, inputs, training.data.root), arguments, speak)
+    speak(f"{loaded.family.name}, lambda {lam:g}: AGCI is {'on' if lam else 'off'} in this training.")
+    examples = Examples(training.data.conversations, encoder, inputs, training.data.root)
+    _fit(recipe, loaded, examples, arguments, resume=resume, speak=speak)
     speak(f"The adapter is in {folder}.")
     return folder
+
+
+def _validated(recipe: TrainRecipe, is_main: bool, speak: Say) -> Training:
+    report = CheckReport()
+    training = validate_training(recipe, report, images=is_main)
+    report.check()
+    for line in (*report.warnings, *report.notes):
+        speak(line)
+    return training
 
 
 def lambda_of(loaded: LoadedModel) -> float:
@@ -109,11 +110,12 @@ def lambda_of(loaded: LoadedModel) -> float:
     return handle.lam if handle else 0.0
 
 
-def training_arguments(recipe: Recipe) -> Any:
+def training_arguments(recipe: TrainRecipe) -> Any:
     """transformers' TrainingArguments; InputError where it refuses a value."""
-    given = {name: recipe[name] for name in TRAINER_KEYS if recipe[name] is not None}
+    given = {key.name: getattr(recipe, key.name) for key in dataclasses.fields(TrainerKeys)}
+    given = {name: value for name, value in given.items() if value is not None}
     given.setdefault("use_cpu", not torch.cuda.is_available())
-    steps, ratio = recipe["warmup_steps"], recipe["warmup_ratio"]
+    steps, ratio = recipe.warmup_steps, recipe.warmup_ratio
     if int(transformers.__version__.partition(".")[0]) >= 5:  # there a number below 1 is a ratio
         given["warmup_steps"] = steps or ratio
     else:
@@ -121,7 +123,7 @@ def training_arguments(recipe: Recipe) -> Any:
     _check_tracker(recipe)
     try:
         return transformers.TrainingArguments(
-            output_dir=recipe["output_dir"],
+            output_dir=recipe.output_dir,
             remove_unused_columns=False,
             label_names=["labels"],
             disable_tqdm=True,
@@ -134,17 +136,17 @@ def training_arguments(recipe: Recipe) -> Any:
         ) from error
 
 
-def _check_tracker(recipe: Recipe) -> None:
+def _check_tracker(recipe: TrainRecipe) -> None:
     """InputError where `report_to` names something that is not installed; Trainer would say so when the model is up."""
     known = ("none", "all", *transformers.integrations.get_available_reporting_integrations())
-    if recipe["report_to"] not in known:
+    if recipe.report_to not in known:
         raise InputError(
-            f"{recipe.source}: report_to is {recipe['report_to']}, but installed here are only: {', '.join(known)}."
+            f"{recipe.source}: report_to is {recipe.report_to}, but installed here are only: {', '.join(known)}."
         )
 
 
 def settings_of(
-    recipe: Recipe, training: Training, loaded: LoadedModel, lam: float, world_size: int
+    recipe: TrainRecipe, training: Training, loaded: LoadedModel, lam: float, world_size: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What must be equal for a run to go on, and what the manifest only tells."""
     identity = {name: value for name, value in loaded.identity.items() if name != "chat_template_sha256"}
@@ -159,13 +161,13 @@ def settings_of(
     switched_off = bool(training.checkpoint.lam) and not lam
     notes = {
         "recipe": recipe.source,
-        "model": recipe["model_name_or_path"],
+        "model": recipe.model_name_or_path,
         "lambda_source": f"{autoload.SWITCH}=0 (config.json says {training.checkpoint.lam:g})"
         if switched_off
         else "the key in the checkpoint's config.json"
         if training.checkpoint.lam is not None
         else "the default: the checkpoint's config.json has no such key",
-        "dataset_dir": recipe["dataset_dir"],
+        "dataset_dir": recipe.dataset_dir,
         "media_dir": str(training.data.root),
         "ignored_keys": list(recipe.ignored),
     }
@@ -180,13 +182,14 @@ def _sha256(path: Path) -> str:
 # --- the run -------------------------------------------------------------------------------------------------------
 
 
-def _fit(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any, speak: Say) -> None:
-    folder = Path(recipe["output_dir"])
+def _fit(
+    recipe: TrainRecipe, loaded: LoadedModel, examples: Examples, arguments: Any, *, resume: Path | None, speak: Say
+) -> None:
+    folder = Path(recipe.output_dir)
     steps = Steps()
     trainer = make_trainer(recipe, loaded, examples, arguments, steps)
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     speak(f"{trainable} weights are trained.")
-    resume = outputs.last_checkpoint(folder)
     if resume:
         speak(f"Going on from {resume}.")
     started, seconds = manifest.now(), time.monotonic()
@@ -238,15 +241,42 @@ def _remedy(error: Exception, folder: Path) -> str | None:
     return None
 
 
-def make_trainer(recipe: Recipe, loaded: LoadedModel, examples: Examples, arguments: Any, steps: Steps) -> Any:
+class Steps(transformers.TrainerCallback):
+    """Counts the steps of this process; only the first process of several shows anything."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar = Progress(state.max_steps - state.global_step, shown=state.is_world_process_zero, unit="step")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar:
+            self._bar.add(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self._bar and state.is_world_process_zero and logs and "loss" in logs:
+            rate = logs.get("learning_rate", 0.0)
+            self._bar.say(
+                f"step {state.global_step} of {state.max_steps}: loss {float(logs['loss']):.4f}, "
+                f"learning rate {float(rate):.2e}"
+            )
+
+    def close(self) -> None:
+        """Leave the bar's last state standing."""
+        if self._bar:
+            self._bar.close()
+
+
+def make_trainer(recipe: TrainRecipe, loaded: LoadedModel, examples: Examples, arguments: Any, steps: Steps) -> Any:
     """transformers' Trainer around the model with its adapter; `steps` shows how far it is."""
-    transformers.set_seed(recipe["seed"])
+    transformers.set_seed(recipe.seed)
     model = with_lora(loaded.model, recipe)
     model.train()
     text = loaded.model.config.get_text_config()
     text.use_cache = False
     support = require(loaded.family, "training", loaded.family.training)
-    if not recipe["disable_gradient_checkpointing"] and not isinstance(support.gradient_checkpointing, Lacks):
+    if not recipe.disable_gradient_checkpointing and not isinstance(support.gradient_checkpointing, Lacks):
         _checkpoint_layers(loaded.model)
     trainer = transformers.Trainer(
         model=model,
@@ -275,7 +305,7 @@ def _checkpoint_layers(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def _pixel_dtype(recipe: Recipe, model: Any) -> torch.dtype:
-    if recipe["bf16"]:
+def _pixel_dtype(recipe: TrainRecipe, model: Any) -> torch.dtype:
+    if recipe.bf16:
         return torch.bfloat16
-    return torch.float16 if recipe["fp16"] else model.dtype
+    return torch.float16 if recipe.fp16 else model.dtype

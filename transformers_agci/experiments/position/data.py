@@ -1,9 +1,6 @@
 """The position probe's data: a file of rows with its images, or composites that the embedded atlas makes."""
 
 import hashlib
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +8,10 @@ from typing import Any
 from transformers_agci.data.probe_rows import ProbeRow, read_probe_rows
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.questions import by_item
+from transformers_agci.storage.folder import committed_folder
 from transformers_agci.storage.result_lines import FailedRow
+
+WAIT_SECONDS = 600.0  # for the other processes of a torchrun, which draw the same set one after another
 
 
 @dataclass(frozen=True)
@@ -73,26 +73,7 @@ def embedded_data(folder: Path, items: int, seed: int, limit: int | None = None)
     """Composites of the embedded atlas, Yes and No rows, written to `folder` (kept when it holds the same already)."""
     from transformers_agci.embedded.probe_set import IMAGE_FOLDER, NEGATIVES_FILE, ROWS_FILE, build_probe_set
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        made = Path(temporary) / "set"
+    with committed_folder(folder, "drawing the probe set in", replace=True, keep_equal=True, wait=WAIT_SECONDS) as made:
+        assert made is not None
         build_probe_set(made, items, seed)
-        if not folder.exists() or _digest(folder) != _digest(made):
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                made.rename(folder)
-            except OSError:  # another process was first
-                if not folder.is_dir() or _digest(folder) != _digest(made):
-                    raise
     return read_data(folder / ROWS_FILE, folder / IMAGE_FOLDER, folder / NEGATIVES_FILE, limit=limit)
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in _files(folder):
-        digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (file for file in sorted(folder.rglob("*")) if file.is_file())

@@ -1,31 +1,31 @@
 """The study: the embedded model fine-tuned with lambda 0 and 0.5, equal otherwise, and probed with the same lambda."""
 
 import gc
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers_agci.embedded.location import embedded_model_path
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.data import ProbeData, embedded_data
 from transformers_agci.experiments.position.run import PositionProbe
-from transformers_agci.experiments.study.lessons import PROBE, write_lessons
+from transformers_agci.experiments.study.training_data import PROBE, write_training_data
+from transformers_agci.inference.checkpoint_files import CONFIG
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.progress import RunSummary
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text
-from transformers_agci.storage.atomic import write_atomic
-from transformers_agci.storage.reading import read_json
-from transformers_agci.storage.settings import differences
-from transformers_agci.training.checks import Findings
-from transformers_agci.training.merge import check_merge, is_done, write
-from transformers_agci.training.recipe import parse_recipe
+from transformers_agci.storage.folder import committed_folder
+from transformers_agci.storage.json_file import read_json_object, write_json
+from transformers_agci.storage.settings import check_same_settings
+from transformers_agci.training.checks import CheckReport
+from transformers_agci.training.merge import check_merge, write
+from transformers_agci.training.recipe_keys import MergeRecipe, TrainRecipe
 from transformers_agci.training.run import train
 
 LAMBDAS = (0.0, 0.5)
 BATCH = 8  # rows per step
+SOURCE = "the study's recipe"  # how messages about it begin
 
 
 @dataclass(frozen=True)
@@ -48,31 +48,31 @@ class Study:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--output_dir {self.folder} cannot be made ({error.strerror}).") from error
-        self._refuse_another_study()
+        self._check_same_study()
         data = embedded_data(self.folder / "probe_set", self.items, PROBE)
         for lam in LAMBDAS:
             self._copy_base(lam)
             say(f"the model as it was, lambda {lambda_text(lam)}")
             self._probe(self._base(lam), None, lam, data, say)
         for seed in range(self.seeds):
-            lessons = write_lessons(self.folder / "data", seed, self.steps * BATCH)
+            training_data = write_training_data(self.folder / "data", seed, self.steps * BATCH)
             for lam in LAMBDAS:
                 say(f"seed {seed}, lambda {lambda_text(lam)}")
-                merged = self._tune(seed, lam, lessons, say)
+                merged = self._tune(seed, lam, training_data, say)
                 self._probe(merged, seed, lam, data, say)
 
-    def _refuse_another_study(self) -> None:
+    def _check_same_study(self) -> None:
         """InputError where a study with other numbers was begun in the folder; more seeds may be added to one."""
         file = self.folder / "study.json"
         mine = {"steps": self.steps, "items": self.items, "learning_rate": self.learning_rate}
         if not file.exists():
-            write_atomic(file, json.dumps(mine).encode() + b"\n")
-        differ = differences(read_json(file), mine)
-        if differ:
-            raise InputError(
-                f"{self.folder} holds a study with other settings: {'; '.join(differ)}; give another "
-                "--output_dir, or the same numbers to go on."
-            )
+            write_json(file, mine, indent=None)
+        check_same_settings(
+            f"{self.folder} holds a study",
+            read_json_object(file),
+            mine,
+            "Give another --output_dir, or the same numbers to go on.",
+        )
 
     def _place(self, seed: int | None, lam: float) -> Path:
         return self.folder / f"{'as_it_was' if seed is None else f'seed{seed}'}.lam{lambda_text(lam)}"
@@ -81,60 +81,57 @@ class Study:
         return self.folder / f"base.lam{lambda_text(lam)}"
 
     def _copy_base(self, lam: float) -> None:
-        base = self._base(lam)
-        if base.exists():
-            return
-        unfinished = base.with_name(f".{base.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(embedded_model_path(), unfinished)
-        config = json.loads((unfinished / "config.json").read_text(encoding="utf-8"))
-        text = json.dumps(config | {LAMBDA_KEY: lam}, indent=2) + "\n"
-        (unfinished / "config.json").write_text(text, encoding="utf-8")
-        unfinished.rename(base)
+        """The embedded model in a folder of its own, whose config.json carries lambda."""
+        with committed_folder(self._base(lam), "copying the embedded model to", is_finished=lambda _: True) as made:
+            if made is None:
+                return
+            shutil.copytree(embedded_model_path(), made, dirs_exist_ok=True)
+            write_json(made / CONFIG, read_json_object(made / CONFIG) | {LAMBDA_KEY: lam})
 
-    def _tune(self, seed: int, lam: float, lessons: str, say: Callable[[str], None]) -> Path:
+    def _tune(self, seed: int, lam: float, training_data: str, say: Callable[[str], None]) -> Path:
         place = self._place(seed, lam)
-        recipe = parse_recipe(self._recipe(seed, lam, lessons), "the study's recipe")
-        train(recipe, say)
+        train(self._recipe(seed, lam, training_data), say)
         gc.collect()  # models and optimizers hold each other
-        merging = {
-            "model_name_or_path": str(self._base(lam)),
-            "adapter_name_or_path": str(place / "adapter"),
-            "export_dir": str(place / "merged"),
-        }
-        findings = Findings()
-        merge = check_merge(parse_recipe(merging, "the study's recipe"), findings)
-        for warning in findings.warnings:
+        merging = MergeRecipe(
+            source=SOURCE,
+            model_name_or_path=str(self._base(lam)),
+            adapter_name_or_path=str(place / "adapter"),
+            export_dir=str(place / "merged"),
+        )
+        report = CheckReport()
+        merge = check_merge(merging, report)
+        for warning in report.warnings:
             say(warning)
-        return merge.target if is_done(merge) else write(merge)
+        write(merge)
+        return merge.target
 
-    def _recipe(self, seed: int, lam: float, lessons: str) -> dict[str, Any]:
+    def _recipe(self, seed: int, lam: float, training_data: str) -> TrainRecipe:
         """The LoRA of docs/method.md at a higher learning rate: the model is small, and so are its steps."""
         data = str(self.folder / "data")
-        return {
-            "model_name_or_path": str(self._base(lam)),
-            "output_dir": str(self._place(seed, lam) / "adapter"),
-            "dataset_dir": data,
-            "media_dir": data,
-            "dataset": lessons,
-            "template": "qwen2_vl",
-            "cutoff_len": 512,
-            "lora_rank": 8,
-            "lora_alpha": 16,
-            "lora_target": "all",
-            "learning_rate": self.learning_rate,
-            "lr_scheduler_type": "cosine",
-            "warmup_ratio": 0.1,
-            "max_steps": self.steps,
-            "seed": seed,
-            "per_device_train_batch_size": BATCH,
-            "gradient_accumulation_steps": 1,
-            "logging_steps": 25,
-            "save_steps": 50,
-            "save_total_limit": 1,
-            "disable_gradient_checkpointing": True,
-            "use_cpu": True,
-        }
+        return TrainRecipe(
+            source=SOURCE,
+            model_name_or_path=str(self._base(lam)),
+            output_dir=str(self._place(seed, lam) / "adapter"),
+            dataset_dir=data,
+            media_dir=data,
+            dataset=(training_data,),
+            template="qwen2_vl",
+            cutoff_len=512,
+            lora_rank=8,
+            lora_alpha=16,
+            learning_rate=self.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_ratio=0.1,
+            max_steps=self.steps,
+            seed=seed,
+            per_device_train_batch_size=BATCH,
+            gradient_accumulation_steps=1,
+            logging_steps=25,
+            save_steps=50,
+            save_total_limit=1,
+            disable_gradient_checkpointing=True,
+            use_cpu=True,
+        )
 
     def _probe(self, model: Path, seed: int | None, lam: float, data: ProbeData, say: Callable[[str], None]) -> None:
         """Ask the model with the lambda that its config.json carries."""
@@ -143,8 +140,8 @@ class Study:
         loaded = load(LoadOptions(str(model), device="cpu"))
         if loaded.lam != lam:
             raise InputError(
-                f"{model} carries lambda {loaded.lam}, but the study tuned it with {lam}; take "
-                f"{self.folder} away and start anew."
+                f"{model} carries lambda {loaded.lam}, but the study tuned it with {lam}; remove "
+                f"{self.folder} and start over."
             )
         summary: RunSummary = PositionProbe(loaded, data, [lam], answers).ask()
         if not summary.complete:

@@ -9,13 +9,13 @@ from transformers_agci.data.instruct import IMAGE_TOKEN, register
 from transformers_agci.data.probe_rows import PROMPT
 from transformers_agci.embedded.atlas import Atlas
 from transformers_agci.embedded.probe_set import render_items
-from transformers_agci.storage.journal import write_whole
+from transformers_agci.storage.atomic import write_atomic
 
 TRAINING_STREAM = ("study", "training")  # then the seed: no other random stream bears this name
 PROBE = 42_000  # seed of the probe set that measures every model of the study
 
 
-def write_lessons(folder: Path, seed: int, rows: int) -> str:
+def write_training_data(folder: Path, seed: int, rows: int) -> str:
     """Write `rows` rows and their images below `folder`; returns the data set's name in its dataset_info.json.
 
     Every composite is asked about twice, once with the name of its target (Yes), which stands in a random cell, and
@@ -30,7 +30,7 @@ def write_lessons(folder: Path, seed: int, rows: int) -> str:
     lines = []
     for number, rendered in enumerate(render_items(atlas, (*TRAINING_STREAM, seed), -(-rows // 2))):
         file = images / f"{number:05d}.jpg"
-        file.write_bytes(rendered.composite(int(cells.integers(len(POSITIONS)))))
+        write_atomic(file, rendered.composite(int(cells.integers(len(POSITIONS)))), sync=False)
         for image, answer in ((rendered.item.target, "Yes"), (rendered.item.absent, "No")):
             question = IMAGE_TOKEN + PROMPT.format(caption=atlas.names[image])
             row = {
@@ -39,5 +39,5 @@ def write_lessons(folder: Path, seed: int, rows: int) -> str:
             }
             lines.append(json.dumps(row, ensure_ascii=False).encode())
     register(folder, name)
-    write_whole(folder / f"{name}.json", [b"\n".join(lines[:rows]), b"\n"])
+    write_atomic(folder / f"{name}.json", [b"\n".join(lines[:rows]), b"\n"])
     return name
