@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.conversion.layout import TowerSizes
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 from transformers_agci.families.llava import is_original_llava
 from transformers_agci.inference.checkpoint_files import CONFIG
 from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
@@ -93,9 +93,9 @@ def read_original(folder: Path) -> Original:
         raise InputError(f"{folder} holds no {CONFIG}, so it is not a downloaded LLaVA checkpoint.")
     config = read_json_object(path)
     if not isinstance(config, dict) or not is_original_llava(config):
-        told = config.get("model_type") if isinstance(config, dict) else None
+        found = config.get("model_type") if isinstance(config, dict) else None
         raise InputError(
-            f"{path} says model_type {told!r} and is not in the layout of the original LLaVA repository "
+            f"{path} says model_type {found!r} and is not in the layout of the original LLaVA repository "
             "(llava_llama, llava_mistral); a checkpoint in transformers' layout is used as it is."
         )
     for key in NEEDED:
@@ -161,8 +161,8 @@ def tower_config_of(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} says model_type {kind!r}; a LLaVA vision tower is a CLIP model ('clip' or 'clip_vision_model')."
         )
-    told = config.get("vision_config") or {} if kind == "clip" else config
-    return _tower_config(CLIPVisionConfig(**{key: told[key] for key in TOWER_KEYS if key in told}).to_dict())
+    found = config.get("vision_config") or {} if kind == "clip" else config
+    return _tower_config(CLIPVisionConfig(**{key: found[key] for key in TOWER_KEYS if key in found}).to_dict())
 
 
 def tower_config_from(sizes: TowerSizes, original: Original) -> dict[str, Any]:
@@ -189,16 +189,16 @@ def _tower_config(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def pinpoints(original: Original, tile: int) -> list[list[int]]:
     """LLaVA-1.6's resolutions as [height, width] in pixels; the original lists them as width, height."""
-    told = original.config.get("image_grid_pinpoints")
+    stated = original.config.get("image_grid_pinpoints")
     try:
-        pairs: Any = ast.literal_eval(told) if isinstance(told, str) else told
+        pairs: Any = ast.literal_eval(stated) if isinstance(stated, str) else stated
         found = [[int(height), int(width)] for width, height in pairs]
-    except (TypeError, ValueError, SyntaxError):
+    except (TypeError, ValueError, SyntaxError, OverflowError, RecursionError, MemoryError):
         found = []
     if not found or any(side <= 0 or side % tile for pair in found for side in pair):
         raise InputError(
             f"{original.path}: image_grid_pinpoints must be a list of widths and heights in pixels that "
-            f"are multiples of the vision tower's {tile}, but is {told!r}."
+            f"are multiples of the vision tower's {tile}, but is {short(stated)}."
         )
     return found
 

@@ -101,8 +101,8 @@ def _added_tokens(folder: Path, pieces: int) -> list[str]:
         if (folder / "added_tokens.json").exists():
             found |= {int(number): text for text, number in read_json_object(folder / "added_tokens.json").items()}
         if (folder / "tokenizer_config.json").exists():
-            told = read_json_object(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-            found |= {int(number): token["content"] for number, token in told.items()}
+            decoder = read_json_object(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+            found |= {int(number): token["content"] for number, token in decoder.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -121,8 +121,8 @@ def _added_tokens(folder: Path, pieces: int) -> list[str]:
 
 def tokenizer_config(folder: Path, original: Original, vocabulary: Vocabulary) -> dict[str, Any]:
     """tokenizer_config.json. The class is the general one: 5.x's LlamaTokenizer would split text its own way."""
-    told = read_json_object(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    longest = original.config.get("tokenizer_model_max_length") or told.get("model_max_length")
+    found = read_json_object(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    longest = original.config.get("tokenizer_model_max_length") or found.get("model_max_length")
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": processor_class(original),
@@ -146,23 +146,23 @@ def processor_class(original: Original) -> str:
 def image_processor_config(original: Original, config: Mapping[str, Any], tower: Path | None) -> dict[str, Any]:
     """preprocessor_config.json: side and crop are the tower's, tiles or padding the original config's."""
     side = config["vision_config"]["image_size"]  # pixels
-    told: Any = {}
+    found: Any = {}
     if tower is not None and (tower / "preprocessor_config.json").exists():
-        told = read_json_object(tower / "preprocessor_config.json")
+        found = read_json_object(tower / "preprocessor_config.json")
     made = {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": processor_class(original),
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": side},
-        "resample": told.get("resample", BICUBIC),
+        "resample": found.get("resample", BICUBIC),
         "do_center_crop": True,
         "crop_size": {"height": side, "width": side},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": told.get("image_mean", CLIP_MEAN),
-        "image_std": told.get("image_std", CLIP_STD),
+        "image_mean": found.get("image_mean", CLIP_MEAN),
+        "image_std": found.get("image_std", CLIP_STD),
     }
     if original.anyres:
         return made | {
@@ -200,9 +200,9 @@ def generation_config(folder: Path, original: Original, pad: int) -> dict[str, A
     the context's, and beside max_new_tokens a warning at every call.
     """
     path = folder / "generation_config.json"
-    told = dict(read_json_object(path)) if path.exists() else {}
-    idle = () if told.get("do_sample") else SAMPLING
+    found = dict(read_json_object(path)) if path.exists() else {}
+    idle = () if found.get("do_sample") else SAMPLING
     for key in ("_from_model_config", "transformers_version", "max_length", *idle):
-        told.pop(key, None)
+        found.pop(key, None)
     ids = {key: original.config[key] for key in ("bos_token_id", "eos_token_id")}
-    return {**ids, **told, "pad_token_id": pad}
+    return {**ids, **found, "pad_token_id": pad}

@@ -78,10 +78,10 @@ def check_index(folder: Path, file: Path, names: set[str]) -> None:
     index = next((folder / name for name in (INDEX, BIN_INDEX) if (folder / name).exists()), None)
     if index is None or file.name in SINGLE:
         return
-    told = {name for name, place in read_json_object(index)["weight_map"].items() if place == file.name}
+    listed = {name for name, place in read_json_object(index)["weight_map"].items() if place == file.name}
     for extra, words in (
-        (told - names, "names tensors that are not in it"),
-        (names - told, "does not name all of its tensors"),
+        (listed - names, "names tensors that are not in it"),
+        (names - listed, "does not name all of its tensors"),
     ):
         if extra:
             raise InputError(

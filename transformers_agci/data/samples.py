@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import random
 import tempfile
 from collections.abc import Sequence
@@ -55,13 +56,14 @@ def build_samples(root: Path, images: Sequence[Captioned], seed: int = 0) -> dic
 
 def _write_source(folder: Path, images: Sequence[Captioned]) -> Path:
     folder.mkdir()
-    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file_name", "caption"])
-        for number, (caption, image) in enumerate(images):
-            name = f"noto_{number:03d}.png"
-            image.save(folder / name)
-            writer.writerow([name, caption])
+    rows = io.StringIO(newline="")
+    writer = csv.writer(rows)
+    writer.writerow(["file_name", "caption"])
+    for number, (caption, image) in enumerate(images):
+        name = f"noto_{number:03d}.png"
+        image.save(folder / name)
+        writer.writerow([name, caption])
+    write_atomic(folder / "metadata.csv", rows.getvalue().encode())
     return folder
 
 

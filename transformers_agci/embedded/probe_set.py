@@ -17,6 +17,7 @@ from transformers_agci.data.draws import StreamName, random_stream
 from transformers_agci.data.grid import POSITIONS, Grid
 from transformers_agci.embedded.atlas import CANVAS, CELL, Atlas, Item, RenderConfig, draw_item, pose, tiles
 from transformers_agci.errors import InputError
+from transformers_agci.storage.atomic import write_atomic
 
 GRID = Grid(canvas=CANVAS, box=CELL, margin=0, gutter=0)
 ROWS_FILE = "embedded_probe.json"
@@ -68,7 +69,8 @@ def build_probe_set(
     """Write `items` items of nine rows each: <folder>/embedded_probe.json and <folder>/images/<key>_<k>.jpg.
 
     With `negatives` also embedded_probe_negatives.json: the same composites, asked with the name of an image
-    that is not among them. Equal arguments give equal bytes. Raises InputError when there is nothing to draw.
+    that is not among them. Equal arguments give equal bytes. Raises InputError when there is nothing to draw, or where
+    the folder cannot be written.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -78,18 +80,18 @@ def build_probe_set(
     _check_items(items)
     folder = Path(folder)
     found = ProbeSet(folder / ROWS_FILE, folder / NEGATIVES_FILE if negatives else None, folder / IMAGE_FOLDER)
-    found.images.mkdir(parents=True, exist_ok=True)
+    _make_folder(found.images)
     atlas = Atlas()
     yes_rows: list[dict[str, Any]] = []
     no_rows: list[dict[str, Any]] = []
     for number, rendered in enumerate(render_items(atlas, (*PROBE_STREAM, seed), items, render)):
         for k in range(len(POSITIONS)):
-            (found.images / _image_name(number, k)).write_bytes(rendered.composite(k))
+            _write(found.images / _image_name(number, k), rendered.composite(k))
             yes_rows.append(_row(number, k, atlas.names[rendered.item.target], "Yes"))
             no_rows.append(_row(number, k, atlas.names[rendered.item.absent], "No"))
-    found.rows.write_text(_lines(yes_rows), encoding="utf-8")
+    _write(found.rows, _lines(yes_rows).encode())
     if found.negatives is not None:
-        found.negatives.write_text(_lines(no_rows), encoding="utf-8")
+        _write(found.negatives, _lines(no_rows).encode())
     return found
 
 
@@ -108,12 +110,29 @@ def build_similarity_set(folder: Path | str, items: int, seed: int = 0) -> Probe
     text = _lines([_row(number, k, atlas.names[rendered[number].item.target], "Yes") for number, k in cells])
     if made.rows.is_file() and made.rows.read_text(encoding="utf-8") == text:
         return made
-    made.images.mkdir(parents=True, exist_ok=True)
+    _make_folder(made.images)
     for number, k in cells:
         canvas = compose(alone(rendered[number].tiles[0], k), GRID)
-        (made.images / _image_name(number, k)).write_bytes(encode_jpeg(canvas))
-    made.rows.write_text(text, encoding="utf-8")  # last: it says that the images are there
+        _write(made.images / _image_name(number, k), encode_jpeg(canvas))
+    _write(made.rows, text.encode())  # last: it says that the images are there
     return made
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be made ({error.strerror or error}).") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A whole file. Not synced: whoever finds a set draws it again and compares the bytes."""
+    try:
+        write_atomic(path, data, sync=False)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}); make room or give another folder."
+        ) from error
 
 
 def _check_items(items: int) -> None:

@@ -1,9 +1,10 @@
-"""Files that survive a kill: append-only JSON Lines, and files that appear whole or not at all."""
+"""Append-only JSON Lines that survive a kill."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from transformers_agci.storage.json_file import json_bytes
 
 
 class Journal:
@@ -32,7 +33,7 @@ class Journal:
 
     def append(self, record: Any) -> None:
         """Write one record through to the operating system. It is not added to `records`."""
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._file.write(json_bytes(record, ascii_only=False))
         self._file.flush()
 
     def close(self) -> None:
@@ -44,16 +45,5 @@ def _whole(line: bytes) -> Any:
         return None
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-
-
-def write_whole(path: Path, parts: Iterable[bytes], unfinished: Path | None = None) -> None:
-    """Write a file that appears under its name only when it is complete.
-
-    Until then it is called `unfinished` (same file system; default: its name and ".part").
-    """
-    unfinished = unfinished or path.with_name(path.name + ".part")
-    with unfinished.open("wb") as file:
-        file.writelines(parts)
-    unfinished.replace(path)

@@ -1,4 +1,4 @@
-"""What is looked at before the first step: the same checks for our own trainer and for users of llamafactory-cli."""
+"""What is checked before the first step: the same checks for our own trainer and for users of llamafactory-cli."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
 from transformers_agci.training.encoding import template_for
 from transformers_agci.training.recipe_keys import Recipe, TrainRecipe
 
-Seen = Callable[[int, int], None]  # images or rows looked at, how many in all
+Tick = Callable[[int, int], None]  # images or rows checked, how many in all
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Training:
     data: TrainingData
 
 
-def check_training(recipe: TrainRecipe, report: CheckReport, seen: Seen | None = None, images: bool = True) -> Training:
+def check_training(recipe: TrainRecipe, report: CheckReport, tick: Tick | None = None, images: bool = True) -> Training:
     """Everything that can be known before the model is loaded; bad rows and images are added to `report`.
 
     `images=False` leaves the images unread: under torchrun one process looks at them for all.
@@ -99,11 +99,11 @@ def check_training(recipe: TrainRecipe, report: CheckReport, seen: Seen | None =
             f"{checkpoint.folder}/config.json has no {LAMBDA_KEY}: AGCI is off in this training "
             "(agci set-lambda CHECKPOINT 0.5 turns it on)."
         )
-    data = read_data(recipe, report, seen, images)
+    data = read_data(recipe, report, tick, images)
     return Training(checkpoint, template, data)
 
 
-def read_data(recipe: TrainRecipe, report: CheckReport, seen: Seen | None = None, images: bool = True) -> TrainingData:
+def read_data(recipe: TrainRecipe, report: CheckReport, tick: Tick | None = None, images: bool = True) -> TrainingData:
     """The rows of the recipe's data sets, each image of them read once."""
     folder = Path(recipe.dataset_dir)
     root = Path(recipe.media_dir or folder)
@@ -118,7 +118,7 @@ def read_data(recipe: TrainRecipe, report: CheckReport, seen: Seen | None = None
         raise InputError(
             f"There is no folder {root}, below which the images of the data are expected; give the recipe's media_dir."
         )
-    sizes = _image_sizes(conversations, root, report, seen) if images and named else {}
+    sizes = _image_sizes(conversations, root, report, tick) if images and named else {}
     return TrainingData(conversations, entries, root, sizes)
 
 
@@ -127,7 +127,7 @@ def _note(report: CheckReport) -> Callable[[InputError], None]:
 
 
 def _image_sizes(
-    conversations: Sequence[Conversation], root: Path, report: CheckReport, seen: Seen | None
+    conversations: Sequence[Conversation], root: Path, report: CheckReport, tick: Tick | None
 ) -> dict[str, tuple[int, int]]:
     first_use: dict[str, str] = {}
     for conversation in conversations:
@@ -139,12 +139,12 @@ def _image_sizes(
             sizes[name] = image_size(resolve_below(root, name, where), where)
         except InputError as error:
             report.errors.append(str(error))
-        if seen:
-            seen(done, len(first_use))
+        if tick:
+            tick(done, len(first_use))
     return sizes
 
 
-def check_lengths(training: Training, encoder: Any, inputs: Any, report: CheckReport, seen: Seen | None = None) -> int:
+def check_lengths(training: Training, encoder: Any, inputs: Any, report: CheckReport, tick: Tick | None = None) -> int:
     """Encode every row once, so that a cut through an image's tokens is named before the first step.
 
     Returns how many rows are cut (their text, which is allowed). Needs `sizes` of every image.
@@ -157,6 +157,6 @@ def check_lengths(training: Training, encoder: Any, inputs: Any, report: CheckRe
                 cut += encoder.encode(conversation, tokens).cut
             except InputError as error:
                 report.errors.append(str(error))
-        if seen:
-            seen(done, len(training.data.conversations))
+        if tick:
+            tick(done, len(training.data.conversations))
     return cut

@@ -1,4 +1,4 @@
-"""A conversation as token ids and labels: only what the assistant says is learnt."""
+"""A conversation as token ids and labels: only what the assistant says is learned."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,13 +85,13 @@ class Encoder:
                     prompt += self._ids(framed)
             prompt += self._ids(template.user.replace("{content}", asked))
             said = self._with_images(answer, images)
-            learnt: list[int] = []
+            learned: list[int] = []
             if template.thought:
-                prompt, said, learnt = self._with_thought(prompt, said)
-            learnt += self._ids(template.assistant.replace("{content}", said))
+                prompt, said, learned = self._with_thought(prompt, said)
+            learned += self._ids(template.assistant.replace("{content}", said))
             if template.ends_with_eos and self.tokenizer.eos_token_id is not None:
-                learnt.append(self.tokenizer.eos_token_id)
-            yield prompt, learnt
+                learned.append(self.tokenizer.eos_token_id)
+            yield prompt, learned
 
     def _with_thought(self, prompt: list[int], said: str) -> tuple[list[int], str, list[int]]:
         """Prompt, answer and the answer's first ids after the recipe's wish about thoughts."""

@@ -1,7 +1,7 @@
 """The folder of a training run: the manifest that says how the adapter came about, and where a killed run goes on.
 
 settings   compared when a run goes on: model, data, recipe, lambda; another one on the same folder is refused
-notes      told, not compared: paths, what was ignored
+notes      recorded, not compared: paths, what was ignored
 runs       one entry per process life: versions, hardware, steps, peak memory
 finished   whether the adapter in the folder is the last step's
 """

@@ -13,7 +13,7 @@ from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.progress import Progress
 from transformers_agci.method import autoload
 from transformers_agci.training.batches import Bounds, ImageInputs
-from transformers_agci.training.checks import CheckReport, Seen, Training, check_lengths, check_training
+from transformers_agci.training.checks import CheckReport, Tick, Training, check_lengths, check_training
 from transformers_agci.training.encoding import Encoder
 from transformers_agci.training.merge import check_merge
 from transformers_agci.training.recipe_keys import ATTENTION, MergeRecipe, TrainRecipe
@@ -21,14 +21,14 @@ from transformers_agci.training.recipe_keys import ATTENTION, MergeRecipe, Train
 
 def validate_training(recipe: TrainRecipe, report: CheckReport, images: bool = True) -> Training:
     """`check_training` with its images on a bar."""
-    with _bar("picture") as seen:
-        return check_training(recipe, report, seen, images)
+    with _bar("image") as tick:
+        return check_training(recipe, report, tick, images)
 
 
 def validate_lengths(training: Training, encoder: Encoder, inputs: ImageInputs, report: CheckReport) -> int:
     """`check_lengths` with its rows on a bar."""
-    with _bar("row") as seen:
-        return check_lengths(training, encoder, inputs, report, seen)
+    with _bar("row") as tick:
+        return check_lengths(training, encoder, inputs, report, tick)
 
 
 def check_recipe(recipe: TrainRecipe | MergeRecipe) -> CheckReport:
@@ -66,17 +66,17 @@ def _check_training(recipe: TrainRecipe, report: CheckReport) -> None:
 
 
 @contextlib.contextmanager
-def _bar(unit: str) -> Iterator[Seen]:
+def _bar(unit: str) -> Iterator[Tick]:
     """A bar that appears with the first call of what is yielded."""
     bar: Progress | None = None
 
-    def seen(done: int, total: int) -> None:
+    def tick(done: int, total: int) -> None:
         nonlocal bar
         bar = bar or Progress(total, unit=unit)
         bar.add(1)
 
     try:
-        yield seen
+        yield tick
     finally:
         if bar:
             bar.close()

@@ -113,8 +113,8 @@ class TrainerKeys:
 _WITHOUT_MEANING = {
     "trust_remote_code": "the Python code of a checkpoint is never run",
     "use_fast_tokenizer": "the checkpoint's own tokenizer is taken",
-    "low_cpu_mem_usage": "transformers loads that way anyhow",
-    "print_param_status": "the number of trainable weights is printed anyhow",
+    "low_cpu_mem_usage": "transformers always loads that way",
+    "print_param_status": "the number of trainable weights is always printed",
 }
 
 _TRAIN_FIXED = {
@@ -140,10 +140,10 @@ _TRAIN_FIXED = {
     "neat_packing": _only("one conversation is one sequence", False),
     "streaming": _only("rows are read before the first step, so that a bad one is named then", False),
     "mix_strategy": _only("data sets follow one another", "concat"),
-    "train_on_prompt": _only("only what the assistant says is learnt", False),
-    "mask_history": _only("every answer of a conversation is learnt", False),
+    "train_on_prompt": _only("only what the assistant says is learned", False),
+    "mask_history": _only("every answer of a conversation is learned", False),
     "disable_shuffling": _only("rows are shuffled by the seed", False),
-    "image_do_pan_and_scan": _only("images are not cut up", False),
+    "image_do_pan_and_scan": _only("images are not cut into tiles", False),
     "resize_vocab": _only("the vocabulary stays as it is", False),
     "deepspeed": _only("several processes are started by torchrun"),
     "fsdp": _only("several processes are started by torchrun", ""),
@@ -156,7 +156,7 @@ _TRAIN_IGNORED = {
     "overwrite_cache": "rows are encoded when they are needed, nothing is cached",
     "preprocessing_num_workers": "rows are encoded when they are needed (dataloader_num_workers does it ahead)",
     "preprocessing_batch_size": "rows are encoded when they are needed",
-    "plot_loss": "the losses stand in trainer_state.json",
+    "plot_loss": "the losses are in trainer_state.json",
     "resume_from_checkpoint": "a killed run goes on from its last checkpoint by itself",
     "include_num_input_tokens_seen": "tokens are not counted",
     "per_device_eval_batch_size": "nothing is evaluated while training",

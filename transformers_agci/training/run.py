@@ -148,7 +148,7 @@ def _check_tracker(recipe: TrainRecipe) -> None:
 def settings_of(
     recipe: TrainRecipe, training: Training, loaded: LoadedModel, lam: float, world_size: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What must be equal for a run to go on, and what the manifest only tells."""
+    """What must be equal for a run to go on, and what the manifest only records."""
     identity = {name: value for name, value in loaded.identity.items() if name != "chat_template_sha256"}
     settings = {
         "lambda": lam,
@@ -198,10 +198,10 @@ def _fit(
         trainer.save_model()
         trainer.save_state()
     except (InputError, OSError, SafetensorError, RuntimeError, ImportError) as error:
-        told = _remedy(error, folder)
-        if told is None:
+        remedy = _remedy(error, folder)
+        if remedy is None:
             raise
-        raise InputError(told) from error
+        raise InputError(remedy) from error
     finally:
         steps.close()
     if trainer.is_world_process_zero():

@@ -73,7 +73,11 @@ def embedded_data(folder: Path, items: int, seed: int, limit: int | None = None)
     """Composites of the embedded atlas, Yes and No rows, written to `folder` (kept when it holds the same already)."""
     from transformers_agci.embedded.probe_set import IMAGE_FOLDER, NEGATIVES_FILE, ROWS_FILE, build_probe_set
 
-    with committed_folder(folder, "drawing the probe set in", replace=True, keep_equal=True, wait=WAIT_SECONDS) as made:
-        assert made is not None
-        build_probe_set(made, items, seed)
+    doing = "drawing the probe set in"
+    try:
+        with committed_folder(folder, doing, replace=True, keep_equal=True, wait=WAIT_SECONDS) as made:
+            assert made is not None
+            build_probe_set(made, items, seed)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror or error}); give another folder.") from error
     return read_data(folder / ROWS_FILE, folder / IMAGE_FOLDER, folder / NEGATIVES_FILE, limit=limit)
