@@ -13,11 +13,12 @@ from scipy import stats
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.position.comparison import compare, verdict
+from transformers_agci.experiments.position.measures import ResamplingConfig, measure
 from transformers_agci.experiments.position.metrics import evaluate, load
-from transformers_agci.experiments.position.report import Draws, compare, measure, verdict
 from transformers_agci.experiments.position.results import read_answer, read_results
 
-DRAWS = Draws(200, 400)
+RESAMPLING = ResamplingConfig(200)
 
 
 def result_rows(items, correct, margin=True, answers=("Yes", "No")):
@@ -92,7 +93,7 @@ def test_tables_of_a_result(tmp_path: Path) -> None:
 def test_a_published_result_is_accepted(tmp_path: Path) -> None:
     """JSON Lines in a .json file, no logits, Yes rows only."""
     rows = result_rows(4, lambda *_: True, margin=False, answers=["Yes"])
-    report = measure(read_results(write(tmp_path / "laion_answers.json", rows)), DRAWS)
+    report = measure(read_results(write(tmp_path / "laion_answers.json", rows)), RESAMPLING)
     assert report.yes.accuracy.estimate == 1.0 and report.yes.accuracy.low < 1.0
     assert report.no is None and report.balanced is None and report.yes.margin is None
 
@@ -111,7 +112,7 @@ def test_negatives_may_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
     yes = write(tmp_path / "x.json", [row for row in rows if row["answer"] == "Yes"])
     no = write(tmp_path / "x_negatives.json", [row for row in rows if row["answer"] == "No"])
     parts = load([yes], [no])[0]
-    assert measure(parts, DRAWS).balanced == measure(whole, DRAWS).balanced
+    assert measure(parts, RESAMPLING).balanced == measure(whole, RESAMPLING).balanced
 
 
 def test_numbers_by_hand(tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
             tmp_path / "a.jsonl", result_rows(2, lambda item, answer, cell: cell < 6 if answer == "Yes" else item == 0)
         )
     )
-    report = measure(result, DRAWS)
+    report = measure(result, RESAMPLING)
     assert report.yes.accuracy.estimate == pytest.approx(12 / 18)
     assert [cell.estimate for cell in report.yes.cells] == [1.0] * 6 + [0.0] * 3
     assert report.yes.spread.gap.observed == 1.0
@@ -135,52 +136,189 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
 def test_two_equal_results_show_no_difference(tmp_path: Path) -> None:
     first = read_results(write(tmp_path / "a.jsonl", result_rows(30, coin(0.9, 1))), label="baseline")
     second = read_results(write(tmp_path / "b.jsonl", result_rows(30, coin(0.9, 1))), label="AGCI")
-    pair = compare(first, second, DRAWS)
-    assert pair.balanced[:3] == (0, 0, 0)
+    pair = compare(first, second)
+    assert pair.balanced.estimate == 0 and pair.balanced.low < 0 < pair.balanced.high
     assert verdict(pair).startswith("On 30 items, AGCI against baseline: no difference in balanced accuracy")
-    assert "neither more nor less even" in verdict(pair)
+    assert pair.evenness.verdict == "no difference shown" and "no difference in evenness shown" in verdict(pair)
 
 
 def test_the_verdict_follows_the_interval(tmp_path: Path) -> None:
     """The same words for noise, others for a true gain, a true loss, and a moved threshold."""
-    low_at_the_bottom = lambda cell: 0.9 if cell < 6 else 0.4  # noqa: E731
+    low_at_the_bottom = lambda cell: 0.9 if cell < 6 else 0.6  # noqa: E731
     files = {
         "base": coin(low_at_the_bottom, 2),
         "noise": coin(low_at_the_bottom, 3),
-        "gain": coin(0.97, 4),
+        "gain": coin(0.92, 4),
         "yes": lambda item, answer, cell: answer == "Yes",
     }
     results = {
-        name: read_results(write(tmp_path / f"{name}.jsonl", result_rows(80, correct)), label=name)
+        name: read_results(write(tmp_path / f"{name}.jsonl", result_rows(150, correct, margin=False)), label=name)
         for name, correct in files.items()
     }
-    noise = verdict(compare(results["base"], results["noise"], DRAWS))
-    assert "no difference in balanced accuracy" in noise and "neither more nor less even" in noise
-    gain = verdict(compare(results["base"], results["gain"], DRAWS))
+    noise = verdict(compare(results["base"], results["noise"]))
+    assert "no difference in balanced accuracy" in noise and "no difference in evenness shown" in noise
+    gain = verdict(compare(results["base"], results["gain"]))
     assert "balanced accuracy rises by" in gain and "the Yes map is more even" in gain
-    loss = verdict(compare(results["gain"], results["base"], DRAWS))
+    loss = verdict(compare(results["gain"], results["base"]))
     assert "balanced accuracy falls by" in loss and "the Yes map is less even" in loss
-    shift = verdict(compare(results["base"], results["yes"], DRAWS))
+    shift = verdict(compare(results["base"], results["yes"]))
     assert "the threshold moves: it says Yes more often (Yes rows +" in shift
+    assert "cannot be told (there are no margins, and a cell has hardly a right or a wrong answer)" in shift
     for text in (noise, gain, loss, shift):
         assert text.endswith(".") and "\n" not in text
+
+
+def margin_rows(tables, margin=True):
+    """Rows of a result from margins {answer: [items, 9]}; NaN: no row."""
+    return [
+        {
+            "image": f"{item:04d}_{cell}.jpg",
+            "position": position,
+            "answer": answer,
+            "prediction": "Yes" if table[item, cell] > 0 else "No",
+        }
+        | ({"margin": float(table[item, cell])} if margin else {})
+        for answer, table in tables.items()
+        for item in range(len(table))
+        for cell, position in enumerate(POSITIONS)
+        if not np.isnan(table[item, cell])
+    ]
+
+
+def margins(items, bias, seed):
+    """Yes rows lean to No by `bias` per row of the grid; an item has much in common with itself."""
+    rng = np.random.default_rng(seed)
+    tables = {answer: 0.7 * rng.normal(size=(items, 1)) + 0.7 * rng.normal(size=(items, 9)) for answer in ("Yes", "No")}
+    return {"Yes": tables["Yes"] + 1.3 + bias * np.repeat([1, 0, -1], 3), "No": tables["No"] - 1.3}
+
+
+def evenness_of(tmp_path: Path, first, second, **options):
+    """The JSON that the command writes of two results given as margins."""
+    paths = []
+    for name, tables in (("a", first), ("b", second)):
+        paths.append(str(write(tmp_path / f"{name}.jsonl", margin_rows(tables, **options))))
+    out = tmp_path / "o.json"
+    assert main(["metrics", "--results_file", *paths, "--json", str(out), "--draws", "20"]) == 0
+    return json.loads(out.read_text())["difference"]["evenness"]
+
+
+def test_a_moved_threshold_is_no_repair(tmp_path: Path) -> None:
+    """Accuracies become far more even; margins, AUC and the threshold-matched baseline say that nothing happened."""
+    before = margins(100, 0.4, seed=0)
+    found = evenness_of(tmp_path, before, {answer: 2 * (table + 1) for answer, table in before.items()})
+    assert found["verdict"] == "no difference shown"
+    assert found["accuracy"]["high"] < 0
+    for change in (found["margin"], found["auc"], *list(found["threshold_matched"].values())[1:]):
+        assert change["estimate"] == pytest.approx(0, abs=1e-9)
+        assert change["low"] < 0 < change["high"]
+    assert found["threshold_matched"]["shift"] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("before, after, said", [(0.4, 0.1, "more even"), (0.1, 0.4, "less even")])
+def test_a_change_of_the_margins_is_found_through_a_moved_threshold(tmp_path: Path, before, after, said) -> None:
+    second = {answer: table - 0.8 for answer, table in margins(100, after, seed=2).items()}
+    found = evenness_of(tmp_path, margins(100, before, seed=1), second)
+    assert found["verdict"] == said
+    assert np.sign(found["margin"]["estimate"]) == (-1 if said == "more even" else 1)
+    assert found["margin"]["first"] == pytest.approx(before**2 * 2 / 3, abs=0.04)
+
+
+def test_without_margins_the_verdict_needs_no_rows(tmp_path: Path) -> None:
+    before, after = margins(200, 0.6, seed=3), margins(200, 0.0, seed=4)
+    found = evenness_of(tmp_path, before, after, margin=False)
+    assert found["verdict"] == "more even" and found["d_prime"]["high"] < 0
+    assert found["margin"] is found["auc"] is found["threshold_matched"] is None
+    alone = evenness_of(tmp_path, {"Yes": before["Yes"]}, {"Yes": after["Yes"]}, margin=False)
+    assert alone["verdict"] == "cannot tell" and alone["d_prime"] is None and alone["accuracy"]["high"] < 0
+
+
+@pytest.mark.parametrize("items", [1, 2, 5])
+def test_few_items_allow_no_verdict(tmp_path: Path, items) -> None:
+    found = evenness_of(tmp_path, margins(items, 1, seed=5), margins(items, 0, seed=6))
+    assert found["verdict"] == "cannot tell"
+
+
+def all_intervals(content, path=""):
+    """Every object with bounds in a JSON text."""
+    if isinstance(content, dict):
+        if "low" in content:
+            yield path, content
+        for name, value in content.items():
+            yield from all_intervals(value, f"{path}.{name}")
+    elif isinstance(content, list):
+        for number, value in enumerate(content):
+            yield from all_intervals(value, f"{path}[{number}]")
+
+
+@pytest.mark.parametrize("items", [1, 2, 40])
+@pytest.mark.parametrize("answers", [("Yes", "No"), ("Yes",)])
+@pytest.mark.parametrize("right", [True, False])
+def test_no_interval_has_the_width_zero(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], items, answers, right
+) -> None:
+    """Everything right, or everything wrong, with margins that are all equal, and two equal results."""
+    path = str(write(tmp_path / "a.jsonl", result_rows(items, lambda *_: right, answers=answers)))
+    out = tmp_path / "o.json"
+    assert main(["metrics", "--results_file", path, path, "--json", str(out), "--draws", "20"]) == 0
+    found = list(all_intervals(json.loads(out.read_text())))
+    assert len(found) > 20
+    for name, interval in found:
+        if interval["low"] is not None:
+            assert interval["high"] - interval["low"] > 1e-6, name
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_rows_without_a_margin_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tables = margins(30, 0.2, seed=7)
+    rows = margin_rows(tables)
+    for row in rows[:7]:
+        row["margin"] = float("nan")
+    path = str(write(tmp_path / "a.jsonl", rows))
+    assert main(["metrics", "--results_file", path, path, "--draws", "20"]) == 0
+    out = capsys.readouterr().out
+    assert "7 Yes rows have no margin and are left out" in out
+    rows[3]["margin"] = float("inf")
+    with pytest.raises(InputError, match=r'a\.jsonl:4: "margin" must be finite'):
+        read_results(write(tmp_path / "a.jsonl", rows))
+
+
+def test_failures_that_depend_on_the_position_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = result_rows(60, coin(0.8, 8))
+    kept = [row for row in rows if row["position"] != "center" or int(row["image"][:4]) % 3]
+    path = str(write(tmp_path / "a.jsonl", kept))
+    report = measure(read_results(path), RESAMPLING)
+    assert report.yes.missing_cells == [0, 0, 0, 0, 20, 0, 0, 0, 0] and report.yes.failures.p < 0.001
+    assert main(["metrics", "--results_file", path, "--draws", "20"]) == 0
+    assert "Rows fail at some positions more than at others (Yes rows: p < 0.001)" in capsys.readouterr().out
+    assert measure(read_results(write(tmp_path / "b.jsonl", rows)), RESAMPLING).yes.failures is None
+
+
+def test_signal_detection_of_a_result(tmp_path: Path) -> None:
+    result = read_results(write(tmp_path / "a.jsonl", margin_rows(margins(200, 0.0, seed=9))))
+    report = measure(result, RESAMPLING)
+    sd = np.sqrt(0.98)
+    assert report.auc.estimate == pytest.approx(stats.norm.cdf(2.6 / sd / np.sqrt(2)), abs=0.02)
+    assert report.criterion.low < 0 < report.criterion.high
+    assert report.matched.accuracy.estimate == pytest.approx(stats.norm.cdf(2.6 / sd - stats.norm.ppf(0.9)), abs=0.04)
+    assert report.best_threshold.balanced.estimate >= report.balanced.estimate
+    assert len(report.auc_cells) == len(report.criterion_cells) == len(report.matched.cells) == 9
 
 
 def test_rows_are_paired_by_item_not_by_place(tmp_path: Path) -> None:
     rows = result_rows(10, coin(0.7, 5))
     turned = [rows[18 * item + k] for item in reversed(range(10)) for k in range(18)]
     first, second = (read_results(write(tmp_path / f"{n}.jsonl", r)) for n, r in (("a", rows), ("b", turned)))
-    assert compare(first, second, DRAWS).balanced[:3] == (0, 0, 0)
+    assert compare(first, second).balanced.estimate == 0
 
 
 def test_rows_that_only_one_result_has_are_counted(tmp_path: Path) -> None:
     rows = result_rows(5, coin(0.7, 6))
     first, second = (read_results(write(tmp_path / f"{n}.jsonl", r)) for n, r in (("a", rows), ("b", rows[:-20])))
-    pair = compare(first, second, DRAWS)
+    pair = compare(first, second)
     assert pair.left_out == 20 and pair.yes.accuracy.overall.n == 45 - 9
     other = read_results(write(tmp_path / "c.jsonl", [row | {"image": "z" + row["image"]} for row in rows]))
     with pytest.raises(InputError, match="no row in common"):
-        compare(first, other, DRAWS)
+        compare(first, other)
 
 
 def grid_rows(side):
@@ -288,11 +426,11 @@ def test_command_prints_draws_and_writes(two_files, tmp_path: Path, capsys: pyte
 
 
 def test_one_file_has_the_no_map_beside_the_yes_map(two_files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers_agci.experiments.position import view as position_view
+    from transformers_agci.experiments.position import maps
 
     drawn = []
-    monkeypatch.setattr(position_view, "draw", lambda panels, *_: drawn.extend(panels))
-    position_view.draw_maps([measure(load(two_files[:1])[0], DRAWS)], None, tmp_path / "m.png")
+    monkeypatch.setattr(maps, "draw", lambda panels, *_: drawn.extend(panels))
+    maps.draw_maps([measure(load(two_files[:1])[0], RESAMPLING)], None, tmp_path / "m.png")
     assert [panel.title.split(":")[0] for panel in drawn[0]] == ["Yes rows", "No rows"]
     assert drawn[0][0].scale is drawn[0][1].scale
 
@@ -300,12 +438,12 @@ def test_one_file_has_the_no_map_beside_the_yes_map(two_files, tmp_path: Path, m
 def test_two_files_share_a_scale_and_the_difference_is_centred(
     two_files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers_agci.experiments.position import view as position_view
+    from transformers_agci.experiments.position import maps
 
     drawn = []
-    monkeypatch.setattr(position_view, "draw", lambda panels, *_: drawn.extend(panels))
-    metrics = evaluate(load(two_files), draws=DRAWS)
-    position_view.draw_maps(metrics.results, metrics.pair, tmp_path / "m.png")
+    monkeypatch.setattr(maps, "draw", lambda panels, *_: drawn.extend(panels))
+    metrics = evaluate(load(two_files), resampling=RESAMPLING)
+    maps.draw_maps(metrics.results, metrics.pair, tmp_path / "m.png")
     for row in drawn:
         assert row[0].scale is row[1].scale and not row[0].scale.diverging
         assert row[2].scale.diverging and row[2].scale.low == -row[2].scale.high

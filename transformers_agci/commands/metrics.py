@@ -51,12 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the numbers; draw and write what is asked for."""
     from transformers_agci.experiments.position import metrics as position_metrics
-    from transformers_agci.experiments.position.report import Draws
+    from transformers_agci.experiments.position.measures import ResamplingConfig
 
     position_metrics.check_outputs(args.output_heatmap)
     results = position_metrics.load(args.results_file, args.negatives_file, args.labels)
     controls = position_metrics.load_controls(args.text_only_file, args.blank_image_file)
-    metrics = position_metrics.evaluate(results, controls, Draws(args.draws, args.draws, args.seed))
+    metrics = position_metrics.evaluate(results, controls, ResamplingConfig(args.draws, args.seed))
     position_metrics.print_metrics(metrics)
     if args.json:
         position_metrics.write_json(metrics, args.json)

@@ -13,7 +13,7 @@ from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.data import ProbeData, embedded_data
 from transformers_agci.experiments.position.metrics import evaluate, load, write_json, write_maps
-from transformers_agci.experiments.position.view import summary_text
+from transformers_agci.experiments.position.tables import summary_text
 from transformers_agci.inference.progress import Progress
 from transformers_agci.storage.manifest import sibling_path
 from transformers_agci.storage.result_file import ResultFile, merge_shards, output_paths

@@ -1,6 +1,71 @@
-"""Plain-text tables for the terminal."""
+"""Tables as text and as Markdown, and the one way in which numbers and intervals are written.
 
+An interval of shares (0..1) is written in percent, a difference in percentage points; bounds that could not be had
+(a single item, values that are all equal) are said to be missing and never written as an interval of width zero.
+"""
+
+import math
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+ABSENT = "-"
+
+
+class Estimate(Protocol):
+    """What can be written: an estimate with bounds, NaN where there are none."""
+
+    @property
+    def estimate(self) -> float:
+        """The value."""
+
+    @property
+    def low(self) -> float:
+        """Lower bound."""
+
+    @property
+    def high(self) -> float:
+        """Upper bound."""
+
+
+class Style(NamedTuple):
+    """How an estimate is written: factor, decimals, whether with a sign."""
+
+    factor: float = 1
+    digits: int = 2
+    signed: bool = False
+
+    def value(self, number: float) -> str:
+        """One number; "-" where it is not finite."""
+        if not math.isfinite(number):
+            return ABSENT
+        text = f"{self.factor * number:{'+' if self.signed else ''}.{self.digits}f}"
+        return text.replace("-", "", 1) if float(text) == 0 and text[0] == "-" else text
+
+    def write(self, value: "Estimate | None") -> str:
+        """ "91.2 [89.0, 93.1]"; the estimate with "[no interval]" where it has no bounds; "-" without an estimate."""
+        if value is None or not math.isfinite(value.estimate):
+            return ABSENT
+        if not (math.isfinite(value.low) and math.isfinite(value.high)):
+            return f"{self.value(value.estimate)} [no interval]"
+        return f"{self.value(value.estimate)} [{self.value(value.low)}, {self.value(value.high)}]"
+
+
+PERCENT = Style(100, 1)
+POINTS = Style(100, 1, signed=True)
+NUMBER = Style()
+CHANGE = Style(signed=True)
+
+
+def p_value(p: float) -> str:
+    """ "0.032", "<0.001", "-" where there is none."""
+    if not math.isfinite(p):
+        return ABSENT
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_text(p: float) -> str:
+    """ "p = 0.032", "p < 0.001"."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

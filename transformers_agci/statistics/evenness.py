@@ -17,18 +17,20 @@ answer, and the distance between Yes and No rows (the logit itself where there a
 margins makes the first unit larger, a model that sees less shrinks the second: neither is a repair.
 """
 
-from typing import Any, Literal, NamedTuple
+import functools
+import math
+from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-Floats = NDArray[np.floating[Any]]
+from transformers_agci.statistics.intervals import Floats, t_quantile
+from transformers_agci.statistics.signal_detection import auc_without_each
+
 Verdict = Literal["more even", "less even", "no difference shown", "cannot tell"]
 
-CONFIDENCE = 0.95
 MIN_ITEMS = 10  # with fewer the jackknife's interval cannot be relied on
-MIN_COUNT = 5  # right and wrong answers that every cell needs before its d' is more than its correction
+MIN_COUNT = 3  # right and wrong answers that every cell needs before its d' is more than its correction
 
 
 class Change(NamedTuple):
@@ -90,7 +92,7 @@ def level(contributions: Floats | None) -> Level | None:
     error = _standard_error(leave_one_out(contributions))
     if not np.isfinite(error) or error == 0:
         return None
-    estimate, half = unevenness(contributions), _quantile(n) * error
+    estimate, half = unevenness(contributions), t_quantile(n - 1) * error
     return Level(estimate, estimate - half, estimate + half, n)
 
 
@@ -109,17 +111,13 @@ def compare(first: Floats | None, second: Floats | None) -> Change | None:
     if not np.isfinite(single) or single == 0:
         return None
     error = max(_standard_error(deletions[1] - deletions[0]), single / np.sqrt(n))
-    estimate, half = values[1] - values[0], float(_quantile(n) * error)
+    estimate, half = values[1] - values[0], float(t_quantile(n - 1) * error)
     return Change(*values, estimate, estimate - half, estimate + half)
 
 
 def _standard_error(deletions: Floats) -> float:
     n = len(deletions)
     return float(np.sqrt((n - 1) / n * ((deletions - deletions.mean()) ** 2).sum()))
-
-
-def _quantile(items: int) -> float:
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, items - 1))
 
 
 def pseudo_values(values: Floats, deleted: Floats) -> Floats | None:
@@ -192,48 +190,32 @@ def of_margins_by_distance(yes: Floats, no: Floats, answer: Literal["yes", "no"]
     return pseudo_values(own.means / whole, own.deleted_means / deleted[:, None])
 
 
-def of_d_prime(said_yes: Floats, said_yes_wrongly: Floats) -> Floats | None:
+def of_d_prime(said_yes: Floats, said_yes_wrongly: Floats, heavy_tails: bool = False) -> Floats | None:
     """Per-cell d' from the Yes answers to Yes rows and to No rows (tables of zeros and ones), log-linear correction.
 
     None where a cell has fewer than MIN_COUNT right or wrong answers of either kind: its d' is then mostly the
-    correction, which makes cells alike.
+    correction, which makes cells alike. d' stays the same under a moved threshold only if margins are normal;
+    `heavy_tails` measures it as if they were distributed as Student's t with three degrees of freedom.
     """
+    quantile = functools.partial(stats.t.ppf, df=3) if heavy_tails else stats.norm.ppf
     rates = []
     for table in (said_yes, said_yes_wrongly):
         sums = _Sums(table)
         if min(sums.totals.min(), (sums.counts - sums.totals).min()) < MIN_COUNT:
             return None
-        whole = stats.norm.ppf((sums.totals + 0.5) / (sums.counts + 1))
-        deleted = stats.norm.ppf((sums.totals - sums.values + 0.5) / (sums.deleted_counts + 1))
+        whole = quantile((sums.totals + 0.5) / (sums.counts + 1))
+        deleted = quantile((sums.totals - sums.values + 0.5) / (sums.deleted_counts + 1))
         rates.append((whole, deleted))
     return pseudo_values(rates[0][0] - rates[1][0], rates[0][1] - rates[1][1])
 
 
 def of_auc(yes: Floats, no: Floats) -> Floats | None:
     """Per-cell AUC of the margins: the share of pairs (Yes row, No row of the cell) in the right order, ties half."""
-    columns = [_auc_without_each(y, n) for y, n in zip(yes.T, no.T, strict=True)]
+    columns = [auc_without_each(y[:, None], n[:, None]) for y, n in zip(yes.T, no.T, strict=True)]
     if any(column is None for column in columns):
         return None
     values, deleted = zip(*(column for column in columns if column is not None), strict=True)
     return pseudo_values(np.array(values), np.stack(deleted, axis=1))
-
-
-def _auc_without_each(yes: Floats, no: Floats) -> tuple[float, Floats] | None:
-    """AUC of one cell, and the same without each item, in closed form by ranks."""
-    has_yes, has_no = np.isfinite(yes), np.isfinite(no)
-    yeses, noes = int(has_yes.sum()), int(has_no.sum())
-    if min(yeses, noes) < 2:
-        return None
-    values = np.concatenate([yes[has_yes], no[has_no]])
-    ranks = stats.rankdata(values)
-    below, above = np.zeros(len(yes)), np.zeros(len(no))  # wins of each Yes row, losses of each No row
-    below[has_yes] = ranks[:yeses] - stats.rankdata(values[:yeses])
-    above[has_no] = yeses - (ranks[yeses:] - stats.rankdata(values[yeses:]))
-    both = has_yes & has_no
-    own = np.where(both, (yes > no) + 0.5 * (yes == no), 0.0)
-    wins = float(below.sum())
-    deleted = (wins - below - above + own) / ((yeses - has_yes) * (noes - has_no))
-    return wins / (yeses * noes), deleted
 
 
 def verdict(decisive: Change | None, confirming: Change | None, items: int) -> Verdict:
@@ -248,3 +230,12 @@ def verdict(decisive: Change | None, confirming: Change | None, items: int) -> V
     if decisive.direction == 0:
         return "no difference shown"
     return "more even" if decisive.direction < 0 else "less even"
+
+
+def signed_root(variance: float) -> float:
+    """The standard deviation over the cells that belongs to V; negative where V is, by chance, below zero.
+
+    >>> signed_root(-0.04)
+    -0.2
+    """
+    return math.copysign(math.sqrt(abs(variance)), variance)

@@ -15,7 +15,7 @@ from transformers_agci.experiments.flow.flow import SOURCES
 from transformers_agci.experiments.items import item_names, target_box
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.report.nine_maps import PlaceMap, draw_nine
-from transformers_agci.report.table import format_table
+from transformers_agci.report.table import PERCENT, POINTS, format_table
 
 CELL_SHARE = 1 / 9  # of the image's area, about: what a flow without an aim would have on the target
 
@@ -55,13 +55,9 @@ def aggregate(path: Path, draws: int = 2000, seed: int = 0) -> list[FlowMaps]:
             shares = np.full((len(items), len(POSITIONS)), np.nan)
             for place, entry in zip(places, of_rows, strict=True):
                 shares[place] = entry["on_target"]
-            change = None if first is None else st.paired_difference(first, shares, draws, seed)
+            change = None if first is None else st.paired_difference(first, shares)
             first = shares if first is None else first
-            summed.append(
-                FlowMaps(
-                    source, told["lambda"], _means(places, of_rows), st.bootstrap_means(shares, draws, seed), change
-                )
-            )
+            summed.append(FlowMaps(source, told["lambda"], _means(places, of_rows), st.mean_over_items(shares), change))
     return summed
 
 
@@ -81,7 +77,7 @@ def maps_text(summed: list[FlowMaps]) -> str:
             ["all", *POSITIONS], [maps.shares.overall, *maps.shares.cells], _changes(maps), strict=True
         ):
             rows.append(
-                [f"{maps.source}, lambda {lambda_text(maps.lam)}, {name}", _percent(share), change, str(share.n)]
+                [f"{maps.source}, lambda {lambda_text(maps.lam)}, {name}", PERCENT.write(share), change, str(share.n)]
             )
     table = format_table(["from, target", "flow on the target, % [95 %]", "change, points [95 %]", "n"], rows)
     return f"{table}\n\nA flow without an aim would have {100 * CELL_SHARE:.1f} % on the target's cell."
@@ -90,13 +86,7 @@ def maps_text(summed: list[FlowMaps]) -> str:
 def _changes(maps: FlowMaps) -> list[str]:
     if maps.change is None:
         return ["-"] * (1 + len(POSITIONS))
-    return [_percent(value, "+") for value in (maps.change.overall, *maps.change.cells)]
-
-
-def _percent(value: st.Interval, sign: str = "") -> str:
-    if not value.n:
-        return "-"
-    return "{:{s}.1f} [{:{s}.1f}, {:{s}.1f}]".format(*(100 * number for number in value[:3]), s=sign)
+    return [POINTS.write(value) for value in (maps.change.overall, *maps.change.cells)]
 
 
 def draw_maps(summed: list[FlowMaps], output_dir: Path, layers: str) -> list[Path]:
@@ -108,7 +98,7 @@ def draw_maps(summed: list[FlowMaps], output_dir: Path, layers: str) -> list[Pat
             PlaceMap(
                 mean,
                 POSITIONS[k].replace("_", " "),
-                f"on it {_percent(maps.shares.cells[k])} %, n = {maps.shares.cells[k].n}",
+                f"on it {PERCENT.write(maps.shares.cells[k])} %, n = {maps.shares.cells[k].n}",
                 boxes[k],
             )
             for k, mean in enumerate(maps.means)
@@ -120,7 +110,7 @@ def draw_maps(summed: list[FlowMaps], output_dir: Path, layers: str) -> list[Pat
                 output_dir / f"flow_{maps.source}_lam{lambda_text(maps.lam)}.png",
                 "attention per area of the image (1: all attention, evenly spread)",
                 f"flow from {SOURCES[maps.source]}\nlambda {lambda_text(maps.lam)}, {layers}",
-                f"outlined: the target's cell; flow on it {_percent(overall)} % of the image's (a ninth: 11.1 %), "
+                f"outlined: the target's cell; flow on it {PERCENT.write(overall)} % of the image's (a ninth: 11.1 %), "
                 "95 % intervals over items",
             )
         )

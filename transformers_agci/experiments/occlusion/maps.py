@@ -13,7 +13,7 @@ from transformers_agci.experiments.items import target_box
 from transformers_agci.experiments.occlusion.files import ImageMap
 from transformers_agci.experiments.occlusion.masks import Raster
 from transformers_agci.report.nine_maps import PlaceMap, draw_nine, draw_one
-from transformers_agci.report.table import format_table
+from transformers_agci.report.table import PERCENT, format_table
 
 LABEL = "mean change of the answer's logits (each image's largest = 1)"
 
@@ -57,7 +57,7 @@ def aggregate(maps: Sequence[ImageMap], draws: int = 2000, seed: int = 0) -> Occ
         totals[image.cell] += pixels
         counts[image.cell] += 1
         shares[items[image.item], image.cell] = share_in(pixels, target_box(image.cell, *pixels.shape[::-1]))
-    overall, cells = st.bootstrap_means(shares, draws, seed)
+    overall, cells = st.mean_over_items(shares)
     means = [total / n if n else None for total, n in zip(totals, counts, strict=True)]
     covered = raster.covered().astype(float)
     areas = [share_in(covered, target_box(cell, raster.width, raster.height)) for cell in range(len(POSITIONS))]
@@ -80,15 +80,11 @@ def share_in(pixels: np.ndarray, box: Box) -> float:
 def maps_text(maps: OcclusionMaps) -> str:
     """Shares per position as a table."""
     rows = [
-        [name, _percent(share), f"{100 * area:.1f}", str(share.n)]
+        [name, PERCENT.write(share), f"{100 * area:.1f}", str(share.n)]
         for name, share, area in zip(POSITIONS, maps.shares, maps.areas, strict=True)
     ]
-    rows.append(["all", _percent(maps.overall), f"{100 * np.mean(maps.areas):.1f}", str(maps.overall.n)])
+    rows.append(["all", PERCENT.write(maps.overall), f"{100 * np.mean(maps.areas):.1f}", str(maps.overall.n)])
     return format_table(["target", "share of the map on the target, % [95 %]", "its area, %", "n"], rows)
-
-
-def _percent(share: st.Interval) -> str:
-    return f"{100 * share.estimate:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]" if share.n else "-"
 
 
 def draw_maps(maps: OcclusionMaps, path: Path, title: str = "") -> list[Path]:
@@ -100,7 +96,7 @@ def draw_maps(maps: OcclusionMaps, path: Path, title: str = "") -> list[Path]:
         panel, single = path / "panel.png", [path / f"{k}_{name}.png" for k, name in enumerate(POSITIONS)]
     places = [_place(maps, k) for k in range(len(POSITIONS))]
     said = (
-        f"outlined: the target's cell; share of the map inside it {_percent(maps.overall)} % "
+        f"outlined: the target's cell; share of the map inside it {PERCENT.write(maps.overall)} % "
         f"(area {100 * np.mean(maps.areas):.1f} %), 95 % intervals over items"
     )
     drawn = [draw_nine(places, panel, LABEL, title, said)]
@@ -111,5 +107,5 @@ def _place(maps: OcclusionMaps, k: int) -> PlaceMap:
     raster, share = maps.raster, maps.shares[k]
     box = target_box(k, raster.width, raster.height)
     fractions = (box.left / raster.width, box.top / raster.height, box.right / raster.width, box.bottom / raster.height)
-    note = f"on it {_percent(share)} %, n = {maps.counts[k]}"
+    note = f"on it {PERCENT.write(share)} %, n = {maps.counts[k]}"
     return PlaceMap(maps.means[k], POSITIONS[k].replace("_", " "), note, fractions)

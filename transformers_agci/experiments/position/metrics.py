@@ -9,11 +9,13 @@ import numpy as np
 
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.position.report import Draws, PairReport, ResultReport, as_json, compare, measure
+from transformers_agci.experiments.position.comparison import PairReport, as_json, compare
+from transformers_agci.experiments.position.maps import draw_maps
+from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
 from transformers_agci.experiments.position.results import ProbeResult, label_of, read_results
-from transformers_agci.experiments.position.view import draw_maps, pair_positions, pair_text, result_text
+from transformers_agci.experiments.position.tables import pair_positions, pair_text, result_text
 from transformers_agci.report.heatmap import image_path
-from transformers_agci.report.table import format_table
+from transformers_agci.report.table import PERCENT, format_table
 from transformers_agci.storage import json_file
 
 Paths = Sequence[str | Path]
@@ -58,10 +60,12 @@ def load_controls(text_only: Paths = (), blank_image: Paths = ()) -> list[Contro
     ]
 
 
-def evaluate(results: Sequence[ProbeResult], controls: Sequence[Control] = (), draws: Draws | None = None) -> Metrics:
+def evaluate(
+    results: Sequence[ProbeResult], controls: Sequence[Control] = (), resampling: ResamplingConfig | None = None
+) -> Metrics:
     """Measure the results, and compare them where there are two."""
-    pair = compare(results[0], results[1], draws) if len(results) == 2 else None
-    return Metrics([measure(result, draws) for result in results], pair, list(controls))
+    pair = compare(results[0], results[1]) if len(results) == 2 else None
+    return Metrics([measure(result, resampling) for result in results], pair, list(controls))
 
 
 def print_metrics(metrics: Metrics) -> None:
@@ -84,18 +88,14 @@ def accuracies_text(paths: Paths) -> str:
         result = read_results(path)
         accuracies = [st.clustered_proportion(t.correct) if t else None for t in (result.yes, result.no)]
         unreadable = sum(int(np.nansum(t.unreadable)) for t in (result.yes, result.no) if t)
-        lines.append([result.label, *(_percent(accuracy) for accuracy in accuracies), str(unreadable)])
+        lines.append([result.label, *(PERCENT.write(accuracy) for accuracy in accuracies), str(unreadable)])
     return format_table(["accuracy", "Yes rows % [95 %]", "No rows % [95 %]", "unreadable"], lines)
 
 
 def controls_text(controls: Sequence[Control]) -> str:
     """The Yes-rates without the image, as a table."""
-    rows = [[control.name, _percent(control.yes_rate), _percent(control.no_rate)] for control in controls]
+    rows = [[control.name, PERCENT.write(control.yes_rate), PERCENT.write(control.no_rate)] for control in controls]
     return format_table(["says Yes without the image", "Yes rows % [95 %]", "No rows % [95 %]"], rows)
-
-
-def _percent(rate: st.Interval | None) -> str:
-    return "-" if rate is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in rate[:3]))
 
 
 def write_maps(metrics: Metrics, path: str | Path, title: str = "") -> Path:

@@ -16,6 +16,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.items import item_names
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.storage import manifest
+from transformers_agci.storage.json_file import read_json_object
 
 Floats = NDArray[np.floating]
 Shape = tuple[int, int]  # rows, cols of the grid
@@ -55,6 +56,11 @@ class Tables:
     def rows(self) -> int:
         """How many rows there are."""
         return int((~np.isnan(self.correct)).sum())
+
+    @property
+    def has_margins(self) -> bool:
+        """Whether any row carries a margin."""
+        return bool(np.isfinite(self.margin).any())
 
 
 @dataclass(frozen=True)
@@ -143,10 +149,10 @@ def label_of(path: str | Path) -> str:
 def _lambda_of(path: Path) -> float | None:
     """The lambda in the manifest that stands beside a result of ours; None for other results."""
     try:
-        found = manifest.read(path)
+        settings = read_json_object(manifest.path_of(path)).get("settings")
     except InputError:
         return None
-    lam = found["settings"].get("lambda") if found else None
+    lam = settings.get("lambda") if isinstance(settings, dict) else None
     return float(lam) if isinstance(lam, int | float) and not isinstance(lam, bool) else None
 
 
@@ -197,6 +203,8 @@ def _margin(row: Mapping[str, Any], where: str) -> float:
         return math.nan
     if isinstance(margin, bool) or not isinstance(margin, int | float):
         raise InputError(f'{where}: "margin" must be a number, but is {margin!r}.')
+    if math.isinf(margin):
+        raise InputError(f'{where}: "margin" must be finite, or null where there is none, but is {margin!r}.')
     return float(margin)
 
 

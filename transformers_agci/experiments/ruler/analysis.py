@@ -20,10 +20,9 @@ from transformers_agci.experiments.ruler.conditions import (
     REPAIR,
     Condition,
 )
-from transformers_agci.statistics import clustered_proportion, permutation_null
+from transformers_agci.statistics import Floats, clustered_proportion, permutation_null
 from transformers_agci.statistics.evenness import (
     Change,
-    Floats,
     Level,
     Verdict,
     compare,
@@ -33,6 +32,7 @@ from transformers_agci.statistics.evenness import (
     of_margins_by_distance,
     of_means,
     of_standardized_margins,
+    signed_root,
     verdict,
 )
 
@@ -118,15 +118,6 @@ def summarize(margins: Margins, conditions: Sequence[Condition]) -> dict[str, An
             nothing = Side.of(margins[Condition(condition.beta).name])
             found[condition.name]["against nothing"] = against(nothing, side)
     return found
-
-
-def signed_root(value: float) -> float:
-    """The standard deviation over the cells that belongs to V; negative where V is, by chance, below zero.
-
-    >>> signed_root(-0.04)
-    -0.2
-    """
-    return math.copysign(math.sqrt(abs(value)), value)
 
 
 class Criterion(NamedTuple):

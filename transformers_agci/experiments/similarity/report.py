@@ -13,8 +13,11 @@ from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.items import item_names
 from transformers_agci.report.heatmap import Panel, Scale, draw, scale_about_zero
-from transformers_agci.report.table import format_table
+from transformers_agci.report.table import Style, format_table
 from transformers_agci.storage import json_file
+
+COSINE = Style(digits=4)
+COSINE_CHANGE = Style(digits=4, signed=True)
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,9 @@ def read_similarities(path: Path | str) -> st.Floats:
 
 
 def measure(table: st.Floats, draws: int = 2000, seed: int = 0) -> SimilarityReport:
-    """Means with bootstrap intervals that resample items, and the test of evenness that permutes within items."""
+    """Means with t intervals over items, and the test of evenness that permutes within items."""
     centred = table - np.nanmean(table, axis=1, keepdims=True)
-    means, effects = (st.bootstrap_means(values, draws, seed) for values in (table, centred))
+    means, effects = (st.mean_over_items(values) for values in (table, centred))
     return SimilarityReport(
         len(table), means.overall, means.cells, effects.cells, st.permutation_null(table, draws, seed)
     )
@@ -75,23 +78,19 @@ def report_text(report: SimilarityReport, label: str) -> str:
     """The numbers as a table."""
     sd, gap = report.spread.sd, report.spread.gap
     lines = [
-        f"{label}: {report.items} items, {report.overall.n} rows; 95 % intervals resample items",
+        f"{label}: {report.items} items, {report.overall.n} rows; 95 % intervals over items",
         "",
-        f"mean similarity {_with_range(report.overall)}",
+        f"mean similarity {COSINE.write(report.overall)}",
         f"deviation over the positions {sd.observed:.4f} (by chance {sd.expected:.4f}, p = {sd.p:.4f}); "
         f"largest minus smallest {gap.observed:.4f} (by chance {gap.expected:.4f})",
         "",
     ]
     rows = [
-        [name, _with_range(cell), _with_range(effect, "+"), str(cell.n)]
+        [name, COSINE.write(cell), COSINE_CHANGE.write(effect), str(cell.n)]
         for name, cell, effect in zip(POSITIONS, report.cells, report.effects, strict=True)
     ]
     lines.append(format_table(["position", "similarity [95 %]", "from the item's mean [95 %]", "n"], rows))
     return "\n".join(lines)
-
-
-def _with_range(value: st.Interval, sign: str = "") -> str:
-    return f"{value.estimate:{sign}.4f} [{value.low:{sign}.4f}, {value.high:{sign}.4f}]"
 
 
 def draw_similarity(report: SimilarityReport, path: str | Path, title: str = "") -> Path:
@@ -133,7 +132,7 @@ def _panel(cells: list[st.Interval], scale: Scale, title: str, form: str, note: 
         title=title,
         note=note,
         texts=[f"{cell.estimate:{form}}" if cell.n else "-" for cell in cells],
-        subtexts=[f"{cell.low:{form}} to {cell.high:{form}}" if cell.n else "" for cell in cells],
+        subtexts=[f"{cell.low:{form}} to {cell.high:{form}}" if np.isfinite(cell.low) else "" for cell in cells],
     )
 
 
@@ -141,9 +140,9 @@ def write_json(report: SimilarityReport, path: str | Path) -> None:
     """All numbers as JSON."""
     content: dict[str, Any] = {
         "items": report.items,
-        "overall": report.overall._asdict(),
+        "overall": _plain(report.overall),
         "positions": {
-            name: {"similarity": cell._asdict(), "from_item_mean": effect._asdict()}
+            name: {"similarity": _plain(cell), "from_item_mean": _plain(effect)}
             for name, cell, effect in zip(POSITIONS, report.cells, report.effects, strict=True)
         },
         "spread": {"sd": report.spread.sd._asdict(), "gap": report.spread.gap._asdict()},
@@ -153,3 +152,8 @@ def write_json(report: SimilarityReport, path: str | Path) -> None:
         json_file.write_json(Path(path), content, indent=1)
     except OSError as error:
         raise InputError(f"--json: '{path}' cannot be written: {error.strerror}; choose another path.") from error
+
+
+def _plain(interval: st.Interval) -> dict[str, float | None]:
+    """As JSON has it: a bound that could not be had is null."""
+    return {name: value if np.isfinite(value) else None for name, value in interval._asdict().items()}

@@ -1,0 +1,100 @@
+"""What the position probe found, as annotated maps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from transformers_agci.experiments.position.comparison import AnswerChange, PairReport
+from transformers_agci.experiments.position.measures import AnswerReport, ResultReport
+from transformers_agci.report.heatmap import Panel, Scale, draw, scale_about_zero, scale_over
+from transformers_agci.report.table import p_text
+from transformers_agci.statistics import Interval
+
+
+def draw_maps(
+    results: Sequence[ResultReport], pair: PairReport | None, path: str | Path, title: str = "", remark: str = ""
+) -> Path:
+    """Draw one result (Yes map, No map beside it) or two (a row for Yes, a row for No: first | second | difference)."""
+    sides = [name for name in ("yes", "no") if any(getattr(report, name) for report in results)]
+    answers = [side for report in results for side in (report.yes, report.no) if side]
+    bounds = [100 * bound for side in answers for cell in side.cells for bound in (cell.low, cell.high)]
+    scale = scale_over(bounds, "correct answers, %", 5, (0, 100))
+    maps = {name: [_accuracy_panel(report, name, scale, len(results) > 1) for report in results] for name in sides}
+    if pair is None:
+        panels: list[list[Panel | None]] = [[panel for name in sides for panel in maps[name]]]
+    else:
+        differences = _difference_scale(pair)
+        panels = [[*maps[name], _difference_panel(pair, name, results[0].shape, differences)] for name in sides]
+    title = title or (results[0].label if pair is None else "")
+    return draw(panels, path, title, "\n".join(line for line in (_footnote(pair), remark) if line))
+
+
+def _footnote(pair: PairReport | None) -> str:
+    if pair:
+        return (
+            "small numbers: 95 % interval (difference: paired over items); colours span the intervals; "
+            "p: positions shuffled within items"
+        )
+    return "small numbers: 95 % interval; colours span the intervals\np: positions shuffled within items"
+
+
+def _accuracy_panel(report: ResultReport, name: str, scale: Scale, named: bool) -> Panel | None:
+    side: AnswerReport | None = getattr(report, name)
+    if side is None:
+        return None
+    answer = "Yes rows: the target is there" if name == "yes" else "No rows: the target is not there"
+    counts = {cell.n for cell in side.cells}
+    per_cell = f"n = {counts.pop()} per cell" if len(counts) == 1 else ""
+    mean = f"mean {100 * side.accuracy.estimate:.1f} %"
+    sd = side.spread.sd
+    spread = f"sd {100 * sd.observed:.1f} (chance {100 * sd.expected:.1f}, {p_text(sd.p)})"
+    unreadable = f"{side.unreadable} unreadable" if side.unreadable else ""
+    return Panel(
+        values=100 * np.array([cell.estimate for cell in side.cells]).reshape(report.shape),
+        scale=scale,
+        title=f"{report.label}, {name.capitalize()} rows" if named else answer,
+        note=", ".join(part for part in (mean, spread) if part)
+        + "\n"
+        + ", ".join(part for part in (per_cell, unreadable) if part),
+        texts=[_cell(cell, "{:.1f}") for cell in side.cells],
+        subtexts=[_range(cell, "{:.0f}") + ("" if per_cell else f"\nn = {cell.n}") for cell in side.cells],
+    )
+
+
+def _difference_scale(pair: PairReport) -> Scale:
+    cells = [cell for change in (pair.yes, pair.no) if change for cell in change.accuracy.cells]
+    bounds = [100 * b for cell in cells for b in (cell.low, cell.high)]
+    return scale_about_zero(bounds, "difference, percentage points", 1)
+
+
+def _difference_panel(pair: PairReport, name: str, shape: tuple[int, int], scale: Scale) -> Panel | None:
+    change: AnswerChange | None = getattr(pair, name)
+    if change is None:
+        return None
+    overall = change.accuracy.overall
+    return Panel(
+        values=100 * np.array([cell.estimate for cell in change.accuracy.cells]).reshape(shape),
+        scale=scale,
+        title=f"difference, {name.capitalize()} rows",
+        note=f"mean {_cell(overall, '{:+.1f}')} ({_range(overall, '{:+.1f}')})\n{pair.items} items, paired",
+        texts=[_cell(cell, "{:+.1f}") for cell in change.accuracy.cells],
+        subtexts=[_range(cell, "{:+.0f}") for cell in change.accuracy.cells],
+    )
+
+
+def _cell(interval: Interval, form: str) -> str:
+    return _minus(form.format(100 * interval.estimate)) if np.isfinite(interval.estimate) else ""
+
+
+def _range(interval: Interval, form: str) -> str:
+    if not np.isfinite(interval.low):
+        return ""
+    return _minus(f"{form.format(100 * interval.low)} to {form.format(100 * interval.high)}")
+
+
+def _minus(text: str) -> str:
+    """A typographic minus sign for images, and no sign at zero."""
+    for zero in ("+0.0", "-0.0", "+0", "-0"):
+        text = " ".join(zero[1:] if word == zero else word for word in text.split(" "))
+    return text.replace("-", "−")

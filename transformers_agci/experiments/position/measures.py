@@ -1,0 +1,166 @@
+"""What one result of the position probe shows, in numbers: accuracy, evenness over the cells, signal detection."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from transformers_agci import statistics as st
+from transformers_agci.experiments.position.results import ProbeResult, Tables
+from transformers_agci.statistics import Interval, Measured, SpreadTest, TestResult, evenness, signal_detection
+
+
+@dataclass(frozen=True)
+class ResamplingConfig:
+    """How many permutations the null of "no position effect" uses, and their seed."""
+
+    permutations: int = 2000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class AnswerReport:
+    """All Yes rows, or all No rows: accuracies are shares (0..1), margins are logits; lists are per cell.
+
+    `unevenness` is the unbiased variance of the accuracies over the cells (shares squared), `margin_unevenness` that of
+    the margins in units of their own sd. `spread` has the plain deviations beside chance. What cannot be had is None:
+    margins where the result carries none, tests where nothing varies.
+    """
+
+    accuracy: Interval
+    cells: list[Interval]
+    unreadable: int
+    unreadable_cells: list[int]
+    missing_cells: list[int]
+    spread: SpreadTest
+    hotelling: TestResult | None
+    cochran: TestResult | None
+    failures: TestResult | None
+    unevenness: evenness.Level | None
+    margin: Interval | None
+    margin_cells: list[Interval] | None
+    margin_spread: SpreadTest | None
+    margin_hotelling: TestResult | None
+    margin_unevenness: evenness.Level | None
+    without_margin: int  # rows that carry none, in a result that carries some
+
+
+@dataclass(frozen=True)
+class MatchedRate:
+    """Accuracy on Yes rows at the threshold that answers the share `no_rate` of the No rows rightly."""
+
+    no_rate: float
+    threshold: float
+    accuracy: Interval
+    cells: list[Interval]
+
+
+@dataclass(frozen=True)
+class BestThreshold:
+    """The threshold with the largest balanced accuracy on these very rows, and that (optimistic) accuracy."""
+
+    threshold: float
+    balanced: Interval
+
+
+@dataclass(frozen=True)
+class ResultReport:
+    """One result; what needs both answers is None where there are only Yes rows or only No rows."""
+
+    label: str
+    items: int
+    shape: tuple[int, int]
+    positions: tuple[str, ...]
+    yes: AnswerReport | None
+    no: AnswerReport | None
+    balanced: Interval | None
+    balanced_cells: list[Interval] | None
+    d_prime: Interval | None
+    d_prime_cells: list[Interval] | None
+    criterion: Interval | None
+    criterion_cells: list[Interval] | None
+    auc: Interval | None
+    auc_cells: list[Interval] | None
+    matched: MatchedRate | None
+    best_threshold: BestThreshold | None
+
+
+def measure(result: ProbeResult, resampling: ResamplingConfig | None = None) -> ResultReport:
+    """All numbers of one result."""
+    resampling = resampling or ResamplingConfig()
+    balanced = d_prime = criterion = auc = None
+    matched = best = None
+    yes, no = result.yes, result.no
+    if yes is not None and no is not None:
+        balanced = signal_detection.balanced_intervals(yes.correct, no.correct)
+        d_prime = signal_detection.d_prime_intervals(yes.said_yes, no.said_yes)
+        criterion = signal_detection.criterion_intervals(yes.said_yes, no.said_yes)
+        if yes.has_margins and no.has_margins:
+            auc = signal_detection.auc_intervals(yes.margin, no.margin)
+            matched, best = _matched(yes, no), _best(yes, no)
+    return ResultReport(
+        label=result.label,
+        items=len(result.items),
+        shape=result.shape,
+        positions=result.cells,
+        yes=None if yes is None else _measure_answer(yes, resampling),
+        no=None if no is None else _measure_answer(no, resampling),
+        balanced=balanced and balanced.overall,
+        balanced_cells=balanced and balanced.cells,
+        d_prime=d_prime and d_prime.overall,
+        d_prime_cells=d_prime and d_prime.cells,
+        criterion=criterion and criterion.overall,
+        criterion_cells=criterion and criterion.cells,
+        auc=auc and auc.overall,
+        auc_cells=auc and auc.cells,
+        matched=matched,
+        best_threshold=best,
+    )
+
+
+def _measure_answer(tables: Tables, resampling: ResamplingConfig) -> AnswerReport:
+    margins = tables.margin if tables.has_margins else None
+    margin = None if margins is None else st.mean_over_items(margins)
+    absent = np.isnan(tables.correct)
+    known = ~absent.all(axis=1)  # an item without a row of this answer was never asked
+    return AnswerReport(
+        accuracy=st.clustered_proportion(tables.correct),
+        cells=st.cell_proportions(tables.correct),
+        unreadable=int(np.nansum(tables.unreadable)),
+        unreadable_cells=[int(count) for count in np.nansum(tables.unreadable, axis=0)],
+        missing_cells=[int(count) for count in absent[known].sum(axis=0)],
+        spread=st.permutation_null(tables.correct, resampling.permutations, resampling.seed),
+        hotelling=st.hotelling(tables.correct),
+        cochran=st.cochran_q(tables.correct),
+        failures=st.failures_by_position(tables.correct, tables.unreadable, resampling.seed),
+        unevenness=evenness.level(evenness.of_means(tables.correct)),
+        margin=margin and margin.overall,
+        margin_cells=margin and margin.cells,
+        margin_spread=None
+        if margins is None
+        else st.permutation_null(margins, resampling.permutations, resampling.seed),
+        margin_hotelling=None if margins is None else st.hotelling(margins),
+        margin_unevenness=None if margins is None else evenness.level(evenness.of_standardized_margins(margins)),
+        without_margin=0 if margins is None else int(np.isnan(margins[~absent]).sum()),
+    )
+
+
+def _matched(yes: Tables, no: Tables) -> MatchedRate | None:
+    found = signal_detection.yes_accuracy_at_no_rate(yes.margin, no.margin)
+    if found is None:
+        return None
+    threshold, contributions = found
+    measured: Measured = st.mean_over_items(contributions)
+    within = [_within_0_and_1(interval) for interval in (measured.overall, *measured.cells)]
+    return MatchedRate(signal_detection.NO_RATE, threshold, within[0], within[1:])
+
+
+def _within_0_and_1(interval: Interval) -> Interval:
+    return interval._replace(low=max(0.0, interval.low), high=min(1.0, interval.high))
+
+
+def _best(yes: Tables, no: Tables) -> BestThreshold | None:
+    threshold = signal_detection.best_threshold(yes.margin, no.margin)
+    if threshold is None:
+        return None
+    above = [np.where(np.isnan(t.margin), np.nan, t.margin > threshold) for t in (yes, no)]
+    return BestThreshold(threshold, signal_detection.balanced_intervals(above[0], 1 - above[1]).overall)

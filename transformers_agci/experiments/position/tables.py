@@ -1,0 +1,274 @@
+"""What the position probe found, as tables for the terminal."""
+
+from collections.abc import Sequence
+
+from transformers_agci.experiments.position.comparison import PairReport
+from transformers_agci.experiments.position.measures import AnswerReport, ResultReport
+from transformers_agci.report.table import (
+    ABSENT,
+    CHANGE,
+    NUMBER,
+    PERCENT,
+    POINTS,
+    Style,
+    format_table,
+    p_text,
+    p_value,
+)
+from transformers_agci.statistics import NO_DATA, Spread, TestResult
+from transformers_agci.statistics.evenness import Change, Level, signed_root
+
+VARIANCE = Style(digits=4)
+VARIANCE_CHANGE = Style(digits=4, signed=True)
+POINTS_SQUARED = Style(1e4, 2)
+POINTS_SQUARED_CHANGE = Style(1e4, 2, signed=True)
+
+
+def result_text(report: ResultReport) -> str:
+    """The numbers of one result: overall, evenness, per position."""
+    counts = ", ".join(f"{side.accuracy.n} {name} rows" for name, side in _sides(report))
+    lines = [f"{report.label}: {report.items} items on a {report.shape[0]}x{report.shape[1]} grid, {counts}", ""]
+    lines += [_overall(report), "", _evenness(report), "", _tests(report), "", _positions(report)]
+    if report.d_prime_cells:
+        lines += ["", _detection(report)]
+    lines += _remarks(report)
+    return "\n".join(lines)
+
+
+def _sides(report: ResultReport) -> list[tuple[str, AnswerReport]]:
+    return [(name, side) for name, side in (("Yes", report.yes), ("No", report.no)) if side]
+
+
+def _overall(report: ResultReport) -> str:
+    rows = [
+        [f"accuracy, {name} rows", PERCENT.write(side.accuracy), str(side.accuracy.n), str(side.unreadable)]
+        for name, side in _sides(report)
+    ]
+    if report.balanced and report.d_prime and report.criterion:
+        rows.append(["balanced accuracy", PERCENT.write(report.balanced), str(report.balanced.n), ""])
+        rows.append(["d' (log-linear)", NUMBER.write(report.d_prime), str(report.d_prime.n), ""])
+        rows.append(["criterion c (below 0: leans to Yes)", NUMBER.write(report.criterion), "", ""])
+    if report.auc:
+        rows.append(["AUC of the margins", Style(digits=3).write(report.auc), str(report.auc.n), ""])
+    if report.best_threshold:
+        best = report.best_threshold
+        name = f"balanced accuracy at its best threshold ({best.threshold:+.2f})"
+        rows.append([name, PERCENT.write(best.balanced), str(best.balanced.n), ""])
+    if report.matched:
+        name = f"accuracy, Yes rows, where {100 * report.matched.no_rate:.0f} % of No rows are right"
+        rows.append([name, PERCENT.write(report.matched.accuracy), str(report.matched.accuracy.n), ""])
+    for name, side in _sides(report):
+        if side.margin:
+            rows.append([f"margin, {name} rows (logits)", NUMBER.write(side.margin), str(side.margin.n), ""])
+    return format_table(["over all positions", "estimate [95 %]", "n", "unreadable"], rows)
+
+
+def _evenness(report: ResultReport) -> str:
+    rows = []
+    for name, side in _sides(report):
+        rows.append([f"sd, {name} rows (points)", *_spread(side.spread.sd, 100), _unbiased(side.unevenness, 100)])
+        rows.append([f"max - min, {name} rows (points)", *_spread(side.spread.gap, 100), ""])
+        if side.margin_spread:
+            spread = _spread(side.margin_spread.sd, 1)
+            rows.append([f"sd of margin, {name} rows (logits)", *spread, ""])
+            rows.append([f"the same in units of its own sd, {name} rows", *[""] * 4, _unbiased(side.margin_unevenness)])
+    return format_table(["over the cells", "observed", "by chance", "95 % below", "p", "without bias"], rows)
+
+
+def _spread(spread: Spread, factor: float) -> list[str]:
+    digits = 1 if factor == 100 else 2
+    return [f"{factor * value:.{digits}f}" for value in spread[:3]] + [p_value(spread.p)]
+
+
+def _unbiased(level: Level | None, factor: float = 1) -> str:
+    """The standard deviation without the part of chance; below zero where there is less than chance makes."""
+    return ABSENT if level is None else f"{factor * signed_root(level.estimate):.{1 if factor == 100 else 2}f}"
+
+
+def _tests(report: ResultReport) -> str:
+    """Is there an effect of the position: three tests; and do rows fail at some positions more than at others?"""
+    rows = []
+    for name, side in _sides(report):
+        rows.append([f"accuracy, {name} rows", p_value(side.spread.sd.p), *map(_test, (side.hotelling, side.cochran))])
+        if side.margin_spread:
+            rows.append([f"margin, {name} rows", p_value(side.margin_spread.sd.p), _test(side.margin_hotelling), ""])
+        failed = sum(side.missing_cells) + side.unreadable
+        rows.append([f"missing or unreadable, {name} rows: {failed}", "", "", _test(side.failures)])
+    return format_table(["effect of the position on", "permutation p", "Hotelling T^2, p", "Cochran's Q, p"], rows)
+
+
+def _test(test: TestResult | None) -> str:
+    return ABSENT if test is None else f"{test.statistic:.1f}, {p_text(test.p)}"
+
+
+def _positions(report: ResultReport) -> str:
+    header, columns = ["position"], [list(report.positions)]
+    for name, side in _sides(report):
+        header += [f"{name} %  [95 %]", "n", "unreadable"]
+        columns += [
+            [PERCENT.write(cell) for cell in side.cells],
+            [str(cell.n) for cell in side.cells],
+            [str(count) for count in side.unreadable_cells],
+        ]
+        if side.margin_cells:
+            header.append("margin")
+            columns.append([NUMBER.value(cell.estimate) for cell in side.margin_cells])
+    if report.balanced_cells:
+        header.append("balanced %")
+        columns.append([PERCENT.write(cell) for cell in report.balanced_cells])
+    return format_table(header, list(zip(*columns, strict=True)))
+
+
+def _detection(report: ResultReport) -> str:
+    """What each cell can tell apart, and where its threshold lies."""
+    assert report.d_prime_cells and report.criterion_cells
+    header = ["position", "d' [95 %]", "c [95 %]"]
+    columns = [
+        list(report.positions),
+        [NUMBER.write(cell) for cell in report.d_prime_cells],
+        [NUMBER.write(cell) for cell in report.criterion_cells],
+    ]
+    if report.auc_cells:
+        header.append("AUC [95 %]")
+        columns.append([Style(digits=3).write(cell) for cell in report.auc_cells])
+    if report.matched:
+        header.append(f"Yes % at {100 * report.matched.no_rate:.0f} % of No right [95 %]")
+        columns.append([PERCENT.write(cell) for cell in report.matched.cells])
+    return format_table(header, list(zip(*columns, strict=True)))
+
+
+def _remarks(report: ResultReport) -> list[str]:
+    lines = []
+    if report.no is None:
+        lines += [
+            "",
+            "Only Yes rows: accuracy is the Yes-rate and cannot tell sight from a habit of saying Yes; "
+            "give negatives for balanced accuracy and d'.",
+        ]
+    lines += [
+        f"\n{side.without_margin} {name} rows have no margin and are left out of what is measured on margins."
+        for name, side in _sides(report)
+        if side.without_margin
+    ]
+    lines += [
+        f"\nRows fail at some positions more than at others ({name} rows: {p_text(side.failures.p)}): what is missing "
+        "may be what was wrong, and the tests above cannot be trusted."
+        for name, side in _sides(report)
+        if side.failures and side.failures.p <= 0.05
+    ]
+    return lines
+
+
+def pair_text(pair: PairReport) -> str:
+    """The difference of two results over all positions: accuracy, signal detection, evenness."""
+    lines = [f"{pair.second} minus {pair.first}, {pair.items} items (paired; intervals count items)", ""]
+    rows = []
+    for name, change in (("Yes rows", pair.yes), ("No rows", pair.no)):
+        if change:
+            overall = change.accuracy.overall
+            rows.append([f"accuracy, {name} (points)", POINTS.write(overall), str(overall.n)])
+    for name, value, style in (
+        ("balanced accuracy (points)", pair.balanced, POINTS),
+        ("d'", pair.d_prime, CHANGE),
+        ("criterion c", pair.criterion, CHANGE),
+        ("AUC of the margins", pair.auc, Style(digits=3, signed=True)),
+    ):
+        if value:
+            rows.append([name, style.write(value), str(value.n)])
+    lines += [format_table(["difference", "estimate [95 %]", "n"], rows), "", _evenness_table(pair)]
+    if pair.left_out:
+        lines += ["", f"{pair.left_out} rows that only one of the two results has are left out."]
+    return "\n".join(lines)
+
+
+def _evenness_table(pair: PairReport) -> str:
+    found = pair.evenness
+    rows = [
+        _change("margins, Yes rows, in their own sd", found.margin),
+        _change(f"margins, Yes rows, in {found.other_unit}", found.margin_other_unit),
+        _change("margins, No rows, in their own sd", found.margin_no),
+        _change("AUC of the cells", found.auc, Style(digits=5), Style(digits=5, signed=True)),
+        _change("d' of the cells", found.d_prime),
+        _change("accuracy (points^2)", found.accuracy, POINTS_SQUARED, POINTS_SQUARED_CHANGE),
+    ]
+    if found.threshold_matched:
+        matched = found.threshold_matched
+        name = f"accuracy, first shifted by {matched.shift:+.2f} to the same Yes-rate (points^2)"
+        rows.append(_change(name, matched.accuracy, POINTS_SQUARED, POINTS_SQUARED_CHANGE))
+    table = format_table(["variance over the cells, without bias", "first", "second", "difference [95 %]"], rows)
+    if found.threshold_matched and found.threshold_matched.balanced:
+        balanced = found.threshold_matched.balanced
+        table += (
+            f"\n\nAt the same Yes-rate balanced accuracy is {100 * balanced.first:.1f} % and "
+            f"{100 * balanced.second:.1f} %: {POINTS.write(balanced)} points."
+        )
+    return table
+
+
+def _change(name: str, change: Change | None, style: Style = VARIANCE, signed: Style = VARIANCE_CHANGE) -> list[str]:
+    if change is None:
+        return [name, ABSENT, ABSENT, ABSENT]
+    return [name, style.value(change.first), style.value(change.second), signed.write(change)]
+
+
+def pair_positions(pair: PairReport, positions: Sequence[str]) -> str:
+    """The difference per position: points with interval, rows gained and lost, McNemar's exact p and Holm's."""
+    header, columns = ["position"], [list(positions)]
+    for name, change in (("Yes", pair.yes), ("No", pair.no)):
+        if change:
+            header += [f"{name} [95 %]", "gained", "lost", "McNemar p", "Holm"]
+            columns += [
+                [POINTS.write(cell) for cell in change.accuracy.cells],
+                [str(test.gained) for test in change.mcnemar_cells],
+                [str(test.lost) for test in change.mcnemar_cells],
+                [p_value(test.p) for test in change.mcnemar_cells],
+                [p_value(p) for p in change.holm_cells],
+            ]
+    return format_table(header, list(zip(*columns, strict=True)))
+
+
+def summary_text(results: Sequence[ResultReport], pair: PairReport) -> str:
+    """Two results and their difference on one screen: per position, then over all of them."""
+    header, columns = ["correct, %"], [[*results[0].positions, "all positions"]]
+    for name, side in (("yes", "Yes rows"), ("no", "No rows")):
+        change = getattr(pair, name)
+        if change is None:
+            continue
+        for report, label in zip(results, (f"{side}: {_short(pair.first)}", _short(pair.second)), strict=True):
+            answer: AnswerReport = getattr(report, name)
+            header.append(label)
+            columns.append([PERCENT.value(cell.estimate) for cell in (*answer.cells, answer.accuracy)])
+        header.append("difference [95 %]")
+        columns.append([POINTS.write(cell) for cell in (*change.accuracy.cells, change.accuracy.overall)])
+    positions = format_table(header, list(zip(*columns, strict=True)))
+    return f"{positions}\n\n{_summary_overall(results, pair)}"
+
+
+def _short(label: str) -> str:
+    """ "AGCI (lambda 0.5)" -> "AGCI", for the head of a column."""
+    return label.split(" (", maxsplit=1)[0]
+
+
+def _summary_overall(results: Sequence[ResultReport], pair: PairReport) -> str:
+    rows = []
+    for name, field, level, change in (
+        ("balanced accuracy, %", "balanced", PERCENT, POINTS),
+        ("d'", "d_prime", NUMBER, CHANGE),
+        ("AUC of the margins", "auc", Style(digits=3), Style(digits=3, signed=True)),
+    ):
+        difference = getattr(pair, field)
+        if difference:
+            levels = [level.write(getattr(report, field) or NO_DATA) for report in results]
+            rows.append([name, *levels, change.write(difference)])
+    for name in ("yes", "no"):
+        if getattr(pair, name):
+            spreads = [getattr(report, name).spread.sd for report in results]
+            texts = [f"{100 * s.observed:.1f} (chance {100 * s.expected:.1f}, {p_text(s.p)})" for s in spreads]
+            rows.append([f"sd over positions, {name.capitalize()} rows", *texts, ""])
+    margin = pair.evenness.margin
+    if margin:
+        roots = [NUMBER.value(signed_root(value)) for value in margin[:2]]
+        rows.append(["sd of margins over positions, in their own sd", *roots, pair.evenness.verdict])
+    unreadable = [sum(side.unreadable for _, side in _sides(report)) for report in results]
+    rows.append(["unreadable answers", *map(str, unreadable), ""])
+    return format_table(["over all positions", *(report.label for report in results), "difference [95 %]"], rows)

@@ -1,0 +1,150 @@
+"""Two results on the same rows: differences with intervals, McNemar's test, Holm's correction, and the bootstrap.
+
+Row i of every table is the same item; an item that a table does not have is a row of NaN.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from transformers_agci.statistics.intervals import (
+    CONFIDENCE,
+    NO_DATA,
+    Floats,
+    Interval,
+    Measured,
+    effective_size,
+    mean_over_items,
+    normal_quantile,
+)
+
+CHUNK_VALUES = 4_000_000  # random numbers held at a time
+
+
+def agresti_min(gained: float, lost: float, n: float, confidence: float = CONFIDENCE) -> Interval:
+    """Difference of two paired proportions, (gained - lost) / n, with the interval of Agresti and Min (2005).
+
+    Half a row is added to each of the four outcomes, so that no interval has the width zero; the estimate is the plain
+    difference. `n` may be an effective sample size.
+
+    >>> tuple(round(x, 3) for x in agresti_min(0, 0, 100))
+    (0.0, -0.019, 0.019, 100)
+    """
+    if n <= 0:
+        return NO_DATA
+    size = n + 2
+    centre = (gained - lost) / size
+    half = normal_quantile(confidence) * np.sqrt(max((gained + lost + 1) / size - centre**2, 0) / size)
+    return Interval((gained - lost) / n, max(-1.0, float(centre - half)), min(1.0, float(centre + half)), int(n))
+
+
+def paired_difference(first: Floats, second: Floats) -> Measured:
+    """second - first of two tables over the rows that both have: t intervals over items."""
+    return mean_over_items(second - first)
+
+
+def proportion_difference(first: Floats, second: Floats) -> Measured:
+    """second - first of two tables of zeros and ones over the rows that both have.
+
+    Agresti and Min's interval, over all rows with the effective sample size that the items allow.
+    """
+    difference = second - first
+    gained, lost = (np.nansum(difference == sign, axis=0).astype(float) for sign in (1, -1))
+    present = (~np.isnan(difference)).sum(axis=0)
+    cells = [agresti_min(*counts) for counts in zip(gained, lost, present.astype(float), strict=True)]
+    rows = int(present.sum())
+    if rows == 0:
+        return Measured(NO_DATA, cells)
+    up, down = float(gained.sum()) / rows, float(lost.sum()) / rows
+    effective = effective_size(difference, up - down, up + down - (up - down) ** 2)
+    overall = agresti_min(up * effective, down * effective, effective)
+    return Measured(overall._replace(estimate=up - down, n=rows), cells)
+
+
+class McNemar(NamedTuple):
+    """Rows that were wrong and became right, right and became wrong, and the exact two-sided p."""
+
+    gained: int
+    lost: int
+    p: float
+
+
+def mcnemar(first: Floats, second: Floats) -> McNemar:
+    """Exact McNemar test of two vectors of zeros and ones over the same independent rows (one cell, not a table)."""
+    gained = int(((first == 0) & (second == 1)).sum())
+    lost = int(((first == 1) & (second == 0)).sum())
+    p = min(1.0, 2 * float(stats.binom.cdf(min(gained, lost), gained + lost, 0.5))) if gained + lost else 1.0
+    return McNemar(gained, lost, p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values, in the given order: what is at most .05 holds for the whole family. NaN stays NaN."""
+    from statsmodels.stats.multitest import multipletests
+
+    values = np.array(p_values, dtype=float)
+    known = np.isfinite(values)
+    if known.any():
+        values[known] = multipletests(values[known], method="holm")[1]
+    return [float(value) for value in values]
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Bootstrap samples of one table: `sums` and `counts`, both [resamples, cells]."""
+
+    sums: Floats
+    counts: Floats
+
+    @property
+    def cells(self) -> Floats:
+        """[resamples, cells] means; NaN where a sample has no row of a cell."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means: Floats = self.sums / self.counts
+        return means
+
+    @property
+    def overall(self) -> Floats:
+        """[resamples] means over all rows."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means: Floats = self.sums.sum(axis=1) / self.counts.sum(axis=1)
+        return means
+
+
+def bootstrap(tables: Sequence[Floats], resamples: int = 2000, seed: int = 0) -> list[Resampled]:
+    """Draw items with replacement, the same items for every table: what is computed from the samples is paired.
+
+    >>> a, b = np.eye(3), np.eye(3)
+    >>> first, second = bootstrap([a, b])
+    >>> bool((first.overall - second.overall == 0).all())
+    True
+    """
+    items = len(tables[0])
+    if any(len(table) != items for table in tables):
+        raise ValueError(f"tables of one bootstrap must have the same items, but have {[len(t) for t in tables]} rows")
+    rng = np.random.default_rng(seed)
+    stacked = np.hstack([part for t in tables for part in (np.nan_to_num(t), ~np.isnan(t))]).astype(float)
+    drawn = np.empty((resamples, stacked.shape[1]))
+    step = max(1, CHUNK_VALUES // max(1, items))
+    for start in range(0, resamples, step):
+        picks = rng.integers(0, items, size=(min(step, resamples - start), items))
+        weights = np.stack([np.bincount(pick, minlength=items) for pick in picks])
+        drawn[start : start + step] = weights @ stacked
+    edges = np.cumsum([0] + [width for t in tables for width in (t.shape[1], t.shape[1])])
+    parts = [drawn[:, a:b] for a, b in itertools.pairwise(edges)]
+    return [Resampled(parts[2 * i], parts[2 * i + 1]) for i in range(len(tables))]
+
+
+def percentile_interval(samples: NDArray[Any], estimate: float, n: int) -> Interval:
+    """The middle 95 % of bootstrap samples [resamples] around `estimate`; no bounds where all samples are equal."""
+    finite = samples[np.isfinite(samples)]
+    if n == 0 or finite.size == 0 or not np.isfinite(estimate):
+        return NO_DATA
+    low, high = np.quantile(finite, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    if high - low <= 1e-12 * abs(estimate):
+        return Interval(float(estimate), np.nan, np.nan, n)
+    return Interval(float(estimate), float(low), float(high), n)

@@ -1,0 +1,308 @@
+"""Signal detection: what a result can tell apart (AUC, d'), and where it puts its threshold (criterion c).
+
+Tables are [items, cells], NaN: no row. A margin is the logit of Yes minus that of No; the model says Yes above zero.
+`said_yes` tables hold 1 where the answer was Yes. Items, with their Yes and their No rows, are what is independent.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import special, stats
+
+from transformers_agci.statistics.intervals import (
+    NO_DATA,
+    Floats,
+    Interval,
+    Measured,
+    about,
+    cell_proportions,
+    clustered_proportion,
+    effective_floor,
+    t_quantile,
+    wilson,
+)
+
+NO_RATE = 0.9  # share of No rows answered rightly at the threshold where results are compared
+
+
+def d_prime(hit_rate: Floats, positives: Floats, false_alarm_rate: Floats, negatives: Floats) -> Floats:
+    """Sensitivity z(hit rate) - z(false-alarm rate), with the log-linear correction (Hautus 1995).
+
+    Half a hit and one trial are added to either side, whatever the rates, so that 0 % and 100 % stay finite:
+    (hits + 0.5) / (n + 1). Rates are 0..1; `positives` and `negatives` are numbers of trials.
+
+    >>> round(float(d_prime(0.9, 100, 0.1, 100)), 3)
+    2.538
+    """
+    found: Floats = _z(hit_rate, positives) - _z(false_alarm_rate, negatives)
+    return found
+
+
+def criterion(hit_rate: Floats, positives: Floats, false_alarm_rate: Floats, negatives: Floats) -> Floats:
+    """Criterion c = -(z(hit rate) + z(false-alarm rate)) / 2, corrected as d'; below zero: leans to Yes.
+
+    >>> float(criterion(0.9, 100, 0.1, 100))
+    0.0
+    """
+    found: Floats = -(_z(hit_rate, positives) + _z(false_alarm_rate, negatives)) / 2
+    return found
+
+
+def _z(rate: Floats, n: Floats) -> Floats:
+    found: Floats = stats.norm.ppf((np.asarray(rate) * n + 0.5) / (np.asarray(n) + 1))
+    return found
+
+
+def balanced_accuracy(yes_accuracy: Floats, no_accuracy: Floats) -> Floats:
+    """The mean of the two accuracies: 0.5 for a model that always says the same."""
+    found: Floats = (np.asarray(yes_accuracy) + np.asarray(no_accuracy)) / 2
+    return found
+
+
+def balanced_intervals(yes_correct: Floats, no_correct: Floats) -> Measured:
+    """Balanced accuracy with intervals; the two accuracies are taken as independent."""
+    return _combined(yes_correct, no_correct, _same, (0.5, 0.5))
+
+
+def d_prime_intervals(said_yes: Floats, said_yes_wrongly: Floats) -> Measured:
+    """d' over all rows and per cell, with intervals."""
+    return _combined(said_yes, said_yes_wrongly, stats.norm.ppf, (1.0, -1.0))
+
+
+def criterion_intervals(said_yes: Floats, said_yes_wrongly: Floats) -> Measured:
+    """c over all rows and per cell, with intervals."""
+    return _combined(said_yes, said_yes_wrongly, stats.norm.ppf, (-0.5, -0.5))
+
+
+Transform = Callable[[Any], Any]
+
+
+def _same(rate: Any) -> Any:
+    return rate
+
+
+def _combined(yes: Floats, no: Floats, transform: Transform, weights: tuple[float, float]) -> Measured:
+    """A weighted sum of two transformed proportions, its interval from theirs (MOVER, Zou and Donner 2008).
+
+    Wilson's bounds have a width at 0 % and 100 %, and so has what is made of them. z is taken of the log-linear
+    corrected estimate; a bound of 0 or 1 is replaced by a quarter of an answer, because z has no bound there.
+    """
+    overall = _mover(clustered_proportion(yes), clustered_proportion(no), transform, weights)
+    cells = [_mover(a, b, transform, weights) for a, b in zip(cell_proportions(yes), cell_proportions(no), strict=True)]
+    return Measured(overall, cells)
+
+
+def _mover(yes: Interval, no: Interval, transform: Transform, weights: tuple[float, float]) -> Interval:
+    if not (yes.n and no.n):
+        return NO_DATA
+    estimate = below = above = 0.0
+    for rate, weight in zip((yes, no), weights, strict=True):
+        points = rate[:3]
+        if transform is not _same:
+            least = 0.25 / (rate.n + 1)
+            middle = (rate.estimate * rate.n + 0.5) / (rate.n + 1)
+            points = middle, max(rate.low, least), min(rate.high, 1 - least)
+        value, *bounds = (weight * float(transform(x)) for x in points)
+        estimate += value
+        below += (value - min(bounds)) ** 2
+        above += (max(bounds) - value) ** 2
+    return Interval(estimate, estimate - below**0.5, estimate + above**0.5, yes.n + no.n)
+
+
+def auc_without_each(yes: Floats, no: Floats) -> tuple[float, Floats] | None:
+    """AUC of margins: the share of pairs (Yes row, No row) in the right order, ties half; and without each item.
+
+    `yes` and `no` are [items, cells]; all rows are one sample. Closed form by ranks: an item takes with it the pairs
+    that its Yes rows win, those that its No rows lose, and not twice the pairs of its own rows. None without two items
+    of either answer.
+    """
+    has_yes, has_no = np.isfinite(yes), np.isfinite(no)
+    yeses, noes = int(has_yes.sum()), int(has_no.sum())
+    left_yes, left_no = yeses - has_yes.sum(axis=1), noes - has_no.sum(axis=1)
+    if min(left_yes.min(), left_no.min()) < 1:
+        return None
+    values = np.concatenate([yes[has_yes], no[has_no]])
+    ranks = stats.rankdata(values)
+    wins, losses = np.zeros(yes.shape), np.zeros(no.shape)
+    wins[has_yes] = ranks[:yeses] - stats.rankdata(values[:yeses])
+    losses[has_no] = yeses - (ranks[yeses:] - stats.rankdata(values[yeses:]))
+    own = np.zeros(len(yes))
+    for cell in no.T:  # NaN compares as false
+        own += ((yes > cell[:, None]) + 0.5 * (yes == cell[:, None])).sum(axis=1)
+    total = float(wins.sum())
+    deleted: Floats = (total - wins.sum(axis=1) - losses.sum(axis=1) + own) / (left_yes * left_no)
+    return total / (yeses * noes), deleted
+
+
+def auc_intervals(yes: Floats, no: Floats) -> Measured:
+    """AUC over all rows and per cell: delete-one-item jackknife, on the logit scale so that it stays inside 0..1."""
+    cells = [_auc_interval(y[:, None], x[:, None]) for y, x in zip(yes.T, no.T, strict=True)]
+    return Measured(_auc_interval(yes, no), cells)
+
+
+def _auc_interval(yes: Floats, no: Floats) -> Interval:
+    found, n = auc_without_each(yes, no), _rows(yes, no)
+    if found is None:
+        return NO_DATA
+    auc, deleted = found
+    error = jackknife_error(deleted)
+    if error == 0 or not 0 < auc < 1:  # all pairs in order: as sure as if every item were one right answer
+        floor = min(effective_floor(np.isfinite(table).sum(axis=1)) for table in (yes, no))
+        return wilson(auc * floor, floor)._replace(estimate=auc, n=n)
+    half = t_quantile(len(deleted) - 1) * error / (auc * (1 - auc))
+    low, high = (float(special.expit(special.logit(auc) + sign * half)) for sign in (-1, 1))
+    return Interval(auc, low, high, n)
+
+
+def jackknife_error(deleted: Floats) -> float:
+    """The standard error of a measure from its values without each item in turn; 0 where they differ by rounding."""
+    n = len(deleted)
+    error = float(np.sqrt((n - 1) / n * ((deleted - deleted.mean()) ** 2).sum()))
+    return error if error > 1e-12 * (1 + float(np.abs(deleted).max())) else 0.0
+
+
+Pair = tuple[Floats, Floats]  # a table of the Yes rows and one of the No rows
+
+
+def auc_difference(first: Pair, second: Pair) -> Interval:
+    """AUC(second) - AUC(first) of the margins of the same items: delete-one-item jackknife."""
+    found = auc_without_each(*first), auc_without_each(*second)
+    if found[0] is None or found[1] is None:
+        return NO_DATA
+    return _difference(found[0], found[1], 0.5 / len(first[0]), _rows(*first))
+
+
+def d_prime_difference(first: Pair, second: Pair) -> Interval:
+    """d'(second) - d'(first) of the same items, from tables of "said Yes": delete-one-item jackknife."""
+    return _rates_difference(first, second, d_prime)
+
+
+def criterion_difference(first: Pair, second: Pair) -> Interval:
+    """c(second) - c(first), as d'."""
+    return _rates_difference(first, second, criterion)
+
+
+def balanced_difference(first: Pair, second: Pair) -> Interval:
+    """Balanced accuracy of second - that of first of the same items, from tables of "correct"."""
+    return _rates_difference(first, second, lambda yes, _, no, __: balanced_accuracy(yes, no))
+
+
+Deletions = tuple[float, Floats]  # a measure, and its values without each item in turn
+
+
+def _difference(first: Deletions, second: Deletions, least: float, n: int) -> Interval:
+    """second - first with a t interval. Its error is at least what one item that differs as usual would give.
+
+    Where nothing varies at all, because all is right, that is `least`: what one item with the other answer would do.
+    """
+    items = len(first[1])
+    single = max(jackknife_error(first[1]), jackknife_error(second[1])) / np.sqrt(items)
+    error = max(jackknife_error(second[1] - first[1]), single) or least
+    return about(second[0] - first[0], error, items - 1, n)
+
+
+RateMeasure = Callable[[Any, Any, Any, Any], Floats]  # rate and number of Yes rows, rate and number of No rows
+
+
+def _rates_difference(first: Pair, second: Pair, measure: RateMeasure) -> Interval:
+    found = rates_without_each(first, measure), rates_without_each(second, measure)
+    if found[0] is None or found[1] is None:
+        return NO_DATA
+    least = max(_one_item(tables, measure) for tables in (first, second))
+    return _difference(found[0], found[1], least, _rows(*first))
+
+
+def rates_without_each(tables: Pair, measure: RateMeasure) -> Deletions | None:
+    """A measure of the rates of two tables of zeros and ones, and without each item; None if no row is left."""
+    whole, deleted = [], []
+    for table in tables:
+        present = np.isfinite(table)
+        sums, counts = np.nansum(table, axis=1), present.sum(axis=1)
+        total, rows = sums.sum(), counts.sum()
+        if (rows - counts).min() < 1:
+            return None
+        whole += [total / rows, rows]
+        deleted += [(total - sums) / (rows - counts), rows - counts]
+    return float(measure(*whole)), measure(*deleted)
+
+
+def _one_item(tables: Pair, measure: RateMeasure) -> float:
+    """How far a measure moves where one item of either answer is answered the other way."""
+    rates = [float(np.nanmean(table)) for table in tables]
+    rows = [int(np.isfinite(table).sum()) for table in tables]
+    value, moves = float(measure(rates[0], rows[0], rates[1], rows[1])), []
+    for side, table in enumerate(tables):
+        share = int(np.isfinite(table).sum(axis=1).max()) / rows[side]
+        moved = [*rates]
+        moved[side] += share if rates[side] < 0.5 else -share
+        moves.append(float(measure(moved[0], rows[0], moved[1], rows[1])) - value)
+    return float(np.linalg.norm(moves))
+
+
+def _rows(yes: Floats, no: Floats) -> int:
+    return int(np.isfinite(yes).sum() + np.isfinite(no).sum())
+
+
+def shift_to_yes_count(margins: Sequence[Floats], yeses: int) -> float:
+    """The constant that, added to all margins, makes the model say Yes `yeses` times."""
+    values = np.sort(np.concatenate([table[np.isfinite(table)] for table in margins]))[::-1]
+    if yeses <= 0:
+        return float(-values[0] - 1)
+    if yeses >= len(values):
+        return float(-values[-1] + 1)
+    return float(-(values[yeses - 1] + values[yeses]) / 2)
+
+
+def at_threshold(table: Floats, threshold: float, drift: Floats, density: float) -> Floats:
+    """What each item contributes to the share of margins above a threshold that is itself estimated, [items, cells].
+
+    The threshold is set so that some share of rows, with density `density` there, equals a target; `drift` [items] is
+    what the item adds to (target - share). A rise of the target by d lowers the threshold by d / density, and raises
+    the share above it in a cell by d * (density of the cell) / density.
+    """
+    present = np.isfinite(table)
+    above = np.where(present, table > threshold, np.nan)
+    rates, counts = np.nanmean(above, axis=0), present.sum(axis=0)
+    ratio = np.array([density_at(cell[np.isfinite(cell)], threshold) for cell in table.T]) / density
+    own = np.where(present, np.nan_to_num(above) - rates, 0.0) * (len(table) / counts)
+    found: Floats = rates + own + np.outer(drift, ratio)
+    return found
+
+
+def density_at(values: Floats, place: float) -> float:
+    """Normal kernel density at one place, bandwidth by Silverman's rule."""
+    quartiles = np.quantile(values, [0.25, 0.75])
+    spread = min(float(values.std()), float(quartiles[1] - quartiles[0]) / 1.349) or float(values.std())
+    width = 0.9 * spread * len(values) ** -0.2
+    if width <= 0:
+        return 0.0
+    return float(stats.norm.pdf((values - place) / width).mean() / width)
+
+
+def yes_accuracy_at_no_rate(yes: Floats, no: Floats, no_rate: float = NO_RATE) -> tuple[float, Floats] | None:
+    """The threshold at which `no_rate` of the No rows are answered rightly, and what each item contributes to the
+    accuracy on Yes rows there, [items, cells]. None where the margins do not vary or a cell has no rows."""
+    values = no[np.isfinite(no)]
+    if len(values) < 2 or not np.isfinite(yes).any(axis=0).all():
+        return None
+    threshold = float(np.quantile(values, no_rate))
+    density = density_at(values, threshold)
+    if density <= 0:
+        return None
+    present = np.isfinite(no)
+    share = len(no) / present.sum()
+    drift = -share * np.where(present, (np.nan_to_num(no) > threshold) - (values > threshold).mean(), 0.0).sum(axis=1)
+    return threshold, at_threshold(yes, threshold, drift, density)
+
+
+def best_threshold(yes: Floats, no: Floats) -> float | None:
+    """The threshold on the margins with the largest balanced accuracy on these very rows; None without margins."""
+    yeses, noes = np.sort(yes[np.isfinite(yes)]), np.sort(no[np.isfinite(no)])
+    if not len(yeses) or not len(noes):
+        return None
+    values = np.unique(np.concatenate([yeses, noes]))
+    between = np.concatenate([[values[0] - 1], (values[:-1] + values[1:]) / 2])
+    hits = 1 - np.searchsorted(yeses, between, side="right") / len(yeses)
+    rejections = np.searchsorted(noes, between, side="right") / len(noes)
+    return float(between[np.argmax(hits + rejections)])
