@@ -1,7 +1,7 @@
 """The hooks: functions that torch calls before and after modules of a served model.
 
 A vlm (the module that merges image features into the text and calls the decoder) gets a pre-hook and a hook that runs
-whatever happens, its decoder a pre-hook, its vision modules a hook each. For two prompts of image
+whatever happens, its decoder a pre-hook, its vision modules two. For two prompts of image
 tokens I and text tokens t, at lambda 0.5:
 
     before_vlm       input_ids [[t, I, I, t], [I, I, t, t]] and pixels: mask [[0, 1, 1, 0], [1, 1, 0, 0]] is kept
@@ -74,6 +74,13 @@ def after_vlm(vlm: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         _outside_graphs(_end_call, handle, output)
 
 
+def before_vision(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forget features that were made before: if this module does not come to an end, there are none."""
+    handle: Handle | None = getattr(module, HANDLE, None)
+    if handle is not None and handle.is_on() and "input_ids" not in kwargs:
+        _outside_graphs(clear_mark, handle)
+
+
 def after_vision(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Notice image features that are made outside a call of the vlm: somebody else may merge them."""
     handle: Handle | None = getattr(module, HANDLE, None)
@@ -95,6 +102,7 @@ def put_hooks_on(handle: "Handle", vlm: Any) -> None:
         decoder.register_forward_pre_hook(before_decoder, with_kwargs=True)
     for module in vision_modules(vlm):
         if not _has(module, handle, module._forward_hooks, after_vision):
+            module.register_forward_pre_hook(before_vision, with_kwargs=True)
             module.register_forward_hook(after_vision, with_kwargs=True, always_call=True)
     for module in (vlm, decoder, *vision_modules(vlm)):
         vars(module)[HANDLE] = handle
@@ -118,7 +126,7 @@ def take_hooks_off(vlm: nn.Module) -> None:
 
 # Parts of the names: visual, vision_tower, vision_model, embed_vision, multi_modal_projector, connector, ...
 _VISION = ("vis", "image", "project", "connector", "multi_modal", "align", "merger")
-_OURS: tuple[Any, ...] = (before_vlm, before_decoder, after_vlm, after_vision)
+_OURS: tuple[Any, ...] = (before_vlm, after_vlm, before_decoder, before_vision, after_vision)
 
 
 def vision_modules(vlm: nn.Module) -> list[nn.Module]:

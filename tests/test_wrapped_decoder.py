@@ -1,0 +1,303 @@
+"""A decoder that was wrapped, replaced or copied after AGCI came, and one that is called twice."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from decoder_inputs import expected_embeds, images_of, recorded_decoder_inputs
+from tiny_checkpoints import FAMILIES, build_model, image_tokens, make_inputs
+from torch.utils.checkpoint import checkpoint
+
+from transformers_agci import agci, attach, self_check
+from transformers_agci.families import decoder_of
+from transformers_agci.method.handle import current_handle
+from transformers_agci.method.hooks import HANDLE
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(family: str) -> Any:
+    return build_model(family)
+
+
+def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def our_traces(model: Any) -> list[str]:
+    """The names of modules that hold a hook or a handle of ours."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if HANDLE in vars(module)
+        or any(
+            getattr(hook, "__module__", "").startswith("transformers_agci")
+            for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        )
+    ]
+
+
+class Wrapper(torch.nn.Module):
+    """Hands everything on, as ModulesToSaveWrapper and FSDP do."""
+
+    def __init__(self, inside: Any) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.inside, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inside(*args, **kwargs)
+
+
+class TriesAgain(Wrapper):
+    """The first attempt is thrown away, as after an out-of-memory error."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("past_key_values", None)
+        self.inside(*args, **kwargs)
+        return self.inside(*args, **kwargs)
+
+
+def fresh_copy(decoder: Any) -> Any:
+    """Another decoder with the same weights and without hooks."""
+    twin = copy.deepcopy(decoder)
+    twin._forward_pre_hooks.clear()
+    vars(twin).pop(HANDLE, None)
+    return twin
+
+
+@pytest.mark.parametrize("wrap", [Wrapper, copy.deepcopy, fresh_copy, TriesAgain], ids=lambda wrap: wrap.__name__)
+def test_decoder_replaced_after_attach(family: str, model: Any, wrap: Callable[[Any], Any]) -> None:
+    inputs = make_inputs(family, model, batch=2)
+    stock = logits(model, inputs)
+    handle = attach(model, 0.5)
+    half = logits(model, inputs)
+    model.model.language_model = wrap(model.model.language_model)
+    torch.testing.assert_close(logits(model, inputs), half, atol=1e-6, rtol=0)
+    assert handle.injections == 4
+    handle.lam = 0.0
+    torch.testing.assert_close(logits(model, inputs), stock, atol=1e-6, rtol=0)
+    handle.detach()
+    torch.testing.assert_close(logits(model, inputs), stock, atol=1e-6, rtol=0)
+    assert our_traces(model) == []
+
+
+@pytest.mark.parametrize("order", ["attach first", "adapter first"])
+def test_peft_saves_the_whole_decoder(family: str, model: Any, order: str) -> None:
+    import peft
+
+    inputs = make_inputs(family, model, batch=2)
+    stock = logits(model, inputs)
+    with agci(model, 0.5):
+        half = logits(model, inputs)
+    lora = peft.LoraConfig(target_modules=["lm_head"], r=2, modules_to_save=["language_model"])
+    if order == "attach first":
+        handle = attach(model, 0.5)
+    size = sum(1 for _ in model.modules())
+    wrapped = peft.get_peft_model(model, lora).eval()
+    if order == "adapter first":
+        handle = attach(wrapped, 0.5)
+    torch.testing.assert_close(logits(wrapped, inputs), half, atol=1e-6, rtol=0)
+    assert handle.injections == 2
+    handle.lam = 0.0
+    torch.testing.assert_close(logits(wrapped, inputs), stock, atol=1e-6, rtol=0)
+    copies = [m for m in wrapped.modules() if isinstance(m, peft.utils.ModulesToSaveWrapper)]
+    assert len(copies) == 1
+    assert sum(1 for _ in wrapped.modules()) < 2.2 * size
+    assert current_handle(wrapped) is handle
+    taken_along = vars(next(iter(copies[0].modules_to_save.values()))).get(HANDLE)
+    assert taken_along is None or taken_along._vlm is None  # no copy of the whole model hangs on it
+
+
+def gradients(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    labels = inputs["input_ids"].where(inputs["input_ids"] < 200, -100)
+    model(**inputs, labels=labels, use_cache=False).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def wrapper_around_the_decoder(model: Any) -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model.model.language_model = checkpoint_wrapper(model.model.language_model)
+
+
+def wrapper_around_the_vlm(model: Any) -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model.model = checkpoint_wrapper(model.model)
+
+
+def composable(model: Any) -> None:
+    from torch.distributed._composable import checkpoint as composable_checkpoint
+
+    composable_checkpoint(decoder_of(model.model))
+
+
+def call_is_checkpointed(model: Any) -> None:
+    """As a vlm whose own code checkpoints the call of its decoder, hooks and all."""
+    decoder = decoder_of(model.model)
+    call = type(decoder).__call__
+
+    def checkpointed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(call, self, *args, use_reentrant=False, **kwargs)
+
+    decoder.__class__ = type(type(decoder).__name__, (type(decoder),), {"__call__": checkpointed})
+
+
+CHECKPOINTING = [
+    wrapper_around_the_decoder,
+    wrapper_around_the_vlm,
+    composable,
+    call_is_checkpointed,
+]
+
+
+@pytest.mark.parametrize("order", ["attach first", "wrap first"])
+@pytest.mark.parametrize("wrap", CHECKPOINTING, ids=lambda wrap: wrap.__name__)
+def test_recomputation_injects_as_well(family: str, model: Any, wrap: Callable[[Any], None], order: str) -> None:
+    """Everything but the decoder is frozen, so that the decoder's gradients depend on what is recomputed."""
+    inputs = make_inputs(family, model, batch=2)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "language_model.layers" in name
+    plain = copy.deepcopy(model)
+    stock = gradients(plain, inputs)
+    attach(plain, 0.5)
+    expected = gradients(plain, inputs)
+    if order == "attach first":
+        attach(model, 0.5)
+        wrap(model)
+    else:
+        wrap(model)
+        attach(model, 0.5)
+    found = {name.replace("_checkpoint_wrapped_module.", ""): grad for name, grad in gradients(model, inputs).items()}
+    assert expected.keys() <= found.keys()
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad, atol=1e-5, rtol=1e-3)
+    assert any((expected[name] - stock[name]).abs().max() > 1e-5 for name in expected)
+
+
+def test_second_call_with_the_same_embeddings() -> None:
+    """A vlm that calls its decoder twice with one tensor gets the same twice; the images count once."""
+    model = build_model("llava")
+    inputs = make_inputs("llava", model)
+    handle = attach(model, 0.5)
+    decoder = model.model.language_model
+    with recorded_decoder_inputs(model) as seen:
+        seen_before: list[torch.Tensor] = []
+        hook = decoder.register_forward_pre_hook(
+            lambda module, args, kwargs: seen_before.append(kwargs["inputs_embeds"]), with_kwargs=True, prepend=True
+        )
+        model(**inputs)
+        hook.remove()
+        decoder(inputs_embeds=seen_before[0])
+    assert torch.equal(seen[0], seen[1])
+    assert handle.injections == 1
+
+
+def test_decoder_called_by_position() -> None:
+    model = build_model("llava")
+    inputs = make_inputs("llava", model)
+    with torch.no_grad(), recorded_decoder_inputs(model) as stock:
+        model(**inputs)
+
+    received: list[torch.Tensor] = []
+    decoder = model.model.language_model
+    handle = attach(model, 0.5)
+    original = decoder.forward
+    decoder.forward = lambda *args, **kwargs: received.append(args[4]) or original(*args, **kwargs)
+    # As a vlm that calls its decoder by position, without a module in between:
+    call = type(decoder).__call__
+    try:
+        type(decoder).__call__ = lambda self, attention_mask=None, inputs_embeds=None, **kwargs: call(
+            self, None, attention_mask, None, None, inputs_embeds
+        )
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        type(decoder).__call__ = call
+    found = images_of(inputs["input_ids"], model.config.image_token_id, image_tokens("llava"))
+    expected = expected_embeds(stock[0], found, 0.5)
+    torch.testing.assert_close(received[0].double(), expected, atol=1e-5, rtol=0)
+    assert handle.injections == 1
+
+
+# --- other hooks ---------------------------------------------------------------------------------------------------
+
+
+def test_hook_that_lengthens_the_prompt_is_refused(family: str, model: Any) -> None:
+    """Registered after ours, it moves the images away from where they were found."""
+    inputs = make_inputs(family, model)
+    handle = attach(model, 0.5)
+
+    def lengthen(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        ids, mask = (args or (kwargs["input_ids"],))[0], kwargs["attention_mask"]  # 5.x gives ids by position
+        longer = {"input_ids": torch.cat([ids[:, :1], ids], dim=1), "attention_mask": torch.cat([mask[:, :1], mask], 1)}
+        if "mm_token_type_ids" in kwargs and kwargs["mm_token_type_ids"] is not None:
+            types = kwargs["mm_token_type_ids"]
+            longer["mm_token_type_ids"] = torch.cat([torch.zeros_like(types[:, :1]), types], dim=1)
+        return (), {**kwargs, **longer, "position_ids": None}
+
+    model.model.register_forward_pre_hook(lengthen, with_kwargs=True)
+    with torch.no_grad():
+        with handle.suspended():
+            model(**inputs)
+        with pytest.raises(ValueError, match="another hook changed the sequence"):
+            model(**inputs)
+    assert handle.injections == 0
+
+
+def hook_names(model: Any) -> list[list[str]]:
+    vlm = model.model
+    kinds = vlm._forward_pre_hooks, vlm._forward_hooks, decoder_of(vlm)._forward_pre_hooks
+    return [[getattr(hook, "__name__", str(hook)) for hook in hooks.values()] for hooks in kinds]
+
+
+def test_suspended_and_self_check_keep_the_order_of_hooks() -> None:
+    model = build_model("llava")
+    inputs = make_inputs("llava", model)
+    handle = attach(model, 0.5)
+
+    def theirs(module: Any, args: Any) -> None:
+        """A hook that came after ours."""
+
+    model.model.register_forward_pre_hook(theirs)
+    model.model.language_model.register_forward_pre_hook(theirs)
+    before = hook_names(model)
+    assert before[0] == ["before_vlm", "theirs"]
+    with handle.suspended():
+        logits(model, inputs)
+    assert hook_names(model) == before
+    self_check(model, inputs)
+    assert hook_names(model) == before
+
+
+def test_suspended_leaves_a_detached_handle_detached() -> None:
+    model = build_model("llava")
+    inputs = make_inputs("llava", model)
+    stock = logits(model, inputs)
+    handle = attach(model, 0.5)
+    handle.detach()
+    with handle.suspended():
+        pass
+    assert current_handle(model) is None
+    assert hook_names(model) == [[], [], []]
+    handle = attach(model, 0.5)
+    with handle.suspended():
+        handle.detach()
+    assert not handle.attached
+    assert torch.equal(logits(model, inputs), stock)
