@@ -82,7 +82,7 @@ class RenderConfig:
     largest: float = 1.0
     turn: float = 20.0  # degrees, either way
     brightness: float = 0.15  # relative change, either way
-    noise: float = 0.12  # standard deviation, 1 = white; one value per 2x2 pixels and channel
+    noise: float = 0.28  # standard deviation, 1 = white; one value per 2x2 pixels and channel
     alike: float = 0.25  # share of the other images that are chosen because they look like the target
 
 

@@ -30,8 +30,9 @@ from transformers_agci.embedded.training_data import IGNORED, CanvasSampler, Dat
 
 TEXT_SCALE = 0.3  # root mean square of embeddings and image tokens when the decoder starts to learn
 IMAGE_MARK = 0.7  # a constant random offset on every image token, in TEXT_SCALE: tells them from words
-LOOKUP = 1.5  # scale of the first layer's equal query and key weights: like finds like
+LOOKUP = 1.65  # scale of the first layer's equal query and key weights: like finds like
 SHARPNESS = 2.5  # where the naming stages start; they learn it
+TRAINING_NOISE = 0.16  # clearer than the probe set's images, which leave room for a map
 END_WEIGHT = 0.1  # the end of an answer is easy
 
 
@@ -54,7 +55,7 @@ STAGES = (
     Stage("names", 450, canvases=21, rate=2e-3, vision_rate=1.0, noise=0.5),
     Stage("canvas", 600, canvases=21, rate=1e-3, vision_rate=1.0, noise=1.0),
     Stage("words", 700, canvases=16, rate=1.5e-3, vision_rate=0.0, noise=1.0, chained=24),
-    Stage("prompt", 900, canvases=16, rate=1e-3, vision_rate=0.3, noise=1.0, chained=10, prompts=5, naming=0.5),
+    Stage("prompt", 400, canvases=16, rate=1e-3, vision_rate=0.3, noise=1.0, chained=10, prompts=5, naming=0.5),
 )
 
 
@@ -299,7 +300,7 @@ def train(
     After each stage its weights go to <folder>/stages, and the same call goes on from there: a stage's draws and
     optimizer are its own, so the result is the same as without the interruption.
     """
-    atlas, render, stages = Atlas(), render or RenderConfig(), scaled(steps)
+    atlas, render, stages = Atlas(), render or RenderConfig(noise=TRAINING_NOISE), scaled(steps)
     state = new_training_state(atlas, seed)
     losses: dict[str, list[float]] = {}
     for number, stage in enumerate(stages, start=1):
