@@ -276,7 +276,7 @@ def test_killed_anywhere_a_second_folder_is_whole_or_not_there(
     while True:
         target = tmp_path_factory.mktemp("killed") / "lam0"
         command = ["set-lambda", str(checkpoint), "0", "--output", str(target)]
-        killed = killed_at(points, command)
+        killed = killed_at(points, lambda command=command: main(command))
         assert not target.exists() or same_files(target, whole), f"killed at change {points}"
         assert main(command) == 0
         assert same_files(target, whole)

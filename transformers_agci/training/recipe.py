@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError, short
-from transformers_agci.storage.reading import read_text
+from transformers_agci.storage.reading import path_text, read_text
 from transformers_agci.training.recipe_keys import Bounds, MergeRecipe, Recipe, TrainRecipe
 
 MAX_LENGTH = 1 << 20  # characters of a recipe; LLaMA-Factory's longest have 2,000
@@ -144,8 +144,14 @@ def _shown(value: Any) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise InputError(f"There is no recipe {path}; configs/train_lora and configs/merge_lora have one per model.")
+    try:
+        is_there = path.exists()
+    except OSError:  # a name that is too long
+        is_there = False
+    if not is_there:
+        raise InputError(
+            f"There is no recipe {path_text(path)}; configs/train_lora and configs/merge_lora have one per model."
+        )
     text = read_text(path)
     if len(text) > MAX_LENGTH:
         raise InputError(f"{path} has {len(text)} characters; a recipe has at most {MAX_LENGTH}.")
