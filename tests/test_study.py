@@ -47,13 +47,15 @@ def test_table_by_hand(tmp_path: Path) -> None:
             write_answers(study.answers(seed, lam), "Yes", "Yes" if lam and seed else "No")
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_of(study).splitlines()]
     found = {line[0]: line[1:] for line in lines if line}
-    assert found["as it was, lambda 0"][:3] == ["100.0 (100.0 to 100.0)"] * 3
-    assert found["as it was, lambda 0.5"][:3] == ["50.0 (50.0 to 50.0)", "100.0 (100.0 to 100.0)", "0.0 (0.0 to 0.0)"]
-    assert found["fine-tuned and probed at lambda 0.5"][0] == "75.0 (50.0 to 100.0)"
-    assert found["fine-tuned: lambda 0.5 - lambda 0"][:3] == [
-        "-25.0 (-50.0 to +0.0)",
-        "+0.0 (+0.0 to +0.0)",
-        "-50.0 (-100.0 to +0.0)",
+    right, wrong = "100.0 [51.0, 100.0]", "0.0 [0.0, 49.0]"  # Wilson's interval of four items
+    assert found["as it was, lambda 0"][:3] == [right] * 3
+    assert found["as it was, lambda 0.5"][:3] == ["50.0 [15.0, 85.0]", right, wrong]
+    assert found["fine-tuned and probed at lambda 0.5"][0] == "75.0 [0.0, 100.0]"  # t with one degree of freedom
+    assert found["fine-tuned: lambda 0.5 - lambda 0"] == [
+        "-25.0 [-342.7, +292.7]",
+        "+0.0 [no interval]",
+        "-50.0 [-685.3, +585.3]",
+        "+0.0 [no interval]",
     ]
     assert "seed 0: +0.0, seed 1: -50.0." in table_of(study)
 
@@ -63,7 +65,7 @@ def test_differences_are_paired() -> None:
     rng = np.random.default_rng(0)
     yes = (rng.random((5, 40, 9)) < rng.random((5, 40, 1))).astype(float)
     models = Models(yes, yes)
-    assert _changes(models, models)[0] == "+0.0 (+0.0 to +0.0)"
+    assert _changes(models, models)[0] == "+0.0 [no interval]"
     better = Models(np.where(np.arange(40)[:, None] < 4, 1.0, yes), yes)
     assert _changes(models, better)[0].startswith("+")
 

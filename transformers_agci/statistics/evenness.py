@@ -84,6 +84,19 @@ def leave_one_out(contributions: Floats) -> Floats:
     return left
 
 
+def contributions_to_unevenness(table: Floats) -> Floats:
+    """[items]: jackknife pseudo-values of V, whose mean is V and whose spread is what items make of it.
+
+    They carry V into an interval over models and items (`intervals.mean_over_seeds_and_items`).
+    """
+    n = len(table)
+    if n < 3:
+        return np.full(n, unevenness(table))
+    found: Floats = n * unevenness(table) - (n - 1) * leave_one_out(table)
+    found += unevenness(table) - found.mean()
+    return found
+
+
 def level(contributions: Floats | None) -> Level | None:
     """V of one result with its jackknife interval; None where there are too few items or nothing varies."""
     if contributions is None or len(contributions) < 3:

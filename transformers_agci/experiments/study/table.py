@@ -9,11 +9,19 @@ import numpy as np
 
 from transformers_agci.experiments.position.results import ProbeResult, read_results
 from transformers_agci.experiments.study.run import LAMBDAS, Study
-from transformers_agci.statistics import Floats, Interval, deviation, gap, percentile_interval, permutation_null
+from transformers_agci.report.table import Style, markdown_table
+from transformers_agci.statistics import (
+    Floats,
+    deviation,
+    gap,
+    mean_over_seeds_and_items,
+    permutation_null,
+    wilson,
+)
+from transformers_agci.statistics.evenness import contributions_to_unevenness
 from transformers_agci.storage.atomic import write_atomic
 
-RESAMPLES = 2000
-SEED = 0  # of the resampling
+LEVEL, CHANGE = Style(digits=1), Style(digits=1, signed=True)
 
 
 @dataclass(frozen=True)
@@ -24,42 +32,35 @@ class Models:
     no: Floats
 
 
-Measure = Callable[[Models], float]
+Measure = Callable[
+    [Models], Floats
+]  # -> what each model and item contributes, [models, items]; its mean is the measure
 
 
-def balanced(models: Models) -> float:
+def balanced(models: Models) -> Floats:
     """Mean of the Yes and the No accuracy, percent."""
-    return float(50 * (models.yes.mean() + models.no.mean()))
+    return 50 * (models.yes.mean(axis=2) + models.no.mean(axis=2))
 
 
-def yes_accuracy(models: Models) -> float:
+def yes_accuracy(models: Models) -> Floats:
     """Percent."""
-    return float(100 * models.yes.mean())
+    return 100 * models.yes.mean(axis=2)
 
 
-def no_accuracy(models: Models) -> float:
+def no_accuracy(models: Models) -> Floats:
     """Percent."""
-    return float(100 * models.no.mean())
+    return 100 * models.no.mean(axis=2)
 
 
-def yes_deviation(models: Models) -> float:
-    """Standard deviation over the cells of a model's Yes map, points; the mean over the models."""
-    return float(100 * deviation(models.yes.mean(axis=1)).mean())
+def yes_unevenness(models: Models) -> Floats:
+    """Variance over the cells of a model's Yes map, points squared, without the part of chance."""
+    contributions = [contributions_to_unevenness(100 * table) for table in models.yes]
+    return np.stack(contributions)
 
 
-def yes_gap(models: Models) -> float:
-    """Largest minus smallest cell of a model's Yes map, points; the mean over the models."""
-    return float(100 * gap(models.yes.mean(axis=1)).mean())
-
-
-MEASURES: dict[str, Measure] = {
-    "balanced": balanced,
-    "Yes": yes_accuracy,
-    "No": no_accuracy,
-    "sd over Yes cells": yes_deviation,
-    "gap of Yes cells": yes_gap,
-}
-WITH_CHANCE = ("sd over Yes cells", "gap of Yes cells")
+ACCURACIES: dict[str, Measure] = {"balanced": balanced, "Yes": yes_accuracy, "No": no_accuracy}
+UNEVENNESS = "variance over Yes cells (points^2, without bias)"
+SPREADS = ("sd over Yes cells", "gap of Yes cells")
 
 
 class WrittenTable(NamedTuple):
@@ -89,17 +90,16 @@ def table_of(study: Study) -> str:
         (f"lambda {off:g}: fine-tuned - as it was", plain[off], tuned[off]),
         (f"lambda {on:g}: fine-tuned - as it was", plain[on], tuned[on]),
     ]
-    head = ["", *MEASURES]
+    head = ["", *ACCURACIES, *SPREADS]
     rows = [[name, *_levels(models)] for name, models in conditions]
     changes = [[name, *_changes(first, second)] for name, first, second in differences]
     per_seed = [
-        f"seed {seed}: {balanced(_one(tuned[on], seed)) - balanced(_one(tuned[off], seed)):+.1f}"
-        for seed in range(study.seeds)
+        f"seed {seed}: {(balanced(tuned[on]) - balanced(tuned[off]))[seed].mean():+.1f}" for seed in range(study.seeds)
     ]
     return "\n\n".join(
         [
-            _markdown(head, rows),
-            _markdown(["paired difference", *MEASURES], changes),
+            markdown_table(head, rows),
+            markdown_table(["paired difference", *ACCURACIES, UNEVENNESS], changes),
             f"Balanced accuracy, lambda {on:g} - lambda {off:g}, by seed: {', '.join(per_seed)}.",
         ]
     )
@@ -117,54 +117,28 @@ def _tables(result: ProbeResult) -> tuple[Floats, Floats]:
     return result.yes.correct, result.no.correct
 
 
-def _one(models: Models, number: int) -> Models:
-    return Models(models.yes[[number]], models.no[[number]])
-
-
-def _drawn(models: Models, seeds: np.ndarray, items: np.ndarray) -> Models:
-    """The models and items of one resample; a single model stands for every seed."""
-    chosen = seeds if len(models.yes) > 1 else np.zeros(1, dtype=int)
-    return Models(models.yes[chosen][:, items], models.no[chosen][:, items])
-
-
-def _resampled(measure: Callable[..., float], *groups: Models) -> Interval:
-    """A measure of groups of models with its interval: seeds and items are drawn with replacement, both together.
-
-    The same draw serves every group: what is computed from two groups is paired by seed and by item.
-    """
-    rng = np.random.default_rng(SEED)
-    seeds, items = max(len(group.yes) for group in groups), groups[0].yes.shape[1]
-    draws = np.empty(RESAMPLES)
-    for number in range(RESAMPLES):
-        drawn_seeds, drawn_items = rng.integers(seeds, size=(seeds,)), rng.integers(items, size=(items,))
-        draws[number] = measure(*(_drawn(group, drawn_seeds, drawn_items) for group in groups))
-    return percentile_interval(draws, measure(*groups), seeds * items)
-
-
 def _levels(models: Models) -> list[str]:
+    """Accuracies with two-way t intervals, and the plain spreads of the Yes map beside chance."""
     cells = []
-    for name, measure in MEASURES.items():
-        if name in WITH_CHANCE:
-            # Resampling adds noise of its own to a spread, so that its level is shown beside chance, not an interval.
-            tests = [permutation_null(table) for table in models.yes]
-            chance = [test.sd if name == WITH_CHANCE[0] else test.gap for test in tests]
-            ps = sorted(spread.p for spread in chance)
-            p = f"p = {ps[0]:.2g}" if len(ps) == 1 else f"p from {ps[0]:.2g} to {ps[-1]:.2g}"
-            cells.append(f"{measure(models):.1f} (by chance {100 * np.mean([c.expected for c in chance]):.1f}, {p})")
-        else:
-            found = _resampled(measure, models)
-            cells.append(f"{found.estimate:.1f} ({found.low:.1f} to {found.high:.1f})")
+    for measure in ACCURACIES.values():
+        found = mean_over_seeds_and_items(measure(models))
+        if not np.isfinite(found.low):  # all models are right, or wrong, on all items alike
+            items = models.yes.shape[1]
+            found = wilson(found.estimate / 100 * items, items).scaled(100)
+        cells.append(LEVEL.write(found._replace(low=max(0, found.low), high=min(100, found.high))))
+    tests = [permutation_null(table) for table in models.yes]
+    for name, spread_of in (("sd", deviation), ("gap", gap)):
+        chance = [getattr(test, name) for test in tests]
+        ps = sorted(spread.p for spread in chance)
+        p = f"p = {ps[0]:.2g}" if len(ps) == 1 else f"p from {ps[0]:.2g} to {ps[-1]:.2g}"
+        observed = 100 * float(spread_of(models.yes.mean(axis=1)).mean())
+        cells.append(f"{observed:.1f} (by chance {100 * np.mean([c.expected for c in chance]):.1f}, {p})")
     return cells
 
 
 def _changes(first: Models, second: Models) -> list[str]:
-    cells = []
-    for measure in MEASURES.values():
-        found = _resampled(lambda a, b, measure=measure: measure(b) - measure(a), first, second)
-        cells.append(f"{found.estimate:+.1f} ({found.low:+.1f} to {found.high:+.1f})")
-    return cells
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """second - first, paired by seed and by item; a single model stands for every seed."""
+    return [
+        CHANGE.write(mean_over_seeds_and_items(measure(second) - measure(first)))
+        for measure in (*ACCURACIES.values(), yes_unevenness)
+    ]
