@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from transformers_agci.commands.options import SEED, printable, whole
+from transformers_agci.commands.options import SEED, teller, whole
 
 FOLDERS = {"probe": "probe_datasets", "similarity": "similarity_data"}
 IMAGE_ROOT = Path("scripts/LLaVA/playground/data")  # of LLaVA's instruction mix
@@ -59,9 +59,10 @@ def _check(file: Path, image_root: Path | None) -> int:
             bar.update(done - bar.n)
 
         report = check(file, image_root, progress)
-    print(file)
+    say = teller(add_check_arguments)
+    say(str(file))
     for line in report.lines():
-        print(f"  {printable(line, add_check_arguments)}")
+        say(f"  {line}")
     return 1 if report.errors else 0
 
 

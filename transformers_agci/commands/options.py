@@ -49,11 +49,15 @@ def with_flags(text: str, parser: argparse.ArgumentParser) -> str:
     return re.sub(r"`(\w+)`", lambda name: spelled.get(name[1], name[0]), text)
 
 
-def printable(text: str, add_arguments: Callable[[argparse.ArgumentParser], None]) -> str:
-    """`with_flags` for the lines that a command prints."""
+def teller(add_arguments: Callable[[argparse.ArgumentParser], None]) -> Callable[[str], None]:
+    """A print that spells quantities as the flags of these arguments, at once and line by line."""
     parser = argparse.ArgumentParser(add_help=False)
     add_arguments(parser)
-    return with_flags(text, parser)
+
+    def say(line: str) -> None:
+        print(with_flags(line, parser), flush=True)
+
+    return say
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -84,6 +88,7 @@ def number(text: str) -> float:
 
 
 SEED = whole(0, 2**32 - 1)
+
 
 # --- model ---------------------------------------------------------------------------------------------------------
 

@@ -1,13 +1,9 @@
-"""A benchmark asked of a model: rows to questions, questions to result files, result files to a score.
-
-Shared by `agci benchmark`, `agci downstream` and `agci mmmu-pro`.
-"""
+"""Where a benchmark's rows and images are, and the questions that they become."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers_agci.data.rows import Row
 from transformers_agci.errors import InputError
@@ -80,11 +76,6 @@ def question_set(source: Source) -> QuestionSet:
     return QuestionSet(questions, bad_rows, settings, notes, omitted)
 
 
-def with_notes(asked: QuestionSet, **notes: Any) -> QuestionSet:
-    """The same questions with further notes for the manifest."""
-    return replace(asked, notes={**asked.notes, **notes})
-
-
 def _question(source: Source, where: str, row: Row, asked: Prompt) -> Question:
     images = tuple(_image(source, where, image) for image in asked.images)
     text = asked.text if source.prompt is None else source.prompt.replace("{question}", asked.question)
@@ -103,7 +94,7 @@ def _image(source: Source, where: str, image: str | bytes) -> ImageSource:
         return ImageBytes(image, where)
     root = source.image_folder
     if root is None:
-        raise InputError(f"{where}: the image {image!r} needs --image_root, the folder it lies in.")
+        raise InputError(f"{where}: the image {image!r} needs `image_root`, the folder it lies in.")
     return ImageFile(root, image, where)
 
 
@@ -128,9 +119,9 @@ def _rows(source: Source) -> Sequence[tuple[str, Row]]:
     if source.hub_id is not None:
         return _hub_rows(source)
     if source.data is None:
-        raise InputError(f"{declared.name} needs --data, its question file or folder (see eval/), or --hub_id.")
+        raise InputError(f"{declared.name} needs `data`, its question file or folder (see eval/), or `hub_id`.")
     if not source.data.exists():
-        raise InputError(f"--data {source.data}: there is no such file or folder.")
+        raise InputError(f"`data` {source.data}: there is no such file or folder.")
     return declared.read_questions(source.data, source.setting)
 
 
@@ -138,19 +129,19 @@ def _hub_rows(source: Source) -> list[tuple[str, Row]]:
     """Rows through the `datasets` library, images as encoded bytes; the one place that may use the network."""
     declared = source.benchmark
     if declared.hub_id is None:
-        raise InputError(f"{declared.name} is plain files on the hub; download them and give --data (see eval/).")
+        raise InputError(f"{declared.name} is plain files on the hub; download them and give `data` (see eval/).")
     try:
         import datasets
     except ImportError as error:
         raise InputError(
-            "--hub_id needs the datasets library, installed with: pip install datasets; it cannot be "
+            "`hub_id` needs the datasets library, installed with: pip install datasets; it cannot be "
             f"imported here ({error})."
         ) from None
     setting = source.setting or (declared.settings[0] if declared.settings else None)
     try:
         loaded = datasets.load_dataset(source.hub_id, setting, split=source.split)
     except Exception as error:  # the library raises many kinds: no network, no such data set, no such split
-        raise InputError(f"--hub_id {source.hub_id} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise InputError(f"`hub_id` {source.hub_id} cannot be loaded: {str(error).splitlines()[0]}") from error
     for name, feature in loaded.features.items():
         if isinstance(feature, datasets.Image):
             loaded = loaded.cast_column(name, datasets.Image(decode=False))
@@ -170,7 +161,7 @@ def score_inputs(source: Source, answers: Path, annotations: Path | None, partia
     """The result file as an answer file: its rows carry their questions."""
     declared = source.benchmark
     if annotations is None and declared.annotations and source.folder is not None:
-        beside = source.folder / declared.annotations
-        annotations = beside if beside.is_file() else None
+        shipped = source.folder / declared.annotations
+        annotations = shipped if shipped.is_file() else None
     variant = f"{source.setting or declared.settings[0]}, {source.mode}" if declared.settings else None
     return Inputs((answers,), annotations=annotations, partial=partial, variant=variant)

@@ -1,0 +1,132 @@
+"""One benchmark on a loaded model: every question at every lambda, then the scores and what differs between them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.benchmarks import score_answers
+from transformers_agci.experiments.benchmarks.asking.source import Source, question_set, score_inputs
+from transformers_agci.experiments.benchmarks.declaration import Score
+from transformers_agci.experiments.benchmarks.score_report import (
+    Bootstrap,
+    difference_report,
+    interval_report,
+    report_text,
+)
+from transformers_agci.inference.answering import AnswerOptions, answer_questions
+from transformers_agci.inference.dry_run import describe
+from transformers_agci.inference.load import LoadedModel, lambdas_of
+from transformers_agci.inference.process_group import is_main_process
+from transformers_agci.inference.questions import QuestionSet
+from transformers_agci.method.lam import lambda_text
+from transformers_agci.storage.json_file import write_json
+from transformers_agci.storage.manifest import sibling_path
+from transformers_agci.storage.result_file import output_paths
+
+Say = Callable[[str], None]  # takes the lines that a user reads while it goes on
+
+
+@dataclass(frozen=True)
+class AskOptions:
+    """At which lambdas a benchmark is asked (none: the config key's), how it is answered, how its score is told."""
+
+    lambdas: Sequence[float] = ()
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    dry_run: bool = False
+
+
+class Asked(NamedTuple):
+    """How it ended: 0, or 1 where rows were bad or could not be scored; `complete` where the files are whole."""
+
+    exit_code: int
+    lambdas: Sequence[float]
+    outputs: Sequence[Path]
+    complete: bool
+
+
+def ask_benchmark(
+    source: Source,
+    answer_file: Path,
+    options: AskOptions,
+    load: Callable[[], LoadedModel],
+    say: Say,
+    *,
+    annotations: Path | None = None,
+) -> Asked:
+    """Ask every question, write one file per lambda, score; the model is loaded when the data has been read.
+
+    `annotations` is what scoring needs beside the rows.
+    """
+    asked = question_set(source)
+    loaded = load()
+    lambdas, lambda_source = lambdas_of(options.lambdas, loaded)
+    outputs = output_paths(answer_file, lambdas, options.answers.method)
+    say(
+        f"{source.benchmark.title}, protocol {source.how}{' with a prompt of your own' if source.prompt else ''}: "
+        f"{len(asked)} questions" + (f", {asked.omitted} rows outside its population" if asked.omitted else "")
+    )
+    if options.dry_run:
+        return _dry_run(Asked(1 if asked.bad_rows else 0, lambdas, outputs, False), options, loaded, asked, say)
+    noted = replace(asked, notes={**asked.notes, "lambda_source": lambda_source})
+    summary = answer_questions(loaded, noted, lambdas, outputs, options.answers)
+    for line in summary.lines():
+        say(line)
+    if not summary.complete or not is_main_process():
+        return Asked(summary.exit_code, lambdas, outputs, False)
+    partial = source.limit is not None or bool(summary.counts.failed)
+    reports = Reports(source, annotations, options.bootstrap, partial)
+    scored = score_outputs(reports, outputs, lambdas, say)
+    return Asked(max(summary.exit_code, scored), lambdas, outputs, True)
+
+
+def _dry_run(planned: Asked, options: AskOptions, loaded: LoadedModel, asked: QuestionSet, say: Say) -> Asked:
+    batch_size = options.answers.batch_size
+    for line in describe(loaded, asked.questions, planned.lambdas, planned.outputs, batch_size=batch_size):
+        say(line)
+    for row in asked.bad_rows:
+        say(row.error)
+    return planned
+
+
+class Reports(NamedTuple):
+    """How result files are scored; `partial` where they hold the answers to some questions only."""
+
+    source: Source
+    annotations: Path | None
+    bootstrap: Bootstrap
+    partial: bool
+
+
+def score_outputs(reports: Reports, outputs: Sequence[Path], lambdas: Sequence[float], say: Say) -> int:
+    """Score each result file, write the figures beside it, compare the later lambdas with the first; 1: no score."""
+    source, annotations, bootstrap, partial = reports
+    declared = source.benchmark
+    first: Score | None = None
+    for path, lam in zip(outputs, lambdas, strict=True):
+        try:
+            score = score_answers(declared, score_inputs(source, path, annotations, partial))
+        except InputError as error:
+            say(f"no score: {error}")
+            return 1
+        report: dict[str, Any] = {
+            "benchmark": declared.name,
+            "variant": score.variant,
+            "protocol": source.how,
+            "mode": source.mode,
+            "setting": source.setting,
+            "lambda": lam,
+            **score.figures,
+        }
+        if bootstrap.resamples > 0:
+            report |= interval_report(declared, score, bootstrap)
+        if first is not None:
+            report["difference"] = difference_report(declared, first, score, bootstrap)
+        note = ", not all questions were asked" if partial else ""
+        say(f"\nlambda {lambda_text(lam)}, protocol {source.how}{note}")
+        say(report_text(declared, score, report))
+        write_json(sibling_path(path, ".score.json"), report, indent=1)
+        first = first or score
+    return 0
