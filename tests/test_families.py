@@ -10,7 +10,8 @@ from typing import get_type_hints
 import pytest
 
 from transformers_agci import SUPPORTED_FAMILIES, InputError
-from transformers_agci.families import Family, Lacks, paper_families, require
+from transformers_agci.cli import main
+from transformers_agci.families import REFUSED_FAMILIES, Family, Lacks, paper_families, require
 from transformers_agci.families.declaration import CAPABILITIES, TRAINING_CAPABILITIES, Works
 from transformers_agci.families.llava import anyres_layout, anyres_tokens, twin_of_original
 from transformers_agci.families.training_support import TrainingSupport
@@ -57,7 +58,7 @@ def test_the_capabilities_are_the_fields_that_may_lack() -> None:
 @families
 def test_what_works_is_of_its_kind(family: Family) -> None:
     found = declared(family)
-    kinds = {"layout": object, "flow": Works, "training": TrainingSupport, "conversion": tuple}
+    kinds = {"probe": Works, "layout": object, "flow": Works, "training": TrainingSupport, "conversion": tuple}
     for name, kind in kinds.items():
         assert isinstance(found[name], kind | Lacks)
     if isinstance(family.training, TrainingSupport):
@@ -68,7 +69,7 @@ def test_what_works_is_of_its_kind(family: Family) -> None:
 def test_the_paper_s_models_lack_nothing_that_the_paper_does() -> None:
     assert len(paper_families()) == 6
     for family in paper_families().values():
-        assert not any(isinstance(getattr(family, name), Lacks) for name in ("layout", "flow", "training"))
+        assert not any(isinstance(getattr(family, name), Lacks) for name in ("probe", "layout", "flow", "training"))
 
 
 def test_no_model_type_outside_the_families() -> None:
@@ -99,6 +100,15 @@ def test_nothing_else_reads_the_model_type_to_decide() -> None:
             ):
                 found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
     assert not found
+
+
+def test_the_table_is_the_readme_s(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["families"]) == 0
+    printed = capsys.readouterr().out
+    table = printed[: printed.index("\n\n")]
+    assert len(table.splitlines()) == 2 + len(SUPPORTED_FAMILIES)
+    assert table in (PACKAGE.parent / "README.md").read_text(), "write what `agci families` prints into README"
+    assert all(family.reason in printed for family in REFUSED_FAMILIES.values())
 
 
 def test_declarations_load_no_torch() -> None:

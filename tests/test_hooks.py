@@ -456,14 +456,6 @@ def test_unsupported_model_lists_the_supported_ones() -> None:
     assert all(family in str(error.value) for family in SUPPORTED_FAMILIES)
 
 
-def test_pixtral_in_llava_is_refused() -> None:
-    """Its image tokens are separated row by row: a run would be taken for an image."""
-    model = build_model("llava")
-    model.config.vision_config.model_type = "pixtral"
-    with pytest.raises(ValueError, match="Pixtral"):
-        attach(model, 0.5)
-
-
 def test_embeddings_of_inputs_without_an_image() -> None:
     model = build_model("llava")
     with pytest.raises(ValueError, match="no image"):

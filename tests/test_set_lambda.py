@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from kill_points import killed_at
 
-from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES
+from transformers_agci import LAMBDA_KEY
 from transformers_agci.cli import main
 from transformers_agci.conversion import set_lambda
 from transformers_agci.storage.folder import same_files
@@ -207,16 +207,6 @@ def test_two_programs_at_once(checkpoint: Path) -> None:
     backup = json.loads((checkpoint / "config.json.bak").read_text())[LAMBDA_KEY]
     assert {str(left), str(backup)} <= set(values)
     assert left != backup
-
-
-def test_families_table_is_the_readme_s(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["families"]) == 0
-    table = capsys.readouterr().out.rstrip("\n")
-    assert len(table.splitlines()) == 2 + len(SUPPORTED_FAMILIES)
-    readme = (Path(__file__).parent.parent / "README.md").read_text().splitlines()
-    for row in table.splitlines():
-        wanted = row.removesuffix(" |")
-        assert "---" in row or sum(line.startswith(wanted) for line in readme) == 1, f"README lacks: {wanted}"
 
 
 def test_self_check_command(

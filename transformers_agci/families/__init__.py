@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import gemma, internvl, llava, qwen
+from transformers_agci.families import deepseek, gemma, grids, internvl, llava, qwen, refused, tiles
 from transformers_agci.families.declaration import Family, ForwardCall, Lacks, RefusedFamily, require
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ __all__ = [
     "is_vlm",
     "paper_families",
     "require",
+    "supports",
     "unsupported",
     "unsupported_config",
 ]
@@ -37,13 +38,24 @@ def _table(rows: Iterable[Family]) -> Mapping[str, Family]:
     return MappingProxyType({family.model_type: family for family in rows})
 
 
-SUPPORTED_FAMILIES = _table((*qwen.FAMILIES, *gemma.FAMILIES, *internvl.FAMILIES, *llava.FAMILIES))
-REFUSED_FAMILIES: Mapping[str, RefusedFamily] = MappingProxyType({})
+_KIN = (qwen, gemma, internvl, llava, grids, tiles, deepseek)
+
+SUPPORTED_FAMILIES = _table(family for kin in _KIN for family in kin.FAMILIES)
+REFUSED_FAMILIES: Mapping[str, RefusedFamily] = MappingProxyType(
+    {family.model_type: family for family in refused.FAMILIES}
+)
 
 
 def paper_families() -> Mapping[str, Family]:
     """The families that the paper evaluates, which scripts/ and configs/ are for."""
     return _table(family for family in SUPPORTED_FAMILIES.values() if family.in_paper)
+
+
+def supports(family: Family, capability: str) -> bool:
+    """Whether the family has a capability of `declaration.CAPABILITIES`; flow also needs to know where tokens lie."""
+    if capability == "flow" and isinstance(family.layout, Lacks):
+        return False
+    return not isinstance(getattr(family, capability), Lacks)
 
 
 def find_vlm(model: "nn.Module") -> "nn.Module":

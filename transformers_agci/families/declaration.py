@@ -91,12 +91,12 @@ class ImageTokens:
     Attributes:
         lengths: the tokens of each unit, in order. A unit is an image, or a tile of one.
         inside: which gaps between units lie within an image; None: a unit is an image.
-        rows: whether a unit is cut into rows by tokens of its own, at most ROW_SEPARATOR of them at a time.
+        rows: config -> whether a unit is cut into rows by tokens of its own, at most ROW_SEPARATOR at a time.
     """
 
     lengths: Lengths
     inside: Inside | None = None
-    rows: bool = False
+    rows: Callable[[Any], bool] = lambda config: False
 
 
 # One image -> the grids in which its tokens lie on it.
@@ -106,6 +106,12 @@ PinImageSize = Callable[[Any, int | None, int | None], None]
 
 FIXED_SIZE = Lacks("the checkpoint fixes the size of its images itself")
 NOT_CONVERTED = Lacks("its checkpoints are published in transformers' own layout")
+NOT_TRAINED = Lacks(
+    "its prompt format has not been held against LLaMA-Factory's; train it there, with the config key set"
+)
+NO_CHAT = Lacks("it answers no questions in a chat: its checkpoints have no chat template")
+NO_LAYOUT = Lacks("where its tiles and rows lie on the image is not declared yet")
+LINEAR_ATTENTION = Lacks("some of its layers have linear attention, which has no weights on the image tokens to record")
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,7 @@ class Family:
         image_tokens: image tokens of one 840x840 image, in words.
         images: how the image tokens of one call divide into images.
         layout: how the tokens of one image lie on it; occlusion's overlay and information flow need it.
+        probe: whether the checkpoint answers questions here: probe, similarity, benchmarks.
         flow: whether the decoder's attention can be recorded for information flow.
         training: what LoRA fine-tuning needs to know.
         image_size: how --min_pixels and --max_pixels are put into the image processor.
@@ -136,8 +143,9 @@ class Family:
     image_tokens: str
     images: ImageTokens
     layout: Layout | Lacks
-    flow: Works | Lacks
-    training: "TrainingSupport | Lacks"
+    probe: Works | Lacks = WORKS
+    flow: Works | Lacks = WORKS
+    training: "TrainingSupport | Lacks" = NOT_TRAINED
     image_size: PinImageSize | Lacks = FIXED_SIZE
     conversion: tuple[str, ...] | Lacks = NOT_CONVERTED
     refusal: Callable[[Any], str | None] = lambda config: None
@@ -158,6 +166,7 @@ class RefusedFamily:
 
 # What a family may lack -> how messages and tables call it.
 CAPABILITIES: Mapping[str, str] = {
+    "probe": "answering questions",
     "layout": "occlusion maps and information flow",
     "flow": "information flow",
     "training": "fine-tuning",

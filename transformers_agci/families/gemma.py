@@ -1,7 +1,14 @@
-"""Google's Gemma: the image is squeezed into a square, and every image has the same number of tokens."""
+"""Google's Gemma 3, 3n and 4, and PaliGemma: an image squeezed into a square, of as many tokens as any other.
 
-from transformers_agci.families.declaration import WORKS, Family, Lacks
-from transformers_agci.families.image_tokens import EQUAL
+Gemma 4 keeps the image's aspect ratio and has as many tokens as it has pooled patches. With Gemma 3's pan and scan,
+which is off by default, every crop is an image of its own: the prompt puts words between them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers_agci.families.declaration import NO_CHAT, NO_LAYOUT, Family, ForwardCall, ImageTokens, Lacks
+from transformers_agci.families.image_tokens import EQUAL, encoded_lengths
 from transformers_agci.families.token_layout import square
 from transformers_agci.families.training_support import Template, TrainingSupport, count_sequence_length
 
@@ -26,6 +33,17 @@ _GEMMA_3N = TrainingSupport(
     gradient_checkpointing=Lacks("its layers share keys and values, which a second forward of a layer does not find"),
 )
 
+
+def _pooled_patches(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """Gemma 4: squares of patches are pooled; image_position_ids [images, patches, 2] is -1 where there is none."""
+    positions = call.arguments.get("image_position_ids")
+    if positions is None or call.encoded is not None:
+        return encoded_lengths(call)
+    pooled = config.vision_config.pooling_kernel_size**2
+    lengths: list[int] = ((positions != -1).all(dim=-1).sum(dim=-1) // pooled).tolist()
+    return lengths
+
+
 FAMILIES = (
     Family(
         "gemma3n",
@@ -34,8 +52,10 @@ FAMILIES = (
         "256",
         images=EQUAL,
         layout=square,
-        flow=WORKS,
         training=_GEMMA_3N,
         in_paper=True,
     ),
+    Family("gemma3", "Gemma3", "google/gemma-3-4b-it", "256", EQUAL, square),
+    Family("gemma4", "Gemma4", "google/gemma-4-e2b-it", "about 256", ImageTokens(_pooled_patches), NO_LAYOUT),
+    Family("paligemma", "PaliGemma", "google/paligemma-3b-pt-224", "256 (224 pixels)", EQUAL, square, NO_CHAT),
 )

@@ -29,8 +29,14 @@ def by_grid(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
 
 def equal_shares(config: Any, call: ForwardCall, total: int) -> Sequence[int]:
     """All units of the call have the same number of tokens."""
-    units = len(call.pixel_values if call.encoded is None else call.encoded.pooler_output)
+    units = len(call.pixel_values if call.encoded is None else _features(call.encoded))
     return [total // units] * units
+
+
+def _features(encoded: Any) -> Any:
+    """One entry per unit; Llama 4 projects its features after they are encoded and pools none."""
+    pooled = getattr(encoded, "pooler_output", None)
+    return encoded.last_hidden_state if pooled is None else pooled
 
 
 def encoded_lengths(call: ForwardCall) -> Sequence[int] | None:
@@ -95,12 +101,29 @@ def line_breaks(row: RowOfRuns) -> list[bool]:
     return [len(gap) == 1 and gap[0] == row.behind[0] for gap in row.gaps]
 
 
+def tile_marks_at_start(row: RowOfRuns) -> list[bool]:
+    """Every image begins with the same fake token and tile mark, as the row's first one does (Granite-Docling).
+
+    F R1C1 [tile] F R1C2 [tile] N N F G [whole] F  F R1C1 [tile] N
+                  ^             ^                  ^ gaps: F R1C2 | N N F G | F F R1C1
+    """
+    first = tuple(row.before[-2:])
+    return [
+        0 < len(gap) <= LONGEST_SEPARATOR and first[0] in gap and tuple(gap[-2:]) != first if len(first) == 2 else False
+        for gap in row.gaps
+    ]
+
+
+def visual_indicators(row: RowOfRuns) -> list[bool]:
+    """One indicator stands between the views of an image, G behind the whole and C, R between tiles (Ovis 2).
+
+    S [whole] G [tile] C [tile] E  S [whole] G E
+              ^        ^        ^ gaps: G | C | E S
+    """
+    return [len(gap) == 1 for gap in row.gaps]
+
+
 ROW_SEPARATOR = 3  # tokens at most between two rows of one image: Molmo 2's column token, end and start
-
-
-def single_rows(row: RowOfRuns) -> list[bool]:
-    """Nothing joins units: each is an image."""
-    return [False for _ in row.gaps]
 
 
 RUNS = ImageTokens(by_runs)

@@ -1,9 +1,9 @@
-"""InternVL: the image is cut into tiles, and a thumbnail of the whole follows them; all of it is one run of tokens."""
+"""InternVL 2.5, 3 and 3.5: an image is cut into tiles, a thumbnail of the whole follows; all of it is one run."""
 
 import math
 from typing import Any
 
-from transformers_agci.families.declaration import WORKS, Family
+from transformers_agci.families.declaration import Family
 from transformers_agci.families.image_tokens import RUNS
 from transformers_agci.families.token_layout import ImageInfo, Region, TokenGrid
 from transformers_agci.families.training_support import CHATML, Pixels, Size, Template, TrainingSupport
@@ -11,7 +11,11 @@ from transformers_agci.families.training_support import CHATML, Pixels, Size, Te
 
 def _tiles_and_thumbnail(image: ImageInfo) -> list[TokenGrid]:
     """The image squeezed into rows x cols square tiles, and where there are several a thumbnail last."""
-    per_tile = int(image.config.image_seq_length)
+    return tiles_and_thumbnail(image, int(image.config.image_seq_length))
+
+
+def tiles_and_thumbnail(image: ImageInfo, per_tile: int) -> list[TokenGrid]:
+    """The same for any family that cuts so, with `per_tile` tokens in each square."""
     side = math.isqrt(per_tile)
     images = image.tokens // per_tile
     if images <= 1:
@@ -45,7 +49,6 @@ FAMILIES = (
         "256 per tile, thumbnail included",
         images=RUNS,
         layout=_tiles_and_thumbnail,
-        flow=WORKS,
         training=TrainingSupport(
             (
                 Template(
@@ -63,5 +66,6 @@ FAMILIES = (
             tiles={"crop_to_patches": True, "max_patches": 12, "min_patches": 1},
         ),
         in_paper=True,
+        remote_code=("internvl_chat",),
     ),
 )

@@ -5,16 +5,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers_agci.families.declaration import WORKS, Family, ForwardCall, ImageTokens
-from transformers_agci.families.image_tokens import EQUAL, encoded_lengths, pairs
+from transformers_agci.errors import InputError
+from transformers_agci.families.declaration import NO_LAYOUT, Family, ForwardCall, ImageTokens
+from transformers_agci.families.image_tokens import EQUAL, encoded_lengths, equal_shares, pairs
 from transformers_agci.families.token_layout import WHOLE, ImageInfo, Region, TokenGrid
 from transformers_agci.families.training_support import Pixels, Size, Template, TrainingSupport
 
 # --- LLaVA-1.5 -----------------------------------------------------------------------------------------------------
 
 
+def _has_pixtral(config: Any) -> bool:
+    """Whether the vision tower is Pixtral's: images of any size, and a break token behind each row of an image."""
+    return bool(config.vision_config.model_type == "pixtral")
+
+
+def _by_tower(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    if not _has_pixtral(config):
+        return equal_shares(config, call, total)
+    if call.encoded is not None or call.image_sizes is None:
+        return encoded_lengths(call)
+    patch = config.vision_config.patch_size
+    return [(height // patch) * (width // patch) for height, width in pairs(call.image_sizes)]
+
+
 def _cropped_square(image: ImageInfo) -> list[TokenGrid]:
     """The shorter side is fitted and the middle cropped, or the image is padded to a square, as the processor says."""
+    if _has_pixtral(image.config):
+        raise InputError("Where the rows of LLaVA's Pixtral vision tower lie on the image is not declared yet.")
     side = math.isqrt(image.tokens)
     return [TokenGrid(0, side, side, side, _middle(image))]
 
@@ -41,8 +58,6 @@ def _count_patches(processor: Any, config: Any, pixels: Pixels, size: Size) -> i
 
 
 def _refusal(config: Any) -> str | None:
-    if config.vision_config.model_type == "pixtral":
-        return "its Pixtral vision tower separates the rows of one image, which would be taken for images"
     if getattr(config, "mm_vision_tower", None):
         return (
             "it has the layout of the original LLaVA repository, of which transformers makes a random model; "
@@ -111,7 +126,10 @@ def _by_anyres(config: Any, call: ForwardCall, total: int) -> Sequence[int] | No
 
 def _base_and_tiles(image: ImageInfo) -> list[TokenGrid]:
     """The image squeezed into a square, then the tiles' grid, a newline token ending each of its rows."""
-    layout = anyres_layout(image.config, image.height, image.width)
+    return _grids(anyres_layout(image.config, image.height, image.width))
+
+
+def _grids(layout: AnyresLayout) -> list[TokenGrid]:
     base = layout.side**2
     return [
         TokenGrid(0, layout.side, layout.side, layout.side),
@@ -121,6 +139,45 @@ def _base_and_tiles(image: ImageInfo) -> list[TokenGrid]:
 
 def _count_anyres(processor: Any, config: Any, pixels: Pixels, size: Size) -> int:
     return anyres_tokens(config, height=size[1], width=size[0])
+
+
+# --- LLaVA-OneVision (anyres, shrunk) ------------------------------------------------------------------------------
+
+
+def shrunk_layout(config: Any, height: int, width: int) -> AnyresLayout:
+    """OneVision's grids: as LLaVA-NeXT's, but the tiles' grid is made smaller where it has more tokens than allowed.
+
+    `vision_aspect_ratio` anyres_max_9 allows as many as 9 tiles have. Worked for tiles of 27 x 27 tokens: a grid of
+    162 x 162 has 26244 of 9 * 729 = 6561, sqrt(26244 / 6561) = 2 is more than 1.1, and 81 x 81 are left.
+    """
+    layout = anyres_layout(config, height, width)
+    allowed = int(str(config.vision_aspect_ratio).removeprefix("anyres_max_")) * layout.side**2
+    ratio = math.sqrt(layout.rows * layout.columns / allowed)
+    if ratio <= 1.1:
+        return layout
+    return AnyresLayout(layout.side, int(layout.rows // ratio), int(layout.columns // ratio))
+
+
+def _by_shrunk_anyres(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """An image among others in its prompt has no tiles: the whole and one newline."""
+    if call.encoded is not None or call.image_sizes is None:
+        return encoded_lengths(call)
+    sizes = pairs(call.image_sizes)
+    counts = call.arguments.get("batch_num_images")
+    alone = [True] * len(sizes) if counts is None else [n == 1 for n in map(int, counts) for _ in range(n)]
+    return [
+        _shrunk_tokens(config, *size) if tiled else anyres_layout(config, *size).side ** 2 + 1
+        for size, tiled in zip(sizes, alone, strict=True)
+    ]
+
+
+def _shrunk_tokens(config: Any, height: int, width: int) -> int:
+    layout = shrunk_layout(config, height, width)
+    return layout.side**2 + layout.rows * (layout.columns + 1)
+
+
+def _base_and_shrunk_tiles(image: ImageInfo) -> list[TokenGrid]:
+    return _grids(shrunk_layout(image.config, image.height, image.width))
 
 
 # --- the original repository ---------------------------------------------------------------------------------------
@@ -153,7 +210,6 @@ FAMILIES = (
         "2928",
         images=ImageTokens(_by_anyres),
         layout=_base_and_tiles,
-        flow=WORKS,
         training=TrainingSupport(
             (
                 Template(
@@ -177,9 +233,8 @@ FAMILIES = (
         "LLaVA-v1.5",
         "llava-hf/llava-1.5-7b-hf",
         "576",
-        images=EQUAL,
+        images=ImageTokens(_by_tower, rows=_has_pixtral),
         layout=_cropped_square,
-        flow=WORKS,
         training=TrainingSupport(
             (
                 Template(
@@ -199,4 +254,24 @@ FAMILIES = (
         refusal=_refusal,
         in_paper=True,
     ),
+    Family(
+        "llava_onevision",
+        "LLaVA-OneVision",
+        "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        "729 and up to 9 times that",
+        ImageTokens(_by_shrunk_anyres),
+        _base_and_shrunk_tiles,
+        remote_code=("llava_qwen",),
+    ),
+    Family(
+        "llava_next_video",
+        "LLaVA-NeXT-Video",
+        "llava-hf/LLaVA-NeXT-Video-7B-hf",
+        "2928",
+        ImageTokens(_by_anyres),
+        _base_and_tiles,
+    ),
+    Family("vipllava", "VipLLaVA", "llava-hf/vip-llava-7b-hf", "576", EQUAL, _cropped_square),
+    Family("video_llava", "Video-LLaVA", "LanguageBind/Video-LLaVA-7B-hf", "257", EQUAL, NO_LAYOUT),
+    Family("fast_vlm", "FastVLM", "KamilaMila/FastVLM-7B", "256", EQUAL, NO_LAYOUT, remote_code=("llava_qwen2",)),
 )

@@ -1,9 +1,12 @@
-"""Qwen's vision-language models: the image is resized whole, and 2x2 patches are merged into a token."""
+"""Qwen's vision-language models: the image is resized whole, and 2x2 patches are merged into a token.
+
+Of the Omni models the thinker is served, and of what it takes the images.
+"""
 
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.families.declaration import WORKS, Family
+from transformers_agci.families.declaration import LINEAR_ATTENTION, Family, Lacks
 from transformers_agci.families.image_tokens import GRID
 from transformers_agci.families.token_layout import patch_grid
 from transformers_agci.families.training_support import CHATML, Bound, Pixels, Size, Template, TrainingSupport
@@ -40,33 +43,34 @@ def pin_pixels(images: Any, least: int | None, most: int | None) -> None:
             setattr(images, name, value)
 
 
+_QWEN_2 = TrainingSupport(
+    (Template("qwen2_vl", default_system="You are a helpful assistant.", **_QWEN_VL),), _count_tokens, _BOUNDS
+)
+
+
+_OMNI = Lacks("its checkpoints hold the whole Omni model; load that in a program of yours and attach to its thinker")
+
+
+def _qwen(model_type: str, name: str, hub_id: str, tokens: str, **more: Any) -> Family:
+    return Family(model_type, name, hub_id, tokens, GRID, patch_grid, image_size=pin_pixels, **more)
+
+
 FAMILIES = (
-    Family(
+    _qwen(
         "qwen2_5_vl",
         "Qwen2.5-VL",
         "Qwen/Qwen2.5-VL-7B-Instruct",
         "900",
-        images=GRID,
-        layout=patch_grid,
-        flow=WORKS,
-        training=TrainingSupport(
-            (Template("qwen2_vl", default_system="You are a helpful assistant.", **_QWEN_VL),),
-            _count_tokens,
-            _BOUNDS,
-        ),
-        image_size=pin_pixels,
+        training=_QWEN_2,
         vision_windows=True,
         grid_positions=True,
         in_paper=True,
     ),
-    Family(
+    _qwen(
         "qwen3_vl",
         "Qwen3-VL",
         "Qwen/Qwen3-VL-8B-Instruct",
         "676",
-        images=GRID,
-        layout=patch_grid,
-        flow=WORKS,
         training=TrainingSupport(
             (
                 Template("qwen3_vl", thought="<think>\n\n</think>\n\n", **_QWEN_VL),
@@ -75,8 +79,13 @@ FAMILIES = (
             _count_tokens,
             _BOUNDS,
         ),
-        image_size=pin_pixels,
         grid_positions=True,
         in_paper=True,
     ),
+    _qwen("qwen2_vl", "Qwen2-VL", "Qwen/Qwen2-VL-7B-Instruct", "900", training=_QWEN_2),
+    _qwen("qwen3_vl_moe", "Qwen3-VL-MoE", "Qwen/Qwen3-VL-30B-A3B-Instruct", "676"),
+    _qwen("qwen3_5", "Qwen3.5", "Qwen/Qwen3.5-27B", "676", flow=LINEAR_ATTENTION),
+    _qwen("qwen3_5_moe", "Qwen3.5-MoE", "Qwen/Qwen3.5-35B-A3B", "676", flow=LINEAR_ATTENTION),
+    _qwen("qwen2_5_omni_thinker", "Qwen2.5-Omni thinker", "Qwen/Qwen2.5-Omni-7B", "900", probe=_OMNI),
+    _qwen("qwen3_omni_moe_thinker", "Qwen3-Omni thinker", "Qwen/Qwen3-Omni-30B-A3B-Instruct", "676", probe=_OMNI),
 )

@@ -114,9 +114,13 @@ def token_layout(family: Family, image: ImageInfo) -> TokenLayout:
 
 def patch_grid(image: ImageInfo) -> list[TokenGrid]:
     """The image is resized whole; a square of patches is merged into a token."""
+    return grid_of_patches(image, image.config.vision_config.spatial_merge_size)
+
+
+def grid_of_patches(image: ImageInfo, merge: int) -> list[TokenGrid]:
+    """The same, merge x merge patches making a token."""
     if image.grid_thw is None:
         raise InputError("The processor gave no image_grid_thw; it may belong to another model.")
-    merge = image.config.vision_config.spatial_merge_size
     _, rows, cols = (int(patches) for patches in image.grid_thw)
     return [TokenGrid(0, rows // merge, cols // merge, cols // merge)]
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from transformers_agci.families import Family, ForwardCall, image_token_id
-from transformers_agci.families.declaration import ImageTokens, RowOfRuns
+from transformers_agci.families.declaration import RowOfRuns
 from transformers_agci.families.image_tokens import ROW_SEPARATOR
 
 
@@ -90,7 +90,7 @@ def image_positions(vlm: Any, family: Family, call: ForwardCall, mask: torch.Ten
     lengths = family.images.lengths(vlm.config, call, total) if total else None
     units: dict[int, list[Unit]] = {row: [(run,) for run in runs] for row, runs in rows.items()}
     if lengths is not None:
-        units = _count_off(rows, lengths, family.images)
+        units = _count_off(rows, lengths, family.images.rows(vlm.config))
     if family.images.inside is not None:
         tokens = _token_numbers(call, [row for row, found in units.items() if len(found) > 1])
         units = {row: _join(found, family, tokens.get(row)) for row, found in units.items()}
@@ -115,7 +115,7 @@ def _runs(mask: torch.Tensor) -> dict[int, list[Run]]:
 Unit = tuple[Run, ...]
 
 
-def _count_off(rows: dict[int, list[Run]], lengths: Sequence[int], images: ImageTokens) -> dict[int, list[Unit]]:
+def _count_off(rows: dict[int, list[Run]], lengths: Sequence[int], cut_into_rows: bool) -> dict[int, list[Unit]]:
     """Row -> units: runs cut by the lengths of the units, and put together where a unit is cut into rows."""
     units: dict[int, list[Unit]] = {row: [] for row in rows}
     remaining = iter(lengths)
@@ -123,7 +123,7 @@ def _count_off(rows: dict[int, list[Run]], lengths: Sequence[int], images: Image
         parts: list[Run] = []  # of the unit at hand
         missing = 0  # how many of its tokens are still to come
         for run in runs:
-            if missing and (not images.rows or run.start - parts[-1].stop > ROW_SEPARATOR):
+            if missing and (not cut_into_rows or run.start - parts[-1].stop > ROW_SEPARATOR):
                 raise _mismatch(rows, lengths)
             start = run.start
             while start < run.stop:

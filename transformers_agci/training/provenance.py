@@ -20,10 +20,10 @@ def check_same_family(checkpoint: Checkpoint, adapter: Path, base: str | None) -
     InternVL3-8B and Qwen2.5-VL-7B, for instance, have the same language model: the adapter of one fits into the other.
     """
     found = trained_family(adapter, base)
-    if found is None or found[0] == checkpoint.model_type:
+    if found is None or checkpoint.model_type in found[0]:
         return
     trained, source = found
-    name = SUPPORTED_FAMILIES[trained].name if trained in SUPPORTED_FAMILIES else trained
+    name = " or ".join(SUPPORTED_FAMILIES[one].name if one in SUPPORTED_FAMILIES else one for one in trained)
     here = SUPPORTED_FAMILIES[checkpoint.model_type].name
     raise InputError(
         f"The adapter {adapter} was trained on {name} ({source}), but the checkpoint {checkpoint.folder} "
@@ -31,17 +31,20 @@ def check_same_family(checkpoint: Checkpoint, adapter: Path, base: str | None) -
     )
 
 
-def trained_family(adapter: Path, base: str | None) -> tuple[str, str] | None:
-    """model_type and who says so: the processor saved with the adapter, or its base model; None where nothing does."""
+def trained_family(adapter: Path, base: str | None) -> tuple[tuple[str, ...], str] | None:
+    """model_types and who says so: the processor saved with the adapter, or its base model; None where nothing does.
+
+    Families may share a processor (Qwen3-VL and its mixture of experts), so that there may be several.
+    """
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
     for file in (adapter / name for name in PROCESSOR_FILES):
         processor = _json(file).get("processor_class")
-        families = [family for family in SUPPORTED_FAMILIES if PROCESSOR_MAPPING_NAMES.get(family) == processor]
-        if families:
-            return families[0], f"{file.name} beside it says {processor}"
+        families = tuple(name for name in SUPPORTED_FAMILIES if PROCESSOR_MAPPING_NAMES.get(name) == processor)
+        if processor and families:
+            return families, f"{file.name} beside it says {processor}"
     model_type = _json(Path(base) / "config.json").get("model_type") if base else None
-    return (str(model_type), f"its base model {base}") if model_type else None
+    return ((str(model_type),), f"its base model {base}") if model_type else None
 
 
 def _json(path: Path) -> dict[str, Any]:

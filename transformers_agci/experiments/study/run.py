@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers_agci.embedded.location import embedded_model_path
+from transformers_agci.embedded.location import TEMPLATE, embedded_model_path
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.data import ProbeData, embedded_data
 from transformers_agci.experiments.position.run import PositionProbe
@@ -115,7 +115,7 @@ class Study:
             dataset_dir=data,
             media_dir=data,
             dataset=(training_data,),
-            template="qwen2_vl",
+            template=TEMPLATE,
             cutoff_len=512,
             lora_rank=8,
             lora_alpha=16,

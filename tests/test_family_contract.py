@@ -1,0 +1,222 @@
+"""The contract of every family beyond the paper's six, on tiny random models of transformers' own classes.
+
+Which tokens belong to which image is known from how the prompts were made (tiny_families.py), never from our own
+search; what the decoder should receive is the formula in float64. The paper's six have test_hooks.py.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoder_inputs import formula, recorded_decoder_inputs
+from tiny_families import TEXT, TINY, Batch, TinyFamily, make_batch
+
+from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, attach
+from transformers_agci.method.handle import current_handle
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+# Two images with text between; none; two adjacent; one of several tiles, or larger.
+RICH = [[TEXT, "plain", TEXT, "tiled", TEXT], [TEXT], ["plain", "tiled", TEXT], [TEXT, "tiled", TEXT, TEXT]]
+TWO = [[TEXT, "plain", TEXT], [TEXT, "tiled", TEXT]]
+
+families = pytest.mark.parametrize("family", TINY.values(), ids=list(TINY))
+
+
+def unless(family: TinyFamily, test: str) -> None:
+    """Skip where the family's notes say why stock itself cannot do this."""
+    if test in family.notes:
+        pytest.skip(family.notes[test])
+
+
+def expected(before: torch.Tensor, images: list[tuple[int, list[int]]], lam: float) -> torch.Tensor:
+    """`before` [B, S, D] with the formula applied in float64 to the positions of each image."""
+    result = before.double().clone()
+    for row, positions in images:
+        result[row, positions] = formula(before[row, positions], lam)
+    return result
+
+
+def assert_formula(model: Any, batch: Batch, lam: float, **call: Any) -> None:
+    with recorded_decoder_inputs(model, True) as before, recorded_decoder_inputs(model) as after:
+        model(**batch.inputs, **call)
+    assert len(before) == len(after) == 1
+    wanted = expected(before[0], batch.images, lam)
+    assert (wanted - before[0]).abs().max() > 1e-4
+    torch.testing.assert_close(after[0].double(), wanted, atol=1e-5, rtol=0)
+
+
+def test_every_family_has_a_tiny_model() -> None:
+    six = {"qwen2_5_vl", "qwen3_vl", "gemma3n", "internvl", "llava_next"}
+    assert set(SUPPORTED_FAMILIES) - six - set(TINY) == set() or not all(row.available for row in TINY.values())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@families
+@torch.no_grad()
+def test_decoder_receives_the_formula(family: TinyFamily, side: str) -> None:
+    model = family.build()
+    batch = make_batch(family, RICH, side)
+    stock = model(**batch.inputs).logits
+    handle = attach(model, 1.0)
+    assert_formula(model, batch, 1.0)
+    assert handle.injections == len(batch.images) == 5
+    handle.lam = 0.0
+    assert torch.equal(model(**batch.inputs).logits, stock)
+    assert handle.injections == 5
+
+
+@pytest.mark.slow
+@families
+@torch.no_grad()
+def test_batch_scope_takes_one_mean(family: TinyFamily) -> None:
+    model = family.build()
+    batch = make_batch(family, RICH)
+    attach(model, 0.5, scope="batch")
+    with recorded_decoder_inputs(model, True) as before, recorded_decoder_inputs(model) as after:
+        model(**batch.inputs)
+    context = torch.cat([before[0][row, places] for row, places in batch.images]).double().mean(0)
+    wanted = before[0].double().clone()
+    for row, places in batch.images:
+        wanted[row, places] = formula(before[0][row, places], 0.5, context)
+    torch.testing.assert_close(after[0].double(), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@families
+@torch.no_grad()
+def test_embeddings_in_place_of_ids(family: TinyFamily) -> None:
+    """Separators are then told apart by their embeddings."""
+    unless(family, "embeds")
+    model = family.build()
+    batch = make_batch(family, RICH)
+    embeds = model.get_input_embeddings()(batch.inputs["input_ids"])
+    handle = attach(model, 1.0)
+    given = {name: value for name, value in batch.inputs.items() if name != "input_ids"} | {"inputs_embeds": embeds}
+    assert_formula(model, Batch(given, batch.images), 1.0)
+    assert handle.injections == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", [True, False], ids=["cache", "no cache"])
+@families
+@torch.no_grad()
+def test_generate_injects_once_per_image(family: TinyFamily, cache: bool) -> None:
+    unless(family, "cache" if cache else "no cache")
+    model = family.build()
+    batch = make_batch(family, RICH)
+    handle = attach(model, 1.0)
+    with recorded_decoder_inputs(model, True) as before, recorded_decoder_inputs(model) as after:
+        model.generate(**batch.inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False, use_cache=cache)
+    assert len(before) == len(after) == 3
+    for number, (stock, ours) in enumerate(zip(before, after, strict=True)):
+        if cache and number:
+            assert ours.shape[1] == 1
+            assert torch.equal(ours, stock)
+        else:
+            torch.testing.assert_close(ours.double(), expected(stock, batch.images, 1.0), atol=1e-5, rtol=0)
+    assert handle.injections == 5 * (1 if cache else 3)
+
+
+@pytest.mark.slow
+@families
+@torch.no_grad()
+def test_beams(family: TinyFamily) -> None:
+    unless(family, "beams")
+    model = family.build()
+    batch = make_batch(family, TWO)
+    handle = attach(model, 1.0)
+    with recorded_decoder_inputs(model, True) as before, recorded_decoder_inputs(model) as after:
+        model.generate(**batch.inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False, num_beams=2)
+    images = [(2 * row + beam, places) for row, places in batch.images for beam in (0, 1)]
+    torch.testing.assert_close(after[0].double(), expected(before[0], images, 1.0), atol=1e-5, rtol=0)
+    assert handle.injections == 4
+
+
+@pytest.mark.slow
+@families
+@torch.no_grad()
+def test_second_turn_on_the_same_cache(family: TinyFamily) -> None:
+    unless(family, "second turn")
+    model = family.build()
+    first, second = make_batch(family, [[TEXT, "plain", TEXT]]), make_batch(family, [[TEXT, "tiled", TEXT]], seed=1)
+    handle = attach(model, 1.0)
+    cache = model(**first.inputs, use_cache=True).past_key_values
+    inputs = dict(second.inputs)
+    inputs["attention_mask"] = torch.cat([first.inputs["attention_mask"], inputs["attention_mask"]], dim=1)
+    assert_formula(model, Batch(inputs, second.images), 1.0, past_key_values=cache, use_cache=True)
+    assert handle.injections == 2
+
+
+@pytest.mark.slow
+@families
+def test_gradient_checkpointing_gives_equal_gradients(family: TinyFamily) -> None:
+    unless(family, "checkpointing")
+    model = family.build()
+    if not model.supports_gradient_checkpointing:
+        pytest.skip("stock cannot checkpoint this model")
+    batch = make_batch(family, TWO)
+    labels = batch.inputs["input_ids"].where(batch.inputs["input_ids"] >= 40, -100)
+
+    def gradients(lam: float, checkpointing: bool) -> dict[str, torch.Tensor]:
+        work = copy.deepcopy(model).train()
+        for module in work.modules():
+            if isinstance(module, torch.nn.Dropout | torch.nn.BatchNorm2d):
+                module.eval()
+        if checkpointing:
+            enable = getattr(work, "activation_checkpointing_enable", None) or work.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        attach(work, lam)
+        torch.manual_seed(0)
+        work(**batch.inputs, labels=labels, use_cache=False).loss.backward()
+        return {name: p.grad for name, p in work.named_parameters() if p.grad is not None}
+
+    plain, checkpointed, stock = gradients(0.5, False), gradients(0.5, True), gradients(0.0, False)
+    assert plain.keys() == checkpointed.keys()
+    for name in plain:
+        torch.testing.assert_close(plain[name], checkpointed[name], atol=1e-5, rtol=1e-3)
+    assert any((plain[name] - stock[name]).abs().max() > 1e-5 for name in plain)
+
+
+@pytest.mark.slow
+@families
+@torch.no_grad()
+def test_save_and_load_keep_lambda(family: TinyFamily, tmp_path: Path) -> None:
+    unless(family, "save")
+    model = family.build()
+    batch = make_batch(family, TWO)
+    attach(model, 0.5)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert getattr(loaded.config, LAMBDA_KEY) == 0.5
+    handle = current_handle(loaded) or attach(loaded, getattr(loaded.config, LAMBDA_KEY))
+    torch.testing.assert_close(loaded(**batch.inputs).logits, model(**batch.inputs).logits, atol=1e-5, rtol=0)
+    assert handle.injections == 2
+
+
+@pytest.mark.slow
+@families
+@torch.no_grad()
+def test_lora(family: TinyFamily) -> None:
+    import peft
+
+    model = family.build()
+    batch = make_batch(family, TWO)
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(target_modules=list(family.lora), r=2, init_lora_weights=False)
+    wrapped = peft.get_peft_model(model, lora).eval()
+    handle = attach(wrapped, 0.5)
+    adapted = wrapped(**batch.inputs).logits
+    assert handle.injections == 2
+    handle.lam = 0.0
+    assert (adapted - wrapped(**batch.inputs).logits).abs().max() > 1e-5
+    handle.lam = 0.5
+    merged = wrapped.merge_and_unload()
+    torch.testing.assert_close(merged(**batch.inputs).logits, adapted, atol=1e-4, rtol=0)
+    assert handle.injections == 4

@@ -1,0 +1,1171 @@
+"""Every supported family beyond the paper's six as a tiny random model of transformers' own classes.
+
+One builder per family says the model's config and what the processor makes of one image: token ids with the marks
+that the real processor writes, and pixel inputs. Batches are put together from these pieces, so that the truth about
+which tokens belong to which image comes from how the prompt was made.
+
+    family = TINY["aya_vision"]
+    model = family.build()
+    batch = make_batch(family, [[TEXT, "tiled", "plain"], [TEXT]])
+    batch.inputs, batch.images          # images: (row, [positions]) in order
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+
+from transformers_agci.families import decoder_of, find_vlm
+
+PAD, BOS, EOS, IMG, VIDEO, AUDIO = 0, 1, 2, 30, 31, 32
+VOCABULARY = 200
+TEXT = "text"  # an item of a prompt: a few text tokens
+WIDTH = 32
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One image in a prompt: ids, and pixel inputs whose first dimension is images, tiles or patches."""
+
+    ids: list[int]
+    pixels: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    inputs: dict[str, torch.Tensor]
+    images: list[tuple[int, list[int]]]  # (row, positions of its tokens), in order
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """A family to test.
+
+    config    config class name, and its arguments
+    model     model class name
+    piece     (form, generator) -> one image; form is "plain" or "tiled" (of several tiles, or larger)
+    collate   rows of pieces -> pixel inputs
+    extra     inputs -> further inputs that the model needs
+    lora      names of layers for an adapter
+    """
+
+    model_type: str
+    model: str
+    config: Callable[[], Any]
+    piece: Callable[..., Piece]
+    collate: Callable[[list[list[Piece]]], dict[str, torch.Tensor]]
+    image_token: int = IMG
+    lora: tuple[str, ...] = ("q_proj", "v_proj")
+    notes: dict[str, str] = field(default_factory=dict)  # test -> why it cannot be
+
+    @property
+    def available(self) -> bool:
+        return hasattr(transformers, self.model)
+
+    def build(self, seed: int = 0) -> Any:
+        """The model, in eval mode, float32."""
+        torch.manual_seed(seed)
+        config = self.config()
+        config._attn_implementation = "eager"
+        model = getattr(transformers, self.model)(config).eval()
+        vlm = find_vlm(model)
+        of_decoder = {id(weight) for weight in decoder_of(vlm).parameters()}
+        for weight in vlm.parameters():  # as initialized, some towers give features that are nearly equal, or zero
+            if weight.ndim > 1 and id(weight) not in of_decoder:
+                torch.nn.init.normal_(weight, std=0.2)
+        return model
+
+
+# --- pieces --------------------------------------------------------------------------------------------------------
+
+
+def random(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator)
+
+
+def concatenated(rows: list[list[Piece]]) -> dict[str, torch.Tensor]:
+    """All pixel inputs along their first dimension."""
+    pieces = [piece for row in rows for piece in row]
+    return {name: torch.cat([piece.pixels[name] for piece in pieces]) for name in pieces[0].pixels} if pieces else {}
+
+
+def padded_pixels(rows: list[list[Piece]]) -> dict[str, torch.Tensor]:
+    """As `concatenated`, images of different size padded on the right and below."""
+    pieces = [piece for row in rows for piece in row]
+    if not pieces:
+        return {}
+    height, width = (max(piece.pixels["pixel_values"].shape[side] for piece in pieces) for side in (-2, -1))
+    grown = []
+    for piece in pieces:
+        pixels = piece.pixels["pixel_values"]
+        more = (0, width - pixels.shape[-1], 0, height - pixels.shape[-2])
+        grown.append(Piece(piece.ids, {**piece.pixels, "pixel_values": torch.nn.functional.pad(pixels, more)}))
+    return concatenated([grown])
+
+
+def per_sample(rows: list[list[Piece]]) -> dict[str, torch.Tensor]:
+    """pixel_values [B, most tiles of a row, ...]; what a row lacks is zero, as Idefics3's processor pads it."""
+    if not any(rows):
+        return {}
+    tiles = [torch.cat([piece.pixels["pixel_values"] for piece in row]) if row else None for row in rows]
+    shape = next(tile.shape[1:] for tile in tiles if tile is not None)
+    most = max(0 if tile is None else len(tile) for tile in tiles)
+    values = torch.zeros(len(rows), most, *shape)
+    for row, tile in enumerate(tiles):
+        if tile is not None:
+            values[row, : len(tile)] = tile
+    return {"pixel_values": values}
+
+
+def per_image(rows: list[list[Piece]], count: bool = False) -> dict[str, torch.Tensor]:
+    """pixel_values [images, most tiles, ...], padded with zeros; LLaVA-OneVision also counts images per prompt."""
+    pieces = [piece for row in rows for piece in row]
+    if not pieces:
+        return {}
+    most = max(piece.pixels["pixel_values"].shape[1] for piece in pieces)
+    grown = [
+        Piece(
+            piece.ids,
+            {
+                **piece.pixels,
+                "pixel_values": torch.nn.functional.pad(
+                    piece.pixels["pixel_values"], (0,) * 7 + (most - piece.pixels["pixel_values"].shape[1],)
+                ),
+            },
+        )
+        for piece in pieces
+    ]
+    inputs = concatenated([grown])
+    return inputs | {"batch_num_images": torch.tensor([len(row) for row in rows if row])} if count else inputs
+
+
+def make_batch(family: TinyFamily, rows: Sequence[Sequence[str]], side: str = "left", seed: int = 0) -> Batch:
+    """A batch of prompts; a row is a sequence of TEXT, "plain" and "tiled". Padded on `side`."""
+    generator = torch.Generator().manual_seed(seed)
+    pieces: list[list[Piece]] = []
+    ids: list[list[int]] = []
+    places: list[list[list[int]]] = []
+    for row in rows:
+        tokens: list[int] = [BOS]
+        pieces.append([])
+        places.append([])
+        for item in row:
+            if item == TEXT:
+                tokens += torch.randint(40, VOCABULARY, (5,), generator=generator).tolist()
+                continue
+            alone = {"alone": sum(other != TEXT for other in row) == 1} if family.piece is onevision_piece else {}
+            piece = family.piece(item, generator, **alone)
+            places[-1].append([len(tokens) + i for i, t in enumerate(piece.ids) if t == family.image_token])
+            tokens += piece.ids
+            pieces[-1].append(piece)
+        ids.append(tokens)
+    longest = max(map(len, ids))
+    left = side == "left"
+    input_ids = torch.full((len(ids), longest), PAD)
+    mask = torch.zeros_like(input_ids)
+    images = []
+    for row, tokens in enumerate(ids):
+        start = longest - len(tokens) if left else 0
+        input_ids[row, start : start + len(tokens)] = torch.tensor(tokens)
+        mask[row, start : start + len(tokens)] = 1
+        images += [(row, [start + place for place in image]) for image in places[row]]
+    inputs = {"input_ids": input_ids, "attention_mask": mask, **family.collate(pieces)}
+    return Batch(inputs | _type_ids(family, input_ids), images)
+
+
+def _type_ids(family: TinyFamily, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Which tokens are image tokens, under the name that the model's forward takes."""
+    names = inspect.signature(getattr(transformers, family.model).forward).parameters
+    marked = (ids == family.image_token).long()
+    found = {"mm_token_type_ids": marked} if "mm_token_type_ids" in names else {}
+    if "moe_mm_token_type_ids" in names:
+        found["moe_mm_token_type_ids"] = marked
+    if "token_type_ids" in names and family.model_type == "gemma3":
+        found["token_type_ids"] = marked
+    return found
+
+
+def text(**more: Any) -> dict[str, Any]:
+    """A small decoder's config."""
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "pad_token_id": PAD,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "tie_word_embeddings": False,
+        **more,
+    }
+
+
+MOE = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+MROPE_INTERLEAVED = {**MROPE, "mrope_interleaved": True}
+
+
+def config(name: str, **values: Any) -> Callable[[], Any]:
+    """A config by class name, made when it is asked for: older versions of transformers do not have all of them."""
+    return lambda: getattr(transformers, name)(**values)
+
+
+# grid of patches
+
+GRID_SIZES = {"plain": (4, 4), "tiled": (4, 6)}  # patches
+
+
+def grid_piece(
+    form: str, generator: torch.Generator, *, values: int, merged: int = 4, marks: tuple[int, int] = (3, 4)
+) -> Piece:
+    """`values` numbers per patch, `merged` patches per token, a mark before and behind."""
+    height, width = GRID_SIZES[form]
+    ids = [marks[0], *[IMG] * (height * width // merged), marks[1]]
+    grid = torch.tensor([[1, height, width]])
+    return Piece(ids, {"pixel_values": random(generator, height * width, values), "image_grid_thw": grid})
+
+
+QWEN_VISION = {
+    "depth": 2,
+    "hidden_size": WIDTH,
+    "embed_dim": WIDTH,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "out_hidden_size": WIDTH,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "num_position_embeddings": 16,
+    "in_channels": 3,
+}
+QWEN_PATCH = partial(grid_piece, values=3 * 2 * 4 * 4)
+QWEN_IDS = {"image_token_id": IMG, "video_token_id": VIDEO, "vision_start_token_id": 3, "vision_end_token_id": 4}
+
+# squares
+
+TILE = 16  # pixels
+CLIP = {
+    "model_type": "clip_vision_model",
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": TILE,
+    "patch_size": 4,
+    "projection_dim": WIDTH,
+}
+SIGLIP = {**CLIP, "model_type": "siglip_vision_model", "vision_use_head": False}
+
+
+def square_piece(form: str, generator: torch.Generator, *, tokens: int, size: int = TILE, more: Any = None) -> Piece:
+    """One image of `tokens` tokens without any mark: two of them touch."""
+    pixels = {"pixel_values": random(generator, 1, 3, size, size)}
+    return Piece([IMG] * tokens, pixels | (more(generator) if more else {}))
+
+
+# tiles with separators; marks are single tokens here, test_separators.py has the real processors' prompts
+
+
+def tiles_of(form: str, generator: torch.Generator, size: int = TILE) -> torch.Tensor:
+    return random(generator, 3 if form == "tiled" else 1, 3, size, size)
+
+
+def aya_piece(form: str, generator: torch.Generator, tokens: int) -> Piece:
+    run = [IMG] * tokens
+    tiles = [5, *run, 6, *run] if form == "tiled" else []
+    return Piece([3, *tiles, 7, *run, 4], {"pixel_values": tiles_of(form, generator)})
+
+
+def cohere_piece(form: str, generator: torch.Generator, tokens: int) -> Piece:
+    pixels = tiles_of(form, generator)
+    return Piece([3, *([IMG] * tokens + [5]) * len(pixels), 4], {"pixel_values": pixels})
+
+
+def llama_piece(form: str, generator: torch.Generator, tokens: int) -> Piece:
+    run = [IMG] * tokens
+    tiles = [*run, 5, *run, 6] if form == "tiled" else []
+    return Piece([3, *tiles, 7, *run, 4], {"pixel_values": tiles_of(form, generator)})
+
+
+def ovis_piece(form: str, generator: torch.Generator, tokens: int) -> Piece:
+    run = [IMG] * tokens
+    tiles = [*run, 6, *run] if form == "tiled" else []
+    return Piece([3, *run, 5, *tiles, 4], {"pixel_values": tiles_of(form, generator)})
+
+
+def idefics_piece(form: str, generator: torch.Generator, tokens: int) -> Piece:
+    run = [IMG] * tokens
+    tiles = [3, 5, *run, 3, 6, *run, 8, 8] if form == "tiled" else []
+    return Piece([*tiles, 3, 7, *run, 3], {"pixel_values": tiles_of(form, generator)})
+
+
+def lfm_piece(form: str, generator: torch.Generator) -> Piece:
+    """Tiles of 4 x 4 patches, a thumbnail of 2 x 4; an image without tiles is one of 2 x 4."""
+    shapes = [(4, 4), (4, 4), (2, 4)] if form == "tiled" else [(2, 4)]
+    run = [IMG] * 4
+    tiles = [5, *run, 6, *run, 7] if form == "tiled" else []
+    mask = torch.tensor([[int(i < h * w) for i in range(16)] for h, w in shapes])
+    pixels = {
+        "pixel_values": random(generator, len(shapes), 16, 3 * 4 * 4),
+        "spatial_shapes": torch.tensor(shapes),
+        "pixel_attention_mask": mask,
+    }
+    return Piece([3, *tiles, IMG, IMG, 4], pixels)
+
+
+def perception_piece(form: str, generator: torch.Generator, tokens: int) -> Piece:
+    """All images of a call have as many tiles: the processor stacks them, and nothing marks where one ends."""
+    return Piece([IMG] * (2 * tokens), {"pixel_values": random(generator, 1, 2, 3, TILE, TILE)})
+
+
+def run_piece(form: str, generator: torch.Generator, tokens: int) -> Piece:
+    """Tiles in one run, marks around it: GOT-OCR2, Aria."""
+    pixels = tiles_of(form, generator)
+    return Piece([3, *[IMG] * (tokens * len(pixels)), 4], {"pixel_values": pixels})
+
+
+def pixtral_piece(form: str, generator: torch.Generator, merge: int = 1, breaks: bool = True) -> Piece:
+    """Rows of tokens, a break behind each and an end behind the last."""
+    rows, columns = (2, 3) if form == "tiled" else (2, 2)
+    row = [IMG] * columns
+    ids = [*row, 5] * (rows - 1) + [*row, 6] if breaks else row * rows
+    height, width = rows * 4 * merge, columns * 4 * merge
+    return Piece(
+        ids, {"pixel_values": random(generator, 1, 3, height, width), "image_sizes": torch.tensor([[height, width]])}
+    )
+
+
+def docling_piece(form: str, generator: torch.Generator, tokens: int) -> Piece:
+    run = [IMG] * tokens
+    ids = [3, 5, *run, 3, 6, *run, 8, 8, 3, 7, *run, 3] if form == "tiled" else [3, 5, *run, 8]
+    return Piece(ids, {"pixel_values": tiles_of(form, generator)})
+
+
+def docling_collate(rows: list[list[Piece]]) -> dict[str, torch.Tensor]:
+    inputs = per_sample(rows)
+    if inputs:
+        inputs["pixel_attention_mask"] = (inputs["pixel_values"] != 0).flatten(2).any(dim=-1)
+    return inputs
+
+
+def molmo_piece(form: str, generator: torch.Generator) -> Piece:
+    """The whole as 2 x 2 tokens, then the crops put together as rows of tokens with a column token behind each."""
+    rows, columns = (2, 3) if form == "tiled" else (1, 2)
+    low, high = [IMG, IMG, 6], [*[IMG] * columns, 6]
+    ids = [3, *low * 2, 5, 4, *high * rows, 5]
+    tokens = 4 + rows * columns
+    pooling = torch.arange(tokens * 2).view(tokens, 2) % 32
+    pixels = {
+        "pixel_values": random(generator, 2, 16, 3 * 4 * 4),  # two crops of 4 x 4 patches
+        "image_token_pooling": pooling,
+        "image_grids": torch.tensor([[2, 2, rows, columns]]),
+        "image_num_crops": torch.tensor([2]),
+    }
+    return Piece(ids, pixels)
+
+
+def molmo_collate(rows: list[list[Piece]]) -> dict[str, torch.Tensor]:
+    """The pooling's numbers count the patches of all crops of the call."""
+    pieces = [piece for row in rows for piece in row]
+    moved = [
+        Piece(piece.ids, {**piece.pixels, "image_token_pooling": piece.pixels["image_token_pooling"] + 32 * number})
+        for number, piece in enumerate(pieces)
+    ]
+    return concatenated([moved])
+
+
+def anyres_piece(form: str, generator: torch.Generator) -> Piece:
+    """LLaVA-NeXT and its kin: tiles of 16 pixels and 4 x 4 tokens; 16 x 32 pixels make two tiles, 16 x 16 one."""
+    columns = 2 if form == "tiled" else 1
+    tokens = 16 + 4 * (4 * columns + 1)
+    pixels = {
+        "pixel_values": random(generator, 1, 1 + columns, 3, TILE, TILE),
+        "image_sizes": torch.tensor([[TILE, TILE * columns]]),
+    }
+    return Piece([IMG] * tokens, pixels)
+
+
+def onevision_piece(form: str, generator: torch.Generator, alone: bool) -> Piece:
+    """An image among others in its prompt has no tiles: whole image and newline."""
+    if alone:
+        return anyres_piece(form, generator)
+    pixels = {
+        "pixel_values": random(generator, 1, 1, 3, TILE, TILE),
+        "image_sizes": torch.tensor([[TILE, TILE]]),
+    }
+    return Piece([IMG] * 17, pixels)
+
+
+PINPOINTS = [[TILE, TILE], [TILE, 2 * TILE], [2 * TILE, TILE]]
+
+
+def gemma4_piece(form: str, generator: torch.Generator) -> Piece:
+    """Squares of 2 x 2 patches are pooled; 24 places for patches, those that are not used are at (-1, -1)."""
+    rows, columns = (4, 6) if form == "tiled" else (4, 4)
+    positions = torch.full((1, 24, 2), -1)
+    places = [(column, row) for row in range(rows) for column in range(columns)]
+    positions[0, : rows * columns] = torch.tensor(places)
+    ids = [3, *[IMG] * (rows * columns // 4), 4]
+    return Piece(ids, {"pixel_values": random(generator, 1, 24, 3 * 4 * 4), "image_position_ids": positions})
+
+
+def hunyuan_piece(form: str, generator: torch.Generator) -> Piece:
+    height, width = GRID_SIZES[form]
+    ids = [3, *[IMG] * (height // 2 * (width // 2 + 1) + 2), 4]
+    grid = torch.tensor([[1, height, width]])
+    return Piece(ids, {"pixel_values": random(generator, height * width, 3 * 4 * 4), "image_grid_thw": grid})
+
+
+def conv_piece(form: str, generator: torch.Generator) -> Piece:
+    piece = grid_piece(form, generator, values=3 * 4 * 4)
+    return Piece(piece.ids, {**piece.pixels, "pixel_values": piece.pixels["pixel_values"].view(-1, 3, 4, 4)})
+
+
+def ocr_piece(form: str, generator: torch.Generator) -> Piece:
+    """GOT-OCR2's tower halves 64 / 4 patches twice: 4 x 4 tokens per tile."""
+    pixels = tiles_of(form, generator, 64)
+    return Piece([3, *[IMG] * (16 * len(pixels)), 4], {"pixel_values": pixels})
+
+
+# --- the families --------------------------------------------------------------------------------------------------
+
+
+def _sizes(name: str, **values: Any) -> Callable[[], Any]:
+    return config(name, image_token_id=IMG, **values)
+
+
+def _row(
+    model_type: str,
+    model: str,
+    made: Callable[[], Any],
+    piece: Callable[..., Piece],
+    collate: Callable[..., dict[str, torch.Tensor]] = concatenated,
+    **more: Any,
+) -> TinyFamily:
+    return TinyFamily(model_type, f"{model}ForConditionalGeneration", made, piece, collate, **more)
+
+
+LLAMA = text(model_type="llama")
+QWEN2 = text(model_type="qwen2")
+LAYERS = {"vision_feature_layer": -1, "vision_feature_select_strategy": "default"}
+INDEX = {"image_token_index": IMG}
+
+_ROWS = (
+    _row(
+        "qwen2_vl",
+        "Qwen2VL",
+        config(
+            "Qwen2VLConfig",
+            text_config=text(rope_parameters=MROPE, rope_scaling=MROPE),
+            vision_config={**QWEN_VISION, "mlp_ratio": 2},
+            **QWEN_IDS,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "qwen3_vl_moe",
+        "Qwen3VLMoe",
+        config(
+            "Qwen3VLMoeConfig",
+            text_config=text(rope_parameters=MROPE_INTERLEAVED, rope_scaling=MROPE_INTERLEAVED, **MOE),
+            vision_config={**QWEN_VISION, "deepstack_visual_indexes": [0]},
+            **QWEN_IDS,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "qwen3_5",
+        "Qwen3_5",
+        config(
+            "Qwen3_5Config",
+            text_config=text(
+                rope_parameters={**MROPE_INTERLEAVED, "partial_rotary_factor": 1.0},
+                layer_types=["linear_attention", "full_attention"],
+                linear_key_head_dim=8,
+                linear_value_head_dim=8,
+                linear_num_key_heads=2,
+                linear_num_value_heads=2,
+            ),
+            vision_config=QWEN_VISION,
+            **QWEN_IDS,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "qwen3_5_moe",
+        "Qwen3_5Moe",
+        config(
+            "Qwen3_5MoeConfig",
+            text_config=text(
+                rope_parameters={**MROPE_INTERLEAVED, "partial_rotary_factor": 1.0},
+                layer_types=["linear_attention", "full_attention"],
+                linear_key_head_dim=8,
+                linear_value_head_dim=8,
+                linear_num_key_heads=2,
+                linear_num_value_heads=2,
+                **MOE,
+            ),
+            vision_config=QWEN_VISION,
+            **QWEN_IDS,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "qwen2_5_omni_thinker",
+        "Qwen2_5OmniThinker",
+        config(
+            "Qwen2_5OmniThinkerConfig",
+            text_config=text(rope_parameters=MROPE, rope_scaling=MROPE),
+            vision_config={**QWEN_VISION, "fullatt_block_indexes": [1], "window_size": 16},
+            audio_config={
+                "d_model": 32,
+                "encoder_layers": 1,
+                "encoder_attention_heads": 2,
+                "encoder_ffn_dim": 32,
+                "output_dim": WIDTH,
+            },
+            image_token_index=IMG,
+            video_token_index=VIDEO,
+            audio_token_index=AUDIO,
+            vision_start_token_id=3,
+            vision_end_token_id=4,
+            audio_start_token_id=11,
+            audio_end_token_id=12,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "qwen3_omni_moe_thinker",
+        "Qwen3OmniMoeThinker",
+        config(
+            "Qwen3OmniMoeThinkerConfig",
+            text_config=text(rope_parameters=MROPE_INTERLEAVED, rope_scaling=MROPE_INTERLEAVED, **MOE),
+            vision_config={**QWEN_VISION, "deepstack_visual_indexes": [0]},
+            audio_config={
+                "d_model": 32,
+                "encoder_layers": 1,
+                "encoder_attention_heads": 2,
+                "encoder_ffn_dim": 32,
+                "output_dim": WIDTH,
+            },
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+            audio_token_id=AUDIO,
+            audio_start_token_id=11,
+            vision_start_token_id=3,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "gemma3",
+        "Gemma3",
+        config(
+            "Gemma3Config",
+            text_config=text(query_pre_attn_scalar=8, sliding_window=64),
+            vision_config={**SIGLIP, "patch_size": 2},
+            mm_tokens_per_image=16,
+            boi_token_index=3,
+            eoi_token_index=4,
+            **INDEX,
+        ),
+        partial(square_piece, tokens=16),
+    ),
+    _row(
+        "gemma4",
+        "Gemma4",
+        config(
+            "Gemma4Config",
+            text_config=text(
+                hidden_size_per_layer_input=8,
+                vocab_size_per_layer_input=VOCABULARY,
+                sliding_window=64,
+                layer_types=["sliding_attention", "full_attention"],
+            ),
+            vision_config={
+                "hidden_size": WIDTH,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "pooling_kernel_size": 2,
+                "patch_size": 4,
+                "position_embedding_size": 64,
+            },
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+            audio_token_id=AUDIO,
+            boi_token_id=3,
+            eoi_token_id=4,
+            boa_token_id=11,
+            eoa_token_index=12,
+        ),
+        gemma4_piece,
+    ),
+    _row(
+        "paligemma",
+        "PaliGemma",
+        config(
+            "PaliGemmaConfig", text_config=text(model_type="gemma"), vision_config=SIGLIP, projection_dim=WIDTH, **INDEX
+        ),
+        partial(square_piece, tokens=16),
+    ),
+    _row(
+        "llava_onevision",
+        "LlavaOnevision",
+        config(
+            "LlavaOnevisionConfig",
+            text_config=QWEN2,
+            vision_config=SIGLIP,
+            image_grid_pinpoints=PINPOINTS,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+            video_token_index=VIDEO,
+            **INDEX,
+        ),
+        onevision_piece,
+        partial(per_image, count=True),
+    ),
+    _row(
+        "llava_next_video",
+        "LlavaNextVideo",
+        config(
+            "LlavaNextVideoConfig",
+            text_config=LLAMA,
+            vision_config=CLIP,
+            image_grid_pinpoints=PINPOINTS,
+            video_token_index=VIDEO,
+            **LAYERS,
+            **INDEX,
+        ),
+        anyres_piece,
+        per_image,
+    ),
+    _row(
+        "vipllava",
+        "VipLlava",
+        config("VipLlavaConfig", text_config=LLAMA, vision_config=CLIP, vision_feature_layers=[-2, 1], **INDEX),
+        partial(square_piece, tokens=16),
+    ),
+    _row(
+        "video_llava",
+        "VideoLlava",
+        config("VideoLlavaConfig", text_config=LLAMA, vision_config=CLIP, video_token_index=VIDEO, **LAYERS, **INDEX),
+        partial(square_piece, tokens=16),
+    ),
+    _row(
+        "fast_vlm",
+        "FastVlm",
+        config(
+            "FastVlmConfig",
+            text_config=QWEN2,
+            vision_config={
+                "model_type": "timm_wrapper",
+                "architecture": "fastvit_mci3",
+                "do_pooling": False,
+                "global_pool": "",
+                "hidden_size": 64,
+                "image_size": 128,
+                "model_args": {"inference_mode": True, "embed_dims": [8, 8, 16, 32, 32], "layers": [1, 1, 1, 1, 1]},
+            },
+            **INDEX,
+        ),
+        partial(square_piece, tokens=4, size=128),
+    ),
+    _row(
+        "glm4v",
+        "Glm4v",
+        config(
+            "Glm4vConfig",
+            text_config=text(rope_parameters={**MROPE, "partial_rotary_factor": 1.0}),
+            vision_config={**QWEN_VISION, "image_size": 32},
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+            image_start_token_id=3,
+            image_end_token_id=4,
+            video_start_token_id=11,
+            video_end_token_id=12,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "glm4v_moe",
+        "Glm4vMoe",
+        config(
+            "Glm4vMoeConfig",
+            text_config=text(
+                rope_parameters={**MROPE, "partial_rotary_factor": 1.0},
+                n_shared_experts=1,
+                first_k_dense_replace=1,
+                **MOE,
+            ),
+            vision_config={**QWEN_VISION, "image_size": 32},
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+            image_start_token_id=3,
+            image_end_token_id=4,
+            video_start_token_id=11,
+            video_end_token_id=12,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "glm46v",
+        "Glm46V",
+        config(
+            "Glm46VConfig",
+            text_config=text(model_type="glm4v_text", rope_parameters={**MROPE, "partial_rotary_factor": 1.0}),
+            vision_config={**QWEN_VISION, "image_size": 32, "model_type": "glm4v_vision"},
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+            image_start_token_id=3,
+            image_end_token_id=4,
+            video_start_token_id=11,
+            video_end_token_id=12,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "mistral3",
+        "Mistral3",
+        config(
+            "Mistral3Config",
+            text_config=text(model_type="mistral"),
+            vision_config={**CLIP, "model_type": "pixtral", "image_size": 64, "head_dim": 16},
+            spatial_merge_size=2,
+            **INDEX,
+        ),
+        partial(pixtral_piece, merge=2),
+        padded_pixels,
+    ),
+    _row(
+        "llava",
+        "Llava",
+        config(
+            "LlavaConfig",
+            text_config=text(model_type="mistral"),
+            vision_config={**CLIP, "model_type": "pixtral", "image_size": 64, "head_dim": 16},
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+            **INDEX,
+        ),
+        pixtral_piece,
+        padded_pixels,
+    ),
+    _row(
+        "lighton_ocr",
+        "LightOnOcr",
+        config(
+            "LightOnOcrConfig",
+            text_config=text(model_type="qwen3"),
+            vision_config={**CLIP, "model_type": "pixtral", "image_size": 64, "head_dim": 16},
+            image_token_id=IMG,
+        ),
+        partial(pixtral_piece, merge=2, breaks=False),
+        padded_pixels,
+    ),
+    _row(
+        "kimi_k25",
+        "Kimi_K25",
+        config(
+            "Kimi_K25Config",
+            text_config=text(
+                model_type="deepseek_v3",
+                q_lora_rank=8,
+                kv_lora_rank=8,
+                qk_nope_head_dim=8,
+                qk_rope_head_dim=8,
+                v_head_dim=8,
+                n_shared_experts=1,
+                n_group=1,
+                topk_group=1,
+                num_key_value_heads=4,
+                first_k_dense_replace=1,
+                **{key: MOE[key] for key in ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")},
+            ),
+            vision_config={
+                "patch_size": 4,
+                "pos_emb_height": 8,
+                "pos_emb_width": 8,
+                "num_attention_heads": 2,
+                "num_hidden_layers": 2,
+                "hidden_size": WIDTH,
+                "intermediate_size": 64,
+            },
+            projection_hidden_size=WIDTH,
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+            vision_start_token_id=3,
+            vision_end_token_id=4,
+        ),
+        conv_piece,
+        lora=("q_a_proj", "o_proj"),
+    ),
+    _row(
+        "ernie4_5_vl_moe",
+        "Ernie4_5_VLMoe",
+        config(
+            "Ernie4_5_VLMoeConfig",
+            text_config=text(
+                rope_parameters={**MROPE, "mrope_section": [1, 1, 2]},
+                moe_intermediate_size=[32, 16],
+                moe_k=2,
+                moe_num_experts=4,
+                moe_num_shared_experts=1,
+                mlp_layer_types=["dense", "sparse"],
+            ),
+            vision_config=QWEN_VISION,
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+            image_start_token_id=3,
+            image_end_token_id=4,
+            video_start_token_id=11,
+            video_end_token_id=12,
+        ),
+        partial(grid_piece, values=3 * 4 * 4),
+    ),
+    _row(
+        "paddleocr_vl",
+        "PaddleOCRVL",
+        config(
+            "PaddleOCRVLConfig",
+            text_config=text(rope_parameters=MROPE),
+            vision_config={**QWEN_VISION, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16},
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+            vision_start_token_id=3,
+            vision_end_token_id=4,
+        ),
+        conv_piece,
+    ),
+    _row(
+        "exaone4_5",
+        "Exaone4_5_",
+        config(
+            "Exaone4_5_Config",
+            text_config=text(model_type="exaone4", layer_types=["full_attention", "full_attention"]),
+            vision_config={**QWEN_VISION, "num_key_value_heads": 2, "fullatt_block_indexes": [1], "window_size": 16},
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "hunyuan_vl",
+        "HunYuanVL",
+        config(
+            "HunYuanVLConfig",
+            text_config=text(rope_parameters={**MROPE, "mrope_section": [1, 1, 1, 1]}),
+            vision_config={
+                **QWEN_VISION,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "temporal_patch_size": 1,
+                "text_hidden_size": WIDTH,
+                "max_image_size": 64,
+                "min_image_size": 16,
+                "img_max_token_num": 64,
+            },
+            image_token_id=IMG,
+            im_start_id=3,
+            im_end_id=4,
+            im_newline_id=5,
+        ),
+        hunyuan_piece,
+    ),
+    _row(
+        "molmo2",
+        "Molmo2",
+        config(
+            "Molmo2Config",
+            text_config=text(additional_vocab_size=8),
+            vision_config={
+                "hidden_size": WIDTH,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "image_size": [16, 16],
+                "patch_size": 4,
+                "num_position_embeddings": 16,
+            },
+            adapter_config={
+                "vision_feature_layer": [0, 1],
+                "hidden_size": WIDTH,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "intermediate_size": 64,
+                "text_hidden_size": WIDTH,
+            },
+            image_patch_id=IMG,
+            image_start_token_id=4,
+            low_res_image_start_token_id=3,
+            image_end_token_id=5,
+            frame_start_token_id=11,
+            frame_end_token_id=12,
+        ),
+        molmo_piece,
+        molmo_collate,
+        lora=("qkv_proj",),
+    ),
+    _row(
+        "idefics3",
+        "Idefics3",
+        config(
+            "Idefics3Config",
+            text_config=LLAMA,
+            vision_config={**CLIP, "model_type": "idefics3_vision"},
+            scale_factor=2,
+            image_token_id=IMG,
+            pad_token_id=PAD,
+        ),
+        partial(idefics_piece, tokens=4),
+        per_sample,
+    ),
+    _row(
+        "smolvlm",
+        "SmolVLM",
+        config(
+            "SmolVLMConfig",
+            text_config=LLAMA,
+            vision_config={**CLIP, "model_type": "smolvlm_vision"},
+            scale_factor=2,
+            image_token_id=IMG,
+            pad_token_id=PAD,
+        ),
+        partial(idefics_piece, tokens=4),
+        per_sample,
+    ),
+    _row(
+        "granite_docling",
+        "GraniteDocling",
+        config(
+            "GraniteDoclingConfig",
+            text_config=text(),
+            vision_config={
+                **CLIP,
+                "model_type": "granite_docling_vision",
+                "scale_factor": 2,
+                "out_hidden_size": WIDTH,
+                "deepstack_visual_indexes": [0],
+            },
+            image_token_id=IMG,
+            pad_token_id=PAD,
+        ),
+        partial(docling_piece, tokens=4),
+        docling_collate,
+    ),
+    _row(
+        "aya_vision",
+        "AyaVision",
+        config(
+            "AyaVisionConfig", text_config=text(model_type="cohere2", sliding_window=64), vision_config=SIGLIP, **INDEX
+        ),
+        partial(aya_piece, tokens=4),
+    ),
+    _row(
+        "cohere2_vision",
+        "Cohere2Vision",
+        config(
+            "Cohere2VisionConfig",
+            text_config=text(model_type="cohere2", sliding_window=64),
+            vision_config=SIGLIP,
+            alignment_intermediate_size=64,
+            image_token_id=IMG,
+        ),
+        partial(cohere_piece, tokens=4),
+    ),
+    _row(
+        "llama4",
+        "Llama4",
+        config(
+            "Llama4Config",
+            text_config=text(intermediate_size_mlp=64, num_local_experts=2, attention_chunk_size=64),
+            vision_config={
+                "hidden_size": WIDTH,
+                "intermediate_size": 4 * WIDTH,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": TILE,
+                "patch_size": 4,
+                "projector_input_dim": WIDTH,
+                "projector_output_dim": WIDTH,
+                "vision_output_dim": WIDTH,
+            },
+            boi_token_index=3,
+            eoi_token_index=4,
+            **INDEX,
+        ),
+        partial(llama_piece, tokens=4),
+    ),
+    _row(
+        "ovis2",
+        "Ovis2",
+        config(
+            "Ovis2Config",
+            text_config=QWEN2,
+            vision_config={**CLIP, "model_type": "ovis2", "hidden_stride": 2, "vocab_size": 40},
+            hidden_size=WIDTH,
+            vocab_size=VOCABULARY,
+            image_token_id=IMG,
+            visual_indicator_token_ids=[3, 4, 5, 6, 7],
+        ),
+        partial(ovis_piece, tokens=4),
+    ),
+    _row(
+        "lfm2_vl",
+        "Lfm2Vl",
+        config(
+            "Lfm2VlConfig",
+            text_config=text(model_type="lfm2", layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
+            vision_config={**CLIP, "model_type": "siglip2_vision_model", "num_patches": 16, "vision_use_head": False},
+            projector_hidden_size=WIDTH,
+            image_token_id=IMG,
+        ),
+        lfm_piece,
+    ),
+    _row(
+        "perception_lm",
+        "PerceptionLM",
+        config(
+            "PerceptionLMConfig",
+            text_config=LLAMA,
+            vision_config={
+                "model_type": "timm_wrapper",
+                "architecture": "vit_pe_core_large_patch14_336",
+                "do_pooling": False,
+                "num_classes": 0,
+                "num_features": WIDTH,
+                "global_pool": "",
+                "model_args": {
+                    "embed_dim": WIDTH,
+                    "depth": 2,
+                    "num_heads": 2,
+                    "img_size": (16, 16),
+                    "patch_size": 4,
+                    "use_post_transformer_norm": False,
+                    "ref_feat_shape": (4, 4),
+                },
+            },
+            projector_pooling_ratio=2,
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+        ),
+        partial(perception_piece, tokens=4),
+    ),
+    _row(
+        "got_ocr2",
+        "GotOcr2",
+        config(
+            "GotOcr2Config",
+            text_config=QWEN2,
+            vision_config={
+                "hidden_size": WIDTH,
+                "output_channels": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 64,
+                "patch_size": 4,
+                "global_attn_indexes": [1],
+                "window_size": 2,
+                "mlp_dim": 64,
+            },
+            **INDEX,
+        ),
+        ocr_piece,
+    ),
+    _row(
+        "aria",
+        "Aria",
+        config(
+            "AriaConfig",
+            text_config=text(moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
+            vision_config={**CLIP, "model_type": "idefics3_vision"},
+            projector_patch_to_query_dict={16: 4},
+            **INDEX,
+        ),
+        partial(run_piece, tokens=4),
+    ),
+    _row(
+        "deepseek_vl",
+        "DeepseekVL",
+        config("DeepseekVLConfig", text_config=LLAMA, vision_config=SIGLIP, image_token_id=IMG),
+        partial(square_piece, tokens=16),
+    ),
+    _row(
+        "deepseek_vl_hybrid",
+        "DeepseekVLHybrid",
+        config(
+            "DeepseekVLHybridConfig",
+            text_config=LLAMA,
+            vision_config=SIGLIP,
+            high_res_vision_config={
+                "model_type": "sam_vision_model",
+                "hidden_size": WIDTH,
+                "output_channels": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 64,
+                "patch_size": 4,
+                "global_attn_indexes": [1],
+                "window_size": 2,
+                "mlp_dim": 64,
+            },
+            image_token_id=IMG,
+        ),
+        partial(
+            square_piece, tokens=16, more=lambda generator: {"high_res_pixel_values": random(generator, 1, 3, 64, 64)}
+        ),
+    ),
+    _row(
+        "janus",
+        "Janus",
+        config(
+            "JanusConfig",
+            text_config=LLAMA,
+            vision_config={
+                "hidden_size": WIDTH,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": TILE,
+                "patch_size": 4,
+                "mlp_ratio": 2,
+                "projection_dim": WIDTH,
+                "num_image_tokens": 16,
+            },
+            vq_config={
+                "embed_dim": 4,
+                "num_embeddings": 16,
+                "latent_channels": 16,
+                "base_channels": 32,
+                "channel_multiplier": [1, 1],
+                "num_res_blocks": 1,
+                "num_patches": 4,
+                "projection_dim": WIDTH,
+                "image_token_embed_dim": WIDTH,
+            },
+            image_token_id=IMG,
+        ),
+        partial(square_piece, tokens=16),
+    ),
+)
+
+
+TINY = {row.model_type: row for row in _ROWS if row.available}

@@ -1,0 +1,94 @@
+"""Families beside Qwen's whose image keeps its aspect ratio: a grid of patches, merged into rows of tokens.
+
+GLM-V, Kimi, ERNIE, PaddleOCR, EXAONE and HunYuan say the grid of each image in `image_grid_thw`, Mistral 3 and
+LightOnOCR its pixels in `image_sizes`, Molmo 2 the rows and columns of its two views in `image_grids`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers_agci.families.declaration import NO_LAYOUT, Family, ForwardCall, ImageTokens
+from transformers_agci.families.image_tokens import GRID, encoded_lengths, pairs
+from transformers_agci.families.token_layout import ImageInfo, TokenGrid, grid_of_patches, patch_grid
+
+
+def _by_merge_kernel(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """Kimi: merge_kernel_size (rows, columns) of patches make a token."""
+    if call.image_grid_thw is None:
+        return encoded_lengths(call)
+    rows, columns = config.vision_config.merge_kernel_size
+    lengths: list[int] = (call.image_grid_thw.prod(dim=-1) // (rows * columns)).tolist()
+    return lengths
+
+
+def _kimi_grid(image: ImageInfo) -> list[TokenGrid]:
+    return grid_of_patches(image, image.config.vision_config.merge_kernel_size[0])
+
+
+def _with_newlines(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """HunYuan: a newline token ends each row, one token opens the image and one closes it: h * (w + 1) + 2."""
+    if call.image_grid_thw is None:
+        return encoded_lengths(call)
+    merge = config.vision_config.spatial_merge_size
+    return [(h // merge) * (w // merge + 1) + 2 for _, h, w in call.image_grid_thw.tolist()]
+
+
+def _by_pixels(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """Mistral 3, LightOnOCR: squares of patches are merged; sizes are multiples of them."""
+    if call.encoded is not None or call.image_sizes is None:
+        return encoded_lengths(call)
+    merged = config.vision_config.patch_size * config.spatial_merge_size  # pixels
+    return [(height // merged) * (width // merged) for height, width in pairs(call.image_sizes)]
+
+
+def _by_two_views(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """Molmo 2: image_grids [images, 4] says rows and columns of the whole image and of its crops put together."""
+    grids = call.arguments.get("image_grids")
+    if call.encoded is not None or grids is None:
+        return encoded_lengths(call)
+    return [low_h * low_w + h * w for low_h, low_w, h, w in grids.tolist()]
+
+
+def _in_rows(config: Any) -> bool:
+    return True
+
+
+FAMILIES = (
+    Family("glm4v", "GLM-4.1V", "zai-org/GLM-4.1V-9B-Thinking", "900", GRID, patch_grid),
+    Family("glm4v_moe", "GLM-4.5V", "zai-org/GLM-4.5V", "900", GRID, patch_grid),
+    Family("glm46v", "GLM-4.6V", "zai-org/GLM-4.6V-Flash", "900", GRID, patch_grid),
+    Family(
+        "mistral3",
+        "Mistral 3",
+        "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+        "900",
+        ImageTokens(_by_pixels, rows=_in_rows),
+        NO_LAYOUT,
+    ),
+    Family(
+        "lighton_ocr",
+        "LightOnOCR",
+        "lightonai/LightOnOCR-1B-1025",
+        "900",
+        ImageTokens(_by_pixels, rows=_in_rows),
+        NO_LAYOUT,
+    ),
+    Family("kimi_k25", "Kimi K2.5", "moonshotai/Kimi-K2.6", "900", ImageTokens(_by_merge_kernel), _kimi_grid),
+    Family(
+        "ernie4_5_vl_moe",
+        "ERNIE-4.5-VL",
+        "baidu/ERNIE-4.5-VL-28B-A3B-PT",
+        "900",
+        GRID,
+        patch_grid,
+        remote_code=("ernie4_5_moe_vl",),
+    ),
+    Family("paddleocr_vl", "PaddleOCR-VL", "PaddlePaddle/PaddleOCR-VL", "900", GRID, patch_grid),
+    Family("exaone4_5", "EXAONE-4.5", "LGAI-EXAONE/EXAONE-4.5-33B", "900", GRID, patch_grid),
+    Family(
+        "hunyuan_vl", "HunYuan-VL", "tencent/HunyuanOCR", "702 and newlines", ImageTokens(_with_newlines), NO_LAYOUT
+    ),
+    Family(
+        "molmo2", "Molmo2", "allenai/Molmo2-8B", "196 per crop", ImageTokens(_by_two_views, rows=_in_rows), NO_LAYOUT
+    ),
+)

@@ -1,0 +1,137 @@
+"""Families that cut an image into tiles with separators between them: one image is several runs of image tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers_agci.families.declaration import (
+    LINEAR_ATTENTION,
+    NO_CHAT,
+    NO_LAYOUT,
+    Family,
+    ForwardCall,
+    ImageTokens,
+)
+from transformers_agci.families.image_tokens import (
+    RUNS,
+    between_fakes,
+    by_runs,
+    encoded_lengths,
+    equal_shares,
+    line_breaks,
+    pairs,
+    tile_marks_at_start,
+    until_end_mark,
+    until_mark_returns,
+    visual_indicators,
+)
+
+
+def _lfm_tiles(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """LFM2-VL: spatial_shapes [tiles, 2] says each tile's patches, squares of which are merged into a token."""
+    shapes = call.arguments.get("spatial_shapes")
+    if shapes is None or call.encoded is not None:
+        return encoded_lengths(call)
+    factor = config.downsample_factor
+    return [(height // factor) * (width // factor) for height, width in pairs(shapes)]
+
+
+def _tiles_of_images(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """Perception LM: pixel_values [images, tiles, channels, height, width]; no marks, so adjacent images touch."""
+    if call.encoded is not None:
+        images = getattr(call.encoded, "_agci_images", None)
+        if images is None:
+            raise ValueError(
+                "Perception LM's images cannot be told apart once generate() has encoded them; attach AGCI before."
+            )
+    else:
+        images = len(call.pixel_values)
+    return [total // images] * images
+
+
+FAMILIES = (
+    Family(
+        "idefics3",
+        "Idefics3",
+        "HuggingFaceM4/Idefics3-8B-Llama3",
+        "169 per tile, whole image included",
+        ImageTokens(by_runs, between_fakes),
+        NO_LAYOUT,
+    ),
+    Family(
+        "smolvlm",
+        "SmolVLM",
+        "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+        "81 per tile, whole image included",
+        ImageTokens(by_runs, between_fakes),
+        NO_LAYOUT,
+    ),
+    Family(
+        "granite_docling",
+        "Granite-Docling",
+        "ibm-granite/granite-for-docling-500m",
+        "64 per tile, whole image included",
+        ImageTokens(by_runs, tile_marks_at_start),
+        NO_LAYOUT,
+    ),
+    Family(
+        "aya_vision",
+        "Aya Vision",
+        "CohereForAI/aya-vision-8b",
+        "169 per tile, thumbnail included",
+        ImageTokens(equal_shares, until_mark_returns),
+        NO_LAYOUT,
+    ),
+    Family(
+        "cohere2_vision",
+        "Command A Vision",
+        "CohereLabs/command-a-vision-07-2025",
+        "256 per tile, thumbnail included",
+        ImageTokens(equal_shares, line_breaks),
+        NO_LAYOUT,
+    ),
+    Family(
+        "llama4",
+        "Llama 4",
+        "meta-llama/Llama-4-Scout-17B-16E",
+        "144 per tile, whole image included",
+        ImageTokens(equal_shares, until_end_mark),
+        NO_LAYOUT,
+    ),
+    Family(
+        "ovis2",
+        "Ovis2",
+        "thisisiron/Ovis2-1B-hf",
+        "256 per tile, thumbnail included",
+        ImageTokens(equal_shares, visual_indicators),
+        NO_LAYOUT,
+        remote_code=("ovis",),
+    ),
+    Family(
+        "lfm2_vl",
+        "LFM2-VL",
+        "LiquidAI/LFM2-VL-1.6B",
+        "256 per tile, and a thumbnail",
+        ImageTokens(_lfm_tiles, until_mark_returns),
+        NO_LAYOUT,
+        flow=LINEAR_ATTENTION,
+    ),
+    Family(
+        "perception_lm",
+        "Perception LM",
+        "facebook/Perception-LM-1B",
+        "256 per tile, thumbnail included",
+        ImageTokens(_tiles_of_images),
+        NO_LAYOUT,
+    ),
+    Family(
+        "got_ocr2",
+        "GOT-OCR2",
+        "stepfun-ai/GOT-OCR-2.0-hf",
+        "256 per tile",
+        RUNS,
+        NO_LAYOUT,
+        NO_CHAT,
+        remote_code=("GOT",),
+    ),
+    Family("aria", "Aria", "rhymes-ai/Aria", "256 per crop", RUNS, NO_LAYOUT),
+)
