@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -447,12 +448,70 @@ def test_a_sigkill_is_survived(tmp_path: Path) -> None:
     assert content(killed, without=()) == content(tmp_path / "whole", without=())
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"file_name,caption\xff\n", r"metadata\.csv: the file is not UTF-8 text"),
+        (b"file_name,caption\na.jpg,caf\xe9\n", r"broke after pair|not UTF-8|could not be opened"),
+        (b"file_name,caption,caption\n", r"metadata\.csv: the column 'caption' occurs twice"),
+        (b"", "could not be opened|has no image column|no good pair|broke"),
+    ],
+)
+def test_bad_captions_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
+) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "metadata.csv").write_bytes(content)
+    command = ["data", "build-probe", "--source", str(tmp_path / "source"), "--output_dir", str(tmp_path / "out")]
+    assert main([*command, "--workers", "1"]) == 2
+    printed = capsys.readouterr().err
+    assert re.search(message, printed)
+    assert printed.count("\n") == 1
+
+
+def test_a_fifo_among_the_images_is_dropped_and_not_waited_for(source, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(source, tmp_path / "fifo"))
+    first = sorted(folder.glob("*.jpg"))[0]
+    first.unlink()
+    os.mkfifo(first)
+    os.mkfifo(folder / "x.tar")
+    made = build(options(folder, tmp_path))
+    dropped = made.rows_file.with_name("set.dropped.jsonl").read_text()
+    assert dropped.count("this is a FIFO, not a file") == 1
+
+
+@pytest.mark.parametrize(
+    "source_name", ["x" * 5000, "a/" * 2500, "\ud800", "a\0b"], ids=["long", "deep", "half", "NUL"]
+)
+def test_a_source_that_no_file_can_be_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source_name: str
+) -> None:
+    assert main(["data", "build-probe", "--source", source_name, "--output_dir", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        ["--canvas", "99999999999999999999"],
+        ["--canvas", "9000"],
+        ["--gutter", "nan"],
+        ["--box", "99999999999999999999"],
+    ],
+)
+def test_a_canvas_of_no_bearable_size_is_one_sentence(
+    source, tmp_path: Path, capsys: pytest.CaptureFixture[str], look
+) -> None:
+    assert main(["data", "build-probe", "--source", str(source), "--output_dir", str(tmp_path / "out"), *look]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_other_settings_are_refused_and_overwrite_is_explicit(source, built, tmp_path: Path) -> None:
     interrupt(options(source, tmp_path), 2)
     with pytest.raises(InputError, match=r"begun with other settings \(seed was 0, now 1\)"):
         build(options(source, tmp_path, seed=1))
     build(options(source, tmp_path))
-    with pytest.raises(InputError, match=r"quality was 75, now 80.*--overwrite"):
+    with pytest.raises(InputError, match=r"quality was 75, now 80.*`overwrite`"):
         build(options(source, tmp_path, quality=80))
     assert content(tmp_path) == content(built)
     build(options(source, tmp_path, seed=1), overwrite=True)

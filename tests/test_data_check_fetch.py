@@ -213,6 +213,54 @@ def test_links_and_devices_are_not_unpacked(kind, tmp_path: Path) -> None:
         unpack(next(tmp_path.iterdir()), tmp_path)
 
 
+def test_nothing_is_written_through_links_of_the_copy(loose, tmp_path: Path) -> None:
+    """Links where earlier versions kept unfinished files, and a folder of images that lies elsewhere."""
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    packed = as_zip(loose, tmp_path / "packed")
+    (packed / "imgs").mkdir()
+    for row in rows():
+        (packed / "imgs" / f"{row['image']}.part").symlink_to(precious)
+    arrange(packed)
+    table = as_parquet(loose, tmp_path / "table")
+    for name in ("table.jsonl", "table.jsonl.part"):
+        (table / name).symlink_to(precious)
+    arrange(table)
+    assert not (table / "table.jsonl").is_symlink()
+    linked = as_parquet(loose, tmp_path / "linked")
+    (linked / "images").symlink_to(elsewhere)
+    with pytest.raises(InputError, match=r"0\.parquet:row 1: .* is a link that leads out of"):
+        arrange(linked)
+    assert precious.read_text() == "mine"
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_an_archive_made_to_fill_the_disk_is_refused_unless_allowed(
+    kind, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    big = b"\0" * 40_000_000
+    archive = tmp_path / f"bomb.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+            for name in ("a.jpg", "b.jpg"):
+                packed.writestr(name, big)
+    else:
+        with tarfile.open(archive, "w:gz") as packed:
+            for name in ("a.jpg", "b.jpg"):
+                info = tarfile.TarInfo(name)
+                info.size = len(big)
+                packed.addfile(info, io.BytesIO(big))
+    assert main(["data", "fetch", "probe", "--local_copy", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert "unpacks to more than 100 times its size" in message
+    assert "raise --max_unpack_ratio." in message
+    assert not (tmp_path / "b.jpg").exists()
+    assert unpack(archive, tmp_path, max_ratio=2000) == 2
+
+
 @pytest.mark.parametrize("shape", [as_zip, as_tar])
 def test_a_broken_archive_is_one_sentence_and_a_whole_one_goes_on(
     shape, loose, tmp_path: Path, capsys: pytest.CaptureFixture[str]

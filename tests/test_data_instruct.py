@@ -1,12 +1,14 @@
 """The fine-tuning sample, the report of missing images, and ScienceQA's question file."""
 
+import errno
 import json
 from pathlib import Path
+from typing import Never
 
 import pytest
 
 from transformers_agci.cli import main
-from transformers_agci.data.instruct import draw_sample, read_conversations, to_sharegpt
+from transformers_agci.data.instruct import draw_sample, read_conversations, to_sharegpt, write_sample
 from transformers_agci.data.scienceqa import conversations
 from transformers_agci.errors import InputError
 
@@ -106,6 +108,31 @@ def test_both_forms_and_dataset_info_are_written(tree, capsys: pytest.CaptureFix
     first = (out / "llava_v1_5_instruct_sample_31.json").read_bytes()
     assert main(arguments) == 0
     assert (out / "llava_v1_5_instruct_sample_31.json").read_bytes() == first
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
+    tree, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: object, **options: object) -> Never:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("transformers_agci.data.instruct.write_atomic", full)
+    arguments = ["--mix", str(tree / "mix.json"), "--image_root", str(tree / "root"), "--n", "3"]
+    assert main(["data", "sample-instruct", *arguments, "--output_dir", str(tree / "data")]) == 2
+    assert "cannot be written into" in capsys.readouterr().err
+    assert list((tree / "data").iterdir()) == []
+    assert main(["data", "sample-instruct", *arguments, "--name", "../x"]) == 2
+    assert "--name must be a plain name without '/', but is '../x'" in capsys.readouterr().err
+
+
+def test_odd_speakers_and_half_a_surrogate_pair(tree) -> None:
+    odd = talk(1) | {"conversations": [{"from": ["human"], "value": "<image>"}]}
+    half = talk(2, question="<image>\ud800")
+    (tree / "mix.json").write_text(json.dumps([odd, half]))
+    sample = draw_sample(tree / "mix.json", tree / "root", 1, seed=0)
+    assert sample.skipped == {"malformed conversation": 1}
+    written, _ = write_sample(sample.rows, tree / "data", "s")
+    assert json.loads(written.read_text()) == [half]
 
 
 def test_text_only_is_kept_when_asked(tree) -> None:

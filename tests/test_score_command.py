@@ -168,7 +168,7 @@ class TestPope:
     def test_repeated_published_row(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         rows = self.published()
         message = refusal(capsys, "pope", "--answers", write_rows(tmp_path / "a.jsonl", [*rows, rows[0]]))
-        assert "1 duplicate (('random', 'COCO_0', 'Is there a dog in the image?'))" in message
+        assert "1 duplicate (('random', 'COCO_0', 'Is there a dog in the image?') in a.jsonl:13)" in message
 
     def test_question_rows_with_a_prediction(self, tmp_path: Path) -> None:
         rows = [{**row, "prediction": "Yes"} for row in samples.pope_questions()]
@@ -186,6 +186,33 @@ class TestPope:
         from transformers_agci.experiments.benchmarks.pope import KNOWN_SIZES
 
         assert set(KNOWN_SIZES) == {8910, 9000}
+
+
+class TestFaultsNameTheirRow:
+    def test_repeated_questions(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for name, made in (("pope", samples.pope_questions()), ("crpe", samples.crpe_questions())):
+            questions = write_rows(tmp_path / "q.jsonl", [*made, made[0]])
+            answers = write_rows(tmp_path / "a.jsonl", [{"question_id": r["question_id"], "text": "A"} for r in made])
+            more = ["--annotations", samples.pope_label_files(tmp_path / "coco")] if name == "pope" else []
+            message = refusal(capsys, name, "--questions", questions, "--answers", answers, *more)
+            assert f"q.jsonl:{len(made) + 1}: the question" in message
+            assert "is that of q.jsonl:1 already" in message
+
+    def test_crpe_names_the_answer_that_is_one_too_many(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        rows = [{**row, "prediction": "A"} for row in samples.crpe_questions()][:7]
+        answers = write_rows(tmp_path / "a.jsonl", rows)
+        assert "a.jsonl:7: with this last one, category" in refusal(capsys, "crpe", "--answers", answers)
+
+    def test_mmmu_pro_blames_the_questions_for_their_options(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        rows = samples.mmmu_rows(["A", "B"])
+        questions = write_rows(tmp_path / "q.jsonl", [rows[0], {**rows[1], "options": "no list"}])
+        answers = write_rows(tmp_path / "a.jsonl", [{"id": row["id"], "response": "A"} for row in rows])
+        message = refusal(capsys, "mmmu_pro", "--questions", questions, "--answers", answers)
+        assert "q.jsonl:2: 'options' must be the text of a Python list" in message
 
 
 class TestTextVQA:
@@ -251,6 +278,18 @@ class TestHallusionBench:
 
     def answered(self, texts: list[str], field: str = "prediction") -> list[dict[str, Any]]:
         return [{**row, field: text} for row, text in zip(samples.hallusionbench_questions(), texts, strict=True)]
+
+    @pytest.mark.parametrize("fault", [{"gt_answer": "maybe"}, {"visual_input": None}])
+    def test_a_fault_in_the_questions_is_named_there(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: dict[str, Any]
+    ) -> None:
+        files = self.files(tmp_path, self.answered(["Yes"] * 5))
+        questions = samples.hallusionbench_questions()
+        questions[2] = {key: v for key, v in {**questions[2], **fault}.items() if v is not None}
+        write_rows(files[2], questions)
+        message = refusal(capsys, *files)
+        assert "HallusionBench.json:3: " in message
+        assert "a.json" not in message
 
     @pytest.mark.parametrize("field", ["prediction", "model_prediction"])
     def test_yes_no_rule(self, tmp_path: Path, field: str) -> None:
@@ -445,11 +484,12 @@ class TestJoins:
         ("change", "wanted"),
         [
             (lambda rows: rows[:-1], "1 missing ('14')"),
-            (lambda rows: [*rows, rows[0]], "1 duplicate ('11')"),
-            (lambda rows: [*rows, {**rows[0], "question_id": "77"}], "1 unknown ('77')"),
+            (lambda rows: [*rows, rows[0]], "1 duplicate ('11' in a.jsonl:5)"),
+            (lambda rows: [*rows, {**rows[0], "question_id": "77"}], "1 unknown ('77' in a.jsonl:5)"),
             (
                 lambda rows: [{**row, "question_id": f"x{n}"} for n in range(9) for row in rows[:1]],
-                "9 unknown ('x0', 'x1', 'x2', 'x3', 'x4', ...)",
+                "9 unknown ('x0' in a.jsonl:1, 'x1' in a.jsonl:2, 'x2' in a.jsonl:3, 'x3' in a.jsonl:4, "
+                "'x4' in a.jsonl:5, ...)",
             ),
         ],
     )

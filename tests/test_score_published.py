@@ -124,9 +124,8 @@ def test_hallusionbench_denominators() -> None:
     rows = [
         {**row, "gpt4v_output_gpt_check": "1"} for row in read_json(DATA / "hallusionbench" / "HallusionBench.json")
     ]
-    judged = [
-        hallusionbench._verdict(read, "codes") for read in (hallusionbench.SourcedRow("row", row) for row in rows)
-    ]
+    sourced = [hallusionbench.SourcedRow("row", row) for row in rows]
+    judged = [hallusionbench._verdict(row, row, "codes") for row in sourced]
     assert len(judged) == 1129
     assert len({row.pair for row in judged}) == 455
     assert len({row.pair for row in judged if row.visual_input == "2"}) == 430

@@ -14,6 +14,13 @@ def add_fetch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("set", choices=sorted(FOLDERS), help="which of the two published sets")
     parser.add_argument("--output_dir", type=Path, help="(default: probe_datasets or similarity_data)")
     parser.add_argument("--local_copy", type=Path, help="folder with a copy of the set: arrange it, download nothing")
+    parser.add_argument(
+        "--max_unpack_ratio",
+        type=whole(1, 1_000_000),
+        default=100,
+        metavar="N",
+        help="refuse an archive that unpacks to more than N times its size (default: %(default)s)",
+    )
 
 
 def run_fetch(args: argparse.Namespace) -> int:
@@ -26,7 +33,7 @@ def run_fetch(args: argparse.Namespace) -> int:
     folder = args.local_copy or download(args.set, args.output_dir or Path(FOLDERS[args.set]))
     print(f"{folder} holds {describe(folder)}")
     codes = []
-    for found in arrange(folder):
+    for found in arrange(folder, args.max_unpack_ratio):
         print(f"rows: {found.rows}\nimages below: {found.images}")
         codes.append(_check(found.rows, found.images))
     return max(codes)

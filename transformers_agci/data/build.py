@@ -124,7 +124,7 @@ def _claim(options: BuildOptions, scratch: Path, overwrite: bool) -> None:
     for other in options.folder.glob(f"*{SUFFIX}"):
         theirs = read_manifest(other)["settings"]["images"]
         if other != manifest_path(options) and theirs == options.image_folder.name:
-            raise InputError(f"{options.image_folder} holds the images of {other.name}: give --images another name.")
+            raise InputError(f"{options.image_folder} holds the images of {other.name}: give `images` another name.")
     for leftover in scratch.glob("*.*"):  # with the hidden ones: what a killed painter had begun
         leftover.unlink()
     manifest_path(options).unlink(missing_ok=True)
@@ -137,7 +137,7 @@ def _same_settings(options: BuildOptions, before: Row) -> None:
     if different:
         raise InputError(
             f"{options.folder / options.name} was begun with other settings ({'; '.join(different)}): "
-            "use another --name, or --overwrite to start over."
+            "use another `name`, or `overwrite` to start over."
         )
 
 

@@ -13,13 +13,13 @@ from PIL import ImageColor
 from transformers_agci.data.composites import image_name
 from transformers_agci.data.draws import DISTRACTORS, draw
 from transformers_agci.data.grid import POSITIONS, Grid
-from transformers_agci.data.images import resolve_below
+from transformers_agci.data.images import check_plain_name, resolve_below
 from transformers_agci.data.pool import Pool
 from transformers_agci.data.rows import Row, read_rows
 from transformers_agci.data.sources import Source
 from transformers_agci.errors import InputError
 from transformers_agci.storage.atomic import write_atomic
-from transformers_agci.storage.json_file import read_json_object
+from transformers_agci.storage.json_file import json_bytes, read_json_object
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,18 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if self.items < 1:
-            raise InputError(f"--items must be at least 1, but is {self.items}.")
+            raise InputError(f"`items` must be at least 1, but is {self.items}.")
         if not 1 <= self.quality <= 95:
-            raise InputError(f"--quality must be 1 to 95, but is {self.quality}.")
+            raise InputError(f"`quality` must be 1 to 95, but is {self.quality}.")
         if len(self.grid) != len(POSITIONS):
             raise InputError("Probe and similarity sets have a 3x3 grid.")
-        for flag, text in (("--name", self.name), ("--images", self.image_folder.name)):
-            if Path(text).name != text or text in ("", ".."):
-                raise InputError(f"{flag} must be a plain name without '/', but is {text!r}.")
+        check_plain_name(self.name, "name")
+        check_plain_name(self.images or self.name, "images")
         try:
             ImageColor.getrgb(self.background)
         except ValueError:
             raise InputError(
-                f"--background must be a colour as in HTML (white, #f0f0f0), but is {self.background!r}."
+                f"`background` must be a colour as in HTML (white, #f0f0f0), but is {self.background!r}."
             ) from None
 
     @property
@@ -192,8 +191,8 @@ def _rows(options: BuildOptions, pool: Pool, items: int, answer: str) -> Iterato
 
 
 def json_line(row: Any) -> bytes:
-    """One line of JSON Lines."""
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    """One line of JSON Lines; texts as they are, only half a surrogate pair is escaped."""
+    return json_bytes(row, ascii_only=False)
 
 
 def counted(counts: dict[str, int]) -> str:

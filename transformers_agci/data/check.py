@@ -12,6 +12,7 @@ from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.images import image_size, resolve_below
 from transformers_agci.data.probe_rows import ANSWERS, ProbeRow, read_probe_rows
 from transformers_agci.errors import InputError
+from transformers_agci.storage.reading import is_file, is_folder
 
 
 @dataclass
@@ -59,7 +60,7 @@ def check(
     _check_items(rows, report)
     _check_duplicates(rows, report)
     if image_root is None:
-        report.notes.append("the images were not checked: give --img_path.")
+        report.notes.append("the images were not checked: give `img_path`.")
     else:
         _check_images(rows, image_root, report, progress)
     _check_manifest(path, report)
@@ -105,8 +106,8 @@ def _check_images(
     rows: Sequence[ProbeRow], root: Path, report: CheckReport, progress: Callable[[int, int], None] | None
 ) -> None:
     report.images_checked = True
-    if not root.is_dir():
-        raise InputError(f"There is no image folder {root}: give --img_path the folder of the images.")
+    if not is_folder(root):
+        raise InputError(f"There is no image folder {root}: give `img_path` the folder of the images.")
     first_use = {row.image: row.where for row in reversed(rows)}
     for number, (image, where) in enumerate(sorted(first_use.items()), 1):
         try:
@@ -120,7 +121,7 @@ def _check_images(
 def _check_manifest(path: Path, report: CheckReport) -> None:
     """A set that we built says by its hash whether it is still what was built."""
     manifest_file = path.with_name(path.name.removesuffix(".json").removesuffix("_negatives") + SUFFIX)
-    if manifest_file.exists():
+    if is_file(manifest_file):
         manifest = read_manifest(manifest_file)
         if set_hash(path.parent, manifest) == manifest["sha256"]:
             report.notes.append(f"every byte is as {manifest_file.name} says.")

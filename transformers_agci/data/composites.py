@@ -7,6 +7,7 @@ from typing import TypeVar
 from PIL import Image
 
 from transformers_agci.data.grid import Grid
+from transformers_agci.data.images import as_rgb
 from transformers_agci.errors import InputError
 
 T = TypeVar("T")
@@ -30,12 +31,8 @@ def alone(target: T, k: int, cells: int = 9) -> list[T | None]:
 
 def fit(image: Image.Image, grid: Grid, background: str = "white") -> Image.Image:
     """A sub-image as RGB in the size its cell gives it; transparent parts show the background."""
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.new("RGBA", rgba.size, background)
-        image.alpha_composite(rgba)
-    size = grid.fitted(image.size)
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    rgb = as_rgb(image, "a sub-image", background)
+    size = grid.fitted(rgb.size)
     return rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS)
 
 

@@ -1,5 +1,6 @@
 """Fetch the published sets from the hub, or arrange a local copy of them, in whichever of three shapes they come."""
 
+import lzma
 import shutil
 import tarfile
 import zipfile
@@ -16,12 +17,19 @@ from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.data.rows import SUFFIXES, Row, read_rows
 from transformers_agci.errors import InputError, short
 from transformers_agci.storage.atomic import open_atomic, write_atomic
+from transformers_agci.storage.reading import is_folder, path_text
 
 # The older names come second (the sets were first published as BaPA's).
 HUB_SETS = {
     "probe": ("AAAndyZ/AGCI_Probe_Dataset", "AAAndyZ/BaPA_Probe_Dataset"),
     "similarity": ("AAAndyZ/AGCI_Similarity_Dataset", "AAAndyZ/BaPA_Similarity_Dataset"),
 }
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+MAX_RATIO = 100  # of unpacked to packed bytes; images give 1, rows up to 20
+ENTRY = 512  # bytes that a member counts for beside its content, as in a tar
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+SMALL = 1 << 26  # bytes that any archive may unpack to
 
 
 class Fetched(NamedTuple):
@@ -50,13 +58,13 @@ def download(kind: str, folder: Path) -> Path:
         except Exception as error:  # a broken connection shows as one of a dozen kinds, depending on where it breaks
             raise _undownloaded(name, f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}") from error
         return target
-    raise InputError(f"The hub has none of {', '.join(HUB_SETS[kind])}: give a copy with --local_copy.")
+    raise InputError(f"The hub has none of {', '.join(HUB_SETS[kind])}: give a copy with `local_copy`.")
 
 
 def _undownloaded(name: str, reason: str) -> InputError:
     return InputError(
         f"The hub set {name} could not be downloaded ({reason}): try again online, the download goes on; or put a copy "
-        "into a folder and give it with --local_copy."
+        "into a folder and give it with `local_copy`."
     )
 
 
@@ -66,19 +74,24 @@ def describe(folder: Path) -> str:
     return ", ".join(f"{count} {suffix or 'other'}" for suffix, count in sorted(counts.items())) or "nothing"
 
 
-def arrange(folder: Path) -> list[Fetched]:
+def arrange(folder: Path, max_ratio: int = MAX_RATIO) -> list[Fetched]:
     """Make a downloaded set usable in place: unpack archives, write parquet's images out, pair rows and images.
 
-    Done again, it leaves alone what stands already. Raises InputError when no rows or no images are found.
+    Done again, it leaves alone what stands already. Nothing is written through a link that leads out of the folder.
+    Raises InputError when no rows or no images are found, and where an archive unpacks to more than `max_ratio` times
+    its size.
     """
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}.")
+    if not is_folder(folder):
+        raise InputError(f"There is no folder {path_text(folder)}.")
     for path in _files(folder):
         if path.name.endswith(ARCHIVES):
-            unpack(path, folder)
+            unpack(path, folder, max_ratio)
     tables = [path for path in _files(folder) if path.suffix == ".parquet"]
     if tables:
-        _write_out(tables, folder)
+        try:
+            _write_out(tables, folder)
+        except OSError as error:  # a full disk, a file where a folder has to be
+            raise InputError(f"{folder}: images and rows cannot be written there ({error}).") from None
     found = [Fetched(path, _image_root(path, folder)) for path in _files(folder) if _holds_rows(path)]
     if not found:
         raise InputError(f"{folder} holds no rows of a probe or similarity set, only {describe(folder)}.")
@@ -115,13 +128,11 @@ def _image_root(rows: Path, folder: Path) -> Path:
 
 def _write_out(tables: list[Path], folder: Path) -> None:
     """Rows and images of a set's parquet files as loose files: <folder's name>.jsonl and images/."""
-    images = folder / "images"
-    images.mkdir(exist_ok=True)
 
     def rows() -> Iterator[bytes]:
         for number, (where, row) in enumerate(row for table in tables for row in read_rows(table)):
             data, name = _image_of(row, number, where)
-            path = resolve_below(images, name, where)
+            path = resolve_below(folder, f"images/{name}", where)  # refuses an `images` that leads elsewhere
             if not (path.is_file() and path.stat().st_size == len(data)):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, [data])
@@ -135,11 +146,13 @@ def _image_of(row: Row, number: int, where: str) -> tuple[bytes, str]:
     data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
     if not isinstance(data, bytes):
         raise InputError(f'{where}: "image" must hold an image\'s bytes; the row has: {", ".join(row)}.')
+    other = next((name for name, value in row.items() if name != "image" and isinstance(value, bytes)), None)
+    if other is not None:
+        raise InputError(f'{where}: the column {short(other)} holds bytes, too; only "image" may.')
+    if path is not None and not isinstance(path, str):
+        raise InputError(f'{where}: the "path" of "image" must be a text, but is {short(path)}.')
     item, k = divmod(number, len(POSITIONS))
     return data, path or f"{item:09d}_{k}.jpg"
-
-
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 class Member(NamedTuple):
@@ -150,17 +163,26 @@ class Member(NamedTuple):
     file: IO[bytes]
 
 
-def unpack(archive: Path, target: Path) -> int:
+def unpack(archive: Path, target: Path, max_ratio: int = MAX_RATIO) -> int:
     """Unpack an archive's regular files below `target`; returns how many it holds.
 
     Raises InputError for a member whose path leaves `target`, for one that is a link or a device, for an archive
-    that is broken, and for one whose content is larger than the free space.
+    that is broken, for one that unpacks to more than `max_ratio` times its size, and for one that is larger than the
+    free space.
     """
-    count = 0
+    count = unpacked = 0
     try:
+        most = max(SMALL, max_ratio * archive.stat().st_size)
         for member in _members(archive):
             path = resolve_below(target, member.name, archive.name)
             count += 1
+            unpacked += member.size + ENTRY
+            if unpacked > most:
+                raise InputError(
+                    f"{archive.name} unpacks to more than {max_ratio} times its size of {archive.stat().st_size} bytes "
+                    f"(with {short(member.name)}), as an archive made to fill the disk does; if that is right, raise "
+                    "`max_unpack_ratio`."
+                )
             if path.is_file() and path.stat().st_size == member.size:
                 continue
             if member.size > shutil.disk_usage(target).free:
@@ -168,7 +190,9 @@ def unpack(archive: Path, target: Path) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open_atomic(path) as file:
                 shutil.copyfileobj(member.file, file)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+    except InputError:
+        raise
+    except (*BROKEN, EOFError, OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{archive} is broken or cannot be unpacked after {count} files ({error}).") from None
     return count
 

@@ -1,9 +1,11 @@
 """Where the cells of a composite lie, and what the nine positions are called."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from transformers_agci.errors import InputError
+from transformers_agci.data.images import MAX_PIXELS
+from transformers_agci.errors import InputError, short
 
 # Row-major: the name of cell k is POSITIONS[k] (paper, position probe).
 POSITIONS: tuple[str, ...] = (
@@ -52,6 +54,12 @@ class Grid:
     def __post_init__(self) -> None:
         if min(self.canvas, self.box, self.rows, self.cols) < 1 or min(self.margin, self.gutter) < 0:
             raise InputError(f"A grid needs positive sizes and no negative margin or gutter, but got {self}.")
+        if not math.isfinite(self.margin + self.gutter):
+            raise InputError(f"A grid's margin and gutter must be finite numbers of pixels, but got {self}.")
+        if self.canvas**2 > MAX_PIXELS:
+            raise InputError(
+                f"A canvas of {self.canvas}x{self.canvas} px has more than the {MAX_PIXELS} pixels of any image."
+            )
         cells = max(self.rows, self.cols)
         needed = self.margin + cells * self.box + (cells - 1) * self.gutter
         if needed > self.canvas + 1e-6:
@@ -67,6 +75,8 @@ class Grid:
         >>> Grid.centred(840, 270, 7.2).margin
         7.8
         """
+        if canvas > MAX_PIXELS or box > MAX_PIXELS:  # far too large for any grid, perhaps for a float
+            raise InputError(f"A grid of {short(canvas)} px with boxes of {short(box)} px is larger than any image.")
         margin = (canvas - max(rows, cols) * box - (max(rows, cols) - 1) * gutter) / 2
         if margin < 0:
             raise InputError(

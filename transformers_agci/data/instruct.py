@@ -1,7 +1,6 @@
 """The fine-tuning sample: drawn from LLaVA's instruction mix, read as a stream, written for two trainers."""
 
 import heapq
-import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -9,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.data.images import resolve_below
+from transformers_agci.data.images import check_plain_name, resolve_below
 from transformers_agci.data.rows import Row, SourcedRow, read_rows
 from transformers_agci.errors import InputError
 from transformers_agci.storage.atomic import write_atomic
-from transformers_agci.storage.json_file import read_json_object, write_json
+from transformers_agci.storage.json_file import json_bytes, read_json_object, write_json
+from transformers_agci.storage.reading import is_file, is_folder
 
 IMAGE_TOKEN = "<image>"
 SPEAKERS = {"human": "user", "gpt": "assistant"}  # LLaVA's names -> the names that LLaMA-Factory is told to expect
@@ -75,7 +75,7 @@ def draw_sample(path: Path, image_root: Path, count: int, seed: int, keep_text_o
     of the shuffled order. Text-only conversations are skipped unless `keep_text_only`.
     """
     if count < 1:
-        raise InputError(f"--n must be at least 1, but is {count}.")
+        raise InputError(f"`n` must be at least 1, but is {count}.")
     rng = random.Random(seed)
     sample = Sample()
     kept: list[tuple[float, int, Row]] = []  # a heap with the highest number on top
@@ -111,16 +111,16 @@ def usable(record: Row, image_root: Path, keep_text_only: bool, where: str) -> R
 
 
 def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, dict) and turn.get("from") in SPEAKERS and isinstance(turn.get("value"), str)
+    return isinstance(turn, dict) and turn.get("from") in tuple(SPEAKERS) and isinstance(turn.get("value"), str)
 
 
 def existing_name(image_root: Path, image: str, where: str) -> str | None:
     """The name below `image_root` under which an image exists: as listed, or with another extension; None: nowhere."""
     path = resolve_below(image_root, image, where)
-    if path.is_file():
+    if is_file(path):
         return image
     there = (path.with_suffix(extension) for extension in EXTENSIONS)
-    found = next((other for other in there if other.is_file()), None)
+    found = next((other for other in there if is_file(other)), None)
     return None if found is None else str(Path(image).with_suffix(found.suffix))
 
 
@@ -135,25 +135,33 @@ def to_sharegpt(row: Row) -> Row:
 
 
 def write_sample(rows: list[Row], folder: Path, name: str) -> tuple[Path, Path]:
-    """Write <name>_for_llava1.5.json and <name>.json, and enter the latter into dataset_info.json under its name."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write <name>_for_llava1.5.json and <name>.json, and enter the latter into dataset_info.json under its name.
+
+    Each file appears whole or not at all. Raises InputError for a name with a folder in it, and where the disk is full
+    or the folder cannot be written.
+    """
+    check_plain_name(name, "name")
     for_llava, for_llama_factory = folder / f"{name}_for_llava1.5.json", folder / f"{name}.json"
-    _write_array(for_llava, rows)
-    _write_array(for_llama_factory, [to_sharegpt(row) for row in rows])
-    register(folder, name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_array(for_llava, rows)
+        _write_array(for_llama_factory, [to_sharegpt(row) for row in rows])
+        register(folder, name)
+    except OSError as error:
+        raise InputError(f"The sample {name} cannot be written into {folder} ({error.strerror or error}).") from None
     return for_llava, for_llama_factory
 
 
 def register(folder: Path, name: str) -> None:
     """Enter <name>.json into the folder's dataset_info.json; other entries stay."""
     path = folder / "dataset_info.json"
-    entries = read_json_object(path, "repair it or remove it") if path.exists() else {}
+    entries = read_json_object(path, "repair it or remove it") if is_file(path) else {}
     entries[name] = {"file_name": f"{name}.json", **SHAREGPT}
     write_json(path, entries, indent=1)
 
 
 def _write_array(path: Path, rows: list[Row]) -> None:
-    lines = (json.dumps(row, ensure_ascii=False).encode() for row in rows)
+    lines = (json_bytes(row, ascii_only=False).rstrip(b"\n") for row in rows)
     write_atomic(path, [b"[\n", b",\n".join(lines), b"\n]\n"])
 
 
@@ -168,8 +176,8 @@ class FolderCount:
 
 def count_images(mix: Path, image_root: Path) -> dict[str, FolderCount]:
     """Per folder of `mix`'s images (LLaVA's form), which exist below `image_root`; each image counts once."""
-    if not image_root.is_dir():
-        raise InputError(f"There is no image folder {image_root}: give --image_root.")
+    if not is_folder(image_root):
+        raise InputError(f"There is no image folder {image_root}: give `image_root`.")
     folders: dict[str, FolderCount] = defaultdict(FolderCount)
     seen = set()
     for where, record in read_conversations(mix):

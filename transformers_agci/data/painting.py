@@ -73,7 +73,7 @@ def in_order(
     except BrokenProcessPool:
         raise InputError(
             "A worker process was killed (out of memory?); finished items are kept: run the same command again, "
-            "perhaps with fewer --workers."
+            "perhaps with fewer `workers`."
         ) from None
     finally:
         executor.shutdown(cancel_futures=True)

@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from transformers_agci.data.composites import fit
 from transformers_agci.data.grid import Grid
-from transformers_agci.data.images import TooLarge, decode_image
+from transformers_agci.data.images import TooLarge, as_rgb, decode_image, turned_upright
 from transformers_agci.data.sources import Pair
 from transformers_agci.errors import InputError, short
 
@@ -97,7 +97,7 @@ def screen(pair: Pair, seen: Seen, grid: Grid, background: str) -> Cell | Droppe
         return Dropped("no caption", "the caption is empty")
     if seen.has_caption(pair.caption):
         return Dropped("duplicate caption", f"the caption {short(pair.caption)} has been used")
-    decoded = _decoded(pair.image, grid)
+    decoded = _decoded(pair.image, grid, background)
     if isinstance(decoded, Dropped):
         return decoded
     image = fit(decoded, grid, background)
@@ -107,13 +107,14 @@ def screen(pair: Pair, seen: Seen, grid: Grid, background: str) -> Cell | Droppe
     return cell
 
 
-def _decoded(image: bytes | str, grid: Grid) -> Image.Image | Dropped:
-    """The upright image, or why it cannot be used."""
+def _decoded(image: bytes | str, grid: Grid, background: str) -> Image.Image | Dropped:
+    """The upright RGB image, or why it cannot be used."""
     if isinstance(image, str):
         return Dropped("broken image", image)
     try:
         # Twice the box: the cell looks the same, and a photograph of 20 megapixels is decoded several times faster.
-        decoded = ImageOps.exif_transpose(decode_image(image, "the image", draft=max(2 * grid.box, MIN_SIDE)))
+        decoded = turned_upright(decode_image(image, "the image", draft=max(2 * grid.box, MIN_SIDE)))
+        decoded = as_rgb(decoded, "the image", background)
     except TooLarge as error:
         return Dropped("extreme image", str(error))
     except InputError as error:

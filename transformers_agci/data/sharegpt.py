@@ -11,6 +11,7 @@ from transformers_agci.data.instruct import IMAGE_TOKEN
 from transformers_agci.data.rows import OnError, Row, read_rows, require
 from transformers_agci.errors import InputError, short
 from transformers_agci.storage.json_file import read_json_object
+from transformers_agci.storage.reading import is_file
 
 INFO_FILE = "dataset_info.json"
 
@@ -128,7 +129,7 @@ def read_entry(folder: Path, name: str) -> DatasetEntry:
     Raises InputError: no such file or entry (with the nearest name), a form that is not sharegpt, no data file.
     """
     path = folder / INFO_FILE
-    if not path.exists():
+    if not is_file(path):
         raise InputError(f"There is no {path}; it lists the data sets of the recipe's dataset_dir.")
     entries = read_json_object(path)
     if not isinstance(entries.get(name, {}), dict):
@@ -152,7 +153,7 @@ def _entry(found: Mapping[str, Any], name: str, path: Path) -> DatasetEntry:
     if not isinstance(found.get("file_name"), str):
         raise InputError(f'{where}: "file_name" must name the file with the rows.')
     file = path.parent / found["file_name"]
-    if not file.is_file():
+    if not is_file(file):
         raise InputError(f"{where}: there is no file {file}.")
     columns = _settings(found, "columns", COLUMNS, (), where)
     tags = _settings(found, "tags", TAGS, OTHER_TAGS, where)

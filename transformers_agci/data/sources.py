@@ -1,13 +1,15 @@
 """Where images with captions come from: the builders of `datasets`, streamed, as one sequence of pairs."""
 
 import csv
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.data.images import resolve_below
-from transformers_agci.errors import InputError
+from transformers_agci.data.images import read_image, resolve_below
+from transformers_agci.errors import InputError, short
+from transformers_agci.storage.reading import is_file, is_folder, open_file, path_text
 
 # Column names seen in image folders, img2dataset's shards and hub sets; the first one that a row fills counts.
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "file_name", "image_path")
@@ -55,7 +57,7 @@ def read_pairs(source: Source, skip: int = 0) -> Iterator[Pair]:
         raise
     except Exception as error:  # a tar cut short, a lost connection: every builder has its own kinds
         raise InputError(
-            f"The source {source.path} broke after pair {number} ({_first_line(error)}); "
+            f"The source {path_text(source.path)} broke after pair {number} ({_first_line(error)}); "
             "what was read is kept, the same command goes on from there."
         ) from error
 
@@ -63,9 +65,9 @@ def read_pairs(source: Source, skip: int = 0) -> Iterator[Pair]:
 def _stream(source: Source, datasets: Any) -> tuple[Path, Any]:
     """The folder that images given by name lie below, and the stream of rows with encoded images."""
     path = Path(source.path)
-    if not path.exists():
+    if not is_file(path) and not is_folder(path):
         return path, _undecoded(_from_hub(source, datasets), datasets)
-    listed = [path] if path.is_file() else sorted(path.rglob("*"))
+    listed = [path] if is_file(path) else sorted(file for file in path.rglob("*") if is_file(file))
     for builder, suffix in (("webdataset", ".tar"), ("parquet", ".parquet"), ("arrow", ".arrow")):
         files = [str(file) for file in listed if file.suffix == suffix]
         if files and source.captions is None:
@@ -82,7 +84,7 @@ def _stream(source: Source, datasets: Any) -> tuple[Path, Any]:
 
 def _from_hub(source: Source, datasets: Any) -> Any:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source.path):
-        raise InputError(f"There is no source {source.path}: give {KINDS}.")
+        raise InputError(f"There is no source {path_text(source.path)}: give {KINDS}.")
     return _load(datasets, source, source.path, split=source.split)
 
 
@@ -91,7 +93,9 @@ def _load(datasets: Any, source: Source, builder: str, **options: Any) -> Any:
         return datasets.load_dataset(builder, streaming=True, **options)
     except Exception as error:
         what = "is no local folder or file, and as a hub id it" if builder == source.path else "of this kind"
-        raise InputError(f"The source {source.path} {what} could not be opened ({_first_line(error)}).") from error
+        raise InputError(
+            f"The source {path_text(source.path)} {what} could not be opened ({_first_line(error)})."
+        ) from error
 
 
 def _undecoded(stream: Any, datasets: Any) -> Any:
@@ -103,17 +107,25 @@ def _undecoded(stream: Any, datasets: Any) -> Any:
 
 def _captions_file(source: Source, folder: Path) -> Path:
     candidates = [Path(source.captions)] if source.captions else [folder / name for name in METADATA]
-    found = next((file for file in candidates if file.is_file()), None)
+    found = next((file for file in candidates if is_file(file)), None)
     if found is None or found.suffix not in (".csv", ".jsonl", ".json") or not folder.is_dir():
         named = f" ({source.captions} is not a .csv or .jsonl file)" if source.captions else ""
-        raise InputError(f"No images with captions were found in {source.path}{named}: give {KINDS}.")
+        raise InputError(f"No images with captions were found in {path_text(source.path)}{named}: give {KINDS}.")
     return found
 
 
 def _text_columns(path: Path, datasets: Any) -> Any:
     """Every column of a CSV as text: the caption "007" is not the number 7."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file), [])
+    try:
+        with open_file(path) as file:
+            header = next(csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline="")), [])
+    except UnicodeDecodeError:
+        raise InputError(f"{path_text(path)}: the file is not UTF-8 text; save it as UTF-8.") from None
+    except csv.Error as error:
+        raise InputError(f"{path_text(path)}: the first line is not CSV ({error}).") from None
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path_text(path)}: the column {short(twice)} occurs twice.")
     return datasets.Features({name: datasets.Value("string") for name in header})
 
 
@@ -129,7 +141,7 @@ def _pair(number: int, row: Mapping[str, Any], source: Source, root: Path) -> Pa
         raise _no_column("image", images, row, source)
     if number == 0 and not (set(captions) & set(row) or isinstance(nested, Mapping)):
         raise _no_column("caption", captions, row, source)
-    data, name = _bytes_of(image, root, f"{source.path}, pair {number}")
+    data, name = _bytes_of(image, root, f"{path_text(source.path)}, pair {number}")
     key = _filled(row, KEY_COLUMNS) or (Path(name).stem if name else None)
     text = caption.decode("utf-8", "replace") if isinstance(caption, bytes) else str(caption or "")
     return Pair(number, None if key is None else str(key), " ".join(text.split()), data)
@@ -144,11 +156,9 @@ def _bytes_of(image: Any, root: Path, where: str) -> tuple[bytes | str, str | No
     if name is None:
         return f"{where}: there is no image.", None
     try:
-        return resolve_below(root, name, where).read_bytes(), name
+        return read_image(resolve_below(root, name, where), where), name
     except InputError as error:
         return str(error), name
-    except OSError as error:
-        return f"{where}: the image {name} cannot be read ({error.strerror}).", name
 
 
 def _filled(row: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -157,8 +167,8 @@ def _filled(row: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 def _no_column(what: str, names: Sequence[str], row: Mapping[str, Any], source: Source) -> InputError:
     return InputError(
-        f"The source {source.path} has no {what} column: looked for {', '.join(names)}; "
-        f"it has {', '.join(row)}. Name it with --{what}_column."
+        f"The source {path_text(source.path)} has no {what} column: looked for {', '.join(names)}; "
+        f"it has {', '.join(row)}. Name it with `{what}_column`."
     )
 
 

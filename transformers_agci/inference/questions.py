@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
-from transformers_agci.data.images import decode_image, open_image, resolve_below
+from transformers_agci.data.images import open_image, resolve_below, visible_image
 from transformers_agci.errors import InputError
 from transformers_agci.storage.result_lines import FailedRow
 
@@ -54,7 +54,7 @@ class ImageBytes:
         return hashlib.sha256(self.data).digest()
 
     def open(self) -> Image.Image:
-        return decode_image(self.data, f"{self.where}: the image in this row").convert("RGB")
+        return visible_image(self.data, f"{self.where}: the image in this row")
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,22 @@ def open_file(path: Path | str) -> IO[bytes]:
     raise InputError(f"{path_text(path)}: this is {kind}, not a file.")
 
 
+def is_file(path: Path | str) -> bool:
+    """Whether there is a regular file; no for a name that no file can have, where Path.is_file raises."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
+
+
+def is_folder(path: Path | str) -> bool:
+    """Whether there is a folder; no for a name that none can have."""
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
+
+
 def read_bytes(path: Path | str) -> bytes:
     """The content of a regular file; InputError where there is none."""
     with open_file(path) as file:

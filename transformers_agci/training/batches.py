@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from transformers_agci.data.images import decode_image, resolve_below
+from transformers_agci.data.images import decode_image, read_image, resolve_below
 from transformers_agci.data.sharegpt import Conversation
 from transformers_agci.errors import InputError
 from transformers_agci.families import SUPPORTED_FAMILIES, Lacks, require
@@ -75,11 +75,7 @@ class ImageInputs:
         for number, name in enumerate(conversation.images):
             where = conversation.image_where(number)
             path = resolve_below(root, name, where)
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                raise InputError(f"{where}: the image {path} cannot be read ({error.strerror}).") from None
-            opened.append(self._bounded(decode_image(data, f"{where}: the image {path}")))
+            opened.append(self._bounded(decode_image(read_image(path, where), f"{where}: the image {path}")))
         return opened
 
     def _bounded(self, image: Image.Image) -> Image.Image:

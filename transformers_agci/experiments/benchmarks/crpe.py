@@ -10,11 +10,11 @@ from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Item, Prompt, Score, Sums
 from transformers_agci.experiments.benchmarks.joining import (
     answer_of,
+    by_key,
     check_join,
     check_known,
     field_of,
     identity_of,
-    names_of,
     read_scored,
 )
 
@@ -50,8 +50,8 @@ def score(inputs: Inputs) -> Score:
     for name, members in categories.items():
         if len(members) % ROTATIONS:
             raise InputError(
-                f"category '{name}' has {len(members)} answers, which are not whole groups of {ROTATIONS} rotations; "
-                "a run that is complete has all four answers to every question."
+                f"{members[-1].answer.where}: with this last one, category {short(name)} has {len(members)} answers, "
+                f"which are not whole groups of {ROTATIONS} rotations; a complete run answers each question four times."
             )
         for start in range(0, len(members), ROTATIONS):
             items += _group(name, start // ROTATIONS, members[start : start + ROTATIONS])
@@ -145,18 +145,14 @@ def _parts(inputs: Inputs) -> list[Inputs]:
 def _pairs(inputs: Inputs) -> list[Pair]:
     """Answers with their questions: in the order of the questions, with --official in that of the answers."""
     answers = read_scored(inputs.answers[0])
-    given = [_identity(sourced) for sourced in answers]
-    questions = _questions(inputs, answers)
-    by_key = {_identity(sourced): sourced for sourced in questions}
+    given = [(_identity(sourced), sourced) for sourced in answers]
+    questions = by_key(_questions(inputs, answers), _identity, inputs.official)
     if not inputs.official:
-        if len(by_key) < len(questions):
-            source = names_of(inputs.questions or inputs.answers)
-            raise InputError(f"{source}: a question_id stands more than once in the file.")
-        check_join(inputs, map(_identity, questions), given)
-        answer_by_key = dict(zip(given, answers, strict=True))
-        return [Pair(sourced, answer_by_key[key]) for key, sourced in by_key.items()]
-    check_known(inputs, by_key, given)
-    return [Pair(by_key[key], sourced) for key, sourced in zip(given, answers, strict=True)]
+        check_join(inputs, questions, given)
+        answer_by_key = dict(given)
+        return [Pair(sourced, answer_by_key[key]) for key, sourced in questions.items()]
+    check_known(inputs, questions, given)
+    return [Pair(questions[key], sourced) for key, sourced in given]
 
 
 def _questions(inputs: Inputs, answers: Sequence[SourcedRow]) -> Sequence[SourcedRow]:

@@ -20,7 +20,7 @@ from transformers_agci.experiments.benchmarks.declaration import (
     counted,
     mean_score_pct,
 )
-from transformers_agci.experiments.benchmarks.joining import answer_of, check_join, field_of, read_scored
+from transformers_agci.experiments.benchmarks.joining import answer_of, by_key, check_join, field_of, read_scored
 
 INSTRUCTION = "The answer should only contain 'Yes' or 'No', without reasoning process."
 WRONG, RIGHT, UNCLEAR = "0", "1", "2"
@@ -88,9 +88,10 @@ def same_of_reply(reply: str) -> str:
 def score(inputs: Inputs) -> Score:
     """Accuracy per question, per question pair, per figure; easy and hard; per category; and who is to blame."""
     answers = read_scored(*inputs.answers)
-    rows = _joined(inputs, answers)
+    joined = _joined(inputs, answers)
+    rows = [pair.answer for pair in joined]
     judge = _judge(inputs.judge, rows)
-    judged = [_verdict(sourced, judge) for sourced in rows]
+    judged = [_verdict(pair.answer, pair.question, judge) for pair in joined]
     items = [_item(row, sourced.row) for row, sourced in zip(judged, rows, strict=True)]
     figures: Row = {
         **aggregate(judged),
@@ -108,7 +109,7 @@ def score(inputs: Inputs) -> Score:
         else []
     )
     if judge == "yes-no" and all("judge_reply" in sourced.row for sourced in rows):
-        notes.append("The rows also hold a judge's replies: --judge replies scores by them.")
+        notes.append("The rows also hold a judge's replies: `judge` replies scores by them.")
     if figures["blame"] is None:
         notes.append("Language and vision shares are left out: they need `same` codes and every pair's figure-0 row.")
     return Score(
@@ -208,23 +209,33 @@ def _cause(row: Judged, original: str) -> str | None:
     return "VI"
 
 
-def _joined(inputs: Inputs, answers: Sequence[SourcedRow]) -> list[SourcedRow]:
+class Answered(NamedTuple):
+    """An answer with its question's fields, and the question, which may stand in another file."""
+
+    answer: SourcedRow
+    question: SourcedRow
+
+
+def _joined(inputs: Inputs, answers: Sequence[SourcedRow]) -> list[Answered]:
     """The answers with the questions' fields; all questions, or all with an image, must be answered once."""
-    given = [_key(sourced) for sourced in answers]
+    given = [(_key(sourced), sourced) for sourced in answers]
+    answered = dict(given)
     if not inputs.questions:
-        check_join(inputs, dict.fromkeys(given), given)
-        return list(answers)
-    questions = {_key(sourced): sourced for sourced in read_scored(*inputs.questions)}
-    answered = set(given)
+        check_join(inputs, answered, given)
+        return [Answered(sourced, sourced) for sourced in answers]
+    questions = by_key(read_scored(*inputs.questions), _key, inputs.official)
     if inputs.official:  # the official program takes whatever rows the file has, but each once
         asked = [key for key in questions if key in answered]
     else:
         asked = [key for key, sourced in questions.items() if str(field_of(sourced, "visual_input")) != "0"]
-        asked = asked if answered == set(asked) else list(questions)
+        asked = asked if set(answered) == set(asked) else list(questions)
     check_join(inputs, asked, given)
     return [
-        SourcedRow(sourced.where, {**sourced.row, **questions[key].row, **_answer_fields(sourced.row)})
-        for sourced, key in zip(answers, given, strict=True)
+        Answered(
+            SourcedRow(sourced.where, {**sourced.row, **questions[key].row, **_answer_fields(sourced.row)}),
+            questions[key],
+        )
+        for key, sourced in given
     ]
 
 
@@ -241,17 +252,17 @@ def _judge(wanted: str, rows: Sequence[SourcedRow]) -> str:
             bare = next(sourced for sourced in rows if CODE not in sourced.row)
             raise InputError(
                 f"{bare.where}: {coded} of {len(rows)} rows carry '{CODE}', this one does not; "
-                "finish the judging, or score by --judge yes-no."
+                "finish the judging, or score by `judge` yes-no."
             )
         return "codes" if coded else "yes-no"
     return wanted
 
 
-def _verdict(sourced: SourcedRow, judge: str) -> Judged:
+def _verdict(sourced: SourcedRow, question: SourcedRow, judge: str) -> Judged:
     key, row = _key(sourced), sourced.row
-    gold = str(field_of(sourced, "gt_answer"))
+    gold = str(field_of(question, "gt_answer"))
     if gold not in (WRONG, RIGHT):
-        raise InputError(f"{sourced.where}: 'gt_answer' must be 0 or 1, but is {short(gold)}.")
+        raise InputError(f"{question.where}: 'gt_answer' must be 0 or 1, but is {short(gold)}.")
     same = str(row[SAME]) if SAME in row else None
     if judge == "codes":
         code = parsed = str(field_of(sourced, CODE))
@@ -265,7 +276,7 @@ def _verdict(sourced: SourcedRow, judge: str) -> Judged:
         code = UNCLEAR if parsed == "unclear" else RIGHT if parsed == ("yes" if gold == "1" else "no") else WRONG
         same = None
     excused = key[0] == "VS" and key[3] == "0" and code == UNCLEAR  # "don't know" is honest without an image
-    return Judged(key, str(field_of(sourced, "visual_input")), gold, parsed, code, same, code == RIGHT or excused)
+    return Judged(key, str(field_of(question, "visual_input")), gold, parsed, code, same, code == RIGHT or excused)
 
 
 def _key(sourced: SourcedRow) -> tuple[str, ...]:

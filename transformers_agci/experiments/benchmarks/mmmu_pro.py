@@ -22,6 +22,7 @@ from transformers_agci.experiments.benchmarks.declaration import (
     mean_score,
 )
 from transformers_agci.experiments.benchmarks.joining import (
+    by_key,
     check_join,
     check_known,
     field_of,
@@ -213,20 +214,20 @@ def _subject(row: Row) -> str:
 
 def _joined(inputs: Inputs, answered: list[SourcedRow]) -> list[SourcedRow]:
     """Rows with their question. By default each id once; with --questions each question answered."""
-    given = [identity_of(sourced, "id") for sourced in answered]
+    given = [(identity_of(sourced, "id"), sourced) for sourced in answered]
     if not inputs.questions:
         if not inputs.official:
-            check_join(inputs, dict.fromkeys(given), given)
+            check_join(inputs, dict(given), given)
         return answered
-    questions = {identity_of(sourced, "id"): sourced for sourced in read_scored(*inputs.questions)}
+    questions = by_key(read_scored(*inputs.questions), lambda sourced: identity_of(sourced, "id"), inputs.official)
     if inputs.official:
         check_known(inputs, questions, given)
     else:
         check_join(inputs, questions, given)
-    return [
-        SourcedRow(sourced.where, {**questions[key].row, **sourced.row})
-        for sourced, key in zip(answered, given, strict=True)
-    ]
+    for key, sourced in given:
+        if "options" not in sourced.row:  # a fault in the questions is theirs
+            read_options(field_of(questions[key], "options"), questions[key].where)
+    return [SourcedRow(sourced.where, {**questions[key].row, **sourced.row}) for key, sourced in given]
 
 
 def _variant(name: str, rows: Sequence[SourcedRow]) -> str:

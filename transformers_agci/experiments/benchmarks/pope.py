@@ -10,6 +10,7 @@ from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Item, Prompt, Score, Sums
 from transformers_agci.experiments.benchmarks.joining import (
     answer_of,
+    by_key,
     check_join,
     check_known,
     field_of,
@@ -141,7 +142,7 @@ def mean_f1(sums: Sums) -> Any:
 def _from_labelled_rows(inputs: Inputs) -> list[tuple[Answer, Label | None]]:
     """Rows shaped like lmms-lab/POPE carry their own label in `answer`."""
     pairs: list[tuple[Answer, Label | None]] = []
-    keys = []
+    keys: list[tuple[Hashable, SourcedRow]] = []
     for sourced in read_scored(*inputs.answers):
         if "category" not in sourced.row or not {"answer", "label"} & set(sourced.row):
             raise InputError(
@@ -152,10 +153,10 @@ def _from_labelled_rows(inputs: Inputs) -> list[tuple[Answer, Label | None]]:
         category = _category(sourced)
         key = _row_key(sourced.row, category) or (category, identity_of(sourced, "question_id", "id"))
         image = _image_name(sourced.row) or str(key)
-        keys.append(key)
+        keys.append((key, sourced))
         pairs.append((Answer(sourced, category, key), Label(key, image, field_of(sourced, "answer", "label") != "no")))
     if not inputs.official:
-        check_join(inputs, dict.fromkeys(keys), keys)
+        check_join(inputs, dict(keys), keys)
     return pairs
 
 
@@ -190,7 +191,7 @@ def _join(
     """Answers and labels of one category: by image and question where both files carry them, else by position."""
     keyed = {label.key: label for label in lines}
     if all(answer.key is not None for answer in answers) and all(label.image for label in lines):
-        check_join(inputs, [label.key for label in lines], [a.key for a in answers])
+        check_join(inputs, [label.key for label in lines], [(a.key, a.sourced) for a in answers])
         return [(answer, keyed[answer.key]) for answer in answers]
     if len(answers) != len(lines):
         raise InputError(
@@ -224,8 +225,8 @@ def _answers(inputs: Inputs) -> list[Answer]:
     answer_rows = read_scored(*inputs.answers)
     if not inputs.questions:
         return [_answer(sourced, sourced) for sourced in answer_rows]
-    questions = {identity_of(sourced, "question_id"): sourced for sourced in read_scored(*inputs.questions)}
-    given = [identity_of(sourced, "question_id") for sourced in answer_rows]
+    questions = by_key(read_scored(*inputs.questions), _identity, inputs.official)
+    given = [(_identity(sourced), sourced) for sourced in answer_rows]
     if inputs.official:
         check_known(inputs, questions, given)
     else:
@@ -233,6 +234,10 @@ def _answers(inputs: Inputs) -> list[Answer]:
         place = {key: n for n, key in enumerate(questions)}
         answer_rows.sort(key=lambda sourced: place[sourced.row["question_id"]])
     return [_answer(sourced, questions[sourced.row["question_id"]]) for sourced in answer_rows]
+
+
+def _identity(sourced: SourcedRow) -> str | int:
+    return identity_of(sourced, "question_id")
 
 
 def _answer(sourced: SourcedRow, question: SourcedRow) -> Answer:

@@ -58,7 +58,7 @@ def score(inputs: Inputs) -> Score:
         with_image = [key for key, problem in problems.items() if problem.has_image]
         if set(given) == set(with_image):  # the published scripts ask the image items only
             asked = with_image
-        check_join(inputs, asked, given)
+        check_join(inputs, asked, list(zip(given, answers, strict=True)))
     by_key = dict(zip(given, answers, strict=True))  # the last of duplicates wins
     items = [_item(key, problems[key], by_key.get(key)) for key in asked]
     return _result(items, inputs, given)

@@ -109,9 +109,9 @@ def score(inputs: Inputs) -> Score:
     answers = read_scored(*inputs.answers)
     keys = [_key(sourced) for sourced in answers]
     if inputs.official:
-        check_known(inputs, humans, keys)
+        check_known(inputs, humans, list(zip(keys, answers, strict=True)))
     else:
-        check_join(inputs, asked, keys)
+        check_join(inputs, asked, list(zip(keys, answers, strict=True)))
     items = [_item(sourced, key, humans[key]) for sourced, key in zip(answers, keys, strict=True)]
     accuracy = sum(item.score for item in items) / len(items)
     notes = (
