@@ -9,7 +9,7 @@ from transformers_agci.inference.answering import AnswerCounts, AnswerOptions, a
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.questions import Question, QuestionSet
 from transformers_agci.inference.runner import RunOptions
-from transformers_agci.storage.result_file import Shard, output_paths
+from transformers_agci.storage.result_names import Shard, output_paths
 
 
 def engine(

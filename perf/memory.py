@@ -24,7 +24,7 @@ from transformers_agci.experiments.position.data import embedded_data, read_data
 from transformers_agci.experiments.position.questions import questions
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.storage import result_file as results
-from transformers_agci.storage.result_file import Shard
+from transformers_agci.storage.result_names import Shard
 
 MB = 1e6
 SETTLED = 200  # rows: by then every buffer has had its size

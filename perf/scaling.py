@@ -100,7 +100,7 @@ import sys, tempfile; sys.path.insert(0, {perf!r})
 from pathlib import Path
 from machine import announce; from models import SMALL, quick_vision, random_weights
 from rows import probe_questions; from engine import engine
-from transformers_agci.storage.result_file import Shard
+from transformers_agci.storage.result_names import Shard
 import json, time
 announce()
 loaded = random_weights(SMALL)

@@ -15,7 +15,7 @@ from transformers_agci.inference.prompt import answer_token_ids, chat_text, imag
 from transformers_agci.inference.questions import BlankImage, ImageFile, Question, QuestionSet
 from transformers_agci.inference.replay import VisionReplay
 from transformers_agci.inference.runner import RunOptions
-from transformers_agci.storage.result_file import output_paths
+from transformers_agci.storage.result_names import output_paths
 
 LAMBDAS = [0.0, 0.5]
 TEXTS = ("a dog", "a red square in the middle of the image", "x")

@@ -290,7 +290,7 @@ def test_devices(folder) -> None:
 
 def test_a_missing_package_is_named(folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
-    refuse(folder, "--device_map needs the package accelerate: pip install accelerate", device_map="auto")
+    refuse(folder, "`device_map` needs the package accelerate: pip install accelerate", device_map="auto")
 
 
 def test_one_thread_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,14 +10,9 @@ import pytest
 
 from transformers_agci.errors import InputError
 from transformers_agci.storage import manifest
-from transformers_agci.storage.result_file import (
-    FailedRow,
-    ResultFile,
-    Shard,
-    merge_shards,
-    output_paths,
-    parse_shard,
-)
+from transformers_agci.storage.result_file import ResultFile, merge_shards
+from transformers_agci.storage.result_lines import FailedRow
+from transformers_agci.storage.result_names import Shard, output_paths, parse_shard
 
 SIZES = [4, 3, 5, 2]  # rows per block
 SETTINGS = {"model": {"weights": "abc"}, "lambda": 0.5}
@@ -156,7 +151,7 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
         pass
     assert "model.weights is 'abc' there and 'xyz' now" in str(error.value)
     assert "lambda" not in str(error.value)
-    assert "--overwrite" in str(error.value)
+    assert "`overwrite`" in str(error.value)
     assert path.read_bytes() == before
     with ResultFile(path, SIZES, {"other": 1}, overwrite=True) as file:
         assert not file.finished

@@ -25,7 +25,9 @@ from transformers_agci.inference.questions import BlankImage, ImageBytes, ImageF
 from transformers_agci.inference.runner import RunOptions
 from transformers_agci.method.handle import agci, attach, current_handle
 from transformers_agci.storage import manifest
-from transformers_agci.storage.result_file import FailedRow, Shard, merge_shards, output_paths
+from transformers_agci.storage.result_file import merge_shards
+from transformers_agci.storage.result_lines import FailedRow
+from transformers_agci.storage.result_names import Shard, output_paths
 
 LAMBDAS = [0.0, 0.5]
 ITEMS, CELLS = 3, 4
@@ -203,7 +205,7 @@ def test_dry_run_tells_the_plan_without_weights(loaded, pictures, tiny_checkpoin
     questions = probe(pictures)
     told = "\n".join(describe(shape, questions, LAMBDAS, [Path("A")], batch_size=CELLS, block_rows=8))
     assert questions[0].text in told
-    assert "of which 12 are image tokens of 1 images" in told
+    assert "of which 12 are image tokens of 1 image" in told
     assert "24 rows in 3 blocks, 6 batches for each of 2 lambdas (0, 0.5)" in told
     assert "would write: A" in told
     assert "weights" in told

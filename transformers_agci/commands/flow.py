@@ -87,13 +87,12 @@ def _one_image(args: argparse.Namespace, asked: list[float], loaded: "LoadedMode
     from transformers_agci.report.heatmap import image_path
 
     target = image_path(args.output_path)
-    image = args.image
-    picture = ImageFile(image.parent, image.name, "--image")
-    question = Question(row={}, where="--image", text=args.question, images=(picture,))
+    image = ImageFile(args.image.parent, args.image.name, "--image")
+    question = Question(row={}, where="--image", text=args.question, images=(image,))
     flows = measure_flow(loaded, question, asked, args.layers, args.max_new_tokens)
     files = {source: target if source == "text" else target.with_stem(f"{target.stem}_{source}") for source in SOURCES}
     for source, file in files.items():
-        draw_flow(flows, source, picture.open(), file, args.question)
+        draw_flow(flows, source, image.open(), file, args.question)
     write_json(as_json(flows, str(args.image), args.question), target.with_suffix(".json"))
     for flow in flows:
         shares = ", ".join(

@@ -124,7 +124,7 @@ def add_maps_arguments(parser: argparse.ArgumentParser) -> None:
 def run_maps(args: argparse.Namespace) -> int:
     """Occlusion maps summed up by the place of the target: nine maps on one scale, the target's cell outlined, and the
     share of each map that lies on it, with an interval over items."""
-    from transformers_agci.experiments.occlusion.files import names, read_folder
+    from transformers_agci.experiments.occlusion.files import listed, read_folder
     from transformers_agci.experiments.occlusion.maps import aggregate, draw_maps, maps_text
     from transformers_agci.inference.progress import counted
     from transformers_agci.report.heatmap import image_path
@@ -136,7 +136,7 @@ def run_maps(args: argparse.Namespace) -> int:
     maps = aggregate(folder.maps, args.draws, args.seed)
     print(f"{len(folder.maps)} images from {args.prob_results_dir}\n\n{maps_text(maps)}")
     if folder.unfinished:
-        print(f"\n{counted(len(folder.unfinished), 'unfinished image')} omitted: {names(folder.unfinished)}")
+        print(f"\n{counted(len(folder.unfinished), 'unfinished image')} omitted: {listed(folder.unfinished)}")
     drawn = draw_maps(maps, output, args.title)
     print(f"\npanel: {drawn[0]}; the nine maps: {drawn[1]} to {drawn[-1].name}")
     return 1 if folder.unfinished else 0

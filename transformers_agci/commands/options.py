@@ -161,7 +161,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup
 def run_options(args: argparse.Namespace) -> "RunOptions":
     """What `add_run_options` parsed."""
     from transformers_agci.inference.runner import RunOptions
-    from transformers_agci.storage.result_file import parse_shard
+    from transformers_agci.storage.result_names import parse_shard
 
     shard = parse_shard(args.shard) if args.shard is not None else None
     return RunOptions(shard, args.overwrite, args.strict, not args.quiet)

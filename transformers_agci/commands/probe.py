@@ -71,7 +71,7 @@ def _run(args: argparse.Namespace, drawn_in: str | None, is_main: bool) -> int:
     from transformers_agci.experiments.position.questions import Control
     from transformers_agci.experiments.position.run import PositionProbe
     from transformers_agci.inference.load import lambdas_of, load
-    from transformers_agci.storage.manifest import sibling_path
+    from transformers_agci.storage.result_names import sibling_path
 
     given, options = lambdas(args), answer_options(args)
     answer_file = args.answer_file

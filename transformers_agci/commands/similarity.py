@@ -95,7 +95,7 @@ def _measure(args: argparse.Namespace) -> int:
 def _data(args: argparse.Namespace, answer_file: Path) -> "Positives":
     from transformers_agci.embedded.probe_set import build_similarity_set
     from transformers_agci.experiments.positives import read_positives
-    from transformers_agci.storage.manifest import sibling_path
+    from transformers_agci.storage.result_names import sibling_path
 
     if args.eval_file is None:
         if args.img_path:

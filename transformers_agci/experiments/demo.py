@@ -15,8 +15,8 @@ from transformers_agci.experiments.position.data import ProbeData, embedded_data
 from transformers_agci.experiments.position.metrics import evaluate, load, write_json, write_maps
 from transformers_agci.experiments.position.tables import summary_text
 from transformers_agci.inference.progress import Progress
-from transformers_agci.storage.manifest import sibling_path
-from transformers_agci.storage.result_file import ResultFile, merge_shards, output_paths
+from transformers_agci.storage.result_file import ResultFile, merge_shards
+from transformers_agci.storage.result_names import output_paths, sibling_path
 
 LAMBDAS = (0.0, 0.5)
 LOOK_EVERY = 0.2  # seconds between two looks at how far the processes are
@@ -88,7 +88,7 @@ class Demo:
             for path in self.outputs:
                 ResultFile(path, [], {}).delete()
         except OSError as error:
-            raise InputError(f"--output_dir: '{self.folder}' cannot be written: {error.strerror}.") from error
+            raise InputError(f"`output_dir`: '{self.folder}' cannot be written: {error.strerror}.") from error
 
     def _ask(self, data: ProbeData) -> None:
         """Run `agci probe` in every process and show how far they are, together."""

@@ -1,5 +1,5 @@
 """Asking a model questions about images: load it, batch the questions, answer them, keep what is finished.
 
-`run.run_questions` is the one way in; `questions.Question` says what to ask and `results.ResultFile` how answers are
-kept. Nothing here knows a benchmark or a probe.
+`answering.answer_questions` answers a `questions.QuestionSet`; `runner.run` is the one runner below it, which every
+experiment gives its blocks and its work to. Nothing here knows a benchmark or an experiment.
 """

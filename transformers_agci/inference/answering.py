@@ -85,16 +85,16 @@ class AnswerCounts(Counts):
 
     def remarks(self) -> list[str]:
         """Answers against their logits, and blocks that memory did not hold."""
-        told = []
+        said = []
         if self.disagreements:
             go = "answer goes" if self.disagreements == 1 else "answers go"
-            told.append(f"{self.disagreements} {go} against the order of the raw Yes and No logits.")
+            said.append(f"{self.disagreements} {go} against the order of the raw Yes and No logits.")
         if self.halved_blocks:
-            told.append(
+            said.append(
                 f"Memory ran out in {counted(len(self.halved_blocks), 'block')}; the batches were halved: "
                 f"{', '.join(map(str, self.halved_blocks[:10]))}."
             )
-        return told
+        return said
 
     def record(self, seconds: float) -> dict[str, Any]:
         """The manifest's entry, under the names that it has always had."""
@@ -280,8 +280,8 @@ class _Answering:
             if len(batch.numbers) == 1:
                 raise InputError(
                     f"{self.questions[batch.numbers[0]].where}: memory does not suffice even for this row "
-                    f"alone ({str(error).splitlines()[0]}); try --dtype bfloat16, --max_pixels or "
-                    "--load_in_4bit."
+                    f"alone ({str(error).splitlines()[0]}); try `dtype` bfloat16, `max_pixels` or "
+                    "`load_in_4bit`."
                 ) from error
         # Outside the except clause: the traceback would keep the failed attempt's tensors alive.
         return self._answer_halves(batch, block, replays)

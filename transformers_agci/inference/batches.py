@@ -54,7 +54,7 @@ def make_plan(
     """Blocks for these questions; defaults by device."""
     size = batch_size or BATCH_SIZE.get(device_type, BATCH_SIZE["cpu"])
     if size < 1 or (block_rows is not None and block_rows < 1):
-        raise InputError(f"A batch needs at least 1 row, but --batch_size is {batch_size}, block_rows {block_rows}.")
+        raise InputError(f"A batch needs at least 1 row, but `batch_size` is {batch_size}, block_rows {block_rows}.")
     if block_rows is not None:
         return Plan(plan_blocks(questions, block_rows), size, block_rows)
     rows = size * BATCHES_PER_BLOCK

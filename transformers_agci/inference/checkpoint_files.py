@@ -33,7 +33,7 @@ def model_folder(model: str, revision: str | None, files: tuple[str, ...] = HUB_
     folder = Path(model)
     if folder.is_dir():
         if revision is not None:
-            raise InputError(f"--revision {revision} belongs to a hub id, but {model} is a folder.")
+            raise InputError(f"`revision` {revision} belongs to a hub id, but {model} is a folder.")
         return folder
     if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise InputError(

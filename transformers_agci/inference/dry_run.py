@@ -1,13 +1,14 @@
-"""What a run would do, told without its weights: the first prompt, its tokens, the memory, the plan."""
+"""What a run would do, said without its weights: the first prompt, its tokens, the memory, the plan."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.inference.batches import make_plan, plan_columns
+from transformers_agci.inference.batches import Block, Column, Plan, make_plan, plan_columns
 from transformers_agci.inference.load import LoadedModel
-from transformers_agci.inference.prepare import Prepared, prepare
+from transformers_agci.inference.prepare import Batch, Prepared, prepare
+from transformers_agci.inference.progress import counted
 from transformers_agci.inference.prompt import chat_text
 from transformers_agci.inference.questions import Question
 from transformers_agci.method.lam import lambda_text
@@ -33,40 +34,36 @@ def describe(
     if not questions:
         raise InputError("There is no row to ask; the input is empty.")
     plan = make_plan(questions, loaded.device.type, batch_size, block_rows)
-    columns = [
-        column
-        for block in plan.blocks[:LOOKED_AT]
-        for column in plan_columns(questions, range(block.start, block.stop), plan.batch_size)
-    ]
-    columns.sort(key=lambda column: min(column.batches[0]))  # the first row first
-    prepared = _first_good(columns[:LOOKED_AT], questions, loaded.processor)
-    batch = prepared.batches[0]
-    rows, length = batch.text["input_ids"].shape
-    first = questions[min(batch.numbers)]
-    tokens = batch.text["input_ids"][batch.numbers.index(min(batch.numbers))]
-    padding = length - int(batch.text["attention_mask"][batch.numbers.index(min(batch.numbers))].sum())
-    image_tokens = int((tokens == loaded.model.config.image_token_id).sum())
-    forwards = sum(
-        len(column.batches)
-        for block in plan.blocks
-        for column in plan_columns(questions, range(block.start, block.stop), plan.batch_size)
-    )
+    columns = [column for block in plan.blocks for column in _columns(block, questions, plan)]
+    looked_at = sorted(columns[:LOOKED_AT], key=lambda column: min(column.batches[0]))  # the first row first
+    prepared = _first_good(looked_at, questions, loaded.processor)
+    forwards = counted(sum(len(column.batches) for column in columns), "batch", "batches")
     return [
         f"model: {loaded.family.name}, {loaded.model.dtype}, on {loaded.device}".replace("torch.", ""),
+        *_first_prompt(loaded, questions, prepared.batches[0]),
+        _memory(loaded.model, prepared.batches[0], kept=len(prepared.batches) > 1),
+        f"plan: {counted(len(questions), 'row')} in {counted(len(plan.blocks), 'block')}, {forwards} for each of "
+        f"{counted(len(lambdas), 'lambda')} ({', '.join(map(lambda_text, lambdas))})",
+        *(f"would write: {path}" for path in outputs),
+    ]
+
+
+def _columns(block: Block, questions: Sequence[Question], plan: Plan) -> list[Column]:
+    return plan_columns(questions, range(block.start, block.stop), plan.batch_size)
+
+
+def _first_prompt(loaded: LoadedModel, questions: Sequence[Question], batch: Batch) -> list[str]:
+    """The first row's prompt and its tokens, and the batch that it is in."""
+    place = batch.numbers.index(min(batch.numbers))
+    first = questions[batch.numbers[place]]
+    rows, length = batch.text["input_ids"].shape
+    tokens = int(batch.text["attention_mask"][place].sum())
+    image_tokens = int((batch.text["input_ids"][place] == loaded.model.config.image_token_id).sum())
+    return [
         f"first prompt ({first.where}):",
         *(f"    {line}" for line in chat_text(loaded.processor, first).splitlines()),
-        f"its tokens: {length - padding}, of which {image_tokens} are image tokens of {len(first.images)} images",
-        f"its batch: {rows} prompts of up to {length} tokens",
-        _memory(
-            loaded.model,
-            rows,
-            length,
-            sum(pixels.nbytes for pixels in batch.pixels.values()),
-            kept=len(prepared.batches) > 1,
-        ),
-        f"plan: {len(questions)} rows in {len(plan.blocks)} blocks, {forwards} batches for each of {len(lambdas)} "
-        f"lambdas ({', '.join(map(lambda_text, lambdas))})",
-        *(f"would write: {path}" for path in outputs),
+        f"its tokens: {tokens}, of which {image_tokens} are image tokens of {counted(len(first.images), 'image')}",
+        f"its batch: {counted(rows, 'prompt')} of up to {length} tokens",
     ]
 
 
@@ -78,21 +75,23 @@ def _first_good(columns: Sequence[Any], questions: Sequence[Question], processor
     raise InputError(f"None of the first rows can be asked, for instance {prepared.failed[0].error}")
 
 
-def _memory(model: Any, batch: int, length: int, pixel_bytes: int, kept: bool) -> str:
+def _memory(model: Any, batch: Batch, kept: bool) -> str:
     """An estimate in GiB: the weights and the key-value cache are exact, the rest is what one layer holds at a time.
 
     `kept`: the first question's keys and values are kept for the others about its images, beside the running cache.
     """
+    rows, length = batch.text["input_ids"].shape
+    pixel_bytes = sum(pixels.nbytes for pixels in batch.pixels.values())
     size = model.dtype.itemsize  # bytes
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     text = model.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    cache = 2 * text.num_hidden_layers * heads * head * batch * length * size * (2 if kept else 1)
+    cache = 2 * text.num_hidden_layers * heads * head * rows * length * size * (2 if kept else 1)
     ffn = text.intermediate_size
     widest = max(ffn) if isinstance(ffn, list | tuple) else ffn
-    layer = batch * length * (6 * text.hidden_size + 3 * widest) * size
-    logits = batch * text.vocab_size * (size + 4)
+    layer = rows * length * (6 * text.hidden_size + 3 * widest) * size
+    logits = rows * text.vocab_size * (size + 4)
     total = weights + cache + layer + logits + pixel_bytes
     return (
         f"memory: about {total / GIB:.2f} GiB (weights {weights / GIB:.2f}, key-value cache {cache / GIB:.2f}, "

@@ -34,7 +34,7 @@ class LoadedModel:
     """A model in eval mode with its processor.
 
     identity  what must be equal for a result file to go on: weights, dtype, attention, image size, prompt template
-    notes     what the manifest only tells: where the model lay, its revision
+    notes     what the manifest only records: where the model lay, its revision
     lam       the lambda that config.json carries, or None
     """
 
@@ -48,7 +48,7 @@ class LoadedModel:
 
 
 def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
-    """Load model and processor; `weights=False` gives the model's shape only, on the meta device (for --dry_run).
+    """Load model and processor; `weights=False` gives the model's shape only, on the meta device (for a dry run).
 
     Raises InputError for everything that is wrong with the folder, the options or the installed packages.
     """
@@ -64,28 +64,18 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
         lam = validate_lambda(lam, f"{LAMBDA_KEY} of {folder / checkpoint_files.CONFIG}")
     if weights:
         checkpoint_files.check_weights(folder)
-    try:
+    with _missing_package_named(options.model), _bars_on_a_terminal_only():
         processor = _load_processor(folder, options, SUPPORTED_FAMILIES[config["model_type"]])
-        with _bars_on_a_terminal_only():
-            model, unexpected = _load_model(folder, options) if weights else (_shape_of(folder, options), [])
-    except ImportError as error:
-        raise InputError(
-            f"{options.model} needs a package that is not installed: {_one_line(error)} "
-            "(pip install 'transformers-agci[eval]' brings all of them)."
-        ) from error
+        model, unexpected = _load_model(folder, options) if weights else (_shape_of(folder, options), [])
     device = model.device if weights else _device(options)
     attention, embedding = _quicken_vision(model, options, weights)
     identity = {
         "family": config["model_type"],
         "weights_sha256": checkpoint_files.fingerprint(folder) if weights else None,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": getattr(model.config, "_attn_implementation", None),
+        **_model_identity(model, options, device),
         "vision_attention": attention.backend,
         "patch_embedding": embedding.backend,
-        "quantization": "4bit" if options.load_in_4bit else None,
-        "device": device.type,
-        "pictures": _image_settings(processor),
-        "chat_template_sha256": _template_hash(processor),
+        **_processor_identity(processor),
     }
     notes = {
         "model": options.model,
@@ -96,6 +86,31 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
         "unexpected_weights": unexpected,
     }
     return LoadedModel(model, processor, family_of(model), device, identity, notes, lam)
+
+
+def _model_identity(model: Any, options: LoadOptions, device: Any) -> dict[str, Any]:
+    """What shapes the numbers, beside the weights."""
+    return {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "quantization": "4bit" if options.load_in_4bit else None,
+        "device": device.type,
+    }
+
+
+def _processor_identity(processor: Any) -> dict[str, Any]:
+    return {"pictures": _image_settings(processor), "chat_template_sha256": _template_hash(processor)}
+
+
+@contextlib.contextmanager
+def _missing_package_named(model: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            f"{model} needs a package that is not installed: {_one_line(error)} "
+            "(pip install 'transformers-agci[eval]' brings all of them)."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -173,7 +188,7 @@ def _load_processor(folder: Path, options: LoadOptions, family: Any) -> Any:
 
 
 def _pin_image_size(processor: Any, options: LoadOptions, family: Any) -> None:
-    """Put --min_pixels and --max_pixels into the image processor, as its family does it."""
+    """Put `min_pixels` and `max_pixels` into the image processor, as its family does it."""
     from transformers_agci.families import require
 
     if options.min_pixels is not None or options.max_pixels is not None:
@@ -203,8 +218,8 @@ IMAGE_KEYS = (
 
 def _image_settings(processor: Any) -> dict[str, Any]:
     """What decides the pixels and the token grid."""
-    told = processor.image_processor.to_dict()
-    settings = {key: told[key] for key in IMAGE_KEYS if told.get(key) is not None}
+    found = processor.image_processor.to_dict()
+    settings = {key: found[key] for key in IMAGE_KEYS if found.get(key) is not None}
     return {
         "class": type(processor.image_processor).__name__,
         **{key: _plain(value) for key, value in settings.items()},
@@ -284,19 +299,19 @@ def _placement(options: LoadOptions, torch: Any) -> dict[str, Any]:
     """device_map and quantization for from_pretrained."""
     cuda = torch.cuda.is_available()
     if options.device_map is not None and options.device is not None:
-        raise InputError("--device_map spreads the model over devices, --device puts it on one: give only one of them.")
+        raise InputError("`device_map` spreads the model over devices, `device` puts it on one: give only one of them.")
     placed: dict[str, Any] = {}
     if options.load_in_4bit:
         placed["quantization_config"] = _four_bit(cuda, torch)
     if options.device_map is not None:
-        _need("accelerate", "--device_map")
+        _need("accelerate", "`device_map`")
         return placed | {"device_map": options.device_map}
     device = _device(options)
     if device.type == "cuda" and not cuda:
-        raise InputError(f"--device {device} was asked for, but PyTorch finds no GPU here; give --device cpu.")
+        raise InputError(f"`device` {device} was asked for, but PyTorch finds no GPU here; give `device` cpu.")
     if device.type == "cpu" and not options.load_in_4bit:
         return placed  # works without accelerate
-    _need("accelerate", f"--device {device}")
+    _need("accelerate", f"`device` {device}")
     return placed | {"device_map": {"": device}}
 
 
@@ -305,18 +320,17 @@ def _device(options: LoadOptions) -> Any:
     import torch
 
     default = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    wanted = options.device or default
     try:
-        return torch.device(options.device or default)
+        return torch.device(wanted)
     except RuntimeError as error:
-        raise InputError(
-            f"--device {options.device!r} is not one that PyTorch knows; give cpu, cuda or cuda:1."
-        ) from error
+        raise InputError(f"`device` {wanted!r} is not one that PyTorch knows; give cpu, cuda or cuda:1.") from error
 
 
 def _four_bit(cuda: bool, torch: Any) -> Any:
     if not cuda:
-        raise InputError("--load_in_4bit needs a GPU, and PyTorch finds none here.")
-    _need("bitsandbytes", "--load_in_4bit")
+        raise InputError("`load_in_4bit` needs a GPU, and PyTorch finds none here.")
+    _need("bitsandbytes", "`load_in_4bit`")
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)

@@ -114,7 +114,7 @@ def _explained(error: RuntimeError, places: Any, where: Callable[[int], str]) ->
     at = f"{where(rows[0])}: the process that prepares images died at this row" if rows else "A worker process died"
     how = f" ({death[2]})" if death[2] else ""
     return InputError(
-        f"{at}{how}; finished blocks are kept. Look at the image, or give --workers 0 to prepare it in the main "
+        f"{at}{how}; finished blocks are kept. Look at the image, or give `workers` 0 to prepare it in the main "
         "process."
     )
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.storage.result_file import Shard
+from transformers_agci.storage.result_names import Shard
 
 TIMEOUT = timedelta(days=7)  # how long a process that is done waits for the slowest one
 
@@ -80,7 +80,7 @@ class ProcessGroup:
         except ValueError as error:  # torch names the variable that is missing: MASTER_ADDR, RANK
             raise InputError(
                 f"WORLD_SIZE is {self.size}, as torchrun sets it, but the processes cannot meet ({error}); "
-                "start them with torchrun, or unset WORLD_SIZE and give each its --shard i/n."
+                "start them with torchrun, or unset WORLD_SIZE and give each its `shard` i/n."
             ) from error
         self._opened_here = True
 
@@ -98,7 +98,7 @@ class ProcessGroup:
         """This process's share: the one `given` by --shard, or that of its rank; InputError where both are set."""
         if given is not None and self.size > 1:
             raise InputError(
-                "--shard is for processes that do not know each other; under torchrun the blocks are "
+                "`shard` is for processes that do not know each other; under torchrun the blocks are "
                 "shared out already. Omit one of the two."
             )
         return given or self.shard

@@ -13,21 +13,21 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from transformers_agci.storage.result_file import Shard
 from transformers_agci.storage.result_lines import FailedRow
+from transformers_agci.storage.result_names import Shard
 
 REDRAW = 0.2  # seconds between two states of the bar on a terminal
 LOG_AT = (5.0, 15.0, 30.0, 60.0)  # seconds of the first lines in a log file; then one every minute
 LISTED = 20  # skipped rows that the summary names
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str | None = None) -> str:
     """A number with its noun, in the plural unless it is 1.
 
-    >>> counted(1, "row"), counted(2, "row"), counted(0, "forward call")
-    ('1 row', '2 rows', '0 forward calls')
+    >>> counted(1, "row"), counted(2, "row"), counted(0, "batch", "batches")
+    ('1 row', '2 rows', '0 batches')
     """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
 
 
 class Progress:
@@ -73,7 +73,7 @@ class _LogLines:
     def __init__(self, total: int, unit: str) -> None:
         self.total, self.unit = total, unit
         self.started = time.monotonic()
-        self.last = -1  # rows that the last line told
+        self.last = -1  # rows that the last line counted
         self._due = iter(LOG_AT)
         self._next = next(self._due)
 
@@ -164,13 +164,13 @@ class RunSummary:
         rate = counts.rows / self.seconds if self.seconds else 0.0
         done = f", {counts.already_done} already done" if counts.already_done else ""
         first = f"{counted(counts.rows, self.unit)} in {self.seconds:.1f} s ({rate:.1f} {self.unit}s/s){done}"
-        told = ["; ".join([first, *counts.details()]) + "."]
+        said = ["; ".join([first, *counts.details()]) + "."]
         if self.shard is not None and self.shard.index >= self.blocks:
-            told.append(
+            said.append(
                 f"This shard has nothing to do: the input has {counted(self.blocks, 'block')}, fewer than the "
                 f"{self.shard.count} shards."
             )
-        return [*told, *counts.remarks(), *_skipped(counts.failed), *self._endings()]
+        return [*said, *counts.remarks(), *_skipped(counts.failed), *self._endings()]
 
     def _endings(self) -> list[str]:
         if self.complete:
@@ -181,6 +181,6 @@ class RunSummary:
 def _skipped(failed: Sequence[FailedRow]) -> list[str]:
     if not failed:
         return []
-    told = [f"{counted(len(failed), 'row')} {'was' if len(failed) == 1 else 'were'} skipped:"]
-    told += [f"  {row.error}" for row in failed[:LISTED]]
-    return told + ([f"  ... and {len(failed) - LISTED} more"] if len(failed) > LISTED else [])
+    said = [f"{counted(len(failed), 'row')} {'was' if len(failed) == 1 else 'were'} skipped:"]
+    said += [f"  {row.error}" for row in failed[:LISTED]]
+    return said + ([f"  ... and {len(failed) - LISTED} more"] if len(failed) > LISTED else [])

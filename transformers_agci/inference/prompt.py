@@ -44,9 +44,9 @@ def chat_text(processor: Any, question: Question) -> str:
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
-def tokenize(processor: Any, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
+def tokenize(processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
     """The processor's tensors for a batch, padded on the left; `images` holds one list per prompt."""
-    nested = [list(of_prompt) for of_prompt in pictures]
+    nested = [list(of_prompt) for of_prompt in images]
     given = {"images": nested} if any(nested) else {}
     return dict(processor(text=list(prompts), padding=True, return_tensors="pt", **given))
 

@@ -158,7 +158,7 @@ class PrefixReplay:
     def __init__(self, model: Any) -> None:
         vlm: Any = find_vlm(model)
         self.decoder: nn.Module = decoder_of(vlm)
-        self.prefill_tokens = 0  # prompt tokens that went through the decoder, padding left out
+        self.prefill_tokens = 0  # prompt tokens that went through the decoder, padding excluded
         self.replayed_tokens = 0  # prompt tokens that did not have to
         self._coming: Prompts | None = None
         self._keep = False

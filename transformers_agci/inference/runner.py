@@ -27,8 +27,9 @@ from transformers_agci.errors import InputError
 from transformers_agci.inference.process_group import ProcessGroup
 from transformers_agci.inference.progress import Counts, Progress, RunSummary
 from transformers_agci.storage import manifest
-from transformers_agci.storage.result_file import ResultFile, Shard
+from transformers_agci.storage.result_file import ResultFile
 from transformers_agci.storage.result_lines import FailedRow
+from transformers_agci.storage.result_names import Shard
 
 Row = Mapping[str, Any]
 
@@ -248,8 +249,8 @@ class _Run:
             if not out_of_memory(error):
                 raise
             raise InputError(
-                f"Memory ran out ({str(error).splitlines()[0]}); give a smaller --batch_size or "
-                "--max_pixels, or --dtype bfloat16. Finished blocks are kept."
+                f"Memory ran out ({str(error).splitlines()[0]}); give a smaller `batch_size` or "
+                "`max_pixels`, or `dtype` bfloat16. Finished blocks are kept."
             ) from error
         finally:
             progress.close()

@@ -1,30 +1,42 @@
-"""Append-only JSON Lines that survive a kill."""
+"""Append-only files of JSON lines: what was written whole, what is torn, what is damaged.
+
+A kill leaves a torn last line, which is cut off and done again. Any other line that is not JSON was not made by a
+kill: it is named, and nothing is cut, because whole lines behind it would be lost.
+"""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from transformers_agci.errors import InputError
 from transformers_agci.storage.json_file import json_bytes
+
+_DAMAGED = object()
+
+
+class Line(NamedTuple):
+    """One whole line: its number from 1, where it lies in bytes, and what it holds."""
+
+    number: int
+    start: int
+    end: int
+    content: Any
 
 
 class Journal:
-    """Append-only JSON Lines. Opening it again cuts off a torn last line; what is left was written whole."""
+    """Append-only JSON Lines. Opening it again cuts off a torn last line; what is left was written whole.
+
+    Raises InputError where a line before the last is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.records: list[Any] = []
-        ends = [0]
-        if path.exists():
-            with path.open("rb") as file:
-                for line in file:
-                    record = _whole(line)
-                    if record is None:
-                        break
-                    self.records.append(record)
-                    ends.append(ends[-1] + len(line))
-        self._ends = ends
+        lines = list(whole_lines(path))
+        self.records: list[Any] = [line.content for line in lines]
+        self._ends = [0, *(line.end for line in lines)]
         self._file = path.open("ab")
-        self._file.truncate(ends[-1])
+        self._file.truncate(self._ends[-1])
 
     def keep(self, count: int) -> None:
         """Forget the records after the first `count` (as opened)."""
@@ -37,13 +49,43 @@ class Journal:
         self._file.flush()
 
     def close(self) -> None:
+        """Nothing more is appended."""
         self._file.close()
 
 
-def _whole(line: bytes) -> Any:
-    if not line.endswith(b"\n"):
-        return None
+def dump_row(row: Mapping[str, Any]) -> bytes:
+    """One result line. ASCII, so that any caption (even half a surrogate pair) can be written and read back."""
+    return json.dumps(row).encode("ascii") + b"\n"
+
+
+def whole_lines(path: Path, kind: type = object) -> Iterator[Line]:
+    """The lines that were written whole; a torn end is omitted, and a missing file has none.
+
+    `kind` is what each line must hold. Raises InputError for a damaged line with whole ones behind it.
+    """
+    if not path.exists():
+        return
+    offset, damaged = 0, 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return  # torn, or another process is writing it just now
+            content = parsed_line(line)
+            if content is _DAMAGED or not isinstance(content, kind):
+                damaged = damaged or number
+            elif damaged:
+                raise InputError(
+                    f"{path}:{damaged} is damaged, and whole lines follow it: restore the line, or delete it and "
+                    "everything behind it, which is then done again."
+                )
+            else:
+                yield Line(number, offset, offset + len(line), content)
+            offset += len(line)
+
+
+def parsed_line(line: bytes) -> Any:
+    """What a line holds; an object of no JSON type where it is damaged."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
-        return None
+        return _DAMAGED

@@ -21,6 +21,7 @@ from typing import Any
 
 from transformers_agci.errors import InputError
 from transformers_agci.storage.json_file import read_json_object, write_json
+from transformers_agci.storage.result_names import sibling_path
 from transformers_agci.storage.settings import as_stored, check_same_settings
 
 PACKAGES = (
@@ -35,17 +36,7 @@ PACKAGES = (
     "numpy",
     "timm",
 )
-START_OVER = "give --overwrite to start over, or name another answer file"
-
-
-def base_path(path: Path) -> Path:
-    """The path without a .jsonl or .json ending: what its siblings are named after."""
-    return path.with_suffix("") if path.suffix in (".jsonl", ".json") else path
-
-
-def sibling_path(path: Path, ending: str) -> Path:
-    """A file that belongs to a result file: sibling_path("A.jsonl", ".manifest.json") is A.manifest.json."""
-    return path.with_name(base_path(path).name + ending)
+START_OVER = "give `overwrite` to start over, or name another answer file"
 
 
 def path_of(result: Path) -> Path:
@@ -88,7 +79,7 @@ def open_for(result: Path, settings: Mapping[str, Any], notes: Mapping[str, Any]
         if result.exists() and result.stat().st_size:
             raise InputError(
                 f"{result} exists without {path_of(result).name}, so its settings are unknown; give "
-                "--overwrite to replace it, or name another answer file."
+                "`overwrite` to replace it, or name another answer file."
             )
         runs: list[Any] = []
     else:

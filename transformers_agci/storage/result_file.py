@@ -16,73 +16,27 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers_agci.errors import InputError
-from transformers_agci.method.lam import lambda_text
 from transformers_agci.storage import manifest
 from transformers_agci.storage.atomic import open_atomic, remove_leftovers, write_atomic
+from transformers_agci.storage.journal import dump_row, whole_lines
 from transformers_agci.storage.lock import Lock
-from transformers_agci.storage.manifest import START_OVER, sibling_path
+from transformers_agci.storage.manifest import START_OVER
 from transformers_agci.storage.result_lines import (
     FailedRow,
     PartLine,
     Row,
     check_same_row,
-    dump_row,
     part_lines,
     read_failed,
-    whole_lines,
 )
+from transformers_agci.storage.result_names import Shard, sibling_path
 
 PATIENCE = 10.0  # seconds to wait for shards that look at the whole file's lock
-
-
-@dataclass(frozen=True)
-class Shard:
-    """This process is number `index` (from 0) of `count`; it does the blocks whose number % count is `index`."""
-
-    index: int
-    count: int
-
-    def owns(self, block: int) -> bool:
-        """Whether the block is this shard's."""
-        return block % self.count == self.index
-
-
-def parse_shard(text: str) -> Shard:
-    """Read "0/4" ... "3/4".
-
-    >>> parse_shard("1/4")
-    Shard(index=1, count=4)
-    """
-    index, _, count = text.partition("/")
-    numbers = all(number.isascii() and number.isdecimal() and len(number) < 10 for number in (index, count))
-    if not numbers or int(index) >= int(count):
-        raise InputError(f"--shard must be i/n with 0 <= i < n (the first of four is 0/4), but it is {text!r}.")
-    return Shard(int(index), int(count))
-
-
-def output_paths(answer_file: Path, lambdas: Sequence[float], method: str = "agci") -> list[Path]:
-    """One lambda writes the file that was named; several write A.lam0.jsonl, A.lam0.5.jsonl, ...
-
-    A control's results are never taken for AGCI's: its name stands in the file's.
-
-    >>> [path.name for path in output_paths(Path("A.json"), [0, 0.5])]
-    ['A.lam0.jsonl', 'A.lam0.5.jsonl']
-    >>> [path.name for path in output_paths(Path("A.json"), [0.5], "random")]
-    ['A.random.jsonl']
-    """
-    if method != "agci":
-        answer_file = sibling_path(answer_file, f".{method}.jsonl")
-    if len(set(lambdas)) != len(lambdas):
-        raise InputError(f"Each lambda is run once, but the list is {' '.join(map(lambda_text, lambdas))}.")
-    if len(lambdas) == 1:
-        return [answer_file]
-    return [sibling_path(answer_file, f".lam{lambda_text(lam)}.jsonl") for lam in lambdas]
 
 
 class ResultFile:
@@ -170,7 +124,7 @@ class ResultFile:
         if self.overwrite and self.is_main:
             if self._in_job_array:
                 raise InputError(
-                    "--overwrite with --shard would delete the other shards' work: "
+                    "`overwrite` with `shard` would delete the other shards' work: "
                     f"delete {self.path} and {self.parts} by hand, then start the shards without it."
                 )
             self.delete()
@@ -184,7 +138,7 @@ class ResultFile:
         if self.shard is not None:
             self.parts.mkdir(exist_ok=True)
             self._out_path = self.parts / f"{self.shard.index}-of-{self.shard.count}.jsonl"
-            _cut(self._out_path, max((line.end for line in whole_lines(self._out_path)), default=0))
+            _cut(self._out_path, max((line.end for line in whole_lines(self._out_path, dict)), default=0))
         self._out = self._out_path.open("ab", buffering=0)
 
     def _close(self) -> None:
@@ -287,7 +241,7 @@ class ResultFile:
         """Where each row of the result file ends, and how many blocks, from the first on, stand there whole."""
         numbers = iter(self._numbers())
         ends: list[int] = []
-        for line in whole_lines(self.path):
+        for line in whole_lines(self.path, dict):
             ends.append(line.end)
             number = next(numbers, None)
             if self.input is not None and number is not None:

@@ -1,18 +1,14 @@
-"""Reading result files, part files and lists of bad rows: what was written whole, what is torn, what is damaged.
-
-A kill leaves a torn last line, which is cut off and done again. Anything else that is no line of ours was not made by
-a kill: it is named, and nothing is cut, because whole lines behind it would be lost.
-"""
+"""The lines beside a result file, read back and checked: blocks in part files, skipped rows, rows of this input."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
+from transformers_agci.storage.journal import parsed_line, whole_lines
 
 Row = Mapping[str, Any]
-SHOWN = 60  # characters of a value in a message
 
 
 class FailedRow(NamedTuple):
@@ -21,15 +17,6 @@ class FailedRow(NamedTuple):
     row: int
     where: str
     error: str
-
-
-class Line(NamedTuple):
-    """One whole line of a file of JSON objects: its number from 1, where it lies in bytes, and what it holds."""
-
-    number: int
-    start: int
-    end: int
-    content: dict[str, Any]
 
 
 class PartLine(NamedTuple):
@@ -51,48 +38,10 @@ class PartLine(NamedTuple):
         return rows
 
 
-def dump_row(row: Row) -> bytes:
-    """One result line. ASCII, so that any caption (even half a surrogate pair) can be written and read back."""
-    return json.dumps(row).encode("ascii") + b"\n"
-
-
-def whole_lines(path: Path) -> Iterator[Line]:
-    """The lines that were written whole; a torn end is left out, and a missing file has none.
-
-    Raises InputError for a damaged line with whole ones behind it.
-    """
-    if not path.exists():
-        return
-    offset, damaged = 0, 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return  # torn, or another process is writing it just now
-            content = _parsed(line)
-            if content is None:
-                damaged = damaged or number
-            elif damaged:
-                raise InputError(
-                    f"{path}:{damaged} is damaged, and whole lines follow it: restore the line, or delete it and "
-                    "everything behind it, which is then done again."
-                )
-            else:
-                yield Line(number, offset, offset + len(line), content)
-            offset += len(line)
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def part_lines(folder: Path, block_sizes: Sequence[int]) -> Iterator[PartLine]:
     """The whole blocks in the part files of a folder; a block of another size belongs to another number of rows."""
     for part in sorted(folder.glob("*.jsonl")):
-        for line in whole_lines(part):
+        for line in whole_lines(part, dict):
             block, rows, failed = (line.content.get(name) for name in ("block", "rows", "failed"))
             known = [_failed_row(row) for row in failed] if isinstance(failed, list) else [None]
             if type(block) is not int or not isinstance(rows, list) or None in known:
@@ -114,12 +63,12 @@ def read_failed(path: Path) -> dict[int, list[FailedRow]]:
     if not path.exists():
         return failed
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        content = _parsed(line)
+        content = parsed_line(line)
         row = _failed_row(content)
-        if content is None or row is None or type(content.get("block")) is not int:
+        if row is None or type(content.get("block")) is not int:
             raise InputError(
                 f"{path}:{number} is damaged: it does not name a row that was skipped. Restore the file, or give "
-                "--overwrite to start over."
+                "`overwrite` to start over."
             )
         failed.setdefault(content["block"], []).append(row)
     return failed
@@ -140,12 +89,7 @@ def check_same_row(found: Row, expected: Row, place: str, number: int) -> None:
         there = found.get(key)
         if there != value and json.dumps(there) != json.dumps(value):
             raise InputError(
-                f"{place} is not the result of row {number + 1} of the input: its {key} is {_shown(there)} and the "
-                f"input's {_shown(value)}. Rows were swapped or changed; restore the file, or give --overwrite to "
+                f"{place} is not the result of row {number + 1} of the input: its {key} is {short(there)} and the "
+                f"input's {short(value)}. Rows were swapped or changed; restore the file, or give `overwrite` to "
                 "start over."
             )
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"

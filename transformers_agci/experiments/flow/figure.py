@@ -22,9 +22,9 @@ def density(flow: Flow, source: str, width: int, height: int) -> np.ndarray:
     return flow.layout.rasterize(flow.of(source), height, width).numpy() * (width * height)
 
 
-def draw_flow(flows: Sequence[Flow], source: str, picture: Image.Image, path: Path, question: str) -> Path:
+def draw_flow(flows: Sequence[Flow], source: str, image: Image.Image, path: Path, question: str) -> Path:
     """The image, and over it the flow at every lambda on one scale (least to most), each with its answer."""
-    shown = picture.copy()
+    shown = image.copy()
     shown.thumbnail((LARGEST, LARGEST))
     overlays = [
         Overlay(
@@ -77,4 +77,4 @@ def write_json(content: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_json(path, content, indent=None)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}; choose another --output_path.") from error
+        raise InputError(f"{path} cannot be written: {error.strerror}; choose another `output_path`.") from error

@@ -58,20 +58,20 @@ def measure_flow(
         )
     require(loaded.family, "flow", loaded.family.flow)
     chosen = parse_layers(layers, layer_count(loaded.model))
-    picture = question.images[0].open()
-    inputs = to_device(loaded, tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[picture]]))
-    image = _image_columns(inputs["input_ids"][0], loaded.model.config.image_token_id, question.where)
+    image = question.images[0].open()
+    inputs = to_device(loaded, tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[image]]))
+    columns = _image_columns(inputs["input_ids"][0], loaded.model.config.image_token_id, question.where)
     grid = inputs["image_grid_thw"][0].tolist() if "image_grid_thw" in inputs else None
     layout = token_layout(
-        loaded.family, ImageInfo(*picture.size, len(image), loaded.model.config, loaded.processor.image_processor, grid)
+        loaded.family, ImageInfo(*image.size, len(columns), loaded.model.config, loaded.processor.image_processor, grid)
     )
-    rows = range(image.stop, inputs["input_ids"].shape[1])
+    rows = range(columns.stop, inputs["input_ids"].shape[1])
     answerer = Answerer(loaded.model, loaded.processor)
     flows = []
     for lam in lambdas:
         with agci(loaded.model, lam):
             prediction = answerer.answer(inputs, up_to(max_new_tokens))[0].text
-            with AttentionRows(loaded.model, chosen, rows, image) as recorded, torch.inference_mode():
+            with AttentionRows(loaded.model, chosen, rows, columns) as recorded, torch.inference_mode():
                 loaded.model(**inputs, logits_to_keep=1)
         mean = recorded.weights.mean(dim=0)  # [rows, N]
         flows.append(Flow(lam, prediction, tuple(chosen), mean.mean(dim=0), mean[-1], layout))
@@ -114,7 +114,7 @@ def parse_layers(text: str, count: int) -> list[int]:
     last = last or first
     if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < count):
         raise InputError(
-            f"--layers must be all, one layer or a range such as 0-{count - 1}, within 0 to {count - 1} "
+            f"`layers` must be all, one layer or a range such as 0-{count - 1}, within 0 to {count - 1} "
             f"for this model, but is {text!r}."
         )
     return list(range(int(first), int(last) + 1))

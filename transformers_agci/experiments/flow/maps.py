@@ -50,14 +50,16 @@ def aggregate(path: Path, draws: int = 2000, seed: int = 0) -> list[FlowMaps]:
     summed = []
     for source in SOURCES:
         first: st.Floats | None = None
-        for number, told in enumerate(entries[0]):
+        for number, recorded in enumerate(entries[0]):
             of_rows = [flows[number][source] for flows in entries]
             shares = np.full((len(items), len(POSITIONS)), np.nan)
             for place, entry in zip(places, of_rows, strict=True):
                 shares[place] = entry["on_target"]
             change = None if first is None else st.paired_difference(first, shares)
             first = shares if first is None else first
-            summed.append(FlowMaps(source, told["lambda"], _means(places, of_rows), st.mean_over_items(shares), change))
+            summed.append(
+                FlowMaps(source, recorded["lambda"], _means(places, of_rows), st.mean_over_items(shares), change)
+            )
     return summed
 
 

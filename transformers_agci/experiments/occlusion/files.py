@@ -1,8 +1,8 @@
 """What an occlusion run leaves for each image, and reading it back.
 
-<stem>/<stem>_crop_scores.json    the row, the answer, the raw logits of every masked copy, the raw map
-<stem>/<stem>_attention_map.json  the map [rows][cols], 0..1
-<stem>/<stem>_attention_map.png   the map over the image
+<name>/<name>_crop_scores.json    the row, the answer, the raw logits of every masked copy, the raw map
+<name>/<name>_attention_map.json  the map [rows][cols], 0..1
+<name>/<name>_attention_map.png   the map over the image
 """
 
 import json
@@ -61,11 +61,11 @@ class Occluded:
         return {**self.row, **dict(zip(SUMMARY_FIELDS, own, strict=True))}
 
 
-def write_image_files(output_dir: Path, stem: str, occluded: Occluded) -> None:
+def write_image_files(output_dir: Path, name: str, occluded: Occluded) -> None:
     """Write the three files of an image, each whole or not at all."""
-    folder = output_dir / stem
+    folder = output_dir / name
     folder.mkdir(parents=True, exist_ok=True)
-    _draw(folder / f"{stem}{IMAGE}", occluded)
+    _draw(folder / f"{name}{IMAGE}", occluded)
     raster = occluded.raster
     scores = {
         "row": dict(occluded.row),
@@ -82,8 +82,8 @@ def write_image_files(output_dir: Path, stem: str, occluded: Occluded) -> None:
         "masked_logits": occluded.masked,
         "differences": occluded.differences.tolist(),
     }
-    write_json(folder / f"{stem}{SCORES}", scores, indent=None)
-    write_json(folder / f"{stem}{MAP}", occluded.scaled.tolist(), indent=None)
+    write_json(folder / f"{name}{SCORES}", scores, indent=None)
+    write_json(folder / f"{name}{MAP}", occluded.scaled.tolist(), indent=None)
 
 
 def _draw(path: Path, occluded: Occluded) -> None:
@@ -109,7 +109,7 @@ def _short(text: str, most: int = 24) -> str:
 class ImageMap(NamedTuple):
     """A finished image as read back: where its target stands, its raster, and the map [rows, cols], 0..1."""
 
-    stem: str
+    name: str
     item: str
     cell: int
     raster: Raster
@@ -129,45 +129,45 @@ def read_folder(folder: Path) -> Folder:
     Raises InputError if there is no such folder, or no finished image in it.
     """
     if not folder.is_dir():
-        raise InputError(f"--prob_results_dir: there is no folder {folder}; give the --output_dir of agci occlusion.")
+        raise InputError(f"`prob_results_dir`: there is no folder {folder}; give the --output_dir of agci occlusion.")
     found = manifest.read(folder / "occlusion.jsonl")
     planned = found["notes"].get("pictures", []) if found else []
     begun = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     maps, unfinished = [], []
-    for stem in dict.fromkeys([*planned, *begun]):
-        image = _read_image(folder, stem)
+    for name in dict.fromkeys([*planned, *begun]):
+        image = _read_image(folder, name)
         if image is None:
-            unfinished.append(stem)
+            unfinished.append(name)
         else:
             maps.append(image)
     if not maps:
         raise InputError(
-            f"{folder} holds no finished image (<stem>/<stem>{SCORES} and <stem>/<stem>{MAP}); run "
+            f"{folder} holds no finished image (<name>/<name>{SCORES} and <name>/<name>{MAP}); run "
             "agci occlusion with this --output_dir first."
         )
     return Folder(maps, unfinished)
 
 
-def _read_image(folder: Path, stem: str) -> ImageMap | None:
+def _read_image(folder: Path, name: str) -> ImageMap | None:
     try:
-        scores = json.loads((folder / stem / f"{stem}{SCORES}").read_text(encoding="utf-8"))
-        values = np.array(json.loads((folder / stem / f"{stem}{MAP}").read_text(encoding="utf-8")), dtype=float)
+        scores = json.loads((folder / name / f"{name}{SCORES}").read_text(encoding="utf-8"))
+        values = np.array(json.loads((folder / name / f"{name}{MAP}").read_text(encoding="utf-8")), dtype=float)
         raster = Raster(scores["width"], scores["height"], scores["mask_size"], scores["stride"])
         cell = POSITIONS.index(scores["row"]["position"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if values.shape != (raster.rows, raster.cols):
         return None
-    return ImageMap(stem, _item(stem, cell), cell, raster, values)
+    return ImageMap(name, _item(name, cell), cell, raster, values)
 
 
-def _item(stem: str, cell: int) -> str:
+def _item(name: str, cell: int) -> str:
     """The key of <key>_<k>; an image that is not named so is an item of its own."""
-    key, _, number = stem.rpartition("_")
-    return key if key and number == str(cell) else stem
+    key, _, number = name.rpartition("_")
+    return key if key and number == str(cell) else name
 
 
-def names(stems: Sequence[str], most: int = 10) -> str:
+def listed(names: Sequence[str], most: int = 10) -> str:
     """The first few names for a message."""
-    more = f" and {len(stems) - most} more" if len(stems) > most else ""
-    return ", ".join(stems[:most]) + more
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -45,7 +45,7 @@ def aggregate(maps: Sequence[ImageMap], draws: int = 2000, seed: int = 0) -> Occ
     other = next((image for image in maps if image.raster != raster), None)
     if other is not None:
         raise InputError(
-            f"{maps[0].stem} has the raster {raster}, {other.stem} {other.raster}: their maps cannot be "
+            f"{maps[0].name} has the raster {raster}, {other.name} {other.raster}: their maps cannot be "
             "summed; keep runs with other masks or image sizes in folders of their own."
         )
     items = {name: number for number, name in enumerate(dict.fromkeys(image.item for image in maps))}

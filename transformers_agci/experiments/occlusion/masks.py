@@ -75,7 +75,7 @@ def raster_on(image: Image.Image, mask: int, stride: int, where: str) -> Raster:
     if min(image.size) < mask:
         raise InputError(
             f"{where}: the image has {image.width}x{image.height} pixels, which is smaller than "
-            f"the mask of {mask} pixels; give a smaller --mask_size."
+            f"the mask of {mask} pixels; give a smaller `mask_size`."
         )
     return Raster(*image.size, mask, stride)
 
@@ -89,7 +89,7 @@ def parse_colour(text: str) -> tuple[int, int, int]:
     try:
         return ImageColor.getrgb(text)[:3]
     except ValueError as error:
-        raise InputError(f"--colour {text!r} is not a colour; give a name such as white, or #808080.") from error
+        raise InputError(f"`colour` {text!r} is not a colour; give a name such as white, or #808080.") from error
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:

@@ -156,7 +156,7 @@ class OcclusionRun:
         with reused_windows(self.loaded.model, self.loaded.family, to_device(self.loaded, alone)):
             logits = self._logits(asked, answered, pixels, [None, *masks], counts)
         if bool(logits.isnan().any()):
-            raise InputError(f"{row.where}: the model gives logits that are not numbers; try --dtype float32.")
+            raise InputError(f"{row.where}: the model gives logits that are not numbers; try `dtype` float32.")
         counts.masked_copies_run += len(masks)
         counts.one_colour_crops_not_run += raster.rows * raster.cols - len(masks)
         return Occluded(

@@ -4,6 +4,17 @@ A patch is embedded by itself, and the first vision layers (up to the first with
 beyond its window of 112 pixels. On a copy that differs from the original in a few patches, all other patches and
 windows come out of these layers as on the original. Which patches differ is read off the pixels that reach the vision
 tower, so any change is found, whatever made it.
+
+Worked example: an image of 336 x 112 pixels is 24 x 8 patches of 14 pixels, which windows of 8 x 8 patches cut into
+three. In the window order the tokens of a window lie together:
+
+    places              0 ..... 63 | 64 .... 127 | 128 .... 191      windows W0, W1, W2
+    cu_seqlens (stock)  0, 64, 128, 192                              attention within each window
+
+A mask of 28 pixels at (294, 0) covers columns 21 and 22 of the patches in rows 0 and 1: four patches, all in W2. Of
+this copy the embedding computes 4 rows and takes 188 from the original's. The leading layers see W2, and W0 because
+attention needs some row even where nothing changed: 128 rows with cu_seqlens 0, 64, 128. Behind the last of them these
+rows go back to places 0..63 and 128..191, and places 64..127 are the original's.
 """
 
 import contextlib

@@ -151,7 +151,7 @@ def write_json(report: SimilarityReport, path: str | Path) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         json_file.write_json(Path(path), content, indent=1)
     except OSError as error:
-        raise InputError(f"--json: '{path}' cannot be written: {error.strerror}; choose another path.") from error
+        raise InputError(f"`json`: '{path}' cannot be written: {error.strerror}; choose another path.") from error
 
 
 def _plain(interval: st.Interval) -> dict[str, float | None]:

@@ -152,5 +152,5 @@ def caption_embeddings(loaded: LoadedModel, caption: str) -> torch.Tensor:
 def pooling_named(name: str) -> str:
     """The name itself, or an InputError that lists the poolings."""
     if name not in POOLINGS:
-        raise InputError(f"--pooling must be one of {', '.join(POOLINGS)}, but is {name!r}.")
+        raise InputError(f"`pooling` must be one of {', '.join(POOLINGS)}, but is {name!r}.")
     return name
