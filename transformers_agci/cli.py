@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import importlib
 import inspect
 import io
@@ -12,6 +13,7 @@ from typing import NamedTuple, NoReturn, TextIO
 
 from transformers_agci.commands.options import Parser, with_flags
 from transformers_agci.errors import InputError
+from transformers_agci.storage.reading import path_text
 
 
 class Command(NamedTuple):
@@ -109,13 +111,18 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
 }
 COMMANDS = tuple(command for group in GROUPS.values() for command in group)
 PREFIXES = ("data",)  # first words of commands of two
+# What a disk or the rights on it do to a run anywhere; commands that know more say more.
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 is success, 1 a finished run with errors, 2 a mistake of the user, 130 an interruption."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = find_command(arguments)
     try:
+        command = find_command(arguments)
         if command is None:
             return _list_commands(arguments)
         loaded = command.load()
@@ -138,6 +145,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "need comes with: pip install 'transformers-agci[eval]'",
             file=sys.stderr,
         )
+        return 2
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = path_text(str(error.filename)) if error.filename else "a file of this run"
+        print(f"agci: {where} cannot be read or written ({error.strerror}).", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("agci: interrupted; what was finished is kept, the same command goes on from there.", file=sys.stderr)

@@ -10,7 +10,7 @@ import hashlib
 import math
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from transformers_agci.inference.checkpoint_files import CONFIG, INDEX
 from transformers_agci.inference.load import one_thread_on_cpu
 from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.folder import committed_folder, damaged_file, file_sizes
+from transformers_agci.storage.interruption import interrupted_between_pieces
 from transformers_agci.storage.json_file import read_json_object, write_json
 from transformers_agci.storage.settings import check_same_settings
 
@@ -347,22 +348,24 @@ def _write_weights(plan: Plan, folder: Path) -> dict[str, str]:
     weight_map: dict[str, str] = {}
     total = 0
     size = sum(part.file.stat().st_size for part in plan.parts)
-    with tqdm(total=size, unit="B", unit_scale=True, desc="converting", disable=None, file=sys.stderr) as bar:
+    bar = tqdm(total=size, unit="B", unit_scale=True, desc="converting", disable=None, file=sys.stderr)
+    with bar, interrupted_between_pieces() as check_interrupted:
         for number, part in enumerate(plan.parts, 1):
             name = f"model-{number:05}-of-{len(plan.parts):05}.safetensors"
-            total += _write_part(plan, part, folder / name)
+            total += _write_part(plan, part, folder / name, check_interrupted)
             weight_map |= dict.fromkeys(part.places.values(), name)
             bar.update(part.file.stat().st_size)
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
     return weight_map
 
 
-def _write_part(plan: Plan, part: Part, file: Path) -> int:
+def _write_part(plan: Plan, part: Part, file: Path, check_interrupted: Callable[[], None]) -> int:
     """One output file of one source file; returns the bytes of its tensors."""
     shard = Shard(part.file)
     rows = plan.config["text_config"]["vocab_size"]
     written: dict[str, torch.Tensor] = {}
     for name, place in part.places.items():
+        check_interrupted()
         tensor = shard.tensor(name)
         if not tensor.dtype.is_floating_point:
             raise InputError(f"{part.file} holds {name} as {tensor.dtype}; quantized checkpoints are not converted.")

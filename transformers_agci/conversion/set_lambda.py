@@ -18,7 +18,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.families import SUPPORTED_FAMILIES, unsupported_config
 from transformers_agci.inference.checkpoint_files import CONFIG, refuse_original_llava
 from transformers_agci.method.lam import LAMBDA_KEY
-from transformers_agci.storage.atomic import remove_leftovers, write_atomic
+from transformers_agci.storage.atomic import cannot_write, remove_leftovers, write_atomic
 from transformers_agci.storage.folder import committed_folder, same_bytes
 from transformers_agci.storage.json_file import read_json_object
 from transformers_agci.storage.lock import exclusive_lock
@@ -87,7 +87,7 @@ def copy_with_lambda(source: Path, target: Path, lam: float | None) -> list[str]
             linked, copied = _fill(made, files)
             write_atomic(made / CONFIG, config.wanted.encode(), mode_of=config.path)
     except OSError as error:
-        raise InputError(f"{target} cannot be written ({error.strerror or error}).") from error
+        raise cannot_write(target, error) from error
     return [
         f"{target / CONFIG}: {LAMBDA_KEY}: {config.change}",
         f"{target}: weight files: {linked} linked to those of {source}, {copied} copied. Do not write into "
@@ -158,11 +158,11 @@ def _fill(folder: Path, files: list[Path]) -> tuple[int, int]:
     linked = copied = 0
     for file in files:
         if file.suffix not in WEIGHTS:
-            shutil.copy(file, folder)
+            shutil.copy(file, folder / file.name)
         elif _linked(file.resolve(), folder / file.name):  # the hub's cache holds links to its files
             linked += 1
         else:
-            shutil.copy(file, folder)
+            shutil.copy(file, folder / file.name)
             copied += 1
     return linked, copied
 

@@ -17,7 +17,7 @@ from transformers_agci.data.draws import StreamName, random_stream
 from transformers_agci.data.grid import POSITIONS, Grid
 from transformers_agci.embedded.atlas import CANVAS, CELL, Atlas, Item, RenderConfig, draw_item, pose, tiles
 from transformers_agci.errors import InputError
-from transformers_agci.storage.atomic import write_atomic
+from transformers_agci.storage.atomic import cannot_write, write_atomic
 
 GRID = Grid(canvas=CANVAS, box=CELL, margin=0, gutter=0)
 ROWS_FILE = "embedded_probe.json"
@@ -122,7 +122,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"The folder {folder} cannot be made ({error.strerror or error}).") from error
+        raise cannot_write(folder, error) from error
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -130,9 +130,7 @@ def _write(path: Path, data: bytes) -> None:
     try:
         write_atomic(path, data, sync=False)
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror or error}); make room or give another folder."
-        ) from error
+        raise cannot_write(path, error) from error
 
 
 def _check_items(items: int) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+from transformers_agci.errors import InputError
+
 # The standard streams by name. They are written to, not replaced: the reader on the other side has them open already.
 STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
 
@@ -62,6 +64,11 @@ def open_atomic(
         raise
     if sync:
         sync_folder(path.parent)
+
+
+def cannot_write(place: Path, error: OSError, remedy: str = "make room there or give another path") -> InputError:
+    """The error for a place that the disk does not take: full, read-only, forbidden, or gone."""
+    return InputError(f"{place} cannot be written ({error.strerror or error}); {remedy}.")
 
 
 def remove_leftovers(*paths: Path) -> None:

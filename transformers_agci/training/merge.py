@@ -3,8 +3,14 @@
 No model is built: W + scale * B @ A is computed in float32 for each weight that the adapter changes, every other tensor
 and file stays byte for byte what it was. So the merged checkpoint loads wherever its base loaded, and no more than one
 file of weights is in memory.
+
+peft's merge_and_unload needs the whole model in memory and saves it in the layout of the transformers that runs.
+Measured with perf/merge_lora.py (a LLaVA of 1.1 GB in bfloat16, files of at most 0.2 GB, three runs each): peft 1388 to
+1432 MB of own memory and 13 s, this module 861 to 906 MB and 15 to 17 s, libraries included; save_pretrained left four
+of the base's files behind (processor, tokenizer, chat template). Logits agree to 1e-6 (tests/test_merge_lora.py).
 """
 
+import contextlib
 import errno
 import itertools
 import shutil
@@ -22,6 +28,7 @@ from transformers_agci.inference.checkpoint_files import HUB_FILES, INDEX, check
 from transformers_agci.inference.progress import Progress
 from transformers_agci.storage import manifest
 from transformers_agci.storage.folder import committed_folder, damaged_file, file_sizes, unfinished_folder
+from transformers_agci.storage.interruption import interrupted_between_pieces
 from transformers_agci.storage.json_file import read_json_object, write_json
 from transformers_agci.storage.settings import check_same_settings
 from transformers_agci.training.adapter import Adapter, Change, read_adapter
@@ -248,13 +255,17 @@ def _write_weights(merge: Merge, folder: Path) -> None:
     groups = list(_files_of(merge))
     bar = Progress(len(merge.weights), unit="tensor")
     index: dict[str, str] = {}
-    try:
+    with contextlib.closing(bar), interrupted_between_pieces() as check_interrupted:
         for number, group in enumerate(groups, 1):
             name = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-            save_file(dict(_tensors(group, bar)), folder / name, metadata={"format": "pt"})
+            tensors = {}
+            for weight_name, tensor in _tensors(group):
+                tensors[weight_name] = tensor
+                bar.add(1)
+                check_interrupted()
+            save_file(tensors, folder / name, metadata={"format": "pt"})
             index |= {weight.name: name for weight in group}
-    finally:
-        bar.close()
+            check_interrupted()
     if len(groups) > 1:
         total = sum(weight.size for weight in merge.weights)
         content = {"metadata": {"total_size": total}, "weight_map": index}
@@ -272,7 +283,7 @@ def _files_of(merge: Merge) -> Iterator[list[Weight]]:
     yield group
 
 
-def _tensors(group: list[Weight], bar: Progress) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(group: list[Weight]) -> Iterator[tuple[str, torch.Tensor]]:
     for file, weights in itertools.groupby(group, key=lambda weight: weight.file):
         with safe_open(file, framework="pt") as opened:
             for weight in weights:
@@ -287,4 +298,3 @@ def _tensors(group: list[Weight], bar: Progress) -> Iterator[tuple[str, torch.Te
                         )
                     tensor = merged
                 yield weight.name, tensor.contiguous()
-                bar.add(1)

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from transformers_agci.errors import InputError
-from transformers_agci.storage.atomic import remove_leftovers
+from transformers_agci.storage.atomic import cannot_write, remove_leftovers
 from transformers_agci.storage.json_file import read_json_object, write_json
 from transformers_agci.storage.lock import exclusive_lock
 from transformers_agci.storage.settings import as_stored, check_same_settings
@@ -36,12 +36,8 @@ def held(folder: Path) -> Iterator[None]:
         try:
             stack.enter_context(exclusive_lock(folder, "training into"))
         except OSError as error:
-            raise _unwritable(folder, error) from error
+            raise cannot_write(folder, error, "give another output_dir, or make room there") from error
         yield
-
-
-def _unwritable(folder: Path, error: OSError) -> InputError:
-    return InputError(f"output_dir {folder} cannot be written ({error.strerror or error}).")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -83,7 +79,7 @@ def open_output(folder: Path, settings: Mapping[str, Any], notes: Mapping[str, A
         finished = bool(found["finished"]) and _damage_of_weights(folder / ADAPTER_WEIGHTS) is None
         write_manifest(folder, found | {"notes": dict(notes), "finished": finished})
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise cannot_write(folder, error, "give another output_dir, or make room there") from error
     return finished
 
 

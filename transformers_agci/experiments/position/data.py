@@ -8,6 +8,7 @@ from typing import Any
 from transformers_agci.data.probe_rows import ProbeRow, read_probe_rows
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.questions import by_item
+from transformers_agci.storage.atomic import cannot_write
 from transformers_agci.storage.folder import committed_folder
 from transformers_agci.storage.result_lines import FailedRow
 
@@ -79,5 +80,5 @@ def embedded_data(folder: Path, items: int, seed: int, limit: int | None = None)
             assert made is not None
             build_probe_set(made, items, seed)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror or error}); give another folder.") from error
+        raise cannot_write(folder, error) from error
     return read_data(folder / ROWS_FILE, folder / IMAGE_FOLDER, folder / NEGATIVES_FILE, limit=limit)
