@@ -8,8 +8,8 @@ from typing import Any
 from transformers_agci.inference.answering import AnswerCounts, AnswerOptions, answer_questions
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.questions import Question, QuestionSet
-from transformers_agci.inference.runner import RunOptions
-from transformers_agci.storage.result_names import Shard, output_paths
+from transformers_agci.inference.runner import RunOptions, output_paths
+from transformers_agci.storage.result_names import Shard
 
 
 def engine(

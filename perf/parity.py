@@ -23,8 +23,7 @@ from transformers_agci.experiments.position.questions import questions
 from transformers_agci.inference.answering import AnswerOptions, answer_questions
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.questions import Question, QuestionSet
-from transformers_agci.inference.runner import RunOptions
-from transformers_agci.storage.result_names import output_paths
+from transformers_agci.inference.runner import RunOptions, output_paths
 
 LAMBDAS = (0.0, 0.5)
 

@@ -14,8 +14,7 @@ from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.prompt import answer_token_ids, chat_text, images_once, tokenize
 from transformers_agci.inference.questions import BlankImage, ImageFile, Question, QuestionSet
 from transformers_agci.inference.replay import VisionReplay
-from transformers_agci.inference.runner import RunOptions
-from transformers_agci.storage.result_names import output_paths
+from transformers_agci.inference.runner import RunOptions, output_paths
 
 LAMBDAS = [0.0, 0.5]
 TEXTS = ("a dog", "a red square in the middle of the image", "x")

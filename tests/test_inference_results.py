@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from transformers_agci.errors import InputError
+from transformers_agci.inference.runner import output_paths
 from transformers_agci.storage import manifest
 from transformers_agci.storage.result_file import ResultFile, merge_shards
 from transformers_agci.storage.result_lines import FailedRow
-from transformers_agci.storage.result_names import Shard, output_paths, parse_shard
+from transformers_agci.storage.result_names import Shard, parse_shard
 
 SIZES = [4, 3, 5, 2]  # rows per block
 SETTINGS = {"model": {"weights": "abc"}, "lambda": 0.5}

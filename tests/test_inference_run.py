@@ -22,12 +22,12 @@ from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prefetch import AHEAD, prefetched
 from transformers_agci.inference.progress import RunSummary
 from transformers_agci.inference.questions import BlankImage, ImageBytes, ImageFile, Question, QuestionSet, up_to
-from transformers_agci.inference.runner import RunOptions
+from transformers_agci.inference.runner import RunOptions, output_paths
 from transformers_agci.method.handle import agci, attach, current_handle
 from transformers_agci.storage import manifest
 from transformers_agci.storage.result_file import merge_shards
 from transformers_agci.storage.result_lines import FailedRow
-from transformers_agci.storage.result_names import Shard, output_paths
+from transformers_agci.storage.result_names import Shard
 
 LAMBDAS = [0.0, 0.5]
 ITEMS, CELLS = 3, 4

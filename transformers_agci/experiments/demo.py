@@ -15,8 +15,9 @@ from transformers_agci.experiments.position.data import ProbeData, embedded_data
 from transformers_agci.experiments.position.metrics import evaluate, load, write_json, write_maps
 from transformers_agci.experiments.position.tables import summary_text
 from transformers_agci.inference.progress import Progress
+from transformers_agci.inference.runner import output_paths
 from transformers_agci.storage.result_file import ResultFile, merge_shards
-from transformers_agci.storage.result_names import output_paths, sibling_path
+from transformers_agci.storage.result_names import sibling_path
 
 LAMBDAS = (0.0, 0.5)
 LOOK_EVERY = 0.2  # seconds between two looks at how far the processes are

@@ -26,10 +26,11 @@ from typing import Any, NamedTuple
 from transformers_agci.errors import InputError
 from transformers_agci.inference.process_group import ProcessGroup
 from transformers_agci.inference.progress import Counts, Progress, RunSummary
+from transformers_agci.method.lam import lambda_text
 from transformers_agci.storage import manifest
 from transformers_agci.storage.result_file import ResultFile
 from transformers_agci.storage.result_lines import FailedRow
-from transformers_agci.storage.result_names import Shard
+from transformers_agci.storage.result_names import Shard, sibling_path
 
 Row = Mapping[str, Any]
 
@@ -49,6 +50,25 @@ class Output(NamedTuple):
 
     path: Path
     settings: Mapping[str, Any]
+
+
+def output_paths(answer_file: Path, lambdas: Sequence[float], method: str = "agci") -> list[Path]:
+    """One lambda writes the file that was named; several write A.lam0.jsonl, A.lam0.5.jsonl, ...
+
+    A control's results are never taken for AGCI's: its name stands in the file's.
+
+    >>> [path.name for path in output_paths(Path("A.json"), [0, 0.5])]
+    ['A.lam0.jsonl', 'A.lam0.5.jsonl']
+    >>> [path.name for path in output_paths(Path("A.json"), [0.5], "random")]
+    ['A.random.jsonl']
+    """
+    if method != "agci":
+        answer_file = sibling_path(answer_file, f".{method}.jsonl")
+    if len(set(lambdas)) != len(lambdas):
+        raise InputError(f"Each lambda is run once, but the list is {' '.join(map(lambda_text, lambdas))}.")
+    if len(lambdas) == 1:
+        return [answer_file]
+    return [sibling_path(answer_file, f".lam{lambda_text(lam)}.jsonl") for lam in lambdas]
 
 
 class Task(NamedTuple):

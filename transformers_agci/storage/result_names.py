@@ -1,11 +1,9 @@
-"""How the files of a run are called and shared out: one per lambda, its siblings, the shards of a job array."""
+"""How the files beside a result file are called, and how a job array shares out its blocks."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers_agci.errors import InputError
-from transformers_agci.method.lam import lambda_text
 
 
 def base_path(path: Path) -> Path:
@@ -41,22 +39,3 @@ def parse_shard(text: str) -> Shard:
     if not numbers or int(index) >= int(count):
         raise InputError(f"`shard` must be i/n with 0 <= i < n (the first of four is 0/4), but it is {text!r}.")
     return Shard(int(index), int(count))
-
-
-def output_paths(answer_file: Path, lambdas: Sequence[float], method: str = "agci") -> list[Path]:
-    """One lambda writes the file that was named; several write A.lam0.jsonl, A.lam0.5.jsonl, ...
-
-    A control's results are never taken for AGCI's: its name stands in the file's.
-
-    >>> [path.name for path in output_paths(Path("A.json"), [0, 0.5])]
-    ['A.lam0.jsonl', 'A.lam0.5.jsonl']
-    >>> [path.name for path in output_paths(Path("A.json"), [0.5], "random")]
-    ['A.random.jsonl']
-    """
-    if method != "agci":
-        answer_file = sibling_path(answer_file, f".{method}.jsonl")
-    if len(set(lambdas)) != len(lambdas):
-        raise InputError(f"Each lambda is run once, but the list is {' '.join(map(lambda_text, lambdas))}.")
-    if len(lambdas) == 1:
-        return [answer_file]
-    return [sibling_path(answer_file, f".lam{lambda_text(lam)}.jsonl") for lam in lambdas]

@@ -13,7 +13,8 @@ from transformers_agci.inference.answering import AnswerOptions, answer_question
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.progress import RunSummary
 from transformers_agci.inference.questions import QuestionSet
-from transformers_agci.storage.result_names import output_paths, sibling_path
+from transformers_agci.inference.runner import output_paths
+from transformers_agci.storage.result_names import sibling_path
 
 
 @dataclass(frozen=True)
