@@ -1,6 +1,7 @@
 """`agci probe` and the per-model commands: rows in, rows out, on tiny checkpoints of all six families."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -283,6 +284,48 @@ def test_a_bad_row_is_named_and_the_rest_is_answered(probe, data, capsys: pytest
     assert sentence.format(images=data / "images") in said.out + said.err
     assert "1 row was skipped" in said.out
     assert [row["id"] for row in read(data / "A.jsonl")] == [n for n in range(18) if n != 4]
+
+
+def put(name: str, make):
+    def change(data) -> None:
+        path = data / "images" / name
+        path.unlink()
+        make(path)
+
+    return change
+
+
+def image_of(mode: str, size: tuple[int, int] = (40, 40), value: object = 0, kind: str = "PNG"):
+    return lambda path: Image.new(mode, size, value).save(path, kind)
+
+
+ODD_IMAGES = {
+    "FIFO": (put("000_4.jpg", os.mkfifo), "cannot be read (this is a FIFO, not a file)"),
+    "circle": (put("000_4.jpg", lambda path: path.symlink_to(path.name)), "cannot be "),
+    "floats": (put("000_4.jpg", image_of("F", kind="TIFF")), "has floating-point numbers for pixels"),
+    "thin": (put("000_4.jpg", image_of("RGB", (20_000, 1))), "x.json:5: the processor refuses this row"),
+    "point": (put("000_4.jpg", image_of("RGB", (1, 1))), None),
+    "16 bits": (put("000_4.jpg", image_of("I;16")), "Not shown as stored: 1 image: 16 bits per pixel scaled to 8."),
+    "transparent": (
+        put("000_4.jpg", image_of("RGBA", value=(0, 0, 0, 9))),
+        "Not shown as stored: 1 image: transparent parts laid on white.",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_IMAGES)
+def test_an_odd_image_is_shown_counted_or_named(probe, data, capsys: pytest.CaptureFixture[str], kind) -> None:
+    spoil, sentence = ODD_IMAGES[kind]
+    spoil(data)
+    code = probe()
+    said = capsys.readouterr()
+    assert len(read(data / "A.jsonl")) == (18 if code == 0 else 17)
+    assert code == (0 if sentence is None or "stored" in sentence else 1)
+    if sentence:
+        assert sentence in said.out + said.err
+    if sentence and "stored" in sentence:
+        manifest = json.loads((data / "A.manifest.json").read_text())
+        assert manifest["runs"][0]["image_changes"] == {sentence.removesuffix(".").split(": ")[2]: 1}
 
 
 @pytest.mark.parametrize("kind", ["missing image", "malformed line"])

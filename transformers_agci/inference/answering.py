@@ -7,6 +7,7 @@ does not fit into memory is halved until it does.
 
 import contextlib
 import gc
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,13 +79,14 @@ class AnswerCounts(Counts):
     replayed_tokens: int = 0  # prompt tokens whose keys and values another question about the images had left
     disagreements: int = 0  # Yes/No rows whose raw logits order the words against the answer
     halved_blocks: list[int] = field(default_factory=list)
+    image_changes: Counter[str] = field(default_factory=Counter)  # what had to be done to how many images
 
     def details(self) -> list[str]:
         """Images and forward calls."""
         return [f"vision ran on {counted(self.vision_images, 'image')}, {counted(self.forwards, 'forward call')}"]
 
     def remarks(self) -> list[str]:
-        """Answers against their logits, and blocks that memory did not hold."""
+        """Answers against their logits, blocks that memory did not hold, images that were not shown as stored."""
         said = []
         if self.disagreements:
             go = "answer goes" if self.disagreements == 1 else "answers go"
@@ -94,6 +96,9 @@ class AnswerCounts(Counts):
                 f"Memory ran out in {counted(len(self.halved_blocks), 'block')}; the batches were halved: "
                 f"{', '.join(map(str, self.halved_blocks[:10]))}."
             )
+        if self.image_changes:
+            each = (f"{counted(count, 'image')}: {change}" for change, count in sorted(self.image_changes.items()))
+            said.append(f"Not shown as stored: {'; '.join(each)}.")
         return said
 
     def record(self, seconds: float) -> dict[str, Any]:
@@ -107,7 +112,7 @@ class AnswerCounts(Counts):
             "replayed_tokens": self.replayed_tokens,
             "disagreements": self.disagreements,
             "halved_blocks": self.halved_blocks,
-        }
+        } | ({"image_changes": dict(sorted(self.image_changes.items()))} if self.image_changes else {})
 
 
 def answer_questions(
@@ -218,6 +223,7 @@ class _Answering:
                     for row in prepared.failed:
                         reporter.skip(row)
                     failed += prepared.failed
+                    self.counts.image_changes += prepared.image_changes
                     self._answer_column(prepared, made, handle, replays, reporter)
                 self._count(vision, prefix)
                 yield BlockResult([self._rows(made, i) for i in task.outputs], sorted(failed))

@@ -2,13 +2,15 @@
 
 import contextlib
 import copy
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from PIL import Image
 
+from transformers_agci.data.images import changes_of
 from transformers_agci.errors import InputError
 from transformers_agci.inference import prompt
 from transformers_agci.inference.batches import Column, image_keys
@@ -40,10 +42,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The batches of a column, and the rows that had to be omitted."""
+    """The batches of a column, the rows that had to be omitted, and what had to be done to how many images."""
 
     batches: tuple[Batch, ...]
     failed: tuple[FailedRow, ...]
+    image_changes: Counter[str] = field(default_factory=Counter)
 
 
 def prepare(
@@ -74,7 +77,8 @@ def prepare(
             raise
         failed |= {number: FailedRow(number, questions[number].where, reason) for number, reason in wrong.items()}
         batches = _tokenize(column, failed, questions, opened, processor)
-    return Prepared(batches, tuple(failed[number] for number in sorted(failed)))
+    changes = Counter(change for image in opened.values() for change in changes_of(image))
+    return Prepared(batches, tuple(failed[number] for number in sorted(failed)), changes)
 
 
 def _open_images(question: Question, opened: dict[Hashable, Image.Image]) -> str | None:
