@@ -21,7 +21,7 @@ MAX_PYTHON_INTEGER = 10**40  # transformers writes 10**30 for a tokenizer withou
 
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} lists and objects"
 _LONGEST_WORD = len("-Infinity") + 1
-_NUMBER_TO_CHECK = re.compile(r"\d{19}|[eE]\+?\d{3}")
+_NUMBER_TO_CHECK = re.compile(r"[0-9](?:[0-9]{18}|[eE]\+?[0-9]{3})")  # begins with one class: it is sought in every row
 
 
 class NotJSON(ValueError):

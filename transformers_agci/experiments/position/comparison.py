@@ -116,7 +116,7 @@ def compare(first: ProbeResult, second: ProbeResult) -> PairReport:
         yes=answers[0],
         no=answers[1],
         **_sensitivity(yes, no),
-        evenness=_evenness(yes, no, len(common)),
+        evenness=compare_evenness(yes, no, len(common)),
         left_out=total - 2 * shared,
     )
 
@@ -173,7 +173,7 @@ def _sensitivity(yes: Both | None, no: Both | None) -> dict[str, Any]:
     return found
 
 
-def _evenness(yes: Both | None, no: Both | None, items: int) -> EvennessReport:
+def compare_evenness(yes: Both | None, no: Both | None, items: int) -> EvennessReport:
     """Every measure of evenness, and the verdict: by margins of the Yes rows, by d' where a result has no margins."""
     side = yes or no
     assert side is not None

@@ -1,0 +1,325 @@
+"""Simulated results of known truth: coverage of intervals, size of tests, what the verdict on evenness says.
+
+Every bound is two-sided or tight enough to fail: an interval that covers always is as wrong as one that covers rarely,
+unless it is said to be cautious. The seeds are fixed. `perf/verdict_simulation.py` prints the whole table.
+"""
+
+from collections.abc import Callable
+from typing import get_args
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from transformers_agci import statistics as st
+from transformers_agci.experiments.position.comparison import compare_evenness
+from transformers_agci.experiments.position.results import ProbeResult, Tables
+from transformers_agci.statistics import intervals, nulls, signal_detection
+from transformers_agci.statistics.evenness import Verdict, of_auc, of_d_prime, of_means, of_standardized_margins
+from transformers_agci.statistics.evenness import compare as compare_unevenness
+
+pytestmark = pytest.mark.slow
+SIZES = [30, 100, 300]
+ROWS = np.repeat([1.0, 0.0, -1.0], 3) * np.sqrt(1.5)  # a bias of sd 1 over nine cells
+
+
+def noise(rng: np.random.Generator, items: int, within: float = 0.5, kind: str = "normal") -> np.ndarray:
+    """[items, 9] with variance 1 and correlation `within` between the cells of an item."""
+
+    def draw(shape):
+        return rng.normal(size=shape) if kind == "normal" else rng.standard_t(3, size=shape) / np.sqrt(3)
+
+    if kind == "rows":  # cells of one row of the grid are nearly alike
+        return 0.95 * np.repeat(rng.normal(size=(items, 3)), 3, axis=1) + 0.3 * rng.normal(size=(items, 9))
+    return np.sqrt(within) * draw((items, 1)) + np.sqrt(1 - within) * draw((items, 9))
+
+
+def truth_or_fail(rate: float, low: float, high: float, what: str) -> None:
+    assert low <= rate <= high, f"{what}: {rate:.3f} is not between {low} and {high}"
+
+
+def coins(rng: np.random.Generator, items: int, p: float, within: float) -> np.ndarray:
+    return (noise(rng, items, within) < stats.norm.ppf(p)).astype(float)
+
+
+def coverage(draw: Callable[[np.random.Generator], tuple[st.Interval, float]], replicates: int, seed: int) -> float:
+    """How often an interval holds the truth."""
+    rng = np.random.default_rng(seed)
+    covered = 0
+    for _ in range(replicates):
+        interval, truth = draw(rng)
+        assert interval.high > interval.low
+        covered += interval.low <= truth <= interval.high
+    return covered / replicates
+
+
+def two_results(
+    rng, items, *, bias=(0.0, 0.0), shift=0.0, scale=1.0, kind="normal", louder=1.0, missing=0.0, alike=0.9
+):
+    """Two results of one model in its margins, the second one's noise being correlated with the first's by `alike`."""
+    sides = []
+    for answer, mean in (("yes", 1.28), ("no", -1.28)):
+        before, fresh = noise(rng, items, kind=kind), noise(rng, items, kind=kind)
+        after = alike * before + np.sqrt(1 - alike**2) * fresh
+        lean = [b * ROWS if answer == "yes" else 0 * ROWS for b in bias]
+        pair = [mean + lean[0] + before, scale * (mean + shift + lean[1] + louder * after)]
+        gone = rng.random((items, 9)) < missing
+        sides.append([tables(np.where(gone, np.nan, margins), answer) for margins in pair])
+    return [
+        ProbeResult(label, (3, 3), tuple(map(str, range(items))), sides[0][i], sides[1][i])
+        for i, label in enumerate(("first", "second"))
+    ]
+
+
+def tables(margins: np.ndarray, answer: str) -> Tables:
+    said = np.where(np.isnan(margins), np.nan, margins > 0)
+    return Tables(said if answer == "yes" else 1 - said, said, 0 * said, margins)
+
+
+def without_margins(result: ProbeResult) -> ProbeResult:
+    sides = [
+        Tables(t.correct, t.said_yes, t.unreadable, np.full_like(t.margin, np.nan)) for t in (result.yes, result.no)
+    ]
+    return ProbeResult(result.label, result.shape, result.items, *sides)
+
+
+def verdicts(items: int, replicates: int, seed: int, margins: bool = True, **truth) -> dict[str, float]:
+    """Shares of the four verdicts."""
+    rng = np.random.default_rng(seed)
+    said = []
+    for _ in range(replicates):
+        results = two_results(rng, items, **truth)
+        first, second = results if margins else map(without_margins, results)
+        said.append(compare_evenness((first.yes, second.yes), (first.no, second.no), items).verdict)
+    return {word: said.count(word) / replicates for word in get_args(Verdict)}
+
+
+NO_CHANGE = {
+    "shift": {"shift": 0.6},
+    "shift, equal bias": {"shift": 0.6, "bias": (0.3, 0.3)},
+    "shift down, equal bias": {"shift": -1.0, "bias": (0.3, 0.3)},
+    "shift and scale": {"shift": 0.6, "scale": 2.5, "bias": (0.3, 0.3)},
+    "independent noise": {"shift": 0.6, "bias": (0.3, 0.3), "alike": 0.0},
+    "rows of the grid alike": {"shift": 0.6, "bias": (0.3, 0.3), "kind": "rows"},
+    "heavy tails": {"shift": 0.6, "bias": (0.3, 0.3), "kind": "t"},
+    "louder noise": {"shift": 0.6, "bias": (0.3, 0.3), "louder": 1.5},
+    "missing rows": {"shift": 0.6, "bias": (0.3, 0.3), "missing": 0.1},
+    "nothing but a shift": {"shift": 0.6, "bias": (0.3, 0.3), "alike": 1.0},
+}
+
+
+@pytest.mark.parametrize("items", SIZES)
+@pytest.mark.parametrize("truth", NO_CHANGE.values(), ids=NO_CHANGE)
+@pytest.mark.parametrize("margins", [True, False], ids=["margins", "answers only"])
+def test_no_change_of_evenness_is_called_one_in_eight_percent_at_most(items, truth, margins) -> None:
+    if not margins and "louder" in truth:
+        pytest.skip("noise changes d' itself, and with it V of d'")
+    found = verdicts(items, 100, seed=items, margins=margins, **truth)
+    assert found["more even"] + found["less even"] <= 0.08
+    if margins:  # and it does say something
+        assert found["cannot tell"] <= 0.2 or "louder" in truth
+
+
+@pytest.mark.parametrize("after, said", [(0.0, "more even"), (0.1, "more even"), (0.4, "less even")])
+@pytest.mark.parametrize("other", [{}, {"shift": 0.6}, {"scale": 2.0}, {"kind": "t"}, {"missing": 0.1}], ids=str)
+def test_a_real_change_is_found_in_93_percent_at_300_items(after, said, other) -> None:
+    assert verdicts(300, 100, seed=1, bias=(0.2, after), **other)[said] >= 0.93
+
+
+def test_a_real_change_is_found_in_answers_only() -> None:
+    assert verdicts(300, 100, seed=2, margins=False, bias=(0.5, 0.1))["more even"] >= 0.93
+
+
+@pytest.mark.parametrize("items", SIZES)
+def test_the_difference_of_evenness_covers_the_truth(items) -> None:
+    """In the own sd of the margins, .3 -> .1; V of deviations would be a difference of noisy, biased numbers."""
+
+    def draw(rng):
+        first, second = two_results(rng, items, bias=(0.3, 0.1), shift=0.5)
+        change = compare_unevenness(
+            of_standardized_margins(first.yes.margin, first.no.margin),
+            of_standardized_margins(second.yes.margin, second.no.margin),
+        )
+        return st.Interval(*change[2:], 1), 0.1**2 - 0.3**2
+
+    truth_or_fail(coverage(draw, 400, seed=items), 0.91, 0.985, "margins")
+
+
+@pytest.mark.parametrize("items", [100, 300])
+def test_evenness_of_auc_and_d_prime_covers_the_truth(items) -> None:
+    cells = 1.28 + 0.5 * ROWS
+    auc = np.var(stats.norm.cdf((cells + 1.28) / np.sqrt(2)))
+
+    def draw(measure, truth):
+        def once(rng):
+            first, second = two_results(rng, items, bias=(0.5, 0.0), alike=0.5)
+            return st.Interval(*compare_unevenness(measure(first), measure(second))[2:], 1), truth
+
+        return once
+
+    rate = coverage(draw(lambda r: of_auc(r.yes.margin, r.no.margin), -auc), 300, seed=items)
+    truth_or_fail(rate, 0.9, 0.99, "AUC")
+    if items == 300:  # with fewer some cell has hardly a wrong answer
+        rng = np.random.default_rng(3)
+        covered = []
+        for _ in range(300):
+            first, second = two_results(rng, items, bias=(0.5, 0.0), alike=0.5)
+            change = compare_unevenness(*(of_d_prime(r.yes.said_yes, r.no.said_yes) for r in (first, second)))
+            if change:
+                covered.append(change.low <= -0.25 <= change.high)
+        assert len(covered) > 150
+        truth_or_fail(np.mean(covered), 0.9, 0.99, "d'")
+
+
+@pytest.mark.parametrize("items", SIZES)
+@pytest.mark.parametrize("within", [0.0, 0.3, 0.9])
+def test_differences_of_proportions_cover_the_truth(items, within) -> None:
+    def draw(rng):
+        before, fresh = noise(rng, items, within), noise(rng, items, within)
+        after = 0.9 * before + np.sqrt(0.19) * fresh
+        first, second = ((z < stats.norm.ppf(p)).astype(float) for z, p in ((before, 0.9), (after, 0.93)))
+        measured = st.proportion_difference(first, second)
+        cells.append(measured.cells[4].low <= 0.03 <= measured.cells[4].high)
+        return measured.overall, 0.03
+
+    cells: list[bool] = []
+    truth_or_fail(coverage(draw, 500, seed=items), 0.89, 0.985, "overall")
+    truth_or_fail(float(np.mean(cells)), 0.93, 0.999, "one cell")
+
+
+@pytest.mark.parametrize("items", SIZES)
+def test_clustered_proportions_of_unequal_items_cover_the_truth(items) -> None:
+    """Half of the items have one row of nine: their number is no floor for what they know (79 % at 30 items)."""
+
+    def draw(rng):
+        table = (rng.random((items, 9)) < rng.beta(0.1, 0.9 / 81, size=(items, 1))).astype(float)
+        table[: items // 2, 1:] = np.nan
+        return st.clustered_proportion(table), 0.9
+
+    truth_or_fail(coverage(draw, 800, seed=items), 0.88, 0.98, "unequal items")
+
+
+@pytest.mark.parametrize("items", SIZES)
+@pytest.mark.parametrize("hits, alarms", [(0.99, 0.01), (0.9, 0.1)])
+def test_d_prime_and_criterion_cover_the_truth(items, hits, alarms) -> None:
+    z = stats.norm.ppf([hits, alarms])
+
+    def of(measure, truth):
+        def draw(rng):
+            return measure(coins(rng, items, hits, 0.3), coins(rng, items, alarms, 0.3)).overall, truth
+
+        return draw
+
+    truth_or_fail(coverage(of(signal_detection.d_prime_intervals, z[0] - z[1]), 400, 4), 0.9, 0.99, "d'")
+    truth_or_fail(coverage(of(signal_detection.criterion_intervals, -z.sum() / 2), 400, 5), 0.9, 1.0, "c")
+
+
+@pytest.mark.parametrize("items", SIZES)
+def test_auc_and_accuracy_at_a_matched_no_rate_cover_the_truth(items) -> None:
+    def draw(rng, measure, truth):
+        return measure(1.28 + noise(rng, items), -1.28 + noise(rng, items)), truth
+
+    auc = coverage(
+        lambda rng: draw(rng, lambda y, n: signal_detection.auc_intervals(y, n).overall, stats.norm.cdf(2.56 / 2**0.5)),
+        400,
+        seed=6,
+    )
+    truth_or_fail(auc, 0.91, 0.985, "AUC")
+
+    def matched(yes, no):
+        return st.mean_over_items(signal_detection.yes_accuracy_at_no_rate(yes, no)[1]).overall
+
+    hits = coverage(lambda rng: draw(rng, matched, stats.norm.cdf(2.56 - stats.norm.ppf(0.9))), 400, seed=7)
+    truth_or_fail(hits, 0.86 if items == 30 else 0.9, 0.985, "Yes accuracy at a matched No rate")
+
+
+@pytest.mark.parametrize("items", [10, 30])
+def test_t_over_few_items_covers_the_truth_where_a_bootstrap_does_not(items) -> None:
+    """Skewed shares between 0 and 1, as occlusion and flow have them."""
+    rng = np.random.default_rng(8)
+    truth = float(np.clip(rng.beta(1.5, 0.8, size=(200_000, 1)) + 0.1 * rng.normal(size=(200_000, 9)), 0, 1).mean())
+
+    def draw(rng):
+        shares = np.clip(rng.beta(1.5, 0.8, size=(items, 1)) + 0.1 * rng.normal(size=(items, 9)), 0, 1)
+        return st.mean_over_items(shares).overall, truth
+
+    truth_or_fail(coverage(draw, 1000, seed=9), 0.925, 0.97, "t over items")
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.05, 0.3])
+def test_two_way_t_covers_the_truth_however_much_seeds_differ(apart) -> None:
+    def draw(rng):
+        seeds, items = rng.normal(size=(5, 1)) * apart, rng.normal(size=(1, 100)) * 0.2
+        return st.mean_over_seeds_and_items(1 + seeds + items + 0.3 * rng.normal(size=(5, 100))), 1.0
+
+    truth_or_fail(coverage(draw, 1000, seed=10), 0.92, 0.985, f"seeds differ by {apart}")
+
+
+@pytest.mark.parametrize("items", SIZES)
+@pytest.mark.parametrize("kind", ["normal", "rows"])
+def test_size_of_the_tests_of_a_position_effect(items, kind) -> None:
+    """At the 5 % level; the permutation null needs cells that are exchangeable, Hotelling's T^2 does not."""
+    rng = np.random.default_rng(items)
+    rejected = {"Hotelling": 0, "permutation": 0, "Cochran": 0}
+    replicates = 300
+    for _ in range(replicates):
+        margins = noise(rng, items, kind=kind)
+        rejected["Hotelling"] += nulls.hotelling(margins).p <= 0.05
+        correct = (margins < 1.28).astype(float)
+        rejected["permutation"] += st.permutation_null(correct, 199, 0).sd.p <= 0.05
+        test = st.cochran_q(correct)
+        rejected["Cochran"] += test is not None and test.p <= 0.05
+    truth_or_fail(rejected["Hotelling"] / replicates, 0.02, 0.085, "Hotelling")
+    truth_or_fail(rejected["permutation"] / replicates, 0.015, 0.085 if kind == "normal" else 0.16, "permutation")
+    truth_or_fail(rejected["Cochran"] / replicates, 0.015, 0.085 if kind == "normal" else 0.16, "Cochran's Q")
+
+
+def test_the_normal_limit_of_the_null_is_the_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = 0.4 * np.arange(9) / 9 + noise(np.random.default_rng(11), 400)
+    exact = st.permutation_null(table, 4000, 0)
+    monkeypatch.setattr(nulls, "NORMAL_LIMIT", 10)
+    limit = st.permutation_null(table, 4000, 1)
+    assert limit.sd.expected == pytest.approx(exact.sd.expected, rel=0.02)
+    assert limit.gap.high == pytest.approx(exact.gap.high, rel=0.03)
+
+
+@pytest.mark.parametrize("items", [100, 300])
+def test_holm_keeps_the_family_at_five_percent(items) -> None:
+    rng = np.random.default_rng(items)
+    some = corrected = 0
+    for _ in range(200):
+        pairs = [(coins(rng, items, 0.9, 0.5), coins(rng, items, 0.9, 0.5)) for _ in range(2)]
+        p = [st.mcnemar(a, b).p for first, second in pairs for a, b in zip(first.T, second.T, strict=True)]
+        some += min(p) <= 0.05
+        corrected += min(st.holm(p)) <= 0.05
+    assert some / 200 >= 0.2  # without correction some cell of 18 differs much more often
+    assert corrected / 200 <= 0.08
+
+
+@pytest.mark.parametrize("items", SIZES)
+def test_failures_that_do_not_depend_on_the_position_are_not_reported(items) -> None:
+    rng = np.random.default_rng(items)
+    found = seen = 0
+    for _ in range(200):
+        table = coins(rng, items, 0.9, 0.5)
+        table[rng.random((items, 9)) < 0.03] = np.nan
+        test = st.failures_by_position(table, np.zeros((items, 9)))
+        found += test is not None and test.p <= 0.05
+        table[:, 4] = np.where(rng.random(items) < 0.3, np.nan, table[:, 4])
+        seen += st.failures_by_position(table, np.zeros((items, 9))).p <= 0.05
+    truth_or_fail(found / 200, 0.005, 0.09, "size")
+    assert seen / 200 >= 0.95
+
+
+def test_an_effective_size_lies_between_its_floor_and_the_rows() -> None:
+    rng = np.random.default_rng(12)
+    table = coins(rng, 50, 0.8, 0.95)
+    table[:25, 1:] = np.nan
+    floor = intervals.effective_floor((~np.isnan(table)).sum(axis=1))
+    assert floor == pytest.approx(250**2 / (25 + 25 * 81))
+    assert floor <= intervals.effective_size(table, 0.8, 0.16) <= 250
+
+
+def test_the_jackknife_of_means_is_the_plain_standard_error() -> None:
+    table = noise(np.random.default_rng(13), 20)
+    assert of_means(table) == pytest.approx(table)
