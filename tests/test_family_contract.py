@@ -14,6 +14,7 @@ from decoder_inputs import formula, recorded_decoder_inputs
 from tiny_families import TEXT, TINY, Batch, TinyFamily, make_batch
 
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, attach
+from transformers_agci.families import find_vlm
 from transformers_agci.method.handle import current_handle
 
 pytestmark = [
@@ -24,6 +25,8 @@ pytestmark = [
 
 # Two images with text between; none; two adjacent; one of several tiles, or larger.
 RICH = [[TEXT, "plain", TEXT, "tiled", TEXT], [TEXT], ["plain", "tiled", TEXT], [TEXT, "tiled", TEXT, TEXT]]
+MARKS = list(range(40))  # a random model would generate them, and stock would look for their images
+AXES = {"hunyuan_vl": 4}  # of position ids
 TWO = [[TEXT, "plain", TEXT], [TEXT, "tiled", TEXT]]
 
 families = pytest.mark.parametrize("family", TINY.values(), ids=list(TINY))
@@ -113,7 +116,9 @@ def test_generate_injects_once_per_image(family: TinyFamily, cache: bool) -> Non
     batch = make_batch(family, RICH)
     handle = attach(model, 1.0)
     with recorded_decoder_inputs(model, True) as before, recorded_decoder_inputs(model) as after:
-        model.generate(**batch.inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False, use_cache=cache)
+        model.generate(
+            **batch.inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False, use_cache=cache, suppress_tokens=MARKS
+        )
     assert len(before) == len(after) == 3
     for number, (stock, ours) in enumerate(zip(before, after, strict=True)):
         if cache and number:
@@ -133,7 +138,9 @@ def test_beams(family: TinyFamily) -> None:
     batch = make_batch(family, TWO)
     handle = attach(model, 1.0)
     with recorded_decoder_inputs(model, True) as before, recorded_decoder_inputs(model) as after:
-        model.generate(**batch.inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False, num_beams=2)
+        model.generate(
+            **batch.inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False, num_beams=2, suppress_tokens=MARKS
+        )
     images = [(2 * row + beam, places) for row, places in batch.images for beam in (0, 1)]
     torch.testing.assert_close(after[0].double(), expected(before[0], images, 1.0), atol=1e-5, rtol=0)
     assert handle.injections == 4
@@ -150,6 +157,9 @@ def test_second_turn_on_the_same_cache(family: TinyFamily) -> None:
     cache = model(**first.inputs, use_cache=True).past_key_values
     inputs = dict(second.inputs)
     inputs["attention_mask"] = torch.cat([first.inputs["attention_mask"], inputs["attention_mask"]], dim=1)
+    if hasattr(find_vlm(model), "compute_3d_position_ids"):  # they have no positions of their own for a later turn
+        past, length = first.inputs["input_ids"].shape[1], second.inputs["input_ids"].shape[1]
+        inputs["position_ids"] = torch.arange(past, past + length).expand(AXES.get(family.model_type, 3), 1, length)
     assert_formula(model, Batch(inputs, second.images), 1.0, past_key_values=cache, use_cache=True)
     assert handle.injections == 2
 
@@ -209,7 +219,9 @@ def test_lora(family: TinyFamily) -> None:
     model = family.build()
     batch = make_batch(family, TWO)
     torch.manual_seed(0)
-    lora = peft.LoraConfig(target_modules=list(family.lora), r=2, init_lora_weights=False)
+    lora = peft.LoraConfig(
+        target_modules=rf".*(language_model|text_model)\..*({family.lora})", r=2, init_lora_weights=False
+    )
     wrapped = peft.get_peft_model(model, lora).eval()
     handle = attach(wrapped, 0.5)
     adapted = wrapped(**batch.inputs).logits
@@ -220,3 +232,26 @@ def test_lora(family: TinyFamily) -> None:
     merged = wrapped.merge_and_unload()
     torch.testing.assert_close(merged(**batch.inputs).logits, adapted, atol=1e-4, rtol=0)
     assert handle.injections == 4
+
+
+@torch.no_grad()
+def test_perception_lm_tells_touching_images_apart_in_generate() -> None:
+    """Nothing but the pixels says where an image ends, and generate() drops them; noted through a replay, too."""
+    from transformers_agci.inference.replay import VisionReplay
+
+    model = TINY["perception_lm"].build()
+    batch = make_batch(TINY["perception_lm"], [["plain", "plain", TEXT]])
+    stock = type(model.model).get_image_features
+    with VisionReplay(model) as replay:
+        replay.set_images(("a", "b"))
+        handle = attach(model, 1.0)
+        for calls in (1, 2):
+            with recorded_decoder_inputs(model, True) as before, recorded_decoder_inputs(model) as after:
+                model.generate(**batch.inputs, max_new_tokens=1, do_sample=False)
+            torch.testing.assert_close(after[0].double(), expected(before[0], batch.images, 1.0), atol=1e-5, rtol=0)
+            assert handle.injections == 2 * calls
+    assert (replay.calls, replay.replays) == (1, 1)
+    twin = copy.deepcopy(model)
+    assert twin.model.get_image_features.stock.__self__ is twin.model
+    handle.detach()
+    assert model.model.get_image_features.__func__ is stock

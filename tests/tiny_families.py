@@ -50,7 +50,8 @@ class TinyFamily:
     piece     (form, generator) -> one image; form is "plain" or "tiled" (of several tiles, or larger)
     collate   rows of pieces -> pixel inputs
     extra     inputs -> further inputs that the model needs
-    lora      names of layers for an adapter
+    lora      layers of the decoder for an adapter
+    notes     test -> why stock itself cannot do it
     """
 
     model_type: str
@@ -59,8 +60,8 @@ class TinyFamily:
     piece: Callable[..., Piece]
     collate: Callable[[list[list[Piece]]], dict[str, torch.Tensor]]
     image_token: int = IMG
-    lora: tuple[str, ...] = ("q_proj", "v_proj")
-    notes: dict[str, str] = field(default_factory=dict)  # test -> why it cannot be
+    lora: str = "q_proj|v_proj"
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def available(self) -> bool:
@@ -814,7 +815,7 @@ _ROWS = (
             vision_end_token_id=4,
         ),
         conv_piece,
-        lora=("q_a_proj", "o_proj"),
+        lora="q_a_proj|o_proj",
     ),
     _row(
         "ernie4_5_vl_moe",
@@ -838,6 +839,7 @@ _ROWS = (
             video_end_token_id=12,
         ),
         partial(grid_piece, values=3 * 4 * 4),
+        notes={"no cache": "generate() does not lengthen moe_mm_token_type_ids"},
     ),
     _row(
         "paddleocr_vl",
@@ -923,7 +925,6 @@ _ROWS = (
         ),
         molmo_piece,
         molmo_collate,
-        lora=("qkv_proj",),
     ),
     _row(
         "idefics3",
@@ -1014,6 +1015,10 @@ _ROWS = (
             **INDEX,
         ),
         partial(llama_piece, tokens=4),
+        notes={
+            "embeds": "Llama 4 takes pixels with ids only",
+            "beams": "generate() does not expand Llama 4's features, which are not pooled",
+        },
     ),
     _row(
         "ovis2",

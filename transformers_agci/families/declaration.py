@@ -92,11 +92,13 @@ class ImageTokens:
         lengths: the tokens of each unit, in order. A unit is an image, or a tile of one.
         inside: which gaps between units lie within an image; None: a unit is an image.
         rows: config -> whether a unit is cut into rows by tokens of its own, at most ROW_SEPARATOR at a time.
+        units_are_lost: whether encoded images no longer tell how many units each has, so that it is noted on them.
     """
 
     lengths: Lengths
     inside: Inside | None = None
     rows: Callable[[Any], bool] = lambda config: False
+    units_are_lost: bool = False
 
 
 # One image -> the grids in which its tokens lie on it.

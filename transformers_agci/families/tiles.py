@@ -37,15 +37,15 @@ def _lfm_tiles(config: Any, call: ForwardCall, total: int) -> Sequence[int] | No
 
 def _tiles_of_images(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
     """Perception LM: pixel_values [images, tiles, channels, height, width]; no marks, so adjacent images touch."""
-    if call.encoded is not None:
-        images = getattr(call.encoded, "_agci_images", None)
-        if images is None:
-            raise ValueError(
-                "Perception LM's images cannot be told apart once generate() has encoded them; attach AGCI before."
-            )
-    else:
-        images = len(call.pixel_values)
+    images = len(call.pixel_values) if call.encoded is None else _encoded_images(call.encoded)
     return [total // images] * images
+
+
+def _encoded_images(encoded: Any) -> int:
+    units = getattr(encoded, "_agci_units_per_image", None)
+    if units is None:
+        raise ValueError("Perception LM's images were encoded before AGCI was attached and cannot be told apart.")
+    return len(encoded.pooler_output) // int(units)
 
 
 FAMILIES = (
@@ -120,7 +120,7 @@ FAMILIES = (
         "Perception LM",
         "facebook/Perception-LM-1B",
         "256 per tile, thumbnail included",
-        ImageTokens(_tiles_of_images),
+        ImageTokens(_tiles_of_images, units_are_lost=True),
         NO_LAYOUT,
     ),
     Family(

@@ -74,7 +74,9 @@ class VisionReplay:
 
     def __enter__(self) -> "VisionReplay":
         # The instance, never the class; wraps, because transformers reads the method's signature.
+        self._found = vars(self.vlm).get("get_image_features")  # another stand-in, which stays in between
         original: Any = self.vlm.get_image_features
+        self._original = original
 
         @functools.wraps(original)
         def get_image_features(*args: Any, **kwargs: Any) -> Any:
@@ -88,12 +90,17 @@ class VisionReplay:
                 self._record = _fresh(output)
             return output
 
-        self.vlm.__dict__["get_image_features"] = get_image_features
+        self._ours = vars(self.vlm)["get_image_features"] = get_image_features
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.vlm.__dict__.pop("get_image_features", None)
-        self._record = None
+        self.set_images(None)
+        outermost = vars(self.vlm).pop("get_image_features", None)
+        if outermost is not self._ours and getattr(outermost, "stock", None) is self._ours:
+            outermost.stock = self._original  # AGCI was attached within the block
+            vars(self.vlm)["get_image_features"] = outermost
+        elif self._found is not None:
+            vars(self.vlm)["get_image_features"] = self._found
 
 
 def _fresh(output: Any) -> Any:

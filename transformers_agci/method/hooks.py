@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from transformers_agci.families import decoder_of
+from transformers_agci.method.encoded_images import forget_units, note_units
 from transformers_agci.method.forward_call import embeds_of, forward_call, with_embeds
 from transformers_agci.method.image_positions import image_token_mask
 from transformers_agci.method.lost_images import (
@@ -97,6 +98,8 @@ def put_hooks_on(handle: "Handle", vlm: Any) -> None:
     if not _has(vlm, handle, vlm._forward_pre_hooks, before_vlm):
         vlm.register_forward_pre_hook(before_vlm, with_kwargs=True)
         vlm.register_forward_hook(after_vlm, always_call=True)
+    if handle.family.images.units_are_lost:
+        note_units(vlm)
     decoder = decoder_of(vlm)
     if not _has(decoder, handle, decoder._forward_pre_hooks, before_decoder):
         decoder.register_forward_pre_hook(before_decoder, with_kwargs=True)
@@ -110,6 +113,7 @@ def put_hooks_on(handle: "Handle", vlm: Any) -> None:
 
 def take_hooks_off(vlm: nn.Module) -> None:
     """Remove our hooks wherever they are in a vlm."""
+    forget_units(vlm)
     for module in vlm.modules():
         if vars(module).pop(HANDLE, None) is None:
             continue
