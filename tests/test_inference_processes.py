@@ -108,7 +108,7 @@ def whole(tiny_checkpoint: Callable[[str], Path], probe, tmp_path_factory: pytes
 
 
 def start_and_kill(words: list[str], answers: Path, when: int) -> None:
-    """Kill the process, for good, as soon as the file at lambda 0 or a part of it has `when` bytes."""
+    """Kill the process, for good, as soon as the file at lambda 0 or a part of it has `when` bytes: with work left."""
     process = subprocess.Popen(
         [sys.executable, "-m", "transformers_agci.cli", *words],
         env=environment(),
@@ -124,7 +124,10 @@ def start_and_kill(words: list[str], answers: Path, when: int) -> None:
             time.sleep(0.005)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        ended = process.wait()
+    assert ended == -signal.SIGKILL  # it lived until then, and some answer is missing
+    written = [line for file in answers.parent.rglob("*.jsonl") for line in file.read_bytes().splitlines()]
+    assert sum(line.count(b'"prediction":') for line in written) < 2 * ITEMS * 9
 
 
 def test_killed_twice_and_resumed_it_writes_the_same_bytes(

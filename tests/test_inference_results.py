@@ -270,6 +270,20 @@ def test_output_paths_do_not_clash() -> None:
 
 def test_shards_are_spelled_i_of_n() -> None:
     assert parse_shard("3/4") == Shard(3, 4)
-    for wrong in ("4/4", "1", "-1/4", "a/b", "1/0", ""):
+    for wrong in (
+        "4/4",
+        "1",
+        "-1/4",
+        "a/b",
+        "1/0",
+        "",
+        "0x10",
+        "0x1/0x2",
+        "1/2/3",
+        " 1/2",
+        "1_0/2_0",
+        "\u0661/\u0664",
+        "9" * 5000 + "/2",
+    ):
         with pytest.raises(InputError, match="0/4"):
             parse_shard(wrong)

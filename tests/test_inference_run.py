@@ -268,6 +268,56 @@ def test_shards_and_one_process_write_the_same_bytes(loaded, pictures, tmp_path:
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
+def test_a_shard_counts_its_own_blocks_only(loaded, pictures, tmp_path: Path) -> None:
+    """24 rows in 3 blocks for 2 shards: 16 and 8 rows at each lambda."""
+    path = tmp_path / "A.jsonl"
+    for index, own in ((0, 32), (1, 16), (0, 32)):
+        summary = ask(loaded, probe(pictures), path, shard=Shard(index, 2))
+        before = index == 0 and summary.counts.rows == 0
+        assert (summary.counts.rows, summary.counts.already_done) == ((0, own) if before else (own, 0))
+    assert "32 already done" in summary.lines()[0]
+
+
+def test_a_shard_without_a_block_says_so(loaded, pictures, tmp_path: Path) -> None:
+    path = tmp_path / "A.jsonl"
+    for index in range(3):
+        ask(loaded, probe(pictures), path, [0.5], shard=Shard(index, 5))
+    summary = ask(loaded, probe(pictures), path, [0.5], shard=Shard(4, 5))
+    assert (summary.counts.rows, summary.counts.already_done) == (0, 0)
+    assert summary.lines()[0].startswith("0 answers in")
+    assert "This shard has nothing to do: the input has 3 blocks, fewer than the 5 shards." in summary.lines()
+    merge_shards(path)
+    assert len(rows(path)) == 24
+
+
+def test_swapped_rows_are_refused_when_a_run_goes_on(loaded, pictures, tmp_path: Path) -> None:
+    path = tmp_path / "A.jsonl"
+    ask(loaded, probe(pictures), path, [0.5])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[1], lines[0], *lines[2:]]))
+    with pytest.raises(InputError, match=r"A\.jsonl:1 is not the result of row 1 of the input: its cell is 1"):
+        ask(loaded, probe(pictures), path, [0.5])
+
+
+def test_rows_that_have_a_prediction_already_are_asked_and_continued(loaded, pictures, tmp_path: Path) -> None:
+    """The input is an earlier result file: its answers give way to the new ones."""
+    path = tmp_path / "A.jsonl"
+    asked = [replace(each, row={**each.row, "prediction": "Maybe", "qs": ""}) for each in probe(pictures)]
+    ask(loaded, asked, path, [0.5])
+    assert {row["prediction"] for row in rows(path)} <= {"Yes", "No"}
+    assert ask(loaded, asked, path, [0.5]).counts.already_done == 24
+
+
+def test_one_of_a_thing_is_singular(loaded, pictures, tmp_path: Path) -> None:
+    spoil(tmp_path, pictures)
+    summary = ask(loaded, probe(tmp_path)[1:2], tmp_path / "A.jsonl", [0.5])
+    assert "1 row was skipped:" in summary.lines()
+    summary = ask(loaded, probe(tmp_path)[:1], tmp_path / "B.jsonl", [0.5])
+    assert (
+        summary.lines()[0].startswith("1 answer in") and "vision ran on 1 image, 1 forward call" in summary.lines()[0]
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

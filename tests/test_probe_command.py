@@ -479,7 +479,10 @@ def test_scripts_run_from_any_folder(data, tiny_checkpoint: Callable[[str], Path
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_process_of_its_own(data, tiny_checkpoint: Callable[[str], Path]) -> None:
-    """A real signal after the first finished block; then the same command, and the bytes of an undisturbed run."""
+    """A real signal after the first finished block; then the same command, and the bytes of an undisturbed run.
+
+    The process is stopped in between, so that it surely has work left when the signal is sent.
+    """
     import os
     import signal
     import time
@@ -511,14 +514,17 @@ def test_ctrl_c_in_a_process_of_its_own(data, tiny_checkpoint: Callable[[str], P
 
     process = start("cut.jsonl")
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if (data / "cut.jsonl").exists() and (data / "cut.jsonl").stat().st_size:
-            os.kill(process.pid, signal.SIGINT)
-            break
-        time.sleep(0.005)
+    while not ((data / "cut.jsonl").exists() and (data / "cut.jsonl").stat().st_size):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGSTOP)
+    assert 0 < len(read(data / "cut.jsonl")) < 18
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
     error = process.communicate(timeout=120)[1]
-    assert process.returncode in (130, 0)
-    assert process.returncode == 0 or "what was finished is kept" in error
+    assert process.returncode == 130
+    assert "what was finished is kept" in error
+    assert len(read(data / "cut.jsonl")) == 9
     for name in ("cut.jsonl", "whole.jsonl"):
         assert start(name).wait(timeout=300) == 0
     assert (data / "cut.jsonl").read_bytes() == (data / "whole.jsonl").read_bytes()

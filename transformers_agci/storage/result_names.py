@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 
 
 def base_path(path: Path) -> Path:
@@ -37,5 +37,5 @@ def parse_shard(text: str) -> Shard:
     index, _, count = text.partition("/")
     numbers = all(number.isascii() and number.isdecimal() and len(number) < 10 for number in (index, count))
     if not numbers or int(index) >= int(count):
-        raise InputError(f"`shard` must be i/n with 0 <= i < n (the first of four is 0/4), but it is {text!r}.")
+        raise InputError(f"`shard` must be i/n with 0 <= i < n (the first of four is 0/4), but it is {short(text)}.")
     return Shard(int(index), int(count))
