@@ -139,6 +139,19 @@ def test_a_config_that_is_none(folder: Path, content: bytes, message: str) -> No
     refuse(folder, message)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "generation_config.json: the file must hold a JSON object, but holds a list"),
+        ('{"eos_token_id": {"a": []}}', "eos_token_id must be a token id or a list of them, but is {'a': ..}"),
+        ('{"pad_token_id": ["x"]}', "pad_token_id must be a token id"),
+    ],
+)
+def test_a_generation_config_that_is_none(folder: Path, content: str, message: str) -> None:
+    (folder / "generation_config.json").write_text(content)
+    refuse(folder, message)
+
+
 def test_a_tokenizer_without_a_maximal_length(folder: Path) -> None:
     """transformers writes int(1e30) into most tokenizer_config.json; no bound on numbers may refuse that."""
     change(folder / "tokenizer_config.json", model_max_length=int(1e30))

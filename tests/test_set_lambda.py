@@ -281,3 +281,43 @@ def test_two_second_folders_at_once(checkpoint: Path, tmp_path: Path, capsys: py
     with exclusive_lock(tmp_path / "lam0", "testing"):
         assert run(checkpoint, "0", "--output", tmp_path / "lam0") == 2
     assert "Another program is copying a checkpoint to" in capsys.readouterr().err
+
+
+def test_killed_anywhere_a_change_in_place_is_whole_or_not_made(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The file is the old one or the new one, and the next change leaves nothing of the killed one."""
+    old, new = ({"model_type": "llava", LAMBDA_KEY: lam} for lam in (0.5, 0.25))
+    points, seen = 0, set()
+    while True:
+        folder = tmp_path_factory.mktemp("changed")
+        (folder / "config.json").write_text(json.dumps(old))
+        killed = killed_at(points, lambda folder=folder: run(folder, "0.25"))
+        found = config_of(folder)
+        assert found in (old, new), f"killed at change {points}"
+        seen.add(found[LAMBDA_KEY])
+        assert run(folder, "0.25") == 0
+        assert config_of(folder) == new
+        assert {file.name for file in folder.iterdir()} == {"config.json", "config.json.bak"}
+        assert json.loads((folder / "config.json.bak").read_text()) == old
+        if not killed:
+            break
+        points += 1
+    assert seen == {0.5, 0.25}
+    assert points >= 6
+
+
+@pytest.mark.slow
+def test_many_second_folders_at_once(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All of them end with the whole folder, or say who is at work."""
+    for number in range(6):
+        (checkpoint / f"model-{number}.safetensors").write_bytes(bytes(1000))
+    target = tmp_path_factory.mktemp("many") / "lam0"
+    code = "import sys; from transformers_agci.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, "set-lambda", str(checkpoint), "0", "--output", str(target)]
+    programs = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(8)]
+    said = [program.communicate()[1] for program in programs]
+    codes = [program.returncode for program in programs]
+    assert set(codes) <= {0, 2}
+    assert 0 in codes
+    assert all("Another program is copying" in text for code, text in zip(codes, said, strict=True) if code)
+    assert len(list(target.iterdir())) == 7
+    assert config_of(target)[LAMBDA_KEY] == 0

@@ -10,7 +10,7 @@ from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.sharegpt import read_entry
 from transformers_agci.experiments.study.run import LAMBDAS, Study
-from transformers_agci.experiments.study.table import Models, _changes, table_of
+from transformers_agci.experiments.study.table import CONTRASTS, CROSSED, Models, _changes, table_of
 from transformers_agci.experiments.study.training_data import write_training_data
 
 ITEMS = 4
@@ -18,7 +18,7 @@ ITEMS = 4
 
 def write_answers(path: Path, yes: str, no: str) -> None:
     """Every Yes row is answered with `yes`, every No row with `no`."""
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         {
             "id": 9 * item + cell,
@@ -39,35 +39,51 @@ def write_answers(path: Path, yes: str, no: str) -> None:
 
 
 def test_table_by_hand(tmp_path: Path) -> None:
-    """As it was always right; AGCI says Yes to everything; of two seeds tuned with AGCI one is right, one says Yes."""
+    """As it was always right; AGCI in the evaluation says Yes to everything; the training changes nothing, but for one
+    of two seeds trained with AGCI, which says Yes to everything without it, too."""
     study = Study(tmp_path, seeds=2)
-    for lam in LAMBDAS:
-        write_answers(study.answers(None, lam), "Yes", "Yes" if lam else "No")
+    for evaluated in LAMBDAS:
+        write_answers(study.answers(None, evaluated), "Yes", "Yes" if evaluated else "No")
         for seed in range(2):
-            write_answers(study.answers(seed, lam), "Yes", "Yes" if lam and seed else "No")
+            write_answers(study.answers(seed, 0.0, evaluated), "Yes", "Yes" if evaluated else "No")
+            write_answers(study.answers(seed, 0.5, evaluated), "Yes", "Yes" if evaluated or seed else "No")
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_of(study).splitlines()]
     found = {line[0]: line[1:] for line in lines if line}
     right, wrong = "100.0 [51.0, 100.0]", "0.0 [0.0, 49.0]"  # Wilson's interval of four items
-    assert found["as it was, lambda 0"][:3] == [right] * 3
-    assert found["as it was, lambda 0.5"][:3] == ["50.0 [15.0, 85.0]", right, wrong]
-    assert found["fine-tuned and probed at lambda 0.5"][0] == "75.0 [0.0, 100.0]"  # t with one degree of freedom
-    assert found["fine-tuned: lambda 0.5 - lambda 0"] == [
-        "-25.0 [-342.7, +292.7]",
+    always_yes = ["50.0 [15.0, 85.0]", right, wrong]
+    assert found["as it was, probed at 0"][:3] == [right] * 3
+    assert found["as it was, probed at 0.5"][:3] == always_yes
+    assert found["trained at 0, probed at 0"][:3] == [right] * 3
+    assert found["trained at 0, probed at 0.5"][:3] == found["trained at 0.5, probed at 0.5"][:3] == always_yes
+    assert found["trained at 0.5, probed at 0"][:2] == ["75.0 [0.0, 100.0]", right]  # t with one degree of freedom
+    balanced = {name: cells[0].partition(" ")[0] for name, cells in found.items()}
+    assert balanced["lambda in training (mean of both evaluations)"] == "-12.5"
+    assert balanced["lambda in evaluation (mean of both trainings)"] == "-37.5"
+    assert balanced["interaction (what the second does more after the first)"] == "+25.0"
+    assert found["both: trained and probed at 0.5 - at 0"][0] == "-50.0 [no interval]"
+    assert found["lambda in evaluation, before the training"][:3] == [
+        "-50.0 [no interval]",
         "+0.0 [no interval]",
-        "-50.0 [-685.3, +585.3]",
-        "+0.0 [no interval]",
+        "-100.0 [no interval]",
     ]
-    assert "seed 0: +0.0, seed 1: -50.0." in table_of(study)
+    assert "seed 0: -50.0, seed 1: -50.0." in table_of(study)
+
+
+def test_contrasts_compare_like_with_like() -> None:
+    """Every one sums to zero, and the main effects and the interaction are orthogonal over the crossover."""
+    assert all(sum(contrast.values()) == 0 for contrast in CONTRASTS.values())
+    first, second, third = ([contrast.get(at, 0) for at in CROSSED] for contrast in list(CONTRASTS.values())[:3])
+    assert np.dot(first, second) == np.dot(first, third) == np.dot(second, third) == 0
 
 
 def test_differences_are_paired() -> None:
     """Seeds and items differ much among themselves and in nothing between the two conditions."""
     rng = np.random.default_rng(0)
     yes = (rng.random((5, 40, 9)) < rng.random((5, 40, 1))).astype(float)
-    models = Models(yes, yes)
-    assert _changes(models, models)[0] == "+0.0 [no interval]"
-    better = Models(np.where(np.arange(40)[:, None] < 4, 1.0, yes), yes)
-    assert _changes(models, better)[0].startswith("+")
+    models, better = Models(yes, yes), Models(np.where(np.arange(40)[:, None] < 4, 1.0, yes), yes)
+    contrast = {CROSSED[1]: 1.0, CROSSED[0]: -1.0}
+    assert _changes({CROSSED[0]: models, CROSSED[1]: models}, contrast)[0] == "+0.0 [no interval]"
+    assert _changes({CROSSED[0]: models, CROSSED[1]: better}, contrast)[0].startswith("+")
 
 
 def test_training_data_are_balanced_and_readable(tmp_path: Path) -> None:
@@ -113,6 +129,8 @@ def test_a_small_study_and_once_more(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert settings["0"]["data"] == settings["0.5"]["data"]
     probed = json.loads((tmp_path / "s" / "seed0.lam0.5" / "answers.manifest.json").read_text())
     assert probed["settings"]["lambda"] == probed["notes"]["lambda_in_config"] == 0.5
+    crossed = json.loads((tmp_path / "s" / "seed0.lam0.5" / "answers.lam0.manifest.json").read_text())
+    assert (crossed["settings"]["lambda"], crossed["notes"]["lambda_in_config"]) == (0.0, 0.5)
     capsys.readouterr()
     assert main(words) == 0
     assert capsys.readouterr().out.count("is finished already") == 2

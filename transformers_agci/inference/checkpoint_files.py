@@ -11,13 +11,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 from transformers_agci.families import SUPPORTED_FAMILIES, unsupported_config
 from transformers_agci.families.llava import is_original_llava, twin_of_original
 from transformers_agci.storage.json_file import read_json_object
 from transformers_agci.storage.reading import read_json
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 ADAPTER = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -70,6 +71,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     for file in sorted(folder.glob("*.json")):
         if file.name != INDEX and file.stat().st_size < 1 << 20:
             _refuse_code(file)
+    _check_generation_config(folder / GENERATION_CONFIG)
     config = read_json_object(path)
     refuse_original_llava(folder, config)
     model_type = config.get("model_type")
@@ -88,6 +90,18 @@ def refuse_original_llava(checkpoint: Path | str, config: dict[str, Any]) -> Non
         f"'agci convert-llava {checkpoint} {Path(checkpoint).name}-hf' and name the new folder, or take "
         f"the llava-hf checkpoint of the same model; that of the 7B is {twin_of_original(config).hub_id}."
     )
+
+
+def _check_generation_config(path: Path) -> None:
+    """InputError for token ids that generate() would stumble over."""
+    if not path.exists():
+        return
+    found = read_json_object(path)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = found.get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(number, int) and not isinstance(number, bool) for number in ids):
+            raise InputError(f"{path}: {key} must be a token id or a list of them, but is {short(value)}.")
 
 
 def _refuse_code(file: Path) -> None:

@@ -1,8 +1,8 @@
-"""The study: the embedded model fine-tuned with lambda 0 and 0.5, equal otherwise, and probed with the same lambda."""
+"""The study: the embedded model fine-tuned with lambda 0 and 0.5, equal otherwise, each probed with both."""
 
 import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,12 +38,21 @@ class Study:
     items: int = 100
     learning_rate: float = 1e-3
 
-    def answers(self, seed: int | None, lam: float) -> Path:
-        """The answers of a fine-tuned model, or of the model as it was (seed None)."""
-        return self._place(seed, lam) / "answers.jsonl"
+    def answers(self, seed: int | None, trained: float, evaluated: float | None = None) -> Path:
+        """The answers of the model trained at lambda `trained`, or of the model as it was (seed None).
+
+        They were given at lambda `evaluated`; None: at that of the training.
+        """
+        crossed = evaluated is not None and evaluated != trained
+        name = f"answers.lam{lambda_text(evaluated)}.jsonl" if crossed and evaluated is not None else "answers.jsonl"
+        return self._place(seed, trained) / name
 
     def run(self, say: Callable[[str], None] = print) -> None:
-        """Train, merge and probe whatever is not finished yet."""
+        """Train, merge and probe whatever is not finished yet.
+
+        A crossover: each fine-tuned model is probed at the lambda of its training and at the other one, so that what
+        lambda does to the training and what it does to the answers can be told apart.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -53,13 +62,13 @@ class Study:
         for lam in LAMBDAS:
             self._copy_base(lam)
             say(f"the model as it was, lambda {lambda_text(lam)}")
-            self._probe(self._base(lam), None, lam, data, say)
+            self._probe(self._base(lam), None, lam, [lam], data=data, say=say)
         for seed in range(self.seeds):
             training_data = write_training_data(self.folder / "data", seed, self.steps * BATCH)
             for lam in LAMBDAS:
                 say(f"seed {seed}, lambda {lambda_text(lam)}")
                 merged = self._tune(seed, lam, training_data, say)
-                self._probe(merged, seed, lam, data, say)
+                self._probe(merged, seed, lam, LAMBDAS, data=data, say=say)
 
     def _check_same_study(self) -> None:
         """InputError where a study with other numbers was begun in the folder; more seeds may be added to one."""
@@ -133,17 +142,27 @@ class Study:
             use_cpu=True,
         )
 
-    def _probe(self, model: Path, seed: int | None, lam: float, data: ProbeData, say: Callable[[str], None]) -> None:
-        """Ask the model with the lambda that its config.json carries."""
-        answers = self.answers(seed, lam)
-        answers.parent.mkdir(parents=True, exist_ok=True)
+    def _probe(
+        self,
+        model: Path,
+        seed: int | None,
+        trained: float,
+        evaluated: Sequence[float],
+        *,
+        data: ProbeData,
+        say: Callable[[str], None],
+    ) -> None:
+        """Ask the model at each lambda of `evaluated`; its config.json carries that of its training."""
         loaded = load(LoadOptions(str(model), device="cpu"))
-        if loaded.lam != lam:
+        if loaded.lam != trained:
             raise InputError(
-                f"{model} carries lambda {loaded.lam}, but the study tuned it with {lam}; remove "
+                f"{model} carries lambda {loaded.lam}, but the study tuned it with {trained}; remove "
                 f"{self.folder} and start over."
             )
-        summary: RunSummary = PositionProbe(loaded, data, [lam], answers).ask()
-        if not summary.complete:
-            raise InputError(f"Not every question was answered: {'; '.join(summary.lines())}.")
-        say(f"probed: {answers}")
+        for lam in evaluated:
+            answers = self.answers(seed, trained, lam)
+            answers.parent.mkdir(parents=True, exist_ok=True)
+            summary: RunSummary = PositionProbe(loaded, data, [lam], answers).ask()
+            if not summary.complete:
+                raise InputError(f"Not every question was answered: {'; '.join(summary.lines())}.")
+            say(f"probed at lambda {lambda_text(lam)}: {answers}")

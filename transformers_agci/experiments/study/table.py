@@ -1,6 +1,7 @@
 """The study's table: what fine-tuning with and without AGCI did, with intervals over seeds and items."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -77,37 +78,70 @@ def write_table(study: Study) -> WrittenTable:
     return written
 
 
+class Condition(NamedTuple):
+    """Lambda in the training and in the evaluation; `trained` None: the model as it was."""
+
+    trained: float | None
+    evaluated: float
+
+    def __str__(self) -> str:
+        if self.trained is None:
+            return f"as it was, probed at {self.evaluated:g}"
+        return f"trained at {self.trained:g}, probed at {self.evaluated:g}"
+
+
+OFF, ON = LAMBDAS
+BEFORE = tuple(Condition(None, lam) for lam in LAMBDAS)
+CROSSED = tuple(Condition(trained, evaluated) for trained in LAMBDAS for evaluated in LAMBDAS)
+# What is compared -> the weight of each condition in it.
+Contrast = Mapping[Condition, float]
+CONTRASTS: Mapping[str, Contrast] = {
+    "lambda in training (mean of both evaluations)": {
+        Condition(ON, OFF): 0.5,
+        Condition(ON, ON): 0.5,
+        Condition(OFF, OFF): -0.5,
+        Condition(OFF, ON): -0.5,
+    },
+    "lambda in evaluation (mean of both trainings)": {
+        Condition(OFF, ON): 0.5,
+        Condition(ON, ON): 0.5,
+        Condition(OFF, OFF): -0.5,
+        Condition(ON, OFF): -0.5,
+    },
+    "interaction (what the second does more after the first)": {
+        Condition(ON, ON): 1,
+        Condition(ON, OFF): -1,
+        Condition(OFF, ON): -1,
+        Condition(OFF, OFF): 1,
+    },
+    f"both: trained and probed at {ON:g} - at {OFF:g}": {Condition(ON, ON): 1, Condition(OFF, OFF): -1},
+    "lambda in evaluation, before the training": {Condition(None, ON): 1, Condition(None, OFF): -1},
+    f"training at {OFF:g}, probed at {OFF:g}": {Condition(OFF, OFF): 1, Condition(None, OFF): -1},
+    f"training at {ON:g}, probed at {ON:g}": {Condition(ON, ON): 1, Condition(None, ON): -1},
+}
+
+
 def table_of(study: Study) -> str:
-    """Markdown: a row per condition, then the paired differences."""
-    plain = {lam: _models(study, [None], lam) for lam in LAMBDAS}
-    tuned = {lam: _models(study, list(range(study.seeds)), lam) for lam in LAMBDAS}
-    off, on = LAMBDAS
-    conditions = [(f"as it was, lambda {lam:g}", plain[lam]) for lam in LAMBDAS]
-    conditions += [(f"fine-tuned and probed at lambda {lam:g}", tuned[lam]) for lam in LAMBDAS]
-    differences = [
-        (f"fine-tuned: lambda {on:g} - lambda {off:g}", tuned[off], tuned[on]),
-        (f"as it was: lambda {on:g} - lambda {off:g}", plain[off], plain[on]),
-        (f"lambda {off:g}: fine-tuned - as it was", plain[off], tuned[off]),
-        (f"lambda {on:g}: fine-tuned - as it was", plain[on], tuned[on]),
-    ]
-    head = ["", *ACCURACIES, *SPREADS]
-    rows = [[name, *_levels(models)] for name, models in conditions]
-    changes = [[name, *_changes(first, second)] for name, first, second in differences]
-    per_seed = [
-        f"seed {seed}: {(balanced(tuned[on]) - balanced(tuned[off]))[seed].mean():+.1f}" for seed in range(study.seeds)
-    ]
+    """Markdown: a row per condition of the crossover, then the paired differences."""
+    models = {condition: _models(study, [None], condition) for condition in BEFORE}
+    models |= {condition: _models(study, list(range(study.seeds)), condition) for condition in CROSSED}
+    rows = [[str(condition), *_levels(found)] for condition, found in models.items()]
+    changes = [[name, *_changes(models, contrast)] for name, contrast in CONTRASTS.items()]
+    both = balanced(models[Condition(ON, ON)]) - balanced(models[Condition(OFF, OFF)])  # [seeds, items]
+    per_seed = [f"seed {seed}: {both[seed].mean():+.1f}" for seed in range(study.seeds)]
     return "\n\n".join(
         [
-            markdown_table(head, rows),
+            markdown_table(["lambda", *ACCURACIES, *SPREADS], rows),
             markdown_table(["paired difference", *ACCURACIES, UNEVENNESS], changes),
-            f"Balanced accuracy, lambda {on:g} - lambda {off:g}, by seed: {', '.join(per_seed)}.",
+            f"Balanced accuracy, trained and probed at {ON:g} - at {OFF:g}, by seed: {', '.join(per_seed)}.",
         ]
     )
 
 
-def _models(study: Study, seeds: Sequence[int | None], lam: float) -> Models:
+def _models(study: Study, seeds: Sequence[int | None], condition: Condition) -> Models:
     """The answers of the models of these seeds, their items in the first one's order."""
-    results = [read_results(study.answers(seed, lam)) for seed in seeds]
+    trained = condition.evaluated if condition.trained is None else condition.trained
+    results = [read_results(study.answers(seed, trained, condition.evaluated)) for seed in seeds]
     tables = [_tables(result.select(results[0].items)) for result in results]
     return Models(*(np.stack(part) for part in zip(*tables, strict=True)))
 
@@ -136,9 +170,14 @@ def _levels(models: Models) -> list[str]:
     return cells
 
 
-def _changes(first: Models, second: Models) -> list[str]:
-    """second - first, paired by seed and by item; a single model stands for every seed."""
+def _changes(models: Mapping[Condition, Models], contrast: Contrast) -> list[str]:
+    """The weighted sum of conditions, paired by seed and by item; a single model stands for every seed."""
     return [
-        CHANGE.write(mean_over_seeds_and_items(measure(second) - measure(first)))
+        CHANGE.write(mean_over_seeds_and_items(_sum(weight * measure(models[at]) for at, weight in contrast.items())))
         for measure in (*ACCURACIES.values(), yes_unevenness)
     ]
+
+
+def _sum(parts: Iterable[Floats]) -> Floats:
+    """The sum of arrays [models, items], of which some have a single model."""
+    return functools.reduce(np.add, parts)
