@@ -77,7 +77,8 @@ def test_a_process_of_torchrun_ends_with_the_commands_code(words, code) -> None:
 def test_a_reader_that_leaves_does_not_stop_the_work(tmp_path: Path) -> None:
     """The pipe is closed before the first line is written; every row and the map are there all the same."""
     answers, reader = tmp_path / "A.jsonl", "import sys; sys.stdin.close()"
-    command = f"{{ sleep 1; {sys.executable} -m transformers_agci.cli probe --items 1 --quiet --answer_file {answers}; "
+    words = f"probe --items 1 --quiet --global_context_lambda 0 --answer_file {answers}"
+    command = f"{{ sleep 1; {sys.executable} -m transformers_agci.cli {words}; "
     command += f"echo $? >&2; }} | {sys.executable} -c '{reader}'"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "0", done.stderr

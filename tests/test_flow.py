@@ -54,7 +54,7 @@ def test_rows_equal_eager_attention(family: str, lam: float) -> None:
 def test_layers_are_all_one_or_a_range() -> None:
     assert parse_layers("all", 3) == [0, 1, 2]
     for wrong in ("3", "2-1", "-1", "x", "0-3", ""):
-        with pytest.raises(InputError, match="--layers must be all, one layer or a range such as 0-2"):
+        with pytest.raises(InputError, match="`layers` must be all, one layer or a range such as 0-2"):
             parse_layers(wrong, 3)
 
 

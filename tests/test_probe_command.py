@@ -221,13 +221,15 @@ def test_without_model_and_file_the_embedded_ones_serve(
     monkeypatch.chdir(tmp_path)
     words = ["probe", "--items", "1", "--device", "cpu", "--quiet"]
     assert main(words) == 0
-    assert "the embedded atlas" in capsys.readouterr().out
-    rows = read("position_probe.jsonl")
-    assert [row["answer"] for row in rows] == ["Yes"] * 9 + ["No"] * 9
+    said = capsys.readouterr().out
+    assert "lambda 0, 0.5 (from the default of the embedded model)" in said and "the embedded atlas" in said
+    for lam in ("0", "0.5"):
+        rows = read(f"position_probe.lam{lam}.jsonl")
+        assert [row["answer"] for row in rows] == ["Yes"] * 9 + ["No"] * 9
     pictures = {path: path.stat().st_mtime_ns for path in Path("position_probe.probe_set").rglob("*.jpg")}
     assert len(pictures) == 9
     assert main(words) == 0, "the same command goes on"
-    assert "18 already done" in capsys.readouterr().out
+    assert "36 already done" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in pictures} == pictures
     assert main(["probe", "--items", "1", "--seed", "1", "--device", "cpu", "--quiet"]) == 2
     assert "data_sha256" in capsys.readouterr().err

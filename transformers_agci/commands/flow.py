@@ -7,7 +7,6 @@ the mean flow per place of the target, and the share of it on the target's cell.
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers_agci.commands.options import (
     EMBEDDED,
@@ -19,12 +18,10 @@ from transformers_agci.commands.options import (
     lambdas,
     model_options,
     run_options,
+    teller,
     whole,
 )
 from transformers_agci.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers_agci.inference.load import LoadedModel
 
 LAMBDAS = ("0", "0.5")
 
@@ -58,81 +55,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, draw, write; 1 where rows were bad."""
+    from transformers_agci.experiments.flow.measure import FlowOptions, flow_of_image, flow_of_rows
+    from transformers_agci.experiments.positives import RowsOptions
     from transformers_agci.inference.process_group import main_process_output
 
-    with main_process_output():
-        return _measure(args)
-
-
-def _measure(args: argparse.Namespace) -> int:
-    from transformers_agci.inference.load import load
-
-    asked = lambdas(args)
-    if len(set(asked)) != len(asked):
-        raise InputError(f"Each lambda is measured once, but the list is {' '.join(args.global_context_lambda)}.")
     if (args.image is None) != (args.question is None):
         raise InputError("--image and --question go together: an image, and what is asked about it.")
     if args.image is not None and args.eval_file is not None:
         raise InputError("--image is for one image, --eval_file for a probe file; give one of the two.")
-    if args.image is not None:
-        return _one_image(args, asked, load(model_options(args)))
-    return _probe_file(args, asked)
-
-
-def _one_image(args: argparse.Namespace, asked: list[float], loaded: "LoadedModel") -> int:
-    from transformers_agci.experiments.flow.figure import as_json, draw_flow, write_json
-    from transformers_agci.experiments.flow.flow import SOURCES, measure_flow
-    from transformers_agci.inference.questions import ImageFile, Question
-    from transformers_agci.method.lam import lambda_text
-    from transformers_agci.report.heatmap import image_path
-
-    target = image_path(args.output_path)
-    image = ImageFile(args.image.parent, args.image.name, "--image")
-    question = Question(row={}, where="--image", text=args.question, images=(image,))
-    flows = measure_flow(loaded, question, asked, args.layers, args.max_new_tokens)
-    files = {source: target if source == "text" else target.with_stem(f"{target.stem}_{source}") for source in SOURCES}
-    for source, file in files.items():
-        draw_flow(flows, source, image.open(), file, args.question)
-    write_json(as_json(flows, str(args.image), args.question), target.with_suffix(".json"))
-    for flow in flows:
-        shares = ", ".join(
-            f"{100 * float(flow.of(source).sum()):.1f} % of the attention from {words} is on the image"
-            for source, words in SOURCES.items()
-        )
-        print(f"lambda {lambda_text(flow.lam)}: {flow.prediction!r}; {shares}")
-    print("\n".join(f"Written: {file}" for file in [*files.values(), target.with_suffix(".json")]))
-    return 0
-
-
-def _probe_file(args: argparse.Namespace, asked: list[float]) -> int:
-    from transformers_agci.experiments.flow.maps import aggregate, draw_maps, maps_text
-    from transformers_agci.experiments.flow.run import FlowRun
-    from transformers_agci.experiments.positives import draw_items, probe_positives
-    from transformers_agci.inference.load import load
-    from transformers_agci.inference.process_group import is_main_process
-    from transformers_agci.method.lam import lambda_text
-
-    output_dir = args.output_dir
-    options = model_options(args)
-    data = probe_positives(args.eval_file, args.img_path, output_dir, args.items, args.seed)
-    rows = draw_items(data.items, args.items, args.seed)
-    loaded = load(options)
-    print(
-        f"{len(rows)} rows of {min(args.items, len(data.items))} items; {loaded.family.name}, lambda "
-        f"{', '.join(map(lambda_text, asked))}, layers {args.layers}",
-        flush=True,
-    )
-    measured = FlowRun(loaded, rows, data.img_path, asked, args.layers, args.max_new_tokens)
-    notes = {
-        "eval_file": str(args.eval_file) if args.eval_file else None,
-        "img_path": str(data.img_path),
-        "items": args.items,
-        "seed": args.seed,
-    }
-    summary = measured.write(output_dir, data, notes, run_options(args))
-    print("\n".join(summary.lines()))
-    if not args.shard and is_main_process() and summary.counts.rows + summary.counts.already_done:
-        summed = aggregate(summary.outputs[0])
-        print(f"\n{maps_text(summed)}\n")
-        print("\n".join(f"map: {file}" for file in draw_maps(summed, output_dir, measured.layers_text)))
-    return summary.exit_code
+    options = FlowOptions(model_options(args), lambdas(args), args.layers, args.max_new_tokens)
+    say = teller(add_arguments)
+    with main_process_output():
+        if args.image is not None:
+            return flow_of_image(options, args.image, args.question, args.output_path, say)
+        rows = RowsOptions(args.eval_file, args.img_path, args.items, args.seed)
+        return flow_of_rows(options, rows, args.output_dir, run_options(args), say)

@@ -20,6 +20,7 @@ from transformers_agci.commands.options import (
     lambdas,
     model_options,
     run_options,
+    teller,
     whole,
 )
 
@@ -57,52 +58,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Mask, measure, write; 1 where images failed."""
+    from transformers_agci.experiments.occlusion.masks import parse_colour
+    from transformers_agci.experiments.occlusion.measure import OcclusionOptions, occlude_rows
+    from transformers_agci.experiments.occlusion.occlude import MaskOptions
+    from transformers_agci.experiments.positives import RowsOptions
     from transformers_agci.inference.process_group import main_process_output
 
+    options = OcclusionOptions(
+        model_options(args),
+        MaskOptions(args.mask_size, args.stride or args.mask_size, parse_colour(args.colour)),
+        lambdas(args)[0],
+        args.batch_size,
+        args.max_new_tokens,
+    )
+    rows = RowsOptions(args.eval_file, args.img_path, args.items, args.seed)
     with main_process_output():
-        return _measure(args)
-
-
-def _measure(args: argparse.Namespace) -> int:
-    from transformers_agci.experiments.occlusion.masks import parse_colour
-    from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun
-    from transformers_agci.experiments.positives import draw_items, probe_positives
-    from transformers_agci.inference.load import load
-    from transformers_agci.method.lam import lambda_text
-
-    (lam,) = lambdas(args)
-    masks = MaskOptions(args.mask_size, args.stride or args.mask_size, parse_colour(args.colour))
-    output_dir = args.output_dir
-    options = model_options(args)
-    data = probe_positives(args.eval_file, args.img_path, output_dir, args.items, args.seed)
-    rows = draw_items(data.items, args.items, args.seed)
-    loaded = load(options)
-    drawn = (
-        f"{args.items} of {len(data.items)} items, drawn with seed {args.seed}"
-        if args.items < len(data.items)
-        else f"all {len(data.items)} items (fewer than --items asks for)"
-        if args.items > len(data.items)
-        else f"all {len(data.items)} items"
-    )
-    print(
-        f"{drawn}: {len(rows)} images; {loaded.family.name}, lambda {lambda_text(lam)}, masks of {masks.size} px "
-        f"every {masks.stride} px",
-        flush=True,
-    )
-    if data.negatives:
-        print(f"{data.negatives} rows whose answer is No are omitted.", flush=True)
-    measured = OcclusionRun(loaded, rows, data.img_path, masks, lam, args.batch_size, args.max_new_tokens)
-    notes = {
-        "eval_file": str(args.eval_file) if args.eval_file else None,
-        "img_path": str(data.img_path),
-        "items": args.items,
-        "seed": args.seed,
-    }
-    summary = measured.write(output_dir, data, notes, run_options(args))
-    print("\n".join(summary.lines()))
-    if not args.shard:
-        print(f"\nmaps by target position: agci occlusion-maps --prob_results_dir {output_dir} --output_path maps.png")
-    return summary.exit_code
+        return occlude_rows(options, rows, args.output_dir, run_options(args), teller(add_arguments))
 
 
 def add_maps_arguments(parser: argparse.ArgumentParser) -> None:

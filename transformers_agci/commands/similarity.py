@@ -7,7 +7,6 @@ Without --eval_file the images come from the embedded atlas, without --model_pat
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers_agci.commands.options import (
     EMBEDDED,
@@ -21,12 +20,9 @@ from transformers_agci.commands.options import (
     lambdas,
     model_options,
     run_options,
+    teller,
     whole,
 )
-from transformers_agci.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers_agci.experiments.positives import Positives
 
 EMBEDDED_ITEMS = 100
 
@@ -54,59 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write, and say what came out; 1 where rows were bad."""
+    from transformers_agci.experiments.positives import RowsOptions
+    from transformers_agci.experiments.similarity.measure import SimilarityOptions, measure_rows
     from transformers_agci.inference.process_group import main_process_output
 
+    options = SimilarityOptions(
+        model_options(args), args.pooling, lambdas(args)[0], args.limit, args.batch_size, args.workers
+    )
+    rows = RowsOptions(args.eval_file, args.img_path, args.items or EMBEDDED_ITEMS, args.seed)
     with main_process_output():
-        return _measure(args)
-
-
-def _measure(args: argparse.Namespace) -> int:
-    from transformers_agci.experiments.similarity.run import ROWS, SimilarityRun, pooling_named
-    from transformers_agci.inference.load import load
-    from transformers_agci.method.lam import lambda_text
-
-    (lam,) = lambdas(args)
-    pooling_named(args.pooling)
-    answer_file = args.answer_file
-    options = model_options(args)
-    data = _data(args, answer_file)
-    rows = data.rows[: args.limit or ROWS]
-    loaded = load(options)
-    print(
-        f"{len(rows)} of {len(data.rows)} rows from {args.eval_file or 'the embedded atlas'}; {loaded.family.name}, "
-        f"{args.pooling} pooling, lambda {lambda_text(lam)}",
-        flush=True,
-    )
-    if data.negatives:
-        print(f"{data.negatives} rows whose answer is No are omitted.", flush=True)
-    measured = SimilarityRun(loaded, rows, data.img_path, args.pooling, lam, args.batch_size, args.workers)
-    summary = measured.write(
-        answer_file,
-        data,
-        {"eval_file": str(args.eval_file) if args.eval_file else None, "img_path": str(data.img_path)},
-        run_options(args),
-    )
-    print("\n".join(summary.lines()))
-    if not args.shard:
-        print(f"\nnumbers and map: agci metrics-similarity --results_file {answer_file} --output_heatmap map.png")
-    return summary.exit_code
-
-
-def _data(args: argparse.Namespace, answer_file: Path) -> "Positives":
-    from transformers_agci.embedded.probe_set import build_similarity_set
-    from transformers_agci.experiments.positives import read_positives
-    from transformers_agci.storage.result_names import sibling_path
-
-    if args.eval_file is None:
-        if args.img_path:
-            raise InputError("--img_path belongs to --eval_file; without it the embedded atlas makes the images.")
-        made = build_similarity_set(
-            sibling_path(answer_file, ".similarity_set"), args.items or EMBEDDED_ITEMS, args.seed
-        )
-        return read_positives(made.rows, made.images)
-    if args.img_path is None:
-        raise InputError("--img_path is needed with --eval_file: the folder that holds the rows' images.")
-    return read_positives(args.eval_file, args.img_path)
+        return measure_rows(options, rows, args.answer_file, run_options(args), teller(add_arguments))
 
 
 def add_metrics_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,18 +34,47 @@ def read_positives(eval_file: Path, img_path: Path) -> Positives:
     return only_positives(read_data(eval_file, img_path), str(eval_file))
 
 
-def probe_positives(
-    eval_file: Path | None, img_path: Path | None, output_dir: Path, items: int, seed: int
-) -> Positives:
-    """The Yes rows of a probe file, or `items` items of the embedded atlas, drawn into a folder beside `output_dir`."""
-    if eval_file is None:
-        if img_path is not None:
-            raise InputError("`img_path` belongs to `eval_file`; without it the embedded atlas makes the images.")
-        folder = output_dir.with_name(f"{output_dir.name}.probe_set")
-        return only_positives(embedded_data(folder, items, seed), "the embedded atlas")
-    if img_path is None:
-        raise InputError("`img_path` is needed with `eval_file`: the folder that holds the rows' images.")
-    return read_positives(eval_file, img_path)
+@dataclass(frozen=True)
+class RowsOptions:
+    """Which rows: those of a file with the folder of their images, or items that the embedded atlas makes.
+
+    items  of a file: how many are drawn; of the atlas: how many are made
+    seed   of the draw, or of the atlas's items
+    """
+
+    eval_file: Path | None
+    img_path: Path | None
+    items: int
+    seed: int
+
+    @property
+    def source(self) -> str:
+        """The file or the atlas, in words."""
+        return str(self.eval_file or "the embedded atlas")
+
+    def file_and_images(self) -> tuple[Path, Path] | None:
+        """The file and its folder of images; None for the atlas. InputError where only one of them is given."""
+        if self.eval_file is None:
+            if self.img_path is not None:
+                raise InputError("`img_path` belongs to `eval_file`; without it the embedded atlas makes the images.")
+            return None
+        if self.img_path is None:
+            raise InputError("`img_path` is needed with `eval_file`: the folder that holds the rows' images.")
+        return self.eval_file, self.img_path
+
+    def notes(self, img_path: Path) -> dict[str, Any]:
+        """What the manifest records of it."""
+        file = None if self.eval_file is None else str(self.eval_file)
+        return {"eval_file": file, "img_path": str(img_path), "items": self.items, "seed": self.seed}
+
+
+def probe_positives(options: RowsOptions, output_dir: Path) -> Positives:
+    """The Yes rows of a probe file, or of the embedded atlas, which draws into a folder beside `output_dir`."""
+    found = options.file_and_images()
+    if found is not None:
+        return read_positives(*found)
+    folder = output_dir.with_name(f"{output_dir.name}.probe_set")
+    return only_positives(embedded_data(folder, options.items, options.seed), options.source)
 
 
 def only_positives(data: ProbeData, source: str) -> Positives:

@@ -6,7 +6,7 @@ line: there it is plain lines, the first after 5 seconds, so that one sees early
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,8 @@ from transformers_agci.storage.result_names import Shard
 REDRAW = 0.2  # seconds between two states of the bar on a terminal
 LOG_AT = (5.0, 15.0, 30.0, 60.0)  # seconds of the first lines in a log file; then one every minute
 LISTED = 20  # skipped rows that the summary names
+
+Say = Callable[[str], None]  # takes the lines that a user reads while the work goes on
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.benchmarks import benchmark
-from transformers_agci.experiments.benchmarks.asking.run import AskOptions, Say, ask_benchmark
+from transformers_agci.experiments.benchmarks.asking.run import AskOptions, ask_benchmark
 from transformers_agci.experiments.benchmarks.asking.source import Source
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
+from transformers_agci.inference.progress import Say
 
 NAMES = ("scienceqa", "hallusionbench", "crpe", "textvqa", "pope")
 DATA_FILES = ("*.json", "*.jsonl", "*.gz", "*.parquet", "data/*.parquet", "Full/*.parquet")

@@ -5,9 +5,10 @@ from typing import Any
 
 from transformers_agci.data.rows import read_rows
 from transformers_agci.experiments.benchmarks import mmmu_pro
-from transformers_agci.experiments.benchmarks.asking.run import Asked, AskOptions, Say, ask_benchmark
+from transformers_agci.experiments.benchmarks.asking.run import Asked, AskOptions, ask_benchmark
 from transformers_agci.experiments.benchmarks.asking.source import Source
 from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.progress import Say
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.json_file import json_bytes

@@ -19,13 +19,12 @@ from transformers_agci.inference.answering import AnswerOptions, answer_question
 from transformers_agci.inference.dry_run import describe
 from transformers_agci.inference.load import LoadedModel, lambdas_of
 from transformers_agci.inference.process_group import is_main_process
+from transformers_agci.inference.progress import Say
 from transformers_agci.inference.questions import QuestionSet
 from transformers_agci.inference.runner import output_paths
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.storage.json_file import write_json
 from transformers_agci.storage.result_names import sibling_path
-
-Say = Callable[[str], None]  # takes the lines that a user reads while it goes on
 
 
 @dataclass(frozen=True)

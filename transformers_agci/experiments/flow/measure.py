@@ -1,0 +1,77 @@
+"""Information flow from what a user asks for to the files and the lines that the user reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.flow.figure import as_json, draw_flow, write_json
+from transformers_agci.experiments.flow.flow import SOURCES, measure_flow
+from transformers_agci.experiments.flow.maps import aggregate, draw_maps, maps_text
+from transformers_agci.experiments.flow.run import FlowRun
+from transformers_agci.experiments.positives import RowsOptions, draw_items, probe_positives
+from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.process_group import is_main_process
+from transformers_agci.inference.progress import Say
+from transformers_agci.inference.questions import ImageFile, Question
+from transformers_agci.inference.runner import RunOptions
+from transformers_agci.method.lam import lambda_text
+from transformers_agci.report.heatmap import image_path
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """The model, the lambdas (baseline first), the layers ("all", "3" or "8-20") and the longest answer in tokens."""
+
+    model: LoadOptions
+    lambdas: Sequence[float]
+    layers: str = "all"
+    max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        if len(set(self.lambdas)) != len(self.lambdas):
+            listed = " ".join(map(lambda_text, self.lambdas))
+            raise InputError(f"Each lambda is measured once, but the list is {listed}.")
+
+
+def flow_of_image(options: FlowOptions, path: Path, question: str, output: Path, say: Say) -> int:
+    """Draw the flow over one image; written are `output`, the same with _answer in its name, and a JSON file."""
+    target = image_path(output)
+    loaded = load(options.model)
+    image = ImageFile(path.parent, path.name, "`image`")
+    asked = Question(row={}, where="`image`", text=question, images=(image,))
+    flows = measure_flow(loaded, asked, options.lambdas, options.layers, options.max_new_tokens)
+    files = {source: target if source == "text" else target.with_stem(f"{target.stem}_{source}") for source in SOURCES}
+    for source, file in files.items():
+        draw_flow(flows, source, image.open(), file, question)
+    write_json(as_json(flows, str(path), question), target.with_suffix(".json"))
+    for flow in flows:
+        shares = ", ".join(
+            f"{100 * float(flow.of(source).sum()):.1f} % of the attention from {words} is on the image"
+            for source, words in SOURCES.items()
+        )
+        say(f"lambda {lambda_text(flow.lam)}: {flow.prediction!r}; {shares}")
+    for file in [*files.values(), target.with_suffix(".json")]:
+        say(f"Written: {file}")
+    return 0
+
+
+def flow_of_rows(options: FlowOptions, rows: RowsOptions, output_dir: Path, run: RunOptions, say: Say) -> int:
+    """Measure drawn items, write their rows, draw the mean per place of the target; 1 where rows were bad."""
+    data = probe_positives(rows, output_dir)
+    drawn = draw_items(data.items, rows.items, rows.seed)
+    loaded = load(options.model)
+    say(
+        f"{len(drawn)} rows of {min(rows.items, len(data.items))} items; {loaded.family.name}, lambda "
+        f"{', '.join(map(lambda_text, options.lambdas))}, layers {options.layers}"
+    )
+    measured = FlowRun(loaded, drawn, data.img_path, options.lambdas, options.layers, options.max_new_tokens)
+    summary = measured.write(output_dir, data, rows.notes(data.img_path), run)
+    for line in summary.lines():
+        say(line)
+    if run.shard is None and is_main_process() and summary.counts.rows + summary.counts.already_done:
+        summed = aggregate(summary.outputs[0])
+        say(f"\n{maps_text(summed)}\n")
+        for file in draw_maps(summed, output_dir, measured.layers_text):
+            say(f"map: {file}")
+    return summary.exit_code

@@ -1,0 +1,51 @@
+"""Occlusion from what a user asks for to the files and the lines that the user reads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun
+from transformers_agci.experiments.positives import Positives, RowsOptions, draw_items, probe_positives
+from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.progress import Say
+from transformers_agci.inference.runner import RunOptions
+from transformers_agci.method.lam import lambda_text
+
+
+@dataclass(frozen=True)
+class OcclusionOptions:
+    """The model, the masks, lambda while answering, masked copies per forward call, the longest answer in tokens."""
+
+    model: LoadOptions
+    masks: MaskOptions
+    lam: float = 0.0
+    batch_size: int | None = None
+    max_new_tokens: int = 128
+
+
+def occlude_rows(options: OcclusionOptions, rows: RowsOptions, output_dir: Path, run: RunOptions, say: Say) -> int:
+    """Mask the images of drawn items and write a folder for each; 1 where images failed."""
+    data = probe_positives(rows, output_dir)
+    drawn = draw_items(data.items, rows.items, rows.seed)
+    loaded, masks = load(options.model), options.masks
+    say(
+        f"{_drawn(rows, data)}: {len(drawn)} images; {loaded.family.name}, lambda {lambda_text(options.lam)}, masks of "
+        f"{masks.size} px every {masks.stride} px"
+    )
+    if data.negatives:
+        say(f"{data.negatives} rows whose answer is No are omitted.")
+    measured = OcclusionRun(
+        loaded, drawn, data.img_path, masks, options.lam, options.batch_size, options.max_new_tokens
+    )
+    summary = measured.write(output_dir, data, rows.notes(data.img_path), run)
+    for line in summary.lines():
+        say(line)
+    if run.shard is None:
+        say(f"\nmaps by target position: agci occlusion-maps --prob_results_dir {output_dir} --output_path maps.png")
+    return summary.exit_code
+
+
+def _drawn(rows: RowsOptions, data: Positives) -> str:
+    there = len(data.items)
+    if rows.items < there:
+        return f"{rows.items} of {there} items, drawn with seed {rows.seed}"
+    return f"all {there} items" + (" (fewer than `items` asks for)" if rows.items > there else "")

@@ -1,0 +1,123 @@
+"""The position probe from what a user asks for to the lines that the user reads."""
+
+import contextlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
+from transformers_agci.experiments.position.metrics import accuracies_text, controls_text, load_controls
+from transformers_agci.experiments.position.questions import Control, questions
+from transformers_agci.experiments.position.run import PositionProbe
+from transformers_agci.inference.answering import AnswerOptions
+from transformers_agci.inference.dry_run import describe
+from transformers_agci.inference.load import LoadOptions, lambdas_of, load
+from transformers_agci.inference.process_group import ProcessGroup, main_process_output
+from transformers_agci.inference.progress import Say
+from transformers_agci.method.lam import lambda_text
+from transformers_agci.storage.result_names import sibling_path
+
+EMBEDDED_ITEMS = 100
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """A probe: model, rows, lambdas and where the answers go.
+
+    eval_file       the rows; None: composites of the embedded atlas
+    negatives_file  rows whose right answer is No, on the same images
+    items           at most so many items (of the atlas: so many, 100 where None); `limit` at most so many rows
+    lambdas         none: the config key's; `lambda_source` says where they come from
+    controls        what is asked beside the rows without their image
+    """
+
+    model: LoadOptions
+    eval_file: Path | None = None
+    img_path: Path | None = None
+    negatives_file: Path | None = None
+    items: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    answer_file: Path = Path("position_probe.jsonl")
+    lambdas: Sequence[float] = ()
+    lambda_source: str = "the command line"
+    controls: Sequence[Control] = ()
+    planted_bias: float = 0.0
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
+    dry_run: bool = False
+
+
+def ask_probe(options: ProbeOptions, say: Say) -> int:
+    """Ask, write, and say what came out; 1 where rows were bad."""
+    with contextlib.ExitStack() as stack:
+        group = stack.enter_context(ProcessGroup())  # one for the probe and its controls
+        stack.enter_context(main_process_output())
+        drawn_in = sibling_path(options.answer_file, ".probe_set")
+        if options.dry_run:
+            drawn_in = Path(stack.enter_context(tempfile.TemporaryDirectory()), "probe_set")
+        data = _data(options, drawn_in)
+        probe = _probe(options, data, say)
+        if options.dry_run:
+            return _dry_run(probe, options.controls, say)
+        summaries = [probe.ask(), *(probe.ask_without_image(control) for control in options.controls)]
+        for line in (line for summary in summaries for line in summary.lines()):
+            say(line)
+        if group.is_main and all(summary.complete for summary in summaries):
+            _show(probe, options.controls, say)
+        return max(summary.exit_code for summary in summaries)
+
+
+def _data(options: ProbeOptions, drawn: Path) -> ProbeData:
+    """The rows of the file, or composites drawn into the folder `drawn`."""
+    if options.eval_file is None:
+        if options.img_path or options.negatives_file:
+            raise InputError(
+                "`img_path` and `negatives_file` belong to `eval_file`; without it the embedded atlas "
+                "makes the images and the negatives."
+            )
+        return embedded_data(drawn, options.items or EMBEDDED_ITEMS, options.seed, options.limit)
+    if options.img_path is None:
+        raise InputError("`img_path` is needed with `eval_file`: the folder that holds the rows' images.")
+    return read_data(options.eval_file, options.img_path, options.negatives_file, options.items, options.limit)
+
+
+def _probe(options: ProbeOptions, data: ProbeData, say: Say) -> PositionProbe:
+    """The model, loaded, and what it is asked; said before the long work begins."""
+    loaded = load(options.model, weights=not options.dry_run)
+    lambdas, source = lambdas_of(options.lambdas, loaded)
+    if options.lambdas:
+        source = options.lambda_source
+    file = None if options.eval_file is None else str(options.eval_file)
+    say(
+        f"lambda {', '.join(map(lambda_text, lambdas))} (from {source}); {loaded.family.name}, "
+        f"model {options.model.model}"
+    )
+    say(f"{data.rows} rows, {len(data.items)} items from {file or 'the embedded atlas'}")
+    notes = {"lambda_source": source, "eval_file": file, "img_path": str(data.img_path)}
+    return PositionProbe(loaded, data, lambdas, options.answer_file, options.answers, notes, options.planted_bias)
+
+
+def _dry_run(probe: PositionProbe, controls: Sequence[Control], say: Say) -> int:
+    """Say what would be done; bad rows are named all the same."""
+    outputs = [*probe.outputs, *(path for control in controls for path in probe.control_outputs(control))]
+    asked = questions(probe.data.items, probe.data.img_path)
+    for line in describe(probe.loaded, asked, probe.lambdas, outputs, batch_size=probe.options.batch_size):
+        say(line)
+    for row in probe.data.bad_rows:
+        say(row.error)
+    return 1 if probe.data.bad_rows else 0
+
+
+def _show(probe: PositionProbe, controls: Sequence[Control], say: Say) -> None:
+    """Accuracy per lambda, the Yes-rates without an image, and the command that draws the map."""
+    files = {control.value: probe.control_outputs(control) for control in controls}
+    say(f"\n{accuracies_text(probe.outputs)}")
+    if controls:
+        said = controls_text(load_controls(files.get("text_only", []), files.get("blank_image", [])))
+        say(f"\n{said}")
+    if len(probe.outputs) <= 2:
+        options = {"results": probe.outputs, **files}
+        words = " ".join(f"--{name}_file {' '.join(map(str, paths))}" for name, paths in options.items())
+        say(f"\nnumbers and map: agci metrics {words} --output_heatmap map.png")
