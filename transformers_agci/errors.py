@@ -7,8 +7,21 @@ class InputError(ValueError):
     """A mistake in what the user gave us.
 
     The message is one clear sentence: what was wrong, where (file, line, field), what is allowed, what to do.
-    Commands print it without a traceback and exit with a non-zero code.
+    Commands print it without a traceback and exit with a non-zero code. It repeats what the user gave us, so whatever
+    is no printable sign of one line is escaped.
     """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(str(message)))
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that is no sign: names out of files may hold control characters and the like.
+
+    >>> printable("one\\ttwo")
+    'one\\\\ttwo'
+    """
+    return text if text.isprintable() else "".join(s if s.isprintable() else ascii(s)[1:-1] for s in text)
 
 
 def short(value: Any, most: int = 80) -> str:

@@ -11,7 +11,7 @@ from transformers_agci.data.built_set import SUFFIX, read_manifest, set_hash
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.images import image_size, resolve_below
 from transformers_agci.data.probe_rows import ANSWERS, ProbeRow, read_probe_rows
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, printable
 from transformers_agci.storage.reading import is_file, is_folder
 
 
@@ -38,7 +38,7 @@ class CheckReport:
             more = f" and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
             yield f"images: {sizes or 'none'}{more}"
         yield from (f"note: {note}" for note in self.notes)
-        yield from (f"error: {error}" for error in self.errors[:errors_shown])
+        yield from (f"error: {printable(error)}" for error in self.errors[:errors_shown])
         hidden = len(self.errors) - errors_shown
         if hidden > 0:
             yield f"error: and {hidden} more"

@@ -1,6 +1,5 @@
 """LLaVA's llava_test_CQM-A.json, built from ScienceQA's own files (whose licence forbids that we ship it)."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +7,7 @@ from typing import Any, NamedTuple
 
 from transformers_agci.data.rows import Row
 from transformers_agci.errors import InputError, short
-from transformers_agci.storage.atomic import write_atomic
-from transformers_agci.storage.json_file import read_json_object
+from transformers_agci.storage.json_file import read_json_object, write_json
 
 LETTERS = "ABCDE"
 
@@ -38,7 +36,7 @@ def write_questions(problems: Path, pid_splits: Path, split: str, output: Path) 
     """Write the split's `conversations` to `output`, whole or not at all; InputError as there."""
     rows = conversations(problems, pid_splits, split)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(output, [json.dumps(rows, ensure_ascii=False, indent=1).encode(), b"\n"])
+    write_json(output, rows, indent=1, ascii_only=False)
     answers = Counter(str(row["conversations"][1]["value"]) for row in rows)
     return Written(len(rows), sum("image" in row for row in rows), answers)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, printable
 from transformers_agci.experiments.benchmarks import benchmark, score_answers
 from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Score
 from transformers_agci.experiments.benchmarks.uncertainty import headline_difference, headline_interval
@@ -113,7 +113,7 @@ def report_text(declared: Benchmark, score: Score, report: dict[str, Any]) -> st
     """The figures as tables, the population above them, what to know about them below."""
     flat = {name: value for name, value in score.figures.items() if not isinstance(value, dict)}
     parts = [
-        f"{declared.title}: {_printable(score.variant)}",
+        f"{declared.title}: {printable(score.variant)}",
         format_table(["figure", "value"], [[name, figure_text(name, value)] for name, value in flat.items()]),
     ]
     for title, group in score.figures.items():
@@ -125,17 +125,17 @@ def report_text(declared: Benchmark, score: Score, report: dict[str, Any]) -> st
         parts.append(f"\n95 % interval of {declared.headline}: {low} to {high} (bootstrap over images)")
     if "difference" in report:
         parts.append(_difference_text(declared.headline, report["difference"]))
-    return "\n".join([*parts, *(f"note: {_printable(note)}" for note in score.notes)])
+    return "\n".join([*parts, *(f"note: {printable(note)}" for note in score.notes)])
 
 
 def _group_table(group: dict[str, Any]) -> str:
     """One line per member; a table of its own columns where the members are figures themselves."""
     if not all(isinstance(value, dict) for value in group.values()):
-        lines = [[_printable(name), figure_text(name, value)] for name, value in group.items()]
+        lines = [[printable(name), figure_text(name, value)] for name, value in group.items()]
         return format_table(["figure", "value"], lines)
     columns = [name for name, value in next(iter(group.values())).items() if not isinstance(value, dict)]
     lines = [
-        [_printable(member), *(figure_text(name, values[name]) for name in columns)] for member, values in group.items()
+        [printable(member), *(figure_text(name, values[name]) for name in columns)] for member, values in group.items()
     ]
     return format_table(["", *columns], lines)
 
@@ -159,8 +159,3 @@ def figure_text(name: str, value: Any, signed: bool = False) -> str:
         return str(value)
     sign = "+" if signed else ""
     return f"{value:{sign}.2f} %" if name.endswith("_pct") else f"{value:{sign}.4f}"
-
-
-def _printable(text: str) -> str:
-    """Names out of a file may hold anything; a terminal shall not be given what is no sign."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
