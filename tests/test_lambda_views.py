@@ -3,17 +3,23 @@
 import copy
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoints import FAMILIES, build_config, build_model, make_inputs
+import transformers
+from tiny_checkpoints import FAMILIES, MODEL_CLASSES, build_config, build_model, make_inputs
 
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, agci, attach
 from transformers_agci.method import autoload
 from transformers_agci.method.handle import current_handle
+
+TESTS = Path(__file__).parent
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -215,8 +221,6 @@ def test_deepcopy_has_its_own_lambda(keyed_model: Any) -> None:
 def test_two_models_of_one_config_object_share_lambda() -> None:
     """As stock does with every setting of a config that two models are given."""
     config = build_config("llava")
-    import transformers
-
     models = [transformers.LlavaForConditionalGeneration(config) for _ in range(2)]
     handle = attach(models[0], 0.5)
     assert models[1].global_context_broadcast_lambda == 0.5
@@ -225,3 +229,123 @@ def test_two_models_of_one_config_object_share_lambda() -> None:
     assert current_handle(models[1]).injections == 1
     handle.detach()
     assert models[1].global_context_broadcast_lambda == 0.0
+
+
+# --- where the key stands, and who is told -------------------------------------------------------------------------
+
+
+def served(config: Any, family: str) -> Any:
+    """A model that was built with this config while the start-up hook was active."""
+    return getattr(transformers, MODEL_CLASSES[family])(config).eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("top", "nested", "lam", "warnings"),
+    [(0.0, 0.2, 0.0, 1), (0.7, 0.2, 0.7, 1), (None, 0.2, 0.2, 0), (0.2, 0.2, 0.2, 0)],
+)
+def test_top_level_wins(
+    family: str, top: float | None, nested: float, lam: float, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = build_config(family)
+    vars(config.text_config)[LAMBDA_KEY] = nested
+    if top is not None:
+        vars(config)[LAMBDA_KEY] = top
+    model = served(config, family)
+    logits(model, family)
+    assert model.global_context_broadcast_lambda == lam
+    assert current_handle(model).injections == (lam > 0)
+    assert len([r for r in caplog.records if "the top level wins" in r.getMessage()]) == warnings
+    assert LAMBDA_KEY not in config.to_dict()["text_config"]
+
+
+def test_key_in_the_vision_config_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    config = build_config("llava")
+    vars(config.vision_config)[LAMBDA_KEY] = 0.5
+    model = served(config, "llava")
+    assert current_handle(model) is None
+    assert ["vision_config does nothing" in r.getMessage() for r in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("where", ["config", "text_config", "inner config"])
+def test_key_set_on_the_config_of_a_model_without_it(family: str, where: str) -> None:
+    model = served(build_config(family), family)
+    stock = logits(model, family)
+    assert current_handle(model) is None
+    config = {"config": model.config, "text_config": model.config.text_config, "inner config": model.model.config}[
+        where
+    ]
+    setattr(config, LAMBDA_KEY, 0.7)
+    assert model.global_context_broadcast_lambda == 0.7
+    assert not torch.equal(logits(model, family), stock)
+    assert current_handle(model).injections == 1
+    setattr(model.config, LAMBDA_KEY, 0.0)
+    assert torch.equal(logits(model, family), stock)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("where", ["model", "inner model"])
+@pytest.mark.parametrize("by", ["attach", "key"])
+def test_replaced_config(family: str, where: str, by: str, caplog: pytest.LogCaptureFixture) -> None:
+    config = build_config(family)
+    if by == "key":
+        vars(config)[LAMBDA_KEY] = 0.2
+    model = served(config, family)
+    if by == "attach":
+        attach(model, 0.2)
+    with_key, without_key = copy.deepcopy(config), copy.deepcopy(config)
+    setattr(with_key, LAMBDA_KEY, 0.7)
+    vars(without_key).pop(LAMBDA_KEY, None)
+    shown = model if where == "model" else model.model
+    fifth = logits(model, family)
+    shown.config = with_key
+    assert not torch.equal(logits(model, family), fifth)
+    assert current_handle(model).lam == model.global_context_broadcast_lambda == 0.7
+    shown.config = without_key
+    logits(model, family)
+    assert getattr(without_key, LAMBDA_KEY) == 0.7  # a number that was asked for is not lost without a word
+    assert len([r for r in caplog.records if "was given another config" in r.getMessage()]) == 2
+
+
+@pytest.mark.parametrize("how", ["attach", "key", "nothing"])
+def test_attribute_of_a_wrapper(how: str) -> None:
+    import peft
+
+    model = build_model("llava")
+    stock = logits(model)
+    if how == "attach":
+        attach(model, 0.2)
+    elif how == "key":
+        model.global_context_broadcast_lambda = 0.2
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], r=2)).eval()
+    autoload.activate()  # the start-up hook does so when peft is imported
+    parallel = torch.nn.DataParallel(wrapped)
+    for wrapper, lam in ((wrapped, 0.7), (parallel, 0.3), (wrapped, 0)):
+        wrapper.global_context_broadcast_lambda = lam
+        assert LAMBDA_KEY not in vars(wrapper)
+        assert wrapper.global_context_broadcast_lambda == current_handle(model).lam == lam
+        assert torch.equal(logits(wrapped), stock) == (lam == 0)
+    with pytest.raises(ValueError, match="finite number"):
+        wrapped.global_context_broadcast_lambda = -1
+
+
+def test_attribute_after_attach_without_the_start_up_hook(tmp_path: Path) -> None:
+    """It is a view of lambda from the first `attach` on; in a process of its own, since activation stays."""
+    program = f"""
+import torch
+from tiny_checkpoints import build_model, make_inputs
+from transformers_agci import attach
+model = build_model("llava")
+assert not hasattr(model, "{LAMBDA_KEY}")
+handle = attach(model, 0.5)
+model.{LAMBDA_KEY} = 0.0
+assert handle.lam == 0.0, handle
+model(**make_inputs("llava", model))
+model.{LAMBDA_KEY} = 0.25
+model(**make_inputs("llava", model))
+print(handle, model.model.{LAMBDA_KEY})
+"""
+    environment = os.environ | {"TRANSFORMERS_AGCI": "0", "PYTHONPATH": os.pathsep.join([*sys.path, str(TESTS)])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "AGCI(lam=0.25, scope=image, family=llava, images=1) 0.25\n", done.stderr

@@ -29,6 +29,7 @@ from transformers_agci.method.lost_images import (
     refuse_bypass,
     refuse_lost_images,
     refuse_merged_embeds,
+    with_whole_images,
 )
 from transformers_agci.method.thread_state import (
     Images,
@@ -147,7 +148,7 @@ def _has(module: nn.Module, handle: "Handle", hooks: Any, hook: Any) -> bool:
 
 def _find_images(handle: "Handle", vlm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], lam: float) -> None:
     handle.belongs_to(vlm)
-    call = forward_call(vlm, args, kwargs)
+    call = with_whole_images(forward_call(vlm, args, kwargs))
     given = call.inputs_embeds if call.input_ids is None else call.input_ids
     is_prefill = given is not None and given.shape[1] > 1
     images = None

@@ -1,8 +1,9 @@
 """Calls in which AGCI would find no image although the answer depends on one: an error, never a silent no-op."""
 
+import dataclasses
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -32,6 +33,23 @@ def images_went_into(output: Any) -> Any:
     """The cache in the output of a vlm, where it made or filled one."""
     parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
     return next((part for part in parts if hasattr(part, "get_seq_length")), None)
+
+
+def with_whole_images(call: ForwardCall) -> ForwardCall:
+    """Undo the slicing of `generate(prefill_chunk_size=...)` where the whole prompt is one chunk.
+
+    transformers slices the encoded images even then, and loses which tokens belong to which image. Its frame still
+    holds them whole. Where there are several chunks, or no such frame, the call is returned as it is.
+    """
+    if call.encoded is None or getattr(call.encoded, "last_hidden_state", None) is not None:
+        return call
+    for frame in _stack():
+        if frame.f_code.co_name != "_prefill" or "transformers" not in frame.f_code.co_filename:
+            continue
+        encoded = frame.f_locals.get("mm_encoder_outputs")
+        if len(frame.f_locals.get("input_chunks", ())) == 1 and isinstance(encoded, Mapping):
+            return dataclasses.replace(call, encoded=encoded.get("image"))
+    return call
 
 
 def refuse_lost_images(vlm: Any, call: ForwardCall) -> None:
