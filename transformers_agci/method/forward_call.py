@@ -26,6 +26,16 @@ def forward_call(vlm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     )
 
 
+def is_decoding_step(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a vlm or decoder is called for one token and without images: AGCI has nothing to look for."""
+    given = kwargs.get("input_ids")
+    if given is None:
+        given = args[0] if args and args[0] is not None else kwargs.get(_EMBEDS)
+    if not isinstance(given, torch.Tensor) or given.ndim < 2 or given.shape[1] != 1 or len(args) > 1:
+        return False
+    return not kwargs.get("mm_encoder_outputs") and all(kwargs.get(name) is None for name in _PIXELS)
+
+
 def embeds_of(decoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
     """inputs_embeds [B, S, D] of a call of the decoder; None where it was given token ids instead."""
     if _EMBEDS in kwargs:

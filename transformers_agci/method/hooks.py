@@ -10,7 +10,8 @@ tokens I and text tokens t, at lambda 0.5:
     after_vlm        forgets the mask; an error if no decoder took it
 
 The functions know no model: torch hands them the module, and the module holds the handle. So they are copied and
-pickled with a model, and can be told from other hooks. At lambda 0 they return at once and stand in no graph.
+pickled with a model, and can be told from other hooks. At lambda 0, and where one token is decoded, they return at once
+and leave the graphs of torch.compile whole.
 """
 
 import logging
@@ -21,7 +22,7 @@ from torch import nn
 
 from transformers_agci.families import decoder_of
 from transformers_agci.method.encoded_images import forget_units, note_units
-from transformers_agci.method.forward_call import embeds_of, forward_call, with_embeds
+from transformers_agci.method.forward_call import embeds_of, forward_call, is_decoding_step, with_embeds
 from transformers_agci.method.image_positions import image_token_mask
 from transformers_agci.method.lost_images import (
     images_went_into,
@@ -53,7 +54,7 @@ def before_vlm(vlm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     """Find the image tokens of a call, and refuse a call whose images are lost."""
     handle: Handle | None = getattr(vlm, HANDLE, None)
     lam = 0.0 if handle is None else handle.strength()
-    if handle is not None and lam:
+    if handle is not None and lam and not is_decoding_step(args, kwargs):
         _outside_graphs(_find_images, handle, vlm, args, kwargs, lam)
 
 
@@ -62,17 +63,17 @@ def before_decoder(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Update the image tokens on their way into the decoder."""
     handle: Handle | None = getattr(decoder, HANDLE, None)
-    if handle is None or not handle.is_on():
+    if handle is None or not handle.is_on() or is_decoding_step(args, kwargs):
         return None
     changed: tuple[tuple[Any, ...], dict[str, Any]] | None
     changed = _outside_graphs(_update_images, handle, decoder, args, kwargs)
     return changed
 
 
-def after_vlm(vlm: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+def after_vlm(vlm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Runs after an exception, too: then torch gives no output."""
     handle: Handle | None = getattr(vlm, HANDLE, None)
-    if handle is not None and handle.is_on():
+    if handle is not None and handle.is_on() and not is_decoding_step(args, kwargs):
         _outside_graphs(_end_call, handle, output)
 
 
@@ -86,8 +87,8 @@ def before_vision(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 def after_vision(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Notice image features that are made outside a call of the vlm: somebody else may merge them."""
     handle: Handle | None = getattr(module, HANDLE, None)
-    if handle is not None and handle.is_on():
-        _outside_graphs(_note_features, handle, kwargs, output)
+    if handle is not None and handle.is_on() and "input_ids" not in kwargs:  # with ids Gemma3n's embedder reads text
+        _outside_graphs(_note_features, handle, output)
 
 
 def put_hooks_on(handle: "Handle", vlm: Any) -> None:
@@ -98,7 +99,7 @@ def put_hooks_on(handle: "Handle", vlm: Any) -> None:
     """
     if not _has(vlm, handle, vlm._forward_pre_hooks, before_vlm):
         vlm.register_forward_pre_hook(before_vlm, with_kwargs=True)
-        vlm.register_forward_hook(after_vlm, always_call=True)
+        vlm.register_forward_hook(after_vlm, with_kwargs=True, always_call=True)
     if handle.family.images.units_are_lost:
         note_units(vlm)
     decoder = decoder_of(vlm)
@@ -205,11 +206,11 @@ def _end_call(handle: "Handle", output: Any) -> None:
         note_images_in_cache(images_went_into(output))
 
 
-def _note_features(handle: "Handle", kwargs: dict[str, Any], output: Any) -> None:
+def _note_features(handle: "Handle", output: Any) -> None:
     if output is None:
         clear_mark(handle)
-    elif "input_ids" not in kwargs and not _in_backward() and running(handle) is None:
-        mark_features(handle)  # with input_ids Gemma3n's embedder looks up text
+    elif not _in_backward() and running(handle) is None:
+        mark_features(handle)
 
 
 def _in_backward() -> bool:
