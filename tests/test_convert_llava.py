@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from transformers_agci import cli
 from transformers_agci.conversion import convert as converting
-from transformers_agci.conversion import shards
+from transformers_agci.conversion import plan, shards
 from transformers_agci.conversion.convert import MANIFEST, convert
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.method.handle import current_handle
@@ -185,7 +185,8 @@ def test_one_weight_file_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             names.append(name)
             return super().tensor(name)
 
-    monkeypatch.setattr(converting, "Shard", Watched)
+    for module in (plan, converting):
+        monkeypatch.setattr(module, "Shard", Watched)
     convert(source, tmp_path / "hf", tower=tower)
     assert len(opened) == 5 + 1 + 5  # names and shapes, the dtype, the weights
     assert names.count("model.embed_tokens.weight") == 2  # once for the dtype

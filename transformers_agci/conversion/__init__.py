@@ -1,5 +1,6 @@
-"""The original LLaVA checkpoints in transformers' layout: `agci convert-llava`.
+"""Checkpoints made of others: `agci convert-llava` and `agci set-lambda`.
 
-original.py reads what the original config.json says, shards.py the weights, layout.py names every tensor on both
-sides, sentencepiece_file.py and processor_files.py make tokenizer and processor, convert.py puts it together.
+original.py reads what LLaVA's original config.json says, shards.py its weights, layout.py names every tensor on both
+sides, plan.py decides where each goes, sentencepiece_file.py and processor_files.py make tokenizer and processor, and
+convert.py puts it together. set_lambda.py changes lambda in place or in a second folder.
 """

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers_agci.embedded import architecture as shape
 from transformers_agci.embedded.atlas import CANVAS
+from transformers_agci.storage.atomic import write_atomic
 
 
 def processor_for(tokenizer: Any) -> Any:
@@ -57,7 +58,7 @@ def _complete_configuration(path: Path, architecture: str) -> None:
     """Say at the top of config.json what transformers 4.57 leaves to the parts, and 5 looks for there."""
     config = _in_float32(json.loads(path.read_text()))
     config |= {"architectures": [architecture], "tie_word_embeddings": True}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_atomic(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _in_float32(config: dict[str, Any]) -> dict[str, Any]:

@@ -44,12 +44,9 @@ def committed_folder(
         _put_back(target)
         unfinished = unfinished_folder(target)
         _remove(unfinished)
-        if _holds_something(target):
-            if is_finished is not None and is_finished(target):
-                yield None
-                return
-            if not replace:
-                raise InputError(f"{target} exists and is not empty; give another folder, or remove it.")
+        if _is_done(target, is_finished, replace):
+            yield None
+            return
         try:
             unfinished.mkdir()
             yield unfinished
@@ -96,6 +93,17 @@ def damaged_file(folder: Path, sizes: Mapping[str, int]) -> str | None:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
     return None
+
+
+def _is_done(target: Path, is_finished: Callable[[Path], bool] | None, replace: bool) -> bool:
+    """Whether there is nothing to make; InputError where `target` holds something that may not be replaced."""
+    if not _holds_something(target):
+        return False
+    if is_finished is not None and is_finished(target):
+        return True
+    if not replace:
+        raise InputError(f"{target} exists and is not empty; give another folder, or remove it.")
+    return False
 
 
 def _holds_something(target: Path) -> bool:
