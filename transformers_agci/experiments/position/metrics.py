@@ -42,7 +42,15 @@ class Metrics:
 def load(results: Paths, negatives: Paths = (), labels: Sequence[str] = ()) -> list[ProbeResult]:
     """Read one or two result files, each with the file of its negatives where they stand apart."""
     if len(results) not in (1, 2):
-        raise InputError(f"Give one result file, or two to compare (baseline, AGCI), but there are {len(results)}.")
+        raise InputError(
+            f"Give one result file, or two to compare (baseline, AGCI), but there are {len(results)}; "
+            "agci evidence takes any number."
+        )
+    return load_all(results, negatives, labels)
+
+
+def load_all(results: Paths, negatives: Paths = (), labels: Sequence[str] = ()) -> list[ProbeResult]:
+    """Read any number of result files."""
     for name, given in (("--negatives_file", negatives), ("--labels", labels)):
         if given and len(given) != len(results):
             raise InputError(f"{name} needs one entry per result file ({len(results)}), but has {len(given)}.")
@@ -124,12 +132,11 @@ def check_outputs(heatmap: str | None) -> None:
 
 
 def _distinct(paths: Paths) -> list[str]:
-    """Names of the results; where two would be called the same, their places tell them apart."""
-    names = [label_of(path) for path in paths]
-    if len(set(names)) == len(names):
-        return names
-    names = [Path(path).stem for path in paths]
-    return names if len(set(names)) == len(names) else ["baseline", "AGCI"]
+    """Names of the results; where two would be called the same, their files' names or places tell them apart."""
+    stems = [Path(path).stem for path in paths]
+    places = ["baseline", "AGCI"] if len(paths) == 2 else [f"result {number}" for number in range(1, len(paths) + 1)]
+    candidates = ([label_of(path) for path in paths], stems, places)
+    return next(names for names in candidates if len(set(names)) == len(names))
 
 
 def _control(name: str, path: str | Path) -> Control:

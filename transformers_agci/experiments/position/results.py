@@ -1,7 +1,7 @@
 """Results of the position probe, scored: from result rows to tables [items, cells]."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +57,10 @@ class Tables:
         """How many rows there are."""
         return int((~np.isnan(self.correct)).sum())
 
+    def mapped(self, change: Callable[[Floats], Floats]) -> "Tables":
+        """Every table changed in the same way."""
+        return Tables(*(change(getattr(self, name)) for name in Tables.__annotations__))
+
     @property
     def has_margins(self) -> bool:
         """Whether any row carries a margin."""
@@ -65,13 +69,17 @@ class Tables:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """One model's answers: `items` names the rows of both tables (the image's key); a table without rows is None."""
+    """One model's answers: `items` names the rows of both tables (the image's key); a table without rows is None.
+
+    `captions` are the items' captions, those of their Yes rows where they have any; empty where nobody asked for them.
+    """
 
     label: str
     shape: Shape
     items: tuple[str, ...]
     yes: Tables | None
     no: Tables | None
+    captions: tuple[str, ...] = ()
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -86,10 +94,9 @@ class ProbeResult:
         def pick(table: Floats) -> Floats:
             return np.where((order >= 0)[:, None], table[order], np.nan)
 
-        def pick_all(tables: Tables | None) -> Tables | None:
-            return None if tables is None else Tables(*(pick(getattr(tables, name)) for name in Tables.__annotations__))
-
-        return ProbeResult(self.label, self.shape, tuple(items), pick_all(self.yes), pick_all(self.no))
+        yes, no = (tables and tables.mapped(pick) for tables in (self.yes, self.no))
+        captions = tuple(self.captions[place] if place >= 0 else "" for place in order) if self.captions else ()
+        return ProbeResult(self.label, self.shape, tuple(items), yes, no, captions)
 
 
 def cell_names(shape: Shape) -> tuple[str, ...]:
@@ -135,7 +142,14 @@ def read_results(path: str | Path, negatives: str | Path | None = None, label: s
         )
         for answer in ANSWERS
     }
-    return ProbeResult(label or label_of(path), shape, items, by_answer["Yes"], by_answer["No"])
+    captions: dict[str, str] = {}
+    for name, row in zip(names, rows, strict=True):
+        if row.answer == "Yes":
+            captions[name] = row.caption
+        else:
+            captions.setdefault(name, row.caption)
+    captions_of_items = tuple(captions[item] for item in items)
+    return ProbeResult(label or label_of(path), shape, items, by_answer["Yes"], by_answer["No"], captions_of_items)
 
 
 def label_of(path: str | Path) -> str:

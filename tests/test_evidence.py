@@ -1,0 +1,277 @@
+"""agci evidence, sweep and plan: several results at once, lambda chosen honestly, how many items are needed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+from statsmodels.genmod.cov_struct import Independence
+from statsmodels.genmod.families import Binomial
+from statsmodels.genmod.generalized_estimating_equations import GEE
+from statsmodels.stats.weightstats import ttost_paired
+
+from transformers_agci import statistics as st
+from transformers_agci.cli import main
+from transformers_agci.data.grid import POSITIONS
+from transformers_agci.experiments.position.sweep import part_of
+from transformers_agci.statistics import planning, regression
+from transformers_agci.statistics.equivalence import equivalence
+
+
+def rows(yes, no=None, margin=True, shape=None):
+    """Rows of a result from margins [items, cells]; caption and image name the item."""
+    found = []
+    for answer, table in (("Yes", yes), ("No", no)):
+        for item in range(0 if table is None else len(table)):
+            for cell in range(table.shape[1]):
+                if np.isnan(table[item, cell]):
+                    continue
+                row = {"image": f"i{item:03d}_{cell}.jpg", "caption": f"{answer} {item}", "answer": answer}
+                row["prediction"] = "Yes" if table[item, cell] > 0 else "No"
+                if shape:
+                    row |= {"grid": f"{shape[0]}x{shape[1]}", "row": cell // shape[1], "col": cell % shape[1]}
+                else:
+                    row["position"] = POSITIONS[cell]
+                if margin:
+                    row["margin"] = float(table[item, cell])
+                found.append(row)
+    return found
+
+
+def write(path: Path, content) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    return str(path)
+
+
+def margins(items, seed, bias=0.0, mean=1.3, cells=9):
+    rng = np.random.default_rng(seed)
+    lean = bias * np.linspace(1, -1, cells)
+    return mean + lean + 0.7 * rng.normal(size=(items, 1)) + 0.7 * rng.normal(size=(items, cells))
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[str]:
+    """A biased baseline, the same with a moved threshold, and one without the bias."""
+    yes, no = margins(80, 0, bias=0.5, mean=0.9), margins(80, 1, mean=-1.3)
+    repaired = yes - 0.5 * np.linspace(1, -1, 9) + 0.1 * margins(80, 2, mean=0)
+    pairs = [(yes, no), (yes + 0.5, no + 0.5), (repaired, no)]
+    return [write(tmp_path / f"r{number}.jsonl", rows(*pair)) for number, pair in enumerate(pairs)]
+
+
+def test_everything_in_one_table_one_figure_and_one_file(three, tmp_path: Path, capsys) -> None:
+    out, figure = tmp_path / "o" / "e.json", tmp_path / "e.png"
+    words = ["--json", str(out), "--output_figure", str(figure), "--margin", "3", "--draws", "50"]
+    assert main(["evidence", *three, *words, "--text_only_file", three[0]]) == 0
+    text = capsys.readouterr().out
+    for word in (
+        "3 results on the same 80 items",
+        "sd of margins over cells",
+        "all cells right %",
+        "Brier",
+        "lambda x position",
+        "lambda x truth",
+        "within 3 points",
+        "balanced at the same Yes-rate",
+        "for all 12 tests",
+        "text only",
+    ):
+        assert word in text, word
+    found = json.loads(out.read_text())
+    moved, repaired = found["comparisons"]
+    assert moved["pair"]["evenness"]["verdict"] == "no difference shown"
+    assert repaired["pair"]["evenness"]["verdict"] == "more even"
+    assert moved["holm"]["threshold"] < 0.001 and moved["holm"]["AUC"] == 1.0
+    assert repaired["holm"]["evenness"] < 0.01 and repaired["tests"]["evenness"] < repaired["holm"]["evenness"]
+    flat = [p for comparison in found["comparisons"] for p in comparison["tests"].values()]
+    assert [p for c in found["comparisons"] for p in c["holm"].values()] == pytest.approx(st.holm(flat))
+    assert len(found["results"][0]["calibration"]["cells"]) == 9
+    with Image.open(figure) as image:
+        assert image.width > image.height > 300
+
+
+def test_wald_is_that_of_a_regression_with_clusters() -> None:
+    """statsmodels' GEE with a parameter per result and cell; our covariance has n - 1 where the sandwich has n."""
+    first, second = ((margins(60, seed, 0.3, mean=0.5, cells=4) > 0) * 1.0 for seed in (3, 4))
+    ours = regression.method_by_position(first, second)
+    y, x, groups = [], [], []
+    for item in range(60):
+        for result, table in enumerate((first, second)):
+            for cell in range(4):
+                row = np.zeros(8)
+                row[4 * result + cell] = 1
+                y.append(table[item, cell])
+                x.append(row)
+                groups.append(item)
+    fit = GEE(np.array(y), np.array(x), np.array(groups), family=Binomial(), cov_struct=Independence()).fit()
+    contrasts = np.zeros((3, 8))
+    for k in range(3):
+        contrasts[k, [k, 3, 4 + k, 7]] = [-1, 1, 1, -1]
+    statistic = float(np.asarray(fit.wald_test(contrasts, scalar=True).statistic))
+    assert ours.statistic == pytest.approx(statistic * 59 / 60, rel=1e-6)
+    assert ours.freedom == (3, 57)
+
+
+def test_odds_ratio_of_yes_and_truth_is_that_of_a_regression() -> None:
+    tables = [[(margins(50, 10 * k + j, mean=m) > 0) * 1.0 for j, m in enumerate((0.8, -0.8))] for k in (1, 2)]
+    shift, truth = regression.method_by_truth(tuple(tables[0]), tuple(tables[1]))
+    y = np.concatenate([t.ravel() for pair in tables for t in pair])
+    result, answer = np.repeat([0, 0, 1, 1], 450), np.repeat([0.5, -0.5, 0.5, -0.5], 450)
+    x = np.stack([np.ones(1800), result, answer, result * answer], axis=1)
+    fit = GEE(y, x, np.tile(np.repeat(np.arange(50), 9), 4), family=Binomial(), cov_struct=Independence()).fit()
+    assert (shift.estimate, truth.estimate) == pytest.approx((fit.params[1], fit.params[3]), abs=1e-6)
+    half = stats.t.ppf(0.975, 49) * fit.bse[3] * np.sqrt(50 / 49)
+    assert truth.high - truth.estimate == pytest.approx(half, rel=1e-6)
+
+
+def test_equivalence_is_that_of_statsmodels() -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(size=40), rng.normal(size=40)
+    change = st.mean_over_items((b - a)[:, None]).overall
+    p = ttost_paired(b, a, -0.7, 0.7)[0]
+    found = equivalence(change, 0.7, 40)
+    assert found.p == pytest.approx(p) and found.shown == (p <= 0.05)
+    assert equivalence(st.Interval(0, np.nan, np.nan, 1), 0.7, 1) is None
+
+
+@pytest.mark.parametrize(
+    "other, words, sentence",
+    [
+        (
+            lambda: rows(margins(79, 0), margins(79, 1)),
+            [],
+            "are not of the same items: 1 items are in one of them only",
+        ),
+        (lambda: rows(margins(80, 0)), [], "has No rows; give the results on the negatives of both, or of none"),
+        (lambda: rows(margins(80, 0, cells=4), shape=(2, 2)), [], "3x3 grid and"),
+        (lambda: rows(margins(80, 0), margins(80, 1)), ["--margin", "0"], "--margin must lie between 0 and 100 points"),
+        (
+            lambda: rows(margins(80, 0), margins(80, 1)),
+            ["--labels", "a"],
+            "--labels needs one entry per result file (2)",
+        ),
+    ],
+)
+def test_results_that_do_not_belong_together(three, tmp_path: Path, capsys, other, words, sentence) -> None:
+    assert main(["evidence", three[0], write(tmp_path / "x.jsonl", other()), *words]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_what_cannot_be_had_is_said(tmp_path: Path, capsys) -> None:
+    right = write(tmp_path / "right.jsonl", rows(np.ones((40, 9)), -np.ones((40, 9)), margin=False))
+    other = write(tmp_path / "other.jsonl", rows(margins(40, 6), margins(40, 7, mean=-1.3), margin=False))
+    out, labels = tmp_path / "e.json", ["--labels", "right", "other", "again"]
+    assert main(["evidence", right, other, right, *labels, "--json", str(out), "--draws", "20"]) == 0
+    text = capsys.readouterr().out
+    assert "Every answer of right is right: nothing about its positions can be tested." in text
+    assert "No margins in right, other, again" in text and "tested on shares, not on log odds" in text
+    assert "No equivalence is tested, because no margin was stated" in text and "nan" not in text
+    found = json.loads(out.read_text())
+
+    def bounds(content):
+        if isinstance(content, dict):
+            if content.get("low") is not None:
+                yield content["low"], content["high"]
+            for value in content.values():
+                yield from bounds(value)
+        elif isinstance(content, list):
+            for value in content:
+                yield from bounds(value)
+
+    widths = [high - low for low, high in bounds(found)]
+    assert len(widths) > 50 and min(widths) > 1e-6
+    one = write(tmp_path / "one.jsonl", rows(margins(1, 8), margins(1, 9)))
+    assert main(["evidence", one, one]) == 2
+    assert "has one item: nothing can be tested on it" in capsys.readouterr().err
+
+
+def test_a_sweep_chooses_on_some_items_and_reports_on_others(three, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "s.json"
+    assert main(["sweep", *three, "--choose_by", "evenness", "--json", str(out)]) == 0
+    text = capsys.readouterr().out
+    found, manifest = json.loads(out.read_text()), json.loads((tmp_path / "s.manifest.json").read_text())
+    assert found["chosen"] == "r2" and found["pair"]["evenness"]["verdict"] == "more even"
+    dev = sum(part_of(f"Yes {item}", 1000) < 500 for item in range(80))
+    assert found["split"]["dev"] == dev and found["split"]["held_out"] == 80 - dev == found["pair"]["items"]
+    assert manifest["settings"]["split"]["rule"].startswith("SHA-256 of the caption")
+    assert set(manifest["settings"]["results_sha256"]) == {"r0.jsonl", "r1.jsonl", "r2.jsonl"}
+    assert f"On the {80 - dev} held-out items" in text
+    assert main(["sweep", *three, "--nested"]) == 0
+    assert "5 folds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--dev_share", "1"], "a lambda is not reported on the items on which it was chosen"),
+        (["--held_out", "SAME"], "80 captions"),
+    ],
+)
+def test_a_lambda_is_not_reported_on_the_items_that_chose_it(three, capsys, words, sentence) -> None:
+    words = [part for word in words for part in (three if word == "SAME" else [word])]
+    assert main(["sweep", *three, *words]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and "not reported on the items on which it was chosen" in error
+
+
+def test_the_best_of_several_equal_lambdas_is_no_better_on_held_out_items(tmp_path: Path) -> None:
+    """Ten results of one model: the best on the dev items gains there, and nothing on the others."""
+    from transformers_agci.experiments.position.results import read_results
+    from transformers_agci.experiments.position.sweep import sweep
+
+    gains = []
+    for trial in range(12):
+        results = [
+            read_results(
+                write(
+                    tmp_path / "a.jsonl",
+                    rows(margins(60, 100 * trial + k), margins(60, 100 * trial + k + 50, mean=-1.3)),
+                ),
+                label=str(k),
+            )
+            for k in range(6)
+        ]
+        found = sweep(results)
+        if found.pair:
+            gains.append((found.scores[found.chosen] - found.scores["0"], found.pair.balanced.estimate))
+    inside, outside = np.mean(gains, axis=0)
+    assert len(gains) >= 8 and inside > 0.02 and abs(outside) < inside / 2
+
+
+def test_plans_agree_with_simulation(tmp_path: Path, capsys) -> None:
+    plans = planning.items_for_position(9, 0.3, 0.5)
+    needed = plans[0].items
+    lean = 0.3 * np.repeat([1, 0, -1], 3) * np.sqrt(1.5)
+    rng = np.random.default_rng(7)
+    found = [
+        stats.f.sf(
+            _within_f(lean + rng.normal(size=(needed, 1)) + np.sqrt(0.5) * rng.normal(size=(needed, 9))),
+            8,
+            8 * (needed - 1),
+        )
+        <= 0.05
+        for _ in range(600)
+    ]
+    assert np.mean(found) == pytest.approx(planning.position_power(needed, 9, 0.3, 0.5), abs=0.05)
+    assert planning.position_power(needed, 9, 0.3, 0.5) >= 0.8 > planning.position_power(needed - 1, 9, 0.3, 0.5)
+    assert planning.items_for_difference(0.5, 1.0)[0].items == 34  # the textbook's t test
+    one = write(tmp_path / "p.jsonl", rows(margins(60, 8), margins(60, 9, mean=-1.3)))
+    two = write(tmp_path / "q.jsonl", rows(margins(60, 8) + 0.1, margins(60, 9, mean=-1.3) + 0.1))
+    assert main(["plan", one, two, "--difference", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "positions differ with an sd of 2 points" in text and "that of the two pilots' items" in text
+    assert main(["plan", one, "--difference", "2"]) == 0
+    assert "give a second pilot" in capsys.readouterr().out
+    assert main(["plan", one, "--difference", "0"]) == 2
+    right = write(tmp_path / "r.jsonl", rows(np.ones((40, 9))))
+    assert main(["plan", right, "--difference", "2"]) == 2
+    assert "do not vary within its items" in capsys.readouterr().err
+
+
+def _within_f(table):
+    """F of the cells in a table [items, cells] with items as blocks."""
+    n, cells = table.shape
+    between = n * ((table.mean(axis=0) - table.mean()) ** 2).sum() / (cells - 1)
+    return between / planning.residual_variance(table)

@@ -1,0 +1,140 @@
+"""Several results of the position probe on the same items (lambdas, methods, seeds), each against the first.
+
+One table and one figure: accuracy, signal detection, evenness without bias, lambda x position, lambda x truth,
+consistency, calibration, equivalence within a margin that is stated beforehand, Holm's correction over all of it.
+"""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from transformers_agci.commands.options import add_draws_options, number
+
+if TYPE_CHECKING:
+    from transformers_agci.experiments.position.results import ProbeResult
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    _add_results(parser)
+    parser.add_argument(
+        "--margin",
+        type=number,
+        metavar="POINTS",
+        help="balanced accuracies that differ by less count as equal; state it before you look",
+    )
+    parser.add_argument("--output_figure", metavar="F", help="the figure to draw (.png, .pdf, .svg)")
+    parser.add_argument("--json", metavar="OUT", help="write all numbers to this file")
+    parser.add_argument("--title", default="", help="title of the figure")
+    parser.add_argument("--text_only_file", nargs="+", default=[], metavar="T", help="answers without an image")
+    parser.add_argument("--blank_image_file", nargs="+", default=[], metavar="T", help="answers on a blank image")
+    add_draws_options(parser, "permutations of the null")
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", nargs="+", metavar="R", help="result files, the baseline first")
+    parser.add_argument(
+        "--negatives_file",
+        "--negatives_files",
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="the results on the negatives, one per result file, where they are files of their own",
+    )
+    parser.add_argument("--labels", nargs="+", default=[], metavar="L", help="names of the results")
+
+
+def _read(args: argparse.Namespace) -> "list[ProbeResult]":
+    from transformers_agci.experiments.position.metrics import load_all
+
+    return load_all(args.results, args.negatives_file, args.labels)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tables; draw and write what is asked for."""
+    from transformers_agci.errors import InputError
+    from transformers_agci.experiments.position import evidence_report
+    from transformers_agci.experiments.position.evidence import gather
+    from transformers_agci.experiments.position.measures import ResamplingConfig
+    from transformers_agci.experiments.position.metrics import check_outputs, load_controls
+
+    if args.margin is not None and not 0 < args.margin < 100:
+        raise InputError(f"--margin must lie between 0 and 100 points, but is {args.margin:g}.")
+    check_outputs(args.output_figure)
+    controls = load_controls(args.text_only_file, args.blank_image_file)
+    margin = None if args.margin is None else args.margin / 100
+    evidence = gather(_read(args), margin, ResamplingConfig(args.draws, args.seed))
+    print(evidence_report.evidence_text(evidence, controls))
+    if args.json:
+        evidence_report.write_json(evidence, controls, args.json)
+    if args.output_figure:
+        print(f"\nfigure: {evidence_report.draw_evidence(evidence, args.output_figure, args.title)}")
+    return 0
+
+
+def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `agci sweep`."""
+    _add_results(parser)
+    parser.add_argument(
+        "--held_out",
+        nargs="+",
+        default=[],
+        metavar="H",
+        help="results of another data set to report on, one per result file; without it the items are split",
+    )
+    parser.add_argument("--dev_share", type=number, default=0.5, metavar="S", help="share that chooses (default 0.5)")
+    parser.add_argument(
+        "--choose_by",
+        choices=("balanced", "auc", "evenness"),
+        default="balanced",
+        help="the largest balanced accuracy or AUC, or the least unevenness of the margins (default balanced)",
+    )
+    parser.add_argument("--nested", action="store_true", help="five folds, each reported on by what the others chose")
+    parser.add_argument("--json", metavar="OUT", help="write all numbers here, and the split to the manifest beside it")
+
+
+def run_sweep(args: argparse.Namespace) -> int:
+    """Lambda chosen on dev items and reported once on held-out items; the baseline is the first result.
+
+    The items are split by a hash of their captions, which the manifest beside --json records; with --held_out those
+    that report are another data set's. The best of several lambdas on the items that chose it is not reported.
+    """
+    from transformers_agci.experiments.position import sweep_report
+    from transformers_agci.experiments.position.metrics import load_all
+    from transformers_agci.experiments.position.sweep import NestedSweep, Sweep, nested, sweep, sweep_apart
+
+    results = _read(args)
+    found: Sweep | NestedSweep
+    if args.nested:
+        found = nested(results, args.choose_by)
+    elif args.held_out:
+        found = sweep_apart(results, load_all(args.held_out), args.choose_by)
+    else:
+        found = sweep(results, args.choose_by, args.dev_share)
+    print(sweep_report.sweep_text(found))
+    if args.json:
+        sweep_report.write_sweep(found, args.json, [*args.results, *args.negatives_file, *args.held_out])
+    return 0
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `agci plan`."""
+    parser.add_argument("pilot", nargs="+", metavar="PILOT", help="a result file, or two (baseline, then the method)")
+    parser.add_argument(
+        "--difference", type=number, required=True, metavar="POINTS", help="the effect to be shown, in points"
+    )
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    """How many items show an effect of a given size, with which power, from a pilot's variances.
+
+    Two effects: positions whose accuracies differ with that standard deviation, and two results whose balanced
+    accuracies differ by that much. The latter needs two pilots; with one, the two results are taken as unrelated.
+    """
+    from transformers_agci.errors import InputError
+    from transformers_agci.experiments.position.metrics import load
+    from transformers_agci.experiments.position.sweep_report import plan_text
+
+    if not 0 < args.difference < 100:
+        raise InputError(f"--difference must lie between 0 and 100 points, but is {args.difference:g}.")
+    print(plan_text(load(args.pilot), args.difference / 100))
+    return 0

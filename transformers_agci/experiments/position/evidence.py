@@ -1,0 +1,214 @@
+"""Everything that several results on the same items show: each against the first, corrected for all comparisons."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from transformers_agci import statistics as st
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.position.comparison import PairReport, compare
+from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
+from transformers_agci.experiments.position.results import ProbeResult, Tables
+from transformers_agci.statistics import Floats, Interval, equivalence, regression
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Items whose Yes rows are all right, and all alike, in every cell that they have."""
+
+    all_right: Interval
+    all_alike: Interval
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """sigma(margin) as the probability of Yes: Brier score, and mean probability of the right answer - accuracy.
+
+    `cells` are those gaps per cell, over Yes and No rows together: above zero the model is surer than it is right.
+    """
+
+    brier: Interval
+    gap: Interval
+    cells: list[Interval]
+
+
+@dataclass(frozen=True)
+class ResultEvidence:
+    """One result by itself."""
+
+    report: ResultReport
+    consistency: Consistency | None
+    calibration: Calibration | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One result against the baseline. `tests` holds p by name, `holm` the same corrected over all results' tests.
+
+    position  lambda x position: does the change of the log odds of a right Yes row depend on the cell?
+    shift     how much more often Yes is said (log odds), whatever the truth
+    truth     lambda x truth: how much more Yes depends on the truth (log odds ratio)
+    """
+
+    pair: PairReport
+    position: regression.Wald | None
+    shift: Interval | None
+    truth: Interval | None
+    equivalence: equivalence.Equivalence | None
+    tests: dict[str, float]
+    holm: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Results in the order given; `comparisons` are of the second and later ones against the first."""
+
+    items: int
+    results: list[ResultEvidence]
+    comparisons: list[Comparison]
+    margin: float | None  # of equivalence, a share (0..1), stated beforehand
+    notes: list[str]
+
+
+def gather(
+    results: Sequence[ProbeResult], margin: float | None = None, resampling: ResamplingConfig | None = None
+) -> Evidence:
+    """Measure and compare; InputError where the results are not of the same items and grid."""
+    check_same_items(results)
+    baseline = results[0]
+    singles = [_single(result, resampling) for result in results]
+    pairs = [_compare(baseline, result, margin) for result in results[1:]]
+    names = [(number, name) for number, pair in enumerate(pairs) for name in pair.tests]
+    corrected = st.holm([pairs[number].tests[name] for number, name in names])
+    for (number, name), p in zip(names, corrected, strict=True):
+        pairs[number].holm[name] = p
+    return Evidence(len(baseline.items), singles, pairs, margin, _notes(results, margin))
+
+
+def check_same_items(results: Sequence[ProbeResult]) -> None:
+    """InputError where results have different grids or items, or too few items to test anything."""
+    first = results[0]
+    for other in results[1:]:
+        if other.shape != first.shape:
+            shapes = ["x".join(map(str, result.shape)) for result in (first, other)]
+            raise InputError(
+                f"'{first.label}' has a {shapes[0]} grid and '{other.label}' a {shapes[1]} one; "
+                "only results on the same grid can be compared."
+            )
+        differ = set(first.items) ^ set(other.items)
+        if differ:
+            raise InputError(
+                f"'{first.label}' and '{other.label}' are not of the same items: {len(differ)} items are in one of "
+                f"them only, such as {min(differ)}; give results of one data set."
+            )
+        lacking = next(
+            (name for name in ("yes", "no") if bool(getattr(first, name)) != bool(getattr(other, name))), None
+        )
+        if lacking:
+            raise InputError(
+                f"Only one of '{first.label}' and '{other.label}' has {lacking.capitalize()} rows; give the results on "
+                "the negatives of both, or of none."
+            )
+    if len(first.items) < 2:
+        raise InputError(f"'{first.label}' has one item: nothing can be tested on it; give results of more items.")
+
+
+def _notes(results: Sequence[ProbeResult], margin: float | None) -> list[str]:
+    notes = []
+    bare = [r.label for r in results if not any(t.has_margins for t in (r.yes, r.no) if t)]
+    if bare:
+        notes.append(
+            f"No margins in {', '.join(bare)}: no AUC, no calibration, and evenness only by d', if there are No rows."
+        )
+    for result in results:
+        tables = [t for t in (result.yes, result.no) if t]
+        if all(np.nanmin(t.correct) == 1 for t in tables):
+            notes.append(f"Every answer of {result.label} is right: nothing about its positions can be tested.")
+        if any(t is None for t in (result.yes, result.no)):
+            notes.append(f"{result.label} has {'Yes' if result.yes else 'No'} rows only: no d', no balanced accuracy.")
+        without = sum(int(np.isnan(t.margin[~np.isnan(t.correct)]).sum()) for t in tables if t.has_margins)
+        if without:
+            notes.append(f"{without} rows of {result.label} have no margin and are left out of what margins show.")
+    lacking = [
+        result.label for result in results if result.yes and regression.logits_of_rates(result.yes.correct) is None
+    ]
+    if lacking:
+        notes.append(
+            f"In {', '.join(lacking)} some cell has only right or only wrong answers: lambda x position is tested "
+            "on shares, not on log odds."
+        )
+    if margin is None:
+        notes.append(
+            "No equivalence is tested, because no margin was stated: a difference that is not shown is not zero."
+        )
+    return notes
+
+
+def _single(result: ProbeResult, resampling: ResamplingConfig | None) -> ResultEvidence:
+    consistency = None
+    if result.yes:
+        known = ~np.isnan(result.yes.correct).all(axis=1)
+        correct, said = result.yes.correct[known], result.yes.said_yes[known]
+        n = int(known.sum())
+        right = int((np.nanmin(correct, axis=1) == 1).sum())
+        alike = int((np.nanmin(said, axis=1) == np.nanmax(said, axis=1)).sum())
+        consistency = Consistency(st.wilson(right, n), st.wilson(alike, n))
+    return ResultEvidence(measure(result, resampling), consistency, _calibration(result.yes, result.no))
+
+
+def _calibration(yes: Tables | None, no: Tables | None) -> Calibration | None:
+    if not (yes and no and yes.has_margins and no.has_margins):
+        return None
+    sure = [special.expit(yes.margin), special.expit(-no.margin)]  # probability of the right answer
+    brier = np.concatenate([(1 - p) ** 2 for p in sure], axis=1)
+    gaps = [np.where(np.isnan(p), np.nan, p - t.correct) for p, t in zip(sure, (yes, no), strict=True)]
+    cells = [st.mean_over_items(np.stack([a, b], axis=1)).overall for a, b in zip(gaps[0].T, gaps[1].T, strict=True)]
+    overall = st.mean_over_items(np.concatenate(gaps, axis=1)).overall
+    return Calibration(st.mean_over_items(brier).overall, overall, cells)
+
+
+def _compare(baseline: ProbeResult, result: ProbeResult, margin: float | None) -> Comparison:
+    pair = compare(baseline, result)
+    aligned = result.select(baseline.items)
+    yes, no = (_shared(getattr(baseline, name), getattr(aligned, name)) for name in ("yes", "no"))
+    position = regression.method_by_position(*(t.correct for t in yes)) if yes else None
+    odds = None
+    if yes and no:
+        odds = regression.method_by_truth(*((yes[i].said_yes, no[i].said_yes) for i in (0, 1)))
+    change = pair.balanced or (pair.yes or pair.no).accuracy.overall  # type: ignore[union-attr]
+    same = None if margin is None else equivalence.equivalence(change, margin, pair.items)
+    tests = {
+        "balanced accuracy" if pair.balanced else "accuracy": regression.two_sided_p(change, pair.items),
+        "AUC": regression.two_sided_p(pair.auc, pair.items) if pair.auc else np.nan,
+        "evenness": _evenness_p(pair),
+        "lambda x position": position.p if position else np.nan,
+        "lambda x truth": regression.two_sided_p(odds[1], pair.items) if odds else np.nan,
+        "threshold": regression.two_sided_p(odds[0], pair.items) if odds else np.nan,
+    }
+    known = {name: float(p) for name, p in tests.items() if np.isfinite(p)}
+    shift, truth = odds or (None, None)
+    return Comparison(pair, position, shift, truth, same, known, {})
+
+
+def _shared(first: Tables | None, second: Tables | None) -> tuple[Tables, Tables] | None:
+    if first is None or second is None:
+        return None
+    missing = np.isnan(first.correct) | np.isnan(second.correct)
+
+    def masked(table: Floats) -> Floats:
+        return np.where(missing, np.nan, table)
+
+    return first.mapped(masked), second.mapped(masked)
+
+
+def _evenness_p(pair: PairReport) -> float:
+    """The larger p of the two units in which the margins are measured: both must show a change."""
+    found = pair.evenness
+    changes = [found.margin, found.margin_other_unit] if found.margin else [found.d_prime]
+    values = [
+        np.nan if c is None else regression.two_sided_p(Interval(c.estimate, c.low, c.high, pair.items), pair.items)
+        for c in changes
+    ]
+    return float(np.max(values))

@@ -1,0 +1,196 @@
+"""The evidence of several results as tables, one figure and JSON."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transformers_agci.experiments.position.comparison import as_json
+from transformers_agci.experiments.position.evidence import Comparison, Evidence, ResultEvidence
+from transformers_agci.experiments.position.metrics import Control, controls_text
+from transformers_agci.report.heatmap import GREY, INK, image_path, save_figure
+from transformers_agci.report.table import ABSENT, NUMBER, PERCENT, POINTS, Style, format_table, p_value
+from transformers_agci.statistics import NO_DATA, Interval
+from transformers_agci.statistics.evenness import Change, signed_root
+from transformers_agci.storage.json_file import write_json as write_json_file
+
+THREE, THREE_CHANGE = Style(digits=3), Style(digits=3, signed=True)
+VARIANCE = Style(digits=4, signed=True)
+
+
+def evidence_text(evidence: Evidence, controls: Sequence[Control] = ()) -> str:
+    """All tables: each result by itself, against the first, the tests, what is said without the image, and remarks."""
+    first = evidence.results[0].report.label
+    blocks = [
+        f"{len(evidence.results)} results on the same {evidence.items} items; 95 % intervals count items",
+        _levels(evidence.results),
+        _detection(evidence.results),
+    ]
+    if evidence.comparisons:
+        blocks += [
+            f"against {first} (paired)",
+            _changes(evidence),
+            _evenness(evidence.comparisons),
+            f"p, and in brackets Holm's correction for all {_tests(evidence)} tests of this table\n\n"
+            + _test_table(evidence.comparisons),
+        ]
+    if controls:
+        blocks.append(controls_text(controls))
+    return "\n\n".join([*blocks, *evidence.notes])
+
+
+def _tests(evidence: Evidence) -> int:
+    return sum(len(comparison.tests) for comparison in evidence.comparisons)
+
+
+Column = tuple[str, Callable[[Any], str]]
+
+
+def _table(first: str, rows: Sequence[tuple[str, Any]], columns: Sequence[Column]) -> str:
+    header = [first, *(name for name, _ in columns)]
+    return format_table(header, [[label, *(write(row) for _, write in columns)] for label, row in rows])
+
+
+def _levels(results: Sequence[ResultEvidence]) -> str:
+    def sd(row: ResultEvidence) -> str:
+        level = row.report.yes.margin_unevenness if row.report.yes else None
+        return ABSENT if level is None else NUMBER.value(signed_root(level.estimate))
+
+    def p(row: ResultEvidence) -> str:
+        yes = row.report.yes
+        return ABSENT if yes is None else p_value((yes.margin_spread or yes.spread).sd.p)
+
+    columns: list[Column] = [
+        ("Yes %", lambda row: PERCENT.write(row.report.yes and row.report.yes.accuracy)),
+        ("No %", lambda row: PERCENT.write(row.report.no and row.report.no.accuracy)),
+        ("balanced %", lambda row: PERCENT.write(row.report.balanced)),
+        ("sd of margins over cells", sd),
+        ("position effect, p", p),
+        ("all cells right %", lambda row: PERCENT.write(row.consistency and row.consistency.all_right)),
+        ("all cells alike %", lambda row: PERCENT.write(row.consistency and row.consistency.all_alike)),
+    ]
+    return _table("result", [(row.report.label, row) for row in results], columns)
+
+
+def _detection(results: Sequence[ResultEvidence]) -> str:
+    def matched(row: ResultEvidence) -> Interval | None:
+        return row.report.matched.accuracy if row.report.matched else None
+
+    columns: list[Column] = [
+        ("d'", lambda row: NUMBER.write(row.report.d_prime)),
+        ("c", lambda row: NUMBER.write(row.report.criterion)),
+        ("AUC", lambda row: THREE.write(row.report.auc)),
+        ("Yes % at 90 % of No right", lambda row: PERCENT.write(matched(row))),
+        ("Brier", lambda row: THREE.write(row.calibration and row.calibration.brier)),
+        ("surer than right, points", lambda row: POINTS.write(row.calibration and row.calibration.gap)),
+    ]
+    return _table("result", [(row.report.label, row) for row in results], columns)
+
+
+def _changes(evidence: Evidence) -> str:
+    def same(row: Comparison) -> str:
+        if row.equivalence is None:
+            return ABSENT
+        return f"{'yes' if row.equivalence.shown else 'not shown'}, p = {row.equivalence.p:.2g}"
+
+    columns: list[Column] = [
+        ("Yes, points", lambda row: POINTS.write(row.pair.yes and row.pair.yes.accuracy.overall)),
+        ("No, points", lambda row: POINTS.write(row.pair.no and row.pair.no.accuracy.overall)),
+        ("balanced, points", lambda row: POINTS.write(row.pair.balanced)),
+        ("AUC", lambda row: THREE_CHANGE.write(row.pair.auc)),
+        ("d'", lambda row: Style(signed=True).write(row.pair.d_prime)),
+    ]
+    if evidence.margin is not None:
+        columns.append((f"within {100 * evidence.margin:g} points", same))
+    return _table("second - first", [(row.pair.second, row) for row in evidence.comparisons], columns)
+
+
+def _evenness(comparisons: Sequence[Comparison]) -> str:
+    def matched(row: Comparison) -> str:
+        found = row.pair.evenness.threshold_matched
+        return ABSENT if found is None else POINTS.write(found.balanced)
+
+    def change(name: str, style: Style = VARIANCE) -> Callable[[Comparison], str]:
+        return lambda row: style.write(getattr(row.pair.evenness, name))
+
+    columns: list[Column] = [
+        ("V of margins", change("margin")),
+        ("V of d'", change("d_prime")),
+        ("V of accuracy, points^2", change("accuracy", Style(1e4, 1, signed=True))),
+        ("evenness", lambda row: row.pair.evenness.verdict),
+        ("balanced at the same Yes-rate, points", matched),
+    ]
+    return _table("change over the cells", [(row.pair.second, row) for row in comparisons], columns)
+
+
+def _test_table(comparisons: Sequence[Comparison]) -> str:
+    names = list(dict.fromkeys(name for comparison in comparisons for name in comparison.tests))
+
+    def test(name: str) -> Callable[[Comparison], str]:
+        def write(row: Comparison) -> str:
+            return f"{p_value(row.tests[name])} ({p_value(row.holm[name])})" if name in row.tests else ABSENT
+
+        return write
+
+    return _table("test", [(row.pair.second, row) for row in comparisons], [(name, test(name)) for name in names])
+
+
+def write_json(evidence: Evidence, controls: Sequence[Control], path: str | Path) -> None:
+    """All numbers as JSON."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_json_file(Path(path), as_json(evidence) | {"without_image": as_json(list(controls))}, indent=1)
+
+
+def draw_evidence(evidence: Evidence, path: str | Path, title: str = "") -> Path:
+    """One figure: a line per result, panels for accuracy, AUC, evenness of the margins, and each against the first."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    target = image_path(path)
+    panels = [(name, points) for name, points in _panels(evidence) if any(np.isfinite(p.estimate) for p in points)]
+    labels = [row.report.label for row in evidence.results]
+    figure = Figure(
+        figsize=(1.6 + 2.1 * len(panels), 1.4 + 0.34 * len(labels)), layout=ConstrainedLayoutEngine(), facecolor="white"
+    )
+    FigureCanvasAgg(figure)
+    for number, (axes, (name, points)) in enumerate(
+        zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True)
+    ):
+        for place, point in enumerate(points):
+            if np.isfinite(point.low):
+                axes.plot([point.low, point.high], [place, place], color=GREY, linewidth=1.4)
+            axes.plot([point.estimate], [place], "o", color=INK, markersize=4.5)
+        if "against" in name:
+            axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
+        axes.set_title(name, fontsize=8.5, color=INK)
+        axes.tick_params(labelsize=7.5, length=2, color=GREY, labelcolor=INK)
+        axes.set_yticks(range(len(labels)), labels if number == 0 else None)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.suptitle(title, fontsize=11, color=INK)
+    figure.supxlabel(f"{evidence.items} items; lines: 95 % intervals over items", fontsize=7.5, color=GREY)
+    save_figure(figure, target)
+    return target
+
+
+def _panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
+    reports = [row.report for row in evidence.results]
+    pairs = [row.pair for row in evidence.comparisons]
+
+    def change(found: Change | None, factor: float = 1) -> Interval:
+        return NO_DATA if found is None else Interval(found.estimate, found.low, found.high, 1).scaled(factor)
+
+    return [
+        ("Yes rows right, %", [(r.yes.accuracy if r.yes else NO_DATA).scaled(100) for r in reports]),
+        ("No rows right, %", [(r.no.accuracy if r.no else NO_DATA).scaled(100) for r in reports]),
+        ("AUC of the margins", [r.auc or NO_DATA for r in reports]),
+        ("balanced, against\nthe first, points", [NO_DATA, *((p.balanced or NO_DATA).scaled(100) for p in pairs)]),
+        ("AUC, against the first", [NO_DATA, *(p.auc or NO_DATA for p in pairs)]),
+        (
+            "variance of margins over\ncells, against the first",
+            [NO_DATA, *(change(p.evenness.margin or p.evenness.d_prime) for p in pairs)],
+        ),
+    ]

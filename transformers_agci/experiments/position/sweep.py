@@ -1,0 +1,163 @@
+"""Lambda chosen on one part of the items and reported, once, on the other: what the best of several lambdas is worth.
+
+The best of several results on the items on which it was found looks better than it is. The parts are told apart by a
+hash of the caption, so that the same caption is on the same side in every run and for every model.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from transformers_agci import statistics as st
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.position.comparison import PairReport, compare
+from transformers_agci.experiments.position.evidence import check_same_items
+from transformers_agci.experiments.position.results import ProbeResult
+from transformers_agci.statistics import Interval, evenness, signal_detection
+
+FOLDS = 5
+FEWEST = 10  # items in each part
+Choice = Literal["balanced", "auc", "evenness"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which items choose and which report; goes into the manifest."""
+
+    rule: str
+    share: float
+    dev: int
+    held_out: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Scores of every result on the items that choose, the chosen one, and its comparison on the held-out items.
+
+    A score is the balanced accuracy, the AUC, or minus V of the margins; larger is better.
+    """
+
+    choice: Choice
+    split: Split
+    scores: dict[str, float]
+    chosen: str
+    pair: PairReport | None  # None: the baseline itself was chosen
+
+
+@dataclass(frozen=True)
+class NestedSweep:
+    """Five folds: in each, lambda is chosen on four fifths and reported on the rest. `gain` is over all items."""
+
+    choice: Choice
+    chosen: list[str]
+    gain: Interval
+
+
+def part_of(caption: str, parts: int) -> int:
+    """0..parts - 1 from the caption's SHA-256."""
+    return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") % parts
+
+
+def sweep(results: Sequence[ProbeResult], choice: Choice = "balanced", dev_share: float = 0.5) -> Sweep:
+    """Split the items by their captions, choose on the first part, compare with the first result on the second."""
+    _check(results)
+    if not 0 < dev_share < 1:
+        raise InputError(
+            f"`dev_share` is {dev_share:g}, but must lie between 0 and 1: a lambda is not reported on the items on "
+            "which it was chosen."
+        )
+    first = results[0]
+    buckets = np.array([part_of(caption, 1000) for caption in first.captions]) / 1000
+    dev = [item for item, bucket in zip(first.items, buckets, strict=True) if bucket < dev_share]
+    held = [item for item, bucket in zip(first.items, buckets, strict=True) if bucket >= dev_share]
+    rule = f"SHA-256 of the caption, first 8 bytes modulo 1000, below {1000 * dev_share:g}: chooses"
+    split = Split(rule, dev_share, len(dev), len(held))
+    return _report(results, results, choice, (dev, held), split)
+
+
+def sweep_apart(dev: Sequence[ProbeResult], held_out: Sequence[ProbeResult], choice: Choice = "balanced") -> Sweep:
+    """The same with results of two data sets; InputError where they share captions."""
+    _check(dev)
+    _check(held_out)
+    if len(dev) != len(held_out):
+        raise InputError(f"There are {len(dev)} results to choose from, but {len(held_out)} held-out ones; give pairs.")
+    shared = set(dev[0].captions) & set(held_out[0].captions)
+    if shared:
+        raise InputError(
+            f"{len(shared)} captions, such as {min(shared)!r}, are both among those that choose and among the held-out "
+            "ones; a lambda is not reported on the items on which it was chosen."
+        )
+    parts = list(dev[0].items), list(held_out[0].items)
+    return _report(dev, held_out, choice, parts, Split("two data sets", 0.5, len(parts[0]), len(parts[1])))
+
+
+def _report(
+    dev: Sequence[ProbeResult],
+    held_out: Sequence[ProbeResult],
+    choice: Choice,
+    parts: tuple[list[str], list[str]],
+    split: Split,
+) -> Sweep:
+    for name, items in zip(("choose", "report"), parts, strict=True):
+        if len(items) < FEWEST:
+            raise InputError(f"Only {len(items)} items are left to {name}; at least {FEWEST} are needed.")
+    scores = {result.label: _score(result.select(parts[0]), choice) for result in dev}
+    chosen = _best(list(scores.values()))
+    pair = compare(held_out[0].select(parts[1]), held_out[chosen].select(parts[1])) if chosen else None
+    return Sweep(choice, split, scores, dev[chosen].label, pair)
+
+
+def nested(results: Sequence[ProbeResult], choice: Choice = "balanced") -> NestedSweep:
+    """Five-fold: every item is reported on by a lambda that the other folds chose. The gain is in balanced accuracy."""
+    _check(results)
+    first = results[0]
+    folds = np.array([part_of(caption, FOLDS) for caption in first.captions])
+    chosen, tables = [], []
+    for fold in range(FOLDS):
+        inside = [item for item, of in zip(first.items, folds, strict=True) if of == fold]
+        outside = [item for item, of in zip(first.items, folds, strict=True) if of != fold]
+        if len(inside) < 2:
+            raise InputError(f"Fold {fold + 1} of {FOLDS} has {len(inside)} items; give results of more items.")
+        best = _best([_score(result.select(outside), choice) for result in results])
+        chosen.append(results[best].label)
+        tables.append([(_correct(results[0].select(inside))), _correct(results[best].select(inside))])
+    baseline, method = (tuple(np.concatenate([t[i][side] for t in tables]) for side in (0, 1)) for i in (0, 1))
+    return NestedSweep(choice, chosen, signal_detection.balanced_difference(baseline, method))  # type: ignore[arg-type]
+
+
+def _correct(result: ProbeResult) -> tuple[st.Floats, st.Floats]:
+    assert result.yes is not None and result.no is not None
+    return result.yes.correct, result.no.correct
+
+
+def _check(results: Sequence[ProbeResult]) -> None:
+    if len(results) < 2:
+        raise InputError("A sweep needs at least two results: the baseline first, then one per lambda.")
+    check_same_items(results)
+    lacking = next((r.label for r in results if r.yes is None or r.no is None), None)
+    if lacking:
+        raise InputError(
+            f"'{lacking}' lacks Yes rows or No rows; a lambda chosen on one kind of row chooses a threshold."
+        )
+
+
+def _score(result: ProbeResult, choice: Choice) -> float:
+    yes, no = result.yes, result.no
+    assert yes is not None and no is not None
+    if choice == "balanced":
+        return float(np.nanmean(yes.correct) + np.nanmean(no.correct)) / 2
+    if not (yes.has_margins and no.has_margins):
+        raise InputError(f"'{result.label}' carries no margins; choose by balanced accuracy.")
+    if choice == "auc":
+        found = signal_detection.auc_without_each(yes.margin, no.margin)
+        return float("-inf") if found is None else found[0]
+    contributions = evenness.of_standardized_margins(yes.margin, no.margin)
+    return float("-inf") if contributions is None else -evenness.unevenness(contributions)
+
+
+def _best(scores: Sequence[float]) -> int:
+    """The place of the largest; the first of equals, so that the baseline wins a tie."""
+    return int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))

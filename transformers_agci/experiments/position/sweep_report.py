@@ -1,0 +1,113 @@
+"""A sweep and a plan in words and tables."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.position.comparison import PairReport, as_json
+from transformers_agci.experiments.position.results import ProbeResult, Tables
+from transformers_agci.experiments.position.sweep import FOLDS, NestedSweep, Sweep
+from transformers_agci.experiments.position.tables import pair_text
+from transformers_agci.report.table import POINTS, format_table
+from transformers_agci.statistics import Floats, planning
+from transformers_agci.storage import manifest
+from transformers_agci.storage.json_file import write_json
+
+SCORES = {"balanced": "balanced accuracy, %", "auc": "AUC", "evenness": "variance of the margins over cells"}
+
+
+def sweep_text(found: Sweep | NestedSweep) -> str:
+    """What was chosen, on how many items, and what it is worth on the others."""
+    if isinstance(found, NestedSweep):
+        return (
+            f"{FOLDS} folds, each reported on by the result that the others chose: {', '.join(found.chosen)}\n\n"
+            f"balanced accuracy against the first result: {POINTS.write(found.gain)} points"
+        )
+    factor = {"balanced": 100.0, "auc": 1.0, "evenness": -1.0}[found.choice]
+    rows = [
+        [
+            label,
+            f"{factor * score:.{1 if found.choice == 'balanced' else 4}f}",
+            "chosen" if label == found.chosen else "",
+        ]
+        for label, score in found.scores.items()
+    ]
+    table = format_table([f"on {found.split.dev} items that choose", SCORES[found.choice], ""], rows)
+    pair: PairReport | None = found.pair
+    if pair is None:
+        return f"{table}\n\nThe baseline itself was chosen: no other result is better on these items."
+    return f"{table}\n\nOn the {found.split.held_out} held-out items:\n\n{pair_text(pair)}\n\n{pair.verdict}"
+
+
+def write_sweep(found: Sweep | NestedSweep, path: str | Path, sources: Sequence[str]) -> None:
+    """The numbers as JSON; the manifest beside them has the split and the hashes of what was read."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_json(target, as_json(found), indent=1)
+    split = (
+        {"rule": f"SHA-256 of the caption, first 8 bytes modulo {FOLDS}", "folds": FOLDS}
+        if isinstance(found, NestedSweep)
+        else as_json(found.split)
+    )
+    hashes = {Path(source).name: hashlib.sha256(Path(source).read_bytes()).hexdigest() for source in sources}
+    settings = {"experiment": "sweep", "choose_by": found.choice, "split": split, "results_sha256": hashes}
+    write_json(manifest.path_of(target), {"settings": settings, "environment": manifest.environment()})
+
+
+def plan_text(pilots: Sequence[ProbeResult], difference: float) -> str:
+    """Items for each power: for positions that differ, and for two results that differ."""
+    first = pilots[0]
+    tables = {name: t for name, t in (("Yes", first.yes), ("No", first.no)) if t is not None}
+    name, correct = next((name, t.correct) for name, t in tables.items())
+    residual = planning.residual_variance(correct)
+    if not residual > 0:
+        raise InputError(
+            f"The answers of '{first.label}' do not vary within its items: no number of items can be planned from it; "
+            "give a pilot with more items."
+        )
+    points = f"{100 * difference:g}"
+    rows = [
+        [f"positions differ with an sd of {points} points, {name} rows", *_items(plans)]
+        for plans in [planning.items_for_position(correct.shape[1], difference, residual)]
+    ]
+    variance, how = _difference_variance(pilots)
+    if variance > 0:
+        what = "balanced accuracies" if len(tables) == 2 else "accuracies"
+        plans = planning.items_for_difference(difference, variance)
+        rows.append([f"two results' {what} differ by {points} points", *_items(plans)])
+    header = ["items needed, tests at the 5 % level", *(f"power {power:g}" for power in planning.POWERS)]
+    n = len(first.items)
+    return f"{format_table(header, rows)}\n\nFrom a pilot of {n} item{'s' if n != 1 else ''}; {how}."
+
+
+def _items(plans: Sequence[planning.Plan]) -> list[str]:
+    return [f"{plan.items:,}" if plan.items else f"> {planning.MOST_ITEMS:,}" for plan in plans]
+
+
+def _difference_variance(pilots: Sequence[ProbeResult]) -> tuple[float, str]:
+    """The variance between items of their balanced accuracies' difference, and where it comes from."""
+    first = pilots[0]
+    if len(pilots) == 2:
+        common = [item for item in first.items if item in set(pilots[1].items)]
+        if len(common) < 2:
+            raise InputError(
+                f"'{first.label}' and '{pilots[1].label}' have {len(common)} items in common; give two of one set."
+            )
+        sides = [_by_item(result.select(common)) for result in pilots]
+        return float(
+            np.nanvar(sides[1] - sides[0], ddof=1)
+        ), "the difference's variance is that of the two pilots' items"
+    variance = 2 * float(np.nanvar(_by_item(first), ddof=1)) if len(first.items) > 1 else 0.0
+    return variance, "two results are taken as unrelated, which asks for too many items: give a second pilot"
+
+
+def _by_item(result: ProbeResult) -> Floats:
+    """[items] balanced accuracy of each item, or its accuracy where there is one kind of row; NaN without a row."""
+    sides: list[Tables] = [t for t in (result.yes, result.no) if t is not None]
+    with np.errstate(invalid="ignore"):
+        means = [np.nansum(t.correct, axis=1) / (~np.isnan(t.correct)).sum(axis=1) for t in sides]
+    found: Floats = np.mean(means, axis=0)
+    return found
