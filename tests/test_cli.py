@@ -1,12 +1,15 @@
 """`agci` itself: the table of commands, what loads torch, and how mistakes end."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from transformers_agci import cli
 from transformers_agci.cli import COMMANDS, command_parser, find_command, main
 from transformers_agci.commands.options import with_flags
 
@@ -116,3 +119,25 @@ def test_a_wrong_option_is_one_sentence(words: list[str], sentence: str, capsys:
     said = capsys.readouterr()
     assert said.err.startswith(f"agci: {sentence}") and said.err.count("\n") == 1
     assert not said.out
+
+
+def test_flags_are_named_in_commands_only() -> None:
+    """Below commands/ a message names the quantity (`overwrite`); a flag stands there only as a word of a command."""
+    flags = {
+        word
+        for command in COMMANDS
+        for action in command_parser(command)._actions
+        for word in action.option_strings
+        if word.startswith("--")
+    }
+    package = Path(cli.__file__).parent
+    named = []
+    for file in sorted(package.rglob("*.py")):
+        if file.is_relative_to(package / "commands") or file.name == "cli.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found = flags & set(re.findall(r"--[a-z_0-9]+", node.value))
+                if found and not re.fullmatch(r"--\w+=?", node.value):
+                    named.append(f"{file.relative_to(package)}:{node.lineno} {sorted(found)}")
+    assert not named

@@ -4,7 +4,7 @@ import argparse
 import functools
 from pathlib import Path
 
-from transformers_agci.commands.options import EMBEDDED, SEED, add_planted_bias_option, whole
+from transformers_agci.commands.options import EMBEDDED, SEED, add_planted_bias_option, teller, whole
 
 PLANTED_BIAS = 1.0  # of the demo, in attention logits between the top and the bottom row of cells
 
@@ -33,7 +33,8 @@ def run_demo(args: argparse.Namespace) -> int:
     """
     from transformers_agci.experiments.demo import Demo
 
-    Demo(args.output_dir, args.items, args.seed, args.processes, args.model, args.planted_bias).run()
+    demo = Demo(args.output_dir, args.items, args.seed, args.processes, args.model, args.planted_bias)
+    demo.run(teller(add_demo_arguments))
     return 0
 
 

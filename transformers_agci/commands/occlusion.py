@@ -72,8 +72,13 @@ def run(args: argparse.Namespace) -> int:
         args.max_new_tokens,
     )
     rows = RowsOptions(args.eval_file, args.img_path, args.items, args.seed)
+    run, say = run_options(args), teller(add_arguments)
     with main_process_output():
-        return occlude_rows(options, rows, args.output_dir, run_options(args), teller(add_arguments))
+        code = occlude_rows(options, rows, args.output_dir, run, say)
+        if run.shard is None:
+            words = f"--prob_results_dir {args.output_dir} --output_path maps.png"
+            say(f"\nmaps by the target's place: agci occlusion-maps {words}")
+    return code
 
 
 def add_maps_arguments(parser: argparse.ArgumentParser) -> None:

@@ -68,4 +68,8 @@ def run(args: argparse.Namespace) -> int:
         answer_options(args),
         args.dry_run,
     )
-    return ask_probe(options, teller(add_arguments))
+    probed = ask_probe(options, teller(add_arguments))
+    if 1 <= len(probed.files.get("results", ())) <= 2:
+        words = " ".join(f"--{name}_file {' '.join(map(str, paths))}" for name, paths in probed.files.items())
+        print(f"\nnumbers and map: agci metrics {words} --output_heatmap map.png")
+    return probed.exit_code

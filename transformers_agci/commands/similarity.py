@@ -58,8 +58,14 @@ def run(args: argparse.Namespace) -> int:
         model_options(args), args.pooling, lambdas(args)[0], args.limit, args.batch_size, args.workers
     )
     rows = RowsOptions(args.eval_file, args.img_path, args.items or EMBEDDED_ITEMS, args.seed)
+    run, say = run_options(args), teller(add_arguments)
     with main_process_output():
-        return measure_rows(options, rows, args.answer_file, run_options(args), teller(add_arguments))
+        code = measure_rows(options, rows, args.answer_file, run, say)
+        if run.shard is None:
+            say(
+                f"\nnumbers and map: agci metrics-similarity --results_file {args.answer_file} --output_heatmap map.png"
+            )
+    return code
 
 
 def add_metrics_arguments(parser: argparse.ArgumentParser) -> None:

@@ -95,14 +95,14 @@ def _check_output(output: Path, overwrite: bool) -> None:
         if not overwrite:
             raise InputError(f"{output} exists already; name another folder.")
         raise InputError(
-            f"--overwrite replaces only what an earlier conversion wrote, and {output} holds no {MANIFEST}; name "
+            f"`overwrite` replaces only what an earlier conversion wrote, and {output} holds no {MANIFEST}; name "
             "another folder."
         )
 
 
 def _is_finished(output: Path, plan: Plan) -> bool:
     """True if `output` was converted from these files in this way; InputError that says what differs."""
-    remedy = "Name another folder, or give --overwrite to replace it."
+    remedy = "Name another folder, or give `overwrite` to replace it."
     there = read_json_object(output / MANIFEST, remedy)
     settings = {"dtype": plan.config["dtype"], "source": _sources(plan)}
     check_same_settings(
@@ -231,7 +231,7 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     if cast.dtype != tensor.dtype and bool(tensor.isfinite().all()) and not bool(cast.isfinite().all()):
         raise InputError(
             f"{name} has values up to {float(tensor.abs().max()):.3g}, which {dtype} cannot hold; give "
-            "--dtype bfloat16 or float32."
+            "`dtype` bfloat16 or float32."
         )
     return cast
 

@@ -141,7 +141,7 @@ def tower_sizes(shapes: Mapping[str, Shape], where: object) -> TowerSizes:
     except (KeyError, ValueError) as error:
         raise InputError(
             f"The vision tower in {where} is not a complete CLIP tower ({error} is missing or of another "
-            "form); give the tower's own folder with --vision_tower."
+            "form); give the tower's own folder with `vision_tower`."
         ) from error
     layers = {
         name.removeprefix(f"{TOWER}encoder.layers.").partition(".")[0]

@@ -152,7 +152,7 @@ def tower_config_of(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.exists():
         raise InputError(
-            f"--vision_tower {folder} holds no {CONFIG}; give the folder of a downloaded CLIP model, such "
+            f"`vision_tower` {folder} holds no {CONFIG}; give the folder of a downloaded CLIP model, such "
             "as openai/clip-vit-large-patch14-336."
         )
     config = read_json_object(path)
@@ -171,7 +171,7 @@ def tower_config_from(sizes: TowerSizes, original: Original) -> dict[str, Any]:
     if not OPENAI_TOWER.search(name.rstrip("/")):
         raise InputError(
             f"{original.path} names the vision tower {name!r}, whose number of heads and activation are "
-            "not known here; give its downloaded folder with --vision_tower."
+            "not known here; give its downloaded folder with `vision_tower`."
         )
     return _tower_config(
         {

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-EMBEDDED = "embedded"  # what --model_path calls it
+EMBEDDED = "embedded"  # what `model_path` calls it
 SNAPSHOT = Path(__file__).parent / "snapshot"
 MODEL_TYPE = "qwen2_5_vl"  # the family that it belongs to
 TEMPLATE = "qwen2_vl"  # the prompt format that it is fine-tuned with

@@ -14,7 +14,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.data import ProbeData, embedded_data
 from transformers_agci.experiments.position.metrics import evaluate, load, write_json, write_maps
 from transformers_agci.experiments.position.tables import summary_text
-from transformers_agci.inference.progress import Progress
+from transformers_agci.inference.progress import Progress, Say
 from transformers_agci.inference.runner import output_paths
 from transformers_agci.storage.result_file import ResultFile, merge_shards
 from transformers_agci.storage.result_names import sibling_path
@@ -44,19 +44,18 @@ class Demo:
         """One result file per lambda."""
         return output_paths(self.folder / "answers.jsonl", LAMBDAS)
 
-    def run(self) -> None:
+    def run(self, say: Say = print) -> None:
         """Build the images, ask, print the table, draw the map, say what it shows."""
         started = time.monotonic()
         self._clear()
         data = embedded_data(self.folder / "probe_set", self.items, self.seed)
         answers = data.rows * len(LAMBDAS)
-        print(self._what_is_planted())
+        say(self._what_is_planted())
         if self.model == EMBEDDED:
-            print("The model was trained on the same 400 images; poses and combinations are new to it.")
-        print(
+            say("The model was trained on the same 400 images; poses and combinations are new to it.")
+        say(
             f"{answers} answers: {self.items} items x 9 positions, Yes and No, lambda 0 and 0.5, on the CPU by "
-            f"{self.processes} processes; model: {self.model}",
-            flush=True,
+            f"{self.processes} processes; model: {self.model}"
         )
         self._ask(data)
         for path in self.outputs:
@@ -66,20 +65,20 @@ class Demo:
         image = write_maps(metrics, self.folder / "heatmap.png")
         write_json(metrics, self.folder / "metrics.json")
         assert metrics.pair is not None
-        print(f"\n{summary_text(metrics.results, metrics.pair)}\n")
-        print(
+        say(f"\n{summary_text(metrics.results, metrics.pair)}\n")
+        say(
             f"{answers} answers in {asked:.0f} s, {time.monotonic() - started:.0f} s with table and map. Rows and "
             f"manifests: {', '.join(map(str, self.outputs))}"
         )
-        print(f"heat map: {image}")
-        print(metrics.pair.verdict)
+        say(f"heat map: {image}")
+        say(metrics.pair.verdict)
 
     def _what_is_planted(self) -> str:
         if self.beta == 0:
-            return "No bias is planted in the model: --planted_bias B plants a decoder bias of size B (docs/ruler.md)."
+            return "No bias is planted in the model: `planted_bias` plants a decoder bias of a size (docs/ruler.md)."
         return (
             f"A decoder bias of known size, {self.beta:g}, is planted in the model (docs/ruler.md): answers about the "
-            "bottom row get worse. Does AGCI repair it? --planted_bias 0 turns it off."
+            "bottom row get worse. Does AGCI repair it? `planted_bias` 0 turns it off."
         )
 
     def _clear(self) -> None:

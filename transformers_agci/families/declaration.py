@@ -130,7 +130,7 @@ class Family:
         probe: whether the checkpoint answers questions here: probe, similarity, benchmarks.
         flow: whether the decoder's attention can be recorded for information flow.
         training: what LoRA fine-tuning needs to know.
-        image_size: how --min_pixels and --max_pixels are put into the image processor.
+        image_size: how `min_pixels` and `max_pixels` are put into the image processor.
         conversion: the `model_type`s of the layout that `agci convert-llava` converts from.
         refusal: config -> why this checkpoint cannot be served although its model_type is right, or None.
         vision_windows: whether the vision tower's first layers see windows only, so that occlusion may reuse them.

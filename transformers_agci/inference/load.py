@@ -281,7 +281,7 @@ def _quicken_vision(model: Any, options: LoadOptions, weights: bool) -> tuple[An
 
     if options.vision == "auto" and weights:
         return use_segments(model), as_matrix_product(model)
-    reason = "--vision stock" if weights else "no weights to compare with"
+    reason = "the stock vision tower was asked for" if weights else "no weights to compare with"
     return VisionAttention(STOCK, reason), PatchEmbedding(STOCK, reason)
 
 

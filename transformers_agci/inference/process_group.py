@@ -95,7 +95,7 @@ class ProcessGroup:
         return Shard(self.rank, self.size) if self.size > 1 else None
 
     def share(self, given: Shard | None) -> Shard | None:
-        """This process's share: the one `given` by --shard, or that of its rank; InputError where both are set."""
+        """This process's share: the one `given`, or that of its rank; InputError where both are set."""
         if given is not None and self.size > 1:
             raise InputError(
                 "`shard` is for processes that do not know each other; under torchrun the blocks are "

@@ -152,7 +152,7 @@ class Job:
 def run(job: Job, options: RunOptions | None = None) -> RunSummary:
     """Do the blocks that the outputs lack, in order, each forced to disk when it is finished.
 
-    Under torchrun every process does its share and the main one merges; a --shard does its share and leaves merging
+    Under torchrun every process does its share and the main one merges; a `shard` does its share and leaves merging
     to `agci merge-shards`. The same call goes on after a kill.
 
     Raises InputError where there is no row at all, where an output has other settings, is being written by another

@@ -60,7 +60,7 @@ def inject_random(
     return _inject(functools.partial(_random_delta, seed=seed), tokens, lam, context)
 
 
-# The names that `attach(method=...)` and `--method` accept.
+# The names that `attach(method=...)` and the commands accept.
 METHODS: Mapping[str, Callable[..., torch.Tensor]] = MappingProxyType(
     {"agci": inject_global_context, "uniform": inject_uniform, "random": inject_random}
 )

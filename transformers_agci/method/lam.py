@@ -15,7 +15,7 @@ _log = logging.getLogger("transformers_agci")
 def validate_lambda(value: Any, source: str) -> float:
     """Return `value` as a float if it is a lambda: a finite number >= 0 (0 is the unmodified model).
 
-    `source` says where the value came from ("--global_context_lambda", "config.json of ..."); it is part of the
+    `source` says where the value came from ("`global_context_lambda`", "config.json of ..."); it is part of the
     message. Text is refused even where it spells a number: a command line converts it with `parse_lambda`.
 
     >>> validate_lambda(0.5, "lam")

@@ -30,7 +30,7 @@ def read_json_object(path: Path, remedy: str = "") -> dict[str, Any]:
     """The JSON object in a file.
 
     Args:
-        remedy: what the user can do, as the end of the sentence: "give --overwrite to start over".
+        remedy: what the user can do, as the end of the sentence: "give `overwrite` to start over".
 
     Raises:
         InputError: the file is missing or unreadable, or holds something else.

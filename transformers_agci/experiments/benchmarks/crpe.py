@@ -132,7 +132,7 @@ def _parts(inputs: Inputs) -> list[Inputs]:
     """One part per pair of files: question ids are unique within a file only."""
     if inputs.questions and len(inputs.questions) != len(inputs.answers):
         raise InputError(
-            f"crpe: {len(inputs.questions)} --questions files but {len(inputs.answers)} --answers files; "
+            f"crpe: {len(inputs.questions)} `questions` files but {len(inputs.answers)} `answers` files; "
             "give them in pairs, in the same order."
         )
     questions = inputs.questions or (None,) * len(inputs.answers)
@@ -143,7 +143,7 @@ def _parts(inputs: Inputs) -> list[Inputs]:
 
 
 def _pairs(inputs: Inputs) -> list[Pair]:
-    """Answers with their questions: in the order of the questions, with --official in that of the answers."""
+    """Answers with their questions: in the order of the questions, with `official` in that of the answers."""
     answers = read_scored(inputs.answers[0])
     given = [(_identity(sourced), sourced) for sourced in answers]
     questions = by_key(_questions(inputs, answers), _identity, inputs.official)
@@ -165,7 +165,7 @@ def _questions(inputs: Inputs, answers: Sequence[SourcedRow]) -> Sequence[Source
                 "use crpe_exist.jsonl and crpe_relation.jsonl."
             )
         if "correct_option" not in sourced.row or "category" not in sourced.row:
-            wanted = "as --questions" if inputs.questions else "with --questions, or rows that carry the question"
+            wanted = "as `questions`" if inputs.questions else "with `questions`, or rows that carry the question"
             raise InputError(
                 f"{sourced.where}: 'correct_option' and 'category' are missing; give crpe_exist.jsonl or "
                 f"crpe_relation.jsonl {wanted}."

@@ -86,7 +86,7 @@ class Benchmark:
 
     name: str
     title: str
-    score_options: tuple[str, ...]  # options of `agci score` beside --answers
+    score_options: tuple[str, ...]  # options of `agci score` beside `answers`
     headline: str  # the figure that gets an interval
     headline_of: Callable[[Sums], Any]
     score: Callable[[Inputs], Score]

@@ -63,7 +63,7 @@ def by_key(
 
 
 def check_known(inputs: Inputs, known: Container[Hashable], answers: Answered) -> None:
-    """InputError for answers to questions that are not there: all that is checked with --official."""
+    """InputError for answers to questions that are not there: all that is checked with `official`."""
     unknown = [(key, row) for key, row in answers if key not in known]
     if unknown:
         raise InputError(

@@ -177,7 +177,7 @@ def _item(sourced: SourcedRow) -> Item:
     if "options" not in sourced.row:
         raise InputError(
             f"{sourced.where}: the field 'options' is missing. Rows must be the dataset's with 'response' "
-            "added; --questions gives the dataset's rows where they are not."
+            "added; `questions` gives the dataset's rows where they are not."
         )
     options = read_options(sourced.row["options"], sourced.where)
     response = field_of(sourced, "response", "prediction")
@@ -213,7 +213,7 @@ def _subject(row: Row) -> str:
 
 
 def _joined(inputs: Inputs, answered: list[SourcedRow]) -> list[SourcedRow]:
-    """Rows with their question. By default each id once; with --questions each question answered."""
+    """Rows with their question. By default each id once; with `questions` each question answered."""
     given = [(identity_of(sourced, "id"), sourced) for sourced in answered]
     if not inputs.questions:
         if not inputs.official:

@@ -56,7 +56,7 @@ def score(inputs: Inputs) -> Score:
     """Accuracy, precision, recall and F1 of each category; the mean F1 is what papers quote."""
     if inputs.annotations is None:
         if inputs.questions:
-            raise InputError("pope: --questions needs --annotations, the folder with coco_pope_<category>.json.")
+            raise InputError("pope: `questions` needs `annotations`, the folder with coco_pope_<category>.json.")
         pairs = _from_labelled_rows(inputs)
     else:
         pairs = _from_label_files(inputs, inputs.annotations)
@@ -146,9 +146,9 @@ def _from_labelled_rows(inputs: Inputs) -> list[tuple[Answer, Label | None]]:
     for sourced in read_scored(*inputs.answers):
         if "category" not in sourced.row or not {"answer", "label"} & set(sourced.row):
             raise InputError(
-                f"{sourced.where}: without --annotations a row must carry 'category', 'answer' (yes or no) and "
+                f"{sourced.where}: without `annotations` a row must carry 'category', 'answer' (yes or no) and "
                 "'prediction', as lmms-lab/POPE's do; LLaVA's files need "
-                "--annotations, the folder with coco_pope_<category>.json, and --questions."
+                "`annotations`, the folder with coco_pope_<category>.json, and `questions`."
             )
         category = _category(sourced)
         key = _row_key(sourced.row, category) or (category, identity_of(sourced, "question_id", "id"))
@@ -221,7 +221,7 @@ def _labels(folder: Path) -> dict[str, list[Label]]:
 
 
 def _answers(inputs: Inputs) -> list[Answer]:
-    """The answers with their category; in the order of the question file, unless --official asks for the file's own."""
+    """The answers with their category; in the order of the question file, unless `official` asks for the file's own."""
     answer_rows = read_scored(*inputs.answers)
     if not inputs.questions:
         return [_answer(sourced, sourced) for sourced in answer_rows]

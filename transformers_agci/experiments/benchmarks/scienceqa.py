@@ -109,14 +109,14 @@ def _problems(inputs: Inputs, answers: Sequence[SourcedRow]) -> dict[Any, Proble
     """The key of every question that is to be scored, in the order of its file."""
     if inputs.problems or inputs.splits:
         if not (inputs.problems and inputs.splits) or inputs.questions:
-            raise InputError("scienceqa needs --problems and --splits together, or --questions.")
+            raise InputError("scienceqa needs `problems` and `splits` together, or `questions`.")
         return _from_splits(inputs.problems, inputs.splits, inputs.split)
     if inputs.questions:
         return _from_conversations(read_scored(*inputs.questions))
     if all("conversations" in sourced.row for sourced in answers):
         return _from_conversations(answers)
     raise InputError(
-        "scienceqa needs the questions: --problems problems.json --splits pid_splits.json, or --questions "
+        "scienceqa needs the questions: `problems` problems.json `splits` pid_splits.json, or `questions` "
         "llava_test_CQM-A.json (answers of the published scripts carry them)."
     )
 

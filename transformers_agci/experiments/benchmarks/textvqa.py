@@ -104,7 +104,7 @@ def _between(text: str, before: str, after: str) -> str | None:
 def score(inputs: Inputs) -> Score:
     """The mean soft score."""
     if inputs.annotations is None:
-        raise InputError("textvqa needs --annotations TextVQA_0.5.1_val.json, the file with the human answers.")
+        raise InputError("textvqa needs `annotations` TextVQA_0.5.1_val.json, the file with the human answers.")
     asked, humans = _annotations(inputs.annotations)
     answers = read_scored(*inputs.answers)
     keys = [_key(sourced) for sourced in answers]

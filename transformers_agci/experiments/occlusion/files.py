@@ -129,7 +129,7 @@ def read_folder(folder: Path) -> Folder:
     Raises InputError if there is no such folder, or no finished image in it.
     """
     if not folder.is_dir():
-        raise InputError(f"`prob_results_dir`: there is no folder {folder}; give the --output_dir of agci occlusion.")
+        raise InputError(f"`prob_results_dir`: there is no folder {folder}; give the folder that agci occlusion wrote.")
     found = manifest.read(folder / "occlusion.jsonl")
     planned = found["notes"].get("pictures", []) if found else []
     begun = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
@@ -143,7 +143,7 @@ def read_folder(folder: Path) -> Folder:
     if not maps:
         raise InputError(
             f"{folder} holds no finished image (<name>/<name>{SCORES} and <name>/<name>{MAP}); run "
-            "agci occlusion with this --output_dir first."
+            "agci occlusion into this folder first."
         )
     return Folder(maps, unfinished)
 

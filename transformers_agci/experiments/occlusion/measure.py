@@ -39,8 +39,6 @@ def occlude_rows(options: OcclusionOptions, rows: RowsOptions, output_dir: Path,
     summary = measured.write(output_dir, data, rows.notes(data.img_path), run)
     for line in summary.lines():
         say(line)
-    if run.shard is None:
-        say(f"\nmaps by target position: agci occlusion-maps --prob_results_dir {output_dir} --output_path maps.png")
     return summary.exit_code
 
 

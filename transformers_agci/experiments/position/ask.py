@@ -2,9 +2,11 @@
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
@@ -49,8 +51,15 @@ class ProbeOptions:
     dry_run: bool = False
 
 
-def ask_probe(options: ProbeOptions, say: Say) -> int:
-    """Ask, write, and say what came out; 1 where rows were bad."""
+class Probed(NamedTuple):
+    """0, or 1 where rows were bad; and what `agci metrics` is given to draw the map, where the files are whole."""
+
+    exit_code: int
+    files: Mapping[str, Sequence[Path]] = MappingProxyType({})  # results, text_only, blank_image
+
+
+def ask_probe(options: ProbeOptions, say: Say) -> Probed:
+    """Ask, write, and say what came out."""
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(ProcessGroup())  # one for the probe and its controls
         stack.enter_context(main_process_output())
@@ -60,13 +69,14 @@ def ask_probe(options: ProbeOptions, say: Say) -> int:
         data = _data(options, drawn_in)
         probe = _probe(options, data, say)
         if options.dry_run:
-            return _dry_run(probe, options.controls, say)
+            return Probed(_dry_run(probe, options.controls, say))
         summaries = [probe.ask(), *(probe.ask_without_image(control) for control in options.controls)]
         for line in (line for summary in summaries for line in summary.lines()):
             say(line)
-        if group.is_main and all(summary.complete for summary in summaries):
-            _show(probe, options.controls, say)
-        return max(summary.exit_code for summary in summaries)
+        code = max(summary.exit_code for summary in summaries)
+        if not group.is_main or not all(summary.complete for summary in summaries):
+            return Probed(code)
+        return Probed(code, _show(probe, options.controls, say))
 
 
 def _data(options: ProbeOptions, drawn: Path) -> ProbeData:
@@ -110,14 +120,11 @@ def _dry_run(probe: PositionProbe, controls: Sequence[Control], say: Say) -> int
     return 1 if probe.data.bad_rows else 0
 
 
-def _show(probe: PositionProbe, controls: Sequence[Control], say: Say) -> None:
-    """Accuracy per lambda, the Yes-rates without an image, and the command that draws the map."""
+def _show(probe: PositionProbe, controls: Sequence[Control], say: Say) -> Mapping[str, Sequence[Path]]:
+    """Accuracy per lambda, and the Yes-rates without an image; returns the files."""
     files = {control.value: probe.control_outputs(control) for control in controls}
     say(f"\n{accuracies_text(probe.outputs)}")
     if controls:
         said = controls_text(load_controls(files.get("text_only", []), files.get("blank_image", [])))
         say(f"\n{said}")
-    if len(probe.outputs) <= 2:
-        options = {"results": probe.outputs, **files}
-        words = " ".join(f"--{name}_file {' '.join(map(str, paths))}" for name, paths in options.items())
-        say(f"\nnumbers and map: agci metrics {words} --output_heatmap map.png")
+    return {"results": probe.outputs, **files}

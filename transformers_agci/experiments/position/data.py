@@ -42,7 +42,7 @@ def read_data(
     Bad rows are listed, not raised; a missing or empty file is an InputError.
     """
     if not img_path.is_dir():
-        raise InputError(f"--img_path: there is no folder {img_path}; give the folder that holds the rows' images.")
+        raise InputError(f"`img_path`: there is no folder {img_path}; give the folder that holds the rows' images.")
     bad: list[FailedRow] = []
 
     def note(error: InputError) -> None:

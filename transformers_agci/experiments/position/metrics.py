@@ -51,7 +51,7 @@ def load(results: Paths, negatives: Paths = (), labels: Sequence[str] = ()) -> l
 
 def load_all(results: Paths, negatives: Paths = (), labels: Sequence[str] = ()) -> list[ProbeResult]:
     """Read any number of result files."""
-    for name, given in (("--negatives_file", negatives), ("--labels", labels)):
+    for name, given in (("`negatives_file`", negatives), ("`labels`", labels)):
         if given and len(given) != len(results):
             raise InputError(f"{name} needs one entry per result file ({len(results)}), but has {len(given)}.")
     names = list(labels) or _distinct(results)
@@ -122,7 +122,7 @@ def write_json(metrics: Metrics, path: str | Path) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         json_file.write_json(Path(path), content, indent=1)
     except OSError as error:
-        raise InputError(f"--json: '{path}' cannot be written: {error.strerror}; choose another path.") from error
+        raise InputError(f"`json`: '{path}' cannot be written: {error.strerror}; choose another path.") from error
 
 
 def check_outputs(heatmap: str | None) -> None:

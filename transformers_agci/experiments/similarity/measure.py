@@ -46,8 +46,6 @@ def measure_rows(options: SimilarityOptions, rows: RowsOptions, answer_file: Pat
     summary = measured.write(answer_file, data, notes, run)
     for line in summary.lines():
         say(line)
-    if run.shard is None:
-        say(f"\nnumbers and map: agci metrics-similarity --results_file {answer_file} --output_heatmap map.png")
     return summary.exit_code
 
 

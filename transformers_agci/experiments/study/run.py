@@ -56,7 +56,7 @@ class Study:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--output_dir {self.folder} cannot be made ({error.strerror}).") from error
+            raise InputError(f"`output_dir` {self.folder} cannot be made ({error.strerror}).") from error
         self._check_same_study()
         data = embedded_data(self.folder / "probe_set", self.items, PROBE)
         for lam in LAMBDAS:
@@ -80,7 +80,7 @@ class Study:
             f"{self.folder} holds a study",
             read_json_object(file),
             mine,
-            "Give another --output_dir, or the same numbers to go on.",
+            "Give another `output_dir`, or the same numbers to go on.",
         )
 
     def _place(self, seed: int | None, lam: float) -> Path:
