@@ -89,7 +89,7 @@ def _vision_config(
     elif tower is None:
         raise InputError(
             f"{source} does not hold its vision tower {original.config['mm_vision_tower']}; download that "
-            "model, too, and give its folder with --vision_tower."
+            "model, too, and give its folder with `vision_tower`."
         )
     return originals.tower_config_of(tower)
 
