@@ -1,5 +1,6 @@
 """Blocks, columns and stop rules: pure functions of the input."""
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 
@@ -170,6 +171,20 @@ def test_a_run_of_a_moment_leaves_no_progress_in_a_log_file(capsys: pytest.Captu
     progress.add(2)
     progress.close()
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("stream", ["closed", "none"])
+def test_nobody_need_listen(monkeypatch: pytest.MonkeyPatch, stream: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr("sys.stderr", os.fdopen(writer, "w") if stream == "closed" else None)
+    monkeypatch.setattr("transformers_agci.inference.progress.LOG_AT", (0.0,))
+    progress = Progress(2)
+    progress.add(1)
+    progress.say("rows.json:1: broken")
+    progress.add(1)
+    progress.close()
+    assert progress.done == 2
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ On a terminal the progress is tqdm's moving bar. In a log file a carriage return
 line: there it is plain lines, the first after 5 seconds, so that one sees early whether the pace is right.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ class Progress:
         self._bar: tqdm | None = None
         self._log: _LogLines | None = None
         if shown and total > 0:
-            if sys.stderr.isatty():
+            if sys.stderr is not None and sys.stderr.isatty():
                 self._bar = tqdm(
                     total=total, unit=unit, dynamic_ncols=True, mininterval=REDRAW, maxinterval=REDRAW, file=sys.stderr
                 )
@@ -58,8 +59,11 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A message of its own line, which does not break the moving one."""
-        tqdm.write(text, file=sys.stderr)
-        sys.stderr.flush()
+        if self._bar is not None:
+            self._bar.clear()
+        _tell(text)
+        if self._bar is not None:
+            self._bar.refresh()
 
     def close(self) -> None:
         """Leave the last state standing."""
@@ -94,11 +98,14 @@ class _LogLines:
         self.last = done
         rate = done / seconds if seconds else 0.0
         left = f", {_duration((self.total - done) / rate)} left" if rate and done < self.total else ""
-        print(
-            f"agci: {done} of {counted(self.total, self.unit)}, {rate:.1f} {self.unit}s/s{left}",
-            file=sys.stderr,
-            flush=True,
-        )
+        _tell(f"agci: {done} of {counted(self.total, self.unit)}, {rate:.1f} {self.unit}s/s{left}")
+
+
+def _tell(text: str) -> None:
+    """A line on the standard error output, if somebody listens: `agci probe 2>&1 | head -1` goes on with its work."""
+    if sys.stderr is not None:
+        with contextlib.suppress(BrokenPipeError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:
