@@ -13,9 +13,11 @@ from tiny_checkpoints import FAMILIES, build_model, build_processor, prompt_inpu
 
 from transformers_agci import agci
 from transformers_agci.cli import main
+from transformers_agci.data.grid import POSITIONS
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.attention_rows import AttentionRows
 from transformers_agci.experiments.flow.flow import parse_layers
+from transformers_agci.experiments.flow.maps import aggregate, maps_text
 from transformers_agci.families import decoder_of, find_vlm
 
 
@@ -166,3 +168,48 @@ def test_bad_input_is_told_in_one_sentence(
         assert main([*model, *options]) == 2
         error = capsys.readouterr().err
         assert error.startswith("agci: ") and told in error, error
+
+
+def recorded_rows(items: int, on_target: float = 0.2) -> list[dict[str, Any]]:
+    """Rows as flow.jsonl has them: one lambda, both sources; the share on the target grows with the item."""
+    rows = []
+    for number in range(9 * items):
+        item, cell = divmod(number, 9)
+        source = {"on_picture": 0.5, "on_target": on_target + 0.01 * item, "map": [[1.0] * 3] * 3}
+        row = {"id": number, "image": f"{item}_{cell}.png", "caption": f"a dog {item}", "answer": "Yes"}
+        flows = [{"lambda": 0.5, "prediction": "Yes", "text": source, "answer": source}]
+        rows.append({**row, "position": POSITIONS[cell], "flows": flows})
+    return rows
+
+
+def write_recorded(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_one_item_has_no_interval_and_several_have_one(tmp_path: Path) -> None:
+    (one, _), (several, _) = (aggregate(write_recorded(tmp_path / "f.jsonl", recorded_rows(n))) for n in (1, 3))
+    text = maps_text([one])
+    assert "20.0 [no interval]" in text and "[20.0, 20.0]" not in text
+    assert (one.shares.cells[0].n, several.shares.cells[0].n, several.shares.overall.n) == (1, 3, 27)
+    overall = several.shares.overall
+    assert overall.estimate == pytest.approx(0.21) and overall.low < 0.21 < overall.high
+
+
+RAGGED = {"on_target": 0.1, "map": [[1.0], [1.0, 2.0]]}
+BROKEN: dict[str, Any] = {
+    "missing": None,
+    "a text": "0.5",
+    "no source": [{"lambda": 0.5, "text": {"on_target": 0.1, "map": [[1.0]]}}],
+    "a ragged map": [{"lambda": 0.5, "text": RAGGED, "answer": RAGGED}],
+    "another lambda": [{**recorded_rows(1)[0]["flows"][0], "lambda": 0.0}],
+    "two lambdas": recorded_rows(1)[0]["flows"] * 2,
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_rows_that_flow_did_not_write_are_named(tmp_path: Path, kind: str) -> None:
+    rows = recorded_rows(1)
+    rows[4]["flows"] = BROKEN[kind]
+    with pytest.raises(InputError, match=r'f\.jsonl:5: the field "flows" is missing or not like that'):
+        aggregate(write_recorded(tmp_path / "f.jsonl", rows))

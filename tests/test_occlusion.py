@@ -207,7 +207,7 @@ def test_shares_of_known_maps() -> None:
         ImageMap("b_0", "b", 0, raster, np.ones((9, 9))),
         ImageMap("a_4", "a", 4, raster, np.zeros((9, 9))),
     ]
-    summed = aggregate(maps, draws=50)
+    summed = aggregate(maps)
     assert summed.shares[0].estimate == pytest.approx((1 + 1 / 9) / 2)
     assert summed.areas == pytest.approx([1 / 9] * 9)
     mean = summed.means[0]

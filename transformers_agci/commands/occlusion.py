@@ -94,7 +94,7 @@ def add_maps_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder, or an image (.png): the panel, with the nine maps beside it as H_0 to H_8",
     )
     parser.add_argument("--title", default="", help="title of the panel")
-    add_draws_options(parser, "bootstrap resamples")
+    add_draws_options(parser, "without effect: the intervals over items need no draws")
 
 
 def run_maps(args: argparse.Namespace) -> int:
@@ -109,7 +109,7 @@ def run_maps(args: argparse.Namespace) -> int:
     if output.suffix and not output.is_dir():
         image_path(output)
     folder = read_folder(args.prob_results_dir)
-    maps = aggregate(folder.maps, args.draws, args.seed)
+    maps = aggregate(folder.maps)
     print(f"{len(folder.maps)} images from {args.prob_results_dir}\n\n{maps_text(maps)}")
     if folder.unfinished:
         print(f"\n{counted(len(folder.unfinished), 'unfinished image')} omitted: {listed(folder.unfinished)}")

@@ -42,7 +42,7 @@ def draw_flow(flows: Sequence[Flow], source: str, image: Image.Image, path: Path
         label=LABEL,
         title=question,
         bottom=least,
-        footnote=f"from {SOURCES[source]}, {layers_text(flows[0].layers)}, mean over heads",
+        footnote=f"from {SOURCES[source]}, {layers_text(flows[0].layers)}, mean over heads; n = 1, so no interval",
     )
 
 

@@ -36,14 +36,20 @@ class FlowMaps:
     change: st.Measured | None
 
 
-def aggregate(path: Path, draws: int = 2000, seed: int = 0) -> list[FlowMaps]:
-    """Read a flow.jsonl and sum it up, per source and lambda."""
-    rows, entries = [], []
+def aggregate(path: Path) -> list[FlowMaps]:
+    """Read a flow.jsonl and sum it up, per source and lambda. InputError for rows that agci flow did not write."""
+    rows: list[ProbeRow] = []
+    entries: list[list[dict[str, Any]]] = []
     for where, fields in read_rows(path):
         rows.append(ProbeRow.parse(fields, where))
-        if not isinstance(fields.get("flows"), list):
-            raise InputError(f'{where}: the field "flows" is missing; give a file that agci flow wrote.')
-        entries.append(fields["flows"])
+        flows: Any = fields.get("flows")
+        lambdas = [entry["lambda"] for entry in entries[0]] if entries else None
+        if not _is_flows(flows, lambdas):
+            raise InputError(
+                f'{where}: the field "flows" is missing or not like that of the rows before; give a file that agci '
+                "flow wrote."
+            )
+        entries.append(flows)
     names = item_names(rows)
     items = {name: number for number, name in enumerate(dict.fromkeys(names))}
     places = [(items[name], row.cell) for name, row in zip(names, rows, strict=True)]
@@ -61,6 +67,21 @@ def aggregate(path: Path, draws: int = 2000, seed: int = 0) -> list[FlowMaps]:
                 FlowMaps(source, recorded["lambda"], _means(places, of_rows), st.mean_over_items(shares), change)
             )
     return summed
+
+
+def _is_flows(flows: Any, lambdas: list[float] | None) -> bool:
+    """Whether this is what a row holds: one entry per lambda with the share on the target and the map of each source.
+
+    `lambdas` are those of the first row.
+    """
+    try:
+        recorded = [entry["lambda"] for entry in flows]
+        shapes = {np.array(entry[source]["map"], dtype=float).shape for entry in flows for source in SOURCES}
+        shares = [float(entry[source]["on_target"]) for entry in flows for source in SOURCES]
+    except (TypeError, KeyError, ValueError):
+        return False
+    sizes = {len(shape) == 2 and shape[0] > 0 for shape in shapes}
+    return bool(shares) and len(shapes) == 1 and sizes == {True} and lambdas in (None, recorded)
 
 
 def _means(places: list[tuple[int, int]], entries: list[dict[str, Any]]) -> list[np.ndarray | None]:
@@ -113,7 +134,7 @@ def draw_maps(summed: list[FlowMaps], output_dir: Path, layers: str) -> list[Pat
                 "attention per area of the image (1: all attention, evenly spread)",
                 f"flow from {SOURCES[maps.source]}\nlambda {lambda_text(maps.lam)}, {layers}",
                 f"outlined: the target's cell; flow on it {PERCENT.write(overall)} % of the image's (a ninth: 11.1 %), "
-                "95 % intervals over items",
+                f"n = {overall.n}, 95 % intervals over items",
             )
         )
     return drawn

@@ -33,8 +33,8 @@ class OcclusionMaps:
     areas: list[float]
 
 
-def aggregate(maps: Sequence[ImageMap], draws: int = 2000, seed: int = 0) -> OcclusionMaps:
-    """Enlarge every map to its image's pixels and average by target position; intervals resample items.
+def aggregate(maps: Sequence[ImageMap]) -> OcclusionMaps:
+    """Enlarge every map to its image's pixels and average by target position; intervals are over items.
 
     The paper sums; the mean is that sum / n, and stays comparable where n differs. An image that no mask changes
     has no mass: it counts in the mean map, and in n, but has no share.
@@ -97,7 +97,7 @@ def draw_maps(maps: OcclusionMaps, path: Path, title: str = "") -> list[Path]:
     places = [_place(maps, k) for k in range(len(POSITIONS))]
     said = (
         f"outlined: the target's cell; share of the map inside it {PERCENT.write(maps.overall)} % "
-        f"(area {100 * np.mean(maps.areas):.1f} %), 95 % intervals over items"
+        f"(area {100 * np.mean(maps.areas):.1f} %), n = {maps.overall.n}, 95 % intervals over items"
     )
     drawn = [draw_nine(places, panel, LABEL, title, said)]
     return drawn + [draw_one(places, k, file, "mean change (largest = 1)") for k, file in enumerate(single)]
