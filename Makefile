@@ -1,7 +1,7 @@
 # make demo     environment, then the position probe on the embedded model: 3,600 answers, a table, a heat map
 # make study    the embedded model fine-tuned at lambda 0 and 0.5, five seeds, each probed at both: a quarter of an hour
 # make ruler    a decoder bias of known size on the embedded model, and what AGCI does to it: minutes of two cores
-# make ruler-calibration  how often the ruler and its verdict are wrong, over 100 item sets: 25 minutes of one core
+# make ruler-calibration  how often the ruler and its verdict are wrong, over 100 item sets: ten minutes
 # make test     environment, then the default tests (offline, CPU)
 # make check    lint, types and import contracts
 # make slow     the tests that start processes or take long

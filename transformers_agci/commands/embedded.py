@@ -58,9 +58,9 @@ def add_ruler_arguments(parser: argparse.ArgumentParser) -> None:
     calibration.add_argument(
         "--pool",
         type=whole(3),
-        default=2000,
+        default=600,
         metavar="N",
-        help="items to draw sets from (default 2000)",
+        help="items to draw sets from (default 600)",
     )
     calibration.add_argument("--sets", type=whole(1), default=100, metavar="N", help="item sets (default 100)")
 

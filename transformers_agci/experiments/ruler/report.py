@@ -52,7 +52,7 @@ class RulerOptions:
     items: int = 300
     seed: int = 0
     processes: int = 2
-    pool: int = 2000
+    pool: int = 600
     sets: int = 100
     overwrite: bool = False
 
