@@ -105,3 +105,67 @@ def test_graph_of_a_detached_handle_is_stock() -> None:
     handle.detach()
     assert model.config.global_context_broadcast_lambda == 0.5
     assert close(logits(model, compiled), stock)
+
+
+# --- whole graphs --------------------------------------------------------------------------------------------------
+
+WHOLE = ["gemma3n", "internvl", "llava"]  # stock's own forward breaks the graphs of the other three
+
+
+@pytest.mark.parametrize("family", WHOLE)
+def test_lambda_zero_leaves_one_graph(family: str) -> None:
+    model = build_model(family)
+    inputs = make_inputs(family, model)
+    with torch.no_grad():
+        stock = model(**inputs, use_cache=False).logits
+        attach(model, 0.0)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(**inputs, use_cache=False).logits, stock)
+
+
+@pytest.mark.parametrize("family", WHOLE)
+def test_strict_export_at_lambda_zero(family: str) -> None:
+    class Logits(torch.nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+            return self.model(**inputs, use_cache=False).logits
+
+    model = build_model(family)
+    inputs = make_inputs(family, model)
+    with torch.no_grad():
+        stock = model(**inputs, use_cache=False).logits
+        attach(model, 0.0)
+        exported = torch.export.export(Logits(model), (), kwargs=inputs, strict=True)
+        torch.testing.assert_close(exported.module()(**inputs), stock)
+
+
+def test_decoding_steps_are_one_graph_at_any_lambda() -> None:
+    model = build_model("llava")
+    model.inputs = make_inputs("llava", model)
+    attach(model, 0.5)
+    step = torch.tensor([[21]])
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        caches = [model(**model.inputs, use_cache=True).past_key_values for _ in range(2)]
+        expected = model(input_ids=step, past_key_values=caches[0]).logits
+        assert close(compiled(input_ids=step, past_key_values=caches[1]).logits, expected)
+
+
+@pytest.mark.parametrize("order", ["attach first", "compile first"])
+def test_compiled_decoder(order: str) -> None:
+    model = build_model("llava")
+    model.inputs = make_inputs("llava", model)
+    handle = attach(model, 0.5)
+    half = logits(model)
+    if order == "compile first":
+        handle.detach()
+    model.model.language_model.compile(backend="eager")
+    if order == "compile first":
+        logits(model)
+        handle = attach(model, 0.5)
+    handle.injections = 0
+    assert close(logits(model), half)
+    assert handle.injections == 1

@@ -11,17 +11,19 @@ from typing import Any
 
 from torch import nn
 
+from transformers_agci.families import decoder_of
+
 _log = logging.getLogger("transformers_agci")
 
 
 def forget_graphs_of(vlm: nn.Module) -> bool:
-    """Have torch.compile trace anew where it has graphs of models of `vlm`'s class; returns whether it had any.
+    """Have torch.compile trace anew where it has graphs of this class of model or decoder; returns whether it had any.
 
     torch can only forget all graphs of the process: others are traced anew at their next call, with the same results.
     """
     dynamo: Any = sys.modules.get("torch._dynamo")
-    name = f"{type(vlm).__module__}.{type(vlm).__qualname__}"
-    if dynamo is None or not any(name in guards for guards in _guards_of_all_graphs()):
+    names = {f"{type(module).__module__}.{type(module).__qualname__}" for module in (vlm, decoder_of(vlm))}
+    if dynamo is None or not any(name in guards for guards in _guards_of_all_graphs() for name in names):
         return False
     dynamo.reset()
     _log.warning(

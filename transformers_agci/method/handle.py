@@ -367,16 +367,24 @@ def _updated(embeds: torch.Tensor, injection: Injection) -> torch.Tensor:
     context = global_context(torch.cat(tokens)) if injection.scope == "batch" else None
     # Only the image rows are widened to float32: a whole batch of long sequences would take gigabytes.
     updated = embeds.clone()
-    for image, own in zip(injection.images, tokens, strict=True):
-        changed = inject(own, injection.lam, context)
-        if not bool(torch.isfinite(changed).all()) and bool(torch.isfinite(own).all()):
-            raise InputError(f"lambda {injection.lam:g} is too large for {embeds.dtype}: image tokens become infinite.")
-        image.put(updated, changed)
+    changed = [inject(own, injection.lam, context) for own in tokens]
+    for image, own in zip(injection.images, changed, strict=True):
+        image.put(updated, own)
+    if embeds.dtype == torch.float16 or injection.lam > _SURELY_FINITE:
+        _refuse_infinite(tokens, changed, injection.lam)
     return updated
 
 
+_SURELY_FINITE = 1e4  # with bfloat16's and float32's range; asking makes the device wait
+
+
+def _refuse_infinite(before: list[torch.Tensor], after: list[torch.Tensor], lam: float) -> None:
+    if not bool(torch.isfinite(torch.cat(after)).all()) and bool(torch.isfinite(torch.cat(before)).all()):
+        raise InputError(f"lambda {lam:g} is too large for {after[0].dtype}: image tokens become infinite.")
+
+
 def _refuse_beyond_dtype(vlm: Any, lam: float, source: str) -> None:
-    dtype = vlm.get_input_embeddings().weight.dtype
+    dtype = getattr(getattr(vlm.get_input_embeddings(), "weight", None), "dtype", torch.float32)
     if dtype.is_floating_point and lam > torch.finfo(dtype).max:
         raise InputError(f"{source} is {lam:g}, which is more than {dtype}, the model's type, can hold.")
 

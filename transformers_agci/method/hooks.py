@@ -79,16 +79,20 @@ def after_vlm(vlm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out
 
 def before_vision(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forget features that were made before: if this module does not come to an end, there are none."""
+    if torch.compiler.is_compiling():  # the graphs of a vision tower stay whole; around them there is no mark
+        return
     handle: Handle | None = getattr(module, HANDLE, None)
     if handle is not None and handle.is_on() and "input_ids" not in kwargs:
-        _outside_graphs(clear_mark, handle)
+        clear_mark(handle)
 
 
 def after_vision(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Notice image features that are made outside a call of the vlm: somebody else may merge them."""
+    if torch.compiler.is_compiling():
+        return
     handle: Handle | None = getattr(module, HANDLE, None)
     if handle is not None and handle.is_on() and "input_ids" not in kwargs:  # with ids Gemma3n's embedder reads text
-        _outside_graphs(_note_features, handle, output)
+        _note_features(handle, output)
 
 
 def put_hooks_on(handle: "Handle", vlm: Any) -> None:
