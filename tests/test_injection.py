@@ -7,11 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transformers_agci.commands.options import SEEDED as SEEDED_OPTIONS
 from transformers_agci.method.injection import (
     METHODS,
+    SEEDED,
     inject_global_context,
     inject_random,
     inject_uniform,
+    injection_of,
     random_direction,
 )
 
@@ -117,6 +120,35 @@ def test_controls_move_as_far_as_agci() -> None:
     torch.testing.assert_close(moved["random"].norm(dim=1), moved["agci"].norm(dim=1))
     torch.testing.assert_close(moved["uniform"].mean(0), moved["agci"].mean(0))
     torch.testing.assert_close(moved["uniform"], moved["uniform"][:1].expand_as(moved["uniform"]))
+
+
+def test_noise_moves_every_token_along_a_direction_of_its_own() -> None:
+    tokens = torch.randn(40, 16, dtype=torch.float64) + 1
+    moved = {name: injection_of(name)(tokens, 0.5) - tokens for name in ("agci", "noise", "noise-1")}
+    torch.testing.assert_close(moved["noise"].norm(dim=1), moved["agci"].norm(dim=1))
+    unit = moved["noise"] / moved["noise"].norm(dim=1, keepdim=True)
+    assert (unit @ unit.T).triu(1).abs().max() < 0.95
+    assert not torch.allclose(moved["noise"], moved["noise-1"])
+
+
+def test_shuffled_gives_the_doses_to_other_tokens() -> None:
+    tokens = torch.randn(40, 16, dtype=torch.float64) + 1
+    moved = {name: injection_of(name)(tokens, 0.5) - tokens for name in ("agci", "shuffled", "shuffled-1")}
+    doses = {name: moved[name].norm(dim=1) for name in moved}
+    torch.testing.assert_close(doses["shuffled"].sort().values, doses["agci"].sort().values)
+    assert not torch.allclose(doses["shuffled"], doses["agci"])
+    assert not torch.allclose(doses["shuffled"], doses["shuffled-1"])
+    for name in moved:
+        assert injection_of(name)(tokens, 0.0) is tokens
+
+
+def test_names_of_methods_carry_a_seed() -> None:
+    assert tuple(SEEDED) == SEEDED_OPTIONS
+    tokens = torch.randn(5, 16)
+    torch.testing.assert_close(injection_of("random-3")(tokens, 1.0), inject_random(tokens, 1.0, seed=3))
+    assert injection_of("random") is METHODS["random"]
+    for name in ("", "agci-1", "uniform-0", "random-", "random-01", "random--1", "random-x", "nothing"):
+        assert injection_of(name) is None
 
 
 def test_random_direction_is_one_per_seed() -> None:

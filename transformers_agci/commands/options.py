@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers_agci.inference.load import LoadOptions
     from transformers_agci.inference.runner import RunOptions
 
+SEEDED = ("random", "noise", "shuffled")  # methods that take a seed, without importing torch
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
@@ -171,7 +172,15 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     """Those, lambda, batches and workers: of the commands that ask questions."""
     asked = parser.add_argument_group("lambda")
     add_lambda_option(asked, "one or several lambdas; default: the key in the model's config.json, else 0")
-    asked.add_argument("--method", default="agci", help="agci, or one of its controls: uniform, random")
+    asked.add_argument("--method", default="agci", help="agci, or a control: uniform, random, noise, shuffled")
+    asked.add_argument(
+        "--method_seed",
+        nargs="+",
+        type=whole(0, 999_999_999),
+        default=[],
+        metavar="S",
+        help="seeds of random, noise or shuffled (default 0); agci probe takes several, a result file for each",
+    )
     asked.add_argument("--scope", default="image", help="image, or batch: the mean as the published code takes it")
     run = add_run_options(parser)
     run.add_argument("--batch_size", type=whole(1), metavar="N", help="lists of images per forward call")
@@ -186,10 +195,26 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def answer_options(args: argparse.Namespace) -> "AnswerOptions":
-    """What `add_answer_options` parsed."""
+    """What `add_answer_options` parsed; InputError where there are several seeds of a control."""
+    found = answer_options_by_seed(args)
+    if len(found) > 1:
+        raise InputError("--method_seed: this command takes one seed; run it once for each.")
+    return found[0]
+
+
+def answer_options_by_seed(args: argparse.Namespace) -> "list[AnswerOptions]":
+    """What `add_answer_options` parsed, once per seed of a control."""
     from transformers_agci.inference.answering import AnswerOptions
 
-    return AnswerOptions(args.batch_size, None, args.workers, args.method, args.scope, run_options(args))
+    seeds = args.method_seed
+    if seeds and args.method not in SEEDED:
+        raise InputError(f"--method_seed: {args.method} has no seed; {', '.join(SEEDED)} have one.")
+    if len(set(seeds)) != len(seeds):
+        raise InputError(f"--method_seed: each seed is run once, but the list is {' '.join(map(str, seeds))}.")
+    methods = [f"{args.method}-{seed}" for seed in seeds] or [args.method]
+    return [
+        AnswerOptions(args.batch_size, None, args.workers, method, args.scope, run_options(args)) for method in methods
+    ]
 
 
 def add_lambda_option(

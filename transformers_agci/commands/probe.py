@@ -6,7 +6,9 @@ Without --eval_file the images come from the embedded atlas, without --model_pat
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers_agci.commands.options import (
     EMBEDDED,
@@ -16,12 +18,15 @@ from transformers_agci.commands.options import (
     add_model_options,
     add_planted_bias_option,
     add_rows_options,
-    answer_options,
+    answer_options_by_seed,
     lambdas,
     model_options,
     teller,
     whole,
 )
+
+if TYPE_CHECKING:
+    from transformers_agci.experiments.position.ask import ProbeOptions
 
 EMBEDDED_LAMBDAS = (0.0, 0.5)  # of the embedded model where none is named: it is there to show the difference
 
@@ -47,10 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, write, and say what came out; 1 where rows were bad."""
-    from transformers_agci.experiments.position.ask import ProbeOptions, ask_probe
+    from transformers_agci.experiments.position.ask import ProbeOptions
     from transformers_agci.experiments.position.questions import Control
 
-    model, given = model_options(args), lambdas(args)
+    model, given, by_seed = model_options(args), lambdas(args), answer_options_by_seed(args)
     by_default = not given and args.model == EMBEDDED
     options = ProbeOptions(
         model,
@@ -65,9 +70,16 @@ def run(args: argparse.Namespace) -> int:
         "the default of the embedded model" if by_default else "the command line",
         [control for control in Control if getattr(args, control.value)],
         args.planted_bias,
-        answer_options(args),
+        by_seed[0],
         args.dry_run,
     )
+    return max(_ask(replace(options, answers=answers)) for answers in by_seed)
+
+
+def _ask(options: "ProbeOptions") -> int:
+    """Ask with one method, and say how its results are made into numbers."""
+    from transformers_agci.experiments.position.ask import ask_probe
+
     probed = ask_probe(options, teller(add_arguments))
     if 1 <= len(probed.files.get("results", ())) <= 2:
         words = " ".join(f"--{name}_file {' '.join(map(str, paths))}" for name, paths in probed.files.items())

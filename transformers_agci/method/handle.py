@@ -28,7 +28,7 @@ from transformers_agci.families import SUPPORTED_FAMILIES, Family, family_of, fi
 from transformers_agci.method.compiled_graphs import forget_graphs_of
 from transformers_agci.method.hooks import HANDLE, put_hooks_on, take_hooks_off
 from transformers_agci.method.image_positions import ImagePositions, image_positions
-from transformers_agci.method.injection import METHODS, global_context
+from transformers_agci.method.injection import METHODS, SEEDED, global_context, injection_of
 from transformers_agci.method.lam import LAMBDA_KEY, config_lambda, lambda_text, settle_key, validate_lambda
 from transformers_agci.method.thread_state import Images
 
@@ -231,7 +231,7 @@ def attach(model: nn.Module, lam: float, scope: str = "image", method: str = "ag
     """
     lam = validate_lambda(lam, "lam")
     _one_of("scope", scope, SCOPES)
-    _one_of("method", method, tuple(METHODS))
+    _check_method(method)
     vlm = find_vlm(model)
     _refuse_beyond_dtype(vlm, lam, "lam")
     handle = current_handle(model)
@@ -276,7 +276,7 @@ def agci(model: nn.Module, lam: float, scope: str = "image", method: str = "agci
         return
     lam = validate_lambda(lam, "lam")
     _one_of("scope", scope, SCOPES)
-    _one_of("method", method, tuple(METHODS))
+    _check_method(method)
     found = handle.lam, handle.scope, handle.method
     try:
         handle.lam, handle.scope, handle.method = lam, scope, method
@@ -362,7 +362,8 @@ def _modules_around(model: nn.Module, vlm: nn.Module) -> Iterator[nn.Module]:
 def _updated(embeds: torch.Tensor, injection: Injection) -> torch.Tensor:
     if not injection.images:
         return embeds
-    inject = METHODS[injection.method]
+    inject = METHODS.get(injection.method) or injection_of(injection.method)
+    assert inject is not None  # `_check_method` was asked
     tokens = [image.take(embeds) for image in injection.images]  # each [N_i, D]
     context = global_context(torch.cat(tokens)) if injection.scope == "batch" else None
     # Only the image rows are widened to float32: a whole batch of long sequences would take gigabytes.
@@ -387,6 +388,12 @@ def _refuse_beyond_dtype(vlm: Any, lam: float, source: str) -> None:
     dtype = getattr(getattr(vlm.get_input_embeddings(), "weight", None), "dtype", torch.float32)
     if dtype.is_floating_point and lam > torch.finfo(dtype).max:
         raise InputError(f"{source} is {lam:g}, which is more than {dtype}, the model's type, can hold.")
+
+
+def _check_method(method: str) -> None:
+    """InputError for a name that is no method, with or without a seed."""
+    if not isinstance(method, str) or injection_of(method) is None:
+        _one_of("method", method, tuple(dict.fromkeys((*METHODS, *SEEDED))))
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -1,10 +1,11 @@
-"""The formula of AGCI and its two controls, as pure functions on the tokens of one image.
+"""The formula of AGCI and its controls, as pure functions on the tokens of one image.
 
 Notation of the paper (arXiv 2509.21984): v_1..v_N are the image tokens in the decoder's embedding space,
 g = (1/N) sum_i v_i is the global context, lambda is the strength.
 """
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -60,10 +61,54 @@ def inject_random(
     return _inject(functools.partial(_random_delta, seed=seed), tokens, lam, context)
 
 
-# The names that `attach(method=...)` and the commands accept.
+def inject_noise(
+    tokens: torch.Tensor, lam: float, context: torch.Tensor | None = None, *, seed: int = 0
+) -> torch.Tensor:
+    """Control without any common direction: v_i + lambda * (1 - cos(v_i, g)) * |g| * r_i.
+
+    Every token moves as far as under AGCI, along a random unit direction of its own, which depends on `seed`, i, N and
+    D only. Arguments, result and errors as in `inject_global_context`.
+    """
+    return _inject(functools.partial(_noise_delta, seed=seed), tokens, lam, context)
+
+
+def inject_shuffled(
+    tokens: torch.Tensor, lam: float, context: torch.Tensor | None = None, *, seed: int = 0
+) -> torch.Tensor:
+    """Control with the weights on the wrong tokens: v_i + lambda * (1 - cos(v_s(i), g)) * g, s a random order.
+
+    The image gets AGCI's doses, but not each token its own. s depends on `seed` and N only. Arguments, result and
+    errors as in `inject_global_context`.
+    """
+    return _inject(functools.partial(_shuffled_delta, seed=seed), tokens, lam, context)
+
+
+# The names that `attach(method=...)` and the commands accept, and those of them, and more controls, that take a seed:
+# "random-1" is `inject_random` with seed 1.
 METHODS: Mapping[str, Callable[..., torch.Tensor]] = MappingProxyType(
     {"agci": inject_global_context, "uniform": inject_uniform, "random": inject_random}
 )
+
+SEEDED: Mapping[str, Callable[..., torch.Tensor]] = MappingProxyType(
+    {"random": inject_random, "noise": inject_noise, "shuffled": inject_shuffled}
+)
+_SEED = re.compile(r"0|[1-9][0-9]{0,8}")
+
+
+def injection_of(name: str) -> Callable[..., torch.Tensor] | None:
+    """The function of a method's name: agci, uniform, random, noise, shuffled, or one of the last three with "-SEED".
+
+    >>> injection_of("random-1").keywords
+    {'seed': 1}
+    >>> injection_of("agci-1") is None
+    True
+    """
+    if name in METHODS:
+        return METHODS[name]
+    control, mark, seed = name.partition("-")
+    if control not in SEEDED or (mark and not _SEED.fullmatch(seed)):
+        return None
+    return functools.partial(SEEDED[control], seed=int(seed or 0))
 
 
 def global_context(tokens: torch.Tensor) -> torch.Tensor:
@@ -108,6 +153,19 @@ def _uniform_delta(tokens: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
 def _random_delta(tokens: torch.Tensor, g: torch.Tensor, *, seed: int) -> torch.Tensor:
     length: torch.Tensor = g.norm()
     return _distance(tokens, g) * length * random_direction(g.shape[0], seed).to(g)
+
+
+def _noise_delta(tokens: torch.Tensor, g: torch.Tensor, *, seed: int) -> torch.Tensor:
+    draw = torch.randn(*tokens.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    direction = draw.div(draw.norm(dim=-1, keepdim=True)).to(g)
+    delta: torch.Tensor = _distance(tokens, g) * g.norm() * direction
+    return delta
+
+
+def _shuffled_delta(tokens: torch.Tensor, g: torch.Tensor, *, seed: int) -> torch.Tensor:
+    order = torch.randperm(tokens.shape[0], generator=torch.Generator().manual_seed(seed))
+    delta: torch.Tensor = _distance(tokens, g)[order.to(tokens.device)] * g
+    return delta
 
 
 def _distance(tokens: torch.Tensor, g: torch.Tensor) -> torch.Tensor:

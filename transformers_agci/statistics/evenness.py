@@ -203,12 +203,15 @@ def of_margins_by_distance(yes: Floats, no: Floats, answer: Literal["yes", "no"]
     return pseudo_values(own.means / whole, own.deleted_means / deleted[:, None])
 
 
-def of_d_prime(said_yes: Floats, said_yes_wrongly: Floats, heavy_tails: bool = False) -> Floats | None:
+def of_d_prime(
+    said_yes: Floats, said_yes_wrongly: Floats, heavy_tails: bool = False, relative: bool = False
+) -> Floats | None:
     """Per-cell d' from the Yes answers to Yes rows and to No rows (tables of zeros and ones), log-linear correction.
 
     None where a cell has fewer than MIN_COUNT right or wrong answers of either kind: its d' is then mostly the
     correction, which makes cells alike. d' stays the same under a moved threshold only if margins are normal;
-    `heavy_tails` measures it as if they were distributed as Student's t with three degrees of freedom.
+    `heavy_tails` measures it as if they were distributed as Student's t with three degrees of freedom. `relative` is d'
+    as a multiple of its mean over the cells, which noise added to all margins does not change.
     """
     quantile = functools.partial(stats.t.ppf, df=3) if heavy_tails else stats.norm.ppf
     rates = []
@@ -219,7 +222,13 @@ def of_d_prime(said_yes: Floats, said_yes_wrongly: Floats, heavy_tails: bool = F
         whole = quantile((sums.totals + 0.5) / (sums.counts + 1))
         deleted = quantile((sums.totals - sums.values + 0.5) / (sums.deleted_counts + 1))
         rates.append((whole, deleted))
-    return pseudo_values(rates[0][0] - rates[1][0], rates[0][1] - rates[1][1])
+    whole, deleted = rates[0][0] - rates[1][0], rates[0][1] - rates[1][1]
+    if relative:
+        middle, middles = whole.mean(), deleted.mean(axis=1, keepdims=True)
+        if not middle > 3 * _standard_error(middles.ravel()):
+            return None
+        whole, deleted = whole / middle, deleted / middles
+    return pseudo_values(whole, deleted)
 
 
 def of_auc(yes: Floats, no: Floats) -> Floats | None:

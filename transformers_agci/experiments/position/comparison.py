@@ -240,13 +240,15 @@ def _verdict_by_d_prime(yes: Both, no: Both, d_prime: Change | None, items: int)
     if d_prime is None:
         return "cannot tell", "there are no margins, and a cell has hardly a right or a wrong answer"
     said_yes = [(yes[i].said_yes, no[i].said_yes) for i in (0, 1)]
-    confirming: Change | None = d_prime
+    confirming = evenness.compare(*(evenness.of_d_prime(*tables, relative=True) for tables in said_yes))
+    said = evenness.verdict(d_prime, confirming, items)
+    if said == "cannot tell":
+        return said, "the variance of d' over the cells changes only as d' itself does, or only beside it"
     if signal_detection.criterion_difference(*said_yes).excludes(0):
         # Under a moved threshold d' depends on the shape of margins that nobody has seen: it must hold for two shapes.
         confirming = evenness.compare(*(evenness.of_d_prime(*tables, heavy_tails=True) for tables in said_yes))
-    said = evenness.verdict(d_prime, confirming, items)
-    if said == "cannot tell":
-        return said, "the threshold moved, and without margins what d' shows then depends on their distribution"
+        if evenness.verdict(d_prime, confirming, items) != said:
+            return "cannot tell", "the threshold moved, and without margins what d' then shows depends on their shape"
     return said, "variance of d' over the cells"
 
 

@@ -154,20 +154,16 @@ def read_results(path: str | Path, negatives: str | Path | None = None, label: s
 
 def label_of(path: str | Path) -> str:
     """How a result is named in tables and maps: its lambda where the manifest beside it tells, else the file's name."""
-    lam = _lambda_of(Path(path))
-    if lam is None:
-        return Path(path).stem
-    return f"AGCI (lambda {lambda_text(lam)})" if lam else "baseline (lambda 0)"
-
-
-def _lambda_of(path: Path) -> float | None:
-    """The lambda in the manifest that stands beside a result of ours; None for other results."""
     try:
-        settings = read_json_object(manifest.path_of(path)).get("settings")
+        settings = read_json_object(manifest.path_of(Path(path))).get("settings")
     except InputError:
-        return None
-    lam = settings.get("lambda") if isinstance(settings, dict) else None
-    return float(lam) if isinstance(lam, int | float) and not isinstance(lam, bool) else None
+        settings = None
+    settings = settings if isinstance(settings, dict) else {}
+    lam, method = settings.get("lambda"), settings.get("method", "agci")
+    if isinstance(lam, bool) or not isinstance(lam, int | float):
+        return Path(path).stem
+    name = "AGCI" if method == "agci" else str(method)
+    return f"{name} (lambda {lambda_text(float(lam))})" if lam else "baseline (lambda 0)"
 
 
 def _score(row: Mapping[str, Any], where: str) -> _Scored:
