@@ -94,7 +94,7 @@ def _leads_to(path: Path, descriptor: int) -> bool:
     """Whether the name `path` leads to the open file."""
     try:
         return os.path.samestat(path.lstat(), os.fstat(descriptor))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
