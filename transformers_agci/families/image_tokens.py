@@ -51,7 +51,7 @@ def pairs(sizes: Any) -> list[tuple[int, int]]:
 
 # --- which gaps lie within an image --------------------------------------------------------------------------------
 
-LONGEST_SEPARATOR = 16  # tokens; "TILE_GLOBAL" spelled in bytes has 11
+LONGEST_SEPARATOR = 24  # tokens; "<|img_row_10_col_10|>" spelled in bytes has 21
 
 
 def until_end_mark(row: RowOfRuns) -> list[bool]:
