@@ -175,6 +175,9 @@ def make_batch(family: TinyFamily, rows: Sequence[Sequence[str]], side: str = "l
         mask[row, start : start + len(tokens)] = 1
         images += [(row, [start + place for place in image]) for image in places[row]]
     inputs = {"input_ids": input_ids, "attention_mask": mask, **family.collate(pieces)}
+    names = inspect.signature(getattr(transformers, family.model).forward).parameters
+    if "pixel_values_images" in names and "pixel_values" not in names:  # Video-LLaVA in older versions
+        inputs["pixel_values_images"] = inputs.pop("pixel_values")
     return Batch(inputs | _type_ids(family, input_ids), images)
 
 
@@ -270,6 +273,7 @@ CLIP = {
     "patch_size": 4,
     "projection_dim": WIDTH,
 }
+IDEFICS_VISION = transformers.Idefics3VisionConfig(**{**CLIP, "model_type": "idefics3_vision"})
 SIGLIP = {**CLIP, "model_type": "siglip_vision_model", "vision_use_head": False}
 
 
@@ -693,7 +697,7 @@ _ROWS = (
         "Glm4v",
         config(
             "Glm4vConfig",
-            text_config=text(rope_parameters={**MROPE, "partial_rotary_factor": 1.0}),
+            text_config=text(rope_scaling=MROPE, rope_parameters={**MROPE, "partial_rotary_factor": 1.0}),
             vision_config={**QWEN_VISION, "image_size": 32},
             image_token_id=IMG,
             video_token_id=VIDEO,
@@ -710,6 +714,8 @@ _ROWS = (
         config(
             "Glm4vMoeConfig",
             text_config=text(
+                rope_scaling=MROPE,
+                partial_rotary_factor=1.0,
                 rope_parameters={**MROPE, "partial_rotary_factor": 1.0},
                 n_shared_experts=1,
                 first_k_dense_replace=1,
@@ -730,7 +736,9 @@ _ROWS = (
         "Glm46V",
         config(
             "Glm46VConfig",
-            text_config=text(model_type="glm4v_text", rope_parameters={**MROPE, "partial_rotary_factor": 1.0}),
+            text_config=text(
+                model_type="glm4v_text", rope_scaling=MROPE, rope_parameters={**MROPE, "partial_rotary_factor": 1.0}
+            ),
             vision_config={**QWEN_VISION, "image_size": 32, "model_type": "glm4v_vision"},
             image_token_id=IMG,
             video_token_id=VIDEO,
@@ -1101,8 +1109,8 @@ _ROWS = (
         "Aria",
         config(
             "AriaConfig",
-            text_config=text(moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
-            vision_config={**CLIP, "model_type": "idefics3_vision"},
+            text_config=text(model_type="aria_text", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
+            vision_config=IDEFICS_VISION,
             projector_patch_to_query_dict={16: 4},
             **INDEX,
         ),
@@ -1173,4 +1181,5 @@ _ROWS = (
 )
 
 
-TINY = {row.model_type: row for row in _ROWS if row.available}
+ROWS = {row.model_type: row for row in _ROWS}
+TINY = {name: row for name, row in ROWS.items() if row.available}  # in this version of transformers

@@ -1,7 +1,12 @@
 """The self-check on a checkpoint: the position probe's question about one image, as the processor makes it."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from transformers_agci.embedded.atlas import Atlas
 from transformers_agci.embedded.probe_set import PROBE_STREAM, render_item
@@ -10,7 +15,7 @@ from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prompt import chat_text, tokenize
 from transformers_agci.inference.questions import YES_NO, ImageBytes, ImageFile, ImageSource, Question
 from transformers_agci.method.handle import attach_from_config
-from transformers_agci.method.self_check import SelfCheck, self_check
+from transformers_agci.method.self_check import Check, SelfCheck, check_images, self_check
 
 CAPTION = "a dog"  # asked about an image that the user gives
 
@@ -23,7 +28,34 @@ def check_checkpoint(options: LoadOptions, image: Path | None = None) -> SelfChe
     loaded = load(options)
     if loaded.lam is not None:
         attach_from_config(loaded.model)
-    return self_check(loaded.model, _inputs(loaded, image))
+    checked = self_check(loaded.model, _inputs(loaded, image), images=1)
+    return replace(checked, rows=(*checked.rows, *_other_prompts(loaded, checked.lam)))
+
+
+def _other_prompts(loaded: LoadedModel, lam: float) -> Iterator[Check]:
+    """Two images that touch in the prompt, and one that is long enough to be cut into tiles."""
+    data, _ = _atlas_image()
+    square = Image.open(BytesIO(data)).convert("RGB")
+    long = Image.new("RGB", (3 * square.width, square.height))
+    for column in range(3):
+        long.paste(square, (column * square.width, 0))
+    for name, images in (("two adjacent images", [square, square.rotate(90)]), ("a long image", [long])):
+        try:
+            inputs = _tensors(loaded, f"{name}?", images)
+        except Exception as error:  # processors raise what they like
+            yield Check(
+                name, None, None, None, f"The processor does not take them: {' '.join(str(error).split())[:120]}"
+            )
+            continue
+        yield check_images(loaded.model, inputs, lam, len(images), name)
+
+
+def _tensors(loaded: LoadedModel, text: str, images: list[Image.Image]) -> dict[str, Any]:
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+    prompt = loaded.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    return _on_device(loaded, tokenize(loaded.processor, [prompt], [images]))
 
 
 def _inputs(loaded: LoadedModel, path: Path | None) -> dict[str, Any]:
@@ -37,6 +69,10 @@ def _inputs(loaded: LoadedModel, path: Path | None) -> dict[str, Any]:
         row={}, where="self-check", text=PROMPT.format(caption=caption), images=(image,), group=0, stop=YES_NO
     )
     inputs = tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[image.open()]])
+    return _on_device(loaded, inputs)
+
+
+def _on_device(loaded: LoadedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value.to(loaded.device, loaded.model.dtype) if value.is_floating_point() else value.to(loaded.device)
         for name, value in inputs.items()

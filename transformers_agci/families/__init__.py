@@ -27,8 +27,10 @@ __all__ = [
     "image_token_id",
     "is_vlm",
     "paper_families",
+    "remote_code_twin",
     "require",
     "supports",
+    "todays_model_type",
     "unsupported",
     "unsupported_config",
 ]
@@ -44,6 +46,11 @@ SUPPORTED_FAMILIES = _table(family for kin in _KIN for family in kin.FAMILIES)
 REFUSED_FAMILIES: Mapping[str, RefusedFamily] = MappingProxyType(
     {family.model_type: family for family in refused.FAMILIES}
 )
+
+
+def remote_code_twin(model_type: object) -> Family | None:
+    """The family that transformers has for checkpoints of this model_type that bring Python code of their own."""
+    return next((family for family in SUPPORTED_FAMILIES.values() if model_type in family.remote_code), None)
 
 
 def paper_families() -> Mapping[str, Family]:
@@ -151,8 +158,17 @@ def _instead(model_type: object) -> str:
     if refused is not None:
         return f"{refused.name} cannot be served: {refused.reason}."
     names = ", ".join(f"{family.name} ({family.model_type})" for family in SUPPORTED_FAMILIES.values())
-    return f"Supported: {names}."
+    return f"Supported: {names}. `agci self-check --experimental CHECKPOINT` says what it would take."
+
+
+# model_types of older versions of transformers -> today's
+_OLDER_NAMES = {"lfm2-vl": "lfm2_vl"}
+
+
+def todays_model_type(model_type: object) -> str:
+    """The key of SUPPORTED_FAMILIES for a model_type that an older version of transformers may have written."""
+    return _OLDER_NAMES.get(str(model_type), str(model_type))
 
 
 def _model_type(module: "nn.Module") -> str:
-    return str(getattr(getattr(module, "config", None), "model_type", "none"))
+    return todays_model_type(getattr(getattr(module, "config", None), "model_type", "none"))

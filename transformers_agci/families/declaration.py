@@ -136,6 +136,7 @@ class Family:
         vision_windows: whether the vision tower's first layers see windows only, so that occlusion may reuse them.
         grid_positions: whether the position ids of image tokens say in which row and column they lie (M-RoPE).
         in_paper: whether the paper evaluates it; those have scripts/ and configs/.
+        other_processors: classes of processors that its checkpoints may have beside transformers' own for it.
         remote_code: `model_type`s of checkpoints of the same models that ask for Python code of their own.
     """
 
@@ -155,6 +156,7 @@ class Family:
     grid_positions: bool = False
     in_paper: bool = False
     remote_code: tuple[str, ...] = ()
+    other_processors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

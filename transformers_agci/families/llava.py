@@ -251,6 +251,7 @@ FAMILIES = (
             _count_patches,
         ),
         conversion=("llava_llama", "llava"),
+        other_processors=("PixtralProcessor",),
         refusal=_refusal,
         in_paper=True,
     ),

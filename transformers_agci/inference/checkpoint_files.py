@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError, short
-from transformers_agci.families import SUPPORTED_FAMILIES, unsupported_config
+from transformers_agci.families import SUPPORTED_FAMILIES, remote_code_twin, todays_model_type, unsupported_config
 from transformers_agci.families.llava import is_original_llava, twin_of_original
 from transformers_agci.storage.json_file import read_json_object
 from transformers_agci.storage.reading import read_json
@@ -75,8 +75,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json_object(path)
     refuse_original_llava(folder, config)
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in SUPPORTED_FAMILIES:
+    if not isinstance(model_type, str) or todays_model_type(model_type) not in SUPPORTED_FAMILIES:
         raise unsupported_config(path, model_type)
+    config["model_type"] = todays_model_type(model_type)
     return config
 
 
@@ -107,10 +108,12 @@ def _check_generation_config(path: Path) -> None:
 def _refuse_code(file: Path) -> None:
     content = read_json(file, nan=True)
     if isinstance(content, dict) and "auto_map" in content:
+        twin = remote_code_twin(content.get("model_type"))
+        own = f" (of {twin.name}: {twin.hub_id})" if twin is not None else ""
         raise InputError(
             f"{file} asks for Python code of its own (auto_map), which would run on this machine and is never loaded; "
-            'use a checkpoint in transformers\' own format (for InternVL3 the "-hf" one), or take auto_map out if the '
-            "model class is one of transformers'."
+            f"use a checkpoint in transformers' own format{own}, or take auto_map out if the model class is one of "
+            "transformers'."
         )
 
 

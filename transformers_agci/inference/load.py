@@ -173,6 +173,7 @@ def _load_processor(folder: Path, options: LoadOptions, family: Any) -> Any:
             f"{folder} holds a {type(processor).__name__} instead of a processor for text and images; "
             "preprocessor_config.json may be missing."
         )
+    _check_processor(folder, processor, family)
     if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
         raise InputError(
             f"{folder} has no chat template (chat_template.jinja or chat_template.json), so the model's "
@@ -185,6 +186,18 @@ def _load_processor(folder: Path, options: LoadOptions, family: Any) -> Any:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     _pin_image_size(processor, options, family)
     return processor
+
+
+def _check_processor(folder: Path, processor: Any, family: Any) -> None:
+    """InputError where the processor is that of another family: its image tokens would mean nothing to the model."""
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    own, found = PROCESSOR_MAPPING_NAMES.get(family.model_type), type(processor).__name__
+    if own is not None and found not in (own, *family.other_processors):
+        raise InputError(
+            f"{folder} holds a {family.name} model ({family.model_type}) but a {found}, where {own} belongs to it; "
+            f"take processor and tokenizer files of the same checkpoint, for instance from {family.hub_id}."
+        )
 
 
 def _pin_image_size(processor: Any, options: LoadOptions, family: Any) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import SUPPORTED_FAMILIES, Family, decoder_of, family_of, find_vlm, image_token_id
+from transformers_agci.families import Family, decoder_of, family_of, find_vlm, image_token_id
 from transformers_agci.families.image_tokens import by_runs
 from transformers_agci.method.autoload import SWITCH, active
 from transformers_agci.method.forward_call import embeds_of, forward_call
@@ -74,12 +74,13 @@ class SelfCheck:
         return "\n".join([f"AGCI self-check: {self.family}, lambda {lambda_text(self.lam)}", *lines, verdict])
 
 
-def self_check(model: nn.Module, inputs: Mapping[str, Any]) -> SelfCheck:
+def self_check(model: nn.Module, inputs: Mapping[str, Any], images: int | None = None) -> SelfCheck:
     """Check AGCI on `model`; the model is left as it was found.
 
     Args:
         model: a supported model, with or without AGCI on it. It is checked at its own lambda, or at 0.5 where it
             has none.
+        images: how many images there are; by default as many as the inputs say.
         inputs: what the processor gives for one or more prompts with images, on the model's device.
 
     Returns:
@@ -96,7 +97,7 @@ def self_check(model: nn.Module, inputs: Mapping[str, Any]) -> SelfCheck:
             _config_key(model, handle),
             _vision_weights(model),
             _lambda_zero(model, inputs),
-            _once_per_image(model, inputs, lam),
+            _once_per_image(model, inputs, lam, images),
             _formula(model, inputs, lam),
             _batch_mates(model, inputs, lam),
         )
@@ -225,9 +226,9 @@ def _lambda_zero(model: nn.Module, inputs: Mapping[str, Any]) -> Check:
     return Check("lambda 0 is stock", equal, figure, 0.0, "Decoder input and logits, hooks on against hooks off.")
 
 
-def _once_per_image(model: Any, inputs: Mapping[str, Any], lam: float) -> Check:
+def _once_per_image(model: Any, inputs: Mapping[str, Any], lam: float, given: int | None) -> Check:
     vlm = find_vlm(model)
-    images = _count_images(vlm, inputs)
+    images = _count_images(vlm, inputs) if given is None else given
     with agci(model, lam) as handle:
         before = handle.injections
         if callable(getattr(model, "generate", None)):
@@ -235,12 +236,30 @@ def _once_per_image(model: Any, inputs: Mapping[str, Any], lam: float) -> Check:
         else:
             model(**inputs)
         done = handle.injections - before
+    if images is None:
+        return Check(
+            "once per image", None, done, None, "Injections while an answer is generated; say how many images."
+        )
     return Check("once per image", done == images, done, images, "Injections while an answer is generated.")
+
+
+def check_images(model: nn.Module, inputs: Mapping[str, Any], lam: float, images: int, name: str) -> Check:
+    """Whether a prompt of `images` images gets the formula, once per image: one line of the table, called `name`."""
+    with _eval_mode(model), torch.no_grad(), agci(model, lam):
+        seen = _observe(model, inputs)
+    formula = _formula_of(seen, lam)
+    found = len(seen.images)
+    explanation = f"{found} of {images} images found; {formula.explanation}"
+    return Check(name, found == images and formula.passed, formula.figure, formula.tolerance, explanation)
 
 
 def _formula(model: nn.Module, inputs: Mapping[str, Any], lam: float) -> Check:
     with agci(model, lam):
         seen = _observe(model, inputs)
+    return _formula_of(seen, lam)
+
+
+def _formula_of(seen: "_Seen", lam: float) -> Check:
     expected = seen.before.double().clone()
     for image in seen.images:
         v = image.take(seen.before).double()  # [N, D]
@@ -328,14 +347,20 @@ def _with_mates(inputs: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _count_images(vlm: Any, inputs: Mapping[str, Any]) -> int:
-    """The number of images, from what the processor made of them rather than from our own search."""
+def _count_images(vlm: Any, inputs: Mapping[str, Any]) -> int | None:
+    """The number of images, from what the processor made of them rather than from our own search.
+
+    None where the inputs do not say it: tiles are not images.
+    """
     for name in ("image_grid_thw", "image_sizes"):
         if inputs.get(name) is not None:
             return len(inputs[name])
     if inputs.get("pixel_values") is None:
         raise InputError("These inputs hold no image: give the processor's output with pixel_values.")
-    if SUPPORTED_FAMILIES[vlm.config.model_type].images.lengths is not by_runs:
+    images = family_of(vlm).images
+    if images.inside is not None:
+        return None
+    if images.lengths is not by_runs:
         return len(inputs["pixel_values"])
     is_image = (inputs["input_ids"] == image_token_id(vlm.config)).int()  # pixel_values holds tiles
     return int((is_image.diff(dim=1, prepend=torch.zeros_like(is_image[:, :1])) == 1).sum())

@@ -1,0 +1,116 @@
+"""What a user may hand to a family that it cannot be right with: one sentence each."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_families import TEXT, TINY, make_batch
+
+from transformers_agci import SUPPORTED_FAMILIES, InputError, attach
+from transformers_agci.families import REFUSED_FAMILIES, image_token_id
+from transformers_agci.inference.checkpoint_files import read_config
+from transformers_agci.inference.load import LoadOptions, load
+
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
+
+
+def test_a_config_without_an_image_token() -> None:
+    class Bare:
+        model_type = "aya_vision"
+
+    with pytest.raises(InputError, match=r"says no image token \(image_token_id or image_token_index\)"):
+        image_token_id(Bare())
+
+
+@pytest.mark.parametrize("family", ["aya_vision", "mistral3", "lfm2_vl", "qwen2_vl"])
+@torch.no_grad()
+def test_fewer_image_tokens_than_features(family: str) -> None:
+    model = TINY[family].build()
+    batch = make_batch(TINY[family], [[TEXT, "plain", TEXT]])
+    attach(model, 0.5)
+    ids = batch.inputs["input_ids"]
+    ids[0, batch.images[0][1][-1]] = 50
+    with pytest.raises(ValueError, match=r"do not match|do not divide"):
+        model(**batch.inputs)
+
+
+@pytest.mark.parametrize("family", ["aya_vision", "mistral3", "idefics3", "paligemma"])
+@torch.no_grad()
+def test_a_prompt_cut_within_an_image(family: str) -> None:
+    model = TINY[family].build()
+    batch = make_batch(TINY[family], [[TEXT, "tiled", TEXT]])
+    attach(model, 0.5)
+    end = batch.images[0][1][-2]
+    inputs = {name: v[:, :end] if name in ("input_ids", "attention_mask") else v for name, v in batch.inputs.items()}
+    with pytest.raises(ValueError, match=r"do not match|do not divide|ends with an image token"):
+        model(**inputs)
+
+
+@torch.no_grad()
+def test_rows_of_an_image_far_apart() -> None:
+    """Pixtral's rows have a break between them; a text is none."""
+    family = TINY["mistral3"]
+    model = family.build()
+    batch = make_batch(family, [[TEXT, "tiled", TEXT]])
+    places = batch.images[0][1]
+    handle = attach(model, 0.5)
+    ids, cut = batch.inputs["input_ids"], places[3]
+    batch.inputs["input_ids"] = torch.cat([ids[:, :cut], torch.full((1, 5), 50), ids[:, cut:]], dim=1)
+    batch.inputs["attention_mask"] = torch.ones_like(batch.inputs["input_ids"])
+    with pytest.raises(ValueError, match=r"runs of \[3, 3\].*images of \[6\] tokens"):
+        model(**batch.inputs)
+    assert handle.injections == 0
+
+
+def write_config(folder: Path, **config: object) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("model_type", REFUSED_FAMILIES)
+def test_refused_families_say_why(model_type: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        read_config(write_config(tmp_path / "model", model_type=model_type))
+    assert REFUSED_FAMILIES[model_type].reason in str(error.value)
+
+
+def test_an_unknown_family_is_told_what_would_try_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="agci self-check --experimental CHECKPOINT"):
+        read_config(write_config(tmp_path / "model", model_type="made_up"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "twin"), [("internvl_chat", "internvl"), ("llava_qwen", "llava_onevision"), ("ovis", "ovis2")]
+)
+def test_remote_code_names_the_family_that_transformers_has(model_type: str, twin: str, tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "model", model_type=model_type, auto_map={"AutoModel": "modeling.Model"})
+    with pytest.raises(InputError, match=SUPPORTED_FAMILIES[twin].hub_id):
+        read_config(folder)
+
+
+def test_a_processor_of_another_family(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_checkpoint("llava"), tmp_path / "mixed")
+    for file in tiny_checkpoint("llava_next").iterdir():
+        if file.name != "config.json" and file.suffix != ".safetensors":
+            shutil.copy(file, folder / file.name)
+    with pytest.raises(InputError, match="but a LlavaNextProcessor, where LlavaProcessor belongs to it"):
+        load(LoadOptions(str(folder)))
+
+
+def test_the_older_name_of_a_family(tmp_path: Path) -> None:
+    config = read_config(write_config(tmp_path / "model", model_type="lfm2-vl"))
+    assert config["model_type"] == "lfm2_vl"
+
+
+@torch.no_grad()
+def test_a_text_alone_is_left_alone() -> None:
+    model = TINY["idefics3"].build()
+    batch = make_batch(TINY["idefics3"], [[TEXT], [TEXT, TEXT]])
+    stock = model(**batch.inputs).logits
+    handle = attach(model, 0.5)
+    assert torch.equal(model(**batch.inputs).logits, stock)
+    assert handle.injections == 0
