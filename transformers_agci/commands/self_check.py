@@ -16,18 +16,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="folder or hub id, as --model_path")
     parser.add_argument("--image", metavar="I", type=Path, help="the image to ask about")
+    parser.add_argument(
+        "--experimental",
+        action="store_true",
+        help="look at a model of no supported family and say what it would take; changes and writes nothing",
+    )
     add_model_options(parser, default=EMBEDDED)
 
 
 def run(args: argparse.Namespace) -> int:
     """Load, check, print."""
-    from transformers_agci.experiments.checkpoint_check import check_checkpoint
+    from transformers_agci.experiments.checkpoint_check import check_checkpoint, explore_checkpoint
 
     options = model_options(args)
     if args.checkpoint is not None:
         if args.model not in (EMBEDDED, args.checkpoint):
             raise InputError("Name the checkpoint once: as CHECKPOINT or with --model_path.")
         options = replace(options, model=args.checkpoint)
+    if args.experimental:
+        found = explore_checkpoint(options, args.image)
+        print(found)
+        return 0 if found.served else 1
     result = check_checkpoint(options, args.image)
     print(result)
     return 0 if result.passed else 1

@@ -10,10 +10,13 @@ from PIL import Image
 
 from transformers_agci.embedded.atlas import Atlas
 from transformers_agci.embedded.probe_set import PROBE_STREAM, render_item
+from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.questions import PROMPT
+from transformers_agci.inference.checkpoint_files import model_folder
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prompt import chat_text, tokenize
 from transformers_agci.inference.questions import YES_NO, ImageBytes, ImageFile, ImageSource, Question
+from transformers_agci.method.experimental import Exploration, explore
 from transformers_agci.method.handle import attach_from_config
 from transformers_agci.method.self_check import Check, SelfCheck, check_images, self_check
 
@@ -56,6 +59,31 @@ def _tensors(loaded: LoadedModel, text: str, images: list[Image.Image]) -> dict[
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
     return _on_device(loaded, tokenize(loaded.processor, [prompt], [images]))
+
+
+def explore_checkpoint(options: LoadOptions, image: Path | None = None) -> Exploration:
+    """Look at a checkpoint of any family that transformers has, in float32 on the CPU, on two images that touch.
+
+    Only data is read: safetensors, no code of the checkpoint's own.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = model_folder(options.model, options.revision)
+    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        processor: Any = AutoProcessor.from_pretrained(folder, **safe)
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True, **safe).float().eval()
+    except Exception as error:  # transformers has many
+        raise InputError(
+            f"{options.model} cannot be loaded by transformers ({' '.join(str(error).split())[:200]})."
+        ) from None
+    data = image.read_bytes() if image is not None else _atlas_image()[0]
+    picture = Image.open(BytesIO(data)).convert("RGB")
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "What is it?"}]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    return explore(model, tokenize(processor, [prompt], [[picture, picture.rotate(90)]]), images=2)
 
 
 def _inputs(loaded: LoadedModel, path: Path | None) -> dict[str, Any]:
