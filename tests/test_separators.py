@@ -48,11 +48,16 @@ def tokenizer(words: Sequence[str], specials: Sequence[str], **named: str) -> An
 SQUARE = {"height": 28, "width": 28}
 
 
+def image_processor(name: str) -> Any:
+    """The class; before 5.0 some had a quick twin only."""
+    return getattr(transformers, f"{name}Fast", None) or getattr(transformers, name)
+
+
 def aya(marks: Sequence[str]) -> tuple[Any, str, str]:
     tiles = ["TILE_GLOBAL", *(f"TILE_{number}" for number in range(1, 5))]
     named = ["<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>"]
     processor = transformers.AyaVisionProcessor(
-        transformers.GotOcr2ImageProcessor(size=SQUARE, min_patches=1, max_patches=4, crop_to_patches=True),
+        image_processor("GotOcr2ImageProcessor")(size=SQUARE, min_patches=1, max_patches=4, crop_to_patches=True),
         tokenizer([], [*named, *(tiles if marks else [])]),
         patch_size=14,
         img_size=28,
@@ -68,7 +73,7 @@ def idefics(marks: Sequence[str], name: str = "Idefics3", split: bool = True) ->
         sizes: dict[str, Any] = {"size": SQUARE, "max_patches": 4}
     else:
         sizes = {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}, "do_image_splitting": split}
-    images = getattr(transformers, f"{name}ImageProcessor")(**sizes)
+    images = image_processor(f"{name}ImageProcessor")(**sizes)
     words = tokenizer([], specials, image_token="<image>", fake_image_token="<fake_token_around_image>")
     processor = getattr(transformers, f"{name}Processor")(images, words, image_seq_len=3, **more)
     return processor, "<image>", "<image>"
@@ -77,7 +82,7 @@ def idefics(marks: Sequence[str], name: str = "Idefics3", split: bool = True) ->
 def llama(marks: Sequence[str]) -> tuple[Any, str, str]:
     names = ["image", "image_start", "image_end", "patch", "tile_x_separator", "tile_y_separator"]
     processor = transformers.Llama4Processor(
-        transformers.Llama4ImageProcessor(size=SQUARE, max_patches=4),
+        image_processor("Llama4ImageProcessor")(size=SQUARE, max_patches=4),
         tokenizer([], [f"<|{name}|>" for name in names]),
         patch_size=7,
     )
@@ -91,7 +96,7 @@ def cohere(marks: Sequence[str]) -> tuple[Any, str, str]:
         "eoi_token": "<|END_OF_IMG|>",
         "img_line_break_token": "<|IMG_LINE_BREAK|>",
     }
-    images = transformers.Cohere2VisionImageProcessor(
+    images = image_processor("Cohere2VisionImageProcessor")(
         size=SQUARE, min_patches=1, max_patches=4, crop_to_patches=True, patch_size=2
     )
     return transformers.Cohere2VisionProcessor(images, tokenizer([], list(named.values()), **named)), *[
@@ -101,14 +106,14 @@ def cohere(marks: Sequence[str]) -> tuple[Any, str, str]:
 
 def ovis(marks: Sequence[str]) -> tuple[Any, str, str]:
     names = ["<image>", *(f"<IMG_{name}>" for name in ("START", "ATOM", "GRID", "COL", "ROW", "END"))]
-    images = transformers.Ovis2ImageProcessor(size=SQUARE, min_patches=1, max_patches=4, crop_to_patches=True)
+    images = image_processor("Ovis2ImageProcessor")(size=SQUARE, min_patches=1, max_patches=4, crop_to_patches=True)
     return transformers.Ovis2Processor(images, tokenizer([], names), image_seq_length=4), "<image>", "<IMG_ATOM>"
 
 
 def lfm(marks: Sequence[str]) -> tuple[Any, str, str]:
     tiles = ["<|img_thumbnail|>", *(f"<|img_row_{r}_col_{c}|>" for r, c in product(range(1, 5), repeat=2))]
     specials = ["<image>", "<|image_start|>", "<|image_end|>", *(tiles if marks else [])]
-    images = transformers.Lfm2VlImageProcessor(
+    images = image_processor("Lfm2VlImageProcessor")(
         tile_size=32, encoder_patch_size=8, downsample_factor=2, min_image_tokens=1, max_image_tokens=4, max_tiles=4
     )
     return transformers.Lfm2VlProcessor(images, tokenizer([], specials)), "<image>", "<image>"
