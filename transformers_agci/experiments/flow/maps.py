@@ -14,7 +14,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.flow import SOURCES
 from transformers_agci.experiments.items import item_names, target_box
 from transformers_agci.method.lam import lambda_text
-from transformers_agci.report.nine_maps import PlaceMap, draw_nine
+from transformers_agci.report.map_grid import PlaceMap, draw_map_grid
 from transformers_agci.report.table import PERCENT, POINTS, format_table
 
 CELL_SHARE = 1 / 9  # of the image's area, about: what a flow without an aim would have on the target
@@ -128,7 +128,7 @@ def draw_maps(summed: list[FlowMaps], output_dir: Path, layers: str) -> list[Pat
         ]
         overall = maps.shares.overall
         drawn.append(
-            draw_nine(
+            draw_map_grid(
                 places,
                 output_dir / f"flow_{maps.source}_lam{lambda_text(maps.lam)}.png",
                 "attention per area of the image (1: all attention, evenly spread)",

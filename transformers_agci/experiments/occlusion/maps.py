@@ -12,7 +12,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.items import target_box
 from transformers_agci.experiments.occlusion.files import ImageMap
 from transformers_agci.experiments.occlusion.masks import Raster
-from transformers_agci.report.nine_maps import PlaceMap, draw_nine, draw_one
+from transformers_agci.report.map_grid import PlaceMap, draw_map_grid, draw_one
 from transformers_agci.report.table import PERCENT, format_table
 
 LABEL = "mean change of the answer's logits (each image's largest = 1)"
@@ -99,7 +99,7 @@ def draw_maps(maps: OcclusionMaps, path: Path, title: str = "") -> list[Path]:
         f"outlined: the target's cell; share of the map inside it {PERCENT.write(maps.overall)} % "
         f"(area {100 * np.mean(maps.areas):.1f} %), n = {maps.overall.n}, 95 % intervals over items"
     )
-    drawn = [draw_nine(places, panel, LABEL, title, said)]
+    drawn = [draw_map_grid(places, panel, LABEL, title, said)]
     return drawn + [draw_one(places, k, file, "mean change (largest = 1)") for k, file in enumerate(single)]
 
 

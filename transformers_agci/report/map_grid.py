@@ -28,7 +28,7 @@ class PlaceMap(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-def draw_nine(maps: Sequence[PlaceMap], path: str | Path, label: str, title: str = "", footnote: str = "") -> Path:
+def draw_map_grid(maps: Sequence[PlaceMap], path: str | Path, label: str, title: str = "", footnote: str = "") -> Path:
     """The 3x3 panel of nine maps, row-major, with one colour bar."""
     return _draw(maps, 3, image_path(path), _ceiling(maps), label=label, title=title, footnote=footnote)
 
