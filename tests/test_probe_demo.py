@@ -22,7 +22,7 @@ def test_demo_from_start_to_end(
     lines = said.out.strip().splitlines()
     assert lines[0].startswith("A decoder bias of known size, 1, is planted in the model")
     assert lines[1].startswith("180 answers: 5 items x 9 positions, Yes and No, lambda 0 and 0.5")
-    assert "180/180" in said.err
+    assert "180 of 180 rows" in said.err
     for words_ in ("top_left", "all positions", "balanced accuracy, %", "sd over positions, Yes rows"):
         assert words_ in said.out, words_
     assert re.match(r"180 answers in \d+ s", lines[-3])
