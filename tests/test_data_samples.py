@@ -11,6 +11,7 @@ from transformers_agci.cli import main
 from transformers_agci.data.built_set import read_manifest
 from transformers_agci.data.check import check
 from transformers_agci.data.instruct import to_sharegpt
+from transformers_agci.data.probe_rows import ProbeRow
 
 pytest.importorskip("datasets")
 ROOT = Path(__file__).parents[1]
@@ -59,7 +60,10 @@ def test_the_readmes_show_a_row_that_is_there() -> None:
         shown = [line.strip() for line in (ROOT / folder / "README.md").read_text().splitlines()]
         assert [line for line in shown if line.startswith('{"id"')]
         lines = (ROOT / folder / f"{NAME}.json").read_text().splitlines()
-        assert {line for line in shown if line.startswith('{"id"')} <= set(lines)
+        rows = {line for line in shown if line.startswith('{"id"')}
+        assert {line for line in rows if '"grid"' not in line} <= set(lines)
+        for line in rows:
+            ProbeRow.parse(json.loads(line), folder)
 
 
 def shipped(root: Path) -> dict[str, Path]:

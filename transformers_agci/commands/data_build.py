@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from transformers_agci.commands.options import SEED, whole
+from transformers_agci.errors import InputError
 
 if TYPE_CHECKING:
     from transformers_agci.data.built_set import BuildOptions
@@ -13,7 +14,30 @@ if TYPE_CHECKING:
 
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    _add_build_options(parser, output_dir="probe_datasets", name="probe_840_840")
+    _add_build_options(parser, output_dir="probe_datasets", name="probe_840_840", source_required=False)
+    parser.add_argument(
+        "--kind",
+        choices=("captions", "words", "digits", "shapes", "images", "options"),
+        default="captions",
+        help="captions: composites of a source's images (default); words, digits, shapes: drawn sub-images, without a "
+        "source; images: several images instead of a composite; options: one image and several captions to choose from",
+    )
+    parser.add_argument("--rows", type=whole(1, 20), help="of the grid (default: 3; images and options: 1)")
+    parser.add_argument("--cols", type=whole(1, 20), help="of the grid (default: 3; images and options: 4)")
+    parser.add_argument(
+        "--distractors",
+        choices=("random", "lookalike"),
+        default="random",
+        help="lookalike: the pool's images that look most like the target",
+    )
+    parser.add_argument(
+        "--target_sizes",
+        type=whole(8, 20_000),
+        nargs="+",
+        default=(),
+        metavar="PX",
+        help="longer sides of the target, an item for each (default: as large as the box)",
+    )
     parser.add_argument(
         "--pool", type=whole(0), default=0, help="pairs that distractors are drawn from (default: as many as --items)"
     )
@@ -28,6 +52,9 @@ def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
 def run_probe(args: argparse.Namespace) -> int:
     """Build a probe set: nine composites per image, the target in each of nine cells among eight distractors.
 
+    Other grids, target sizes, look-alike distractors, drawn words, numbers and shapes, sequences of images and orders
+    of options: --rows, --cols, --target_sizes, --distractors, --kind (probe_datasets/README.md has the formats).
+
     Source: any images with captions. Written: <output_dir>/<name>.json (JSON Lines), <name>_negatives.json, the
     images in <output_dir>/<images>/, <name>.manifest.json, and <name>.dropped.jsonl with every pair left out and why.
     Started again after an interruption, the same command goes on.
@@ -38,7 +65,9 @@ def run_probe(args: argparse.Namespace) -> int:
 def add_similarity_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     _add_build_options(parser, output_dir="similarity_data", name="similarity_840_840")
-    parser.set_defaults(negatives=False, pool=0)
+    parser.set_defaults(
+        negatives=False, pool=0, kind="captions", rows=None, cols=None, distractors="random", target_sizes=()
+    )
 
 
 def run_similarity(args: argparse.Namespace) -> int:
@@ -51,12 +80,14 @@ def run_similarity(args: argparse.Namespace) -> int:
     return _build(_build_options("similarity", args), args.workers, args.overwrite)
 
 
-def _add_build_options(parser: argparse.ArgumentParser, output_dir: str, name: str) -> None:
+def _add_build_options(
+    parser: argparse.ArgumentParser, output_dir: str, name: str, source_required: bool = True
+) -> None:
     """The options of both; the defaults are the published geometry."""
     source = parser.add_argument_group("source")
     source.add_argument(
         "--source",
-        required=True,
+        required=source_required,
         help="folder of images with metadata.csv or metadata.jsonl (file_name, caption), parquet or arrow files, "
         "WebDataset tars as img2dataset writes them, or a hub id",
     )
@@ -76,7 +107,9 @@ def _add_build_options(parser: argparse.ArgumentParser, output_dir: str, name: s
     look.add_argument(
         "--canvas", type=whole(1, 20_000), default=840, help="side of the composite (default: %(default)s)"
     )
-    look.add_argument("--box", type=whole(1, 20_000), default=270, help="side of a cell's box (default: %(default)s)")
+    look.add_argument(
+        "--box", type=whole(1, 20_000), help="side of a cell's box (default: 270 in 3x3, else what the canvas leaves)"
+    )
     look.add_argument("--gutter", type=float, default=7.2, help="between two boxes (default: %(default)s)")
     look.add_argument("--background", default="white", help="colour of the canvas (default: %(default)s)")
     look.add_argument("--quality", type=whole(1, 95), default=75, help="of the JPEGs (default: %(default)s)")
@@ -91,18 +124,33 @@ def _add_build_options(parser: argparse.ArgumentParser, output_dir: str, name: s
 
 def _build_options(kind: Literal["probe", "similarity"], args: argparse.Namespace) -> "BuildOptions":
     from transformers_agci.data.built_set import BuildOptions
-    from transformers_agci.data.grid import Grid
+    from transformers_agci.data.grid import Grid, largest_box
+    from transformers_agci.data.rendered import KINDS
     from transformers_agci.data.sources import Source
 
+    rendered = args.kind in KINDS
+    if rendered == (args.source is not None):
+        raise InputError(
+            f"`kind` {args.kind} draws its sub-images: omit `source`."
+            if rendered
+            else f"`source` is needed for `kind` {args.kind}: a folder of images with captions, for instance."
+        )
+    sequence = args.kind in ("images", "options")
+    rows, cols = args.rows or (1 if sequence else 3), args.cols or (4 if sequence else 3)
+    most = largest_box(args.canvas, args.gutter, max(rows, cols))
+    box = args.box or (min(270, most) if (rows, cols) == (3, 3) else most)
     return BuildOptions(
         kind=kind,
-        source=Source(args.source, args.captions, args.image_column, args.caption_column, args.split),
+        content=args.kind,
+        distractors=args.distractors,
+        target_sizes=tuple(args.target_sizes),
+        source=Source(args.source or "", args.captions, args.image_column, args.caption_column, args.split),
         folder=args.output_dir,
         name=args.name,
         images=args.images,
         items=args.items,
         pool=args.pool,
-        grid=Grid.centred(args.canvas, args.box, args.gutter),
+        grid=Grid.centred(args.canvas, box, args.gutter, rows, cols),
         quality=args.quality,
         background=args.background,
         seed=args.seed,

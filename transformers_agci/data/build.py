@@ -1,15 +1,18 @@
-"""Build a probe or similarity set: fill the pool, paint nine composites per item, write rows and manifest."""
+"""Build a probe or similarity set: fill the pool, paint a composite per item and cell, write rows and manifest."""
 
 import contextlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple, cast
 
 from transformers_agci.data.built_set import (
     SUFFIX,
     BuildOptions,
     BuildSummary,
+    SetItem,
     counted,
     file_hash,
     json_line,
@@ -20,14 +23,16 @@ from transformers_agci.data.built_set import (
     write_set,
 )
 from transformers_agci.data.composites import image_name
-from transformers_agci.data.draws import draw
+from transformers_agci.data.draws import Draw, draw, draw_near
 from transformers_agci.data.painting import Painter, Task, in_order
-from transformers_agci.data.pool import RECORDS, Pool, fill_pool
+from transformers_agci.data.pool import CELLS, RECORDS, Drop, Pool, fill_pool, pool_colours
+from transformers_agci.data.rendered import Kind, rendered_item
 from transformers_agci.data.rows import Row
 from transformers_agci.errors import InputError
 from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.journal import Journal
 from transformers_agci.storage.lock import exclusive_lock
+from transformers_agci.storage.reading import path_text
 from transformers_agci.storage.settings import as_stored
 
 ITEMS = "items.jsonl"
@@ -86,33 +91,79 @@ def _has_records(journal: Path) -> bool:
     return journal.exists() and journal.stat().st_size > 0
 
 
+class Plan(NamedTuple):
+    """What a set consists of: the work of painting it and its items as their rows tell them."""
+
+    tasks: list[Task]
+    items: list[SetItem]
+
+
 def _build(options: BuildOptions, scratch: Path, workers: int, progress: Progress | None) -> BuildSummary:
-    pool = fill_pool(scratch, options.source, options.pairs_wanted, options.grid, options.background)
-    _check_size(options, pool)
+    if options.is_rendered:
+        plan, drops, dropped = _rendered_plan(options), cast(Iterator[Drop], iter(())), Counter[str]()
+    else:
+        pool = fill_pool(scratch, options.source, options.pairs_wanted, options.grid, options.background)
+        plan, drops, dropped = _pool_plan(options, pool), pool.drops(), pool.dropped
     _make_folder(options.image_folder)
     journal = Journal(scratch / ITEMS)
-    _keep_whole_items(journal, pool, options.image_folder)
+    _keep_whole_items(options, journal, plan)
     done = len(journal.records)
-    painter = Painter(pool.cells, options.image_folder, options.grid, options.quality, options.background)
-    items = min(options.items, len(pool.pairs))
-    tasks = (_task(options, pool, item) for item in range(done, items))
-    with contextlib.closing(in_order(painter.paint, tasks, workers)) as painted:
+    look = options.canvas, options.quality, options.background
+    painter = Painter(scratch / CELLS, options.image_folder, *look, single=options.is_sequence)
+    with contextlib.closing(in_order(painter.paint, iter(plan.tasks[done:]), workers)) as painted:
         for item, hashes in enumerate(painted, done):
             journal.append(hashes)
             if progress:
-                progress(item + 1, items)
+                progress(item + 1, len(plan.tasks))
     journal.close()
-    return write_set(options, pool, items, painted=items - done)
+    return write_set(
+        options, plan.items, (drop._asdict() for drop in drops), dropped, min(len(plan.items), len(plan.tasks) - done)
+    )
 
 
-def _check_size(options: BuildOptions, pool: Pool) -> None:
+def _pool_plan(options: BuildOptions, pool: Pool) -> Plan:
+    """The pool's first pairs as targets; for images in a sequence also the other pairs, which stand beside them."""
     try:
         if not pool.pairs:
-            raise InputError(f"The source {options.source.path} gave no good pair.")
-        _task(options, pool, 0)
+            raise InputError(f"The source {path_text(options.source.path)} gave no good pair.")
+        draws = _draws(options, pool)
     except InputError as error:
         pool.records.unlink()  # nothing to go on from: the source itself has to change
         raise InputError(f"{error} Dropped: {counted(pool.dropped)}.") from None
+    tasks, items = [], []
+    for target, drawn in zip(pool.pairs, draws, strict=False):
+        others = [pool.pairs[number] for number in drawn.distractors]
+        absent = pool.pairs[drawn.absent].caption if options.kind == "probe" else ""
+        for size in options.target_sizes or (None,):
+            key = target.key if size is None else f"{target.key}-s{size}"
+            items.append(SetItem(key, target.caption, absent, tuple((o.key, o.caption) for o in others), size))
+            tasks.append(Task(key, target, tuple(others), size))
+    if options.content == "images":
+        tasks = [Task(pair.key, pair, ()) for pair in pool.pairs]
+    return Plan(tasks, items)
+
+
+def _draws(options: BuildOptions, pool: Pool) -> list[Draw]:
+    """Distractors and absent caption of every item."""
+    items, pairs = min(options.items, len(pool.pairs)), len(pool.pairs)
+    if options.kind == "similarity":
+        return [Draw((), item) for item in range(items)]
+    if options.distractors == "random":
+        return [draw(item, pairs, options.seed, options.others) for item in range(items)]
+    colours = pool_colours(pool)
+    return [draw_near(item, colours, options.seed, options.others) for item in range(items)]
+
+
+def _rendered_plan(options: BuildOptions) -> Plan:
+    kind = cast(Kind, options.content)
+    tasks, items = [], []
+    for number in range(options.items):
+        item = rendered_item(kind, number, options.seed, options.others)
+        for size in options.target_sizes or (None,):
+            key = f"{kind}_{number:05d}" + ("" if size is None else f"-s{size}")
+            items.append(SetItem(key, item.target.caption, item.absent.caption, (), size))
+            tasks.append(Task(key, item.target, item.distractors, size))
+    return Plan(tasks, items)
 
 
 def _claim(options: BuildOptions, scratch: Path, overwrite: bool) -> None:
@@ -151,15 +202,11 @@ def _finished(options: BuildOptions, scratch: Path, overwrite: bool) -> BuildSum
     return summary_of(options, manifest, painted=0) if whole else None
 
 
-def _keep_whole_items(journal: Journal, pool: Pool, folder: Path) -> None:
-    """Cut the journal at the first item whose nine files are not all there with the recorded bytes."""
+def _keep_whole_items(options: BuildOptions, journal: Journal, plan: Plan) -> None:
+    """Cut the journal at the first item whose files are not all there with the recorded bytes."""
     for item, hashes in enumerate(journal.records):
-        paths = [folder / image_name(pool.pairs[item].key, k) for k in range(len(hashes))]
-        if [file_hash(path) for path in paths] != hashes:
+        key = plan.tasks[item].key if item < len(plan.tasks) else ""
+        names = [f"{key}.jpg"] if options.is_sequence else [image_name(key, k) for k in range(len(hashes))]
+        if [file_hash(options.image_folder / name) for name in names] != hashes:
             journal.keep(item)
             return
-
-
-def _task(options: BuildOptions, pool: Pool, item: int) -> Task:
-    drawn = draw(item, len(pool.pairs), options.seed).distractors if options.kind == "probe" else ()
-    return Task(pool.pairs[item], tuple(pool.pairs[number] for number in drawn))

@@ -1,8 +1,7 @@
 """A built set: what it is asked to be, and the files that say what it holds (rows, dropped pairs, manifest)."""
 
 import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,16 +9,20 @@ from typing import Any, Literal, NamedTuple
 import PIL
 from PIL import ImageColor
 
-from transformers_agci.data.composites import image_name
-from transformers_agci.data.draws import DISTRACTORS, draw
-from transformers_agci.data.grid import POSITIONS, Grid
+from transformers_agci.data.composites import image_name, with_target
+from transformers_agci.data.grid import Grid
 from transformers_agci.data.images import check_plain_name, resolve_below
-from transformers_agci.data.pool import Pool
+from transformers_agci.data.probe_rows import LETTERS, MOST_CELLS, place_fields
+from transformers_agci.data.rendered import KINDS
 from transformers_agci.data.rows import Row, read_rows
 from transformers_agci.data.sources import Source
 from transformers_agci.errors import InputError
 from transformers_agci.storage.atomic import write_atomic
-from transformers_agci.storage.json_file import json_bytes, read_json_object
+from transformers_agci.storage.json_file import json_bytes, read_json_object, write_json
+
+# What a probe set shows: composites of captioned, written or drawn sub-images, several images, or texts to choose from.
+Content = Literal["captions", "words", "digits", "shapes", "images", "options"]
+CONTENTS: tuple[Content, ...] = ("captions", "words", "digits", "shapes", "images", "options")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class BuildOptions:
     """
 
     kind: Literal["probe", "similarity"]
-    source: Source
+    source: Source  # not used by the rendered contents
     folder: Path
     name: str
     images: str = ""  # default: <name>_images
@@ -42,14 +45,16 @@ class BuildOptions:
     background: str = "white"
     seed: int = 0
     negatives: bool = True
+    content: Content = "captions"
+    distractors: Literal["random", "lookalike"] = "random"
+    target_sizes: tuple[int, ...] = ()  # longer sides of the target in px, each a set of items; () is the box's
 
     def __post_init__(self) -> None:
         if self.items < 1:
             raise InputError(f"`items` must be at least 1, but is {self.items}.")
         if not 1 <= self.quality <= 95:
             raise InputError(f"`quality` must be 1 to 95, but is {self.quality}.")
-        if len(self.grid) != len(POSITIONS):
-            raise InputError("Probe and similarity sets have a 3x3 grid.")
+        self._check_grid()
         check_plain_name(self.name, "name")
         check_plain_name(self.images or self.name, "images")
         try:
@@ -59,6 +64,49 @@ class BuildOptions:
                 f"`background` must be a colour as in HTML (white, #f0f0f0), but is {self.background!r}."
             ) from None
 
+    def _check_grid(self) -> None:
+        rows, cols = self.grid.shape
+        if self.kind == "similarity" and (rows, cols) != (3, 3):
+            raise InputError(f"A similarity set has a 3x3 grid, not {rows}x{cols}.")
+        if self.is_sequence and (rows != 1 or not 2 <= cols <= len(LETTERS)):
+            raise InputError(
+                f"For `kind` {self.content} the targets stand in a sequence: `rows` must be 1 and `cols` 2 to "
+                f"{len(LETTERS)}, but they are {rows} and {cols}."
+            )
+        if not self.is_sequence and not (1 <= rows <= MOST_CELLS and 1 <= cols <= MOST_CELLS and rows * cols > 1):
+            raise InputError(
+                f"A grid has 2 cells at least and {MOST_CELLS} rows and columns at most, not {rows}x{cols}."
+            )
+        wrong = next((size for size in self.target_sizes if not 8 <= size <= self.grid.box), None)
+        if wrong is not None:
+            raise InputError(f"`target_sizes` must be 8 px to the box's {self.grid.box} px, but one is {wrong}.")
+        if len(set(self.target_sizes)) < len(self.target_sizes):
+            raise InputError(f"`target_sizes` must differ, but are {', '.join(map(str, self.target_sizes))}.")
+        if self.is_sequence and self.target_sizes:
+            raise InputError(f"`target_sizes` are for composites, not for {self.content}.")
+        if self.is_rendered and self.distractors != "random":
+            raise InputError(f"`distractors` cannot be chosen for {self.content}: they follow from the target.")
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether cells are places in a sequence of images or texts instead of places in a composite."""
+        return self.content in ("images", "options")
+
+    @property
+    def is_rendered(self) -> bool:
+        """Whether the sub-images are drawn, so that no source is read."""
+        return self.content in KINDS
+
+    @property
+    def others(self) -> int:
+        """How many distractors an item has."""
+        return len(self.grid) - 1
+
+    @property
+    def canvas(self) -> Grid:
+        """What is painted: the grid, or an image as large as a box."""
+        return Grid(self.grid.box, self.grid.box, 0, 0, 1, 1) if self.is_sequence else self.grid
+
     @property
     def image_folder(self) -> Path:
         return self.folder / (self.images or f"{self.name}_images")
@@ -66,10 +114,15 @@ class BuildOptions:
     @property
     def pairs_wanted(self) -> int:
         """How many good pairs are read: targets first, then those that only serve as distractors."""
-        return self.items if self.kind == "similarity" else max(self.items, self.pool, DISTRACTORS + 2)
+        return self.items if self.kind == "similarity" else max(self.items, self.pool, self.others + 2)
 
     def settings(self) -> Row:
         """What must be equal for a build to be continued; Pillow writes the JPEGs."""
+        more = {
+            "content": (self.content, "captions"),
+            "distractors": (self.distractors, "random"),
+            "target_sizes": (list(self.target_sizes), []),
+        }  # named where they are not what sets had before there was a choice, so that those go on
         return {
             "kind": self.kind,
             "source": self.source._asdict(),
@@ -82,11 +135,12 @@ class BuildOptions:
             "seed": self.seed,
             "negatives": self.has_negatives,
             "pillow": PIL.__version__,
+            **{name: value for name, (value, before) in more.items() if value != before},
         }
 
     @property
     def has_negatives(self) -> bool:
-        return self.kind == "probe" and self.negatives
+        return self.kind == "probe" and self.negatives and self.content != "options"
 
 
 SUFFIX = ".manifest.json"
@@ -108,24 +162,39 @@ def manifest_path(options: BuildOptions) -> Path:
     return options.folder / (options.name + SUFFIX)
 
 
-def write_set(options: BuildOptions, pool: Pool, items: int, painted: int) -> BuildSummary:
+@dataclass(frozen=True)
+class SetItem:
+    """An item as its rows tell it: the stem of its files, its caption, and one that is in none of its composites.
+
+    `others` are (key, caption) of the distractors in their order; `size` is the target's where there are several.
+    """
+
+    key: str
+    caption: str
+    absent: str
+    others: tuple[tuple[str, str], ...] = ()
+    size: int | None = None
+
+
+def write_set(
+    options: BuildOptions, items: Sequence[SetItem], drops: Iterable[Row], dropped: Mapping[str, int], painted: int
+) -> BuildSummary:
     """Write rows, the dropped pairs and the manifest; the manifest comes last and says that the set is whole."""
     rows_files = [f"{options.name}.json"]
-    write_atomic(options.folder / rows_files[0], map(json_line, _rows(options, pool, items, "Yes")))
+    write_atomic(options.folder / rows_files[0], map(json_line, _rows(options, items, "Yes")))
     if options.has_negatives:
         rows_files.append(f"{options.name}_negatives.json")
-        write_atomic(options.folder / rows_files[1], map(json_line, _rows(options, pool, items, "No")))
-    drops = (json_line(drop._asdict()) for drop in pool.drops())
-    write_atomic(options.folder / f"{options.name}.dropped.jsonl", drops)
+        write_atomic(options.folder / rows_files[1], map(json_line, _rows(options, items, "No")))
+    write_atomic(options.folder / f"{options.name}.dropped.jsonl", map(json_line, drops))
     manifest: Row = {
         "settings": options.settings(),
-        "items": items,
-        "composites": items * len(POSITIONS),
-        "dropped": dict(sorted(pool.dropped.items())),
+        "items": len(items),
+        "composites": len(items) * len(options.grid),
+        "dropped": dict(sorted(dropped.items())),
         "rows_files": rows_files,
     }
     manifest["sha256"] = set_hash(options.folder, manifest)
-    write_atomic(manifest_path(options), [json.dumps(manifest, indent=1).encode(), b"\n"])
+    write_json(manifest_path(options), manifest, indent=1)
     return summary_of(options, manifest, painted)
 
 
@@ -162,7 +231,8 @@ def set_hash(folder: Path, manifest: Row) -> str:
     images = resolve_below(folder, manifest["settings"]["images"], SUFFIX)
     try:
         for where, row in read_rows(folder / manifest["rows_files"][0]):
-            total.update(file_hash(resolve_below(images, str(row.get("image")), where)).encode())
+            for name in row.get("images") or [row.get("image")]:
+                total.update(file_hash(resolve_below(images, str(name), where)).encode())
     except InputError:
         return ""
     return total.hexdigest()
@@ -176,18 +246,34 @@ def file_hash(path: Path) -> str:
         return "missing"
 
 
-def _rows(options: BuildOptions, pool: Pool, items: int, answer: str) -> Iterator[Row]:
-    """Nine rows per item. A negative has the number and image of its composite and a caption that is not in it."""
-    for item, pair in enumerate(pool.pairs[:items]):
-        asked = pair if answer == "Yes" else pool.pairs[draw(item, len(pool.pairs), options.seed).absent]
-        for k, position in enumerate(POSITIONS):
+def _rows(options: BuildOptions, items: Sequence[SetItem], answer: str) -> Iterator[Row]:
+    """One row per cell of each item. A negative has the number and image of its composite and the absent caption."""
+    cells = len(options.grid)
+    for number, item in enumerate(items):
+        for k in range(cells):
             yield {
-                "id": item * len(POSITIONS) + k,
-                "image": image_name(pair.key, k),
-                "caption": asked.caption,
-                "position": position,
-                "answer": answer,
+                "id": number * cells + k,
+                "image": image_name(item.key, k),
+                "caption": item.caption if answer == "Yes" else item.absent,
+                **place_fields(options.grid.shape, k),
+                "answer": LETTERS[k] if options.content == "options" else answer,
+                **_further_fields(options, item, k),
             }
+
+
+def _further_fields(options: BuildOptions, item: SetItem, k: int) -> Row:
+    """What other sets than composites of captioned images carry beside the published fields."""
+    target, others = (item.key, item.caption), list(item.others)
+    shown = with_target(target, others, k) if others else []
+    fields: Row = {}
+    if options.content == "images":
+        fields["images"] = [f"{key}.jpg" for key, _ in shown]
+    elif options.content == "options":
+        fields["images"] = [f"{item.key}.jpg"]
+        fields["options"] = [caption for _, caption in shown]
+    if item.size is not None:
+        fields["target_size"] = item.size
+    return fields
 
 
 def json_line(row: Any) -> bytes:

@@ -1,5 +1,6 @@
 """Check a probe or similarity set: are the rows sound, the items whole, the images there?"""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -8,9 +9,9 @@ from itertools import groupby
 from pathlib import Path
 
 from transformers_agci.data.built_set import SUFFIX, read_manifest, set_hash
-from transformers_agci.data.grid import POSITIONS
+from transformers_agci.data.grid import Shape
 from transformers_agci.data.images import image_size, resolve_below
-from transformers_agci.data.probe_rows import ANSWERS, ProbeRow, read_probe_rows
+from transformers_agci.data.probe_rows import ANSWERS, ProbeRow, cell_names, read_probe_rows
 from transformers_agci.errors import InputError, printable
 from transformers_agci.storage.reading import is_file, is_folder
 
@@ -22,6 +23,7 @@ class CheckReport:
     rows: int = 0
     items: int = 0
     positions: Counter[str] = field(default_factory=Counter)
+    shapes: Counter[Shape] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # pixels, (width, height), per image
     images_checked: bool = False
@@ -30,9 +32,12 @@ class CheckReport:
 
     def lines(self, errors_shown: int = 20) -> Iterator[str]:
         """The report as text."""
-        yield f"{self.rows} rows, {self.items} items of {len(POSITIONS)} rows"
-        yield "answers: " + ", ".join(f"{self.answers[answer]} {answer}" for answer in ANSWERS)
-        yield "positions: " + ", ".join(f"{self.positions[name]} {name}" for name in POSITIONS)
+        shapes = sorted(self.shapes) or [(3, 3)]
+        yield f"{self.rows} rows, {self.items} items of {' or '.join(str(r * c) for r, c in shapes)} rows"
+        answers = sorted(self.answers, reverse=True) if set(self.answers) <= set(ANSWERS) else sorted(self.answers)
+        yield "answers: " + ", ".join(f"{self.answers[answer]} {answer}" for answer in answers or ANSWERS)
+        names = [name for shape in shapes for name in cell_names(shape)]
+        yield "positions: " + ", ".join(f"{self.positions[name]} {name}" for name in names)
         if self.images_checked:
             sizes = ", ".join(f"{count} of {w}x{h}" for (w, h), count in self.sizes.most_common(5))
             more = f" and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
@@ -56,6 +61,10 @@ def check(
     rows = read_probe_rows(path, lambda error: report.errors.append(str(error)))
     report.rows = len(rows)
     report.positions.update(row.position for row in rows)
+    report.shapes.update(row.shape for row in rows)
+    if len(report.shapes) > 1:
+        found = ", ".join(f"{count} rows of {r}x{c}" for (r, c), count in sorted(report.shapes.items()))
+        report.errors.append(f"{path.name}: one set needs one grid, but there are {found}.")
     report.answers.update(row.answer for row in rows)
     _check_items(rows, report)
     _check_duplicates(rows, report)
@@ -68,8 +77,8 @@ def check(
 
 
 def item_key(row: ProbeRow) -> tuple[str, str]:
-    """What the nine rows of an item share: the image's name without its _k, and the answer."""
-    return re.sub(r"_\d+(?=\.\w+$)", "", row.image), row.answer
+    """What the rows of an item share: the image's name without its _k, and the answer (a choice has several)."""
+    return re.sub(r"_\d+(?=\.\w+$)", "", row.image), "" if row.options else row.answer
 
 
 def _check_items(rows: Sequence[ProbeRow], report: CheckReport) -> None:
@@ -79,11 +88,15 @@ def _check_items(rows: Sequence[ProbeRow], report: CheckReport) -> None:
         report.items += 1
         name = f"{item[0].where}: the item {key[0]}"
         if key in seen:
-            report.errors.append(f"{name} has been before: the nine rows of an item must stand together.")
-        elif sorted(row.position for row in item) != sorted(POSITIONS):
+            report.errors.append(f"{name} has been before: the rows of an item must stand together.")
+        elif sorted(row.cell for row in item) != list(range(math.prod(item[0].shape))):
             held = ", ".join(row.position for row in item[:12])
-            report.errors.append(f"{name} must have each of the nine positions once, but has: {held}.")
+            report.errors.append(f"{name} must have each of the {_cells(item[0].shape)} once, but has: {held}.")
         seen.add(key)
+
+
+def _cells(shape: Shape) -> str:
+    return "nine positions" if shape == (3, 3) else f"{math.prod(shape)} cells"
 
 
 def _check_duplicates(rows: Sequence[ProbeRow], report: CheckReport) -> None:
@@ -108,7 +121,7 @@ def _check_images(
     report.images_checked = True
     if not is_folder(root):
         raise InputError(f"There is no image folder {root}: give `img_path` the folder of the images.")
-    first_use = {row.image: row.where for row in reversed(rows)}
+    first_use = {image: row.where for row in reversed(rows) for image in row.images}
     for number, (image, where) in enumerate(sorted(first_use.items()), 1):
         try:
             report.sizes[image_size(resolve_below(root, image, where), where)] += 1

@@ -36,6 +36,19 @@ def fit(image: Image.Image, grid: Grid, background: str = "white") -> Image.Imag
     return rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS)
 
 
+def smaller(image: Image.Image, side: int, grid: Grid, background: str = "white") -> Image.Image:
+    """A sub-image of `side` px in the middle of a box that is filled with the background."""
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    box = Image.new("RGB", (grid.box, grid.box), background)
+    box.paste(as_rgb(image, "a sub-image", background).resize(size, Image.Resampling.LANCZOS), _middle(grid.box, size))
+    return box
+
+
+def _middle(box: int, size: tuple[int, int]) -> tuple[int, int]:
+    return (box - size[0]) // 2, (box - size[1]) // 2
+
+
 def compose(images: Sequence[Image.Image | None], grid: Grid, background: str = "white") -> Image.Image:
     """Lay images into the grid's cells, row-major; None leaves a cell empty. Returns an RGB canvas.
 

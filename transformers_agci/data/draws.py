@@ -41,6 +41,23 @@ def draw(item: int, pool: int, seed: int, distractors: int = DISTRACTORS) -> Dra
     return Draw(chosen, absent)
 
 
+def draw_near(item: int, colours: np.ndarray, seed: int, distractors: int = DISTRACTORS) -> Draw:
+    """Distractors that look most like the target, in an order drawn from the seed; the absent pair as in `draw`.
+
+    `colours` [pairs, n] are miniatures of the pool's images; the distance is the mean difference of their values.
+    """
+    plain = draw(item, len(colours), seed, distractors)  # checks the size of the pool
+    apart = np.abs(colours.astype(np.int32) - colours[item]).sum(axis=1)
+    apart[item] = -1
+    nearest = np.argsort(apart, kind="stable")[1 : distractors + 1].tolist()
+    rng = random.Random(f"agci near {seed} {item}")
+    rng.shuffle(nearest)
+    absent = plain.absent
+    while absent == item or absent in nearest:
+        absent = rng.randrange(len(colours))
+    return Draw(tuple(nearest), absent)
+
+
 StreamName = tuple[str | int, ...]
 
 

@@ -21,6 +21,9 @@ POSITIONS: tuple[str, ...] = (
 )
 
 
+Shape = tuple[int, int]  # rows, columns of a grid
+
+
 class Box(NamedTuple):
     """A rectangle on the canvas in pixels; `right` and `bottom` are exclusive."""
 
@@ -28,6 +31,17 @@ class Box(NamedTuple):
     top: float
     right: float
     bottom: float
+
+
+def largest_box(canvas: int, gutter: float, cells: int) -> int:
+    """The side of the boxes where `cells` of them, with gutters between and around them, fill the canvas.
+
+    >>> [largest_box(840, 7.2, cells) for cells in (2, 3, 4, 5)]
+    [409, 270, 201, 159]
+    """
+    if not math.isfinite(gutter) or canvas > MAX_PIXELS:
+        raise InputError(f"A grid needs finite sizes, but the canvas is {short(canvas)} px and the gutter {gutter} px.")
+    return max(1, int((canvas - (cells + 1) * gutter) // cells))
 
 
 @dataclass(frozen=True)
@@ -85,18 +99,21 @@ class Grid:
             )
         return cls(canvas, box, round(margin, 6), gutter, rows, cols)
 
+    @property
+    def shape(self) -> Shape:
+        """(rows, columns)."""
+        return self.rows, self.cols
+
     def __len__(self) -> int:
         return self.rows * self.cols
 
     def boxes(self) -> list[Box]:
-        """The boxes of all cells, row-major."""
-        step = self.box + self.gutter
-        corners = [
-            (self.margin + column * step, self.margin + row * step)
-            for row in range(self.rows)
-            for column in range(self.cols)
-        ]
-        return [Box(left, top, left + self.box, top + self.box) for left, top in corners]
+        """The boxes of all cells, row-major; fewer rows than columns (or the other way) stand in the middle."""
+        step, most = self.box + self.gutter, max(self.rows, self.cols)
+        left = self.margin + (most - self.cols) * step / 2
+        top = self.margin + (most - self.rows) * step / 2
+        corners = [(left + column * step, top + row * step) for row in range(self.rows) for column in range(self.cols)]
+        return [Box(x, y, x + self.box, y + self.box) for x, y in corners]
 
     def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size (width, height) that an image of `size` gets: aspect kept, longer side as long as a box."""

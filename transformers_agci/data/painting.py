@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -13,44 +13,69 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
-from transformers_agci.data.composites import alone, compose, encode_jpeg, image_name, with_target
+from PIL import Image
+
+from transformers_agci.data.composites import alone, compose, encode_jpeg, image_name, smaller, with_target
 from transformers_agci.data.grid import Grid
 from transformers_agci.data.pool import PoolPair
+from transformers_agci.data.rendered import Figure, draw_figure
 from transformers_agci.errors import InputError
 from transformers_agci.storage.atomic import open_atomic
 
 
 class Task(NamedTuple):
-    """One item's work: its pair and its distractors (none: the target stands alone)."""
+    """One item's work: the stem of its files, what its target and its distractors are (none: it stands alone).
 
-    target: PoolPair
-    distractors: tuple[PoolPair, ...]
+    `size` is the target's longer side in px where that is not the box's.
+    """
+
+    key: str
+    target: PoolPair | Figure
+    distractors: tuple[PoolPair | Figure, ...]
+    size: int | None = None
 
 
 @dataclass(frozen=True)
 class Painter:
-    """Paints an item's nine composites into `folder`; sent to the worker processes. `cells` is the pool's file."""
+    """Paints an item's composites into `folder`; sent to the worker processes. `cells` is the pool's file.
+
+    `single`: the target alone, once, as large as the box: an image of its own instead of a composite.
+    """
 
     cells: Path
     folder: Path
     grid: Grid
     quality: int
     background: str
+    single: bool = False
 
     def paint(self, task: Task) -> list[str]:
-        """Write the nine JPEGs of an item; returns their SHA-256, in the order of the cells."""
-        target = task.target.image(self.cells)
-        distractors = [pair.image(self.cells) for pair in task.distractors]
+        """Write the JPEGs of an item; returns their SHA-256, in the order of the cells."""
         hashes = []
-        for k in range(len(self.grid)):
-            images = with_target(target, distractors, k) if distractors else alone(target, k)
-            data = encode_jpeg(compose(images, self.grid, self.background), self.quality)
-            path = self.folder / image_name(task.target.key, k)
+        for name, image in self.composites(task):
+            data = encode_jpeg(image, self.quality)
+            path = self.folder / name
             # Not synced: a run that goes on compares the hashes. Unfinished files lie beside the pool, which goes.
             with open_atomic(path, sync=False, temporary_in=self.cells.parent) as file:
                 file.write(data)
             hashes.append(hashlib.sha256(data).hexdigest())
         return hashes
+
+    def composites(self, task: Task) -> Iterator[tuple[str, Image.Image]]:
+        """(file name, image) of everything that is painted for an item."""
+        target = self._sub_image(task.target)
+        if task.size is not None:
+            target = smaller(target, task.size, self.grid, self.background)
+        if self.single:
+            yield f"{task.key}.jpg", compose([target], self.grid, self.background)
+            return
+        distractors = [self._sub_image(other) for other in task.distractors]
+        for k in range(len(self.grid)):
+            images = with_target(target, distractors, k) if distractors else alone(target, k, len(self.grid))
+            yield image_name(task.key, k), compose(images, self.grid, self.background)
+
+    def _sub_image(self, shown: PoolPair | Figure) -> Image.Image:
+        return draw_figure(shown, self.grid.box) if isinstance(shown, Figure) else shown.image(self.cells)
 
 
 def in_order(

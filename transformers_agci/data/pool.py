@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from transformers_agci.data.grid import Grid
@@ -60,6 +61,14 @@ class Pool(NamedTuple):
         journal = Journal(self.records)
         journal.close()
         return (Drop(*record["drop"]) for record in journal.records if "drop" in record)
+
+
+def pool_colours(pool: Pool) -> np.ndarray:
+    """[pairs, 192] the miniature of every accepted pair, from the records."""
+    journal = Journal(pool.records)
+    journal.close()
+    hashes = [record["fingerprint"] for record in journal.records if "pair" in record]
+    return np.stack([Fingerprint.from_hex(text).colours for text in hashes])
 
 
 def fill_pool(folder: Path, source: Source, wanted: int, grid: Grid, background: str) -> Pool:

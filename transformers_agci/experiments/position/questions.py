@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from transformers_agci.data.probe_rows import ANSWERS, PROMPT, ProbeRow
+from transformers_agci.data.probe_rows import IMAGES_PROMPT, LETTERS, OPTIONS_PROMPT, PROMPT, ProbeRow
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.items import item_names
-from transformers_agci.inference.questions import YES_NO, BlankImage, ImageFile, ImageSource, Question
+from transformers_agci.inference.questions import YES_NO, BlankImage, ImageFile, ImageSource, Question, up_to
+
+LETTER_TOKENS = 8  # enough for "(A)" and the end of the answer
 
 
 class Control(StrEnum):
@@ -31,7 +33,7 @@ def by_item(rows: Sequence[ProbeRow]) -> dict[str, list[ProbeRow]]:
 def questions(items: dict[str, list[ProbeRow]], img_path: Path) -> list[Question]:
     """One question per row; an item's rows are one group. `img_path` is the folder that the rows' images lie below."""
     return [
-        _question(row, item, (ImageFile(img_path, row.image, row.where),))
+        _question(row, item, tuple(ImageFile(img_path, image, row.where) for image in row.images))
         for item, rows in items.items()
         for row in rows
     ]
@@ -48,10 +50,10 @@ def control_questions(items: dict[str, list[ProbeRow]], img_path: Path, control:
             images: tuple[ImageSource, ...] = ()
             if control is Control.BLANK_IMAGE:
                 try:
-                    width, height = ImageFile(img_path, row.image, row.where).open().size
+                    width, height = ImageFile(img_path, row.images[0], row.where).open().size
                 except InputError:  # the probe itself names the row
                     continue
-                images = (BlankImage(width, height),)
+                images = (BlankImage(width, height),) * len(row.images)
             asked.append(_question(row, item, images))
     return asked
 
@@ -60,14 +62,24 @@ def _question(row: ProbeRow, item: str, images: tuple[ImageSource, ...]) -> Ques
     return Question(
         row=row.fields,
         where=row.where,
-        text=PROMPT.format(caption=row.caption),
+        text=_text(row),
         images=images,
         group=item,
-        stop=YES_NO,
+        stop=up_to(LETTER_TOKENS) if row.options else YES_NO,
         marks=False,  # a caption may hold the text <image>
     )
 
 
+def prompt_form(row: ProbeRow) -> str:
+    """The question before the row's texts are put into it."""
+    return OPTIONS_PROMPT if row.options else PROMPT if len(row.images) == 1 else IMAGES_PROMPT
+
+
+def _text(row: ProbeRow) -> str:
+    listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, row.options, strict=False))
+    return prompt_form(row).format(caption=row.caption, options=listed)
+
+
 def _first_of_each_answer(rows: Sequence[ProbeRow]) -> Iterator[ProbeRow]:
-    for answer in ANSWERS:
-        yield from [row for row in rows if row.answer == answer][:1]
+    for answer in dict.fromkeys(row.answer for row in rows):
+        yield next(row for row in rows if row.answer == answer)

@@ -1,6 +1,7 @@
 """Results of the position probe, scored: from result rows to tables [items, cells]."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from transformers_agci.data.grid import POSITIONS
-from transformers_agci.data.probe_rows import ANSWERS
+from transformers_agci.data.grid import Shape
+from transformers_agci.data.probe_rows import ANSWERS, LETTERS, cell_names, place_of
 from transformers_agci.data.rows import read_rows, require, require_one_of, require_text
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.items import item_names
@@ -19,7 +20,6 @@ from transformers_agci.storage import manifest
 from transformers_agci.storage.json_file import read_json_object
 
 Floats = NDArray[np.floating]
-Shape = tuple[int, int]  # rows, cols of the grid
 
 
 def read_answer(prediction: str) -> str | None:
@@ -37,6 +37,16 @@ def read_answer(prediction: str) -> str | None:
             return word
     first = text.split(", ")[0].strip().lower()
     return next((word for word in ANSWERS if word.lower() == first), None)
+
+
+def read_letter(prediction: str) -> str | None:
+    """The letter that a reply to a choice begins with; None where it begins otherwise.
+
+    >>> [read_letter(reply) for reply in ("B", "(c) a dog", "B. No", "Both", "")]
+    ['B', 'C', 'B', None, None]
+    """
+    found = re.match(r"\s*\(?([A-Ia-i])(?![A-Za-z])", prediction)
+    return found[1].upper() if found else None
 
 
 @dataclass(frozen=True)
@@ -97,13 +107,6 @@ class ProbeResult:
         yes, no = (tables and tables.mapped(pick) for tables in (self.yes, self.no))
         captions = tuple(self.captions[place] if place >= 0 else "" for place in order) if self.captions else ()
         return ProbeResult(self.label, self.shape, tuple(items), yes, no, captions)
-
-
-def cell_names(shape: Shape) -> tuple[str, ...]:
-    """POSITIONS for 3x3, otherwise "row 1, col 1" and so on."""
-    if shape == (3, 3):
-        return POSITIONS
-    return tuple(f"row {row + 1}, col {col + 1}" for row in range(shape[0]) for col in range(shape[1]))
 
 
 class _Scored(NamedTuple):
@@ -170,41 +173,27 @@ def _score(row: Mapping[str, Any], where: str) -> _Scored:
     prediction = require(row, "prediction", where)
     if not isinstance(prediction, str):
         raise InputError(f'{where}: "prediction" must be a text, but is {prediction!r}.')
-    shape, cell = _cell(row, where)
+    shape, cell = place_of(row, where)
+    answer, said = _answer(row, prediction, where)
     return _Scored(
         image=require_text(row, "image", where),
         caption=str(row.get("caption", "")),
         shape=shape,
         cell=cell,
-        answer=require_one_of(row, "answer", ANSWERS, where),
-        said=read_answer(prediction),
+        answer=answer,
+        said=said,
         margin=_margin(row, where),
         where=where,
     )
 
 
-def _cell(row: Mapping[str, Any], where: str) -> tuple[Shape, int]:
-    if "grid" not in row:
-        return (3, 3), POSITIONS.index(require_one_of(row, "position", POSITIONS, where))
-    shape = _shape(row["grid"], where)
-    place = []
-    for name, size in zip(("row", "col"), shape, strict=True):
-        value = require(row, name, where)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:
-            raise InputError(f'{where}: "{name}" must be a whole number from 0 to {size - 1}, but is {value!r}.')
-        place.append(value)
-    return shape, place[0] * shape[1] + place[1]
-
-
-def _shape(grid: Any, where: str) -> Shape:
-    parts = grid.lower().split("x") if isinstance(grid, str) else grid
-    try:
-        rows, cols = (int(part) for part in parts)
-    except (TypeError, ValueError):
-        rows = cols = 0
-    if rows < 1 or cols < 1:
-        raise InputError(f'{where}: "grid" must be like "4x4" (rows x cols) or [4, 4], but is {grid!r}.')
-    return rows, cols
+def _answer(row: Mapping[str, Any], prediction: str, where: str) -> tuple[str, str | None]:
+    """(right answer, given answer) as Yes or No. A choice between options is a Yes where the letter is right."""
+    if row.get("options") is None:
+        return require_one_of(row, "answer", ANSWERS, where), read_answer(prediction)
+    right = require_one_of(row, "answer", tuple(LETTERS), where)
+    letter = read_letter(prediction)
+    return "Yes", letter and ("Yes" if letter == right else "No")
 
 
 def _margin(row: Mapping[str, Any], where: str) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers_agci.experiments.planted_bias import planted_bias
 from transformers_agci.experiments.position.data import ProbeData
-from transformers_agci.experiments.position.questions import PROMPT, Control, control_questions, questions
+from transformers_agci.experiments.position.questions import PROMPT, Control, control_questions, prompt_form, questions
 from transformers_agci.inference.answering import AnswerOptions, answer_questions
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.progress import RunSummary
@@ -60,7 +60,8 @@ class PositionProbe:
     def _settings(self) -> dict[str, Any]:
         """What must be equal for a result file to go on."""
         planted = {"planted_bias": self.beta} if self.beta else {}
-        return {"experiment": "position probe", "prompt": PROMPT, **planted, **self.data.settings}
+        forms = dict.fromkeys(prompt_form(row) for rows in self.data.items.values() for row in rows)
+        return {"experiment": "position probe", "prompt": "".join(forms) or PROMPT, **planted, **self.data.settings}
 
     @contextlib.contextmanager
     def _planted(self) -> Iterator[None]:
