@@ -15,7 +15,6 @@ ABOUT_ARGUMENTS = {
     "test_bad_lambda",
     "test_bad_scope_and_method",
     "test_unsupported_model_lists_the_supported_ones",
-    "test_pixtral_in_llava_is_refused",
     "test_embeddings_of_inputs_without_an_image",
 }
 
