@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, NoReturn, TextIO
 
-from transformers_agci.commands.options import Parser, with_flags
+from transformers_agci.commands.options import Parser, with_flags, without_long_words
 from transformers_agci.errors import InputError
 from transformers_agci.storage.reading import path_text
 
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except InputError as error:
             raise InputError(with_flags(str(error), parser)) from error
     except InputError as error:
-        print(f"agci: {error}", file=sys.stderr)
+        print(f"agci: {without_long_words(str(error))}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

@@ -17,6 +17,7 @@ from transformers_agci.commands.options import (
     answer_options,
     lambdas,
     model_options,
+    path,
     teller,
     whole,
 )
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         "--eval_file",
         metavar="PATH",
-        type=Path,
+        type=path,
         help="question file, or the folder that eval/<Benchmark>/README.md describes",
     )
     data.add_argument("--hub_id", metavar="ID", help="instead of --data: a data set for the datasets library")
@@ -40,17 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image_root",
         "--image_path",
         metavar="DIR",
-        type=Path,
+        type=path,
         help="folder of the images that the rows name (default: the folder of --data)",
     )
     data.add_argument(
         "--annotations",
         metavar="PATH",
-        type=Path,
+        type=path,
         help="what scoring needs beside the rows: pope's "
         "label files for LLaVA's questions, textvqa's TextVQA_0.5.1_val.json",
     )
-    data.add_argument("--answer_file", "--answers_file", metavar="A", type=Path, help="default: NAME.jsonl")
+    data.add_argument("--answer_file", "--answers_file", metavar="A", type=path, help="default: NAME.jsonl")
     how = parser.add_argument_group("how it is asked")
     how.add_argument(
         "--protocol",

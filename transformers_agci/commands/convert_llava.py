@@ -9,9 +9,8 @@ hub id). OUTPUT appears when everything is done.
 """
 
 import argparse
-from pathlib import Path
 
-from transformers_agci.commands.options import DTYPES
+from transformers_agci.commands.options import DTYPES, path
 
 SHOWN = 12  # lines about what was not used
 
@@ -19,7 +18,7 @@ SHOWN = 12  # lines about what was not used
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or hub id in the original layout")
-    parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder to make")
+    parser.add_argument("output", metavar="OUTPUT", type=path, help="folder to make")
     parser.add_argument("--vision_tower", metavar="T", help="folder or hub id of the CLIP model")
     parser.add_argument(
         "--dtype",

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from transformers_agci.commands.options import SEED, teller, whole
+from transformers_agci.commands.options import SEED, path, teller, whole
 
 FOLDERS = {"probe": "probe_datasets", "similarity": "similarity_data"}
 IMAGE_ROOT = Path("scripts/LLaVA/playground/data")  # of LLaVA's instruction mix
@@ -12,8 +12,8 @@ IMAGE_ROOT = Path("scripts/LLaVA/playground/data")  # of LLaVA's instruction mix
 def add_fetch_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("set", choices=sorted(FOLDERS), help="which of the two published sets")
-    parser.add_argument("--output_dir", type=Path, help="(default: probe_datasets or similarity_data)")
-    parser.add_argument("--local_copy", type=Path, help="folder with a copy of the set: arrange it, download nothing")
+    parser.add_argument("--output_dir", type=path, help="(default: probe_datasets or similarity_data)")
+    parser.add_argument("--local_copy", type=path, help="folder with a copy of the set: arrange it, download nothing")
     parser.add_argument(
         "--max_unpack_ratio",
         type=whole(1, 1_000_000),
@@ -41,8 +41,8 @@ def run_fetch(args: argparse.Namespace) -> int:
 
 def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("file", metavar="FILE", type=Path, help="rows: .json, .jsonl (also .gz) or .parquet")
-    parser.add_argument("--img_path", "--image_path", type=Path, help="folder of the images; default: not checked")
+    parser.add_argument("file", metavar="FILE", type=path, help="rows: .json, .jsonl (also .gz) or .parquet")
+    parser.add_argument("--img_path", "--image_path", type=path, help="folder of the images; default: not checked")
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -75,12 +75,12 @@ def _check(file: Path, image_root: Path | None) -> int:
 
 def add_sample_instruct_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--mix", type=Path, required=True, help="llava_v1_5_mix665k.json")
-    parser.add_argument("--image_root", type=Path, default=IMAGE_ROOT, help="(default: %(default)s)")
+    parser.add_argument("--mix", type=path, required=True, help="llava_v1_5_mix665k.json")
+    parser.add_argument("--image_root", type=path, default=IMAGE_ROOT, help="(default: %(default)s)")
     parser.add_argument("--n", type=whole(1), default=10_000, help="conversations (default: %(default)s)")
     parser.add_argument("--seed", type=SEED, default=0, help="of the shuffle (default: %(default)s)")
     parser.add_argument("--keep_text_only", action="store_true", help="keep conversations without an image")
-    parser.add_argument("--output_dir", type=Path, default=Path("data"), help="(default: %(default)s)")
+    parser.add_argument("--output_dir", type=path, default=Path("data"), help="(default: %(default)s)")
     parser.add_argument("--name", help="(default: llava_v1_5_instruct_sample_10k, the number as --n)")
 
 
@@ -106,9 +106,9 @@ def run_sample_instruct(args: argparse.Namespace) -> int:
 def add_check_images_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "mix", metavar="MIX", type=Path, help="llava_v1_5_mix665k.json, or a sample of it in LLaVA's form"
+        "mix", metavar="MIX", type=path, help="llava_v1_5_mix665k.json, or a sample of it in LLaVA's form"
     )
-    parser.add_argument("--image_root", type=Path, default=IMAGE_ROOT, help="(default: %(default)s)")
+    parser.add_argument("--image_root", type=path, default=IMAGE_ROOT, help="(default: %(default)s)")
 
 
 def run_check_images(args: argparse.Namespace) -> int:

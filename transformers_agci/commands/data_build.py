@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from transformers_agci.commands.options import SEED, whole
+from transformers_agci.commands.options import SEED, path, whole
 from transformers_agci.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _add_build_options(
     source.add_argument("--caption_column", help="column of the captions (default: found by its usual names)")
     source.add_argument("--split", default="train", help="split of a hub set (default: %(default)s)")
     result = parser.add_argument_group("result")
-    result.add_argument("--output_dir", type=Path, default=Path(output_dir), help="(default: %(default)s)")
+    result.add_argument("--output_dir", type=path, default=Path(output_dir), help="(default: %(default)s)")
     result.add_argument("--name", default=name, help="name of the rows file (default: %(default)s)")
     result.add_argument("--images", default="", help="folder of the images in output_dir (default: <name>_images)")
     result.add_argument(
@@ -181,7 +181,7 @@ def _build(options: "BuildOptions", workers: int, overwrite: bool) -> int:
 
 def add_samples_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--root", type=Path, default=Path(), help="the repository (default: the current folder)")
+    parser.add_argument("--root", type=path, default=Path(), help="the repository (default: the current folder)")
 
 
 def run_samples(args: argparse.Namespace) -> int:
@@ -198,11 +198,11 @@ def run_samples(args: argparse.Namespace) -> int:
 
 def add_scienceqa_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--problems", type=Path, required=True, help="problems.json of ScienceQA")
-    parser.add_argument("--pid_splits", "--splits", type=Path, required=True, help="pid_splits.json of ScienceQA")
+    parser.add_argument("--problems", type=path, required=True, help="problems.json of ScienceQA")
+    parser.add_argument("--pid_splits", "--splits", type=path, required=True, help="pid_splits.json of ScienceQA")
     parser.add_argument("--split", default="test", help="(default: %(default)s)")
     parser.add_argument(
-        "--output", type=Path, default=Path("llava_test_CQM-A.json"), help="file to write (default: %(default)s)"
+        "--output", type=path, default=Path("llava_test_CQM-A.json"), help="file to write (default: %(default)s)"
     )
 
 

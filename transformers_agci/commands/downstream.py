@@ -8,7 +8,6 @@ not there is skipped, and said so. The protocol is the paper's unless --protocol
 """
 
 import argparse
-from pathlib import Path
 
 from transformers_agci.commands.options import (
     add_answer_options,
@@ -17,6 +16,7 @@ from transformers_agci.commands.options import (
     answer_options,
     lambdas,
     model_options,
+    path,
     teller,
     whole,
 )
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options, one triple for each benchmark."""
     add_model_options(parser)
     data = parser.add_argument_group("data")
-    data.add_argument("--data_root", metavar="DIR", type=Path, help="folder with ScienceQA/, POPE/, ... (see eval/)")
+    data.add_argument("--data_root", metavar="DIR", type=path, help="folder with ScienceQA/, POPE/, ... (see eval/)")
     for name in NAMES:
         for option, kind in (
             ("eval_file_path", "question file or folder"),
@@ -38,12 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             ("answers_file", f"default: results_downstream/{name}_answers.json"),
         ):
             flags = [f"--{option}_{spelling}" for spelling in (name, OTHER_SPELLING.get(name)) if spelling]
-            data.add_argument(*flags, dest=f"{option}_{name}", metavar="PATH", type=Path, help=kind)
-    data.add_argument("--annotations_textvqa", metavar="FILE", type=Path, help="TextVQA_0.5.1_val.json, for the score")
+            data.add_argument(*flags, dest=f"{option}_{name}", metavar="PATH", type=path, help=kind)
+    data.add_argument("--annotations_textvqa", metavar="FILE", type=path, help="TextVQA_0.5.1_val.json, for the score")
     data.add_argument(
         "--annotations_pope",
         metavar="DIR",
-        type=Path,
+        type=path,
         help="coco_pope_<category>.json, for the score of LLaVA's questions",
     )
     how = parser.add_argument_group("how it is asked")

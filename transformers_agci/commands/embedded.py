@@ -4,7 +4,7 @@ import argparse
 import functools
 from pathlib import Path
 
-from transformers_agci.commands.options import EMBEDDED, SEED, add_planted_bias_option, teller, whole
+from transformers_agci.commands.options import EMBEDDED, SEED, add_planted_bias_option, path, teller, whole
 
 PLANTED_BIAS = 1.0  # of the demo, in attention logits between the top and the bottom row of cells
 
@@ -12,7 +12,7 @@ PLANTED_BIAS = 1.0  # of the demo, in attention logits between the top and the b
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; none is needed."""
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("demo"), metavar="D", help="where everything goes (default demo)"
+        "--output_dir", type=path, default=Path("demo"), metavar="D", help="where everything goes (default demo)"
     )
     parser.add_argument(
         "--items", type=whole(1), default=100, metavar="N", help="items of nine composites (default 100)"
@@ -41,7 +41,7 @@ def run_demo(args: argparse.Namespace) -> int:
 def add_ruler_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; none is needed."""
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("ruler"), metavar="D", help="where everything goes (default ruler)"
+        "--output_dir", type=path, default=Path("ruler"), metavar="D", help="where everything goes (default ruler)"
     )
     parser.add_argument(
         "--items", type=whole(3), default=300, metavar="N", help="items, or items of one item set (default 300)"
@@ -90,7 +90,7 @@ def run_ruler(args: argparse.Namespace) -> int:
 def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; none is needed."""
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("study"), metavar="D", help="where everything goes (default study)"
+        "--output_dir", type=path, default=Path("study"), metavar="D", help="where everything goes (default study)"
     )
     parser.add_argument("--seeds", type=whole(1), default=5, metavar="N", help="trainings per lambda (default 5)")
     parser.add_argument("--steps", type=whole(1), default=100, metavar="N", help="steps of 8 rows (default 100)")
@@ -118,7 +118,7 @@ def run_study(args: argparse.Namespace) -> int:
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the checkpoint goes")
+    parser.add_argument("--output", type=path, required=True, metavar="FOLDER", help="where the checkpoint goes")
     parser.add_argument("--seed", type=SEED, default=0, help="of weights, images and questions (default: 0)")
     parser.add_argument(
         "--steps",

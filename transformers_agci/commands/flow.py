@@ -17,6 +17,7 @@ from transformers_agci.commands.options import (
     add_run_options,
     lambdas,
     model_options,
+    path,
     run_options,
     teller,
     whole,
@@ -30,11 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_model_options(parser, default=EMBEDDED)
     one = parser.add_argument_group("one image")
-    one.add_argument("--image", type=Path, metavar="I", help="the image")
+    one.add_argument("--image", type=path, metavar="I", help="the image")
     one.add_argument("--question", metavar="Q", help="what is asked about it")
     one.add_argument(
         "--output_path",
-        type=Path,
+        type=path,
         default=Path("flow.png"),
         metavar="H",
         help="H, H with _answer (from the answer's position), and H.json (default flow.png)",
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--items", type=whole(1), default=20, metavar="N", help="items to draw (default 20)")
     data.add_argument("--seed", type=SEED, default=1, help="seed of the draw (default 1)")
     data.add_argument(
-        "--output_dir", type=Path, default=Path("flow"), metavar="D", help="where results and maps go (default flow/)"
+        "--output_dir", type=path, default=Path("flow"), metavar="D", help="where results and maps go (default flow/)"
     )
     asked = parser.add_argument_group("what is asked")
     add_lambda_option(asked, "one or several lambdas, baseline first (default 0 0.5)", LAMBDAS)

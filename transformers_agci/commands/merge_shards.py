@@ -5,12 +5,13 @@ have written, and A.parts/ is removed. Several lambdas: name each of the files A
 """
 
 import argparse
-from pathlib import Path
+
+from transformers_agci.commands.options import path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "answer_file", metavar="ANSWER_FILE", nargs="+", type=Path, help="the answer file that the shards were given"
+        "answer_file", metavar="ANSWER_FILE", nargs="+", type=path, help="the answer file that the shards were given"
     )
 
 
@@ -20,8 +21,8 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.storage.result_file import merge_shards
 
     failed = 0
-    for path in args.answer_file:
-        merged = merge_shards(path)
+    for file in args.answer_file:
+        merged = merge_shards(file)
         print(f"Written: {merged.path} ({counted(merged.rows, 'row')})")
         for row in merged.failed[:20]:
             print(f"  without an answer: {row.error}")

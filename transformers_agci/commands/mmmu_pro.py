@@ -20,6 +20,7 @@ from transformers_agci.commands.options import (
     answer_options,
     lambdas,
     model_options,
+    path,
     teller,
     whole,
 )
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--output_root",
         metavar="DIR",
-        type=Path,
+        type=path,
         default=Path(),
         help="folder for output/ and official/ (default: here)",
     )

@@ -19,6 +19,7 @@ from transformers_agci.commands.options import (
     add_run_options,
     lambdas,
     model_options,
+    path,
     run_options,
     teller,
     whole,
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     add_rows_options(data)
     data.add_argument(
-        "--output_dir", type=Path, default=Path("occlusion"), metavar="D", help="where results go (default occlusion/)"
+        "--output_dir", type=path, default=Path("occlusion"), metavar="D", help="where results go (default occlusion/)"
     )
     data.add_argument("--items", type=whole(1), default=20, metavar="N", help="items to draw (default 20)")
     data.add_argument("--seed", type=SEED, default=1, help="seed of the draw (default 1)")
@@ -84,11 +85,11 @@ def run(args: argparse.Namespace) -> int:
 def add_maps_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the published script."""
     parser.add_argument(
-        "--prob_results_dir", type=Path, required=True, metavar="D", help="the --output_dir of agci occlusion"
+        "--prob_results_dir", type=path, required=True, metavar="D", help="the --output_dir of agci occlusion"
     )
     parser.add_argument(
         "--output_path",
-        type=Path,
+        type=path,
         required=True,
         metavar="H",
         help="a folder, or an image (.png): the panel, with the nine maps beside it as H_0 to H_8",

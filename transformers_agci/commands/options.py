@@ -50,6 +50,11 @@ def with_flags(text: str, parser: argparse.ArgumentParser) -> str:
     return re.sub(r"`(\w+)`", lambda name: spelled.get(name[1], name[0]), text)
 
 
+def without_long_words(text: str) -> str:
+    """The text with names and values that no reader would finish cut off, such as a path of 5,000 characters."""
+    return re.sub(r"\S{300,}", lambda word: f"{word[0][:120]}...", text)
+
+
 def teller(add_arguments: Callable[[argparse.ArgumentParser], None]) -> Callable[[str], None]:
     """A print that spells quantities as the flags of these arguments, at once and line by line."""
     parser = argparse.ArgumentParser(add_help=False)
@@ -86,6 +91,13 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"must be a finite number, but is {short(text)}")
     return value
+
+
+def path(text: str) -> Path:
+    """The type of an option that names a file or folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"must be a file or folder, but is {text!r}")
+    return Path(text)
 
 
 SEED = whole(0, 2**32 - 1)
@@ -234,8 +246,8 @@ def lambdas(args: argparse.Namespace) -> list[float]:
 
 def add_rows_options(group: "argparse._ArgumentGroup", default: str = "composites of the embedded atlas") -> None:
     """--eval_file and --img_path, in both spellings of the published scripts."""
-    group.add_argument("--eval_file", metavar="F", type=Path, help=f"the rows; default: {default}")
-    group.add_argument("--img_path", "--image_path", metavar="I", type=Path, help="folder of the rows' images")
+    group.add_argument("--eval_file", metavar="F", type=path, help=f"the rows; default: {default}")
+    group.add_argument("--img_path", "--image_path", metavar="I", type=path, help="folder of the rows' images")
 
 
 def add_answer_file_option(group: "argparse._ArgumentGroup", default: str, what: str) -> None:
@@ -243,7 +255,7 @@ def add_answer_file_option(group: "argparse._ArgumentGroup", default: str, what:
     group.add_argument(
         "--answer_file",
         "--answers_file",
-        type=Path,
+        type=path,
         default=Path(default),
         metavar="A",
         help=f"where the {what} go (default {default})",

@@ -7,7 +7,6 @@ Without --eval_file the images come from the embedded atlas, without --model_pat
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers_agci.commands.options import (
@@ -21,6 +20,7 @@ from transformers_agci.commands.options import (
     answer_options_by_seed,
     lambdas,
     model_options,
+    path,
     teller,
     whole,
 )
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     add_rows_options(data)
     data.add_argument(
-        "--negatives_file", type=Path, metavar="N", help="rows whose right answer is No, on the same images"
+        "--negatives_file", type=path, metavar="N", help="rows whose right answer is No, on the same images"
     )
     data.add_argument(
         "--items", type=whole(1), metavar="N", help="only the first N items (embedded atlas: N, default 100)"

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers_agci.commands.options import add_bootstrap_options
+from transformers_agci.commands.options import add_bootstrap_options, path
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.benchmarks.declaration import Inputs
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--answers",
         metavar="FILE",
-        type=Path,
+        type=path,
         action="append",
         required=True,
         help="answers in the official form, or result rows with `prediction`; may be repeated",
@@ -32,18 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--questions",
         metavar="FILE",
-        type=Path,
+        type=path,
         action="append",
         help="question file; may be repeated (crpe: one for each --answers)",
     )
     parser.add_argument(
         "--annotations",
         metavar="PATH",
-        type=Path,
+        type=path,
         help="pope: folder with coco_pope_<category>.json; textvqa: TextVQA_0.5.1_val.json",
     )
-    parser.add_argument("--problems", metavar="FILE", type=Path, help="scienceqa: problems.json")
-    parser.add_argument("--splits", metavar="FILE", type=Path, help="scienceqa: pid_splits.json")
+    parser.add_argument("--problems", metavar="FILE", type=path, help="scienceqa: problems.json")
+    parser.add_argument("--splits", metavar="FILE", type=path, help="scienceqa: pid_splits.json")
     parser.add_argument("--split", metavar="NAME", help="scienceqa: the split to score (default: test)")
     parser.add_argument(
         "--judge",
@@ -56,12 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="score incomplete or repeated answers as the official program does, where it takes them",
     )
-    parser.add_argument("--json", metavar="OUT", type=Path, help="write the unrounded figures here")
-    parser.add_argument("--items", metavar="OUT", type=Path, help="write one JSON line per answer here")
+    parser.add_argument("--json", metavar="OUT", type=path, help="write the unrounded figures here")
+    parser.add_argument("--items", metavar="OUT", type=path, help="write one JSON line per answer here")
     parser.add_argument(
         "--against",
         metavar="FILE",
-        type=Path,
+        type=path,
         action="append",
         help="answers of a second model: also print the paired difference, second minus first",
     )

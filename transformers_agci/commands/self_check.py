@@ -6,16 +6,15 @@ atlas. Exits with 1 when a check fails.
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
-from transformers_agci.commands.options import EMBEDDED, add_model_options, model_options
+from transformers_agci.commands.options import EMBEDDED, add_model_options, model_options, path
 from transformers_agci.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="folder or hub id, as --model_path")
-    parser.add_argument("--image", metavar="I", type=Path, help="the image to ask about")
+    parser.add_argument("--image", metavar="I", type=path, help="the image to ask about")
     parser.add_argument(
         "--experimental",
         action="store_true",

@@ -5,20 +5,20 @@ The file is replaced as a whole, what it was before stays beside it as config.js
 """
 
 import argparse
-from pathlib import Path
 
+from transformers_agci.commands.options import path
 from transformers_agci.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder with config.json")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=path, help="folder with config.json")
     parser.add_argument("lam", metavar="LAMBDA", nargs="?", help="a number >= 0; 0 is the unmodified model")
     parser.add_argument("--remove", action="store_true", help="remove the key instead")
     parser.add_argument(
         "--output",
         metavar="FOLDER",
-        type=Path,
+        type=path,
         help="leave CHECKPOINT as it is and make this folder: hard links to its weights",
     )
 

@@ -6,7 +6,6 @@ Without --eval_file the images come from the embedded atlas, without --model_pat
 """
 
 import argparse
-from pathlib import Path
 
 from transformers_agci.commands.options import (
     EMBEDDED,
@@ -19,6 +18,7 @@ from transformers_agci.commands.options import (
     add_run_options,
     lambdas,
     model_options,
+    path,
     run_options,
     teller,
     whole,
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 def add_metrics_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; both spellings of the published scripts work."""
     parser.add_argument(
-        "--results_file", "--result_file", type=Path, required=True, metavar="R", help="a file of agci similarity"
+        "--results_file", "--result_file", type=path, required=True, metavar="R", help="a file of agci similarity"
     )
     parser.add_argument("--output_heatmap", "--output_file", metavar="H", help="the image to draw (.png, .pdf, .svg)")
     parser.add_argument("--json", metavar="OUT", help="write all numbers to this file")

@@ -125,11 +125,11 @@ def _pool_plan(options: BuildOptions, pool: Pool) -> Plan:
     """The pool's first pairs as targets; for images in a sequence also the other pairs, which stand beside them."""
     try:
         if not pool.pairs:
-            raise InputError(f"The source {path_text(options.source.path)} gave no good pair.")
+            raise InputError("The source gave no good pair.")
         draws = _draws(options, pool)
     except InputError as error:
         pool.records.unlink()  # nothing to go on from: the source itself has to change
-        raise InputError(f"{error} Dropped: {counted(pool.dropped)}.") from None
+        raise InputError(f"{path_text(options.source.path)}: {error} Dropped: {counted(pool.dropped)}.") from None
     tasks, items = [], []
     for target, drawn in zip(pool.pairs, draws, strict=False):
         others = [pool.pairs[number] for number in drawn.distractors]

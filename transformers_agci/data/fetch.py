@@ -82,7 +82,7 @@ def arrange(folder: Path, max_ratio: int = MAX_RATIO) -> list[Fetched]:
     its size.
     """
     if not is_folder(folder):
-        raise InputError(f"There is no folder {path_text(folder)}.")
+        raise InputError(f"`local_copy`: there is no folder {path_text(folder)}.")
     for path in _files(folder):
         if path.name.endswith(ARCHIVES):
             unpack(path, folder, max_ratio)

@@ -35,8 +35,11 @@ class Written(NamedTuple):
 def write_questions(problems: Path, pid_splits: Path, split: str, output: Path) -> Written:
     """Write the split's `conversations` to `output`, whole or not at all; InputError as there."""
     rows = conversations(problems, pid_splits, split)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(output, rows, indent=1, ascii_only=False)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, rows, indent=1, ascii_only=False)
+    except OSError as error:
+        raise InputError(f"`output`: {output} cannot be written ({error.strerror}).") from error
     answers = Counter(str(row["conversations"][1]["value"]) for row in rows)
     return Written(len(rows), sum("image" in row for row in rows), answers)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from transformers_agci.errors import InputError
 from transformers_agci.storage.json_file import json_bytes
+from transformers_agci.storage.reading import open_file
 
 _DAMAGED = object()
 
@@ -66,7 +67,7 @@ def whole_lines(path: Path, kind: type = object) -> Iterator[Line]:
     if not path.exists():
         return
     offset, damaged = 0, 0
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return  # torn, or another process is writing it just now

@@ -5,7 +5,6 @@
 <name>/<name>_attention_map.png   the map over the image
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers_agci.experiments.occlusion.masks import Raster
 from transformers_agci.report.overlay import Overlay, draw_overlays
 from transformers_agci.storage import manifest
 from transformers_agci.storage.json_file import write_json
+from transformers_agci.storage.reading import read_json
 
 # What a row of occlusion.jsonl has of its own, behind the input row.
 SUMMARY_FIELDS = ("prediction", "answer_tokens", "raster", "masked_copies", "largest_difference")
@@ -150,11 +150,11 @@ def read_folder(folder: Path) -> Folder:
 
 def _read_image(folder: Path, name: str) -> ImageMap | None:
     try:
-        scores = json.loads((folder / name / f"{name}{SCORES}").read_text(encoding="utf-8"))
-        values = np.array(json.loads((folder / name / f"{name}{MAP}").read_text(encoding="utf-8")), dtype=float)
+        scores = read_json(folder / name / f"{name}{SCORES}", nan=True)
+        values = np.array(read_json(folder / name / f"{name}{MAP}", nan=True), dtype=float)
         raster = Raster(scores["width"], scores["height"], scores["mask_size"], scores["stride"])
         cell = POSITIONS.index(scores["row"]["position"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     if values.shape != (raster.rows, raster.cols):
         return None

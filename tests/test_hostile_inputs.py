@@ -1,0 +1,485 @@
+"""Files and options of every command, damaged at random: one sentence that names the culprit, no traceback, no hang.
+
+Each case is a command that works (or would, had it a model) with files of its own. An example damages one file, its
+bytes or a value in its JSON, or gives one option an odd value, and runs the command in this process. Nothing loads a
+model: where one is needed, its folder is what is damaged, or is missing so that all else is read before.
+"""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import re
+import signal
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import benchmark_samples as samples
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from transformers_agci.cli import main
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = 80  # per case
+LONGEST = 1500  # characters of a sentence
+HANG = 60  # seconds after which an input counts as one that hangs; a damaged file of a few kB takes milliseconds
+NO_MODEL = "./no_such_model"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Words of a command, the files that it reads (name -> bytes), and options that may be given odd values."""
+
+    words: str
+    files: dict[str, bytes]
+    odd: tuple[str, ...] = ()
+
+
+def lines(rows: list[Any]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def jpeg(side: int = 60) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((side, side), 90).convert("RGB").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def zipped(rows: list[Any]) -> bytes:
+    """An archive of the rows' images."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for row in rows:
+            archive.writestr(f"images/{row['image']}", jpeg())
+    return buffer.getvalue()
+
+
+PROBE = [json.loads(line) for line in (ROOT / "probe_datasets/sample_noto_840_840.json").read_text().splitlines()[:18]]
+ANSWERED = [
+    {**row, "prediction": "Yes", "qs": "Q?", "yes_logit": 1.5, "no_logit": 0.5 + k / 9, "margin": 1.0 - k / 9}
+    for k, row in enumerate(PROBE)
+]
+SIMILAR = [{**row, "similarity": 0.5 + k / 40} for k, row in enumerate(PROBE)]
+PROBLEMS = {
+    str(n): {"question": "Which?", "choices": ["a", "b"], "answer": 1, "hint": "", "image": "image.png"}
+    for n in range(4)
+}
+MIX = [
+    {
+        "id": str(n),
+        "image": f"coco/{n}.jpg",
+        "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}],
+    }
+    for n in range(4)
+]
+CONFIG = {"model_type": "qwen2_5_vl", "architectures": ["A"], "text_config": {}, "vision_config": {}}
+RECIPE = {
+    "model_name_or_path": NO_MODEL,
+    "stage": "sft",
+    "do_train": True,
+    "finetuning_type": "lora",
+    "template": "qwen2_vl",
+    "dataset": "tiny",
+    "dataset_dir": "data",
+    "output_dir": "out",
+    "learning_rate": 1.0e-4,
+    "cutoff_len": 2048,
+}
+MERGE = {
+    "model_name_or_path": NO_MODEL,
+    "adapter_name_or_path": "adapter",
+    "template": "qwen2_vl",
+    "export_dir": "merged",
+}
+RECIPE_FILES = {
+    "recipe.yaml": yaml.safe_dump(RECIPE).encode(),
+    "data/dataset_info.json": b'{"tiny": {"file_name": "t.json"}}',
+}
+OCCLUDED = {
+    "width": 84,
+    "height": 84,
+    "mask_size": 42,
+    "stride": 42,
+    "row": PROBE[4],
+    "token_logits": [1.0],
+    "masked_logits": [[1.0]] * 4,
+}
+ROWS = {"rows.json": lines(PROBE), "images/noto_000_0.jpg": jpeg()}
+WITH_ROWS = f"--model {NO_MODEL} --eval_file rows.json --img_path images"
+MODEL_OPTIONS = ("--family", "--dtype", "--device", "--revision", "--min_pixels", "--max_pixels", "--vision")
+RUN_OPTIONS = ("--shard", "--items", "--seed", "--batch_size", "--global_context_lambda")
+
+CASES = {
+    "metrics": Case(
+        "metrics --results_file A.jsonl B.jsonl --draws 3",
+        {"A.jsonl": lines(ANSWERED), "B.jsonl": lines(ANSWERED)},
+        ("--negatives_file", "--draws", "--seed", "--labels", "--json", "--output_heatmap", "--text_only_file"),
+    ),
+    "metrics of a gzip": Case(
+        "metrics --results_file A.jsonl.gz --draws 3", {"A.jsonl.gz": gzip.compress(lines(ANSWERED))}
+    ),
+    "metrics-similarity": Case(
+        "metrics-similarity --results_file S.jsonl --draws 3",
+        {"S.jsonl": lines(SIMILAR)},
+        ("--draws", "--seed", "--json", "--output_heatmap"),
+    ),
+    "occlusion-maps": Case(
+        "occlusion-maps --prob_results_dir D --output_path maps --draws 3",
+        {
+            "D/a_4/a_4_crop_scores.json": json.dumps(OCCLUDED).encode(),
+            "D/a_4/a_4_attention_map.json": b"[[0, 1], [0.5, 0.25]]",
+        },
+        ("--prob_results_dir", "--draws", "--seed"),
+    ),
+    "merge-shards": Case(
+        "merge-shards A.jsonl",
+        {
+            "A.parts/0-of-2.jsonl": lines([{"block": 0, "rows": PROBE[:2], "failed": []}]),
+            "A.parts/1-of-2.jsonl": lines([{"block": 1, "rows": PROBE[2:4], "failed": []}]),
+            "A.manifest.json": json.dumps(
+                {"settings": {}, "notes": {}, "rows": 4, "blocks": [[2, 2]], "runs": []}
+            ).encode(),
+        },
+    ),
+    "data check": Case("data check rows.json --img_path images", ROWS, ("--img_path",)),
+    "data check-images": Case("data check-images mix.json --image_root .", {"mix.json": json.dumps(MIX).encode()}),
+    "data sample-instruct": Case(
+        "data sample-instruct --mix mix.json --image_root . --n 1 --keep_text_only --output_dir out",
+        {"mix.json": json.dumps(MIX).encode(), "coco/0.jpg": jpeg(), "coco/1.jpg": jpeg()},
+        ("--n", "--seed", "--name", "--image_root", "--output_dir"),
+    ),
+    "data build-scienceqa": Case(
+        "data build-scienceqa --problems p.json --pid_splits s.json --output out.json",
+        {"p.json": json.dumps(PROBLEMS).encode(), "s.json": b'{"test": ["0", "1", "2"]}'},
+        ("--split", "--output"),
+    ),
+    "data build-probe": Case(
+        "data build-probe --source src --output_dir out --items 1 --workers 1 --canvas 90 --box 28 --gutter 1",
+        {
+            "src/metadata.csv": "".join(["file_name,caption\n", *(f"{n}.jpg,thing {n}\n" for n in range(11))]).encode(),
+            **{f"src/{n}.jpg": jpeg(80) for n in range(11)},
+        },
+        ("--name", "--images", "--canvas", "--box", "--gutter", "--background", "--quality", "--seed", "--captions"),
+    ),
+    "data fetch": Case(
+        "data fetch probe --local_copy copy",
+        {"copy/laion_bias_test_easy_10k_840_840.json": lines(PROBE), "copy/images.zip": zipped(PROBE)},
+        ("--local_copy", "--max_unpack_ratio"),
+    ),
+    "set-lambda": Case(
+        "set-lambda model 0.5", {"model/config.json": json.dumps(CONFIG).encode()}, ("--output", "--remove")
+    ),
+    "self-check": Case(
+        "self-check model",
+        {"model/config.json": json.dumps(CONFIG).encode(), "model/model.safetensors": b"\x08" + bytes(15)},
+        MODEL_OPTIONS,
+    ),
+    "convert-llava": Case(
+        "convert-llava original out",
+        {
+            "original/config.json": b'{"model_type": "llava", "mm_vision_tower": "t", "hidden_size": 8}',
+            "original/pytorch_model.bin": b"PK",
+        },
+        ("--dtype", "--vision_tower"),
+    ),
+    "check-recipe": Case("check-recipe recipe.yaml", RECIPE_FILES),
+    "train-lora": Case("train-lora recipe.yaml", RECIPE_FILES),
+    "merge-lora": Case("merge-lora recipe.yaml", {"recipe.yaml": yaml.safe_dump(MERGE).encode()}),
+    "probe": Case(
+        f"probe {WITH_ROWS}", ROWS, (*MODEL_OPTIONS, *RUN_OPTIONS, "--negatives_file", "--method", "--scope")
+    ),
+    "similarity": Case(f"similarity {WITH_ROWS}", ROWS, (*RUN_OPTIONS, "--pooling", "--limit")),
+    "occlusion": Case(f"occlusion {WITH_ROWS}", ROWS, (*RUN_OPTIONS, "--mask_size", "--stride", "--colour")),
+    "flow": Case(f"flow {WITH_ROWS}", ROWS, (*RUN_OPTIONS, "--layers", "--max_new_tokens")),
+    "score scienceqa": Case(
+        "score scienceqa --questions q.json --answers a.jsonl --resamples 3",
+        {
+            "q.json": json.dumps(samples.scienceqa_questions()).encode(),
+            "a.jsonl": lines(samples.scienceqa_answers(list("ABCA"))),
+        },
+        ("--split", "--seed", "--judge", "--problems", "--items"),
+    ),
+    "score pope": Case(
+        "score pope --answers a.jsonl --resamples 3",
+        {"a.jsonl": lines([{**row, "answer": "yes", "prediction": "Yes"} for row in samples.pope_questions()])},
+        ("--annotations", "--questions"),
+    ),
+    "score textvqa": Case(
+        "score textvqa --annotations t.json --answers a.jsonl --resamples 3",
+        {
+            "t.json": json.dumps(samples.textvqa_annotations()).encode(),
+            "a.jsonl": lines([{**row, "prediction": "red"} for row in samples.textvqa_questions()]),
+        },
+        ("--resamples",),
+    ),
+    "score hallusionbench": Case(
+        "score hallusionbench --answers a.jsonl --resamples 3",
+        {"a.jsonl": lines([{**row, "prediction": "Yes"} for row in samples.hallusionbench_questions()])},
+        ("--judge",),
+    ),
+    "score crpe": Case(
+        "score crpe --answers a.jsonl --resamples 3",
+        {"a.jsonl": lines([{**row, "prediction": "A"} for row in samples.crpe_questions()])},
+        ("--questions",),
+    ),
+    "score mmmu_pro": Case(
+        "score mmmu_pro --answers a.jsonl --resamples 3",
+        {"a.jsonl": lines(samples.mmmu_rows(list("BABAB")))},
+        ("--against",),
+    ),
+    "benchmark": Case(
+        f"benchmark scienceqa --model {NO_MODEL} --data q.json",
+        {"q.json": json.dumps(samples.scienceqa_questions()).encode()},
+        ("--setting", "--mode", "--protocol", "--image_root", "--limit", "--max_new_tokens"),
+    ),
+}
+
+# Values that a JSON field may have where it should not.
+ODD_JSON: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    10**30,
+    "",
+    " ",
+    "\x00",
+    "\ud800",
+    "\x1b[31m",
+    "../x.jpg",
+    "/etc/passwd",
+    "a" * 5000,
+    [],
+    {},
+    [[]],
+    {"a": [1]},
+    [None],
+    float("nan"),
+    float("inf"),
+]
+RAW = (
+    b"9" * 5000,
+    b"[" * 3000,
+    b'{"a":' * 3000,
+    b"\xff\xfe",
+    b"\x00" * 50,
+    b"null",
+    b"[]",
+    b"{}",
+    b"\xef\xbb\xbf",
+    b"",
+    b"NaN",
+)
+ODD_OPTIONS = (
+    "",
+    " ",
+    "-1",
+    "0",
+    "00",
+    "1.5",
+    "nan",
+    "inf",
+    "1e999",
+    "0x10",
+    "9" * 5000,
+    "a/b",
+    "../x",
+    ".",
+    "/",
+    "-",
+    "\udcff",
+    "[]",
+    "a" * 5000,
+    "x.docx",
+    "no_such_file",
+    "é",
+    "0/0",
+    "3/2",
+    "1/0",
+    "1/2/3",
+    "٣",
+)
+
+
+def damaged_bytes(draw: Callable[..., Any], data: bytes) -> bytes:
+    """The bytes cut off, with a piece replaced, or with a line doubled or left out."""
+    at = draw(st.integers(0, max(0, len(data) - 1)))
+    how = draw(st.sampled_from(("cut", "insert", "replace", "double", "omit", "whole")))
+    if how == "whole":
+        return draw(st.sampled_from(RAW) | st.binary(max_size=60))
+    if how == "cut":
+        return data[:at]
+    if how in ("double", "omit"):
+        parts = data.splitlines(keepends=True) or [data]
+        k = draw(st.integers(0, len(parts) - 1))
+        return b"".join([*parts[:k], *(parts[k : k + 1] * (2 if how == "double" else 0)), *parts[k + 1 :]])
+    piece = draw(st.sampled_from(RAW) | st.binary(min_size=1, max_size=8))
+    return data[:at] + piece + data[at + (len(piece) if how == "replace" else 0) :]
+
+
+def damaged_json(draw: Callable[..., Any], data: bytes) -> bytes:
+    """One value of one row replaced by one of another kind, or its name left out."""
+    text = data.decode()
+    rows = [json.loads(line) for line in text.splitlines()] if text.count("\n") > 1 else [json.loads(text)]
+    k = draw(st.integers(0, len(rows) - 1))
+    parents: list[tuple[Any, Any]] = [(rows, k)]
+    parents += [
+        (parent, key)
+        for parent in containers(rows[k])
+        for key in (parent if isinstance(parent, dict) else range(len(parent)))
+    ]
+    parent, key = draw(st.sampled_from(parents))
+    if isinstance(parent, dict) and draw(st.booleans()):
+        del parent[key]
+    else:
+        parent[key] = draw(st.sampled_from(ODD_JSON))
+    return "\n".join(json.dumps(row) for row in rows).encode()
+
+
+def containers(value: Any) -> Iterator[Any]:
+    """A value's dicts and lists, itself first."""
+    if isinstance(value, dict | list):
+        yield value
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from containers(inner)
+
+
+def damage(draw: Callable[..., Any], case: Case, folder: Path) -> str:
+    """Damage one file of the case in `folder`; returns its name."""
+    name = draw(st.sampled_from(sorted(case.files)))
+    path, data = folder / name, case.files[name]
+    how = draw(st.sampled_from(("bytes", "bytes", "json", "json", "json", "gone", "folder", "link", "pipe")))
+    if how == "json" and name.endswith((".json", ".jsonl")):
+        path.write_bytes(damaged_json(draw, data))
+    elif how in ("bytes", "json"):
+        path.write_bytes(damaged_bytes(draw, data))
+    else:
+        path.unlink()
+        if how == "folder":
+            path.mkdir()
+        elif how == "link":
+            path.symlink_to(path.name)
+        elif how == "pipe":
+            os.mkfifo(path)
+    return name
+
+
+def stuck(*_: object) -> None:
+    raise AssertionError(f"no answer after {HANG} s")
+
+
+def run(words: list[str]) -> tuple[int, str, str]:
+    """The command's exit code and what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    before = signal.signal(signal.SIGALRM, stuck)
+    signal.alarm(HANG)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(words)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    return code, out.getvalue(), err.getvalue()
+
+
+def names_the_culprit(said: str, words: list[str], case: Case) -> bool:
+    """Whether a message names a file or folder of the case, a word that was given, an option or a recipe's key."""
+    names = {part for name in case.files for part in Path(name).parts} | {"model folder", "lambda must be"}
+    shown = [word.encode("utf-8", "backslashreplace").decode()[:20] for word in words[1:]]
+    given = {word for word in shown if len(word) > 1} | ({shown[-1]} - {""})
+    return (
+        any(name in said for name in names)
+        or any(re.search(rf"(?<!\w){re.escape(word)}", said) for word in given)
+        or re.search(r"--[a-z_0-9]+|[\w/]+\.jpe?g", said) is not None
+    )
+
+
+def check_one(data: st.DataObject, case: Case) -> int:
+    """Damage one thing, run the command, and hold it to its promises; returns the exit code."""
+    with tempfile.TemporaryDirectory() as made, contextlib.chdir(made):
+        folder = Path(made)
+        write(case, folder)
+        words = case.words.split()
+        if case.odd and data.draw(st.integers(0, 3)) == 0:
+            words += [data.draw(st.sampled_from(case.odd)), data.draw(st.sampled_from(ODD_OPTIONS))]
+        else:
+            damage(data.draw, case, folder)
+        code, out, err = run(words)
+        told = (words, code, out[-1000:], err[-1000:])
+        assert code in (0, 1, 2), told
+        assert "Traceback" not in out + err, told
+        if code == 2 and err:
+            sentence = err.splitlines()[-1]
+            assert sentence.startswith("agci: ") and len(sentence) < LONGEST, told
+        if code:
+            assert names_the_culprit(err if code == 2 and err else out + err, words, case), told
+    return code
+
+
+def write(case: Case, folder: Path) -> None:
+    """The case's files, undamaged."""
+    for name, content in case.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_damaged_input_ends_in_one_sentence(name: str) -> None:
+    codes: list[int] = []
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        deadline=None,
+        phases=(Phase.generate,),
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        codes.append(check_one(data, CASES[name]))
+
+    check()
+    assert len(codes) >= EXAMPLES and set(codes) & {1, 2}
+
+
+def test_two_thousand_inputs_in_all() -> None:
+    assert EXAMPLES * len(CASES) >= 2000
+
+
+# What these would read next is not there: a model, an adapter, an original checkpoint.
+NEEDS_MORE = {
+    "self-check",
+    "convert-llava",
+    "check-recipe",
+    "train-lora",
+    "merge-lora",
+    "probe",
+    "similarity",
+    "occlusion",
+    "flow",
+    "benchmark",
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_undamaged_case_succeeds_or_lacks_its_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(CASES[name], tmp_path)
+    code, out, err = run(CASES[name].words.split())
+    assert code == (2 if name in NEEDS_MORE else 1 if name.startswith("data check") else 0), (out, err)
+    assert name not in NEEDS_MORE or "model" in out + err or "config.json" in err
