@@ -31,6 +31,13 @@ COMMANDS = {
     "scaling.py --quick --rounds 1 --figure {folder}/scaling.png": ("the model's constants", "| 64 |"),
 }
 
+# what needs no GPU machine, with everything installed
+OTHERS = {
+    "composites.py --items 10": ("| 10 | 90 |",),
+    "evidence_speed.py --items 40 --results 2 --folder {folder}": ("metrics", "evidence"),
+    "verdict_simulation.py --replicates 3 --items 30": ("bias .2 removed",),
+}
+
 
 def run(command: str, folder: Path, absent: tuple[str, ...]) -> str:
     script, *words = command.format(folder=folder).split()
@@ -54,11 +61,14 @@ def test_runs(command: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_builder(tmp_path: Path) -> None:
-    assert "| 10 | 90 |" in run("composites.py --items 10", tmp_path, ())
+@pytest.mark.parametrize("command", OTHERS)
+def test_runs_beside_the_model(command: str, tmp_path: Path) -> None:
+    said = run(command, tmp_path, ())
+    for words in OTHERS[command]:
+        assert words in said, words
 
 
 def test_every_script_is_run_here() -> None:
     scripts = {path.name for path in PERF.glob("*.py") if "__main__" in path.read_text()}
-    run_here = {command.split()[0] for command in COMMANDS}
-    assert scripts - run_here == {"composites.py", "instruct_sample.py"}  # the latter writes a gigabyte
+    run_here = {command.split()[0] for command in (*COMMANDS, *OTHERS)}
+    assert scripts - run_here == {"instruct_sample.py", "merge_lora.py"}  # which write gigabytes
