@@ -5,7 +5,7 @@ import math
 from numbers import Real
 from typing import Any
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 
 LAMBDA_KEY = "global_context_broadcast_lambda"
 
@@ -23,7 +23,7 @@ def validate_lambda(value: Any, source: str) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not _finite(value) or value < 0:
         raise InputError(
-            f"lambda must be a finite number >= 0 (0 is the unmodified model), but {source} is {_shown(value)}."
+            f"lambda must be a finite number >= 0 (0 is the unmodified model), but {source} is {short(value, 60)}."
         )
     return float(value)
 
@@ -80,12 +80,3 @@ def _finite(value: Real) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond every float
         return False
-
-
-def _shown(value: Any) -> str:
-    """repr, unless Python refuses to write out an integer of thousands of digits."""
-    try:
-        text = repr(value)
-    except ValueError:
-        return "an integer of more than 4,300 digits"
-    return text if len(text) <= 60 else f"{text[:57]}..."
