@@ -4,7 +4,6 @@
 set -eu
 HERE=$1
 shift
-: "${MODEL:?set MODEL to the checkpoint: MODEL=checkpoint sh eval_downstream.sh}"
 DATA=${DATA:-$HERE/../../eval}
 OUT=${OUT:-results_downstream}
 

@@ -1,6 +1,7 @@
 """`agci` itself: the table of commands, what loads torch, and how mistakes end."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -143,3 +144,15 @@ def test_flags_are_named_in_commands_only() -> None:
                 if found and not re.fullmatch(r"--\w+=?", node.value):
                     named.append(f"{file.relative_to(package)}:{node.lineno} {sorted(found)}")
     assert not named
+
+
+def test_json_to_the_standard_output_is_json_alone(tmp_path: Path) -> None:
+    row = {"question": "Q", "options": "['a', 'b']", "answer": "B", "response": "B", "subject": "Art"}
+    answers = tmp_path / "a.jsonl"
+    answers.write_text("".join(json.dumps(row | {"id": f"test_Art_{n}"}) + "\n" for n in "12"))
+    words = ["score", "mmmu_pro", "--answers", str(answers), "--json", "-"]
+    command = [sys.executable, "-m", "transformers_agci.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert json.loads(done.stdout)["accuracy"] == 1
+    assert "MMMU-Pro" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]

@@ -316,3 +316,24 @@ def test_one_thread_unless_the_environment_says_otherwise(monkeypatch: pytest.Mo
     monkeypatch.delenv("OMP_NUM_THREADS")
     one_thread_on_cpu()
     assert asked == [1]
+
+
+def test_without_a_network_the_hubs_client_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would try again for half a minute; a hub id that lies in the cache serves all the same."""
+    asked = []
+
+    def no_network(*_: object) -> None:
+        raise OSError("Name or service not known")
+
+    def cached(model: str, **options: object) -> str:
+        asked.append((model, options["local_files_only"]))
+        raise FileNotFoundError(model)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", cached)
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"nobody/nothing is neither .* and the hub cannot be reached"):
+        load(LoadOptions("nobody/nothing"))
+    assert asked == [("nobody/nothing", True)]

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,44 @@ def test_every_command_can_be_typed(family) -> None:
         assert command is not None, line
         parser = cli.command_parser(command)
         parser.parse_args(words[1:])
+
+
+def sections(text: str, first: str, last: str) -> list[str]:
+    """The command lines between two headings."""
+    part = text[text.index(first) : text.index(last)]
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", part, flags=re.DOTALL)).replace("\\\n", " ")
+    return [line for line in blocks.splitlines() if line.startswith(("python ", "agci merge-shards"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", paper_families())
+def test_sections_one_and_two_run_on_a_tiny_checkpoint(
+    family: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word for word but for the files, the job array's size and how many places are masked."""
+    samples, alone = ROOT / "probe_datasets", ROOT / "similarity_data"
+    known = {
+        **values(family),
+        "MODEL": str(tiny_checkpoint(family)),
+        "PROBE": str(samples / "sample_noto_840_840.json"),
+        "IMAGES": str(samples / "images"),
+        "SIMILARITY": str(alone / "sample_noto_840_840.json"),
+        "ALONE": str(alone / "images"),
+    }
+    monkeypatch.chdir(tmp_path)
+    ran = []
+    for line in sections(TEXT, "## 1. ", "## 3. "):
+        if "$SLURM" in line or line.startswith("agci merge-shards"):
+            continue  # tests/test_inference_processes.py runs job arrays
+        words = shlex.split(re.sub(r"\$(\w+)", lambda name: known[name[1]], line))
+        script = ROOT / words[1]
+        inner = re.search(r"program\(\[(.*?)[,\]] *\*?", script.read_text())
+        assert inner is not None
+        command = shlex.split(inner[1].replace(",", " "))[0]
+        more = ["--items", "1", "--mask_size", "280", "--max_new_tokens", "2"] if command == "occlusion" else []
+        assert cli.main([command, *words[2:], *more]) == 0, line
+        ran.append(command)
+    assert ran == ["probe", "probe", "metrics", "similarity", "metrics-similarity", "occlusion", "occlusion-maps"]
+    assert len((tmp_path / "out/probe.lam0.5.jsonl").read_text().splitlines()) == 36
+    for name in ("probe", "similarity", "occlusion"):
+        assert (tmp_path / f"out/{name}.png").stat().st_size > 10_000

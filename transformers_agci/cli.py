@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, NoReturn, TextIO
 
-from transformers_agci.commands.options import Parser, with_flags, without_long_words
+from transformers_agci.commands.options import STDOUT, Parser, with_flags, without_long_words
 from transformers_agci.errors import InputError
 from transformers_agci.storage.reading import path_text
 
@@ -132,7 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = command_parser(command)
         args = parser.parse_args(arguments)
         try:
-            with contextlib.redirect_stdout(_UntilClosed(sys.stdout)):
+            # --json - : the figures alone go to the standard output, the tables beside it
+            stream = sys.stderr if getattr(args, "json", None) == STDOUT else sys.stdout
+            with contextlib.redirect_stdout(_UntilClosed(stream)):
                 return int(loaded.run(args))
         except InputError as error:
             raise InputError(with_flags(str(error), parser)) from error

@@ -7,7 +7,7 @@ consistency, calibration, equivalence within a margin that is stated beforehand,
 import argparse
 from typing import TYPE_CHECKING
 
-from transformers_agci.commands.options import add_draws_options, number
+from transformers_agci.commands.options import add_draws_options, json_file, number
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.position.results import ProbeResult
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="balanced accuracies that differ by less count as equal; state it before you look",
     )
     parser.add_argument("--output_figure", metavar="F", help="the figure to draw (.png, .pdf, .svg)")
-    parser.add_argument("--json", metavar="OUT", help="write all numbers to this file")
+    parser.add_argument("--json", metavar="OUT", type=json_file, help="write all numbers to this file")
     parser.add_argument("--title", default="", help="title of the figure")
     parser.add_argument("--text_only_file", nargs="+", default=[], metavar="T", help="answers without an image")
     parser.add_argument("--blank_image_file", nargs="+", default=[], metavar="T", help="answers on a blank image")
@@ -89,7 +89,9 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         help="the largest balanced accuracy or AUC, or the least unevenness of the margins (default balanced)",
     )
     parser.add_argument("--nested", action="store_true", help="five folds, each reported on by what the others chose")
-    parser.add_argument("--json", metavar="OUT", help="write all numbers here, and the split to the manifest beside it")
+    parser.add_argument(
+        "--json", metavar="OUT", type=json_file, help="write all numbers here, and the split to the manifest beside it"
+    )
 
 
 def run_sweep(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ Two result files of one data set, baseline first: both on one scale, and their p
 
 import argparse
 
-from transformers_agci.commands.options import add_draws_options
+from transformers_agci.commands.options import add_draws_options, json_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the results on the negatives, one per result file, where they are files of their own",
     )
     parser.add_argument("--output_heatmap", metavar="H", help="the image to draw (.png, .pdf, .svg)")
-    parser.add_argument("--json", metavar="OUT", help="write all numbers to this file")
+    parser.add_argument("--json", metavar="OUT", type=json_file, help="write all numbers to this file")
     parser.add_argument("--labels", nargs="+", default=[], metavar="L", help="names of the results")
     parser.add_argument("--title", default="", help="title of the image")
     parser.add_argument(

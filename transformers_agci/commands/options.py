@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SEEDED = ("random", "noise", "shuffled")  # methods that take a seed, without importing torch
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+STDOUT = Path("/dev/stdout")
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 # --- the parser ----------------------------------------------------------------------------------------------------
@@ -98,6 +99,11 @@ def path(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError(f"must be a file or folder, but is {text!r}")
     return Path(text)
+
+
+def json_file(text: str) -> Path:
+    """The type of --json: a file, or "-" for the standard output, where cli.py then prints nothing else."""
+    return STDOUT if text == "-" else path(text)
 
 
 SEED = whole(0, 2**32 - 1)

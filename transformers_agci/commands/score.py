@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers_agci.commands.options import add_bootstrap_options, path
+from transformers_agci.commands.options import add_bootstrap_options, json_file, path
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.benchmarks.declaration import Inputs
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="score incomplete or repeated answers as the official program does, where it takes them",
     )
-    parser.add_argument("--json", metavar="OUT", type=path, help="write the unrounded figures here")
+    parser.add_argument("--json", metavar="OUT", type=json_file, help="write the unrounded figures here")
     parser.add_argument("--items", metavar="OUT", type=path, help="write one JSON line per answer here")
     parser.add_argument(
         "--against",

@@ -16,6 +16,7 @@ from transformers_agci.commands.options import (
     add_model_options,
     add_rows_options,
     add_run_options,
+    json_file,
     lambdas,
     model_options,
     path,
@@ -74,7 +75,7 @@ def add_metrics_arguments(parser: argparse.ArgumentParser) -> None:
         "--results_file", "--result_file", type=path, required=True, metavar="R", help="a file of agci similarity"
     )
     parser.add_argument("--output_heatmap", "--output_file", metavar="H", help="the image to draw (.png, .pdf, .svg)")
-    parser.add_argument("--json", metavar="OUT", help="write all numbers to this file")
+    parser.add_argument("--json", metavar="OUT", type=json_file, help="write all numbers to this file")
     parser.add_argument("--title", default="", help="title of the image")
     add_draws_options(parser, "permutations and bootstrap resamples")
 

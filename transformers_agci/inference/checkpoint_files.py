@@ -8,8 +8,10 @@ LLaVA repositories.
 import contextlib
 import hashlib
 import os
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from transformers_agci.errors import InputError, short
 from transformers_agci.families import SUPPORTED_FAMILIES, remote_code_twin, todays_model_type, unsupported_config
@@ -41,6 +43,8 @@ def model_folder(model: str, revision: str | None, files: tuple[str, ...] = HUB_
             f"There is no model folder {model}; give a folder with config.json and *.safetensors, or a "
             "hub id such as Qwen/Qwen2.5-VL-7B-Instruct."
         )
+    if not _hub_answers():  # its client would try again for half a minute, twice
+        return _cached_folder(model, revision)
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -55,6 +59,31 @@ def model_folder(model: str, revision: str | None, files: tuple[str, ...] = HUB_
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{model} is neither a folder here nor a checkpoint that the hub gave us ({reason})."
+        ) from error
+
+
+def _hub_answers() -> bool:
+    """Whether its client is worth asking: the hub's name resolves, or a proxy does that; offline it says no at once."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True
+
+
+def _cached_folder(model: str, revision: str | None) -> Path:
+    """What an earlier download left in the hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except Exception as error:  # not there, not an id
+        raise InputError(
+            f"{model} is neither a folder here nor a checkpoint in the hub's cache, and the hub cannot be reached."
         ) from error
 
 

@@ -149,9 +149,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError:  # a name that is too long
         is_there = False
     if not is_there:
-        raise InputError(
-            f"There is no recipe {path_text(path)}; configs/train_lora and configs/merge_lora have one per model."
-        )
+        raise InputError(f"There is no recipe {path_text(path)}; the repository's configs/ has one per model.")
     text = read_text(path)
     if len(text) > MAX_LENGTH:
         raise InputError(f"{path} has {len(text)} characters; a recipe has at most {MAX_LENGTH}.")
