@@ -1,7 +1,7 @@
 """The embedded model: a tiny Qwen2.5-VL that knows 400 images, so that everything can be tried at once.
 
 It proves the machinery, not the method: see snapshot/MODEL_CARD.md. Nothing here imports torch before it is needed, and
-where the model lies can be asked without numpy and pillow, as every command's `--help` does.
+where the model lies can be asked without numpy and pillow, which the help of every command does.
 """
 
 from importlib import import_module
