@@ -143,7 +143,9 @@ def kill_often(
     duration = time.monotonic() - started
     assert is_right(place / "timed", whole)
     landed = 0
-    for number in range(kills):
+    for number in range(6 * kills):  # on a busy machine many a kill comes too late
+        if number >= kills and landed >= kills // 2:
+            break
         target = place / str(number)
         for _ in range(2):  # the second time into what the first kill left
             landed += killed_after(moments.uniform(0, duration), lambda target=target: main(command(target)))
