@@ -225,6 +225,39 @@ def test_a_killed_holder_frees_the_lock(tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_worker_that_outlives_its_killed_holder_does_not_keep_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    code = (
+        "import os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "from transformers_agci.storage.lock import Lock\n"
+        f"lock = Lock(Path({str(path)!r}))\n"
+        "assert lock.acquire()\n"
+        "worker = os.fork()\n"
+        "if not worker:\n"
+        "    lock.release()  # what a worker leaves behind is not the holder's\n"
+        "    os.close(1), os.close(2), time.sleep(60), os._exit(0)\n"
+        "time.sleep(0.2)\n"
+        "print(worker, flush=True)\n"
+        "sys.stdin.read(1)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdin
+    assert holder.stdout
+    worker = int(holder.stdout.readline())
+    try:
+        assert not Lock(path).acquire()  # the worker released nothing
+        holder.communicate("x")
+        os.kill(worker, 0)  # it lives on
+        later = Lock(path)
+        assert later.acquire(1.0)
+        later.release()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
 def test_the_second_process_is_told_who_is_at_work(tmp_path):
     with (
         exclusive_lock(tmp_path / "new" / "out", "converting into"),

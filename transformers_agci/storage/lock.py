@@ -12,12 +12,14 @@ import errno
 import os
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 from transformers_agci.errors import InputError
 
 POLL_SECONDS = 0.02
+_held: "weakref.WeakSet[Lock]" = weakref.WeakSet()  # of this process
 
 
 class Lock:
@@ -44,6 +46,7 @@ class Lock:
     def release(self) -> None:
         """Give the lock back and remove its file; nothing happens if it is not held."""
         descriptor, self._descriptor = self._descriptor, None
+        _held.discard(self)
         if descriptor is None:
             return
         if sys.platform != "win32" and _leads_to(self.path, descriptor):
@@ -55,6 +58,12 @@ class Lock:
             with contextlib.suppress(OSError):  # only a file that nobody has open can be removed there
                 self.path.unlink()
 
+    def forget(self) -> None:
+        """In a process forked from the holder: close the inherited file, which leaves the lock to the holder."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
     def _try(self) -> bool:
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
@@ -62,6 +71,7 @@ class Lock:
                 locked = _lock(descriptor)
                 if locked and _leads_to(self.path, descriptor):
                     self._descriptor = descriptor
+                    _held.add(self)
                     return True
             finally:
                 if self._descriptor is None:
@@ -69,6 +79,17 @@ class Lock:
             if not locked:
                 return False
             # The holder before us removed the file between our opening and our locking it: open the new one.
+
+
+def _forget_inherited() -> None:
+    for lock in list(_held):
+        lock.forget()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    # A kernel lock lasts until its last copy is closed: a worker that outlives a killed run would go on holding it.
+    os.register_at_fork(after_in_child=_forget_inherited)
 
 
 @contextlib.contextmanager
