@@ -278,7 +278,7 @@ def test_a_broken_archive_is_one_sentence_and_a_whole_one_goes_on(
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (shutil.rmtree, "There is no folder"),
+        (shutil.rmtree, "`local_copy`: there is no folder"),
         (lambda folder: (folder / NAME).unlink(), "holds no rows"),
         (lambda folder: shutil.rmtree(folder / "pictures"), "is nowhere below"),
     ],
