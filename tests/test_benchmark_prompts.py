@@ -1,5 +1,6 @@
 """Every prompt, fixed as text, for both protocols; which rows are asked; which images go with them."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -173,16 +174,22 @@ def test_a_benchmark_is_a_file() -> None:
 
 
 def test_a_seventh_needs_its_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in the folder that declares a BENCHMARK is found, scored and named beside the others."""
+    """A file in the folder that declares a BENCHMARK is found, scored and named beside the others, in the help too."""
     (tmp_path / "yes_no.py").write_text(
         "from dataclasses import replace\n"
         "from transformers_agci.experiments.benchmarks.hallusionbench import BENCHMARK as LIKE_THIS\n"
         "BENCHMARK = replace(LIKE_THIS, name='yes_no', title='Yes/No')\n"
     )
+    from transformers_agci.commands import benchmark as ask_command
+    from transformers_agci.commands import score as score_command
     from transformers_agci.experiments import benchmarks
 
     monkeypatch.setattr(benchmarks, "__path__", [*benchmarks.__path__, str(tmp_path)])
     assert len(all_benchmarks()) == 7
+    for command in (ask_command, score_command):
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        assert "textvqa, yes_no" in parser.format_help()
     assert benchmark("yes_no").title == "Yes/No"
     with pytest.raises(InputError, match=r"Did you mean: yes_no\? Available: .*, yes_no\."):
         benchmark("yes-noo")

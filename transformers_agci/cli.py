@@ -47,23 +47,14 @@ class LoadedCommand(NamedTuple):
 
 # As `agci --help` shows them; within a group by the order in which they are used.
 GROUPS: Mapping[str, tuple[Command, ...]] = {
-    "spatial bias": (
+    "measure": (
         Command("demo", "embedded", "from nothing to a heat map: the embedded model, with and without AGCI", "demo"),
-        Command("ruler", "embedded", "biases of known size on the embedded model, what AGCI does to them", "ruler"),
         Command("probe", "probe", "the position probe: ask a model about every cell of a grid"),
         Command("metrics", "metrics", "the position probe's results in numbers and as a map"),
         Command("evidence", "evidence", "several results on the same items: everything that can be tested, at once"),
         Command("sweep", "evidence", "lambda chosen on some items and reported on others", "sweep"),
         Command("plan", "evidence", "how many items show an effect of a given size, from a pilot", "plan"),
-        Command("similarity", "similarity", "how well the vision encoder understands an image in each of nine places"),
-        Command("metrics-similarity", "similarity", "similarity results in numbers and as a map", "metrics"),
-        Command("occlusion", "occlusion", "occlusion maps: which places of an image the answer depends on"),
-        Command("occlusion-maps", "occlusion", "occlusion maps summed up by the place of the target", "maps"),
-        Command("flow", "flow", "information flow: what the text after the image attends to, on the image"),
-        Command("merge-shards", "merge_shards", "join what the shards of a job array wrote"),
-    ),
-    "benchmarks": (
-        Command("benchmark", "benchmark", "ask a model one of six benchmarks, with and without AGCI, and score it"),
+        Command("benchmark", "benchmark", "ask a model a benchmark's questions, with and without AGCI, and score it"),
         Command("score", "score", "score the answers of any model on a benchmark, as its official program does"),
         Command(
             "downstream", "downstream", "five benchmarks in one go, in the words of the published eval_downstream.py"
@@ -71,14 +62,16 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
         Command(
             "mmmu-pro", "mmmu_pro", "MMMU-Pro in the words of the published infer scripts, with files for its scorer"
         ),
+        Command("ruler", "embedded", "biases of known size on the embedded model, what AGCI does to them", "ruler"),
     ),
-    "checkpoints": (
-        Command("families", "self_check", "the supported models as a table", "families"),
-        Command("self-check", "self_check", "proof on a checkpoint that AGCI is on and correct"),
-        Command("set-lambda", "set_lambda", "write lambda into a checkpoint's config.json"),
-        Command("convert-llava", "convert_llava", "an original LLaVA checkpoint in the layout that transformers loads"),
+    "look": (
+        Command("similarity", "similarity", "how well the vision encoder understands an image in each of nine places"),
+        Command("metrics-similarity", "similarity", "similarity results in numbers and as a map", "metrics"),
+        Command("occlusion", "occlusion", "occlusion maps: which places of an image the answer depends on"),
+        Command("occlusion-maps", "occlusion", "occlusion maps aggregated by the place of the target", "maps"),
+        Command("flow", "flow", "information flow: what the text after the image attends to, on the image"),
     ),
-    "fine-tuning": (
+    "train": (
         Command(
             "check-recipe", "fine_tuning", "check a fine-tuning recipe and its data before the first step", "check"
         ),
@@ -110,6 +103,13 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
             "data sample-instruct", "data", "the fine-tuning sample from LLaVA's instruction mix", "sample_instruct"
         ),
         Command("data check-images", "data", "which images of an instruction file are missing", "check_images"),
+    ),
+    "maintain": (
+        Command("families", "self_check", "the supported models as a table", "families"),
+        Command("self-check", "self_check", "proof on a checkpoint that AGCI is on and correct"),
+        Command("set-lambda", "set_lambda", "write lambda into a checkpoint's config.json"),
+        Command("convert-llava", "convert_llava", "an original LLaVA checkpoint in the layout that transformers loads"),
+        Command("merge-shards", "merge_shards", "join what the shards of a job array wrote"),
     ),
 }
 COMMANDS = tuple(command for group in GROUPS.values() for command in group)

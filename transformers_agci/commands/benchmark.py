@@ -21,12 +21,13 @@ from transformers_agci.commands.options import (
     teller,
     whole,
 )
+from transformers_agci.experiments.benchmarks import benchmark_names
 from transformers_agci.experiments.benchmarks.declaration import MODES, PROTOCOLS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `agci benchmark`."""
-    parser.add_argument("name", metavar="NAME", help="scienceqa, pope, textvqa, hallusionbench, crpe or mmmu_pro")
+    parser.add_argument("name", metavar="NAME", help=", ".join(benchmark_names()))
     add_model_options(parser)
     data = parser.add_argument_group("data")
     data.add_argument(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers_agci.commands.options import add_bootstrap_options, json_file, path
+from transformers_agci.experiments.benchmarks import benchmark_names
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.benchmarks.declaration import Inputs
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `agci score`."""
-    parser.add_argument("name", metavar="NAME", help="scienceqa, pope, textvqa, hallusionbench, crpe or mmmu_pro")
+    parser.add_argument("name", metavar="NAME", help=", ".join(benchmark_names()))
     parser.add_argument(
         "--answers",
         metavar="FILE",

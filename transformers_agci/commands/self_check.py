@@ -47,32 +47,7 @@ def add_families_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_families(args: argparse.Namespace) -> int:
     """The supported families as a Markdown table, with what each supports; README has the same."""
-    from transformers_agci.families import REFUSED_FAMILIES, SUPPORTED_FAMILIES, supports
-    from transformers_agci.report.table import markdown_table
+    from transformers_agci.families.overview import families_text
 
-    head = ("model", "`model_type`", "checkpoint", "image tokens at 840x840", "method", *FAMILY_COLUMNS)
-    rows = [
-        (
-            family.name,
-            f"`{family.model_type}`",
-            family.hub_id,
-            family.image_tokens,
-            "yes",
-            *("yes" if supports(family, name) else "-" for name in FAMILY_COLUMNS.values()),
-        )
-        for family in SUPPORTED_FAMILIES.values()
-    ]
-    print(markdown_table(head, rows))
-    for family in REFUSED_FAMILIES.values():
-        print(f"\nNot {family.name} (`{family.model_type}`): {family.reason}.")
+    print(families_text())
     return 0
-
-
-# Column of the table -> the capability that it shows.
-FAMILY_COLUMNS = {
-    "probe": "probe",
-    "occlusion layout": "layout",
-    "flow": "flow",
-    "fine-tuning": "training",
-    "conversion": "conversion",
-}
