@@ -87,6 +87,20 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+class Table(NamedTuple):
+    """A table before it is written: as text, as Markdown, in a page. `title` says what it holds, "" for nothing."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def text(self) -> str:
+        """Title and table for the terminal."""
+        table = format_table(self.header, self.rows)
+        return f"{self.title}\n\n{table}" if self.title else table
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The same as Markdown.
 

@@ -244,6 +244,17 @@ def _rows(yes: Floats, no: Floats) -> int:
     return int(np.isfinite(yes).sum() + np.isfinite(no).sum())
 
 
+def roc(yes: Floats, no: Floats) -> tuple[Floats, Floats]:
+    """The ROC of margins over all rows: false-alarm rates and hit rates, from (0, 0) to (1, 1), a point per threshold.
+
+    The area under it (trapezoids: ties count half) is the AUC of `auc_without_each`.
+    """
+    yeses, noes = np.sort(yes[np.isfinite(yes)]), np.sort(no[np.isfinite(no)])
+    thresholds = np.concatenate([[np.inf], np.unique(np.concatenate([yeses, noes]))[::-1]])
+    rates = [1 - np.searchsorted(values, thresholds, side="left") / len(values) for values in (noes, yeses)]
+    return rates[0], rates[1]
+
+
 def shift_to_yes_count(margins: Sequence[Floats], yeses: int) -> float:
     """The constant that, added to all margins, makes the model say Yes `yeses` times."""
     values = np.sort(np.concatenate([table[np.isfinite(table)] for table in margins]))[::-1]

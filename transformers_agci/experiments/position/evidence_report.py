@@ -8,9 +8,9 @@ import numpy as np
 
 from transformers_agci.experiments.position.comparison import as_json
 from transformers_agci.experiments.position.evidence import Comparison, Evidence, ResultEvidence
-from transformers_agci.experiments.position.metrics import Control, controls_text
+from transformers_agci.experiments.position.metrics import Control, controls_table
 from transformers_agci.report.heatmap import GREY, INK, image_path, save_figure
-from transformers_agci.report.table import ABSENT, NUMBER, PERCENT, POINTS, Style, format_table, p_value
+from transformers_agci.report.table import ABSENT, NUMBER, PERCENT, POINTS, Style, Table, p_value
 from transformers_agci.statistics import NO_DATA, Interval
 from transformers_agci.statistics.evenness import Change, signed_root
 from transformers_agci.storage.json_file import write_json as write_json_file
@@ -21,23 +21,26 @@ VARIANCE = Style(digits=4, signed=True)
 
 def evidence_text(evidence: Evidence, controls: Sequence[Control] = ()) -> str:
     """All tables: each result by itself, against the first, the tests, what is said without the image, and remarks."""
-    first = evidence.results[0].report.label
-    blocks = [
-        f"{len(evidence.results)} results on the same {evidence.items} items; 95 % intervals count items",
-        _levels(evidence.results),
-        _detection(evidence.results),
-    ]
-    if evidence.comparisons:
-        blocks += [
-            f"against {first} (paired)",
-            _changes(evidence),
-            _evenness(evidence.comparisons),
-            f"p, and in brackets Holm's correction for all {_tests(evidence)} tests of this table\n\n"
-            + _test_table(evidence.comparisons),
-        ]
+    head = f"{len(evidence.results)} results on the same {evidence.items} items; 95 % intervals count items"
+    blocks = [head, *(table.text for table in evidence_tables(evidence))]
     if controls:
-        blocks.append(controls_text(controls))
+        blocks.append(controls_table(controls).text)
     return "\n\n".join([*blocks, *evidence.notes])
+
+
+def evidence_tables(evidence: Evidence) -> list[Table]:
+    """Each result by itself, then each against the first, and all tests."""
+    tables = [_levels(evidence.results), _detection(evidence.results)]
+    if evidence.comparisons:
+        first = evidence.results[0].report.label
+        tables += [
+            _changes(evidence)._replace(title=f"against {first} (paired)"),
+            _evenness(evidence.comparisons),
+            _test_table(evidence.comparisons)._replace(
+                title=f"p, and in brackets Holm's correction for all {_tests(evidence)} tests of this table"
+            ),
+        ]
+    return tables
 
 
 def _tests(evidence: Evidence) -> int:
@@ -47,12 +50,12 @@ def _tests(evidence: Evidence) -> int:
 Column = tuple[str, Callable[[Any], str]]
 
 
-def _table(first: str, rows: Sequence[tuple[str, Any]], columns: Sequence[Column]) -> str:
+def _table(first: str, rows: Sequence[tuple[str, Any]], columns: Sequence[Column]) -> Table:
     header = [first, *(name for name, _ in columns)]
-    return format_table(header, [[label, *(write(row) for _, write in columns)] for label, row in rows])
+    return Table("", header, [[label, *(write(row) for _, write in columns)] for label, row in rows])
 
 
-def _levels(results: Sequence[ResultEvidence]) -> str:
+def _levels(results: Sequence[ResultEvidence]) -> Table:
     def sd(row: ResultEvidence) -> str:
         level = row.report.yes.margin_unevenness if row.report.yes else None
         return ABSENT if level is None else NUMBER.value(signed_root(level.estimate))
@@ -73,7 +76,7 @@ def _levels(results: Sequence[ResultEvidence]) -> str:
     return _table("result", [(row.report.label, row) for row in results], columns)
 
 
-def _detection(results: Sequence[ResultEvidence]) -> str:
+def _detection(results: Sequence[ResultEvidence]) -> Table:
     def matched(row: ResultEvidence) -> Interval | None:
         return row.report.matched.accuracy if row.report.matched else None
 
@@ -88,7 +91,7 @@ def _detection(results: Sequence[ResultEvidence]) -> str:
     return _table("result", [(row.report.label, row) for row in results], columns)
 
 
-def _changes(evidence: Evidence) -> str:
+def _changes(evidence: Evidence) -> Table:
     def same(row: Comparison) -> str:
         if row.equivalence is None:
             return ABSENT
@@ -106,7 +109,7 @@ def _changes(evidence: Evidence) -> str:
     return _table("second - first", [(row.pair.second, row) for row in evidence.comparisons], columns)
 
 
-def _evenness(comparisons: Sequence[Comparison]) -> str:
+def _evenness(comparisons: Sequence[Comparison]) -> Table:
     def matched(row: Comparison) -> str:
         found = row.pair.evenness.threshold_matched
         return ABSENT if found is None else POINTS.write(found.balanced)
@@ -124,7 +127,7 @@ def _evenness(comparisons: Sequence[Comparison]) -> str:
     return _table("change over the cells", [(row.pair.second, row) for row in comparisons], columns)
 
 
-def _test_table(comparisons: Sequence[Comparison]) -> str:
+def _test_table(comparisons: Sequence[Comparison]) -> Table:
     names = list(dict.fromkeys(name for comparison in comparisons for name in comparison.tests))
 
     def test(name: str) -> Callable[[Comparison], str]:

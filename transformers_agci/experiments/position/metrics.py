@@ -15,7 +15,7 @@ from transformers_agci.experiments.position.measures import ResamplingConfig, Re
 from transformers_agci.experiments.position.results import ProbeResult, label_of, read_results
 from transformers_agci.experiments.position.tables import pair_positions, pair_text, result_text
 from transformers_agci.report.heatmap import image_path
-from transformers_agci.report.table import PERCENT, format_table
+from transformers_agci.report.table import PERCENT, Table, format_table
 from transformers_agci.storage import json_file
 
 Paths = Sequence[str | Path]
@@ -49,14 +49,18 @@ def load(results: Paths, negatives: Paths = (), labels: Sequence[str] = ()) -> l
     return load_all(results, negatives, labels)
 
 
-def load_all(results: Paths, negatives: Paths = (), labels: Sequence[str] = ()) -> list[ProbeResult]:
-    """Read any number of result files."""
+def load_all(
+    results: Paths, negatives: Paths = (), labels: Sequence[str] = (), *, keep_rows: bool = False
+) -> list[ProbeResult]:
+    """Read any number of result files, with the text of their rows where it is asked for."""
     for name, given in (("`negatives_file`", negatives), ("`labels`", labels)):
         if given and len(given) != len(results):
             raise InputError(f"{name} needs one entry per result file ({len(results)}), but has {len(given)}.")
     names = list(labels) or _distinct(results)
     apart: Sequence[str | Path | None] = list(negatives) or [None] * len(results)
-    return [read_results(path, no, name) for path, no, name in zip(results, apart, names, strict=True)]
+    return [
+        read_results(path, no, name, keep_rows=keep_rows) for path, no, name in zip(results, apart, names, strict=True)
+    ]
 
 
 def load_controls(text_only: Paths = (), blank_image: Paths = ()) -> list[Control]:
@@ -81,9 +85,9 @@ def print_metrics(metrics: Metrics) -> None:
     blocks = [result_text(report) for report in metrics.results]
     if metrics.pair:
         blocks.append(pair_text(metrics.pair))
-        blocks.append(pair_positions(metrics.pair, metrics.results[0].positions))
+        blocks.append(pair_positions(metrics.pair, metrics.results[0].positions).text)
     if metrics.controls:
-        blocks.append(controls_text(metrics.controls))
+        blocks.append(controls_table(metrics.controls).text)
     print("\n\n".join(blocks))
     if metrics.pair:
         print(f"\n{metrics.pair.verdict}")
@@ -100,10 +104,10 @@ def accuracies_text(paths: Paths) -> str:
     return format_table(["accuracy", "Yes rows % [95 %]", "No rows % [95 %]", "unreadable"], lines)
 
 
-def controls_text(controls: Sequence[Control]) -> str:
-    """The Yes-rates without the image, as a table."""
+def controls_table(controls: Sequence[Control]) -> Table:
+    """The Yes-rates without the image."""
     rows = [[control.name, PERCENT.write(control.yes_rate), PERCENT.write(control.no_rate)] for control in controls]
-    return format_table(["says Yes without the image", "Yes rows % [95 %]", "No rows % [95 %]"], rows)
+    return Table("", ["says Yes without the image", "Yes rows % [95 %]", "No rows % [95 %]"], rows)
 
 
 def write_maps(metrics: Metrics, path: str | Path, title: str = "") -> Path:

@@ -77,11 +77,23 @@ class Tables:
         return bool(np.isfinite(self.margin).any())
 
 
+class AnsweredRow(NamedTuple):
+    """A result row as a reader sees it: its item (a place in `items`), its cell, what was asked and replied."""
+
+    item: int
+    cell: int
+    answer: str  # the right one, Yes or No
+    image: str
+    caption: str
+    prediction: str
+
+
 @dataclass(frozen=True)
 class ProbeResult:
     """One model's answers: `items` names the rows of both tables (the image's key); a table without rows is None.
 
     `captions` are the items' captions, those of their Yes rows where they have any; empty where nobody asked for them.
+    `rows` are the rows in the file's order, where they were asked for.
     """
 
     label: str
@@ -90,6 +102,7 @@ class ProbeResult:
     yes: Tables | None
     no: Tables | None
     captions: tuple[str, ...] = ()
+    rows: tuple[AnsweredRow, ...] = ()
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -112,6 +125,7 @@ class ProbeResult:
 class _Scored(NamedTuple):
     image: str
     caption: str
+    prediction: str
     shape: Shape
     cell: int
     answer: str
@@ -120,7 +134,9 @@ class _Scored(NamedTuple):
     where: str
 
 
-def read_results(path: str | Path, negatives: str | Path | None = None, label: str | None = None) -> ProbeResult:
+def read_results(
+    path: str | Path, negatives: str | Path | None = None, label: str | None = None, *, keep_rows: bool = False
+) -> ProbeResult:
     """Read and score a result file, and the result file of its negatives where that is another one.
 
     Rows need `image`, `answer`, `prediction` and `position` (or `grid`, `row`, `col`); other fields are passed over,
@@ -152,7 +168,13 @@ def read_results(path: str | Path, negatives: str | Path | None = None, label: s
         else:
             captions.setdefault(name, row.caption)
     captions_of_items = tuple(captions[item] for item in items)
-    return ProbeResult(label or label_of(path), shape, items, by_answer["Yes"], by_answer["No"], captions_of_items)
+    kept = [
+        AnsweredRow(place[name], row.cell, row.answer, row.image, row.caption, row.prediction)
+        for name, row in zip(names if keep_rows else (), rows, strict=keep_rows)
+    ]
+    return ProbeResult(
+        label or label_of(path), shape, items, by_answer["Yes"], by_answer["No"], captions_of_items, tuple(kept)
+    )
 
 
 def label_of(path: str | Path) -> str:
@@ -178,6 +200,7 @@ def _score(row: Mapping[str, Any], where: str) -> _Scored:
     return _Scored(
         image=require_text(row, "image", where),
         caption=str(row.get("caption", "")),
+        prediction=prediction,
         shape=shape,
         cell=cell,
         answer=answer,

@@ -11,6 +11,7 @@ from transformers_agci.report.table import (
     PERCENT,
     POINTS,
     Style,
+    Table,
     format_table,
     p_text,
     p_value,
@@ -211,7 +212,7 @@ def _change(name: str, change: Change | None, style: Style = VARIANCE, signed: S
     return [name, style.value(change.first), style.value(change.second), signed.write(change)]
 
 
-def pair_positions(pair: PairReport, positions: Sequence[str]) -> str:
+def pair_positions(pair: PairReport, positions: Sequence[str]) -> Table:
     """The difference per position: points with interval, rows gained and lost, McNemar's exact p and Holm's."""
     header, columns = ["position"], [list(positions)]
     for name, change in (("Yes", pair.yes), ("No", pair.no)):
@@ -224,7 +225,7 @@ def pair_positions(pair: PairReport, positions: Sequence[str]) -> str:
                 [p_value(test.p) for test in change.mcnemar_cells],
                 [p_value(p) for p in change.holm_cells],
             ]
-    return format_table(header, list(zip(*columns, strict=True)))
+    return Table("", header, list(zip(*columns, strict=True)))
 
 
 def summary_text(results: Sequence[ResultReport], pair: PairReport) -> str:
