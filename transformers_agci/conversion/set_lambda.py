@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import SUPPORTED_FAMILIES, unsupported_config
+from transformers_agci.families import REFUSED_FAMILIES, SUPPORTED_FAMILIES, todays_model_type, unsupported_config
 from transformers_agci.inference.checkpoint_files import CONFIG, refuse_original_llava
-from transformers_agci.method.lam import LAMBDA_KEY
+from transformers_agci.method.lam import LAMBDA_KEY, key_of, served_part
 from transformers_agci.storage.atomic import cannot_write, remove_leftovers, write_atomic
 from transformers_agci.storage.folder import committed_folder, same_bytes
 from transformers_agci.storage.json_file import read_json_object
@@ -40,10 +40,7 @@ class _Config:
 
     @property
     def change(self) -> str:
-        before, after = (
-            json.dumps(config[LAMBDA_KEY]) if LAMBDA_KEY in config else "absent"
-            for config in (self.found, json.loads(self.wanted))
-        )
+        before, after = (_shown(key_of(config)) for config in (self.found, json.loads(self.wanted)))
         return f"{before} -> {after}"
 
 
@@ -121,9 +118,9 @@ def _read(path: Path, lam: float | None) -> _Config:
     found = read_json_object(path, "it is not a model's config")
     text = path.read_text(encoding="utf-8")
     refuse_original_llava(path.parent, found)
-    model_type = found.get("model_type")
-    if not isinstance(model_type, str) or model_type not in SUPPORTED_FAMILIES:
-        raise unsupported_config(path, model_type)
+    model_type = todays_model_type(found.get("model_type"))
+    if model_type in REFUSED_FAMILIES or (model_type not in SUPPORTED_FAMILIES and served_part(found) is None):
+        raise unsupported_config(path, found.get("model_type"))
     config = _without_key(found)
     if lam is not None:
         config[LAMBDA_KEY] = lam
@@ -132,10 +129,12 @@ def _read(path: Path, lam: float | None) -> _Config:
 
 
 def _without_key(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the key, also in the text part, where some versions of transformers put a copy and then prefer it."""
+    """Without the key, also in the parts where it is read: the text part, where some versions of transformers put a
+    copy and then prefer it, and the vlm's part of a larger model."""
     without = {name: value for name, value in config.items() if name != LAMBDA_KEY}
-    if isinstance(without.get("text_config"), dict):
-        without["text_config"] = {name: value for name, value in without["text_config"].items() if name != LAMBDA_KEY}
+    for part in filter(None, ("text_config", served_part(config))):
+        if isinstance(without.get(part), dict):
+            without[part] = _without_key(without[part])
     return without
 
 
@@ -186,7 +185,7 @@ def _check_copy(target: Path, config: _Config, files: list[Path]) -> bool:
     there, wanted = read_json_object(target / CONFIG, remedy), json.loads(config.wanted)
     if there != wanted:
         if _without_key(there) == _without_key(wanted):
-            theirs, ours = (found.get(LAMBDA_KEY) for found in (there, wanted))
+            theirs, ours = (key_of(found) for found in (there, wanted))
             raise InputError(
                 f"{target} exists already, as a copy with lambda {_shown(theirs)} instead of {_shown(ours)}; {remedy}."
             )

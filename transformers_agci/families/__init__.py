@@ -157,9 +157,22 @@ def _instead(model_type: object) -> str:
     refused = REFUSED_FAMILIES.get(str(model_type))
     if refused is not None:
         return f"{refused.name} cannot be served: {refused.reason}."
+    served = SUPPORTED_FAMILIES.get(_WITHIN.get(str(model_type), ""))
+    if served is not None:
+        return (
+            f"{served.name} ({served.model_type}) within it is: the config key and `attach` serve it in programs of "
+            "yours that load the model, but agci's own commands do not load it."
+        )
     names = ", ".join(f"{family.name} ({family.model_type})" for family in SUPPORTED_FAMILIES.values())
     return f"Supported: {names}. `agci self-check --experimental CHECKPOINT` says what it would take."
 
+
+# model_types of larger models -> the family that they hold and call as it is
+_WITHIN = {
+    "qwen2_5_omni": "qwen2_5_omni_thinker",
+    "qwen3_omni_moe": "qwen3_omni_moe_thinker",
+    "colpali": "paligemma",
+}
 
 # model_types of older versions of transformers -> today's
 _OLDER_NAMES = {"lfm2-vl": "lfm2_vl"}

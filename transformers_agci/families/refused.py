@@ -15,4 +15,14 @@ FAMILIES = (
         "its image features are added inside the decoder's layers only; what stands at an image token before them is "
         "zero, and zero has no direction to change",
     ),
+    RefusedFamily(
+        "colqwen2",
+        "ColQwen2",
+        "it merges the image features into the text itself, around the Qwen2-VL that AGCI would serve",
+    ),
+    RefusedFamily(
+        "pi0",
+        "PI0",
+        "it merges the image features into the text itself, around the PaliGemma that AGCI would serve",
+    ),
 )

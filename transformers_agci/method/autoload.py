@@ -6,6 +6,7 @@ Then these change, and nothing else:
 - `PreTrainedModel.post_init` is wrapped: a supported model whose config carries the key gets AGCI as it is built.
 - `PreTrainedConfig.global_context_broadcast_lambda` is a property: where the key is set on the config of a model that
   was built without it, the model gets AGCI then.
+- `PreTrainedConfig.get_config_dict` hands the key of a larger model (Omni, ColPali) down to the part of its vlm.
 - `PreTrainedModel.global_context_broadcast_lambda` is a property, and so it is on the classes that wrap models (see
   handle.py): the model's lambda, to be read and set.
 """
@@ -21,7 +22,14 @@ from transformers_agci.errors import InputError
 from transformers_agci.families import SUPPORTED_FAMILIES, family_of
 from transformers_agci.method import handle as handles
 from transformers_agci.method.handle import current_handle, install_attribute
-from transformers_agci.method.lam import LAMBDA_KEY, lambda_text, settle_key, validate_lambda
+from transformers_agci.method.lam import (
+    LAMBDA_KEY,
+    hand_down_key,
+    lambda_text,
+    served_config,
+    settle_key,
+    validate_lambda,
+)
 
 SWITCH = "TRANSFORMERS_AGCI"  # environment variable; "0" is off
 
@@ -55,7 +63,17 @@ def activate() -> None:
 
     base.post_init = post_init
     base._agci_active = True
-    setattr(configuration_utils.PretrainedConfig, LAMBDA_KEY, property(_get_key, _set_key, _delete_key))
+    config_base: Any = configuration_utils.PretrainedConfig
+    setattr(config_base, LAMBDA_KEY, property(_get_key, _set_key, _delete_key))
+    read = config_base.get_config_dict.__func__
+
+    @functools.wraps(read)
+    def get_config_dict(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        found, rest = read(cls, *args, **kwargs)
+        hand_down_key(found)
+        return found, rest
+
+    config_base.get_config_dict = classmethod(get_config_dict)
 
 
 def active() -> bool:
@@ -74,8 +92,9 @@ def attach_from_config(model: Any) -> None:
     if config is None or _is_part(model):
         return
     settle_key(config)
-    if LAMBDA_KEY not in vars(config):
-        if getattr(config, "model_type", None) in SUPPORTED_FAMILIES:
+    served = served_config(config)
+    if LAMBDA_KEY not in vars(served):
+        if served is config and getattr(config, "model_type", None) in SUPPORTED_FAMILIES:
             _without_key.add(model)
         return
     if current_handle(model) is not None:  # asked, so that the handle learns of the model around its vlm
@@ -85,7 +104,7 @@ def attach_from_config(model: Any) -> None:
     except InputError as error:
         _warn_once(config, error)
         return
-    lam = validate_lambda(vars(config)[LAMBDA_KEY], f"{LAMBDA_KEY} in {_source(config)}")
+    lam = validate_lambda(vars(served)[LAMBDA_KEY], f"{LAMBDA_KEY} in {_source(config)}")
     handles.attach_from_config(model)
     if lam:
         _log.warning(
@@ -119,23 +138,25 @@ def _source(config: Any) -> str:
 
 def _get_key(config: Any) -> Any:
     """The key as it stands in the config; AttributeError where it does not, as for any other key."""
-    try:
-        return vars(config)[LAMBDA_KEY]
-    except KeyError:
-        raise AttributeError(f"{type(config).__name__!r} object has no attribute {LAMBDA_KEY!r}") from None
+    for holder in (config, served_config(config)):
+        if LAMBDA_KEY in vars(holder):
+            return vars(holder)[LAMBDA_KEY]
+    raise AttributeError(f"{type(config).__name__!r} object has no attribute {LAMBDA_KEY!r}")
 
 
 def _set_key(config: Any, value: Any) -> None:
     """Store the key; models that were built with this config, and without the key, get AGCI now."""
-    vars(config)[LAMBDA_KEY] = value
+    served = served_config(config)
+    vars(served)[LAMBDA_KEY] = value
     for model in list(_without_key):
-        if model.config is config or vars(model.config).get("text_config") is config:
+        if model.config is served or vars(model.config).get("text_config") is config:
             _without_key.discard(model)
             attach_from_config(model)
 
 
 def _delete_key(config: Any) -> None:
-    try:
-        del vars(config)[LAMBDA_KEY]
-    except KeyError:
-        raise AttributeError(LAMBDA_KEY) from None
+    holders = [holder for holder in (config, served_config(config)) if LAMBDA_KEY in vars(holder)]
+    if not holders:
+        raise AttributeError(LAMBDA_KEY)
+    for holder in holders:
+        vars(holder).pop(LAMBDA_KEY, None)

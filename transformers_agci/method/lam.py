@@ -2,10 +2,12 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
 from transformers_agci.errors import InputError, short
+from transformers_agci.families import SUPPORTED_FAMILIES, todays_model_type
 
 LAMBDA_KEY = "global_context_broadcast_lambda"
 
@@ -47,8 +49,51 @@ def config_lambda(config: Any) -> float:
     return validate_lambda(vars(config).get(LAMBDA_KEY, 0.0), f"{LAMBDA_KEY} in the model's config")
 
 
+def served_config(config: Any) -> Any:
+    """The config of the vlm within a model's config: the config itself, or the part of a larger model's.
+
+    Qwen2.5-Omni has its vlm's in thinker_config, ColPali in vlm_config; which part it is its model_type says. A config
+    of no supported family is returned as it is.
+    """
+    if _is_served(getattr(config, "model_type", None)):
+        return config
+    parts = [part for part in vars(config).values() if _is_served(getattr(part, "model_type", None))]
+    return parts[0] if len(parts) == 1 else config
+
+
+def served_part(config: Mapping[str, Any]) -> str | None:
+    """The same for a config.json that was read: the name of the part that is the vlm's; None where there is none."""
+    if _is_served(config.get("model_type")):
+        return None
+    names = [name for name, part in config.items() if isinstance(part, dict) and _is_served(part.get("model_type"))]
+    return names[0] if len(names) == 1 else None
+
+
+def key_of(config: Mapping[str, Any]) -> Any:
+    """The key's value in a config.json that was read, None where it has none; the top level wins."""
+    places = ([config], [config.get(served_part(config) or "")], [config.get("text_config")])
+    found = [part[LAMBDA_KEY] for (part,) in places if isinstance(part, Mapping) and LAMBDA_KEY in part]
+    return found[0] if found else None
+
+
+def _is_served(model_type: object) -> bool:
+    return isinstance(model_type, str) and todays_model_type(model_type) in SUPPORTED_FAMILIES
+
+
+def hand_down_key(config: dict[str, Any]) -> None:
+    """Move the key of a larger model's config.json to the part that is the vlm's, where it is read, set and saved.
+
+    Done while the file is read: a thinker that is loaded alone from an Omni checkpoint is given its own part only. The
+    top of the file wins, and a conflict is warned of.
+    """
+    name = served_part(config)
+    if name is not None and LAMBDA_KEY in config:
+        _warn_of_two(config[LAMBDA_KEY], config[name].get(LAMBDA_KEY, config[LAMBDA_KEY]), name)
+        config[name] = config[name] | {LAMBDA_KEY: config.pop(LAMBDA_KEY)}
+
+
 def settle_key(config: Any) -> None:
-    """Leave the key at the top level of a model's config only, where it can be read, set and saved.
+    """Leave the key in one place of a model's config, that of the vlm (`served_config`).
 
     A config has parts (text_config, vision_config). Where a checkpoint's config.json is flat, transformers 4.57 copies
     keys it does not know into the text part, and reads them there. Two values may also have been written by hand:
@@ -56,20 +101,38 @@ def settle_key(config: Any) -> None:
         top 0, text_config 0.2      0: the top level wins, and a warning names both
         text_config 0.2 alone       0.2
         vision_config 0.2 alone     a warning: the key does nothing there
+        Omni: top 0.2               0.2 in thinker_config, the vlm's; a value there (0.5) is one of its own
     """
-    for name, part in list(vars(config).items()):
-        if not hasattr(part, "model_type") or LAMBDA_KEY not in vars(part):
+    served = served_config(config)
+    if served is not config and LAMBDA_KEY in vars(config):
+        top = vars(config).pop(LAMBDA_KEY)
+        _warn_of_two(top, vars(served).get(LAMBDA_KEY, top), "the part of its vision-language model")
+        vars(served)[LAMBDA_KEY] = top
+    for name, part in _parts(config):
+        if part is served or LAMBDA_KEY not in vars(part):
             continue
         nested = vars(part).pop(LAMBDA_KEY)
-        top = vars(config).get(LAMBDA_KEY, _ABSENT)
+        top = vars(served).get(LAMBDA_KEY, _ABSENT)
         if name != "text_config":
             _log.warning("%s = %r in %s does nothing: it belongs at the top of config.json.", LAMBDA_KEY, nested, name)
         elif top is _ABSENT:
-            vars(config)[LAMBDA_KEY] = nested
-        elif top != nested:
-            _log.warning(
-                "%s is %r at the top of config.json and %r in %s: the top level wins.", LAMBDA_KEY, top, nested, name
-            )
+            vars(served)[LAMBDA_KEY] = nested
+        else:
+            _warn_of_two(top, nested, name)
+
+
+def _parts(config: Any) -> list[tuple[str, Any]]:
+    """(name, part) of a config and of the vlm's config within it."""
+    served = served_config(config)
+    holders = [config] if served is config else [config, served]
+    return [(name, part) for one in holders for name, part in vars(one).items() if hasattr(part, "model_type")]
+
+
+def _warn_of_two(top: Any, nested: Any, name: str) -> None:
+    if top != nested:
+        _log.warning(
+            "%s is %r at the top of config.json and %r in %s: the top level wins.", LAMBDA_KEY, top, nested, name
+        )
 
 
 _ABSENT = object()
