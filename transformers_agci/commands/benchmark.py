@@ -10,6 +10,7 @@ The answers of each lambda go to a file of their own (pope.lam0.jsonl, ...), the
 import argparse
 from pathlib import Path
 
+from transformers_agci.commands.engine_options import add_engine_options, engine_options
 from transformers_agci.commands.options import (
     add_answer_options,
     add_bootstrap_options,
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead of the protocol's: {question} stands for the row's question without its instruction",
     )
     how.add_argument("--max_new_tokens", metavar="N", type=whole(1), help="instead of the protocol's limit")
+    add_engine_options(parser)
     add_answer_options(parser)
     add_bootstrap_options(how)
 
@@ -82,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.experiments.benchmarks.asking.run import AskOptions, ask_benchmark
     from transformers_agci.experiments.benchmarks.asking.source import Source
     from transformers_agci.experiments.benchmarks.score_report import Bootstrap
-    from transformers_agci.inference.load import load
+    from transformers_agci.experiments.engines import open_engine
     from transformers_agci.inference.process_group import main_process_output
 
     source = Source(
@@ -98,13 +100,13 @@ def run(args: argparse.Namespace) -> int:
         prompt=args.prompt,
     )
     asking = AskOptions(lambdas(args), answer_options(args), Bootstrap(args.resamples, args.seed), args.dry_run)
-    model, answers = model_options(args), args.answer_file or Path(f"{args.name}.jsonl")
+    model, engine, answers = model_options(args), engine_options(args), args.answer_file or Path(f"{args.name}.jsonl")
     with main_process_output():
         return ask_benchmark(
             source,
             answers,
             asking,
-            lambda: load(model, weights=not asking.dry_run),
+            lambda: open_engine(engine, model, weights=not asking.dry_run),
             teller(add_arguments),
             annotations=args.annotations,
         ).exit_code

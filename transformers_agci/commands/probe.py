@@ -9,6 +9,7 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from transformers_agci.commands.engine_options import add_engine_options, engine_options
 from transformers_agci.commands.options import (
     EMBEDDED,
     SEED,
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_planted_bias_option(data, 0.0)
     data.add_argument("--text_only", action="store_true", help="ask also without any image: A.text_only.jsonl")
     data.add_argument("--blank_image", action="store_true", help="ask also on a white image: A.blank_image.jsonl")
+    add_engine_options(parser)
     add_answer_options(parser)
 
 
@@ -72,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         args.planted_bias,
         by_seed[0],
         args.dry_run,
+        engine_options(args),
     )
     return max(_ask(replace(options, answers=answers)) for answers in by_seed)
 

@@ -7,6 +7,7 @@ Without --eval_file the images come from the embedded atlas, without --model_pat
 
 import argparse
 
+from transformers_agci.commands.engine_options import add_engine_option, refuse_other_engines
 from transformers_agci.commands.options import (
     EMBEDDED,
     SEED,
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = add_run_options(parser)
     group.add_argument("--batch_size", type=whole(1), metavar="N", help="images per call of the vision side")
+    add_engine_option(group)
     group.add_argument("--workers", type=whole(0), metavar="N", help="processes that prepare images")
 
 
@@ -55,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.experiments.similarity.measure import SimilarityOptions, measure_rows
     from transformers_agci.inference.process_group import main_process_output
 
+    refuse_other_engines(args, "agci similarity")
     options = SimilarityOptions(
         model_options(args), args.pooling, lambdas(args)[0], args.limit, args.batch_size, args.workers
     )

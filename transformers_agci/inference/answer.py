@@ -16,7 +16,11 @@ LOGIT_DIGITS = 6  # behind the point: more than float32 has, and a fixed form in
 
 @dataclass(frozen=True)
 class Answer:
-    """`text` is the answer without surrounding white space; the logits are raw and None unless Yes/No was asked."""
+    """`text` is the answer without surrounding white space.
+
+    The logits are raw, and None unless Yes/No was asked. An engine that gives log-probabilities gives those: the margin
+    is the same, and where one of the words is not among the tokens that it returned, there is none.
+    """
 
     text: str
     yes_logit: float | None = None
@@ -25,14 +29,12 @@ class Answer:
     @property
     def fields(self) -> dict[str, Any]:
         """What a result row holds beside the input row."""
-        if self.yes_logit is None or self.no_logit is None:
+        if self.yes_logit is None and self.no_logit is None:
             return {"prediction": self.text}
-        return {
-            "prediction": self.text,
-            "yes_logit": round(self.yes_logit, LOGIT_DIGITS),
-            "no_logit": round(self.no_logit, LOGIT_DIGITS),
-            "margin": round(self.yes_logit - self.no_logit, LOGIT_DIGITS),
-        }
+        margin = None if self.yes_logit is None or self.no_logit is None else self.yes_logit - self.no_logit
+        scores = {"yes_logit": self.yes_logit, "no_logit": self.no_logit, "margin": margin}
+        rounded = {name: value if value is None else round(value, LOGIT_DIGITS) for name, value in scores.items()}
+        return {"prediction": self.text, **rounded}
 
     @property
     def logits_disagree(self) -> bool:

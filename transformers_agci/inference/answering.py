@@ -8,16 +8,25 @@ does not fit into memory is halved until it does.
 import contextlib
 import gc
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from transformers_agci.errors import InputError
 from transformers_agci.inference.answer import Answer, Answerer, recorded_settings
 from transformers_agci.inference.batches import Block, Column, Plan, image_keys, make_plan, plan_columns
+from transformers_agci.inference.dry_run import describe
+from transformers_agci.inference.engine import (
+    ANSWER_FIELDS,
+    Answering,
+    Engine,
+    lambda_setting,
+    result_row,
+    stop_words,
+)
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prefetch import default_workers
 from transformers_agci.inference.prepare import (
@@ -29,7 +38,7 @@ from transformers_agci.inference.prepare import (
     raw_pixels,
     to_device,
 )
-from transformers_agci.inference.progress import Counts, RunSummary, counted
+from transformers_agci.inference.progress import Counts, RunSummary, counted, joined
 from transformers_agci.inference.questions import Question, QuestionSet
 from transformers_agci.inference.replay import PrefixReplay, Prompts, VisionReplay
 from transformers_agci.inference.runner import (
@@ -47,7 +56,6 @@ from transformers_agci.method.handle import Handle, agci
 from transformers_agci.storage.result_lines import FailedRow
 
 BYTES_CROSS_TO = ("cuda",)  # devices that normalise images themselves where they can
-ANSWER_FIELDS = ("prediction", "qs", "yes_logit", "no_logit", "margin")  # of a result row, behind the input's
 
 
 @dataclass(frozen=True)
@@ -115,37 +123,92 @@ class AnswerCounts(Counts):
         } | ({"image_changes": dict(sorted(self.image_changes.items()))} if self.image_changes else {})
 
 
+@dataclass(frozen=True)
+class TransformersEngine:
+    """The engine in this process: transformers' model with our hooks, at several lambdas in one run."""
+
+    loaded: LoadedModel
+    name: ClassVar[str] = "transformers"
+    sets_lambda: ClassVar[bool] = True
+    lambdas_together: ClassVar[bool] = True
+
+    @property
+    def description(self) -> str:
+        """Family, and where the model lay."""
+        return f"{self.loaded.family.name}, model {self.loaded.notes.get('model')}"
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """That of the loaded model."""
+        return self.loaded.identity
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """Those of the loaded model."""
+        return self.loaded.notes
+
+    @property
+    def lam(self) -> float | None:
+        """The lambda of config.json."""
+        return self.loaded.lam
+
+    def answering(self, questions: Sequence[Question], lambdas: Sequence[float], options: AnswerOptions) -> Answering:
+        """The work of one run, at all lambdas."""
+        return _Answering(self.loaded, questions, list(lambdas), options)
+
+    def describe(
+        self, questions: Sequence[Question], lambdas: Sequence[float], outputs: Sequence[Path], options: AnswerOptions
+    ) -> list[str]:
+        """The first prompt, its tokens, the memory, the plan."""
+        return describe(self.loaded, questions, lambdas, outputs, batch_size=options.batch_size)
+
+    def close(self) -> None:
+        """The model is the caller's."""
+
+
+def as_engine(engine: Engine | LoadedModel) -> Engine:
+    """A loaded model as the engine that it is."""
+    return TransformersEngine(engine) if isinstance(engine, LoadedModel) else engine
+
+
 def answer_questions(
-    loaded: LoadedModel,
+    engine: Engine | LoadedModel,
     asked: QuestionSet,
     lambdas: Sequence[float],
     outputs: Sequence[Path],
     options: AnswerOptions | None = None,
 ) -> RunSummary:
-    """Ask every question at every lambda and write one result file per lambda (see `result_file.output_paths`).
+    """Ask every question at every lambda and write one result file per lambda (see `runner.output_paths`).
 
     A result row is the question's row with `prediction` and `qs`, and for Yes/No questions `yes_logit`, `no_logit`
-    and `margin` = yes - no. Finished blocks are kept and skipped, so the same call goes on after a kill. The vision
-    side runs once per image and block for all its questions and lambdas.
+    and `margin` = yes - no. Finished blocks are kept and skipped, so the same call goes on after a kill. In the engine
+    transformers the vision side runs once per image and block for all its questions and lambdas.
     """
     if len(outputs) != len(lambdas):
         raise ValueError(f"{len(lambdas)} lambdas need as many outputs, not {len(outputs)}")
-    work = _Answering(loaded, asked.questions, list(lambdas), options or AnswerOptions())
-    settings = {**work.settings(), **asked.settings}
+    engine, options = as_engine(engine), options or AnswerOptions()
+    if not engine.lambdas_together and len(lambdas) > 1:
+        each = zip(lambdas, outputs, strict=True)
+        return joined([answer_questions(engine, asked, [lam], [path], options) for lam, path in each])
+    work = engine.answering(asked.questions, lambdas, options)
+    settings = {"engine": engine.name, **work.settings(), **asked.settings}
     return run(
         Job(
             work,
             [question.row for question in asked.questions],
             [block.size for block in work.plan.blocks],
-            [Output(path, settings | {"lambda": lam}) for lam, path in zip(lambdas, outputs, strict=True)],
-            {**loaded.notes, **asked.notes},
+            [
+                Output(path, settings | {"lambda": lambda_setting(engine, lam)})
+                for lam, path in zip(lambdas, outputs, strict=True)
+            ],
+            {**engine.notes, **asked.notes},
             asked.bad_rows,
             work.counts,
             work.details,
             "answer",
             ANSWER_FIELDS,
         ),
-        work.options.run,
+        options.run,
     )
 
 
@@ -193,7 +256,6 @@ class _Answering:
 
     def settings(self) -> dict[str, Any]:
         """What a result file must have been made with to go on, beside lambda and the data."""
-        rules = sorted({question.stop for question in self.questions})
         return {
             "model": dict(self.loaded.identity),
             "method": self.options.method,
@@ -201,7 +263,7 @@ class _Answering:
             "batch_size": self.plan.batch_size,
             "block_rows": self.plan.block_rows,
             "generation": recorded_settings(self.answerer.settings),
-            "stop": [f"{'Yes/No or ' if rule.yes_no else ''}{rule.max_new_tokens} new tokens" for rule in rules],
+            "stop": stop_words(self.questions),
         }
 
     def __call__(self, tasks: Sequence[Task], reporter: Reporter) -> Results:
@@ -324,15 +386,8 @@ class _Answering:
         return [self._result_row(number, answers[number]) for number in sorted(answers)]
 
     def _result_row(self, number: int, answer: Answer) -> dict[str, Any]:
-        question = self.questions[number]
         self.counts.disagreements += answer.logits_disagree
-        asked = question.text if question.shown is None else question.shown
-        return {
-            **question.row,
-            "prediction": answer.text,
-            "qs": asked,
-            **{name: value for name, value in answer.fields.items() if name != "prediction"},
-        }
+        return result_row(self.questions[number], answer)
 
     def _token_grid(self, batch: Batch) -> dict[str, Any]:
         """The image tokens of the first prompt of the run, for the manifest."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers_agci.errors import InputError
 from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
@@ -424,7 +424,15 @@ def _one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def lambdas_of(given: Sequence[float] | None, loaded: LoadedModel) -> tuple[list[float], str]:
+class CarriesLambda(Protocol):
+    """A loaded model, or an engine that has one."""
+
+    @property
+    def lam(self) -> float | None:
+        """The lambda of its config.json, or None."""
+
+
+def lambdas_of(given: Sequence[float] | None, loaded: CarriesLambda) -> tuple[list[float], str]:
     """The lambdas to run and where they come from: the command line, else the config key, else 0."""
     if given:
         return list(given), "the command line"

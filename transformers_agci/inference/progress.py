@@ -5,10 +5,11 @@ line: there it is plain lines, the first after 5 seconds, so that one sees early
 """
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -185,6 +186,14 @@ class RunSummary:
         if self.complete:
             return [f"Written: {path}" for path in self.outputs]
         return [f"This shard is done; when all are: agci merge-shards {path}" for path in self.outputs]
+
+
+def joined(parts: Sequence[RunSummary]) -> RunSummary:
+    """Several runs over the same rows as one: a row that every one of them skipped is named once."""
+    counts = functools.reduce(type(parts[0].counts).plus, (part.counts for part in parts))
+    counts = replace(counts, failed=list(dict.fromkeys(counts.failed)))
+    outputs = tuple(path for part in parts for path in part.outputs)
+    return replace(parts[0], outputs=outputs, counts=counts, seconds=sum(part.seconds for part in parts))
 
 
 def _skipped(failed: Sequence[FailedRow]) -> list[str]:

@@ -36,6 +36,7 @@ PACKAGES = (
     "numpy",
     "timm",
 )
+BEFORE = {"engine": "transformers"}  # settings that older manifests do not have, as they were then
 START_OVER = "give `overwrite` to start over, or name another answer file"
 
 
@@ -83,7 +84,10 @@ def open_for(result: Path, settings: Mapping[str, Any], notes: Mapping[str, Any]
             )
         runs: list[Any] = []
     else:
-        check_same_settings(f"{result} was made", found["settings"], settings, START_OVER.capitalize() + ".")
+        there, here = ({**BEFORE, **each} for each in (found["settings"], settings))
+        if there["engine"] != here["engine"]:  # nothing else is comparable then
+            there, here = ({"engine": each["engine"]} for each in (there, here))
+        check_same_settings(f"{result} was made", there, here, START_OVER.capitalize() + ".")
         settings, runs = found["settings"], found["runs"]
     _write(result, settings, notes, block_sizes, runs)
 

@@ -9,16 +9,16 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.engines import EngineOptions, open_engine
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
 from transformers_agci.experiments.position.metrics import accuracies_text, controls_table, load_controls
 from transformers_agci.experiments.position.questions import Control, questions
 from transformers_agci.experiments.position.run import PositionProbe
 from transformers_agci.inference.answering import AnswerOptions
-from transformers_agci.inference.dry_run import describe
-from transformers_agci.inference.load import LoadOptions, lambdas_of, load
+from transformers_agci.inference.engine import Engine, engine_lambdas, lambdas_text
+from transformers_agci.inference.load import LoadOptions
 from transformers_agci.inference.process_group import ProcessGroup, main_process_output
 from transformers_agci.inference.progress import Say
-from transformers_agci.method.lam import lambda_text
 from transformers_agci.storage.result_names import sibling_path
 
 EMBEDDED_ITEMS = 100
@@ -49,6 +49,7 @@ class ProbeOptions:
     planted_bias: float = 0.0
     answers: AnswerOptions = field(default_factory=AnswerOptions)
     dry_run: bool = False
+    engine: EngineOptions = field(default_factory=EngineOptions)
 
 
 class Probed(NamedTuple):
@@ -67,7 +68,8 @@ def ask_probe(options: ProbeOptions, say: Say) -> Probed:
         if options.dry_run:
             drawn_in = Path(stack.enter_context(tempfile.TemporaryDirectory()), "probe_set")
         data = _data(options, drawn_in)
-        probe = _probe(options, data, say)
+        engine = stack.enter_context(contextlib.closing(_engine(options)))
+        probe = _probe(options, engine, data, say)
         if options.dry_run:
             return Probed(_dry_run(probe, options.controls, say))
         summaries = [probe.ask(), *(probe.ask_without_image(control) for control in options.controls)]
@@ -93,27 +95,27 @@ def _data(options: ProbeOptions, drawn: Path) -> ProbeData:
     return read_data(options.eval_file, options.img_path, options.negatives_file, options.items, options.limit)
 
 
-def _probe(options: ProbeOptions, data: ProbeData, say: Say) -> PositionProbe:
-    """The model, loaded, and what it is asked; said before the long work begins."""
-    loaded = load(options.model, weights=not options.dry_run)
-    lambdas, source = lambdas_of(options.lambdas, loaded)
+def _engine(options: ProbeOptions) -> Engine:
+    return open_engine(options.engine, options.model, weights=not options.dry_run)
+
+
+def _probe(options: ProbeOptions, engine: Engine, data: ProbeData, say: Say) -> PositionProbe:
+    """What the engine is asked; said before the long work begins."""
+    lambdas, source = engine_lambdas(engine, options.lambdas)
     if options.lambdas:
         source = options.lambda_source
     file = None if options.eval_file is None else str(options.eval_file)
-    say(
-        f"lambda {', '.join(map(lambda_text, lambdas))} (from {source}); {loaded.family.name}, "
-        f"model {options.model.model}"
-    )
+    say(f"lambda {lambdas_text(engine, lambdas)} (from {source}); {engine.description}")
     say(f"{data.rows} rows, {len(data.items)} items from {file or 'the embedded atlas'}")
     notes = {"lambda_source": source, "eval_file": file, "img_path": str(data.img_path)}
-    return PositionProbe(loaded, data, lambdas, options.answer_file, options.answers, notes, options.planted_bias)
+    return PositionProbe(engine, data, lambdas, options.answer_file, options.answers, notes, options.planted_bias)
 
 
 def _dry_run(probe: PositionProbe, controls: Sequence[Control], say: Say) -> int:
     """Say what would be done; bad rows are named all the same."""
     outputs = [*probe.outputs, *(path for control in controls for path in probe.control_outputs(control))]
     asked = questions(probe.data.items, probe.data.img_path)
-    for line in describe(probe.loaded, asked, probe.lambdas, outputs, batch_size=probe.options.batch_size):
+    for line in probe.engine.describe(asked, probe.lambdas, outputs, probe.options):
         say(line)
     for row in probe.data.bad_rows:
         say(row.error)

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers_agci.errors import InputError
 from transformers_agci.experiments.planted_bias import planted_bias
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.experiments.position.questions import PROMPT, Control, control_questions, prompt_form, questions
-from transformers_agci.inference.answering import AnswerOptions, answer_questions
+from transformers_agci.inference.answering import AnswerOptions, TransformersEngine, answer_questions, as_engine
+from transformers_agci.inference.engine import Engine
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.progress import RunSummary
 from transformers_agci.inference.questions import QuestionSet
@@ -19,18 +21,23 @@ from transformers_agci.storage.result_names import sibling_path
 
 @dataclass(frozen=True)
 class PositionProbe:
-    """A model, the data, the lambdas, the answer file A; `notes` are what its manifest only records.
+    """An engine or a loaded model, the data, the lambdas, the answer file A; the manifest only records the `notes`.
 
     `beta` is the size of a decoder bias that is planted in the model while it answers (see docs/ruler.md).
     """
 
-    loaded: LoadedModel
+    answering: Engine | LoadedModel
     data: ProbeData
     lambdas: Sequence[float]
     answer_file: Path
     options: AnswerOptions = field(default_factory=AnswerOptions)
     notes: Mapping[str, Any] = field(default_factory=dict)
     beta: float = 0.0
+
+    @property
+    def engine(self) -> Engine:
+        """What answers."""
+        return as_engine(self.answering)
 
     @property
     def outputs(self) -> list[Path]:
@@ -47,7 +54,7 @@ class PositionProbe:
         asked = questions(self.data.items, self.data.img_path)
         question_set = QuestionSet(asked, self.data.bad_rows, self._settings(), self.notes)
         with self._planted():
-            return answer_questions(self.loaded, question_set, self.lambdas, self.outputs, self.options)
+            return answer_questions(self.engine, question_set, self.lambdas, self.outputs, self.options)
 
     def ask_without_image(self, control: Control) -> RunSummary:
         """Answer every caption without its image, once per item and answer."""
@@ -55,7 +62,7 @@ class PositionProbe:
         question_set = QuestionSet(asked, (), {**self._settings(), "picture": control.value}, self.notes)
         lambdas, outputs = self._lambdas_of(control), self.control_outputs(control)
         with self._planted():
-            return answer_questions(self.loaded, question_set, lambdas, outputs, self.options)
+            return answer_questions(self.engine, question_set, lambdas, outputs, self.options)
 
     def _settings(self) -> dict[str, Any]:
         """What must be equal for a result file to go on."""
@@ -69,7 +76,9 @@ class PositionProbe:
         if self.beta == 0:
             yield
             return
-        with planted_bias(self.loaded.model, self.beta):
+        if not isinstance(self.engine, TransformersEngine):
+            raise InputError(f"`planted_bias` is planted by the engine transformers, not by {self.engine.name}.")
+        with planted_bias(self.engine.loaded.model, self.beta):
             yield
 
     def _lambdas_of(self, control: Control) -> Sequence[float]:

@@ -15,9 +15,9 @@ from transformers_agci.experiments.benchmarks.score_report import (
     interval_report,
     report_text,
 )
-from transformers_agci.inference.answering import AnswerOptions, answer_questions
-from transformers_agci.inference.dry_run import describe
-from transformers_agci.inference.load import LoadedModel, lambdas_of
+from transformers_agci.inference.answering import AnswerOptions, answer_questions, as_engine
+from transformers_agci.inference.engine import Engine, engine_lambdas, lambda_setting
+from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.process_group import is_main_process
 from transformers_agci.inference.progress import Say
 from transformers_agci.inference.questions import QuestionSet
@@ -50,40 +50,39 @@ def ask_benchmark(
     source: Source,
     answer_file: Path,
     options: AskOptions,
-    load: Callable[[], LoadedModel],
+    load: Callable[[], Engine | LoadedModel],
     say: Say,
     *,
     annotations: Path | None = None,
 ) -> Asked:
-    """Ask every question, write one file per lambda, score; the model is loaded when the data has been read.
+    """Ask every question, write one file per lambda, score; `load` gives what answers, when the data has been read.
 
     `annotations` is what scoring needs beside the rows.
     """
     asked = question_set(source)
-    loaded = load()
-    lambdas, lambda_source = lambdas_of(options.lambdas, loaded)
+    engine = as_engine(load())
+    lambdas, lambda_source = engine_lambdas(engine, options.lambdas)
     outputs = output_paths(answer_file, lambdas, options.answers.method)
     say(
         f"{source.benchmark.title}, protocol {source.how}{' with a prompt of your own' if source.prompt else ''}: "
         f"{len(asked)} questions" + (f", {asked.omitted} rows outside its population" if asked.omitted else "")
     )
     if options.dry_run:
-        return _dry_run(Asked(1 if asked.bad_rows else 0, lambdas, outputs, False), options, loaded, asked, say)
+        return _dry_run(Asked(1 if asked.bad_rows else 0, lambdas, outputs, False), options, engine, asked, say)
     noted = replace(asked, notes={**asked.notes, "lambda_source": lambda_source})
-    summary = answer_questions(loaded, noted, lambdas, outputs, options.answers)
+    summary = answer_questions(engine, noted, lambdas, outputs, options.answers)
     for line in summary.lines():
         say(line)
     if not summary.complete or not is_main_process():
         return Asked(summary.exit_code, lambdas, outputs, False)
     partial = source.limit is not None or bool(summary.counts.failed)
     reports = Reports(source, annotations, options.bootstrap, partial)
-    scored = score_outputs(reports, outputs, lambdas, say)
+    scored = score_outputs(reports, outputs, [lambda_setting(engine, lam) for lam in lambdas], say)
     return Asked(max(summary.exit_code, scored), lambdas, outputs, True)
 
 
-def _dry_run(planned: Asked, options: AskOptions, loaded: LoadedModel, asked: QuestionSet, say: Say) -> Asked:
-    batch_size = options.answers.batch_size
-    for line in describe(loaded, asked.questions, planned.lambdas, planned.outputs, batch_size=batch_size):
+def _dry_run(planned: Asked, options: AskOptions, engine: Engine, asked: QuestionSet, say: Say) -> Asked:
+    for line in engine.describe(asked.questions, planned.lambdas, planned.outputs, options.answers):
         say(line)
     for row in asked.bad_rows:
         say(row.error)
@@ -99,7 +98,7 @@ class Reports(NamedTuple):
     partial: bool
 
 
-def score_outputs(reports: Reports, outputs: Sequence[Path], lambdas: Sequence[float], say: Say) -> int:
+def score_outputs(reports: Reports, outputs: Sequence[Path], lambdas: Sequence[float | str], say: Say) -> int:
     """Score each result file, write the figures beside it, compare the later lambdas with the first; 1: no score."""
     source, annotations, bootstrap, partial = reports
     declared = source.benchmark
@@ -124,7 +123,7 @@ def score_outputs(reports: Reports, outputs: Sequence[Path], lambdas: Sequence[f
         if first is not None:
             report["difference"] = difference_report(declared, first, score, bootstrap)
         note = ", not all questions were asked" if partial else ""
-        say(f"\nlambda {lambda_text(lam)}, protocol {source.how}{note}")
+        say(f"\nlambda {lam if isinstance(lam, str) else lambda_text(lam)}, protocol {source.how}{note}")
         say(report_text(declared, score, report))
         write_json(sibling_path(path, ".score.json"), report, indent=1)
         first = first or score

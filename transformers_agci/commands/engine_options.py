@@ -1,0 +1,62 @@
+"""--engine and what belongs to an engine, of the commands that ask questions."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from transformers_agci.commands.options import number, whole
+from transformers_agci.errors import InputError, short
+
+if TYPE_CHECKING:
+    from transformers_agci.experiments.engines import EngineOptions
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """What `EngineOptions` holds."""
+    group = parser.add_argument_group("engine")
+    add_engine_option(group)
+    group.add_argument("--tensor_parallel_size", type=whole(1), metavar="N", help="vllm: GPUs that share each layer")
+    group.add_argument("--data_parallel_size", type=whole(1), metavar="N", help="vllm: copies of the model")
+    group.add_argument(
+        "--gpu_memory_utilization", type=number, metavar="SHARE", help="vllm: share of a GPU's memory that it takes"
+    )
+    group.add_argument("--engine_args", type=json_object, metavar="JSON", help="vllm: further arguments of its LLM")
+
+
+def add_engine_option(group: "argparse._ArgumentGroup") -> None:
+    """--engine alone."""
+    group.add_argument(
+        "--engine",
+        default="transformers",
+        metavar="NAME",
+        help="what answers: transformers (in this process; default), vllm, or openai (a server of chat completions)",
+    )
+
+
+def engine_options(args: argparse.Namespace) -> "EngineOptions":
+    """What `add_engine_options` parsed."""
+    from transformers_agci.experiments.engines import EngineOptions, VllmOptions
+
+    vllm = VllmOptions(
+        args.tensor_parallel_size, args.data_parallel_size, args.gpu_memory_utilization, args.engine_args or {}
+    )
+    return EngineOptions(args.engine, vllm)
+
+
+def refuse_other_engines(args: argparse.Namespace, command: str) -> None:
+    """InputError where a command that looks into the model is given another engine than transformers."""
+    from transformers_agci.experiments.engines import NEEDS_THE_MODEL, EngineOptions
+
+    if EngineOptions(args.engine).name != "transformers":
+        raise InputError(f"--engine {args.engine}: {command} {NEEDS_THE_MODEL}. Omit --engine.")
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The type of an option that is a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'must be a JSON object, such as {{"seed": 1}}, but is {short(text)}')
+    return value
