@@ -301,6 +301,52 @@ def test_devices(folder) -> None:
     assert load(LoadOptions(str(folder), device_map="auto")).device.type in ("cpu", "cuda")
 
 
+def test_every_process_of_a_torchrun_has_its_gpu(folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the device being set, what is made on "cuda" lands on the first GPU for all processes."""
+    from transformers_agci.inference import load as loading
+
+    chosen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(str(device)))
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    for device in (None, "cuda", "cuda:1"):
+        placed = loading._placement(folder, LoadOptions(str(folder), device=device), torch)
+        assert str(placed["device_map"][""]) == chosen[-1]
+    assert chosen == ["cuda:3", "cuda:3", "cuda:1"]
+    loading._placement(folder, LoadOptions(str(folder), device="cpu"), torch)
+    assert len(chosen) == 3
+
+
+def test_a_device_map_is_for_one_process(folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    refuse(folder, "gives one process all GPUs, but torchrun has started 2", device_map="auto")
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_next", "internvl"])
+def test_four_bits_leave_what_sees_the_image(
+    family: str, tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    from transformers_agci.inference import load as loading
+
+    folder = tiny_checkpoint(family)
+    options = LoadOptions(str(folder), load_in_4bit=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: object())
+    monkeypatch.setattr("transformers.utils.quantization_config.is_bitsandbytes_available", lambda: True, raising=False)
+    monkeypatch.setattr("transformers.BitsAndBytesConfig.post_init", lambda self: None)
+    found = loading._four_bit(folder, options, torch)
+    assert (found.bnb_4bit_quant_type, found.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
+    assert loading._dtype(options, folder, torch) == torch.bfloat16
+    model = loading._shape_of(folder, options)
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    quantized = {name for name in linear if should_convert_module(name, found.llm_int8_skip_modules)}
+    assert quantized == {name for name in linear if "language_model" in name}
+    assert quantized
+
+
 def test_a_missing_package_is_named(folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
     refuse(folder, "`device_map` needs the package accelerate: pip install accelerate", device_map="auto")

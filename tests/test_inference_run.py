@@ -521,3 +521,25 @@ def test_an_answer_goes_on_until_its_verdict_is_fixed(pictures, tmp_path: Path) 
         made = loaded.model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
         texts = [loaded.processor.tokenizer.decode(made[:end], skip_special_tokens=True) for end in range(1, 9)]
         assert row["prediction"] == next(filter(verdict_is_fixed, texts), texts[-1]).strip()
+
+
+def test_workers_are_not_started_where_shared_memory_is_small(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Docker's 64 MB: a process that fills them dies of a bus error, which looks like a bad image."""
+    import os
+    from types import SimpleNamespace
+
+    from transformers_agci.inference import prefetch
+
+    def made_by(free: int) -> set[int]:
+        monkeypatch.setattr(prefetch.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        with prefetch.prefetched([1, 2, 3], lambda item, at: os.getpid(), 2, str) as made:
+            return set(made)
+
+    assert made_by(64 * 2**20) == {os.getpid()}
+    said = capsys.readouterr().err
+    assert "/dev/shm has 64 MB free, and 2 processes that prepare images need 512 MB there" in said
+    assert "--shm-size=2g" in said
+    assert os.getpid() not in made_by(2**30)
+    assert not capsys.readouterr().err

@@ -286,3 +286,26 @@ def test_reused_windows_change_nothing_but_the_work(full: list[int]) -> None:
     assert rows == [16, 32]  # of 64 patches: the first window always, and the touched one
     assert torch.equal(image_embeddings(model, copy_)[0], expected[1])
     assert all("forward" not in vars(module) for module in (tower.patch_embed, *tower.blocks))
+
+
+def test_reused_windows_restore_the_forwards_that_they_found() -> None:
+    """accelerate puts a forward on every module that it moves or offloads; without it the next call mixes devices."""
+    from tiny_checkpoints import build_model, make_pixels
+
+    from transformers_agci.experiments.occlusion.window_reuse import reused_windows
+    from transformers_agci.families import SUPPORTED_FAMILIES
+
+    model = build_model("qwen2_5_vl")
+    tower = model.model.visual
+    tower.fullatt_block_indexes = [1]
+    called = []
+    for module in (tower.patch_embed, tower.blocks[0]):
+        stock = module.forward
+        module.forward = lambda *args, stock=stock, **kwargs: called.append(1) or stock(*args, **kwargs)
+    found = [tower.patch_embed.forward, tower.blocks[0].forward]
+    inputs = make_pixels("qwen2_5_vl", model)
+    with reused_windows(model, SUPPORTED_FAMILIES["qwen2_5_vl"], inputs), torch.no_grad():
+        called.clear()
+        tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+    assert called  # within the block they are still in line
+    assert [tower.patch_embed.forward, tower.blocks[0].forward] == found

@@ -144,7 +144,7 @@ def test_the_kernel_of_torch_gets_the_segments(model: Any, monkeypatch: pytest.M
     monkeypatch.setattr(vision_tower, "_unfit", lambda backend, layer: None)
     chosen = use_segments(model)
     assert (chosen.backend, chosen.reason) == ("torch varlen", None)
-    assert given == [len(vision_tower.PROBED_LENGTHS)]
+    assert given == [len(vision_tower.PROBED_LENGTHS[0])]  # a GPU is asked for the long ones, too
     given.clear()
     assert torch.allclose(see(model, GRIDS["several sizes"]), stock, atol=1e-6)
     assert len(given) == len(model.model.visual.blocks)  # one call per layer
@@ -214,6 +214,33 @@ def test_a_kernel_that_fails_or_differs_is_not_used(monkeypatch: pytest.MonkeyPa
     assert "b: it differs from SDPA by" in str(chosen.reason)
     assert torch.equal(see(model, GRIDS["one"]), stock)
     assert model.model.visual.config._attn_implementation == "sdpa"
+
+
+def test_a_gpu_is_asked_for_long_segments_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel for segments above 128 tokens is another one; where it fails, the run must not find out in the middle.
+
+    On a simulated GPU, which holds the kernel of torch to its rules.
+    """
+    from simulated_cuda import SimulatedCuda
+
+    model = build_model("qwen2_5_vl").to(torch.bfloat16)
+    with SimulatedCuda() as gpu:
+        gpu.move(model)
+        chosen = use_segments(model)
+        assert (chosen.backend, chosen.reason) == ("torch varlen", None)
+        assert [kernel[2:] for kernel in gpu.kernels if kernel[0] == "varlen"] == [(4, 16), (2, 3600)]
+        chosen.remove()
+
+        def short_only(query: Any, key: Any, value: Any, segments: Segments, scaling: float) -> torch.Tensor:
+            if segments.longest > 128:
+                raise RuntimeError("cuDNN: no plan")
+            return vision_tower.by_length(query, key, value, segments, scaling)
+
+        monkeypatch.setitem(KERNELS, "torch varlen", short_only)
+        chosen = use_segments(model)
+        assert chosen.backend == BY_LENGTH
+        assert "torch varlen: it raises RuntimeError (cuDNN: no plan)" in str(chosen.reason)
+        chosen.remove()
 
 
 def test_what_the_kernel_of_torch_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def _model_identity(model: Any, options: LoadOptions, device: Any) -> dict[str, 
     return {
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),
-        "quantization": "4bit" if options.load_in_4bit else None,
+        "quantization": "4bit nf4, vision and output matrix in bfloat16" if options.load_in_4bit else None,
         "device": device.type,
     }
 
@@ -261,7 +261,7 @@ def _load_model(folder: Path, options: LoadOptions) -> tuple[Any, list[str]]:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    placed = _placement(options, torch)
+    placed = _placement(folder, options, torch)
     if options.attn_implementation is not None:
         placed["attn_implementation"] = options.attn_implementation
     try:
@@ -299,7 +299,11 @@ def _quicken_vision(model: Any, options: LoadOptions, weights: bool) -> tuple[An
 
 
 def _dtype(options: LoadOptions, folder: Path, torch: Any) -> Any:
-    """The dtype asked for; auto: the checkpoint's own, but float32 for float16 on a CPU, which is 5 times faster."""
+    """The dtype asked for; auto: the checkpoint's own, but float32 for float16 on a CPU, which is 5 times faster, and
+    bfloat16 for what 4-bit quantization leaves.
+    """
+    if options.dtype == "auto" and options.load_in_4bit:
+        return torch.bfloat16
     if options.dtype != "auto":
         return getattr(torch, options.dtype)
     from transformers import AutoConfig
@@ -308,20 +312,23 @@ def _dtype(options: LoadOptions, folder: Path, torch: Any) -> Any:
     return torch.float32 if own == torch.float16 and _device(options).type == "cpu" else "auto"
 
 
-def _placement(options: LoadOptions, torch: Any) -> dict[str, Any]:
+def _placement(folder: Path, options: LoadOptions, torch: Any) -> dict[str, Any]:
     """device_map and quantization for from_pretrained."""
     cuda = torch.cuda.is_available()
     if options.device_map is not None and options.device is not None:
         raise InputError("`device_map` spreads the model over devices, `device` puts it on one: give only one of them.")
     placed: dict[str, Any] = {}
     if options.load_in_4bit:
-        placed["quantization_config"] = _four_bit(cuda, torch)
+        placed["quantization_config"] = _four_bit(folder, options, torch)
     if options.device_map is not None:
+        _check_one_process(options.device_map)
         _need("accelerate", "`device_map`")
         return placed | {"device_map": options.device_map}
     device = _device(options)
-    if device.type == "cuda" and not cuda:
-        raise InputError(f"`device` {device} was asked for, but PyTorch finds no GPU here; give `device` cpu.")
+    if device.type == "cuda":
+        if not cuda:
+            raise InputError(f"`device` {device} was asked for, but PyTorch finds no GPU here; give `device` cpu.")
+        torch.cuda.set_device(device)  # what is made on "cuda" without a number belongs to this process's GPU
     if device.type == "cpu" and not options.load_in_4bit:
         return placed  # works without accelerate
     _need("accelerate", f"`device` {device}")
@@ -329,24 +336,54 @@ def _placement(options: LoadOptions, torch: Any) -> dict[str, Any]:
 
 
 def _device(options: LoadOptions) -> Any:
-    """The device that was asked for, else this process's GPU, else the CPU."""
+    """The device that was asked for, else this process's GPU, else the CPU; "cuda" is this process's GPU, too."""
     import torch
 
-    default = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    wanted = options.device or default
+    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    wanted = options.device or (own if torch.cuda.is_available() else "cpu")
+    wanted = own if wanted == "cuda" else wanted
     try:
         return torch.device(wanted)
     except RuntimeError as error:
         raise InputError(f"`device` {wanted!r} is not one that PyTorch knows; give cpu, cuda or cuda:1.") from error
 
 
-def _four_bit(cuda: bool, torch: Any) -> Any:
-    if not cuda:
+def _check_one_process(device_map: str) -> None:
+    """InputError under torchrun: every process would spread its model over the GPUs of all."""
+    from transformers_agci.inference.process_group import rank_and_size
+
+    size = rank_and_size()[1]
+    if size > 1:
+        raise InputError(
+            f"`device_map` {device_map} gives one process all GPUs, but torchrun has started {size}, each with a GPU "
+            "of its own: omit `device_map`, or start one process."
+        )
+
+
+def _four_bit(folder: Path, options: LoadOptions, torch: Any) -> Any:
+    """The decoder in nf4, computed in bfloat16. What sees the image stays as it is: it is small beside the decoder,
+    and the experiments measure what it does to single places of the image.
+    """
+    if not torch.cuda.is_available():
         raise InputError("`load_in_4bit` needs a GPU, and PyTorch finds none here.")
     _need("bitsandbytes", "`load_in_4bit`")
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=_not_quantized(_shape_of(folder, options)),  # its name says int8; it is for both
+    )
+
+
+def _not_quantized(model: Any) -> list[str]:
+    """The full names of the vision side's modules and of the output matrix."""
+    from transformers_agci.families import find_vlm
+    from transformers_agci.method.hooks import vision_modules
+
+    kept = [*vision_modules(find_vlm(model)), model.get_output_embeddings()]
+    return [name for name, module in model.named_modules() if any(module is one for one in kept)]
 
 
 def _need(package: str, option: str) -> None:

@@ -8,12 +8,14 @@ starting processes anew for each image would take longer than its copies.
 import contextlib
 import multiprocessing
 import re
+import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +25,8 @@ from transformers_agci.errors import InputError
 
 AHEAD = 2  # items a process may be ahead: what bounds the memory
 THREADS_AHEAD = 3  # items that threads make ahead
+SHARED_MEMORY = "/dev/shm"  # where tensors cross on Linux
+ROOM = 2**28  # bytes of it for a process: two batches of 18 images of 840x840 pixels, and some more
 DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:exited unexpectedly with |is )?(.*?)(?:\.|$)")
 
 Item = TypeVar("Item")
@@ -35,6 +39,22 @@ def default_workers(device_type: str) -> int:
     return 0 if device_type == "cpu" else 4
 
 
+def room_for(workers: int) -> tuple[int, str | None]:
+    """So many processes, or 0 and why: where shared memory is small, a process dies in the middle of a copy.
+
+    Docker gives a container 64 MB of it, and PyTorch's tensors cross nowhere else.
+    """
+    if not workers or not Path(SHARED_MEMORY).is_dir():
+        return workers, None
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free >= workers * ROOM:
+        return workers, None
+    return 0, (
+        f"{SHARED_MEMORY} has {free / 2**20:.0f} MB free, and {workers} processes that prepare images need "
+        f"{workers * ROOM / 2**20:.0f} MB there: the main process prepares them. With Docker, --shm-size=2g gives more."
+    )
+
+
 @contextlib.contextmanager
 def prefetched(
     items: Sequence[Item], make: Callable[[Item, At], Made], workers: int, where: Callable[[int], str]
@@ -43,8 +63,11 @@ def prefetched(
 
     `make` tells `at` the number of the row it is working on, and `where` says what a row is called ("rows.json:10"):
     a process that dies is an InputError that names its row. What is made may hold tensors, which cross in shared
-    memory.
+    memory; where that has no room for them, the main process makes them and says so.
     """
+    workers, small = room_for(workers)
+    if small is not None:
+        print(f"agci: {small}", file=sys.stderr)
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn") if workers else None
     places = multiprocessing.Array("q", 2 * max(workers, 1), lock=False)  # of each worker its process and its row
     settings = {

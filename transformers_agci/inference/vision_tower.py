@@ -36,7 +36,9 @@ STOCK = "stock"
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 PRODUCT = "matrix product"
 PROBED_PATCHES = 7
-PROBED_LENGTHS = (5, 16, 16, 3)  # segments of the comparison with SDPA
+# Segments of the comparison with SDPA. The second list is a GPU's: its kernel is another one as soon as the longest
+# segment has more than 128 tokens, and the layers with full attention see 3,600 patches of an image of 840x840.
+PROBED_LENGTHS = ((5, 16, 16, 3), (200, 3600))
 
 
 class Segments:
@@ -164,7 +166,7 @@ def use_segments(model: nn.Module) -> VisionAttention:
         return VisionAttention(STOCK, f"the vision tower was loaded with {config._attn_implementation}, not sdpa")
     refusals: list[str] = []
     for backend, kernel in KERNELS.items():
-        reason = _unfit(backend, layers[0]) or _disagreement(layers[0], kernel)
+        reason = _unfit(backend, layers[0]) or _disagreement_at_any_length(layers[0], kernel)
         if reason is None:
             return VisionAttention(backend, "; ".join(refusals) or None, _put_on(layers, kernel))
         refusals.append(f"{backend}: {reason}")
@@ -195,7 +197,13 @@ def _dtype(layer: Any) -> torch.dtype:
     return layer.proj.bias.dtype  # a quantized layer's weight has another one
 
 
-def _disagreement(layer: Any, kernel: Kernel) -> str | None:
+def _disagreement_at_any_length(layer: Any, kernel: Kernel) -> str | None:
+    """The first disagreement, over short segments and on a GPU over long ones."""
+    lists = PROBED_LENGTHS if layer.proj.bias.device.type == "cuda" else PROBED_LENGTHS[:1]
+    return next((reason for lengths in lists if (reason := _disagreement(layer, kernel, lengths))), None)
+
+
+def _disagreement(layer: Any, kernel: Kernel, lengths: tuple[int, ...] = PROBED_LENGTHS[0]) -> str | None:
     """Why the kernel must not be used, or None: it has to get the segments, and to agree with SDPA on random values.
 
     Random queries, keys and values take the place of the layer's own, whose weights could hide a wrong segment.
@@ -207,14 +215,14 @@ def _disagreement(layer: Any, kernel: Kernel) -> str | None:
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scaling: float
     ) -> torch.Tensor:
         q, k, v = (torch.randn(part.shape, generator=generator).to(part) for part in (query, key, value))
-        compared.append((kernel(q, k, v, segments, scaling), _one_by_one(q, k, v, scaling)))
+        compared.append((kernel(q, k, v, segments, scaling), _one_by_one(q, k, v, lengths, scaling)))
         return query
 
-    total, width = sum(PROBED_LENGTHS), layer.dim // layer.num_heads
+    total, width = sum(lengths), layer.dim // layer.num_heads
     device = layer.proj.bias.device
     tokens = torch.zeros(total, layer.dim, dtype=_dtype(layer), device=device)
     angles = torch.zeros(total, width, device=device)
-    bounds = torch.tensor(list(accumulate(PROBED_LENGTHS, initial=0)), dtype=torch.int32, device=device)
+    bounds = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32, device=device)
     remove = _put_on([layer], on_random_values)
     try:
         with torch.inference_mode():
@@ -232,10 +240,12 @@ def _disagreement(layer: Any, kernel: Kernel) -> str | None:
     return None
 
 
-def _one_by_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+def _one_by_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...], scaling: float
+) -> torch.Tensor:
     """SDPA over one probed segment after the other, as stock does it: [S, heads, D]."""
     attended = []
-    for parts in zip(*(part.split(PROBED_LENGTHS) for part in (query, key, value)), strict=True):
+    for parts in zip(*(part.split(lengths) for part in (query, key, value)), strict=True):
         q, k, v = (part.transpose(0, 1)[None] for part in parts)
         attended.append(nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)[0].transpose(0, 1))
     return torch.cat(attended)

@@ -45,6 +45,8 @@ def reused_windows(model: Any, family: Family, inputs: dict[str, torch.Tensor]) 
         original = _output_of(tower, blocks[-1], pixels, inputs["image_grid_thw"])
     reuse = _Reuse(pixels, order, embedded, original)
     hook = tower.register_forward_pre_hook(reuse.look_at, with_kwargs=True)
+    # accelerate's device maps and offloading put a forward on these instances, too, which is put back.
+    found = {module: module.__dict__.get("forward") for module in (tower.patch_embed, *blocks)}
     try:
         reuse.take_over_embedding(tower.patch_embed)
         for block in blocks:
@@ -52,8 +54,11 @@ def reused_windows(model: Any, family: Family, inputs: dict[str, torch.Tensor]) 
         yield
     finally:
         hook.remove()
-        for module in (tower.patch_embed, *blocks):
-            module.__dict__.pop("forward", None)
+        for module, forward in found.items():
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = forward
 
 
 class _Touched(NamedTuple):
