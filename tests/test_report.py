@@ -9,6 +9,7 @@ from PIL import Image
 from transformers_agci.errors import InputError
 from transformers_agci.report import heatmap
 from transformers_agci.report.heatmap import Panel, Scale, draw, image_path, scale_about_zero, scale_over
+from transformers_agci.report.overlay import Overlay, draw_overlays
 from transformers_agci.report.table import format_table
 
 SCALE = Scale(0, 100, "correct, %")
@@ -91,3 +92,14 @@ def test_unwritable_image_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot be written to .*map.png'.*choose another path\.$"):
         draw([[panel()]], tmp_path / "file" / "map.png")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("odd", ["a\x19b", r"what $\frac$ costs"])
+def test_words_out_of_a_data_file_are_drawn_as_they_are(odd: str, tmp_path: Path) -> None:
+    """A control character has no sign in any font, and between two dollar signs matplotlib expects a formula."""
+    one = panel(scale=Scale(0, 1, odd), title=odd, note=odd, texts=[odd] * 9)
+    drawn = [draw([[one]], tmp_path / "heat.png", title=odd, footnote=odd)]
+    overlay = Overlay(np.ones((8, 8)), odd, odd)
+    drawn.append(draw_overlays(Image.new("RGB", (8, 8)), [overlay], tmp_path / "over.png", label=odd, title=odd))
+    assert all(path.stat().st_size > 10_000 for path in drawn)

@@ -37,3 +37,17 @@ def short(value: Any, most: int = 80) -> str:
     except (ValueError, RecursionError):  # a number with thousands of digits, lists within lists
         text = f"<{type(value).__name__}>"
     return text if len(text) <= most else text[:most] + "..."
+
+
+def clipped(text: str, most: int) -> str:
+    """`text` where there is room for `most` characters only.
+
+    >>> clipped("a locomotive", 6)
+    'a loc…'
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def error_line(error: BaseException, most: int = 300) -> str:
+    """What another library's error says, on one line of bearable length."""
+    return clipped(" ".join(str(error).split()) or type(error).__name__, most)

@@ -3,7 +3,7 @@
 20 items are drawn with seed 1 (all if there are not more), nine images each. Every image gets a folder
 <output_dir>/<name>/ with its scores, its map and the map drawn over it; started again, the command goes on with the
 next image. An answer of several tokens is teacher-forced: every token's logit is read after the original answer's
-beginning. `agci occlusion-maps` sums the maps up by the place of the target.
+beginning. `agci occlusion-maps` aggregates the maps by the place of the target.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def add_maps_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_maps(args: argparse.Namespace) -> int:
-    """Occlusion maps summed up by the place of the target: nine maps on one scale, the target's cell outlined, and the
+    """Occlusion maps aggregated by the place of the target: nine maps on one scale, the target's cell outlined, and the
     share of each map that lies on it, with an interval over items."""
     from transformers_agci.experiments.occlusion.files import listed, read_folder
     from transformers_agci.experiments.occlusion.maps import aggregate, draw_maps, maps_text

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from transformers_agci import __version__
 from transformers_agci.conversion import processor_files
 from transformers_agci.conversion.plan import GROWN, Part, Plan, make_plan
-from transformers_agci.conversion.shards import Shard, error_line
-from transformers_agci.errors import InputError
+from transformers_agci.conversion.shards import Shard
+from transformers_agci.errors import InputError, error_line
 from transformers_agci.inference.checkpoint_files import CONFIG, INDEX
 from transformers_agci.inference.load import one_thread_on_cpu
 from transformers_agci.storage.atomic import write_atomic

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, error_line
 from transformers_agci.inference.checkpoint_files import INDEX, indexed_files
 from transformers_agci.storage.json_file import read_json_object
 
@@ -94,8 +94,3 @@ def unread(folder: Path, files: list[Path]) -> list[str]:
     """Names of further weight files in the folder, which the index does not name."""
     found = [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
     return sorted(path.name for path in found if path not in files)
-
-
-def error_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

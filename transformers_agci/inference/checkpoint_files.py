@@ -17,7 +17,7 @@ from transformers_agci.errors import InputError, short
 from transformers_agci.families import SUPPORTED_FAMILIES, remote_code_twin, todays_model_type, unsupported_config
 from transformers_agci.families.llava import is_original_llava, twin_of_original
 from transformers_agci.storage.json_file import read_json_object
-from transformers_agci.storage.reading import read_json
+from transformers_agci.storage.reading import path_text, read_json
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -158,11 +158,11 @@ def indexed_files(index: Path) -> list[Path]:
     names = sorted(set(weight_map.values()))
     outside = [name for name in names if Path(name).name != name or name == ".."]
     if outside:
-        raise InputError(f"{index} names weights outside its folder: {_short(outside[0])!r}.")
+        raise InputError(f"{index} names weights outside its folder: {short(outside[0], 100)}.")
     missing = [name for name in names if not _is_file(folder / name)]
     if missing:
         raise InputError(
-            f"{folder} lacks {len(missing)} of {len(names)} weight files, the first is {_short(missing[0])}; "
+            f"{folder} lacks {len(missing)} of {len(names)} weight files, the first is {path_text(missing[0])}; "
             "copy or download it again."
         )
     return [folder / name for name in names]
@@ -173,11 +173,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a name that no file system takes
         return False
-
-
-def _short(name: str) -> str:
-    text = name if len(name) <= 100 else f"{name[:100]}..."
-    return text if text.isprintable() else repr(text)
 
 
 def check_weights(folder: Path) -> list[Path]:

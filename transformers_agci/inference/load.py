@@ -55,6 +55,7 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
     one_thread_on_cpu()
     from transformers_agci.families import SUPPORTED_FAMILIES, family_of
     from transformers_agci.inference import checkpoint_files
+    from transformers_agci.inference.processor import load_processor, processor_identity
 
     folder = checkpoint_files.model_folder(options.model, options.revision)
     config = checkpoint_files.read_config(folder)
@@ -65,7 +66,9 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
     if weights:
         checkpoint_files.check_weights(folder)
     with _missing_package_named(options.model), _bars_on_a_terminal_only():
-        processor = _load_processor(folder, options, SUPPORTED_FAMILIES[config["model_type"]])
+        processor = load_processor(
+            folder, SUPPORTED_FAMILIES[config["model_type"]], options.min_pixels, options.max_pixels
+        )
         model, unexpected = _load_model(folder, options) if weights else (_shape_of(folder, options), [])
     device = model.device if weights else _device(options)
     attention, embedding = _quicken_vision(model, options, weights)
@@ -75,7 +78,7 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
         **_model_identity(model, options, device),
         "vision_attention": attention.backend,
         "patch_embedding": embedding.backend,
-        **_processor_identity(processor),
+        **processor_identity(processor),
     }
     notes = {
         "model": options.model,
@@ -96,10 +99,6 @@ def _model_identity(model: Any, options: LoadOptions, device: Any) -> dict[str, 
         "quantization": "4bit nf4, vision and output matrix in bfloat16" if options.load_in_4bit else None,
         "device": device.type,
     }
-
-
-def _processor_identity(processor: Any) -> dict[str, Any]:
-    return {"pictures": _image_settings(processor), "chat_template_sha256": _template_hash(processor)}
 
 
 @contextlib.contextmanager
@@ -151,106 +150,6 @@ def _check_family(options: LoadOptions, found: str, supported: Mapping[str, Any]
         f"{options.model} is a {supported[found].name} checkpoint (model_type {found!r}), but this "
         f"command is for {supported[wanted].name} ({wanted!r}); use the one of {supported[found].name}."
     )
-
-
-# --- processor -----------------------------------------------------------------------------------------------------
-
-
-def _load_processor(folder: Path, options: LoadOptions, family: Any) -> Any:
-    from transformers import AutoProcessor
-
-    try:
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except ImportError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"The processor in {folder} cannot be loaded ({_one_line(error)}); a model folder also holds "
-            "the tokenizer and preprocessor_config.json."
-        ) from error
-    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise InputError(
-            f"{folder} holds a {type(processor).__name__} instead of a processor for text and images; "
-            "preprocessor_config.json may be missing."
-        )
-    _check_processor(folder, processor, family)
-    if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
-        raise InputError(
-            f"{folder} has no chat template (chat_template.jinja or chat_template.json), so the model's "
-            "own prompt form is unknown."
-        )
-    if not getattr(processor, "chat_template", None):
-        processor.chat_template = processor.tokenizer.chat_template
-    processor.tokenizer.padding_side = "left"  # answers are read off the last position
-    if processor.tokenizer.pad_token_id is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    _pin_image_size(processor, options, family)
-    return processor
-
-
-def _check_processor(folder: Path, processor: Any, family: Any) -> None:
-    """InputError where the processor is that of another family: its image tokens would mean nothing to the model."""
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-
-    own, found = PROCESSOR_MAPPING_NAMES.get(family.model_type), type(processor).__name__
-    if own is not None and found not in (own, *family.other_processors):
-        raise InputError(
-            f"{folder} holds a {family.name} model ({family.model_type}) but a {found}, where {own} belongs to it; "
-            f"take processor and tokenizer files of the same checkpoint, for instance from {family.hub_id}."
-        )
-
-
-def _pin_image_size(processor: Any, options: LoadOptions, family: Any) -> None:
-    """Put `min_pixels` and `max_pixels` into the image processor, as its family does it."""
-    from transformers_agci.families import require
-
-    if options.min_pixels is not None or options.max_pixels is not None:
-        pin = require(family, "image_size", family.image_size)
-        pin(processor.image_processor, options.min_pixels, options.max_pixels)
-
-
-IMAGE_KEYS = (
-    "size",
-    "crop_size",
-    "patch_size",
-    "merge_size",
-    "min_patches",
-    "max_patches",
-    "crop_to_patches",
-    "image_grid_pinpoints",
-    "do_resize",
-    "do_center_crop",
-    "do_pad",
-    "image_mean",
-    "image_std",
-    "resample",
-    "rescale_factor",
-    "do_normalize",
-)
-
-
-def _image_settings(processor: Any) -> dict[str, Any]:
-    """What decides the pixels and the token grid."""
-    found = processor.image_processor.to_dict()
-    settings = {key: found[key] for key in IMAGE_KEYS if found.get(key) is not None}
-    return {
-        "class": type(processor.image_processor).__name__,
-        **{key: _plain(value) for key, value in settings.items()},
-    }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping) or hasattr(value, "keys"):
-        return {key: _plain(value[key]) for key in value if value[key] is not None}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, bool | int | float | str) else str(value)
-
-
-def _template_hash(processor: Any) -> str:
-    import hashlib
-
-    return hashlib.sha256(str(processor.chat_template).encode()).hexdigest()
 
 
 # --- model ---------------------------------------------------------------------------------------------------------

@@ -6,10 +6,13 @@ to the disk, naming rows that cannot be done, the manifest, merging, and the sum
 
     def work(tasks, reporter):
         for task in tasks:                                  # the blocks that are left, in order
-            yield BlockResult([[... result rows of task.block ...]], failed=[])
-            reporter.advance(rows)
+            result = [{**row, "prediction": answer(row)} for row in blocks[task.block]]
+            reporter.advance(len(result))                   # before the yield: what follows it runs a block later
+            yield BlockResult([result])                     # one list of result rows per output of the task
 
-    summary = run(Job(work, rows, block_sizes, [Output(path, settings)]), RunOptions(strict=True))
+    rows = [row for block in blocks for row in block]
+    job = Job(work, rows, [len(block) for block in blocks], [Output(Path("A.jsonl"), {"experiment": "mine"})])
+    summary = run(job, RunOptions(strict=True))
 
 A block is a function of the input alone and never of how many processes there are: with 5 blocks, shard 1 of 2 does
 blocks 1 and 3, and one process that goes on later finds them done.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, printable
 from transformers_agci.storage.atomic import open_atomic
 
 if TYPE_CHECKING:
@@ -105,23 +105,33 @@ def draw(panels: Sequence[Sequence[Panel | None]], path: str | Path, title: str 
             else:
                 drawn.setdefault(panel.scale, []).append((axes, _draw_panel(axes, panel, labelled=column == 0)))
     for scale, places in drawn.items():
-        bar = figure.colorbar(
-            places[0][1],
-            ax=[axes for axes, _ in places],
-            location="bottom",
-            aspect=15 + 8 * len(places) / rows,
-            pad=0.02,
-            shrink=0.95,
+        axes_of_scale, images = zip(*places, strict=True)
+        colour_bar(
+            figure, images[0], axes_of_scale, scale.label, aspect=15 + 8 * len(places) / rows, pad=0.02, shrink=0.95
         )
-        bar.set_label(scale.label, fontsize=9, color=INK)
-        bar.ax.tick_params(labelsize=8, length=2, color=GREY, labelcolor=INK)
-        bar.outline.set_visible(False)  # type: ignore[operator]
     if title:
         figure.suptitle(title, fontsize=12.5, color=INK, fontweight="bold")
     if footnote:
         figure.supxlabel(footnote, fontsize=8, color=GREY)
     save_figure(figure, target)
     return target
+
+
+def colour_bar(
+    figure: Any,
+    drawn: Any,
+    axes: "Sequence[Axes]",
+    label: str,
+    *,
+    aspect: float,
+    pad: float = 0.03,
+    shrink: float = 0.7,
+) -> None:
+    """One bar for the panels in `axes`, below them."""
+    bar = figure.colorbar(drawn, ax=list(axes), location="bottom", pad=pad, shrink=shrink, aspect=aspect)
+    bar.set_label(label, fontsize=9, color=INK)
+    bar.ax.tick_params(labelsize=8, length=2, color=GREY, labelcolor=INK)
+    bar.outline.set_visible(False)
 
 
 def image_path(path: str | Path) -> Path:
@@ -140,7 +150,15 @@ def image_path(path: str | Path) -> Path:
 
 
 def save_figure(figure: Any, target: Path) -> None:
-    """Write a figure; InputError if the place cannot be written to."""
+    """Write a figure; InputError if the place cannot be written to.
+
+    Its words may come out of a data file: no control character is drawn, and a dollar sign begins no formula.
+    """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
     metadata = {"Software": None} if target.suffix.lower() == ".png" else None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

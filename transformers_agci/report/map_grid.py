@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from transformers_agci.report.heatmap import GREY, INK, image_path, save_figure
-from transformers_agci.report.overlay import OUTLINE, colour_bar
+from transformers_agci.report.heatmap import GREY, INK, colour_bar, image_path, save_figure
+from transformers_agci.report.overlay import OUTLINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from transformers_agci.data.grid import Box
-from transformers_agci.report.heatmap import GREY, INK, image_path, save_figure
+from transformers_agci.errors import clipped
+from transformers_agci.report.heatmap import GREY, INK, colour_bar, image_path, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,31 +57,21 @@ def draw_overlays(
     notes = max(overlay.note.count("\n") + 1 if overlay.note else 0 for overlay in overlays)
     heading = textwrap.wrap(title, 28 * panels, max_lines=2, placeholder=" …")
     height = tall + 0.95 + 0.15 * notes + 0.25 * len(heading) + (0.2 if footnote else 0)
-    figure = Figure(
-        figsize=(PANEL_INCHES * panels + 0.3, height),
-        facecolor="white",
-        layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05, compress=True),
-    )
+    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05, compress=True)
+    figure = Figure(figsize=(PANEL_INCHES * panels + 0.3, height), facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    _plain(axes[0], "picture", notes)
+    _plain(axes[0], "image", notes)
     axes[0].imshow(image)
-    for overlay in overlays[:1]:
-        _outline(axes[0], overlay.box)
+    _outline(axes[0], overlays[0].box)
     ceiling = top if top is not None else max(float(np.max(overlay.values)) for overlay in overlays)
     grey = PALEST * 255 + (1 - PALEST) * np.asarray(image.convert("L"))
     drawn: Any = None
     for place, overlay in zip(axes[1:], overlays, strict=True):
         _plain(place, overlay.title, notes)
         place.imshow(grey, cmap="gray", vmin=0, vmax=255)
-        drawn = place.imshow(
-            overlay.values, cmap=COLOURS, vmin=bottom, vmax=ceiling or 1.0, alpha=COVER, interpolation="nearest"
-        )
-        _outline(place, overlay.box)
-        if overlay.note:
-            note = "\n".join(_short(line, 52) for line in overlay.note.split("\n"))
-            place.text(0.5, 1.02, note, transform=place.transAxes, ha="center", va="bottom", fontsize=8, color=GREY)
-    colour_bar(figure, drawn, list(axes), label, aspect=16 * panels)
+        drawn = _lay_over(place, overlay, bottom, ceiling or 1.0)
+    colour_bar(figure, drawn, axes, label, aspect=16 * panels)
     if heading:
         figure.suptitle("\n".join(heading), fontsize=11.5, color=INK, fontweight="bold")
     if footnote:
@@ -89,12 +80,14 @@ def draw_overlays(
     return target
 
 
-def colour_bar(figure: Any, drawn: Any, axes: "list[Axes]", label: str, aspect: float) -> None:
-    """One bar for the panels in `axes`, below them."""
-    bar = figure.colorbar(drawn, ax=axes, location="bottom", pad=0.03, shrink=0.7, aspect=aspect)
-    bar.set_label(label, fontsize=9, color=INK)
-    bar.ax.tick_params(labelsize=8, length=2, color=GREY, labelcolor=INK)
-    bar.outline.set_visible(False)
+def _lay_over(axes: "Axes", overlay: Overlay, bottom: float, top: float) -> Any:
+    """The map's colours, its box and its note; returns what a colour bar needs."""
+    drawn = axes.imshow(overlay.values, cmap=COLOURS, vmin=bottom, vmax=top, alpha=COVER, interpolation="nearest")
+    _outline(axes, overlay.box)
+    if overlay.note:
+        note = "\n".join(clipped(line, 52) for line in overlay.note.split("\n"))
+        axes.text(0.5, 1.02, note, transform=axes.transAxes, ha="center", va="bottom", fontsize=8, color=GREY)
+    return drawn
 
 
 def _plain(axes: "Axes", title: str, note_lines: int) -> None:
@@ -122,7 +115,3 @@ def _outline(axes: "Axes", box: Box | None) -> None:
                 clip_on=False,
             )
         )
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -4,10 +4,12 @@ A kill leaves a torn last line, which is cut off and done again. Any other line 
 kill: it is named, and nothing is cut, because whole lines behind it would be lost.
 """
 
+import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from transformers_agci.errors import InputError
 from transformers_agci.storage.json_file import json_bytes
@@ -90,3 +92,25 @@ def parsed_line(line: bytes) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return _DAMAGED
+
+
+def append_through(file: IO[bytes], data: bytes) -> None:
+    """Write all of it through to the disk; where that fails, nothing of it stays."""
+    before = os.fstat(file.fileno()).st_size
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), before)
+        raise
+
+
+def cut_off(path: Path, size: int) -> None:
+    """Leave the first `size` bytes of a file, if it has more."""
+    if path.exists() and path.stat().st_size > size:
+        with path.open("r+b") as file:
+            file.truncate(size)
+            os.fsync(file.fileno())

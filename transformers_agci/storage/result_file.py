@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from transformers_agci.errors import InputError
 from transformers_agci.storage import manifest
 from transformers_agci.storage.atomic import open_atomic, remove_leftovers, write_atomic
-from transformers_agci.storage.journal import dump_row, whole_lines
+from transformers_agci.storage.journal import append_through, cut_off, dump_row, whole_lines
 from transformers_agci.storage.lock import Lock
 from transformers_agci.storage.manifest import START_OVER
 from transformers_agci.storage.result_lines import (
@@ -138,7 +138,7 @@ class ResultFile:
         if self.shard is not None:
             self.parts.mkdir(exist_ok=True)
             self._out_path = self.parts / f"{self.shard.index}-of-{self.shard.count}.jsonl"
-            _cut(self._out_path, max((line.end for line in whole_lines(self._out_path, dict)), default=0))
+            cut_off(self._out_path, max((line.end for line in whole_lines(self._out_path, dict)), default=0))
         self._out = self._out_path.open("ab", buffering=0)
 
     def _close(self) -> None:
@@ -233,7 +233,7 @@ class ResultFile:
                 if part.failed:
                     self.failed[part.block] = part.failed
         if self.is_main and not self._in_job_array:
-            _cut(self.path, ends[lines - 1] if lines else 0)
+            cut_off(self.path, ends[lines - 1] if lines else 0)
             if {block: rows for block, rows in self.failed.items() if block < prefix} != found:
                 self._write_failed(range(prefix))
 
@@ -288,7 +288,7 @@ class ResultFile:
                 data = b"".join(map(dump_row, rows))
             else:
                 data = dump_row({"block": block, "rows": list(rows), "failed": [row._asdict() for row in failed]})
-            _append(self._out, data)
+            append_through(self._out, data)
         self.finished.add(block)
 
     def _check_still_there(self) -> None:
@@ -385,24 +385,3 @@ def merge_shards(path: Path) -> Merged:
         file.merge()
         failed = [row for block in sorted(file.failed) for row in file.failed[block]]
         return Merged(path, sum(sizes) - len(failed), failed)
-
-
-def _append(file: Any, data: bytes) -> None:
-    """Write all of it through to the disk; where that fails, nothing of it stays."""
-    before = os.fstat(file.fileno()).st_size
-    try:
-        left = memoryview(data)
-        while left:
-            left = left[file.write(left) :]
-        os.fsync(file.fileno())
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.ftruncate(file.fileno(), before)
-        raise
-
-
-def _cut(path: Path, size: int) -> None:
-    if path.exists() and path.stat().st_size > size:
-        with path.open("r+b") as file:
-            file.truncate(size)
-            os.fsync(file.fileno())

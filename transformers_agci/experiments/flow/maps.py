@@ -1,4 +1,4 @@
-"""Flow over a probe file, summed up: mean map per place of the target, and the share of the flow on the target."""
+"""Flow over a probe file, aggregated: mean map per place of the target, and the share of the flow on the target."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, clipped
 from transformers_agci.experiments.items import target_box
 from transformers_agci.experiments.occlusion.masks import Raster
 from transformers_agci.report.overlay import Overlay, draw_overlays
@@ -90,7 +90,7 @@ def _draw(path: Path, occluded: Occluded) -> None:
     raster, row = occluded.raster, occluded.row
     box = target_box(POSITIONS.index(row["position"]), raster.width, raster.height)
     flat = "" if occluded.differences.max() > 0 else "\nno mask changes the answer's logits"
-    note = f"answer: {_short(occluded.prediction)}, largest change {occluded.differences.max():.3g}{flat}"
+    note = f"answer: {clipped(occluded.prediction, 24)}, largest change {occluded.differences.max():.3g}{flat}"
     shown = Overlay(raster.enlarged(occluded.scaled), "what the answer depends on", note, box)
     draw_overlays(
         occluded.image,
@@ -100,10 +100,6 @@ def _draw(path: Path, occluded: Occluded) -> None:
         title=str(row["caption"]),
         top=1.0,
     )
-
-
-def _short(text: str, most: int = 24) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 class ImageMap(NamedTuple):

@@ -1,4 +1,4 @@
-"""Occlusion maps summed up by the place of the target: nine maps, and how much of each lies on the target."""
+"""Occlusion maps aggregated by the place of the target: nine maps, and how much of each lies on the target."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,6 +5,7 @@ image tokens, similarity = cos(t, v). The images show the target alone, in one o
 runs: v is taken at its door, before AGCI.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.nn.functional import cosine_similarity
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.positives import Positives, check_unique
-from transformers_agci.inference.batches import Column, plan_blocks
+from transformers_agci.inference.batches import Block, Column, plan_blocks
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prefetch import default_workers
 from transformers_agci.inference.prepare import prepared_ahead, to_device
@@ -88,27 +89,9 @@ class SimilarityRun:
             for row in self.rows
         ]
         blocks = plan_blocks(questions, self._batch_size * BATCHES_PER_BLOCK)
-
         counts = SimilarityCounts()
-
-        def work(tasks: Sequence[Task], reporter: Reporter) -> Results:
-            shares = [self._shares(blocks[task.block].start, blocks[task.block].stop) for task in tasks]
-            columns = [Column((share,)) for of_block in shares for share in of_block]
-            with prepared_ahead(columns, questions, self.loaded.processor, self._workers) as ahead:
-                for of_block in shares:
-                    rows: list[dict[str, Any]] = []
-                    failed: list[FailedRow] = []
-                    for share in of_block:
-                        prepared = next(ahead)
-                        failed += prepared.failed
-                        for batch in prepared.batches:
-                            rows += self._measure(batch.numbers, batch.inputs)
-                            counts.pictures += len(batch.numbers)
-                        reporter.advance(len(share))
-                    yield BlockResult([rows], failed)
-
         job = Job(
-            work,
+            functools.partial(self._work, questions, blocks, counts),
             [row.fields for row in self.rows],
             [block.size for block in blocks],
             [Output(answer_file, self.settings | data.settings)],
@@ -118,6 +101,30 @@ class SimilarityRun:
             replaced=("similarity",),
         )
         return run(job, options)
+
+    def _work(
+        self,
+        questions: Sequence[Question],
+        blocks: Sequence[Block],
+        counts: SimilarityCounts,
+        tasks: Sequence[Task],
+        reporter: Reporter,
+    ) -> Results:
+        """The runner's work function: the images of each block, prepared ahead, batch by batch."""
+        shares = [self._shares(blocks[task.block].start, blocks[task.block].stop) for task in tasks]
+        columns = [Column((share,)) for of_block in shares for share in of_block]
+        with prepared_ahead(columns, questions, self.loaded.processor, self._workers) as ahead:
+            for of_block in shares:
+                rows: list[dict[str, Any]] = []
+                failed: list[FailedRow] = []
+                for share in of_block:
+                    prepared = next(ahead)
+                    failed += prepared.failed
+                    for batch in prepared.batches:
+                        rows += self._measure(batch.numbers, batch.inputs)
+                        counts.pictures += len(batch.numbers)
+                    reporter.advance(len(share))
+                yield BlockResult([rows], failed)
 
     @property
     def _workers(self) -> int:
