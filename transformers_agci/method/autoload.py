@@ -18,7 +18,7 @@ import sys
 import weakref
 from typing import Any
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 from transformers_agci.families import SUPPORTED_FAMILIES, family_of
 from transformers_agci.method import handle as handles
 from transformers_agci.method.handle import current_handle, install_attribute
@@ -92,6 +92,7 @@ def attach_from_config(model: Any) -> None:
     if config is None or _is_part(model):
         return
     settle_key(config)
+    _attach_position_balance(model, config)
     served = served_config(config)
     if LAMBDA_KEY not in vars(served):
         if served is config and getattr(config, "model_type", None) in SUPPORTED_FAMILIES:
@@ -114,6 +115,23 @@ def attach_from_config(model: Any) -> None:
             family.name,
             SWITCH,
         )
+
+
+def _attach_position_balance(model: Any, config: Any) -> None:
+    """BaPA where the config carries the published copy's key `position_balance`.
+
+    Raises InputError where its value is neither true nor false.
+    """
+    from transformers_agci.method.rivals.handle import POSITION_KEY, attach_from_position_key, current_rival
+
+    if POSITION_KEY not in vars(config) or getattr(config, "model_type", None) not in SUPPORTED_FAMILIES:
+        return
+    value = vars(config)[POSITION_KEY]
+    if not isinstance(value, bool):
+        raise InputError(f"{POSITION_KEY} in {_source(config)} must be true or false, but is {short(value, 60)}.")
+    if value and current_rival(model) is None:
+        attach_from_position_key(model)
+        _log.warning("BaPA is on: %s in %s. %s=0 turns it off.", POSITION_KEY, _source(config), SWITCH)
 
 
 def _is_part(model: Any) -> bool:

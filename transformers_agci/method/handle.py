@@ -16,14 +16,14 @@ import logging
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 from transformers_agci.families import SUPPORTED_FAMILIES, Family, family_of, find_vlm
 from transformers_agci.method.compiled_graphs import forget_graphs_of
 from transformers_agci.method.hooks import HANDLE, put_hooks_on, take_hooks_off
@@ -31,6 +31,9 @@ from transformers_agci.method.image_positions import ImagePositions, image_posit
 from transformers_agci.method.injection import METHODS, SEEDED, global_context, injection_of
 from transformers_agci.method.lam import LAMBDA_KEY, config_lambda, lambda_text, settle_key, validate_lambda
 from transformers_agci.method.thread_state import Images
+
+if TYPE_CHECKING:
+    from transformers_agci.method.rivals.handle import RivalHandle
 
 SCOPES = ("image", "batch")
 
@@ -112,7 +115,16 @@ class Handle:
         self._follow_configs()
         setattr(self._config, LAMBDA_KEY, lam)
 
+    @property
     def strength(self) -> float:
+        """The same as `lam`, under the name that every method has."""
+        return self.lam
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self.lam = value
+
+    def active_lam(self) -> float:
         """Lambda of the coming call: 0 where the hooks are off, which a compiled graph may outlive."""
         return 0.0 if self._suspended or not self.attached else self.lam
 
@@ -215,25 +227,40 @@ _NOT_COPIED = ("_vlm", "_views", "_count_lock", "_done")
 _ABSENT = "absent"
 
 
-def attach(model: nn.Module, lam: float, scope: str = "image", method: str = "agci") -> Handle:
-    """Put AGCI on a live model.
+@overload
+def attach(model: nn.Module, lam: float, scope: str = "image", method: str = "agci", **options: Any) -> Handle: ...
+@overload
+def attach(
+    model: nn.Module, lam: None = None, scope: str = "image", *, method: str, **options: Any
+) -> "RivalHandle": ...
+def attach(
+    model: nn.Module, lam: float | None = None, scope: str = "image", method: str = "agci", **options: Any
+) -> "Handle | RivalHandle":
+    """Put AGCI, a control or a rival on a live model.
 
     Args:
         model: a supported stock model: ForConditionalGeneration, its inner model, or a PEFT model around it.
-        lam: lambda, finite and >= 0. It becomes the model's `config.global_context_broadcast_lambda`, so that saving,
-            copying and merging keep it.
-        scope: "image", or "batch" to compare with the published code.
-        method: "agci", or a control: "uniform" or "random".
+        lam: lambda, finite and >= 0, of agci and the controls, which need it. It becomes the model's
+            `config.global_context_broadcast_lambda`, so that saving, copying and merging keep it.
+        scope: "image", or "batch" to compare with the published code (agci and the controls).
+        method: "agci"; a control: "uniform", "random", "noise", "shuffled"; or a rival: see method/rivals/.
+        options: `seed` of random, noise and shuffled; `strength` and what else a rival takes.
 
     Raises:
-        InputError (a ValueError): unsupported model (the message lists the supported ones), bad lambda, scope or
-            method, or AGCI is already attached.
+        InputError (a ValueError): unsupported model (the message lists the supported ones), bad lambda, scope, method,
+            strength or option, or AGCI or a rival is already attached. A rival that only places image tokens
+            (bapa, flat, cca_positions) may stand beside AGCI, which updates the tokens before.
     """
-    lam = validate_lambda(lam, "lam")
+    if _is_rival(method):
+        from transformers_agci.method.rivals.handle import attach_rival
+
+        return attach_rival(model, method, *_rival_arguments(method, lam, scope, options))
+    method = _seeded(method, options)
+    lam = _needed_lambda(lam, method)
     _one_of("scope", scope, SCOPES)
-    _check_method(method)
     vlm = find_vlm(model)
     _refuse_beyond_dtype(vlm, lam, "lam")
+    _refuse_beside_rival(vlm, lam)
     handle = current_handle(model)
     if handle is None:
         handle = _put_on(model, scope, method)
@@ -260,12 +287,29 @@ def attach_from_config(model: nn.Module) -> Handle:
     return handle
 
 
-@contextlib.contextmanager
-def agci(model: nn.Module, lam: float, scope: str = "image", method: str = "agci") -> Iterator[Handle]:
-    """AGCI within a `with` block; arguments and errors as in `attach`.
+@overload
+def agci(
+    model: nn.Module, lam: float, scope: str = "image", method: str = "agci", **options: Any
+) -> contextlib.AbstractContextManager[Handle]: ...
+@overload
+def agci(
+    model: nn.Module, lam: None = None, scope: str = "image", *, method: str, **options: Any
+) -> "contextlib.AbstractContextManager[RivalHandle]": ...
+def agci(model: nn.Module, lam: float | None = None, scope: str = "image", method: str = "agci", **options: Any) -> Any:
+    """AGCI, a control or a rival within a `with` block; arguments and errors as in `attach`.
 
     On a model that has AGCI already, the block changes lambda, scope and method; at its end all is as it was found.
     """
+    if _is_rival(method):
+        from transformers_agci.method.rivals.handle import rival_scope
+
+        return rival_scope(model, method, *_rival_arguments(method, lam, scope, options))
+    method = _seeded(method, options)
+    return _agci(model, _needed_lambda(lam, method), scope, method)
+
+
+@contextlib.contextmanager
+def _agci(model: nn.Module, lam: float, scope: str, method: str) -> Iterator[Handle]:
     handle = current_handle(model)
     if handle is None:
         handle = attach(model, lam, scope, method)
@@ -274,9 +318,7 @@ def agci(model: nn.Module, lam: float, scope: str = "image", method: str = "agci
         finally:
             handle.detach()
         return
-    lam = validate_lambda(lam, "lam")
     _one_of("scope", scope, SCOPES)
-    _check_method(method)
     found = handle.lam, handle.scope, handle.method
     try:
         handle.lam, handle.scope, handle.method = lam, scope, method
@@ -363,7 +405,7 @@ def _updated(embeds: torch.Tensor, injection: Injection) -> torch.Tensor:
     if not injection.images:
         return embeds
     inject = METHODS.get(injection.method) or injection_of(injection.method)
-    assert inject is not None  # `_check_method` was asked
+    assert inject is not None  # `_is_rival` was asked
     tokens = [image.take(embeds) for image in injection.images]  # each [N_i, D]
     context = global_context(torch.cat(tokens)) if injection.scope == "batch" else None
     # Only the image rows are widened to float32: a whole batch of long sequences would take gigabytes.
@@ -390,10 +432,61 @@ def _refuse_beyond_dtype(vlm: Any, lam: float, source: str) -> None:
         raise InputError(f"{source} is {lam:g}, which is more than {dtype}, the model's type, can hold.")
 
 
-def _check_method(method: str) -> None:
-    """InputError for a name that is no method, with or without a seed."""
+def _is_rival(method: str) -> bool:
+    """Whether this names a rival; InputError where it names no method at all."""
+    from transformers_agci.method.rivals import RIVALS
+
+    if isinstance(method, str) and method in RIVALS:
+        return True
     if not isinstance(method, str) or injection_of(method) is None:
-        _one_of("method", method, tuple(dict.fromkeys((*METHODS, *SEEDED))))
+        _one_of("method", method, tuple(dict.fromkeys((*METHODS, *SEEDED, *RIVALS))))
+    return False
+
+
+def _needed_lambda(lam: float | None, method: str) -> float:
+    if lam is None:
+        raise InputError(
+            "lambda must be a finite number >= 0 (0 is the unmodified model), but lam is missing, "
+            f"which {method} needs."
+        )
+    return validate_lambda(lam, "lam")
+
+
+def _seeded(method: str, options: Mapping[str, Any]) -> str:
+    """The method's name with the seed that stands among the options; InputError for any other option."""
+    has_seed = method.partition("-")[0] in SEEDED
+    for name in options:
+        if name != "seed" or not has_seed:
+            known = "seed is its only one" if has_seed else "it has none; lam is its strength"
+            raise InputError(f"{method} has no option {short(name, 40)}: {known}.")
+    if "seed" not in options:
+        return method
+    named = f"{method}-{options['seed']}"
+    if "-" in method or isinstance(options["seed"], bool) or injection_of(named) is None:
+        raise InputError(
+            f"The seed of {method} is one whole number from 0 to 999999999, but it is {short(options['seed'], 40)}."
+        )
+    return named
+
+
+def _rival_arguments(
+    method: str, lam: float | None, scope: str, options: Mapping[str, Any]
+) -> tuple[float | None, dict[str, Any]]:
+    """Strength and options of a rival; InputError for what belongs to AGCI."""
+    if lam is not None:
+        raise InputError(f"lam belongs to agci and its controls: {method} has strength.")
+    if scope != "image":
+        raise InputError(f"scope belongs to agci and its controls: {method} works on each image by itself.")
+    return options.get("strength"), {name: value for name, value in options.items() if name != "strength"}
+
+
+def _refuse_beside_rival(vlm: Any, lam: float) -> None:
+    """InputError where a rival is on that cannot stand beside AGCI."""
+    from transformers_agci.method.rivals.hooks import RIVAL
+
+    rival = vars(vlm).get(RIVAL)
+    if rival is not None and lam and not rival.rival.combines:
+        raise InputError(f"{rival!r} is already attached to this model, and AGCI cannot stand beside it: detach it.")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -53,7 +53,7 @@ _log = logging.getLogger("transformers_agci")
 def before_vlm(vlm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Find the image tokens of a call, and refuse a call whose images are lost."""
     handle: Handle | None = getattr(vlm, HANDLE, None)
-    lam = 0.0 if handle is None else handle.strength()
+    lam = 0.0 if handle is None else handle.active_lam()
     if handle is not None and lam and not is_decoding_step(args, kwargs):
         _outside_graphs(_find_images, handle, vlm, args, kwargs, lam)
 

@@ -1,0 +1,273 @@
+"""The switch between methods: names, strengths, options, what may stand beside what, and what a handle tells."""
+
+import copy
+import json
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tiny_families import TEXT, TINY, make_batch
+
+from transformers_agci import InputError, agci, attach
+from transformers_agci.families import decoder_of, find_vlm
+from transformers_agci.method.injection import METHODS, SEEDED
+from transformers_agci.method.rivals import RIVALS
+from transformers_agci.method.rivals.handle import current_rival
+
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
+
+ON_OFF = ("bapa", "flat", "cca", "cca_positions")
+PROMPTS = [[TEXT, "plain", TEXT], [TEXT, "tiled", TEXT, TEXT]]
+
+
+@pytest.fixture
+def model() -> Any:
+    return TINY["qwen2_vl"].build()
+
+
+@pytest.fixture
+def inputs() -> dict[str, torch.Tensor]:
+    return make_batch(TINY["qwen2_vl"], PROMPTS).inputs
+
+
+def test_every_rival_says_where_it_comes_from() -> None:
+    for name, rival in RIVALS.items():
+        assert rival.name == name
+        assert rival.source.startswith("https://arxiv.org/abs/")
+        assert rival.code.startswith("https://github.com/") or "reconstruction" in rival.note
+        assert rival.changes
+        assert rival.evaluated
+        assert rival.default == (1.0 if name in ON_OFF else rival.neutral)
+        module = __import__(f"transformers_agci.method.rivals.{name}", fromlist=["RIVAL"])
+        assert module.RIVAL is rival
+        assert len(module.__doc__ or "") > 200
+
+
+def test_unknown_method_lists_all_methods(model: Any) -> None:
+    with pytest.raises(InputError, match="method must be one of") as caught:
+        attach(model, 0.5, method="papa")
+    assert all(name in str(caught.value) for name in (*METHODS, *SEEDED, *RIVALS))
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_unknown_option_lists_the_options(model: Any, method: str) -> None:
+    with pytest.raises(InputError, match=f"{method} has no option 'tempo'; it has: strength") as caught:
+        attach(model, method=method, tempo=3)
+    assert all(option in str(caught.value) for option in RIVALS[method].options)
+    assert current_rival(model) is None
+
+
+@pytest.mark.parametrize("strength", [0.5, -1, 2, float("nan"), True, "1", None])
+def test_strength_of_an_on_off_method_is_0_or_1(model: Any, strength: Any) -> None:
+    if strength is None:
+        assert attach(model, method="bapa").strength == 1
+        return
+    with pytest.raises(InputError, match=r"The strength of bapa is 0 \(stock\) or 1, but strength is"):
+        attach(model, method="bapa", strength=strength)
+    handle = attach(model, method="bapa")
+    with pytest.raises(InputError, match=r"but handle.strength is"):
+        handle.strength = strength
+    assert handle.strength == 1
+
+
+def test_lambda_belongs_to_agci_and_controls(model: Any) -> None:
+    with pytest.raises(InputError, match="lam belongs to agci and its controls: bapa has strength"):
+        attach(model, 0.5, method="bapa")
+    with pytest.raises(InputError, match="scope belongs to agci"):
+        attach(model, scope="batch", method="bapa")
+    for method in ("agci", "uniform", "random", "noise"):
+        with pytest.raises(InputError, match=f"lam is missing, which {method} needs"):
+            attach(model, method=method)
+        with pytest.raises(InputError, match=f"{method} has no option 'strength'"):
+            attach(model, 0.5, method=method, strength=1)
+
+
+def test_seed_is_an_option_of_the_controls_that_draw(model: Any) -> None:
+    with agci(model, 0.5, method="random", seed=3) as handle:
+        assert handle.method == "random-3"
+        assert handle.strength == handle.lam == 0.5
+        handle.strength = 0.25
+        assert handle.lam == 0.25
+    for seed in (-1, 1.5, True, "x"):
+        with pytest.raises(InputError, match="The seed of random is one whole number"):
+            attach(model, 0.5, method="random", seed=seed)
+    with pytest.raises(InputError, match="agci has no option 'seed'"):
+        attach(model, 0.5, seed=1)
+
+
+def test_two_rivals_at_once_are_refused(model: Any) -> None:
+    attach(model, method="bapa")
+    for method in RIVALS:
+        with pytest.raises(InputError, match=r"Rival\(bapa.* is already attached"):
+            attach(model, method=method)
+        if method != "bapa":
+            with pytest.raises(InputError, match="is already attached"), agci(model, method=method):
+                pass
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first", ["agci", "bapa"])
+def test_agci_may_stand_beside_a_position_method(model: Any, inputs: dict[str, Any], first: str) -> None:
+    """AGCI changes the embeddings and BaPA the positions: the decoder gets both, whichever came first."""
+    decoder = decoder_of(find_vlm(model))
+    seen: dict[str, Any] = {}
+
+    def note(name: str) -> None:
+        with decoder_hook(decoder, seen, name):
+            model(**inputs)
+
+    note("stock")
+    with agci(model, 0.5):
+        note("agci")
+    with agci(model, method="bapa"):
+        note("bapa")
+    order = [lambda: attach(model, 0.5), lambda: attach(model, method="bapa")]
+    handles = [one() for one in (order if first == "agci" else order[::-1])]
+    note("both")
+    assert torch.equal(seen["both"][0], seen["agci"][0])
+    assert torch.equal(seen["both"][1], seen["bapa"][1])
+    assert not torch.equal(seen["agci"][0], seen["stock"][0])
+    assert not torch.equal(seen["bapa"][1], seen["stock"][1])
+    for handle in handles:
+        handle.detach()
+    note("again")
+    assert torch.equal(seen["again"][0], seen["stock"][0])
+    assert torch.equal(seen["again"][1], seen["stock"][1])
+
+
+class decoder_hook:
+    """Notes embeddings and positions of the decoder's next call under `name`."""
+
+    def __init__(self, decoder: Any, seen: dict[str, Any], name: str) -> None:
+        self.decoder, self.seen, self.name = decoder, seen, name
+
+    def __enter__(self) -> None:
+        def look(module: Any, args: Any, kwargs: Any) -> None:
+            self.seen[self.name] = kwargs["inputs_embeds"].clone(), kwargs["position_ids"].clone()
+
+        self.hook = self.decoder.register_forward_pre_hook(look, with_kwargs=True)
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()
+
+
+def test_flash_attention_is_refused_where_positions_mean_packing() -> None:
+    llava = TINY["llava"].build()
+    decoder_of(find_vlm(llava)).config._attn_implementation = "flash_attention_2"
+    with pytest.raises(InputError, match=r"flash_attention_2 would read packed sequences .*'sdpa' or 'eager'"):
+        attach(llava, method="bapa")
+    qwen = TINY["qwen2_vl"].build()  # M-RoPE's positions are not looked at for that
+    decoder_of(find_vlm(qwen)).config._attn_implementation = "flash_attention_2"
+    assert attach(qwen, method="bapa").attached
+
+
+def test_unsupported_model_is_refused() -> None:
+    class Other(torch.nn.Module):
+        pass
+
+    with pytest.raises(InputError, match="does not support Other"):
+        attach(Other(), method="bapa")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", RIVALS)
+def test_detach_leaves_no_trace(model: Any, inputs: dict[str, Any], method: str) -> None:
+    def trace() -> Any:
+        return (
+            [
+                (
+                    name,
+                    sorted(set(vars(part)) - {"_agci_compiled"}),
+                    len(part._forward_hooks),
+                    len(part._forward_pre_hooks),
+                )
+                for name, part in model.named_modules()
+            ],
+            json.dumps(model.config.to_dict(), default=str),
+            decoder_of(find_vlm(model)).config._attn_implementation,
+        )
+
+    stock, before = model(**inputs).logits, trace()
+    handle = attach(model, method=method, **({} if method in ON_OFF else {"strength": 0.5}))
+    assert "images=0" in repr(handle)
+    assert method in repr(handle)
+    model(**inputs)
+    handle.detach()
+    handle.detach()
+    assert trace() == before
+    assert torch.equal(model(**inputs).logits, stock)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", RIVALS)
+def test_neutral_strength_is_stock_bit_for_bit(model: Any, inputs: dict[str, Any], method: str) -> None:
+    stock = model(**inputs).logits
+    handle = attach(model, method=method, strength=RIVALS[method].neutral)
+    assert torch.equal(model(**inputs).logits, stock)
+    assert handle.injections == 0
+    handle.strength = 1
+    with handle.suspended():
+        assert torch.equal(model(**inputs).logits, stock)
+    assert handle.injections == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_has_a_handle_of_its_own(model: Any, inputs: dict[str, Any], copied: Any) -> None:
+    stock = model(**inputs).logits
+    handle = attach(model, method="bapa")
+    ours = model(**inputs).logits
+    twin = copied(model)
+    assert torch.equal(twin(**inputs).logits, ours)
+    own = current_rival(twin)
+    assert own is not None
+    assert own is not handle
+    own.strength = 0
+    assert torch.equal(twin(**inputs).logits, stock)
+    assert torch.equal(model(**inputs).logits, ours)
+    assert handle.injections == 4
+    assert own.injections == 4  # two of them came with the copy
+
+
+@torch.no_grad()
+def test_bapa_is_saved_under_the_published_key(model: Any, inputs: dict[str, Any], tmp_path: Path) -> None:
+    """`position_balance` in config.json turns BaPA on, as the authors' copy of transformers does."""
+    stock = model(**inputs).logits
+    handle = attach(model, method="bapa")
+    ours = model(**inputs).logits
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["position_balance"] is True
+    loaded = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    served = current_rival(loaded)
+    assert served is not None
+    assert served.from_config
+    assert torch.equal(loaded(**inputs).logits, ours)
+    taken = attach(loaded, method="bapa", strength=0)
+    assert torch.equal(loaded(**inputs).logits, stock)
+    assert taken is current_rival(loaded)
+    handle.strength = 0
+    assert model.config.position_balance is False
+    handle.detach()
+    assert not hasattr(model.config, "position_balance")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", [name for name in RIVALS if name != "bapa"])
+def test_other_rivals_are_not_saved(model: Any, inputs: dict[str, Any], tmp_path: Path, method: str) -> None:
+    stock = model(**inputs).logits
+    attach(model, method=method, strength=1)
+    model.save_pretrained(tmp_path)
+    assert "agci" not in (tmp_path / "config.json").read_text()
+    loaded = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert current_rival(loaded) is None
+    assert torch.equal(loaded(**inputs).logits, stock)
+
+
+def test_notes_are_said_when_a_rival_is_attached(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "transformers_agci"):
+        attach(model, method="cca_positions")
+    assert "without training, which is off-label" in caplog.text

@@ -1,0 +1,16 @@
+"""Rivals: methods by others that change nothing but a live model, behind the same switch as AGCI.
+
+`RIVALS` is the table, one file each; it loads no torch. `handle.py` puts one on a model.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from transformers_agci.method.rivals import bapa, cca, cca_positions, flat
+from transformers_agci.method.rivals.declaration import Rival
+
+__all__ = ["RIVALS", "Rival"]
+
+RIVALS: Mapping[str, Rival] = MappingProxyType(
+    {module.RIVAL.name: module.RIVAL for module in (bapa, flat, cca, cca_positions)}
+)

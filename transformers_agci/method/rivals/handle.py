@@ -1,0 +1,228 @@
+"""A rival on a live model: put on, read and set, taken off.
+
+    handle = attach(model, method="bapa")       # strength 1
+    handle.strength = 0                         # stock, bit for bit
+    handle.detach()                             # the model is as it was
+
+What the hooks do stands in hooks.py. `attach` and `agci` of method/handle.py come here for every method of the table.
+"""
+
+import contextlib
+import logging
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from transformers_agci.errors import InputError
+from transformers_agci.families import SUPPORTED_FAMILIES, Family, decoder_of, family_of, find_vlm
+from transformers_agci.method.compiled_graphs import forget_graphs_of
+from transformers_agci.method.rivals import RIVALS
+from transformers_agci.method.rivals.declaration import Rival
+from transformers_agci.method.rivals.hooks import RIVAL, check_combination, put_hooks_on, take_hooks_off
+from transformers_agci.method.rivals.positions import rope_axes
+
+POSITION_KEY = "position_balance"  # in config.json: true turns the published BaPA on
+
+_log = logging.getLogger("transformers_agci")
+
+
+class RivalHandle:
+    """A rival on one model; made by `attach`. It does not keep the model alive.
+
+    Attributes:
+        method: its name in the table.
+        options: all its options with their values.
+        injections: images that it acted on so far; every beam copy counts, nothing counts at strength 0.
+        from_config: put on by the config key alone, without a call of `attach`.
+    """
+
+    def __init__(self, vlm: Any, rival: Rival, strength: float, options: Mapping[str, Any]) -> None:
+        self.method = rival.name
+        self.options: dict[str, Any] = dict(options)
+        self.injections = 0
+        self.from_config = False
+        self.attached = True
+        self._strength = strength
+        self._suspended = 0  # `suspended` blocks that are open
+        self._model_type = family_of(vlm).model_type
+        self._config = vlm.config
+        self._found_key = vars(vlm.config).get(POSITION_KEY, _ABSENT)
+        self._start_empty()
+        self.belongs_to(vlm)
+        put_hooks_on(self, vlm)
+        self._write_key()
+
+    def _start_empty(self) -> None:
+        self._vlm: weakref.ref[Any] | None = None  # a copy does not know its model until it is called
+        self._count_lock = threading.Lock()
+
+    @property
+    def rival(self) -> Rival:
+        """The row of the table."""
+        return RIVALS[self.method]
+
+    @property
+    def family(self) -> Family:
+        """The row of the model's family."""
+        return SUPPORTED_FAMILIES[self._model_type]
+
+    @property
+    def strength(self) -> float:
+        """How strong the method acts; 0 is stock. Validated when it is set."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self._strength = self.rival.strength_of(value, "handle.strength")
+        self._write_key()
+
+    def is_on(self) -> bool:
+        """Whether the hooks have something to do."""
+        return self.attached and not self._suspended and self._strength != self.rival.neutral
+
+    def detach(self) -> None:
+        """Take the hooks off and restore the config as it was found. A second call does nothing."""
+        if not self.attached:
+            return
+        self.attached = False
+        vlm = self._vlm() if self._vlm is not None else None
+        if vlm is not None:
+            take_hooks_off(vlm)
+        if self._found_key is _ABSENT:
+            vars(self._config).pop(POSITION_KEY, None)
+        else:
+            vars(self._config)[POSITION_KEY] = self._found_key
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Stock within a `with` block: the hooks stay in their order and do nothing."""
+        self._suspended += 1
+        try:
+            yield
+        finally:
+            self._suspended -= 1
+
+    def belongs_to(self, vlm: Any) -> None:
+        """Learn the model: a copy does when it is called first."""
+        if self._vlm is None:
+            self._vlm = weakref.ref(vlm)
+            self._config = vlm.config
+
+    def count(self, images: int) -> None:
+        """So many images more were acted on."""
+        with self._count_lock:
+            self.injections += images
+
+    def _write_key(self) -> None:
+        """BaPA's own key follows its strength, so that a saved model has it; the other methods are not saved."""
+        if self.method == "bapa":
+            vars(self._config)[POSITION_KEY] = bool(self._strength)
+
+    def __repr__(self) -> str:
+        options = "".join(f"{name}={value:g}, " for name, value in self.options.items())
+        note = ", reconstruction" if self.rival.is_reconstruction else ""
+        return (
+            f"Rival({self.method}{note}, {'' if self.attached else 'detached, '}strength={self.strength:g}, {options}"
+            f"family={self._model_type}, images={self.injections})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copied or pickled model takes along: its own handle, with everything but the model it came from."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("_vlm", "_count_lock")}
+        return kept | {"_suspended": 0}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start_empty()
+
+
+_ABSENT = "absent"
+
+
+def attach_rival(model: nn.Module, method: str, strength: float | None, options: Mapping[str, Any]) -> RivalHandle:
+    """Put a rival of the table on a live model; arguments and errors as in `attach` of method/handle.py."""
+    rival = RIVALS[method]
+    given = rival.default if strength is None else rival.strength_of(strength, "strength")
+    settings = rival.settings(options)
+    vlm = find_vlm(model)
+    found = current_rival(model)
+    if found is not None and not found.from_config:
+        raise InputError(f"{found!r} is already attached to this model: set its strength, or detach it first.")
+    check_combination(vlm, rival)
+    _check_seam(model, vlm, rival)
+    if found is not None:
+        found.detach()
+    handle = RivalHandle(vlm, rival, given, settings)
+    forget_graphs_of(vlm)
+    if rival.note:
+        _log.warning("%s (%s): %s.", rival.title, rival.name, rival.note)
+    if strength is None and given == rival.neutral:
+        _log.warning(
+            "%s is at its neutral strength 0 and does nothing until a strength is given; its authors report %g.",
+            rival.name,
+            rival.published,
+        )
+    return handle
+
+
+def attach_from_position_key(model: nn.Module) -> RivalHandle:
+    """BaPA as the published key in a model's config asks for it; `attach` takes it over."""
+    handle = current_rival(model)
+    if handle is None:
+        handle = attach_rival(model, "bapa", 1.0, {})
+        handle._found_key = True
+        handle.from_config = True
+    return handle
+
+
+@contextlib.contextmanager
+def rival_scope(
+    model: nn.Module, method: str, strength: float | None, options: Mapping[str, Any]
+) -> Iterator[RivalHandle]:
+    """A rival within a `with` block. What another one was before is put back at the end."""
+    found = current_rival(model)
+    if found is not None and found.method != method and not found.from_config:
+        raise InputError(f"{found!r} is already attached to this model: detach it first.")
+    if found is not None and found.method == method:
+        kept = found.strength, found.options
+        try:
+            found.options = found.rival.settings(options)
+            found.strength = found.rival.default if strength is None else strength
+            yield found
+        finally:
+            found.strength, found.options = kept
+        return
+    from_config = found is not None
+    handle = attach_rival(model, method, strength, options)
+    try:
+        yield handle
+    finally:
+        handle.detach()
+        if from_config:
+            attach_from_position_key(model)
+
+
+def current_rival(model: nn.Module) -> RivalHandle | None:
+    """The handle of the rival that is on `model` now, or None."""
+    try:
+        vlm = find_vlm(model)
+    except InputError:
+        return None
+    handle: RivalHandle | None = vars(vlm).get(RIVAL)
+    if handle is not None:
+        handle.belongs_to(vlm)
+    return handle
+
+
+def _check_seam(model: nn.Module, vlm: Any, rival: Rival) -> None:
+    """InputError where the model has no place for the method, with what to take instead."""
+    family = family_of(vlm)
+    attention = str(getattr(decoder_of(vlm).config, "_attn_implementation", ""))
+    if rival.positions is not None and "flash" in attention and rope_axes(vlm.config) == 1:
+        raise InputError(
+            f"{rival.name} gives several tokens one position, from which {attention} would read packed sequences in "
+            f"{family.name}: load the model with attn_implementation='sdpa' or 'eager'."
+        )

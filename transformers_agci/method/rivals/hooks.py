@@ -1,0 +1,227 @@
+"""The hooks of a rival: on the vlm, which knows the images of a call, and on its decoder, which gets the positions.
+
+As with AGCI's hooks (method/hooks.py) torch hands them the module, which holds the handle; so they are copied and
+pickled with a model. At strength 0 they return at once.
+"""
+
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from transformers_agci.errors import InputError
+from transformers_agci.families import ForwardCall, decoder_of
+from transformers_agci.method.encoded_images import forget_units, note_units
+from transformers_agci.method.forward_call import embeds_of, forward_call, is_decoding_step
+from transformers_agci.method.hooks import HANDLE
+from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
+from transformers_agci.method.lost_images import (
+    images_went_into,
+    note_images_in_cache,
+    refuse_lost_images,
+    with_whole_images,
+)
+from transformers_agci.method.rivals import RIVALS
+from transformers_agci.method.rivals.declaration import Rival
+from transformers_agci.method.rivals.positions import (
+    Placement,
+    grid_of,
+    keep_moved,
+    note_moved_on,
+    past_length,
+    positions_of,
+    rope_axes,
+)
+
+if TYPE_CHECKING:
+    from transformers_agci.method.rivals.declaration import Grid
+    from transformers_agci.method.rivals.handle import RivalHandle
+
+RIVAL = "_agci_rival"  # attribute of a vlm and its decoder
+_CACHE = "past_key_values"
+
+
+class _Prompt(NamedTuple):
+    """The images of a running call."""
+
+    call: ForwardCall
+    images: list[ImagePositions]
+
+
+class _ThreadState(threading.local):
+    """What the hooks of this thread hand to each other; overwritten by the next call of any served vlm."""
+
+    def __init__(self) -> None:
+        self.vlm: Any = None
+        self.prompt: _Prompt | None = None
+        self.moved: torch.Tensor | None = None  # of a call whose cache the decoder makes itself
+
+
+_state = _ThreadState()
+
+
+def before_vlm(vlm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Find the images of a call, and refuse a call whose images are lost."""
+    handle: RivalHandle | None = getattr(vlm, RIVAL, None)
+    if handle is None or not handle.is_on():
+        return
+    _outside_graphs(_find_images, handle, vlm, args, kwargs)
+
+
+def before_decoder(
+    decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Give image tokens, and the text behind them, their positions."""
+    handle: RivalHandle | None = getattr(decoder, RIVAL, None)
+    if handle is None or not handle.is_on():
+        return None
+    changed: tuple[tuple[Any, ...], dict[str, Any]] | None
+    changed = _outside_graphs(_change_call, handle, decoder, args, kwargs)
+    return changed
+
+
+def after_vlm(vlm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """Keep on the cache what later calls need; runs after an exception, too."""
+    handle: RivalHandle | None = getattr(vlm, RIVAL, None)
+    if handle is not None and _state.vlm is vlm:
+        _outside_graphs(_end_call, output)
+
+
+def put_hooks_on(handle: "RivalHandle", vlm: Any) -> None:
+    """Register the hooks on a vlm and its decoder."""
+    decoder = decoder_of(vlm)
+    for module in (vlm, decoder):
+        vars(module)[RIVAL] = handle
+    if handle.family.images.units_are_lost:
+        note_units(vlm)
+    vlm.register_forward_pre_hook(before_vlm, with_kwargs=True)
+    vlm.register_forward_hook(after_vlm, with_kwargs=True, always_call=True)
+    decoder.register_forward_pre_hook(before_decoder, with_kwargs=True)
+
+
+def take_hooks_off(vlm: nn.Module) -> None:
+    """Remove our hooks wherever they are in a vlm."""
+    if HANDLE not in vars(vlm):  # AGCI needs the note, too
+        forget_units(vlm)
+    for module in vlm.modules():
+        if vars(module).pop(RIVAL, None) is None:
+            continue
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for number in [number for number, hook in hooks.items() if hook in _OURS]:
+                del hooks[number]
+                for flags in (
+                    module._forward_pre_hooks_with_kwargs,
+                    module._forward_hooks_with_kwargs,
+                    module._forward_hooks_always_called,
+                ):
+                    flags.pop(number, None)
+
+
+_OURS: tuple[Any, ...] = (before_vlm, after_vlm, before_decoder)
+
+
+def check_combination(vlm: Any, rival: Rival) -> None:
+    """InputError where AGCI or a control is on this model at a lambda above 0 and the rival cannot stand beside it."""
+    agci = vars(vlm).get(HANDLE)
+    if agci is not None and agci.is_on() and not rival.combines:
+        beside = ", ".join(name for name, other in RIVALS.items() if other.combines)
+        raise InputError(
+            f"{rival.name} cannot stand beside {agci!r}: set its lam to 0 or detach it first. The methods that can "
+            f"({beside}) place tokens that AGCI has updated before."
+        )
+
+
+# --- what the hooks do where the strength is above 0 ---------------------------------------------------------------
+
+
+def _find_images(handle: "RivalHandle", vlm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    handle.belongs_to(vlm)
+    _state.vlm, _state.prompt, _state.moved = vlm, None, None
+    if is_decoding_step(args, kwargs):
+        return
+    check_combination(vlm, handle.rival)
+    call = with_whole_images(forward_call(vlm, args, kwargs))
+    if call.has_images:
+        images = image_positions(vlm, handle.family, call, image_token_mask(vlm, call))
+        _state.prompt = _Prompt(call, images)
+        handle.count(len(images))
+        note_images_in_cache(call.past_key_values)
+    elif call.input_ids is not None and call.input_ids.shape[1] > 1 and not call.has_videos:
+        refuse_lost_images(vlm, call)
+
+
+def _change_call(
+    handle: "RivalHandle", decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    vlm = _state.vlm
+    if vlm is None or decoder_of(vlm) is not decoder:  # called around the vlm
+        return None
+    shown = embeds_of(decoder, args, kwargs)
+    shown = kwargs.get("input_ids") if shown is None else shown
+    if shown is None:
+        return None
+    prompt, _state.prompt = _state.prompt, None  # a second decoder of the same call gets nothing
+    changed = dict(kwargs)
+    grids = _grids(handle, vlm, kwargs, shown, prompt)
+    if handle.rival.positions is not None:
+        _place(handle, vlm, changed, shown, grids)
+    return args, changed
+
+
+def _grids(
+    handle: "RivalHandle", vlm: Any, kwargs: dict[str, Any], shown: torch.Tensor, prompt: _Prompt | None
+) -> "list[tuple[ImagePositions, Grid | None]]":
+    """The images of the call, each with its grid where the method needs one."""
+    if prompt is None:
+        return []
+    rule = handle.rival.positions
+    if rule is None or not rule.needs_grid:
+        return [(image, None) for image in prompt.images]
+    given, past = kwargs.get("position_ids"), past_length(kwargs.get(_CACHE))
+    stock = positions_of(given, shown.shape[0], shown.shape[1], past, shown.device)
+    real = stock[1:] if stock.shape[0] == rope_axes(vlm.config) + 1 else stock
+    return [(image, grid_of(image, number, real, vlm, prompt.call)) for number, image in enumerate(prompt.images)]
+
+
+def _place(
+    handle: "RivalHandle",
+    vlm: Any,
+    changed: dict[str, Any],
+    shown: torch.Tensor,
+    images: "list[tuple[ImagePositions, Grid | None]]",
+) -> None:
+    """Put the positions of the call into the decoder's arguments."""
+    rule = handle.rival.positions
+    assert rule is not None
+    cache = changed.get(_CACHE)
+    past = past_length(cache)
+    placement = Placement(rule, rope_axes(vlm.config))
+    shape = shown.shape[0], shown.shape[1]
+    placed, moved = placement.placed(changed.get("position_ids"), shape, cache, images, shown.device)
+    if placed is None or moved is None:
+        return
+    changed["position_ids"] = placed
+    if changed.get("attention_mask") is None and cache is None:
+        # Equal positions would be read as the starts of packed sequences.
+        changed["attention_mask"] = torch.ones(shape, dtype=torch.long, device=shown.device)
+    if cache is None:
+        _state.moved = moved
+    elif images or shape[1] > 1:
+        keep_moved(cache, moved, past)
+
+
+def _end_call(output: Any) -> None:
+    moved, _state.vlm, _state.moved = _state.moved, None, None
+    cache = None if output is None else images_went_into(output)
+    if cache is not None and moved is not None:
+        note_images_in_cache(cache)
+        note_moved_on(cache, moved)
+
+
+def _outside_graphs(work: Any, *arguments: Any) -> Any:
+    """`work(*arguments)`, which torch.compile leaves to Python."""
+    if torch.compiler.is_compiling():
+        disable: Any = torch._dynamo.disable
+        work = disable(work)
+    return work(*arguments)
