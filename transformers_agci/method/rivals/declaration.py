@@ -123,7 +123,7 @@ class Rival:
     """A method by others, as far as it can be had without training.
 
     Attributes:
-        name: what `attach(method=...)` and `--method` call it.
+        name: what `attach(method=...)` and the commands call it.
         title: what tables call it.
         source: the paper.
         code: where the authors' code was read; empty where it was not.
