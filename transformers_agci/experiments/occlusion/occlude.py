@@ -4,7 +4,7 @@ A white square hides one place of the image after another. The value of a place 
 tokens, of |raw logit on the masked image - raw logit on the original|; the map is divided by its maximum.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -137,8 +137,13 @@ class OcclusionRun:
         )
         return run(job, options)
 
-    def occlude(self, row: ProbeRow, counts: OcclusionCounts | None = None) -> Occluded:
-        """The map of one row's image; InputError where image or answer do not allow one."""
+    def occlude(
+        self, row: ProbeRow, counts: OcclusionCounts | None = None, progress: Callable[[float], None] | None = None
+    ) -> Occluded:
+        """The map of one row's image; InputError where image or answer do not allow one.
+
+        `progress` is told the share of the forward calls that are done, 0 to 1; what it raises ends the work.
+        """
         counts = OcclusionCounts() if counts is None else counts
         image = ImageFile(self.img_path, row.image, row.where).open()
         raster = raster_on(image, self.masks.size, self.masks.stride, row.where)
@@ -154,7 +159,7 @@ class OcclusionRun:
         alone = asked.inputs([pixels])
         answered = asked.answer(alone)
         with reused_windows(self.loaded.model, self.loaded.family, to_device(self.loaded, alone)):
-            logits = self._logits(asked, answered, pixels, [None, *masks], counts)
+            logits = self._logits(asked, answered, pixels, [None, *masks], counts, progress)
         if bool(logits.isnan().any()):
             raise InputError(f"{row.where}: the model gives logits that are not numbers; try `dtype` float32.")
         counts.masked_copies_run += len(masks)
@@ -178,6 +183,7 @@ class OcclusionRun:
         pixels: torch.Tensor,
         masks: Sequence[Mask | None],
         counts: OcclusionCounts,
+        progress: Callable[[float], None] | None,
     ) -> torch.Tensor:
         """[len(masks), T] logits, in batches of one shape: in bfloat16 another batch shape alone moves a logit."""
         batches = -(-len(masks) // self.batch)
@@ -191,8 +197,12 @@ class OcclusionRun:
         # The next batches are preprocessed while a GPU is at work; a CPU has the model to run.
         on_cpu = self.loaded.device.type == "cpu"
         ready: Iterator[Any] = map(inputs, shares) if on_cpu else prefetched_in_threads(shares, inputs)
-        made = [asked.logits(each, answered) for each in ready]
-        counts.forward_calls += len(made)
+        made = []
+        for each in ready:
+            made.append(asked.logits(each, answered))
+            counts.forward_calls += 1
+            if progress is not None:
+                progress(len(made) / len(shares))
         return torch.cat(made)[: len(masks)]
 
     @property
