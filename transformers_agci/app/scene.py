@@ -1,5 +1,6 @@
 """What the live page shows a model: one image in each of nine cells, among eight of the embedded atlas."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,11 @@ class Scene:
             drawn.insert(0, fit(own, grid))
         cells = range(len(POSITIONS))
         return cls(tuple(encode_jpeg(compose(with_target(drawn[0], drawn[1:], k), grid)) for k in cells))
+
+    def image(self, cell: int) -> Image.Image:
+        """The composite with the target in a cell, as the model sees it."""
+        with Image.open(io.BytesIO(self.composites[cell])) as image:
+            return image.convert("RGB")
 
 
 def _index(atlas: Atlas, name: str) -> int:

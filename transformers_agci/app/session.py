@@ -93,9 +93,7 @@ class Session:
                 vision.set_images(batch.images)
                 return [self._answers(inputs, setting) for setting in settings]
 
-    def attention(
-        self, scene: Scene, caption: str, cell: int, layers: str, setting: Setting
-    ) -> Image.Image:
+    def attention(self, scene: Scene, caption: str, cell: int, layers: str, setting: Setting) -> Image.Image:
         """What the answer's position attends to, at the baseline and at the setting, over the composite of a cell."""
         lambdas = [0.0] if setting.is_baseline else [0.0, setting.lam]
         question = self._question(scene, caption, cell)

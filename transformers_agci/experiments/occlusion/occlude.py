@@ -145,6 +145,12 @@ class OcclusionRun:
         `progress` is told the share of the forward calls that are done, 0 to 1; what it raises ends the work.
         """
         counts = OcclusionCounts() if counts is None else counts
+
+        def advance(share: float) -> None:
+            counts.forward_calls += 1
+            if progress is not None:
+                progress(share)
+
         image = ImageFile(self.img_path, row.image, row.where).open()
         raster = raster_on(image, self.masks.size, self.masks.stride, row.where)
         pixels = as_tensor(image)
@@ -159,7 +165,7 @@ class OcclusionRun:
         alone = asked.inputs([pixels])
         answered = asked.answer(alone)
         with reused_windows(self.loaded.model, self.loaded.family, to_device(self.loaded, alone)):
-            logits = self._logits(asked, answered, pixels, [None, *masks], counts, progress)
+            logits = self._logits(asked, answered, pixels, [None, *masks], advance)
         if bool(logits.isnan().any()):
             raise InputError(f"{row.where}: the model gives logits that are not numbers; try `dtype` float32.")
         counts.masked_copies_run += len(masks)
@@ -182,8 +188,7 @@ class OcclusionRun:
         answered: Answered,
         pixels: torch.Tensor,
         masks: Sequence[Mask | None],
-        counts: OcclusionCounts,
-        progress: Callable[[float], None] | None,
+        advance: Callable[[float], None],
     ) -> torch.Tensor:
         """[len(masks), T] logits, in batches of one shape: in bfloat16 another batch shape alone moves a logit."""
         batches = -(-len(masks) // self.batch)
@@ -200,9 +205,7 @@ class OcclusionRun:
         made = []
         for each in ready:
             made.append(asked.logits(each, answered))
-            counts.forward_calls += 1
-            if progress is not None:
-                progress(len(made) / len(shares))
+            advance(len(made) / len(shares))
         return torch.cat(made)[: len(masks)]
 
     @property
