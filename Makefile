@@ -10,6 +10,8 @@
 # make train-test every recipe of configs/, from a tiny checkpoint to a trained, merged, probed one
 # make lmms-env   lmms-eval in .venv-lmms (LMMS_VENV=... elsewhere), laid over the environment: 0.2 GB
 # make lmms-eval  a POPE-form task under lmms-eval with AGCI on by config.json, beside our own run on the same rows
+# make app-env    gradio, a browser's driver and Inspect AI in .venv-app (APP_VENV=... elsewhere), laid over the environment
+# make app-test   the live page and the report in a real Chromium, the tasks under Inspect AI
 #
 # The environment is .venv (VENV=... elsewhere). PyPI's torch for Linux brings CUDA: about 3 GB to download, 6.5 GB on
 # disk. A CPU build, about 0.3 GB to download:  make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -18,6 +20,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TRAIN_VENV ?= .venv-train
 LMMS_VENV ?= .venv-lmms
+APP_VENV ?= .venv-app
 TORCH_INDEX ?=
 
 # Name of the overlay folder, then what goes into it on top of the environment's torch.
@@ -48,7 +51,7 @@ define LAYER
 	$(1)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
 endef
 
-.PHONY: demo study ruler ruler-calibration test check slow contract train-env train-test lmms-env lmms-eval clean
+.PHONY: demo study ruler ruler-calibration test check slow contract train-env train-test lmms-env lmms-eval app-env app-test clean
 
 demo: $(VENV)/.eval
 	$(BIN)/agci demo --output_dir demo
@@ -91,6 +94,11 @@ lmms-env: $(LMMS_VENV)/.done
 lmms-eval: $(VENV)/.dev $(LMMS_VENV)/.done
 	AGCI_LMMS_PYTHON="$(abspath $(LMMS_VENV))/bin/python" $(BIN)/python -m pytest -m slow -rA tests/test_lmms_eval.py
 
+app-env: $(APP_VENV)/.done
+
+app-test: $(VENV)/.dev $(APP_VENV)/.done
+	$(APP_VENV)/bin/python -m pytest -n 2 -m app -rs --durations 5
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "transformers-agci needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -123,5 +131,9 @@ $(LMMS_VENV)/.done: constraints-lmms.txt pyproject.toml | $(VENV)/.eval
 	$(call LAYER,$(LMMS_VENV),constraints-lmms.txt)
 	touch $@
 
+$(APP_VENV)/.done: constraints-app.txt pyproject.toml | $(VENV)/.dev
+	$(call LAYER,$(APP_VENV),constraints-app.txt)
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(TRAIN_VENV) $(LMMS_VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis demo
+	rm -rf $(VENV) $(TRAIN_VENV) $(LMMS_VENV) $(APP_VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis demo

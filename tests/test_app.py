@@ -141,12 +141,11 @@ def test_a_shift_of_all_places_alike_has_no_colour() -> None:
     assert "mean +2.00: what all places share" in shown
 
 
-# --- the server ---
+# --- the server: needs gradio ---
 
 
 @pytest.fixture(scope="module")
 def client(session: Session, tmp_path_factory: pytest.TempPathFactory):
-    pytest.importorskip("gradio", reason="the live page needs the extra [app]")
     from fastapi.testclient import TestClient
 
     from transformers_agci.app import serve
@@ -162,6 +161,7 @@ def client(session: Session, tmp_path_factory: pytest.TempPathFactory):
             yield client
 
 
+@pytest.mark.app
 def test_the_page_names_no_other_host_and_asks_for_no_font(client) -> None:
     page = client.get("/").text
     assert "fonts.googleapis" not in page and "cdnjs" not in page
@@ -179,6 +179,7 @@ def test_no_file_of_the_server_is_handed_out(path: str, client) -> None:
     assert got.status_code in (403, 404)
 
 
+@pytest.mark.app
 def test_an_upload_beyond_ten_megabytes_is_refused(client) -> None:
     small = client.post("/gradio_api/upload", files={"files": ("a.png", b"x" * 1000)})
     assert small.status_code == 200
@@ -186,6 +187,7 @@ def test_an_upload_beyond_ten_megabytes_is_refused(client) -> None:
     assert large.status_code == 413
 
 
+@pytest.mark.app
 def test_what_a_request_says_is_checked(client, session: Session) -> None:
     from transformers_agci.app.page import _Live
 

@@ -65,9 +65,9 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
         Command("ruler", "embedded", "biases of known size on the embedded model, what AGCI does to them", "ruler"),
     ),
     "look": (
+        Command("app", "app", "the live page: what a model answers in nine places while lambda moves"),
         Command("similarity", "similarity", "how well the vision encoder understands an image in each of nine places"),
         Command("metrics-similarity", "similarity", "similarity results in numbers and as a map", "metrics"),
-        Command("app", "app", "the live page: what a model answers in nine places while lambda moves"),
         Command("occlusion", "occlusion", "occlusion maps: which places of an image the answer depends on"),
         Command("occlusion-maps", "occlusion", "occlusion maps aggregated by the place of the target", "maps"),
         Command("flow", "flow", "information flow: what the text after the image attends to, on the image"),

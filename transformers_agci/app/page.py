@@ -116,7 +116,7 @@ class _Live:
             look = gr.Button("Attention of this layer")
             hide = gr.Button("Occlusion")
             stop = gr.Button("Cancel", variant="stop")
-        inside = gr.Image(label="attention or occlusion", interactive=False, buttons=[])
+        inside = gr.Image(label="attention or occlusion", interactive=False, buttons=[], elem_id="inside")
         self.name.input(_take_name, [self.name], [self.caption, self.upload], queue=False, api_visibility="private")
         moved = [control.change for control in (self.name, self.upload, self.lam, self.method, self.seed)]
         asks = [page.load, *moved, self.caption.submit, self.caption.blur, self.place.input]
