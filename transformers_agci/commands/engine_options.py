@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.commands.options import number, whole
+from transformers_agci.commands.options import EMBEDDED, number, whole
 from transformers_agci.errors import InputError, short
 
 if TYPE_CHECKING:
@@ -15,6 +15,24 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """What `EngineOptions` holds."""
     group = parser.add_argument_group("engine")
     add_engine_option(group)
+    group.add_argument(
+        "--base_url", metavar="URL", help="openai: the server up to /chat/completions: http://host:8000/v1"
+    )
+    group.add_argument(
+        "--api_key_env",
+        default="OPENAI_API_KEY",
+        metavar="NAME",
+        help="openai: the environment variable that holds the key (default OPENAI_API_KEY)",
+    )
+    group.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="openai: requests at a time")
+    group.add_argument("--requests_per_minute", type=number, metavar="N", help="openai: no more than so many")
+    group.add_argument("--retries", type=whole(0), default=6, metavar="N", help="openai: further tries of a request")
+    group.add_argument(
+        "--timeout", type=number, default=120.0, metavar="S", help="openai: seconds to wait for an answer"
+    )
+    group.add_argument(
+        "--extra_body", type=json_object, metavar="JSON", help="openai: further fields of each request; null omits one"
+    )
     group.add_argument("--tensor_parallel_size", type=whole(1), metavar="N", help="vllm: GPUs that share each layer")
     group.add_argument("--data_parallel_size", type=whole(1), metavar="N", help="vllm: copies of the model")
     group.add_argument(
@@ -36,11 +54,23 @@ def add_engine_option(group: "argparse._ArgumentGroup") -> None:
 def engine_options(args: argparse.Namespace) -> "EngineOptions":
     """What `add_engine_options` parsed."""
     from transformers_agci.experiments.engines import EngineOptions, VllmOptions
+    from transformers_agci.inference.served.client import ServedOptions
 
+    if args.engine == "openai" and args.model == EMBEDDED:
+        raise InputError("--model is needed with --engine openai: the name by which the server knows the model.")
+    served = ServedOptions(
+        args.base_url,
+        args.api_key_env,
+        args.concurrency,
+        args.requests_per_minute,
+        args.retries,
+        args.timeout,
+        args.extra_body or {},
+    )
     vllm = VllmOptions(
         args.tensor_parallel_size, args.data_parallel_size, args.gpu_memory_utilization, args.engine_args or {}
     )
-    return EngineOptions(args.engine, vllm)
+    return EngineOptions(args.engine, served, vllm)
 
 
 def refuse_other_engines(args: argparse.Namespace, command: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers_agci.errors import InputError
 from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.served.client import ServedOptions
 
 if TYPE_CHECKING:
     from transformers_agci.inference.engine import Engine
@@ -34,11 +35,13 @@ class EngineOptions:
     """An engine's name and its own options; those of another engine are refused, not ignored."""
 
     name: str = "transformers"
+    served: ServedOptions = field(default_factory=ServedOptions)
     vllm: VllmOptions = field(default_factory=VllmOptions)
 
     def __post_init__(self) -> None:
         if self.name not in ENGINES:
             raise InputError(f"`engine` must be one of {', '.join(ENGINES)}, but is {self.name!r}.")
+        refuse_given(self.served, ServedOptions(), "openai", self.name)
         refuse_given(self.vllm, VllmOptions(), "vllm", self.name)
 
 
@@ -61,4 +64,9 @@ def open_engine(options: EngineOptions, model: LoadOptions, *, weights: bool = T
         from transformers_agci.vllm.engine import open_vllm
 
         return open_vllm(model, options.vllm, weights=weights)
+    if options.name == "openai":
+        from transformers_agci.inference.served.engine import ServedEngine
+
+        refuse_given(model, LoadOptions(model.model), "transformers", "openai")
+        return ServedEngine(model.model, options.served)
     raise InputError(f"The engine {options.name} is not part of this version.")

@@ -178,17 +178,22 @@ def read_results(
 
 
 def label_of(path: str | Path) -> str:
-    """How a result is named in tables and maps: its lambda where the manifest beside it tells, else the file's name."""
+    """How a result is named in tables and maps: its lambda and engine where the manifest beside it tells, else the
+    file's name."""
     try:
         settings = read_json_object(manifest.path_of(Path(path))).get("settings")
     except InputError:
         settings = None
     settings = settings if isinstance(settings, dict) else {}
     lam, method = settings.get("lambda"), settings.get("method", "agci")
+    engine = settings.get("engine", "transformers")
+    if lam == "as served":
+        return f"{Path(path).stem}, as served by {engine}"
     if isinstance(lam, bool) or not isinstance(lam, int | float):
         return Path(path).stem
     name = "AGCI" if method == "agci" else str(method)
-    return f"{name} (lambda {lambda_text(float(lam))})" if lam else "baseline (lambda 0)"
+    label = f"{name} (lambda {lambda_text(float(lam))})" if lam else "baseline (lambda 0)"
+    return label if engine == "transformers" else f"{label}, {engine}"
 
 
 def _score(row: Mapping[str, Any], where: str) -> _Scored:

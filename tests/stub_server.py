@@ -1,0 +1,108 @@
+"""A server of chat completions that does what real ones do rarely: a script says how each request is answered."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Script = Callable[[int, dict], "Says | None"]  # number of the request (from 0) and its body; None: the usual answer
+
+
+@dataclass
+class Says:
+    """What is sent instead of the usual answer; `cut` closes the connection without a word."""
+
+    status: int = 200
+    body: str | dict = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: bool = False
+    seconds: float = 0.0
+
+
+def completion(text: str = "Yes", yes: float | None = -0.25, no: float | None = -1.5, **changes: Any) -> dict:
+    """A reply; `yes` and `no` None: the word is not among the likeliest tokens; both None: no log-probabilities."""
+    top = [{"token": token, "logprob": value} for token, value in (("Yes", yes), ("No", no)) if value is not None]
+    logprobs = {"content": [{"token": text, "logprob": -0.25, "top_logprobs": top}]} if top else None
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "logprobs": logprobs}
+    return {
+        "model": "stub",
+        "choices": [choice],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 2},
+        "system_fingerprint": "fp_1",
+        **changes,
+    }
+
+
+class StubServer:
+    """Answers POST /v1/chat/completions by the script, GET /v1/models with one model; keeps what it was sent."""
+
+    def __init__(self, script: Script) -> None:
+        self.script, self.bodies, self.keys, self.times = script, [], [], []
+        self.most_at_once = self._at_once = 0
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                self._send(Says(body={"data": [{"id": "stub"}]} if self.path == "/v1/models" else {}))
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                with stub._lock:
+                    number = len(stub.bodies)
+                    stub.bodies.append(body)
+                    stub.keys.append(self.headers.get("authorization"))
+                    stub.times.append(time.monotonic())
+                    stub._at_once += 1
+                    stub.most_at_once = max(stub.most_at_once, stub._at_once)
+                says = stub.script(number, body) if self.path == "/v1/chat/completions" else Says(404, {})
+                says = says or Says(body=completion())
+                time.sleep(says.seconds)
+                with stub._lock:
+                    stub._at_once -= 1
+                self._send(says)
+
+            def _send(self, says: Says) -> None:
+                if says.cut:
+                    self.close_connection = True
+                    return
+                data = (says.body if isinstance(says.body, str) else json.dumps(says.body)).encode()
+                with contextlib.suppress(OSError):
+                    self.send_response(says.status)
+                    for name, value in {"content-length": str(len(data)), **says.headers}.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(data)
+
+        return Handler
+
+    def __enter__(self) -> "StubServer":
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextlib.contextmanager
+def stub_server(script: Script = lambda number, body: None) -> Iterator[StubServer]:
+    with StubServer(script) as server:
+        yield server

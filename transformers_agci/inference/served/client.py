@@ -1,0 +1,288 @@
+"""HTTP to one server: pace, retries, and which failures end the run, a row, or nothing.
+
+    429, 408, 5xx, a cut connection, no answer in time   tried again: after Retry-After, else ever longer pauses
+    500 for one row while others are answered            the row is refused (RequestRefused), the run goes on
+    400, 413, 422                                        the row is refused: too long, an image that it cannot read
+    401, 403, 404, a redirect, HTML, no answer at all    InputError: the run ends, what is finished is kept
+
+A row that is refused is recorded as bad and not asked again, so nothing that passes by itself may refuse one.
+"""
+
+import email.utils
+import importlib
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+from urllib.parse import urlsplit
+
+from transformers_agci.errors import InputError, short
+
+LIBRARIES = ("httpx", "httpx2")  # of one kind; huggingface_hub brings the one or the other
+AGAIN = {408, 409, 425, 429}  # and everything from 500 on
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between two tries, doubled each time
+LONGEST_WAIT = 600.0  # seconds of a Retry-After that is waited for
+KEPT_APART = 8  # signs of a key from which on it is cut out of what the server says
+QUOTED = 300  # signs of a server's message
+
+
+@dataclass(frozen=True)
+class ServedOptions:
+    """Where the server is and how it is asked.
+
+    base_url             up to where /chat/completions follows, for instance http://localhost:8000/v1
+    api_key_env          the environment variable that holds the key; without it requests carry none
+    concurrency          requests at a time
+    requests_per_minute  at most; None: as fast as it answers
+    retries              further tries of a request that failed for a passing reason
+    timeout              seconds without a sign of the answer
+    extra_body           further fields of each request, over ours; null takes one out
+    """
+
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    requests_per_minute: float | None = None
+    retries: int = 6
+    timeout: float = 120.0
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "requests_per_minute", "timeout"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"`{name}` must be above 0, but is {value:g}.")
+
+
+class RequestRefused(Exception):
+    """The server will not answer this request, whenever it is asked."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"the server refuses it (HTTP {status}: {message})")
+        self.message = message
+
+
+class Pace:
+    """When the next request may go: no more than so many a minute, and not before a server's Retry-After."""
+
+    def __init__(self, per_minute: float | None, stopped: threading.Event) -> None:
+        self._interval = 60.0 / per_minute if per_minute else 0.0
+        self._next, self._lock, self._stopped = 0.0, threading.Lock(), stopped
+
+    def wait(self) -> None:
+        """Take the next slot and wait for it."""
+        with self._lock:
+            now = time.monotonic()
+            slot = max(now, self._next)
+            self._next = slot + self._interval
+        self._stopped.wait(slot - now)
+
+    def hold(self, seconds: float) -> None:
+        """Nobody asks for so long."""
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + seconds)
+
+
+class ServerClient:
+    """Posts JSON to a server, from several threads."""
+
+    def __init__(self, options: ServedOptions) -> None:
+        self.base_url = checked_url(options.base_url)
+        self._options, self._http = options, _http_library()
+        self._key = _key(options.api_key_env)
+        self._stopped = threading.Event()
+        self._pace = Pace(options.requests_per_minute, self._stopped)
+        self.retries, self.answered, self._lock = 0, 0, threading.Lock()
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        limits = self._http.Limits(max_connections=options.concurrency)
+        # A redirect is never followed: the key is for the server that was named.
+        self._client = self._http.Client(
+            headers=headers, timeout=options.timeout, limits=limits, follow_redirects=False
+        )
+
+    def close(self) -> None:
+        """End all waiting and all connections."""
+        self._stopped.set()
+        self._client.close()
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The JSON object that the server answers with; RequestRefused or InputError as the module's docstring says."""
+        answered_before = self.answered
+        for tried in range(self._options.retries + 1):
+            self._pace.wait()
+            if self._stopped.is_set():
+                raise InputError("The run was ended.")
+            try:
+                response = self._client.post(f"{self.base_url}{path}", json=dict(body))
+            except self._http.TransportError as error:
+                status, reason, pause = 0, f"{type(error).__name__}: {self._without_key(str(error))}", None
+            else:
+                status = response.status_code
+                if status == 200:
+                    found = self._object(response)
+                    status, reason = self._error_in(found)
+                    if not status:
+                        with self._lock:
+                            self.answered += 1
+                        return found
+                else:
+                    reason = self._message(response)
+                pause = _retry_after(response.headers.get("retry-after"))
+                self._refuse(status, reason, response)
+            if tried < self._options.retries:
+                with self._lock:
+                    self.retries += 1
+                self._pause(tried, pause)
+        if status == 500 and self.answered > answered_before:
+            raise RequestRefused(status, reason)
+        what = f"HTTP {status}: {reason}" if status else reason
+        raise InputError(
+            f"The server at {self.base_url} does not answer after {self._options.retries + 1} tries ({what}). Finished "
+            "blocks are kept; the same command goes on when it does."
+        )
+
+    def models(self) -> list[str]:
+        """The names of the models that the server says it has; empty where it does not say."""
+        try:
+            found = self._client.get(f"{self.base_url}/models").json()
+            return [self._without_key(str(model["id"])) for model in found["data"]]
+        except (self._http.HTTPError, ValueError, TypeError, KeyError):
+            return []
+
+    def _refuse(self, status: int, reason: str, response: Any) -> None:
+        """Raise where another try would end the same way."""
+        if status in AGAIN or status >= 500:
+            return
+        if 300 <= status < 400:
+            target = urlsplit(self._without_key(response.headers.get("location", "")))
+            place = f"{target.scheme}://{target.hostname}" if target.hostname else "another address"
+            raise InputError(
+                f"The server at {self.base_url} redirects to {place}, which is not followed: the key is for the server "
+                "that was named. If you trust the other one, give it as `base_url`."
+            )
+        if status in (401, 403):
+            name = self._options.api_key_env
+            key = f"with the key in the environment variable {name}" if self._key else f"and no key is set in {name}"
+            raise InputError(f"The server at {self.base_url} refuses access (HTTP {status}: {reason}) {key}.")
+        if status == 404:
+            raise InputError(self._not_found(reason))
+        raise RequestRefused(status, reason)
+
+    def _not_found(self, reason: str) -> str:
+        models = self.models()
+        if models:
+            more = f" and {len(models) - 20} more" if len(models) > 20 else ""
+            return f"The server at {self.base_url} says: {reason} It serves: {', '.join(models[:20])}{more}."
+        lacks = f"The server at {self.base_url} has no /chat/completions (HTTP 404: {reason})"
+        return f"{lacks}; `base_url` often ends in /v1."
+
+    def _object(self, response: Any) -> dict[str, Any]:
+        text = self._without_key(response.text)
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if isinstance(found, dict):
+            return found
+        kind = "HTML" if text.lstrip()[:1] == "<" else "something else"
+        raise InputError(
+            f"The server at {self.base_url} answers with {kind} in place of a JSON object ({short(text)}); `base_url` "
+            "is that of a page or a proxy: it often ends in /v1."
+        )
+
+    def _error_in(self, found: dict[str, Any]) -> tuple[int, str]:
+        """Status and message of an error that stands in an answer of HTTP 200; (0, "") where there is none."""
+        error = found.get("error")
+        if not isinstance(error, dict) or found.get("choices"):
+            return 0, ""
+        code = error.get("code")
+        status = code if isinstance(code, int) and 400 <= code < 600 else 400
+        return status, self._quoted(error.get("message") or "no message")
+
+    def _message(self, response: Any) -> str:
+        try:
+            found = json.loads(response.text)
+        except ValueError:
+            found = None
+        if isinstance(found, dict):
+            error = found.get("error", found)
+            found = error.get("message") if isinstance(error, dict) else error
+        return self._quoted(found or response.reason_phrase or "no message")
+
+    def _quoted(self, message: object) -> str:
+        text = " ".join(self._without_key(str(message)).split())
+        return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
+
+    def _without_key(self, text: str) -> str:
+        """What the server says, without the key that it may repeat."""
+        if self._key is None or len(self._key) < KEPT_APART:
+            return text
+        return text.replace(self._key, "[key]")
+
+    def _pause(self, tried: int, retry_after: float | None) -> None:
+        if retry_after is not None:
+            if retry_after > LONGEST_WAIT:
+                raise InputError(
+                    f"The server at {self.base_url} asks to come back in {retry_after:.0f} s. Finished blocks are "
+                    "kept; the same command goes on then."
+                )
+            self._pace.hold(retry_after)
+            return
+        self._stopped.wait(min(LONGEST_PAUSE, FIRST_PAUSE * 2**tried) * random.uniform(0.5, 1.0))
+
+
+def checked_url(url: str | None) -> str:
+    """The URL without a slash at its end; InputError where it is none, or carries something secret."""
+    if not url:
+        raise InputError(
+            "`base_url` is needed: the server's address up to /chat/completions, such as http://localhost:8000/v1."
+        )
+    try:
+        parts = urlsplit(url)
+        host, user = parts.hostname, parts.username
+    except ValueError:
+        parts, host, user = urlsplit(""), None, None
+    if user is not None or parts.query or parts.fragment:
+        raise InputError(
+            "`base_url` must be an address alone, without user, password or query: it is written into manifests. The "
+            "key comes from the environment."
+        )
+    if parts.scheme not in ("http", "https") or not host:
+        raise InputError(f"`base_url` must be like http://localhost:8000/v1, but is {short(url)}.")
+    return url.rstrip("/").removesuffix("/chat/completions")
+
+
+def _key(name: str) -> str | None:
+    """The key of the environment; InputError, which does not repeat it, where it cannot stand in a header."""
+    key = os.environ.get(name, "").strip()
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise InputError(f"The environment variable {name} does not hold a key: it has signs that no key has.")
+    return key or None
+
+
+def _http_library() -> Any:
+    for name in LIBRARIES:
+        if find_spec(name) is not None:
+            return importlib.import_module(name)
+    raise InputError("The engine openai needs the package httpx: pip install httpx.")
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, which may be a date.
+
+    >>> _retry_after("2"), _retry_after("soon"), _retry_after(None), _retry_after("Thu, 01 Jan 1970 00:00:00 GMT")
+    (2.0, None, None, 0.0)
+    """
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
