@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from transformers_agci.data.grid import POSITIONS
@@ -54,6 +56,22 @@ def test_the_tokenizer_can_be_trained_anew(stock: tuple[Any, Any]) -> None:
     shipped = json.loads(processor.tokenizer.backend_tokenizer.to_str())["model"]
     assert anew["vocab"] == shipped["vocab"]
     assert anew["merges"] == shipped["merges"]
+
+
+def test_the_model_card_has_front_matter_and_one_title() -> None:
+    """What model hubs read: a YAML block of its own before the text."""
+    card = (embedded_model_path() / "MODEL_CARD.md").read_text(encoding="utf-8")
+    empty, block, text = card.split("---\n", maxsplit=2)
+    assert empty == ""
+    assert yaml.safe_load(block) == {
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+    }
+    assert text.startswith("# The embedded model\n")
+    code = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    titles = re.findall(r"^# .*", code, flags=re.MULTILINE)
+    assert titles == ["# The embedded model"] and len(re.findall(r"^## ", code, flags=re.MULTILINE)) >= 5
 
 
 def test_atlas_and_checkpoint_stay_below_eight_megabytes() -> None:

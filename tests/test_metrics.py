@@ -1,6 +1,7 @@
 """The position probe's metrics: scoring rule, pairing, what is printed, drawn and concluded."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ from transformers_agci.data.grid import POSITIONS
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.comparison import compare, verdict
 from transformers_agci.experiments.position.measures import ResamplingConfig, measure
-from transformers_agci.experiments.position.metrics import evaluate, load
+from transformers_agci.experiments.position.metrics import evaluate, load, load_all
 from transformers_agci.experiments.position.results import read_answer, read_results
+from transformers_agci.statistics import evenness
 
 RESAMPLING = ResamplingConfig(200)
 
@@ -163,7 +165,8 @@ def test_the_verdict_follows_the_interval(tmp_path: Path) -> None:
     assert "balanced accuracy falls by" in loss and "the Yes map is less even" in loss
     shift = verdict(compare(results["base"], results["yes"]))
     assert "the threshold moves: it says Yes more often (Yes rows +" in shift
-    assert "cannot be told (there are no margins, and a cell has hardly a right or a wrong answer)" in shift
+    assert "cannot be told (there are no margins, and d' needs 3 right and 3 wrong answers of either kind" in shift
+    assert "but some cell has 0 right on its No rows)" in shift
     for text in (noise, gain, loss, shift):
         assert text.endswith(".") and "\n" not in text
 
@@ -266,6 +269,100 @@ def test_no_interval_has_the_width_zero(
         if interval["low"] is not None:
             assert interval["high"] - interval["low"] > 1e-6, name
     assert "nan" not in capsys.readouterr().out
+
+
+def test_margins_that_order_every_row_leave_bounds_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The largest AUC and accuracy at a matched No rate: their intervals contain them and can be read off the text."""
+    rng = np.random.default_rng(8)
+    tables = {"Yes": 20 + rng.normal(size=(150, 9)), "No": -20 + rng.normal(size=(150, 9))}
+    path, out = str(write(tmp_path / "a.jsonl", margin_rows(tables))), tmp_path / "o.json"
+    assert main(["metrics", "--results_file", path, path, "--json", str(out), "--draws", "20"]) == 0
+    found = json.loads(out.read_text())
+    for name, interval in all_intervals(found):
+        if interval["low"] is not None:
+            assert interval["high"] - interval["low"] > 1e-12, name
+            if "estimate" in interval:
+                assert interval["low"] <= interval["estimate"] <= interval["high"], name
+    result = found["results"][0]
+    for interval in (result["auc"], result["matched"]["accuracy"]):
+        assert interval["estimate"] == interval["high"] == 1.0
+        assert interval["low"] == pytest.approx(150 / (150 + 1.96**2), abs=1e-3)
+    assert result["matched"]["cells"][0]["low"] == pytest.approx(150 / (150 + 1.96**2), abs=1e-3)
+    written = re.findall(r"\[([^,\]]+), ([^,\]]+)\]", capsys.readouterr().out)
+    assert len(written) > 60 and all(low != high for low, high in written)
+
+
+def test_a_constant_map_is_no_evidence_of_evenness(tmp_path: Path) -> None:
+    """Every item answers alike: V varies by rounding only, and nothing can be told from that."""
+    map_of = np.r_[0.3, np.linspace(0.7, 0.9, 8)]
+    tables = {"Yes": np.tile(map_of, (60, 1)), "No": -np.tile(map_of[::-1], (60, 1))}
+    found = evenness_of(tmp_path, tables, {answer: 1.1 * table for answer, table in tables.items()})
+    assert found["verdict"] == "cannot tell"
+    assert [found[name] for name in ("margin", "auc", "d_prime", "accuracy")] == [None] * 4
+
+
+def test_the_verdict_says_whose_margins_are_missing_and_what_a_cell_lacks(tmp_path: Path, capsys) -> None:
+    tables = margins(100, 0.4, seed=10)
+    tables["No"][:, 3] = -1.0
+    tables["No"][0, 3] = 1.0
+    with_margins = str(write(tmp_path / "with.jsonl", margin_rows(tables)))
+    bare = str(write(tmp_path / "bare.jsonl", margin_rows(tables, margin=False)))
+    reason = (
+        "d' needs 3 right and 3 wrong answers of either kind in every cell, but some cell has 1 wrong on its No rows"
+    )
+    for paths, whose in (((with_margins, bare), "bare has no margins"), ((bare, bare), "there are no margins")):
+        assert main(["metrics", "--results_file", *paths, "--draws", "20"]) == 0
+        assert f"cannot be told ({whose}, and {reason})" in capsys.readouterr().out
+    alone = str(write(tmp_path / "alone.jsonl", margin_rows({"Yes": tables["Yes"]}, margin=False)))
+    assert main(["metrics", "--results_file", alone, alone, "--draws", "20"]) == 0
+    assert "there are no margins, and accuracies of Yes rows alone move with" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answers", [("Yes",), ("Yes", "No"), ("No",)])
+def test_one_item_makes_whole_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str], answers) -> None:
+    tables = [{answer: margins(1, 0, seed)[answer] for answer in answers} for seed in (11, 12)]
+    paths = [str(write(tmp_path / f"{number}.jsonl", margin_rows(of_one))) for number, of_one in enumerate(tables)]
+    for files in (paths, paths[:1] * 2):
+        assert main(["metrics", "--results_file", *files, "--draws", "20"]) == 0
+        sentence = capsys.readouterr().out.splitlines()[-1]
+        assert sentence.startswith("On 1 item, ") and not re.search(r"[( ]-[ ,)]|nan", sentence), sentence
+    if len(answers) == 2:
+        assert ": whether balanced accuracy differs cannot be told; whether the Yes map" in sentence
+
+
+@pytest.mark.parametrize(
+    "files, lambdas, labels",
+    [
+        (["a.jsonl", "a.jsonl"], [0, 0], ["baseline (lambda 0), result 1", "baseline (lambda 0), result 2"]),
+        (["a.jsonl", "b.jsonl"], [0, 0], ["baseline (lambda 0), a", "baseline (lambda 0), b"]),
+        (["a.jsonl", "b.jsonl"], [0, 0.5], ["baseline (lambda 0)", "AGCI (lambda 0.5)"]),
+        (["a.jsonl", "b.jsonl", "c.jsonl"], [0, 0.5, 0], None),
+        (["x/a.jsonl", "y/a.jsonl"], [None, None], ["{}/x/a.jsonl", "{}/y/a.jsonl"]),
+    ],
+)
+def test_results_are_called_by_what_they_are(tmp_path: Path, files, lambdas, labels) -> None:
+    rows = margin_rows({"Yes": margins(2, 0, 0)["Yes"]})
+    for name, lam in zip(files, lambdas, strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        path = write(tmp_path / name, rows)
+        if lam is not None:
+            path.with_suffix(".manifest.json").write_text(json.dumps({"settings": {"lambda": lam}}))
+    labels = labels or ["baseline (lambda 0), a", "AGCI (lambda 0.5)", "baseline (lambda 0), c"]
+    found = [result.label for result in load_all([tmp_path / name for name in files])]
+    assert found == [label.format(tmp_path) for label in labels]
+
+
+def test_the_unit_of_margins_is_one(tmp_path: Path) -> None:
+    """The evenness of one result is what the comparison of two says about it, and so are Yes and No rows' units."""
+    tables = margins(100, 0.4, seed=13)
+    tables["No"] = 3 * tables["No"]
+    result = read_results(write(tmp_path / "a.jsonl", margin_rows(tables)), label="a")
+    report, pair = measure(result, RESAMPLING), compare(result, result)
+    assert report.yes.margin_unevenness.estimate == pytest.approx(pair.evenness.margin.first, rel=1e-12)
+    assert report.no.margin_unevenness.estimate == pytest.approx(pair.evenness.margin_no.first, rel=1e-12)
+    pooled = np.mean([tables[answer].var(axis=0, ddof=1).mean() for answer in tables])
+    plain = evenness.unevenness(tables["Yes"])
+    assert report.yes.margin_unevenness.estimate == pytest.approx(plain / pooled, rel=0.1)
 
 
 def test_rows_without_a_margin_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

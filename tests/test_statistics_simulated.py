@@ -187,14 +187,15 @@ def test_differences_of_proportions_cover_the_truth(items, within) -> None:
 
 @pytest.mark.parametrize("items", SIZES)
 def test_clustered_proportions_of_unequal_items_cover_the_truth(items) -> None:
-    """Half of the items have one row of nine: their number is no floor for what they know (79 % at 30 items)."""
+    """Half of the items have one row of nine: where the wrong rows are all in these, items seem to know more than they
+    do (79 % at 30 items by the variance between items alone)."""
 
     def draw(rng):
         table = (rng.random((items, 9)) < rng.beta(0.1, 0.9 / 81, size=(items, 1))).astype(float)
         table[: items // 2, 1:] = np.nan
         return st.clustered_proportion(table), 0.9
 
-    truth_or_fail(coverage(draw, 800, seed=items), 0.78 if items == 30 else 0.88, 0.98, "unequal items")
+    truth_or_fail(coverage(draw, 800, seed=items), 0.9, 0.98, "unequal items")
 
 
 @pytest.mark.parametrize("items", SIZES)
@@ -213,22 +214,25 @@ def test_d_prime_and_criterion_cover_the_truth(items, hits, alarms) -> None:
 
 
 @pytest.mark.parametrize("items", SIZES)
-def test_auc_and_accuracy_at_a_matched_no_rate_cover_the_truth(items) -> None:
-    def draw(rng, measure, truth):
-        return measure(1.28 + noise(rng, items), -1.28 + noise(rng, items)), truth
+@pytest.mark.parametrize("d_prime", [2.56, 4.5])
+def test_auc_and_accuracy_at_a_matched_no_rate_cover_the_truth(items, d_prime) -> None:
+    """At d' 4.5 the AUC is .9993 and some samples have hardly a pair out of order."""
 
-    auc = coverage(
-        lambda rng: draw(rng, lambda y, n: signal_detection.auc_intervals(y, n).overall, stats.norm.cdf(2.56 / 2**0.5)),
-        400,
-        seed=6,
-    )
-    truth_or_fail(auc, 0.91, 0.985, "AUC")
+    def of(measure, cell, truth):
+        def draw(rng):
+            measured = measure(d_prime / 2 + noise(rng, items), -d_prime / 2 + noise(rng, items))
+            return measured.cells[4] if cell else measured.overall, truth
+
+        return draw
 
     def matched(yes, no):
-        return st.mean_over_items(signal_detection.yes_accuracy_at_no_rate(yes, no)[1]).overall
+        return signal_detection.yes_accuracy_at_no_rate(yes, no).accuracy
 
-    hits = coverage(lambda rng: draw(rng, matched, stats.norm.cdf(2.56 - stats.norm.ppf(0.9))), 400, seed=7)
-    truth_or_fail(hits, 0.86 if items == 30 else 0.9, 0.985, "Yes accuracy at a matched No rate")
+    auc, hits = stats.norm.cdf(d_prime / 2**0.5), stats.norm.cdf(d_prime - stats.norm.ppf(0.9))
+    for cell in (False, True):
+        where = "one cell" if cell else "overall"
+        truth_or_fail(coverage(of(signal_detection.auc_intervals, cell, auc), 300, 6), 0.9, 1.0, f"AUC, {where}")
+        truth_or_fail(coverage(of(matched, cell, hits), 300, 7), 0.9, 0.995, f"matched No rate, {where}")
 
 
 @pytest.mark.parametrize("items", [10, 30])

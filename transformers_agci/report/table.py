@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 ABSENT = "-"
+MOST_DIGITS = 12  # behind the point
 
 
 class Estimate(Protocol):
@@ -42,12 +43,18 @@ class Style(NamedTuple):
         return text.replace("-", "", 1) if float(text) == 0 and text[0] == "-" else text
 
     def write(self, value: "Estimate | None") -> str:
-        """ "91.2 [89.0, 93.1]"; the estimate with "[no interval]" where it has no bounds; "-" without an estimate."""
+        """ "91.2 [89.0, 93.1]"; the estimate with "[no interval]" where it has no bounds; "-" without an estimate.
+
+        Bounds that would look alike get the digits that tell them apart.
+        """
         if value is None or not math.isfinite(value.estimate):
             return ABSENT
         if not (math.isfinite(value.low) and math.isfinite(value.high)):
             return f"{self.value(value.estimate)} [no interval]"
-        return f"{self.value(value.estimate)} [{self.value(value.low)}, {self.value(value.high)}]"
+        style = self
+        while style.digits < MOST_DIGITS and style.value(value.low) == style.value(value.high):
+            style = style._replace(digits=style.digits + 1)
+        return f"{style.value(value.estimate)} [{style.value(value.low)}, {style.value(value.high)}]"
 
 
 PERCENT = Style(100, 1)

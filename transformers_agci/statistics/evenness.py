@@ -7,14 +7,14 @@ whose accuracy rises looks more even with no repair at all. Here V comes from pr
     x_i = y_i - mean over the cells of y_i        V = (|sum_i x_i|^2 - sum_i |x_i|^2) / (C n (n - 1))
 
 It has no bias whatever the dependence between the cells of an item, and may therefore be negative. y_i [cells] is what
-item i contributes; for a measure that is no mean (AUC, d', margins in units of their own sd) it is the item's
+item i contributes; for a measure that is no mean (AUC, d', margins in units of an sd) it is the item's
 jackknife pseudo-value. Two results of the same items are compared by the delete-one-item jackknife of V with a t
 quantile. An item is one base image with its Yes rows and its No rows. Tables are [items, cells], NaN: no row.
 
 What a position does to a result is read from the margins (Yes logit - No logit), because a moved threshold changes
-every accuracy but no margin. Two units are used, and a change must hold in both: the margins' own sd within a cell and
-answer, and the distance between Yes and No rows (the logit itself where there are no No rows). Noise added to all
-margins makes the first unit larger, a model that sees less shrinks the second: neither is a repair.
+every accuracy but no margin. Two units are used, and a change must hold in both: the margins' sd within a cell and an
+answer (MARGIN_UNIT), and the distance between Yes and No rows (the logit itself where there are no No rows). Noise
+added to all margins makes the first unit larger, a model that sees less shrinks the second: neither is a repair.
 """
 
 import functools
@@ -29,7 +29,11 @@ from transformers_agci.statistics.signal_detection import auc_without_each
 
 Verdict = Literal["more even", "less even", "no difference shown", "cannot tell"]
 
+MARGIN_UNIT = "sd within a cell"
+MARGIN_UNIT_NOTE = "sd within a cell: of margins of one cell and answer, pooled over the cells and over Yes and No rows"
+
 MIN_ITEMS = 10  # with fewer the jackknife's interval cannot be relied on
+ROUNDING = 1e-12  # a standard error this small beside the mean square of what it was computed from is rounding
 MIN_COUNT = 3  # right and wrong answers that every cell needs before its d' is more than its correction
 
 
@@ -102,15 +106,15 @@ def level(contributions: Floats | None) -> Level | None:
     if contributions is None or len(contributions) < 3:
         return None
     n = len(contributions)
-    error = _standard_error(leave_one_out(contributions))
-    if not np.isfinite(error) or error == 0:
+    error = _error_of_unevenness(contributions)
+    if not error > 0:
         return None
     estimate, half = unevenness(contributions), t_quantile(n - 1) * error
     return Level(estimate, estimate - half, estimate + half, n)
 
 
 def compare(first: Floats | None, second: Floats | None) -> Change | None:
-    """V(second) - V(first) for the same items; None where there are fewer than three or nothing varies.
+    """V(second) - V(first) for the same items; None where there are fewer than three or neither V varies.
 
     Two results that differ by nothing but a constant have equal deletions and a standard error of zero. The error is
     therefore at least what a single item that differs as items usually do would give: sd / n.
@@ -120,12 +124,18 @@ def compare(first: Floats | None, second: Floats | None) -> Change | None:
     n = len(first)
     values = unevenness(first), unevenness(second)
     deletions = leave_one_out(first), leave_one_out(second)
-    single = max(_standard_error(of_one) for of_one in deletions)
-    if not np.isfinite(single) or single == 0:
+    single = max(_error_of_unevenness(of_one) for of_one in (first, second))
+    if not single > 0:
         return None
     error = max(_standard_error(deletions[1] - deletions[0]), single / np.sqrt(n))
     estimate, half = values[1] - values[0], float(t_quantile(n - 1) * error)
     return Change(*values, estimate, estimate - half, estimate + half)
+
+
+def _error_of_unevenness(contributions: Floats) -> float:
+    """The jackknife's standard error of V; 0 where V varies by the rounding of its terms only, or is not finite."""
+    error = _standard_error(leave_one_out(contributions))
+    return error if error > ROUNDING * float((contributions**2).mean()) else 0.0
 
 
 def _standard_error(deletions: Floats) -> float:
@@ -173,7 +183,7 @@ def of_means(table: Floats) -> Floats | None:
 
 
 def of_standardized_margins(margins: Floats, others: Floats | None = None) -> Floats | None:
-    """The margins in units of their sd within a cell and an answer, pooled over the cells and both answers.
+    """The margins in MARGIN_UNIT: their sd within a cell and an answer, pooled over the cells and both answers.
 
     `others` are the margins of the other answer. Neither a shift nor a change of scale of all margins alters these.
     """

@@ -72,7 +72,8 @@ def wilson(hits: float, n: float, confidence: float = CONFIDENCE) -> Interval:
     p = hits / n
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return Interval(float(p), max(0.0, float(centre - half)), min(1.0, float(centre + half)), int(n))
+    low, high = min(p, float(centre - half)), max(p, float(centre + half))  # p at 0 and 1 is a bound, up to rounding
+    return Interval(float(p), max(0.0, low), min(1.0, high), int(n))
 
 
 def cell_proportions(table: Floats) -> list[Interval]:
@@ -93,16 +94,33 @@ def effective_floor(sizes: NDArray[Any]) -> float:
 def effective_size(table: Floats, mean: float, row_variance: float) -> float:
     """How many independent rows would know the mean of a table as well as its items do.
 
-    Row variance / variance of the mean between items, kept between `effective_floor` and the number of rows.
+    Row variance / variance of the mean between items, kept between `effective_floor` and `_size_by_correlation`: the
+    variance between items alone is too small where all wrong rows happen to be in items with few rows.
     """
-    present = ~np.isnan(table)
-    rows, sizes = int(present.sum()), present.sum(axis=1)
+    sizes = (~np.isnan(table)).sum(axis=1)
     items, floor = int((sizes > 0).sum()), effective_floor(sizes)
     if row_variance <= 0 or items < 2:
         return floor
+    most = _size_by_correlation(table)
     residuals = np.nansum(table, axis=1) - mean * sizes
-    variance = items / (items - 1) * float((residuals**2).sum()) / rows**2
-    return min(rows, max(floor, row_variance / variance)) if variance > 0 else float(rows)
+    variance = items / (items - 1) * float((residuals**2).sum()) / float(sizes.sum()) ** 2
+    return min(most, max(floor, row_variance / variance)) if variance > 0 else most
+
+
+def _size_by_correlation(table: Floats) -> float:
+    """(sum m)^2 / sum m (1 + (m - 1) r) for items of m rows with the correlation r of an item's rows.
+
+    r = 1 - variance within items / variance of all rows, both of the items with several rows; where these do not vary
+    nothing is known about it, and r is 1.
+    """
+    sizes = (~np.isnan(table)).sum(axis=1).astype(float)
+    several = table[sizes > 1]
+    correlation = 1.0
+    if len(several) and np.nanvar(several) > 0:
+        within = np.nansum((several - np.nanmean(several, axis=1, keepdims=True)) ** 2)
+        freedom = float((sizes[sizes > 1] - 1).sum())
+        correlation = min(1.0, max(0.0, 1 - float(within) / freedom / float(np.nanvar(several))))
+    return float(sizes.sum()) ** 2 / float((sizes * (1 + (sizes - 1) * correlation)).sum())
 
 
 def clustered_proportion(table: Floats) -> Interval:
@@ -116,6 +134,17 @@ def clustered_proportion(table: Floats) -> Interval:
     p = float(np.nansum(table) / rows)
     effective = effective_size(table, p, p * (1 - p))
     return wilson(p * effective, effective)._replace(estimate=p, n=rows)
+
+
+def proportion_by_error(p: float, error: float, least: float, most: float, n: int) -> Interval:
+    """Wilson's interval of a proportion that is known with a standard error, [0, 1]; `n` is the number of rows.
+
+    The effective sample size is p (1 - p) / error^2, at most `most`; it is `least` where there is no error to go by.
+    """
+    p = min(1.0, max(0.0, p))
+    effective = p * (1 - p) / error**2 if error > 0 else 0.0
+    effective = min(effective, most) or least
+    return wilson(p * effective, effective)._replace(estimate=p, n=n)
 
 
 def cell_means(table: Floats) -> Floats:

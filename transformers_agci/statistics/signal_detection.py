@@ -5,10 +5,10 @@ Tables are [items, cells], NaN: no row. A margin is the logit of Yes minus that 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
 from transformers_agci.statistics.intervals import (
     NO_DATA,
@@ -19,8 +19,8 @@ from transformers_agci.statistics.intervals import (
     cell_proportions,
     clustered_proportion,
     effective_floor,
-    t_quantile,
-    wilson,
+    effective_size,
+    proportion_by_error,
 )
 
 NO_RATE = 0.9  # share of No rows answered rightly at the threshold where results are compared
@@ -136,23 +136,24 @@ def auc_without_each(yes: Floats, no: Floats) -> tuple[float, Floats] | None:
 
 
 def auc_intervals(yes: Floats, no: Floats) -> Measured:
-    """AUC over all rows and per cell: delete-one-item jackknife, on the logit scale so that it stays inside 0..1."""
+    """AUC over all rows and per cell: Wilson's interval with the delete-one-item jackknife's error."""
     cells = [_auc_interval(y[:, None], x[:, None]) for y, x in zip(yes.T, no.T, strict=True)]
     return Measured(_auc_interval(yes, no), cells)
 
 
 def _auc_interval(yes: Floats, no: Floats) -> Interval:
+    """Pairs in order are as sure as at most twice as many right answers as there are rows of either kind.
+
+    That is what the jackknife says of independent rows near AUC 1; with a single pair out of order it is no measure of
+    its own error. Where all pairs are in order every item counts as one right answer.
+    """
     found, n = auc_without_each(yes, no), _rows(yes, no)
     if found is None:
         return NO_DATA
     auc, deleted = found
-    error = jackknife_error(deleted)
-    if error == 0 or not 0 < auc < 1:  # all pairs in order: as sure as if every item were one right answer
-        floor = min(effective_floor(np.isfinite(table).sum(axis=1)) for table in (yes, no))
-        return wilson(auc * floor, floor)._replace(estimate=auc, n=n)
-    half = t_quantile(len(deleted) - 1) * error / (auc * (1 - auc))
-    low, high = (float(special.expit(special.logit(auc) + sign * half)) for sign in (-1, 1))
-    return Interval(auc, low, high, n)
+    sizes = [np.isfinite(table).sum(axis=1) for table in (yes, no)]
+    floor = min(effective_floor(size) for size in sizes)
+    return proportion_by_error(auc, jackknife_error(deleted), floor, 2.0 * min(size.sum() for size in sizes), n)
 
 
 def jackknife_error(deleted: Floats) -> float:
@@ -291,9 +292,19 @@ def density_at(values: Floats, place: float) -> float:
     return float(stats.norm.pdf((values - place) / width).mean() / width)
 
 
-def yes_accuracy_at_no_rate(yes: Floats, no: Floats, no_rate: float = NO_RATE) -> tuple[float, Floats] | None:
-    """The threshold at which `no_rate` of the No rows are answered rightly, and what each item contributes to the
-    accuracy on Yes rows there, [items, cells]. None where the margins do not vary or a cell has no rows."""
+class AtThreshold(NamedTuple):
+    """A threshold on the margins, and the share of Yes rows above it."""
+
+    threshold: float
+    accuracy: Measured
+
+
+def yes_accuracy_at_no_rate(yes: Floats, no: Floats, no_rate: float = NO_RATE) -> AtThreshold | None:
+    """The accuracy on Yes rows at the threshold at which `no_rate` of the No rows are answered rightly.
+
+    Wilson's intervals, with an error that counts what is not known of the threshold. None where the margins do not
+    vary or a cell has no rows.
+    """
     values = no[np.isfinite(no)]
     if len(values) < 2 or not np.isfinite(yes).any(axis=0).all():
         return None
@@ -304,7 +315,21 @@ def yes_accuracy_at_no_rate(yes: Floats, no: Floats, no_rate: float = NO_RATE) -
     present = np.isfinite(no)
     share = len(no) / present.sum()
     drift = -share * np.where(present, (np.nan_to_num(no) > threshold) - (values > threshold).mean(), 0.0).sum(axis=1)
-    return threshold, at_threshold(yes, threshold, drift, density)
+    contributions = at_threshold(yes, threshold, drift, density)
+    above = np.where(np.isfinite(yes), yes > threshold, np.nan)
+    cells = [_share_above(a[:, None], c) for a, c in zip(above.T, contributions.T, strict=True)]
+    rows = np.isfinite(above).sum(axis=0)
+    return AtThreshold(threshold, Measured(_share_above(above, contributions @ rows / rows.sum()), cells))
+
+
+def _share_above(above: Floats, contributions: Floats) -> Interval:
+    """The share of ones in a table, from what each item contributes to it [items]; as sure as the table at most."""
+    rows, items = int(np.isfinite(above).sum()), len(contributions)
+    share = float(np.nanmean(above))
+    error = float(contributions.std(ddof=1)) / items**0.5 if items > 1 else 0.0
+    least = effective_floor(np.isfinite(above).sum(axis=1))
+    most = effective_size(above, share, share * (1 - share))
+    return proportion_by_error(share, error, least, most, rows)
 
 
 def best_threshold(yes: Floats, no: Floats) -> float | None:

@@ -44,7 +44,7 @@ class ThresholdMatched:
 class EvennessReport:
     """Unbiased variances over the cells (may be negative) of both results, their difference, and what it allows to say.
 
-    margin             margins of the Yes rows in units of their sd within a cell and answer
+    margin             margins of the Yes rows in `evenness.MARGIN_UNIT`
     margin_other_unit  the same in the unit `other_unit`; a verdict needs both to agree
     margin_no          `margin` for the No rows
     auc, d_prime       per-cell AUC and probit d'
@@ -116,7 +116,7 @@ def compare(first: ProbeResult, second: ProbeResult) -> PairReport:
         yes=answers[0],
         no=answers[1],
         **_sensitivity(yes, no),
-        evenness=compare_evenness(yes, no, len(common)),
+        evenness=compare_evenness(yes, no, len(common), _why_no_margins(first, second)),
         left_out=total - 2 * shared,
     )
 
@@ -173,8 +173,21 @@ def _sensitivity(yes: Both | None, no: Both | None) -> dict[str, Any]:
     return found
 
 
-def compare_evenness(yes: Both | None, no: Both | None, items: int) -> EvennessReport:
-    """Every measure of evenness, and the verdict: by margins of the Yes rows, by d' where a result has no margins."""
+def _why_no_margins(first: ProbeResult, second: ProbeResult) -> str:
+    """What to say where no Yes row has margins of both."""
+    lacking = [result.label for result in (first, second) if result.yes and not result.yes.has_margins]
+    if len(lacking) == 1:
+        return f"{lacking[0]} has no margins"
+    return "there are no margins" if lacking else "no row has a margin in both results"
+
+
+def compare_evenness(
+    yes: Both | None, no: Both | None, items: int, without_margins: str = "there are no margins"
+) -> EvennessReport:
+    """Every measure of evenness, and the verdict: by margins of the Yes rows, by d' where a result has no margins.
+
+    `without_margins` says, where there are none, whose they are.
+    """
     side = yes or no
     assert side is not None
     auc = d_prime = margin = other = margin_no = None
@@ -190,8 +203,9 @@ def compare_evenness(yes: Both | None, no: Both | None, items: int) -> EvennessR
         if no is None:
             other = evenness.compare(*(evenness.of_means(tables.margin) for tables in yes))
     if no and no[0].has_margins:
-        margin_no = evenness.compare(*(evenness.of_standardized_margins(tables.margin) for tables in no))
-    said, reason = _verdict(yes, no, items, (margin, other, other_unit), d_prime)
+        beside = [pair.margin for pair in yes] if yes and yes[0].has_margins else [None, None]
+        margin_no = evenness.compare(*(evenness.of_standardized_margins(no[i].margin, beside[i]) for i in (0, 1)))
+    said, reason = _verdict(yes, no, items, (margin, other, other_unit), (d_prime, without_margins))
     return EvennessReport(
         margin=margin,
         margin_other_unit=other,
@@ -211,7 +225,7 @@ def _verdict(
     no: Both | None,
     items: int,
     margins: tuple[Change | None, Change | None, str],
-    d_prime: Change | None,
+    d_prime: tuple[Change | None, str],
 ) -> tuple[Verdict, str]:
     """The verdict, and in words what it rests on or why it cannot be given."""
     if yes is None or items < evenness.MIN_ITEMS:
@@ -220,8 +234,8 @@ def _verdict(
     if yes[0].has_margins:
         return _verdict_by_margins(*margins, items)
     if no is None:
-        return "cannot tell", "accuracies of Yes rows alone move with the threshold; margins or No rows are needed"
-    return _verdict_by_d_prime(yes, no, d_prime, items)
+        return "cannot tell", f"{d_prime[1]}, and accuracies of Yes rows alone move with the threshold"
+    return _verdict_by_d_prime(yes, no, *d_prime, items)
 
 
 def _verdict_by_margins(margin: Change | None, other: Change | None, unit: str, items: int) -> tuple[Verdict, str]:
@@ -232,13 +246,18 @@ def _verdict_by_margins(margin: Change | None, other: Change | None, unit: str, 
         return "cannot tell", lacking
     said = evenness.verdict(margin, other, items)
     if said == "cannot tell":
-        return said, f"the variance of the margins over the cells changes in one unit, their own sd or {unit}, only"
+        return (
+            said,
+            f"the variance of the margins over the cells changes in one unit, {evenness.MARGIN_UNIT} or {unit}, only",
+        )
     return said, "variance of the margins of the Yes rows over the cells"
 
 
-def _verdict_by_d_prime(yes: Both, no: Both, d_prime: Change | None, items: int) -> tuple[Verdict, str]:
+def _verdict_by_d_prime(
+    yes: Both, no: Both, d_prime: Change | None, without_margins: str, items: int
+) -> tuple[Verdict, str]:
     if d_prime is None:
-        return "cannot tell", "there are no margins, and a cell has hardly a right or a wrong answer"
+        return "cannot tell", f"{without_margins}, and {_why_no_d_prime(yes, no)}"
     said_yes = [(yes[i].said_yes, no[i].said_yes) for i in (0, 1)]
     confirming = evenness.compare(*(evenness.of_d_prime(*tables, relative=True) for tables in said_yes))
     said = evenness.verdict(d_prime, confirming, items)
@@ -250,6 +269,23 @@ def _verdict_by_d_prime(yes: Both, no: Both, d_prime: Change | None, items: int)
         if evenness.verdict(d_prime, confirming, items) != said:
             return "cannot tell", "the threshold moved, and without margins what d' then shows depends on their shape"
     return said, "variance of d' over the cells"
+
+
+def _why_no_d_prime(yes: Both, no: Both) -> str:
+    """Which answers some cell has too few of."""
+    fewest = min(
+        (int(counts.min()), kind, name)
+        for name, pair in (("Yes", yes), ("No", no))
+        for tables in pair
+        for kind, counts in (
+            ("right", np.nansum(tables.correct == 1, axis=0)),
+            ("wrong", np.nansum(tables.correct == 0, axis=0)),
+        )
+    )
+    if fewest[0] >= evenness.MIN_COUNT:
+        return "d' does not vary between items"
+    needed = f"d' needs {evenness.MIN_COUNT} right and {evenness.MIN_COUNT} wrong answers of either kind in every cell"
+    return f"{needed}, but some cell has {fewest[0]} {fewest[1]} on its {fewest[2]} rows"
 
 
 def _threshold_matched(yes: Both, no: Both | None) -> ThresholdMatched | None:
@@ -310,6 +346,9 @@ def verdict(pair: PairReport) -> str:
         estimate, low, high = (PERCENT.value(value) for value in size[:3])
         verb = "rises" if change.estimate > 0 else "falls"
         said = f"{what} {verb} by {estimate} points (95 % interval {low} to {high})"
+    elif not np.isfinite(change.low):
+        seen = f" ({POINTS.value(change.estimate)} points here)" if np.isfinite(change.estimate) else ""
+        said = f"whether {what} differs cannot be told{seen}"
     else:
         estimate, low, high = (POINTS.value(value) for value in change[:3])
         said = f"no difference in {what} shown ({estimate} points, 95 % interval {low} to {high})"
@@ -321,7 +360,7 @@ def _evenness_words(report: EvennessReport) -> str:
         return f"whether the Yes map is more or less even cannot be told ({report.reason})"
     change = report.margin or report.d_prime
     assert change is not None
-    what = "the margins, in their own sd" if report.margin else "d'"
+    what = f"the margins, in {evenness.MARGIN_UNIT}" if report.margin else "d'"
     values = (
         f"unbiased sd of {what}, over the cells {signed_root(change.first):.2f} -> {signed_root(change.second):.2f}; "
         f"change of the variance {change.estimate:+.3f}, 95 % interval {change.low:+.3f} to {change.high:+.3f}"

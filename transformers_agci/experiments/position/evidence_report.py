@@ -12,7 +12,7 @@ from transformers_agci.experiments.position.metrics import Control, controls_tab
 from transformers_agci.report.heatmap import GREY, INK, image_path, save_figure
 from transformers_agci.report.table import ABSENT, NUMBER, PERCENT, POINTS, Style, Table, p_value
 from transformers_agci.statistics import NO_DATA, Interval
-from transformers_agci.statistics.evenness import Change, signed_root
+from transformers_agci.statistics.evenness import MARGIN_UNIT, MARGIN_UNIT_NOTE, Change, signed_root
 from transformers_agci.storage.json_file import write_json as write_json_file
 
 THREE, THREE_CHANGE = Style(digits=3), Style(digits=3, signed=True)
@@ -25,6 +25,8 @@ def evidence_text(evidence: Evidence, controls: Sequence[Control] = ()) -> str:
     blocks = [head, *(table.text for table in evidence_tables(evidence))]
     if controls:
         blocks.append(controls_table(controls).text)
+    if any(side.margin for row in evidence.results for side in (row.report.yes, row.report.no) if side):
+        blocks.append(f"({MARGIN_UNIT_NOTE})")
     return "\n\n".join([*blocks, *evidence.notes])
 
 
@@ -68,7 +70,7 @@ def _levels(results: Sequence[ResultEvidence]) -> Table:
         ("Yes %", lambda row: PERCENT.write(row.report.yes and row.report.yes.accuracy)),
         ("No %", lambda row: PERCENT.write(row.report.no and row.report.no.accuracy)),
         ("balanced %", lambda row: PERCENT.write(row.report.balanced)),
-        ("sd of margins over cells", sd),
+        (f"sd of margins over cells, in {MARGIN_UNIT}", sd),
         ("position effect, p", p),
         ("all cells right %", lambda row: PERCENT.write(row.consistency and row.consistency.all_right)),
         ("all cells alike %", lambda row: PERCENT.write(row.consistency and row.consistency.all_alike)),
@@ -118,7 +120,7 @@ def _evenness(comparisons: Sequence[Comparison]) -> Table:
         return lambda row: style.write(getattr(row.pair.evenness, name))
 
     columns: list[Column] = [
-        ("V of margins", change("margin")),
+        (f"V of margins, in {MARGIN_UNIT}", change("margin")),
         ("V of d'", change("d_prime")),
         ("V of accuracy, points^2", change("accuracy", Style(1e4, 1, signed=True))),
         ("evenness", lambda row: row.pair.evenness.verdict),
@@ -193,7 +195,7 @@ def _panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
         ("balanced, against\nthe first, points", [NO_DATA, *((p.balanced or NO_DATA).scaled(100) for p in pairs)]),
         ("AUC, against the first", [NO_DATA, *(p.auc or NO_DATA for p in pairs)]),
         (
-            "variance of margins over\ncells, against the first",
+            "variance of margins over\ncells, against the first,\nin squared sd within a cell",
             [NO_DATA, *(change(p.evenness.margin or p.evenness.d_prime) for p in pairs)],
         ),
     ]

@@ -6,7 +6,7 @@ import numpy as np
 
 from transformers_agci import statistics as st
 from transformers_agci.experiments.position.results import ProbeResult, Tables
-from transformers_agci.statistics import Interval, Measured, SpreadTest, TestResult, evenness, signal_detection
+from transformers_agci.statistics import Interval, SpreadTest, TestResult, evenness, signal_detection
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class AnswerReport:
     """All Yes rows, or all No rows: accuracies are shares (0..1), margins are logits; lists are per cell.
 
     `unevenness` is the unbiased variance of the accuracies over the cells (shares squared), `margin_unevenness` that of
-    the margins in units of their own sd. `spread` has the plain deviations beside chance. What cannot be had is None:
-    margins where the result carries none, tests where nothing varies.
+    the margins in units of their sd within a cell and an answer, pooled over the cells and, where a result has margins
+    of both, over both answers: the unit in which two results are compared. `spread` has the plain deviations beside
+    chance. What cannot be had is None: margins where the result carries none, tests where nothing varies.
     """
 
     accuracy: Interval
@@ -102,8 +103,8 @@ def measure(result: ProbeResult, resampling: ResamplingConfig | None = None) -> 
         items=len(result.items),
         shape=result.shape,
         positions=result.cells,
-        yes=None if yes is None else _measure_answer(yes, resampling),
-        no=None if no is None else _measure_answer(no, resampling),
+        yes=None if yes is None else _measure_answer(yes, no, resampling),
+        no=None if no is None else _measure_answer(no, yes, resampling),
         balanced=balanced and balanced.overall,
         balanced_cells=balanced and balanced.cells,
         d_prime=d_prime and d_prime.overall,
@@ -117,7 +118,9 @@ def measure(result: ProbeResult, resampling: ResamplingConfig | None = None) -> 
     )
 
 
-def _measure_answer(tables: Tables, resampling: ResamplingConfig) -> AnswerReport:
+def _measure_answer(tables: Tables, others: Tables | None, resampling: ResamplingConfig) -> AnswerReport:
+    """The rows of one answer; those of the other one are needed for the unit of the margins only."""
+    beside = others.margin if others is not None and others.has_margins else None
     margins = tables.margin if tables.has_margins else None
     margin = None if margins is None else st.mean_over_items(margins)
     absent = np.isnan(tables.correct)
@@ -139,7 +142,9 @@ def _measure_answer(tables: Tables, resampling: ResamplingConfig) -> AnswerRepor
         if margins is None
         else st.permutation_null(margins, resampling.permutations, resampling.seed),
         margin_hotelling=None if margins is None else st.hotelling(margins),
-        margin_unevenness=None if margins is None else evenness.level(evenness.of_standardized_margins(margins)),
+        margin_unevenness=None
+        if margins is None
+        else evenness.level(evenness.of_standardized_margins(margins, beside)),
         without_margin=0 if margins is None else int(np.isnan(margins[~absent]).sum()),
     )
 
@@ -148,14 +153,7 @@ def _matched(yes: Tables, no: Tables) -> MatchedRate | None:
     found = signal_detection.yes_accuracy_at_no_rate(yes.margin, no.margin)
     if found is None:
         return None
-    threshold, contributions = found
-    measured: Measured = st.mean_over_items(contributions)
-    within = [_within_0_and_1(interval) for interval in (measured.overall, *measured.cells)]
-    return MatchedRate(signal_detection.NO_RATE, threshold, within[0], within[1:])
-
-
-def _within_0_and_1(interval: Interval) -> Interval:
-    return interval._replace(low=max(0.0, interval.low), high=min(1.0, interval.high))
+    return MatchedRate(signal_detection.NO_RATE, found.threshold, found.accuracy.overall, found.accuracy.cells)
 
 
 def _best(yes: Tables, no: Tables) -> BestThreshold | None:

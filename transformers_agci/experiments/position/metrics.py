@@ -1,5 +1,6 @@
 """The position probe's metrics from result files to printed tables, the maps and JSON."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,11 +137,21 @@ def check_outputs(heatmap: str | None) -> None:
 
 
 def _distinct(paths: Paths) -> list[str]:
-    """Names of the results; where two would be called the same, their files' names or places tell them apart."""
-    stems = [Path(path).stem for path in paths]
-    places = ["baseline", "AGCI"] if len(paths) == 2 else [f"result {number}" for number in range(1, len(paths) + 1)]
-    candidates = ([label_of(path) for path in paths], stems, places)
-    return next(names for names in candidates if len(set(names)) == len(names))
+    """Names of the results; those that would be called the same bear their file's name, path or number, too."""
+    names = [label_of(path) for path in paths]
+    stems, places = [Path(path).stem for path in paths], [str(path) for path in paths]
+    numbers = [f"result {number}" for number in range(1, len(paths) + 1)]
+    for more in (stems, places, numbers):
+        taken = Counter(names)
+        if max(taken.values()) == 1:
+            break
+        alike = [name for name in taken if taken[name] > 1]
+        for name in alike:
+            members = [place for place, other in enumerate(names) if other == name]
+            if len({more[member] for member in members}) > 1:
+                for member in members:
+                    names[member] = more[member] if name == stems[member] else f"{name}, {more[member]}"
+    return names
 
 
 def _control(name: str, path: str | Path) -> Control:

@@ -17,7 +17,7 @@ from transformers_agci.report.table import (
     p_value,
 )
 from transformers_agci.statistics import NO_DATA, Spread, TestResult
-from transformers_agci.statistics.evenness import Change, Level, signed_root
+from transformers_agci.statistics.evenness import MARGIN_UNIT, MARGIN_UNIT_NOTE, Change, Level, signed_root
 
 VARIANCE = Style(digits=4)
 VARIANCE_CHANGE = Style(digits=4, signed=True)
@@ -72,8 +72,9 @@ def _evenness(report: ResultReport) -> str:
         if side.margin_spread:
             spread = _spread(side.margin_spread.sd, 1)
             rows.append([f"sd of margin, {name} rows (logits)", *spread, ""])
-            rows.append([f"the same in units of its own sd, {name} rows", *[""] * 4, _unbiased(side.margin_unevenness)])
-    return format_table(["over the cells", "observed", "by chance", "95 % below", "p", "without bias"], rows)
+            rows.append([f"the same in {MARGIN_UNIT}, {name} rows", *[""] * 4, _unbiased(side.margin_unevenness)])
+    table = format_table(["over the cells", "observed", "by chance", "95 % below", "p", "without bias"], rows)
+    return f"{table}\n({MARGIN_UNIT_NOTE})" if any(side.margin for _, side in _sides(report)) else table
 
 
 def _spread(spread: Spread, factor: float) -> list[str]:
@@ -185,9 +186,9 @@ def pair_text(pair: PairReport) -> str:
 def _evenness_table(pair: PairReport) -> str:
     found = pair.evenness
     rows = [
-        _change("margins, Yes rows, in their own sd", found.margin),
+        _change(f"margins, Yes rows, in {MARGIN_UNIT}", found.margin),
         _change(f"margins, Yes rows, in {found.other_unit}", found.margin_other_unit),
-        _change("margins, No rows, in their own sd", found.margin_no),
+        _change(f"margins, No rows, in {MARGIN_UNIT}", found.margin_no),
         _change("AUC of the cells", found.auc, Style(digits=5), Style(digits=5, signed=True)),
         _change("d' of the cells", found.d_prime),
         _change("accuracy (points^2)", found.accuracy, POINTS_SQUARED, POINTS_SQUARED_CHANGE),
@@ -269,7 +270,7 @@ def _summary_overall(results: Sequence[ResultReport], pair: PairReport) -> str:
     margin = pair.evenness.margin
     if margin:
         roots = [NUMBER.value(signed_root(value)) for value in margin[:2]]
-        rows.append(["sd of margins over positions, in their own sd", *roots, pair.evenness.verdict])
+        rows.append([f"sd of margins over positions, in {MARGIN_UNIT}", *roots, pair.evenness.verdict])
     unreadable = [sum(side.unreadable for _, side in _sides(report)) for report in results]
     rows.append(["unreadable answers", *map(str, unreadable), ""])
     return format_table(["over all positions", *(report.label for report in results), "difference [95 %]"], rows)
