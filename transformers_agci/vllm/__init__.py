@@ -1,0 +1,11 @@
+"""AGCI under vLLM: the plugin that vLLM finds by its entry point, and the engine of our own commands.
+
+plugin.py     vLLM's way in: a model whose config carries lambda is built as a class that injects (docs/vllm.md)
+models.py     which model classes of vLLM are served, and what is peculiar to each
+injection.py  what is done to what a model's encoder returns; no vllm
+worker.py     what a worker process tells of it
+engine.py     `--engine vllm`; check.py: `agci self-check --engine vllm`
+
+vLLM starts processes of its own that import plugin.py before a model is built; engine.py and check.py import vllm only
+when they are used.
+"""

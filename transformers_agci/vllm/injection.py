@@ -1,0 +1,140 @@
+"""What AGCI does to what a model's encoder returns under vLLM.
+
+`embed_multimodal` gives one tensor [N, D] per item: everything the decoder will see of it, before vLLM caches it by the
+hash of its pixels and cuts it into chunks. So the formula is applied once to whole images, and what is cached, reused
+by another request or cut later has been through it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from transformers_agci.errors import InputError, short
+from transformers_agci.families import todays_model_type
+from transformers_agci.method.injection import METHODS, SEEDED, injection_of
+from transformers_agci.method.lam import LAMBDA_KEY, lambda_text, settle_key, validate_lambda
+from transformers_agci.vllm.models import NOT_SERVED, SERVED_MODELS, ServedModel
+
+METHOD_KEY = "global_context_broadcast_method"  # in config.json or hf_overrides: a control instead of AGCI
+
+# Arguments of `embed_multimodal`, by what they bring; the names are vLLM's own across its models.
+IMAGE_INPUTS = frozenset({"pixel_values", "image_embeds", "image_patches"})
+OTHER_INPUTS = frozenset(
+    {
+        "pixel_values_videos",
+        "video_embeds",
+        "input_features",
+        "input_audio_features",
+        "input_features_padded",
+        "audio_embeds",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that vLLM builds with AGCI: its lambda, its method, its row of the table."""
+
+    lam: float
+    method: str
+    model: ServedModel
+    hidden_size: int  # D of the decoder's input
+
+    @property
+    def words(self) -> str:
+        """What the engine's log says."""
+        method = "" if self.method == "agci" else f", method {self.method}"
+        return f"lambda {lambda_text(self.lam)}{method} ({self.model.name})"
+
+
+def served_by(config: Any, class_name: str, hidden_size: int) -> Served | None:
+    """What the config of a checkpoint asks for; None where it does not carry the key.
+
+    Raises InputError where the value is no lambda or no method, and where the class is not in the table.
+    """
+    if not _carries(config, LAMBDA_KEY):
+        return None
+    source = f"{LAMBDA_KEY} in the model's config"
+    lam = validate_lambda(_read(config, LAMBDA_KEY), source)
+    method = _read(config, METHOD_KEY) if _carries(config, METHOD_KEY) else "agci"
+    if not isinstance(method, str) or injection_of(method) is None:
+        names = ", ".join(dict.fromkeys([*METHODS, *SEEDED]))
+        raise InputError(f"{METHOD_KEY} in the model's config must be one of {names}, but is {short(method)}.")
+    return Served(lam, method, find_model(class_name, getattr(config, "model_type", None)), hidden_size)
+
+
+def find_model(class_name: str, model_type: object) -> ServedModel:
+    """The row of the table; InputError where vLLM's class, or this model in it, is not served."""
+    row = SERVED_MODELS.get(class_name)
+    kind = todays_model_type(model_type)
+    if row is not None and kind in row.model_types:
+        return row
+    reason = NOT_SERVED.get(kind)
+    why = f": {reason}" if reason else ""
+    raise InputError(
+        f"The config carries {LAMBDA_KEY}, but AGCI does not serve vLLM's {class_name} (model_type {kind!r}){why}. "
+        f"Remove the key or set TRANSFORMERS_AGCI=0 for the unmodified model; served: {', '.join(SERVED_MODELS)}."
+    )
+
+
+def inject(served: Served, config: Any, items: Any, inputs: Mapping[str, Any]) -> tuple[Any, int]:
+    """What `embed_multimodal` shall return, and how many images were injected.
+
+    Args:
+        served: lambda, method and model.
+        config: the checkpoint's config.
+        items: what the stock method returned: tensors [N, D] in a sequence, or one [items, N, D].
+        inputs: the arguments of the call, which say of what modality the items are.
+
+    Raises InputError where that cannot be told or a tensor is not what the table says.
+    """
+    if served.lam == 0 or not holds_images(inputs) or items is None or len(items) == 0:
+        return items, 0
+    function = injection_of(served.method)
+    assert function is not None  # served_by has looked
+    injected: list[torch.Tensor] = []
+    images = 0
+    for item in items:
+        lengths = served.model.images_of_item(config, len(item))
+        injected.append(_inject_item(served, function, item, lengths))
+        images += len(lengths)
+    return (torch.stack(injected) if isinstance(items, torch.Tensor) else tuple(injected)), images
+
+
+def holds_images(inputs: Mapping[str, Any]) -> bool:
+    """Whether the call is about images; vLLM makes one call for each modality."""
+    given = {name for name, value in inputs.items() if value is not None}
+    images, others = given & IMAGE_INPUTS, given & OTHER_INPUTS
+    if images and others:
+        raise InputError(
+            f"AGCI cannot tell images from other items in one call with {', '.join(sorted(images | others))}."
+        )
+    if not images and not others:
+        raise InputError(f"AGCI does not know whether {', '.join(sorted(given)) or 'no input'} holds images.")
+    return bool(images)
+
+
+def _inject_item(
+    served: Served, function: Callable[..., torch.Tensor], item: torch.Tensor, lengths: Sequence[int]
+) -> torch.Tensor:
+    """One item [N, D + extra] with the first D columns of each of its images injected."""
+    width = served.hidden_size
+    if item.shape[-1] < width or (item.shape[-1] > width and not served.model.extra_columns):
+        raise InputError(
+            f"vLLM's {served.model.name} gave an image of {item.shape[-1]} columns, where the decoder takes {width}."
+        )
+    if sum(lengths) != len(item):
+        raise InputError(f"vLLM's {served.model.name} gave an item of {len(item)} tokens, which are no whole images.")
+    done = torch.cat([function(image, served.lam) for image in item[:, :width].split(list(lengths))])
+    return done if item.shape[-1] == width else torch.cat([done, item[:, width:]], dim=-1)
+
+
+def _carries(config: Any, key: str) -> bool:
+    settle_key(config)
+    return key in vars(config)
+
+
+def _read(config: Any, key: str) -> Any:
+    return vars(config)[key]

@@ -1,0 +1,124 @@
+"""vLLM's general plugin: a model whose config carries lambda is built as a class of ours that injects.
+
+vLLM calls `register` in each of its processes, possibly more than once, before a model is built. Nothing of vLLM's is
+changed but the one function that says which class a model is built as; where the key stands in the config, it answers
+with a subclass of the stock class:
+
+    stock     Qwen2_5_VLForConditionalGeneration                     no key
+    subclass  the same name, `embed_multimodal` injects              "global_context_broadcast_lambda": 0.5
+
+The key comes from config.json or from `hf_overrides`; TRANSFORMERS_AGCI=0 leaves everything as it was.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from transformers_agci.errors import InputError
+from transformers_agci.method.autoload import SWITCH
+from transformers_agci.method.lam import LAMBDA_KEY
+from transformers_agci.vllm.injection import Served, inject, served_by
+
+# Below vLLM's own logger, whose handlers and level it then has.
+_log = logging.getLogger("vllm.transformers_agci")
+
+_local = threading.local()
+
+
+def register() -> None:
+    """The entry point `vllm.general_plugins`; a second call does nothing."""
+    if os.environ.get(SWITCH) == "0":
+        return
+    try:
+        from vllm.model_executor.model_loader import utils
+        from vllm.model_executor.models.interfaces import SupportsMultiModal
+
+        stock = utils.get_model_architecture
+        known = callable(getattr(SupportsMultiModal, "embed_multimodal", None))
+    except (ImportError, AttributeError) as error:
+        _log.error("AGCI cannot serve models in this version of vLLM (%s): %s does nothing.", error, LAMBDA_KEY)
+        return
+    if not known:
+        _log.error("AGCI needs vLLM's `embed_multimodal`, which this version lacks: %s does nothing.", LAMBDA_KEY)
+        return
+    if not getattr(stock, "chooses_agci", False):
+        utils.get_model_architecture = choosing(stock)
+
+
+def choosing(stock: Callable[[Any], tuple[type, str]]) -> Callable[[Any], tuple[type, str]]:
+    """vLLM's choice of the class that a model is built as, with ours where the config carries the key."""
+
+    @functools.wraps(stock)
+    def get_model_architecture(model_config: Any) -> tuple[type, str]:
+        model_class, architecture = stock(model_config)
+        draft = getattr(model_config, "runner_type", None) == "draft"  # proposes tokens to a model that has AGCI
+        if draft or getattr(_local, "building", False):
+            return model_class, architecture
+        served = served_by(model_config.hf_config, model_class.__name__, model_config.get_hidden_size())
+        return (model_class if served is None else injecting(model_class, served)), architecture
+
+    get_model_architecture.chooses_agci = True  # type: ignore[attr-defined]
+    return get_model_architecture
+
+
+def injecting(model_class: type, served: Served) -> type:
+    """A subclass of vLLM's class, under the same name, whose images have been through the formula."""
+    base: Any = model_class
+
+    class Injecting(base):  # type: ignore[misc]
+        agci: Served
+        agci_images: int
+
+        def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+            check_engine(vllm_config, served)
+            with _building():
+                super().__init__(vllm_config=vllm_config, prefix=prefix)
+            self.agci, self.agci_images = served, 0
+            self._agci_config = vllm_config.model_config.hf_config
+            say_once(vllm_config, served)
+
+        def embed_multimodal(self, **inputs: Any) -> Any:
+            items, images = inject(served, self._agci_config, super().embed_multimodal(**inputs), inputs)
+            self.agci_images += images
+            return items
+
+    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
+        setattr(Injecting, name, getattr(model_class, name))
+    return Injecting
+
+
+@contextlib.contextmanager
+def _building() -> Iterator[None]:
+    """While a model is built, its decoder is, too, in the same way and with the same config: that is no model."""
+    _local.building = True
+    try:
+        yield
+    finally:
+        _local.building = False
+
+
+def check_engine(vllm_config: Any, served: Served) -> None:
+    """InputError where vLLM is asked for what goes around the model's Python method."""
+    if getattr(vllm_config.compilation_config, "cudagraph_mm_encoder", False):
+        raise InputError(
+            f"AGCI with {served.words} cannot be served with `cudagraph_mm_encoder`: the recorded encoder bypasses it. "
+            "Leave it off, or set TRANSFORMERS_AGCI=0 for the unmodified model."
+        )
+
+
+def say_once(vllm_config: Any, served: Served) -> None:
+    """One line in the log of an engine, from the first of its workers."""
+    parallel = vllm_config.parallel_config
+    if getattr(parallel, "rank", 0) != 0:
+        return
+    _log.info("AGCI is on: %s. %s=0 turns it off.", served.words, SWITCH)
+    stores = [name for name in ("kv_transfer_config", "ec_transfer_config") if getattr(vllm_config, name, None)]
+    if stores:
+        _log.warning(
+            "%s: what is stored there belongs to this lambda. Engines of another lambda need a store of their own.",
+            ", ".join(stores),
+        )
