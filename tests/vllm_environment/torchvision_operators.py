@@ -23,7 +23,6 @@ class Finder:
             Finder.library = torch.library.Library("torchvision", "DEF")
             for operator in OPERATORS:
                 Finder.library.define(operator)
-        return None
 
 
 sys.meta_path.insert(0, Finder())

@@ -59,7 +59,7 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
 
     folder = checkpoint_files.model_folder(options.model, options.revision)
     config = checkpoint_files.read_config(folder)
-    _check_family(options, config["model_type"], SUPPORTED_FAMILIES)
+    check_family(options, config["model_type"], SUPPORTED_FAMILIES)
     lam = config.get(LAMBDA_KEY)
     if lam is not None:
         lam = validate_lambda(lam, f"{LAMBDA_KEY} of {folder / checkpoint_files.CONFIG}")
@@ -82,7 +82,7 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
     }
     notes = {
         "model": options.model,
-        "revision": _revision(folder),
+        "revision": hub_revision(folder),
         "lambda_in_config": lam,
         "vision_attention_because": attention.reason,
         "patch_embedding_because": embedding.reason,
@@ -140,7 +140,8 @@ def one_thread_on_cpu() -> None:
         torch.set_num_threads(1)
 
 
-def _check_family(options: LoadOptions, found: str, supported: Mapping[str, Any]) -> None:
+def check_family(options: LoadOptions, found: str, supported: Mapping[str, Any]) -> None:
+    """InputError where `family` asks for another model_type than the checkpoint's."""
     wanted = options.family
     if wanted is None or wanted == found:
         return
@@ -350,7 +351,7 @@ def _is_answering(key: str, model: Any) -> bool:
     return bool(words & (parts - SILENT)) and not words & (SILENT | CONSTANTS)
 
 
-def _revision(folder: Path) -> str | None:
+def hub_revision(folder: Path) -> str | None:
     """The commit, where the folder is a snapshot of the hub's cache."""
     return folder.name if folder.parent.name == "snapshots" else None
 
