@@ -1,12 +1,14 @@
 """Proof on a checkpoint that AGCI is on and correct: a table of checks, each with its figure.
 
 Without CHECKPOINT the embedded model is checked, without --image the question is about an image of the embedded
-atlas. Exits with 1 when a check fails.
+atlas. Exits with 1 when a check fails. With --engine vllm the log-probabilities under vLLM are held against those of
+transformers with hooks.
 """
 
 import argparse
 from dataclasses import replace
 
+from transformers_agci.commands.engine_options import add_engine_options, engine_options
 from transformers_agci.commands.options import EMBEDDED, add_model_options, model_options, path
 from transformers_agci.errors import InputError
 
@@ -21,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="look at a model of no supported family and say what it would take; changes and writes nothing",
     )
     add_model_options(parser, default=EMBEDDED)
+    add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +39,15 @@ def run(args: argparse.Namespace) -> int:
         found = explore_checkpoint(options, args.image)
         print(found)
         return 0 if found.served else 1
-    result = check_checkpoint(options, args.image)
+    engine = engine_options(args)
+    if engine.name == "vllm":
+        from transformers_agci.experiments.vllm_check import check_under_vllm
+
+        result = check_under_vllm(options, engine.vllm, args.image)
+    elif engine.name == "transformers":
+        result = check_checkpoint(options, args.image)
+    else:
+        raise InputError(f"--engine {engine.name}: a server does not show what is inside it; transformers and vllm do.")
     print(result)
     return 0 if result.passed else 1
 

@@ -37,7 +37,7 @@ def check_checkpoint(options: LoadOptions, image: Path | None = None) -> SelfChe
 
 def _other_prompts(loaded: LoadedModel, lam: float) -> Iterator[Check]:
     """Two images that touch in the prompt, and one that is long enough to be cut into tiles."""
-    data, _ = _atlas_image()
+    data, _ = atlas_image()
     square = Image.open(BytesIO(data)).convert("RGB")
     long = Image.new("RGB", (3 * square.width, square.height))
     for column in range(3):
@@ -77,7 +77,7 @@ def explore_checkpoint(options: LoadOptions, image: Path | None = None) -> Explo
         raise InputError(
             f"{options.model} cannot be loaded by transformers ({' '.join(str(error).split())[:200]})."
         ) from None
-    data = image.read_bytes() if image is not None else _atlas_image()[0]
+    data = image.read_bytes() if image is not None else atlas_image()[0]
     picture = Image.open(BytesIO(data)).convert("RGB")
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "What is it?"}]
     prompt = processor.apply_chat_template(
@@ -89,7 +89,7 @@ def explore_checkpoint(options: LoadOptions, image: Path | None = None) -> Explo
 def _inputs(loaded: LoadedModel, path: Path | None) -> dict[str, Any]:
     image: ImageSource
     if path is None:
-        data, caption = _atlas_image()
+        data, caption = atlas_image()
         image = ImageBytes(data, "the embedded atlas")
     else:
         image, caption = ImageFile(path.parent, path.name, "`image`"), CAPTION
@@ -107,8 +107,8 @@ def _on_device(loaded: LoadedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _atlas_image() -> tuple[bytes, str]:
-    """A composite of nine atlas images, and the name of the one in the middle."""
+def atlas_image(cell: int = 4) -> tuple[bytes, str]:
+    """A composite of nine atlas images, and the name of the one in this cell (0 to 8)."""
     atlas = Atlas()
     rendered = render_item(atlas, (*PROBE_STREAM, 0), number=0)
-    return rendered.composite(4), atlas.names[rendered.item.target]
+    return rendered.composite(cell), atlas.names[rendered.item.target]

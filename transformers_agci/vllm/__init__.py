@@ -4,8 +4,8 @@ plugin.py     vLLM's way in: a model whose config carries lambda is built as a c
 models.py     which model classes of vLLM are served, and what is peculiar to each
 injection.py  what is done to what a model's encoder returns; no vllm
 worker.py     what a worker process tells of it
-engine.py     `--engine vllm`; check.py: `agci self-check --engine vllm`
+running.py    vLLM started with it; engine.py: the engine vllm of our own commands
 
-vLLM starts processes of its own that import plugin.py before a model is built; engine.py and check.py import vllm only
-when they are used.
+vLLM starts processes of its own that import plugin.py before a model is built; the other files import vllm only when
+they are used.
 """
