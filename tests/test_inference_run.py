@@ -1,13 +1,14 @@
 """The engine on a tiny checkpoint: counts, resuming, bad rows, memory, workers, interruptions."""
 
+import contextlib
 import json
 import os
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 import pytest
 import torch
@@ -15,13 +16,21 @@ from PIL import Image
 from tiny_checkpoints import checkpoint, prompt_inputs, random_image
 
 from transformers_agci.errors import InputError
-from transformers_agci.inference.answer import Answerer, verdict_is_fixed
+from transformers_agci.inference.answer import verdict_is_fixed
 from transformers_agci.inference.answering import AnswerOptions, answer_questions
 from transformers_agci.inference.dry_run import describe
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prefetch import AHEAD, prefetched
 from transformers_agci.inference.progress import RunSummary
-from transformers_agci.inference.questions import BlankImage, ImageBytes, ImageFile, Question, QuestionSet, up_to
+from transformers_agci.inference.questions import (
+    YES_NO,
+    BlankImage,
+    ImageBytes,
+    ImageFile,
+    Question,
+    QuestionSet,
+    up_to,
+)
 from transformers_agci.inference.runner import RunOptions, output_paths
 from transformers_agci.method.handle import agci, attach, current_handle
 from transformers_agci.storage import manifest
@@ -76,6 +85,18 @@ def ask(
     return answer_questions(
         loaded, asked, lambdas, output_paths(path, lambdas), AnswerOptions(run=RunOptions(**of_run), **given)
     )
+
+
+@contextlib.contextmanager
+def before_forward(loaded: LoadedModel, work: Callable[[int], None]) -> Iterator[None]:
+    """Before every forward call of the model `work(rows of the batch)`, which may raise."""
+    hook = loaded.model.register_forward_pre_hook(
+        lambda _, args, given: work(len(given["input_ids"])), with_kwargs=True
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def rows(path: Path) -> list[dict]:
@@ -228,18 +249,15 @@ def test_truncated_at_every_byte_of_the_last_block_it_resumes_to_the_same_bytes(
         assert path.read_bytes() == whole
 
 
-def test_ctrl_c_keeps_finished_blocks(loaded, pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_finished_blocks(loaded, pictures, tmp_path: Path) -> None:
     ask(loaded, probe(pictures), tmp_path / "whole" / "A.jsonl")
     calls = iter([*[None] * 6, KeyboardInterrupt])
-    real = Answerer.answer
 
-    def answer(self, inputs, stop):
+    def interrupt(*_: object) -> None:
         if next(calls, None):
             raise KeyboardInterrupt
-        return real(self, inputs, stop)
 
-    monkeypatch.setattr(Answerer, "answer", answer)
-    with pytest.raises(KeyboardInterrupt):
+    with before_forward(loaded, interrupt), pytest.raises(KeyboardInterrupt):
         ask(loaded, probe(pictures), tmp_path / "cut" / "A.jsonl")
     assert len(rows(tmp_path / "cut" / "A.lam0.jsonl")) == 8
     assert current_handle(loaded.model) is None
@@ -412,22 +430,33 @@ def test_nothing_to_ask(loaded, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
-    ids=["gpu", "cpu"],
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+    ],
+    ids=["gpu", "cpu", "cublas"],
 )
 def test_out_of_memory_halves_the_batch_and_says_so(
     loaded, pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error
 ) -> None:
     ask(loaded, probe(pictures), tmp_path / "whole.jsonl")
-    real = Answerer.answer
+    tried: list[int] = []
 
-    def answer(self, inputs, stop):
-        if len(inputs["input_ids"]) > 1:
+    def full(size: int) -> None:
+        tried.append(size)
+        if size > 2:
             raise error
-        return real(self, inputs, stop)
 
-    monkeypatch.setattr(Answerer, "answer", answer)
-    summary = ask(loaded, probe(pictures), tmp_path / "A.jsonl")
+    def again(*_: object, **__: object) -> Never:
+        raise AssertionError("prepared again")
+
+    monkeypatch.setattr("transformers_agci.inference.columns.prepare", again)
+    with before_forward(loaded, full):
+        summary = ask(loaded, probe(pictures), tmp_path / "A.jsonl", workers=0)
+    assert tried.count(CELLS) == 1  # the size that fitted is kept: no other block tries the whole batch
+    assert set(tried[1:]) == {2}
+    assert summary.counts.vision_images == ITEMS * CELLS
     assert summary.counts.halved_blocks == [0, 1, 2]
     assert any("halved" in line for line in summary.lines())
     found = manifest.read(tmp_path / "A.lam0.jsonl")
@@ -441,13 +470,33 @@ def test_out_of_memory_halves_the_batch_and_says_so(
             assert row["margin"] == pytest.approx(expected["margin"], abs=1e-4)
 
 
-def test_one_row_that_does_not_fit_is_named(loaded, pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def answer(self, inputs, stop) -> Never:
+def test_one_row_that_does_not_fit_is_named(loaded, pictures, tmp_path: Path) -> None:
+    def full(size: int) -> Never:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Answerer, "answer", answer)
-    with pytest.raises(InputError, match=r"rows\.json:\d+: memory does not suffice"):
+    with before_forward(loaded, full), pytest.raises(InputError, match=r"rows\.json:\d+: memory does not suffice"):
         ask(loaded, probe(pictures), tmp_path / "A.jsonl")
+
+
+@pytest.mark.parametrize("stop", [YES_NO, up_to(3)], ids=["yes or no", "free text"])
+def test_logits_that_are_not_numbers_are_no_answer(loaded, pictures, tmp_path: Path, stop) -> None:
+    """A row whose mask hides all its keys gives such logits; their largest one is a token like any other."""
+    questions = [replace(question, stop=stop) for question in probe(pictures, 1)]
+
+    def spoil(_: object, args: object, output: Any) -> None:
+        output.logits[1] = float("nan")
+
+    hook = loaded.model.register_forward_hook(spoil)
+    try:
+        summary = ask(loaded, questions, tmp_path / "A.jsonl", workers=0)
+    finally:
+        hook.remove()
+    assert summary.exit_code == 1
+    assert len(summary.counts.failed) in (2, 4)  # of every batch of four rows the second
+    assert "gives logits that are not numbers" in summary.counts.failed[0].error
+    for lam in ("0", "0.5"):
+        assert "NaN" not in (tmp_path / f"A.lam{lam}.jsonl").read_text()
+        assert len(rows(tmp_path / f"A.lam{lam}.jsonl")) == len(questions) - len(summary.counts.failed)
 
 
 @dataclass(frozen=True)

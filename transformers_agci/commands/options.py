@@ -140,6 +140,12 @@ def add_model_options(parser: argparse.ArgumentParser, default: str | None = Non
         default="auto",
         help="auto: Qwen's vision tower in fewer, larger steps where they agree with transformers' own",
     )
+    group.add_argument(
+        "--kernels",
+        default="auto",
+        metavar="auto|stock|NAMES",
+        help="auto: what does the same with less where it agrees with transformers' own; stock: none of it",
+    )
     group.add_argument("--revision", help="commit, tag or branch of a hub id")
     group.add_argument("--load_in_4bit", action="store_true", help="quantize with bitsandbytes (GPU only)")
     group.add_argument("--min_pixels", type=whole(1), help="Qwen: images are enlarged to at least this many pixels")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from transformers_agci.inference.prompt import answer_token_ids
 from transformers_agci.inference.questions import ANSWER_WORDS, StopRule
@@ -25,6 +25,7 @@ class Answer:
     text: str
     yes_logit: float | None = None
     no_logit: float | None = None
+    not_a_number: bool = False  # some logit is none: the text means nothing
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -62,6 +63,26 @@ def verdict_is_fixed(text: str) -> bool:
         if word.startswith(text) or (text.startswith(word) and text[len(word) :].strip() in ("", ",")):
             return False
     return True
+
+
+class _NanGuard(LogitsProcessor):
+    """Leaves the scores as they are, and remembers on the device which rows held one that is not a number.
+
+    A row whose attention mask hides every key gives such scores, and their argmax is a token like any other.
+    """
+
+    def __init__(self) -> None:
+        self._found: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        here = scores.isnan().any(dim=-1)
+        self._found = here if self._found is None else self._found | here
+        return scores
+
+    def rows(self) -> list[bool]:
+        """For each row whether it held one."""
+        assert self._found is not None
+        return self._found.tolist()
 
 
 class _StopAtVerdict(StoppingCriteria):
@@ -119,7 +140,16 @@ class Answerer:
         self.tokenizer = processor.tokenizer
         self.processor = processor
         self.settings = generation_settings(model, self.tokenizer)
+        eos = self.settings.eos_token_id
+        self.ends = frozenset(eos if isinstance(eos, list) else [eos])
         self._answer_ids: tuple[int, int] | None = None
+
+    @property
+    def answer_ids(self) -> tuple[int, int]:
+        """The tokens of Yes and No."""
+        if self._answer_ids is None:
+            self._answer_ids = answer_token_ids(self.processor)
+        return self._answer_ids
 
     def answer(self, inputs: dict[str, torch.Tensor], stop: StopRule) -> list[Answer]:
         """Greedy answers to a batch of prompts [B, S], one per row."""
@@ -128,17 +158,23 @@ class Answerer:
         settings.output_logits = stop.yes_no
         length = inputs["input_ids"].shape[1]
         criteria = StoppingCriteriaList([_StopAtVerdict(self.tokenizer, length)] if stop.yes_no else [])
+        guard = _NanGuard()
         with torch.inference_mode():
-            made = self.model.generate(**inputs, generation_config=settings, stopping_criteria=criteria)
+            made = self.model.generate(
+                **inputs,
+                generation_config=settings,
+                stopping_criteria=criteria,
+                logits_processor=LogitsProcessorList([guard]),
+            )
         texts = [
             text.strip() for text in self.tokenizer.batch_decode(made.sequences[:, length:], skip_special_tokens=True)
         ]
+        bad = guard.rows()
         if not stop.yes_no:
-            return [Answer(text) for text in texts]
-        return [Answer(text, *pair) for text, pair in zip(texts, self._word_logits(made.logits), strict=True)]
+            return [Answer(text, not_a_number=nan) for text, nan in zip(texts, bad, strict=True)]
+        words = self._word_logits(made.logits)
+        return [Answer(text, yes, no, nan) for text, (yes, no), nan in zip(texts, words, bad, strict=True)]
 
     def _word_logits(self, logits: Sequence[torch.Tensor]) -> list[list[float]]:
         """The Yes and No logits of each row before the first answer token, as the model gave them."""
-        if self._answer_ids is None:
-            self._answer_ids = answer_token_ids(self.processor)
-        return logits[0][:, list(self._answer_ids)].float().tolist()  # [B, 2]
+        return logits[0][:, list(self.answer_ids)].float().tolist()  # [B, 2]

@@ -6,18 +6,15 @@ does not fit into memory is halved until it does.
 """
 
 import contextlib
-import gc
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import torch
-
-from transformers_agci.errors import InputError
 from transformers_agci.inference.answer import Answer, Answerer, recorded_settings
-from transformers_agci.inference.batches import Block, Column, Plan, image_keys, make_plan, plan_columns
+from transformers_agci.inference.batches import Column, Plan, make_plan, plan_columns
+from transformers_agci.inference.columns import BlockAnswers, ColumnWork, positions_by
 from transformers_agci.inference.dry_run import describe
 from transformers_agci.inference.engine import (
     ANSWER_FIELDS,
@@ -31,16 +28,13 @@ from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prefetch import default_workers
 from transformers_agci.inference.prepare import (
     Batch,
-    Prepared,
     RawPixels,
-    prepare,
     prepared_ahead,
     raw_pixels,
-    to_device,
 )
 from transformers_agci.inference.progress import Counts, RunSummary, counted, joined
 from transformers_agci.inference.questions import Question, QuestionSet
-from transformers_agci.inference.replay import PrefixReplay, Prompts, VisionReplay
+from transformers_agci.inference.replay import PrefixReplay, VisionReplay
 from transformers_agci.inference.runner import (
     BlockResult,
     Job,
@@ -49,10 +43,9 @@ from transformers_agci.inference.runner import (
     Results,
     RunOptions,
     Task,
-    out_of_memory,
     run,
 )
-from transformers_agci.method.handle import Handle, agci
+from transformers_agci.method.handle import agci
 from transformers_agci.storage.result_lines import FailedRow
 
 BYTES_CROSS_TO = ("cuda",)  # devices that normalise images themselves where they can
@@ -212,31 +205,6 @@ def answer_questions(
     )
 
 
-class _Replays(NamedTuple):
-    """What spares work that was done already."""
-
-    vision: VisionReplay
-    prefix: PrefixReplay
-
-    def set_images(self, batch: Batch, prompts: Prompts, keep: bool) -> None:
-        """Name what the coming `generate` call is about; `keep` its keys and values for the questions after it."""
-        self.vision.set_images(batch.images)
-        self.prefix.set_prompts(prompts if batch.images else None, keep)
-
-    def clear(self) -> None:
-        """Keep nothing."""
-        self.vision.set_images(None)
-        self.prefix.clear()
-
-
-class _BlockAnswers:
-    """The answers of a block in the making: by number of the output, then by question number."""
-
-    def __init__(self, block: Block, outputs: Sequence[int]) -> None:
-        self.block, self.outputs = block, outputs
-        self.answers: dict[int, dict[int, Answer]] = {i: {} for i in outputs}
-
-
 class _Answering:
     """The work function of one run in one process."""
 
@@ -269,16 +237,28 @@ class _Answering:
     def __call__(self, tasks: Sequence[Task], reporter: Reporter) -> Results:
         """Answer block after block."""
         columns = [column for task in tasks for column in self._columns(task)]
+        positions, processor = positions_by(self.loaded), self.processor
+        work = ColumnWork(
+            self.loaded,
+            self.questions,
+            self.answerer,
+            raw=self.raw,
+            positions=positions,
+            scope=self.options.scope,
+            counts=self.counts,
+        )
         with (
             self._counted_forwards(),
-            prepared_ahead(columns, self.questions, self.processor, self._workers) as ahead,
+            prepared_ahead(columns, self.questions, processor, self._workers, positions) as ahead,
             agci(self.loaded.model, 0.0, self.options.scope, self.options.method) as handle,
-            VisionReplay(self.loaded.model) as vision,
-            PrefixReplay(self.loaded.model) as prefix,
+            work.replaying(),
         ):
-            replays = _Replays(vision, prefix)
+
+            def at_lambda(i: int) -> None:
+                handle.lam = self.lambdas[i]
+
             for task in tasks:
-                made = _BlockAnswers(self.plan.blocks[task.block], task.outputs)
+                made = BlockAnswers(self.plan.blocks[task.block], task.outputs)
                 failed: list[FailedRow] = []
                 for _ in self._columns(task):
                     prepared = next(ahead)
@@ -286,8 +266,10 @@ class _Answering:
                         reporter.skip(row)
                     failed += prepared.failed
                     self.counts.image_changes += prepared.image_changes
-                    self._answer_column(prepared, made, handle, replays, reporter)
-                self._count(vision, prefix)
+                    self._note_token_grid(prepared.batches)
+                    work.answer(prepared.batches, made, at_lambda, reporter)
+                failed += made.failed.values()
+                self._count(work.vision, work.prefix)
                 yield BlockResult([self._rows(made, i) for i in task.outputs], sorted(failed))
 
     @property
@@ -314,80 +296,18 @@ class _Answering:
         self.counts.vision_calls, self.counts.vision_images = vision.calls, vision.images
         self.counts.prefill_tokens, self.counts.replayed_tokens = prefix.prefill_tokens, prefix.replayed_tokens
 
-    def _answer_column(
-        self, prepared: Prepared, made: _BlockAnswers, handle: Handle, replays: _Replays, reporter: Reporter
-    ) -> None:
-        """All batches of a column, at every lambda that lacks this block."""
-        if self.details["token_grid"] is None and prepared.batches and prepared.batches[0].images:
-            self.details["token_grid"] = self._token_grid(prepared.batches[0])
-        inputs = self._on_device(prepared.batches)
-        # The first batch's keys and values serve the others. With one mean for a whole batch they depend on its mates.
-        serves = len(prepared.batches) > 1 and (
-            self.options.scope == "image" or len({batch.images for batch in prepared.batches}) == 1
-        )
-        for i in made.outputs:
-            handle.lam = self.lambdas[i]
-            for number, batch in enumerate(prepared.batches):
-                answers = self._answer_batch(batch, inputs[number], made.block, replays, serves and number == 0)
-                made.answers[i].update(answers)
-                reporter.advance(len(answers))
-            replays.prefix.clear()  # another lambda, other keys and values
-
-    def _answer_batch(
-        self, batch: Batch, inputs: dict[str, torch.Tensor], block: Block, replays: _Replays, keep: bool = False
-    ) -> dict[int, Answer]:
-        """Answers by question number; a batch that does not fit into memory is halved."""
-        try:
-            replays.set_images(batch, self._prompts(batch), keep)
-            answers = self.answerer.answer(inputs, self.questions[batch.numbers[0]].stop)
-            self.counts.batches += 1
-            return dict(zip(batch.numbers, answers, strict=True))
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            if len(batch.numbers) == 1:
-                raise InputError(
-                    f"{self.questions[batch.numbers[0]].where}: memory does not suffice even for this row "
-                    f"alone ({str(error).splitlines()[0]}); try `dtype` bfloat16, `max_pixels` or "
-                    "`load_in_4bit`."
-                ) from error
-        # Outside the except clause: the traceback would keep the failed attempt's tensors alive.
-        return self._answer_halves(batch, block, replays)
-
-    def _answer_halves(self, batch: Batch, block: Block, replays: _Replays) -> dict[int, Answer]:
-        replays.clear()
-        if block.index not in self.counts.halved_blocks:
-            self.counts.halved_blocks.append(block.index)
-        if torch.cuda.is_available():
-            gc.collect()
-            torch.cuda.empty_cache()
-        middle = (len(batch.numbers) + 1) // 2
-        answers: dict[int, Answer] = {}
-        for half in (batch.numbers[:middle], batch.numbers[middle:]):
-            for part in prepare(Column((half,)), self.questions, self.processor).batches:
-                answers |= self._answer_batch(part, self._on_device([part])[0], block, replays)
-        return answers
-
-    def _prompts(self, batch: Batch) -> Prompts:
-        keys = tuple(image_keys(self.questions[number].images) for number in batch.numbers)
-        return Prompts(keys, batch.text["input_ids"], batch.text["attention_mask"])
-
-    def _on_device(self, batches: Sequence[Batch]) -> list[dict[str, torch.Tensor]]:
-        """The inputs of each batch where the model is; pixels that batches share cross once."""
-        crossed: dict[int, dict[str, torch.Tensor]] = {}
-        for batch in batches:
-            if id(batch.pixels) not in crossed:
-                crossed[id(batch.pixels)] = to_device(self.loaded, batch.pixels, self.raw)
-        return [{**to_device(self.loaded, batch.text), **crossed[id(batch.pixels)]} for batch in batches]
-
-    def _rows(self, made: _BlockAnswers, i: int) -> list[dict[str, Any]]:
+    def _rows(self, made: BlockAnswers, i: int) -> list[dict[str, Any]]:
         """The block's result rows at one lambda, in input order."""
         answers = made.answers[i]
-        return [self._result_row(number, answers[number]) for number in sorted(answers)]
+        return [self._result_row(number, answers[number]) for number in sorted(answers) if number not in made.failed]
 
     def _result_row(self, number: int, answer: Answer) -> dict[str, Any]:
         self.counts.disagreements += answer.logits_disagree
         return result_row(self.questions[number], answer)
+
+    def _note_token_grid(self, batches: Sequence[Batch]) -> None:
+        if self.details["token_grid"] is None and batches and batches[0].images:
+            self.details["token_grid"] = self._token_grid(batches[0])
 
     def _token_grid(self, batch: Batch) -> dict[str, Any]:
         """The image tokens of the first prompt of the run, for the manifest."""

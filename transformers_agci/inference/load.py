@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from transformers_agci.errors import InputError
+from transformers_agci.inference.quick import ALL, chosen
 from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
 
 
@@ -23,6 +24,7 @@ class LoadOptions:
     device_map: str | None = None  # "auto": the layers over all GPUs
     attn_implementation: str | None = None
     vision: str = "auto"  # or "stock": see vision_tower.py
+    kernels: str = "auto"  # or "stock", or names from quick.py with a comma between them
     revision: str | None = None  # of a hub id
     load_in_4bit: bool = False
     min_pixels: int | None = None  # Qwen only: the image is resized into these bounds
@@ -36,6 +38,7 @@ class LoadedModel:
     identity  what must be equal for a result file to go on: weights, dtype, attention, image size, prompt template
     notes     what the manifest only records: where the model lay, its revision
     lam       the lambda that config.json carries, or None
+    quick     which of the ways in quick.py to do with less are on
     """
 
     model: Any
@@ -45,6 +48,7 @@ class LoadedModel:
     identity: Mapping[str, Any]
     notes: Mapping[str, Any]
     lam: float | None = None
+    quick: frozenset[str] = ALL
 
 
 def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
@@ -53,6 +57,7 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
     Raises InputError for everything that is wrong with the folder, the options or the installed packages.
     """
     one_thread_on_cpu()
+    quick = chosen(options.kernels)
     from transformers_agci.families import SUPPORTED_FAMILIES, family_of
     from transformers_agci.inference import checkpoint_files
     from transformers_agci.inference.processor import load_processor, processor_identity
@@ -87,8 +92,9 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
         "vision_attention_because": attention.reason,
         "patch_embedding_because": embedding.reason,
         "unexpected_weights": unexpected,
+        "quick": sorted(quick),
     }
-    return LoadedModel(model, processor, family_of(model), device, identity, notes, lam)
+    return LoadedModel(model, processor, family_of(model), device, identity, notes, lam, quick)
 
 
 def _model_identity(model: Any, options: LoadOptions, device: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 import copy
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ TRIAL_SIZES = ((56, 56), (170, 60), (60, 170), (400, 300))  # pixels: width, hei
 # What a processor makes of the text; everything else comes from the images and is the same for every question.
 TEXT_KEYS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
+Positions = Callable[[dict[str, torch.Tensor]], torch.Tensor]  # of the tokens of a batch, on the CPU
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -34,6 +36,12 @@ class Batch:
     images: tuple[Hashable, ...]
     text: dict[str, torch.Tensor]
     pixels: dict[str, torch.Tensor]  # shared by all batches about the same images
+    positions: torch.Tensor | None = None  # [3, B, S] or [B, S], of the tokens within their prompts
+
+    @property
+    def padded(self) -> bool:
+        """Whether the prompts differ in length."""
+        return not bool(self.text["attention_mask"].all())
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
@@ -50,11 +58,15 @@ class Prepared:
 
 
 def prepare(
-    column: Column, questions: Sequence[Question], processor: Any, at: Callable[[int], None] = lambda number: None
+    column: Column,
+    questions: Sequence[Question],
+    processor: Any,
+    at: Callable[[int], None] = lambda number: None,
+    positions: Positions | None = None,
 ) -> Prepared:
     """Decode, preprocess and tokenize a column; rows whose image or text is bad are omitted and named.
 
-    `at` is told the number of each question before its images are opened.
+    `at` is told the number of each question before its images are opened; `positions` numbers a batch's tokens.
     """
     opened: dict[Hashable, Image.Image] = {}
     failed: dict[int, FailedRow] = {}
@@ -77,6 +89,8 @@ def prepare(
             raise
         failed |= {number: FailedRow(number, questions[number].where, reason) for number, reason in wrong.items()}
         batches = _tokenize(column, failed, questions, opened, processor)
+    if positions is not None:
+        batches = tuple(replace(batch, positions=positions(batch.inputs)) for batch in batches)
     changes = Counter(change for image in opened.values() for change in changes_of(image))
     return Prepared(batches, tuple(failed[number] for number in sorted(failed)), changes)
 
@@ -138,7 +152,11 @@ def _refusal(
 
 @contextlib.contextmanager
 def prepared_ahead(
-    columns: Sequence[Column], questions: Sequence[Question], processor: Any, workers: int
+    columns: Sequence[Column],
+    questions: Sequence[Question],
+    processor: Any,
+    workers: int,
+    positions: Positions | None = None,
 ) -> Iterator[Iterator[Prepared]]:
     """`prepare` for each column, in order; with `workers` > 0 in that many processes, a bounded number ahead.
 
@@ -146,7 +164,7 @@ def prepared_ahead(
     """
 
     def make(column: Column, at: Callable[[int], None]) -> Prepared:
-        return prepare(column, questions, processor, at)
+        return prepare(column, questions, processor, at, positions)
 
     with prefetched(columns, make, workers, lambda row: questions[row].where) as ahead:
         yield ahead

@@ -23,7 +23,7 @@ filled with these columns, and the decoder is given columns 15 to 21 only.
 
 import copy
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -119,14 +119,16 @@ def _fresh(output: Any) -> Any:
 class Prompts:
     """The prompts of a coming `generate` call, on the CPU and padded on the left.
 
-    keys  what stands before the questions, one per row: equal keys mean equal images in equal order
-    ids   [B, S]
-    mask  [B, S], 1 for tokens and 0 for padding
+    keys       what stands before the questions, one per row: equal keys mean equal images in equal order
+    ids        [B, S]
+    mask       [B, S], 1 for tokens and 0 for padding
+    positions  [3, B, S] or [B, S], of the tokens within their prompts; None where nobody asks for them
     """
 
     keys: tuple[Hashable, ...]
     ids: torch.Tensor
     mask: torch.Tensor
+    positions: torch.Tensor | None = None
 
     @property
     def lengths(self) -> torch.Tensor:  # [B], tokens
@@ -136,6 +138,21 @@ class Prompts:
 class _Record(NamedTuple):
     prompts: Prompts
     layers: list[tuple[torch.Tensor, torch.Tensor] | None]  # keys and values [B, heads, S, D]; None: it has none
+
+
+class Tail(NamedTuple):
+    """What is left of prompts whose beginnings were recorded: T tokens behind C columns of the cache, on the device.
+
+    ids        [B, T], padded on the left
+    mask       [B, C + T], 1 for what a prompt consists of
+    positions  [3, B, T] or [B, T], of the tokens within their prompts
+    cache      the keys and values of the first C columns
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+    cache: Any
 
 
 class _Reuse(NamedTuple):
@@ -178,6 +195,36 @@ class PrefixReplay:
 
     def clear(self) -> None:
         self._record = self._coming = None
+
+    @property
+    def recorded(self) -> Prompts | None:
+        """The prompts whose keys and values are there."""
+        return None if self._record is None else self._record.prompts
+
+    def tail(self, coming: Sequence[Prompts], image_token: int) -> Tail | None:
+        """The own tokens of the coming prompts, of several batches, on the recorded beginnings; None if that cannot be.
+
+        In the example above, both questions of a list in one call: the cache holds columns 0 to 14, of which row b's
+        first two are hidden by the mask, and 4 or 7 tokens per row are left. Each row begins where it differs, whatever
+        the others do.
+        """
+        if self._record is None or not self._works or any(prompts.positions is None for prompts in coming):
+            return None
+        plan = _tail_plan(self._record.prompts, coming)
+        if plan is None or bool((plan.ids == image_token).any()):
+            return None
+        cache = DynamicCache()
+        device = None
+        for number, layer in enumerate(self._record.layers):
+            if layer is None:
+                return None  # it uses another layer's, and decides by the length of the call which
+            rows = plan.rows.to(layer[0].device)
+            keys, values = (part[:, :, : plan.columns].index_select(0, rows) for part in layer)
+            cache.update(keys, values, number)
+            device = device or layer[0].device
+        self.replayed_tokens += plan.replayed
+        self.prefill_tokens += plan.own
+        return Tail(plan.ids.to(device), plan.mask.to(device), plan.positions.to(device), cache)
 
     def __enter__(self) -> "PrefixReplay":
         # The instance, never the class. accelerate's offloading puts a forward there, too, which is put back.
@@ -247,6 +294,58 @@ def _overlap(recorded: Prompts, coming: Prompts) -> _Reuse | None:
     shift = (old_width - old_lengths) - (width - lengths)  # [B]
     columns = (torch.arange(begin) + shift[:, None]).clamp(0, old_width - 1)
     return _Reuse(begin, rows, columns)
+
+
+class _TailPlan(NamedTuple):
+    """`Tail` on the CPU, with the record's row of each prompt, the columns of the cache, and the tokens of both."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+    rows: torch.Tensor
+    columns: int
+    replayed: int
+    own: int
+
+
+def _tail_plan(recorded: Prompts, coming: Sequence[Prompts]) -> _TailPlan | None:
+    """Every prompt cut where it begins to differ from the recorded one about the same images."""
+    row_of = {key: row for row, key in enumerate(recorded.keys)}
+    width, rows, shared, own, places = recorded.ids.shape[1], [], [], [], []
+    old_starts = (width - recorded.lengths).tolist()
+    for prompts in coming:
+        for row, key in enumerate(prompts.keys):
+            if key not in row_of:
+                return None
+            start = prompts.ids.shape[1] - int(prompts.lengths[row])
+            ids = prompts.ids[row, start:]
+            common = _shared(recorded.ids[row_of[key], old_starts[row_of[key]] :], ids)
+            assert prompts.positions is not None
+            rows.append(row_of[key])
+            shared.append(common)
+            own.append(ids[common:])
+            places.append(prompts.positions[..., row, start + common :])
+    longest = max(map(len, own))
+    starts = torch.tensor([old_starts[row] for row in rows])
+    ends = starts + torch.tensor(shared)
+    columns = int(ends.max())
+    at = torch.arange(columns)
+    pads = [longest - len(ids) for ids in own]
+    return _TailPlan(
+        torch.stack([nn.functional.pad(ids, (pad, 0)) for ids, pad in zip(own, pads, strict=True)]),
+        torch.cat(
+            [
+                (at >= starts[:, None]) & (at < ends[:, None]),
+                torch.arange(longest) >= torch.tensor(pads)[:, None],
+            ],
+            dim=1,
+        ).long(),
+        torch.stack([nn.functional.pad(place, (pad, 0)) for place, pad in zip(places, pads, strict=True)], dim=-2),
+        torch.tensor(rows),
+        columns,
+        sum(shared),
+        sum(map(len, own)),
+    )
 
 
 def _shared(old: torch.Tensor, new: torch.Tensor) -> int:

@@ -37,6 +37,14 @@ from transformers_agci.storage.result_names import Shard, sibling_path
 
 Row = Mapping[str, Any]
 
+# Of the CPU, of libraries that allocate for themselves, of a transfer.
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -173,11 +181,11 @@ def run(job: Job, options: RunOptions | None = None) -> RunSummary:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of a GPU ran out, or that of the CPU, which has no error class of its own."""
+    """Whether the memory of a GPU ran out, or that of the CPU; only PyTorch's allocator for GPUs has a class for it."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
     )
 
 

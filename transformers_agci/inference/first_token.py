@@ -1,0 +1,120 @@
+"""Yes/No answers read off one forward call: what `generate` would do, without what it does around it.
+
+A Yes/No row is answered as soon as its first token is a verdict, which it is for every model that answers such a
+question. The first token of greedy decoding is the largest of the last logits, after the repetition penalty where the
+checkpoint has one. Calling the model for these logits instead of `generate` saves a dozen waits for a GPU, and lets
+many questions about the same images share one call (`tails`): the decoder then sees the questions' own tokens only.
+
+Where some row of a batch has no verdict yet, or the checkpoint's settings shape the answer in another way, None is
+returned and `generate` answers; both give the same bits for the same batch.
+"""
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
+
+from transformers_agci.inference.answer import Answer, Answerer, recorded_settings, verdict_is_fixed
+from transformers_agci.inference.replay import Tail
+from transformers_agci.method.lost_images import note_images_in_cache
+
+# Settings that leave the first token alone, or that are followed here.
+FOLLOWED = {"decoding", "repetition_penalty", "eos_token_id", "pad_token_id"}
+GIVEN = {"position_ids", "past_key_values", "attention_mask", "logits_to_keep"}
+TEXT = {"input_ids", "attention_mask", "mm_token_type_ids"}  # token types would shape the attention mask, too
+
+
+class FirstToken:
+    """Answers batches by their first token; `reason` says why it cannot, or is None."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        self.answerer, self.model = answerer, answerer.model
+        penalty = answerer.settings.repetition_penalty
+        self._processor = None if penalty in (None, 1.0) else RepetitionPenaltyLogitsProcessor(float(penalty))
+        self.reason = self._why_not()
+
+    def _why_not(self) -> str | None:
+        others = recorded_settings(self.answerer.settings).keys() - FOLLOWED
+        if others:
+            return f"the checkpoint's generation settings include {', '.join(sorted(others))}"
+        missing = GIVEN - inspect.signature(self.model.forward).parameters.keys()
+        if missing or self.model.config.is_encoder_decoder:
+            return f"{type(self.model).__name__} takes no {', '.join(sorted(missing)) or 'prompt of a decoder'}"
+        return None
+
+    def serves(self, text: dict[str, torch.Tensor]) -> bool:
+        """Whether prompts with these tensors can be answered here."""
+        return self.reason is None and text.keys() <= TEXT
+
+    def whole(
+        self, inputs: dict[str, torch.Tensor], positions: torch.Tensor, padded: bool, cache: bool
+    ) -> list[Answer] | None:
+        """Answers to whole prompts [B, S]; `cache`: their keys and values are wanted, or another prompt's are there."""
+        given = {**inputs, "position_ids": positions}
+        if not padded:
+            del given["attention_mask"]  # an explicit mask costs the attention its quickest kernel
+            if positions.dim() == 2:
+                del given["position_ids"]  # what the model counts by itself; given, they are searched for a second text
+        past = DynamicCache(config=self.model.config.get_text_config()) if cache else None
+        with torch.inference_mode():
+            made = self.model(**given, past_key_values=past, use_cache=cache, logits_to_keep=1).logits
+            return self._answers(made, inputs["input_ids"])
+
+    def tails(self, tail: Tail, whole_ids: torch.Tensor) -> list[Answer] | None:
+        """Answers to prompts whose beginnings lie in the tail's cache; `whole_ids` [B, S], padded on the left."""
+        note_images_in_cache(tail.cache)
+        with torch.inference_mode():
+            made = self.model(
+                input_ids=tail.ids,
+                attention_mask=tail.mask,
+                position_ids=tail.positions,
+                past_key_values=tail.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
+            return self._answers(made, whole_ids)
+
+    def _answers(self, logits: torch.Tensor, ids: torch.Tensor) -> list[Answer] | None:
+        """From the logits [B, 1, V] of the last token; one read-back from the device for all of them."""
+        raw = logits[:, -1].float()
+        scores = raw if self._processor is None else self._processor(ids.to(raw.device), raw)
+        words = raw[:, list(self.answerer.answer_ids)]
+        top, token = scores.max(dim=-1)  # the largest is not a number where any is none
+        read = torch.cat([words.double(), top[:, None].double(), token[:, None].double()], dim=1).tolist()  # [B, 4]
+        tokens = [int(token) for *_, token in read]
+        texts = self.answerer.tokenizer.batch_decode([[token] for token in tokens], skip_special_tokens=True)
+        bad = [math.isnan(top) for *_, top, _ in read]
+        fixed = (
+            verdict_is_fixed(text) and token not in self.answerer.ends
+            for text, token in zip(texts, tokens, strict=True)
+        )
+        if not all(is_fixed or nan for is_fixed, nan in zip(fixed, bad, strict=True)):
+            return None
+        return [
+            Answer(text.strip(), yes, no, not_a_number=nan)
+            for text, (yes, no, *_), nan in zip(texts, read, bad, strict=True)
+        ]
+
+
+def positions_of(vlm: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The place of each token in its prompt, on the CPU: the numbers that `generate` would make on the device.
+
+    [3, B, S] from the model's own rule where it has one (time, height and width of image tokens), else [B, S].
+    """
+    rule = getattr(vlm, "get_rope_index", None)
+    mask = inputs["attention_mask"]
+    if rule is None:
+        return (mask.long().cumsum(dim=-1) - 1).masked_fill(mask == 0, 1)
+    names = inspect.signature(rule).parameters
+    positions: torch.Tensor = rule(**{name: value for name, value in inputs.items() if name in names})[0]
+    return positions
+
+
+def joined_ids(batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Prompts [B, S] of several widths, padded on the left, below one another."""
+    width = max(ids.shape[1] for ids in batches)
+    return torch.cat([torch.nn.functional.pad(ids, (width - ids.shape[1], 0)) for ids in batches])
