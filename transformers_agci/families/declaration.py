@@ -72,12 +72,14 @@ class RowOfRuns:
     """The image tokens of one row, seen from the gaps between their runs.
 
     Where the call has embeddings in place of ids, the numbers are not ids, but equal where the embeddings are.
-    A gap is empty where two units touch.
+    A gap is empty where two units touch. The ids that `marks` of the family names are ids in either case.
     """
 
     before: Sequence[int]  # the tokens before the first run
     gaps: Sequence[Sequence[int]]  # one fewer than there are units
-    behind: Sequence[int]  # the tokens behind the last run; at least one
+    behind: Sequence[int]  # the tokens behind the last run
+    lengths: Sequence[int] = ()  # tokens of each unit
+    marks: Sequence[int] = ()  # what `marks` of the family found in the config
 
 
 # row -> for every gap, whether it lies within an image. Raises ValueError where that cannot be known.
@@ -91,12 +93,14 @@ class ImageTokens:
     Attributes:
         lengths: the tokens of each unit, in order. A unit is an image, or a tile of one.
         inside: which gaps between units lie within an image; None: a unit is an image.
+        marks: config -> ids of the tokens that may stand around units, as far as the config says them.
         rows: config -> whether a unit is cut into rows by tokens of its own, at most ROW_SEPARATOR at a time.
         units_are_lost: whether encoded images no longer tell how many units each has, so that it is noted on them.
     """
 
     lengths: Lengths
     inside: Inside | None = None
+    marks: Callable[[Any], Sequence[int]] = lambda config: ()
     rows: Callable[[Any], bool] = lambda config: False
     units_are_lost: bool = False
 

@@ -6,7 +6,9 @@ image tokens lie within an image (`Inside`). No processor is at hand: a rule see
 that are equal where tokens are.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from transformers_agci.families.declaration import ForwardCall, ImageTokens, RowOfRuns
@@ -52,6 +54,7 @@ def pairs(sizes: Any) -> list[tuple[int, int]]:
 # --- which gaps lie within an image --------------------------------------------------------------------------------
 
 LONGEST_SEPARATOR = 24  # tokens; "<|img_row_10_col_10|>" spelled in bytes has 21
+LEAST_UNITS = 3  # of an image that is cut: two tiles and the whole
 
 
 def until_end_mark(row: RowOfRuns) -> list[bool]:
@@ -63,8 +66,11 @@ def until_end_mark(row: RowOfRuns) -> list[bool]:
                  ^        ^              ^ gaps: X | Y G | E S G
     The row ends with E, so the gap E S G lies between two images, and the other gaps within one.
     """
-    end = row.behind[0]
-    return [0 < len(gap) <= LONGEST_SEPARATOR and end not in gap for gap in row.gaps]
+    end = _token_behind(row)
+    inside = [0 < len(gap) <= LONGEST_SEPARATOR and end not in gap for gap in row.gaps]
+    if end not in row.marks:
+        _refuse_unless_tiles(row, inside, lambda gaps: [len(gap) for gap in gaps] == [1] * (len(gaps) - 1) + [2])
+    return inside
 
 
 def until_mark_returns(row: RowOfRuns) -> list[bool]:
@@ -72,12 +78,72 @@ def until_mark_returns(row: RowOfRuns) -> list[bool]:
 
     Aya: S TILE_1 [tile] TILE_2 [tile] TILE_GLOBAL [whole] E; a small image is S TILE_GLOBAL [whole] E.
     """
-    inside, seen = [], set[tuple[int, ...]]()
-    for gap, closed in zip(row.gaps, until_end_mark(row), strict=True):
-        within = closed and tuple(gap) not in seen
+    return _marked_tiles(row, [True] * len(row.gaps))
+
+
+def squares_until_mark_returns(row: RowOfRuns) -> list[bool]:
+    """As `until_mark_returns`, where the tiles of an image are equal squares and only the last one differs (LFM2-VL).
+
+    Units without anything between them are images, unless they could be tiles: then nothing tells.
+    """
+    sizes = row.lengths
+    for gap, (before, after) in zip(row.gaps, pairwise(sizes), strict=True):
+        if not gap and before == after and _is_square(before):
+            raise ValueError(
+                f"Two squares of {before} image tokens each stand side by side with nothing between them: AGCI cannot "
+                "tell tiles of one image from images. Leave the processor's use_image_special_tokens on."
+            )
+    behind_two = [False, *(a == b for a, b in pairwise(sizes))]  # of each gap, whether two equal units end there
+    return _marked_tiles(
+        row, [_is_square(a) and (a == b or two) for (a, b), two in zip(pairwise(sizes), behind_two, strict=False)]
+    )
+
+
+def _is_square(number: int) -> bool:
+    return math.isqrt(number) ** 2 == number
+
+
+def _marked_tiles(row: RowOfRuns, possible: Sequence[bool]) -> list[bool]:
+    """`possible`: for every gap, whether the units beside it may be tiles of one image."""
+    end, inside, seen = _token_behind(row), [], set[tuple[int, ...]]()
+    for gap, fits in zip(row.gaps, possible, strict=True):
+        within = fits and 0 < len(gap) <= LONGEST_SEPARATOR and end not in gap and tuple(gap) not in seen
         seen = seen | {tuple(gap)} if within else set()
         inside.append(within)
+    _refuse_unless_tiles(row, inside, _are_spelled_alike)
     return inside
+
+
+def _token_behind(row: RowOfRuns) -> int:
+    if not row.behind:
+        raise ValueError(
+            "This prompt ends with an image token, so that its images cannot be told apart: give the whole prompt, "
+            "with what the processor writes behind an image."
+        )
+    return row.behind[0]
+
+
+def _are_spelled_alike(gaps: Sequence[Sequence[int]]) -> bool:
+    """Whether these may be marks of tiles: a token each, or several that begin with the same one (<row_1_col_2>)."""
+    return all(len(gap) == 1 for gap in gaps) or len({gap[0] for gap in gaps}) == 1
+
+
+def _refuse_unless_tiles(
+    row: RowOfRuns, inside: Sequence[bool], likely: Callable[[Sequence[Sequence[int]]], bool]
+) -> None:
+    """Raise ValueError where gaps taken for separators do not look like a family's, as in a prompt written by hand."""
+    within: list[Sequence[int]] = []
+    for gap, joined in [*zip(row.gaps, inside, strict=True), ((), False)]:
+        if joined:
+            within.append(gap)
+            continue
+        if within and (len(within) + 1 < LEAST_UNITS or not likely(within)):
+            raise ValueError(
+                f"AGCI cannot tell whether {len(within) + 1} runs of image tokens with {len(within[0])} other token(s) "
+                "between them are tiles of one image or images: give the prompt as the family's processor writes it, "
+                "with its marks around every image."
+            )
+        within = []
 
 
 def between_fakes(row: RowOfRuns) -> list[bool]:
@@ -88,7 +154,7 @@ def between_fakes(row: RowOfRuns) -> list[bool]:
         F R1C1 [tile] F R1C2 [tile] N N F G [whole] F  F G [whole] F
                       ^             ^               ^ gaps: F R1C2 | N N F G | F F G
     """
-    fake, seen, inside = row.behind[0], set[tuple[int, ...]](), []
+    fake, seen, inside = _token_behind(row), set[tuple[int, ...]](), []
     for gap in row.gaps:
         within = gap.count(fake) == 1 and len(gap) <= LONGEST_SEPARATOR and tuple(gap) not in seen
         seen = seen | {tuple(gap)} if within else set()
@@ -98,7 +164,9 @@ def between_fakes(row: RowOfRuns) -> list[bool]:
 
 def line_breaks(row: RowOfRuns) -> list[bool]:
     """One line break behind every tile, the last one included: S [tile] L [tile] L [whole] L E (Cohere 2)."""
-    return [len(gap) == 1 and gap[0] == row.behind[0] for gap in row.gaps]
+    inside = [len(gap) == 1 and gap[0] == _token_behind(row) for gap in row.gaps]
+    _refuse_unless_tiles(row, inside, lambda gaps: True)
+    return inside
 
 
 def tile_marks_at_start(row: RowOfRuns) -> list[bool]:
@@ -120,7 +188,21 @@ def visual_indicators(row: RowOfRuns) -> list[bool]:
     S [whole] G [tile] C [tile] E  S [whole] G E
               ^        ^        ^ gaps: G | C | E S
     """
-    return [len(gap) == 1 for gap in row.gaps]
+    inside = [len(gap) == 1 and (not row.marks or gap[0] in row.marks) for gap in row.gaps]
+    _refuse_unless_tiles(row, inside, lambda gaps: True)
+    return inside
+
+
+def between_marks(row: RowOfRuns) -> list[bool]:
+    """Units that touch are parts of one image where the same two marks stand around every run (GOT-OCR2, Aria).
+
+    S [crop] [crop] E  S [crop] E      two images, of two crops and of one
+    [crop] [crop] text                 two images: their template would have put marks around one of two crops
+    """
+    edges = [row.before[-1:], *(gap for gap in row.gaps if gap), row.behind]
+    framed = {(tuple(a[-1:]), tuple(b[:1])) for a, b in pairwise(edges)}
+    marked = len(framed) == 1 and len(row.before) > 0 and row.before[-1] not in row.marks
+    return [marked and not gap for gap in row.gaps]
 
 
 ROW_SEPARATOR = 3  # tokens at most between two rows of one image: Molmo 2's column token, end and start

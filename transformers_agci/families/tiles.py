@@ -12,13 +12,14 @@ from transformers_agci.families.declaration import (
     ImageTokens,
 )
 from transformers_agci.families.image_tokens import (
-    RUNS,
     between_fakes,
+    between_marks,
     by_runs,
     encoded_lengths,
     equal_shares,
     line_breaks,
     pairs,
+    squares_until_mark_returns,
     tile_marks_at_start,
     until_end_mark,
     until_mark_returns,
@@ -47,6 +48,15 @@ def _encoded_images(encoded: Any) -> int:
         raise ValueError("Perception LM's images were encoded before AGCI was attached and cannot be told apart.")
     return len(encoded.pooler_output) // int(units)
 
+
+def _begins_a_row(config: Any) -> list[int]:
+    text = config.get_text_config()
+    return [number for number in (text.bos_token_id, text.pad_token_id) if isinstance(number, int)]
+
+
+# The crops of an image are one run between two marks. So are the pages of a GOT-OCR2 document (multi_page): the prompt
+# makes one image of them, and nothing in the call says where a page ends.
+_CROPS = ImageTokens(equal_shares, between_marks, marks=_begins_a_row)
 
 FAMILIES = (
     Family(
@@ -94,7 +104,7 @@ FAMILIES = (
         "Llama 4",
         "meta-llama/Llama-4-Scout-17B-16E",
         "144 per tile, whole image included",
-        ImageTokens(equal_shares, until_end_mark),
+        ImageTokens(equal_shares, until_end_mark, marks=lambda config: (getattr(config, "eoi_token_index", -1),)),
         NO_LAYOUT,
     ),
     Family(
@@ -102,7 +112,11 @@ FAMILIES = (
         "Ovis2",
         "thisisiron/Ovis2-1B-hf",
         "256 per tile, thumbnail included",
-        ImageTokens(equal_shares, visual_indicators),
+        ImageTokens(
+            equal_shares,
+            visual_indicators,
+            marks=lambda config: tuple(getattr(config, "visual_indicator_token_ids", ())),
+        ),
         NO_LAYOUT,
         remote_code=("ovis",),
     ),
@@ -111,7 +125,7 @@ FAMILIES = (
         "LFM2-VL",
         "LiquidAI/LFM2-VL-1.6B",
         "256 per tile, and a thumbnail",
-        ImageTokens(_lfm_tiles, until_mark_returns),
+        ImageTokens(_lfm_tiles, squares_until_mark_returns),
         NO_LAYOUT,
         flow=LINEAR_ATTENTION,
     ),
@@ -128,10 +142,10 @@ FAMILIES = (
         "GOT-OCR2",
         "stepfun-ai/GOT-OCR-2.0-hf",
         "256 per tile",
-        RUNS,
+        _CROPS,
         NO_LAYOUT,
         NO_CHAT,
         remote_code=("GOT",),
     ),
-    Family("aria", "Aria", "rhymes-ai/Aria", "256 per crop", RUNS, NO_LAYOUT),
+    Family("aria", "Aria", "rhymes-ai/Aria", "256 per crop", _CROPS, NO_LAYOUT),
 )

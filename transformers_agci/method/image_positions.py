@@ -92,8 +92,9 @@ def image_positions(vlm: Any, family: Family, call: ForwardCall, mask: torch.Ten
     if lengths is not None:
         units = _count_off(rows, lengths, family.images.rows(vlm.config))
     if family.images.inside is not None:
-        tokens = _token_numbers(call, [row for row, found in units.items() if len(found) > 1])
-        units = {row: _join(found, family, tokens.get(row)) for row, found in units.items()}
+        marks = tuple(family.images.marks(vlm.config))
+        tokens = _token_numbers(vlm, call, [row for row, found in units.items() if len(found) > 1], marks)
+        units = {row: _join(found, family, tokens.get(row), marks) for row, found in units.items()}
     images = [ImagePositions(row, runs) for row, found in units.items() for runs in found]
     return _visible(images, call, mask.shape[1])
 
@@ -145,18 +146,14 @@ def _count_off(rows: dict[int, list[Run]], lengths: Sequence[int], cut_into_rows
     return units
 
 
-def _join(units: list[Unit], family: Family, tokens: Sequence[int] | None) -> list[Unit]:
+def _join(units: list[Unit], family: Family, tokens: Sequence[int] | None, marks: Sequence[int]) -> list[Unit]:
     """Units of a row put together into images, as the family reads the gaps between them."""
     if tokens is None or len(units) < 2 or family.images.inside is None:
         return units
     gaps = [tokens[a[-1].stop : b[0].start] for a, b in pairwise(units)]
     behind = tokens[units[-1][-1].stop :]
-    if not behind:
-        raise ValueError(
-            f"This prompt ends with an image token, so that {family.name}'s images cannot be told apart: give the "
-            "whole prompt, with what the processor writes behind an image."
-        )
-    inside = family.images.inside(RowOfRuns(tokens[: units[0][0].start], gaps, behind))
+    lengths = [sum(run.stop - run.start for run in unit) for unit in units]
+    inside = family.images.inside(RowOfRuns(tokens[: units[0][0].start], gaps, behind, lengths, marks))
     images = [units[0]]
     for unit, joined in zip(units[1:], inside, strict=True):
         if joined:
@@ -166,8 +163,9 @@ def _join(units: list[Unit], family: Family, tokens: Sequence[int] | None) -> li
     return images
 
 
-def _token_numbers(call: ForwardCall, rows: Sequence[int]) -> dict[int, list[int]]:
-    """Row -> its token ids; of embeddings, numbers that are equal where the embeddings are."""
+def _token_numbers(vlm: Any, call: ForwardCall, rows: Sequence[int], marks: Sequence[int]) -> dict[int, list[int]]:
+    """Row -> its token ids; of embeddings, numbers that are equal where the embeddings are: the ids of marks, and
+    negative ones for other tokens."""
     if not rows:
         return {}
     if call.input_ids is not None:
@@ -175,8 +173,13 @@ def _token_numbers(call: ForwardCall, rows: Sequence[int]) -> dict[int, list[int
     else:
         assert call.inputs_embeds is not None
         chosen = call.inputs_embeds.detach()[list(rows)]  # [rows, S, D]
-        _, numbers = torch.unique(chosen.flatten(0, 1), dim=0, return_inverse=True)
-        found = numbers.view(chosen.shape[:2]).tolist()
+        kinds, numbers = torch.unique(chosen.flatten(0, 1), dim=0, return_inverse=True)
+        names = [-1 - number for number in range(len(kinds))]
+        for mark in marks:
+            embedding = vlm.get_input_embeddings()(torch.tensor(mark, device=kinds.device))
+            for number in (kinds == embedding).all(dim=-1).nonzero().flatten().tolist():
+                names[number] = mark
+        found = [[names[number] for number in row] for row in numbers.view(chosen.shape[:2]).tolist()]
     return dict(zip(rows, found, strict=True))
 
 
