@@ -219,26 +219,65 @@ def test_decoder_call_after_an_aborted_vision_tower(family: str, model: Any, err
     assert handle.injections == 2
 
 
-def test_mark_belongs_to_a_thread(family: str, model: Any) -> None:
+@torch.no_grad()
+def in_no_grad(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """For threads, which do not take the setting over."""
+    return merged(model, inputs)
+
+
+@pytest.mark.parametrize("between", ["nothing", "text by ids", "another thread", "lambda 0"])
+@pytest.mark.parametrize("to", ["model", "decoder"])
+def test_merged_features_are_refused_whatever_lies_between(family: str, model: Any, between: str, to: str) -> None:
+    """The embeddings tell that they hold images; text by embeddings is served at the same place."""
     from concurrent.futures import ThreadPoolExecutor
 
     inputs = make_inputs(family, model)
     text = text_inputs(model, inputs)
-    by_embeds = {
-        "inputs_embeds": model.get_input_embeddings()(text["input_ids"]).detach(),
-        "attention_mask": text["attention_mask"],
-    }
-    attach(model, 0.5)
+    handle = attach(model, 0.0 if between == "lambda 0" else 0.5)
 
-    def elsewhere() -> None:
-        with torch.no_grad():
-            image_features(model, inputs)
+    def call(embeds: torch.Tensor) -> None:
+        (model.model if to == "model" else decoder_of(model.model))(inputs_embeds=embeds)
 
-    with ThreadPoolExecutor(1) as pool, torch.no_grad():
-        pool.submit(elsewhere).result()
-        model(**by_embeds)
+    with torch.no_grad(), ThreadPoolExecutor(1) as pool:
+        embeds = pool.submit(in_no_grad, model, inputs).result() if "thread" in between else merged(model, inputs)
+        if between == "text by ids":
+            model(**text)
+        handle.lam = 0.5
+        call(model.get_input_embeddings()(text["input_ids"]))
         with pytest.raises(ValueError, match="would inject nothing"):
-            pool.submit(lambda: model(**by_embeds)).result()
+            call(embeds)
+        call(model.get_input_embeddings()(text["input_ids"]))
+    assert handle.injections == 0
+    assert thread_state.is_idle()
+
+
+def test_features_of_another_process_are_warned_of(family: str, model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """This model made none, so that they may as well be learnt prompts."""
+    inputs = make_inputs(family, model)
+    with torch.no_grad():
+        embeds = merged(model, inputs)
+        attach(model, 0.5)
+        for _ in range(2):
+            model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"])
+    said = [record.getMessage() for record in caplog.records if "the embedding of no token" in record.getMessage()]
+    assert len(said) == 1
+
+
+def test_learnt_prompts_are_text() -> None:
+    """PEFT's prompt tuning puts embeddings of no token before every prompt."""
+    import peft
+
+    model = build_model("llava")
+    inputs = make_inputs("llava", model)
+    text = {name: value[:, :6] for name, value in text_inputs(model, inputs).items()}
+    width = model.get_input_embeddings().embedding_dim
+    settings = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, num_layers=2, token_dim=width)
+    wrapped = peft.get_peft_model(model, settings)
+    handle = attach(wrapped, 0.5)
+    with torch.no_grad():
+        image_features(model, inputs)
+        wrapped(**text)
+    assert handle.injections == 0
 
 
 def test_decoding_by_embeddings_goes_on(family: str, model: Any) -> None:

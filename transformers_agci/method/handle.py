@@ -74,6 +74,8 @@ class Handle:
         self.injections = 0
         self.from_config = False
         self.attached = True
+        self.warned_of_rows = False  # see merged_embeds.py
+        self.made_features = False  # the vision side has run, in whichever thread and at whichever lambda
         self._model_type = family.model_type
         self._suspended = 0  # `suspended` blocks that are open
         settle_key(vlm.config)
@@ -109,7 +111,7 @@ class Handle:
     def set_lam(self, value: float, source: str) -> None:
         """Set lambda; `source` is named where it is refused."""
         lam = validate_lambda(value, source)
-        vlm = self._vlm() if self._vlm is not None else None
+        vlm = self.vlm()
         if vlm is not None:
             _refuse_beyond_dtype(vlm, lam, source)
         self._follow_configs()
@@ -137,7 +139,7 @@ class Handle:
         if not self.attached:
             return
         self.attached = False
-        vlm = self._vlm() if self._vlm is not None else None
+        vlm = self.vlm()
         if vlm is not None:
             take_hooks_off(vlm)
         if self._found is _ABSENT:
@@ -170,7 +172,7 @@ class Handle:
                 f"The prompt came as {list(images.mask.shape)}, but the decoder received {list(embeds.shape[:2])}: "
                 "another hook changed the sequence after AGCI had found its images. Register that hook first."
             )
-        vlm = self._vlm() if self._vlm is not None else None
+        vlm = self.vlm()
         positions = image_positions(vlm, self.family, images.call, images.mask)
         injection = Injection(positions, images.lam, self.scope, self.method)
         with self._count_lock:
@@ -187,6 +189,15 @@ class Handle:
         """
         injection = self._done.get(embeds) if len(self._done) else None
         return None if injection is None else _updated(embeds, injection)
+
+    def vlm(self) -> Any:
+        """The module that the hooks are on; None where it is gone, or a copied handle has not met it yet."""
+        return self._vlm() if self._vlm is not None else None
+
+    def learns_prompts(self) -> bool:
+        """Whether PEFT puts learnt embeddings before the prompt, which look like image features."""
+        adapters = [getattr(view.module(), "peft_config", None) for view in self._views]
+        return any(getattr(one, "is_prompt_learning", False) for found in adapters if found for one in found.values())
 
     def _follow_configs(self) -> None:
         """Where a module was given another config, lambda is that one's; one without the key is given it."""

@@ -32,6 +32,7 @@ from transformers_agci.method.lost_images import (
     refuse_merged_embeds,
     with_whole_images,
 )
+from transformers_agci.method.merged_embeds import merged_features
 from transformers_agci.method.thread_state import (
     Images,
     clear_mark,
@@ -91,7 +92,10 @@ def after_vision(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     if torch.compiler.is_compiling():
         return
     handle: Handle | None = getattr(module, HANDLE, None)
-    if handle is not None and handle.is_on() and "input_ids" not in kwargs:  # with ids Gemma3n's embedder reads text
+    if handle is None or "input_ids" in kwargs:  # with ids Gemma3n's embedder reads text
+        return
+    handle.made_features = handle.made_features or output is not None  # at lambda 0, too: it may be set afterwards
+    if handle.is_on():
         _note_features(handle, output)
 
 
@@ -168,7 +172,7 @@ def _find_images(handle: "Handle", vlm: nn.Module, args: tuple[Any, ...], kwargs
         clear_mark(handle)
         if call.input_ids is not None:
             refuse_lost_images(vlm, call)
-        elif waiting:
+        elif call.inputs_embeds is not None and merged_features(handle, vlm, call.inputs_embeds, waiting):
             refuse_merged_embeds(vlm)
     if images is not None or is_prefill:
         put_hooks_on(handle, vlm)
@@ -190,11 +194,21 @@ def _update_images(
         return with_embeds(decoder, args, kwargs, handle.inject(embeds, call.images))
     if embeds is None:
         return None
-    if call is None and features_wait(handle) and embeds.shape[1] > 1:
-        clear_mark(handle)
-        refuse_bypass(decoder)
     again = handle.inject_again(embeds)
-    return None if again is None else with_embeds(decoder, args, kwargs, again)
+    if again is not None:
+        return with_embeds(decoder, args, kwargs, again)
+    if call is None and embeds.shape[1] > 1 and not _in_backward():
+        _refuse_way_around(handle, decoder, embeds)
+    return None
+
+
+def _refuse_way_around(handle: "Handle", decoder: nn.Module, embeds: torch.Tensor) -> None:
+    """The decoder is called and no call of its vlm runs: text may come so, images may not."""
+    waiting = features_wait(handle)
+    clear_mark(handle)
+    vlm = handle.vlm()
+    if vlm is not None and merged_features(handle, vlm, embeds, waiting):
+        refuse_bypass(decoder)
 
 
 def _end_call(handle: "Handle", output: Any) -> None:
