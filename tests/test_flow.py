@@ -119,8 +119,10 @@ def test_probe_file_shares_and_maps(tiny_checkpoint: Any, tmp_path: Path, capsys
     rows = [json.loads(line) for line in whole.splitlines()]
     assert len(rows) == 18 and sorted(file.name for file in folder.glob("*.png")) == [
         "flow_answer_lam0.5.png",
+        "flow_answer_lam0.5_change.png",
         "flow_answer_lam0.png",
         "flow_text_lam0.5.png",
+        "flow_text_lam0.5_change.png",
         "flow_text_lam0.png",
     ]
     for row in rows[::5]:

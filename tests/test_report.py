@@ -75,8 +75,8 @@ def test_the_same_map_is_the_same_file(tmp_path: Path) -> None:
 
 
 def test_words_on_colours_can_be_read() -> None:
-    assert heatmap._ink_on((0.27, 0.0, 0.33, 1)) == "white"
-    assert heatmap._ink_on((0.99, 0.9, 0.14, 1)) == "black"
+    assert heatmap.ink_on((0.27, 0.0, 0.33, 1)) == "white"
+    assert heatmap.ink_on((0.99, 0.9, 0.14, 1)) == "black"
 
 
 def test_path_of_a_image(tmp_path: Path) -> None:

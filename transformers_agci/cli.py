@@ -52,6 +52,7 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
         Command("probe", "probe", "the position probe: ask a model about every cell of a grid"),
         Command("metrics", "metrics", "the position probe's results in numbers and as a map"),
         Command("evidence", "evidence", "several results on the same items: everything that can be tested, at once"),
+        Command("report", "report", "one page with the verdicts, the maps, and every item behind each cell"),
         Command("sweep", "evidence", "lambda chosen on some items and reported on others", "sweep"),
         Command("plan", "evidence", "how many items show an effect of a given size, from a pilot", "plan"),
         Command("benchmark", "benchmark", "ask a model a benchmark's questions, with and without AGCI, and score it"),

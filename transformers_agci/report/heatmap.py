@@ -199,14 +199,14 @@ def _write_cells(axes: "Axes", panel: Panel, image: Any) -> None:
     large, small = (13.5, 7.8) if columns <= 3 else (9.5, 5.8)
     for index, text in enumerate(panel.texts):
         row, column = divmod(index, columns)
-        colour = _ink_on(image.to_rgba(panel.values[row, column]))
+        colour = ink_on(image.to_rgba(panel.values[row, column]))
         subtext = panel.subtexts[index] if panel.subtexts else ""
         axes.text(column, row - (0.1 if subtext else 0), text, ha="center", va="center", fontsize=large, color=colour)
         if subtext:
             axes.text(column, row + 0.24, subtext, ha="center", va="center", fontsize=small, color=colour)
 
 
-def _ink_on(rgba: Sequence[float]) -> str:
+def ink_on(rgba: Sequence[float]) -> str:
     """Black or white, whichever reads better on this colour (by relative luminance as in WCAG)."""
     red, green, blue = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3])
     return "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.2 else "black"

@@ -1,13 +1,13 @@
 """Nine maps of one kind, one per place of the target, on one scale and with the target's box outlined."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from transformers_agci.report.heatmap import GREY, INK, colour_bar, image_path, save_figure
+from transformers_agci.report.heatmap import GREY, INK, Scale, colour_bar, image_path, save_figure
 from transformers_agci.report.overlay import OUTLINE
 
 if TYPE_CHECKING:
@@ -28,22 +28,26 @@ class PlaceMap(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-def draw_map_grid(maps: Sequence[PlaceMap], path: str | Path, label: str, title: str = "", footnote: str = "") -> Path:
+def draw_map_grid(
+    maps: Sequence[PlaceMap], path: str | Path, scale: Scale, title: str = "", footnote: str = ""
+) -> Path:
     """The 3x3 panel of nine maps, row-major, with one colour bar."""
-    return _draw(maps, 3, image_path(path), _ceiling(maps), label=label, title=title, footnote=footnote)
+    return _draw(maps, 3, image_path(path), scale, title=title, footnote=footnote)
 
 
-def draw_one(maps: Sequence[PlaceMap], index: int, path: str | Path, label: str, title: str = "") -> Path:
+def draw_one(maps: Sequence[PlaceMap], index: int, path: str | Path, scale: Scale) -> Path:
     """Map `index` alone, on the scale of all nine."""
-    return _draw([maps[index]], 1, image_path(path), _ceiling(maps), label=label, title=title)
+    return _draw([maps[index]], 1, image_path(path), scale)
 
 
-def _ceiling(maps: Sequence[PlaceMap]) -> float:
-    return max((float(place.values.max()) for place in maps if place.values is not None), default=1.0) or 1.0
+def common_scale(values: Iterable[NDArray[np.floating] | None], label: str, diverging: bool = False) -> Scale:
+    """From zero to the largest value; a `diverging` one is as wide on either side as the largest amount."""
+    most = max((float(np.abs(part).max()) for part in values if part is not None), default=1.0) or 1.0
+    return Scale(-most if diverging else 0.0, most, label, diverging)
 
 
 def _draw(
-    maps: Sequence[PlaceMap], columns: int, target: Path, ceiling: float, *, label: str, title: str, footnote: str = ""
+    maps: Sequence[PlaceMap], columns: int, target: Path, scale: Scale, *, title: str = "", footnote: str = ""
 ) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,10 +64,10 @@ def _draw(
     grid = figure.subplots(rows, columns, squeeze=False)
     drawn: Any = None
     for axes, place in zip(grid.ravel(), maps, strict=True):
-        shown = _draw_place(axes, place, ceiling)
+        shown = _draw_place(axes, place, scale)
         drawn = drawn if shown is None else shown
     if drawn is not None:
-        colour_bar(figure, drawn, list(grid.ravel()), label, aspect=12 * columns)
+        colour_bar(figure, drawn, list(grid.ravel()), scale.label, aspect=12 * columns)
     if title:
         figure.suptitle(title, fontsize=12, color=INK, fontweight="bold")
     if footnote:
@@ -72,7 +76,7 @@ def _draw(
     return target
 
 
-def _draw_place(axes: "Axes", place: PlaceMap, ceiling: float) -> Any:
+def _draw_place(axes: "Axes", place: PlaceMap, scale: Scale) -> Any:
     from matplotlib.patches import Rectangle
 
     axes.set_title(place.title, fontsize=10, color=INK, pad=15 if place.note else 5)
@@ -85,7 +89,7 @@ def _draw_place(axes: "Axes", place: PlaceMap, ceiling: float) -> Any:
         axes.text(0.5, 0.5, "no image", transform=axes.transAxes, ha="center", va="center", fontsize=9, color=GREY)
         return None
     rows, cols = place.values.shape
-    shown = axes.imshow(place.values, cmap="viridis", vmin=0, vmax=ceiling, interpolation="nearest")
+    shown = axes.imshow(place.values, cmap=scale.colours, vmin=scale.low, vmax=scale.high, interpolation="nearest")
     left, top, right, bottom = place.box
     axes.add_patch(
         Rectangle(

@@ -33,6 +33,11 @@ class Interval(NamedTuple):
         """The same in another unit."""
         return Interval(factor * self.estimate, factor * self.low, factor * self.high, self.n)
 
+    def within(self, least: float, most: float) -> "Interval":
+        """The same with bounds no further than a measure can go; NaN stays NaN."""
+        low, high = (float(np.clip(bound, least, most)) for bound in (self.low, self.high))
+        return self._replace(low=low, high=high)
+
 
 NO_DATA = Interval(np.nan, np.nan, np.nan, 0)
 

@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 
 from transformers_agci import statistics as st
-from transformers_agci.data.grid import POSITIONS
+from transformers_agci.data.grid import POSITIONS, Box
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.flow import SOURCES
 from transformers_agci.experiments.items import item_names, target_box
 from transformers_agci.method.lam import lambda_text
-from transformers_agci.report.map_grid import PlaceMap, draw_map_grid
+from transformers_agci.report.heatmap import Scale
+from transformers_agci.report.map_grid import PlaceMap, common_scale, draw_map_grid
 from transformers_agci.report.table import PERCENT, POINTS, format_table
 
+LABEL = "attention per area of the image (1: all attention, evenly spread)"
 CELL_SHARE = 1 / 9  # of the image's area, about: what a flow without an aim would have on the target
 
 
@@ -24,9 +26,10 @@ CELL_SHARE = 1 / 9  # of the image's area, about: what a flow without an aim wou
 class FlowMaps:
     """One source at one lambda.
 
-    means   per target position the mean map [27, 27] of attention per area (None without rows)
-    shares  [items, 9] share of the image's attention that lies on the target's cell
-    change  shares minus those at the first lambda, paired; None for the first
+    means         per target position the mean map [27, 27] of attention per area (None without rows)
+    shares        share of the image's attention that lies on the target's cell, over items
+    change        shares minus those at the first lambda, paired; None for the first
+    mean_changes  means minus those at the first lambda; None for the first
     """
 
     source: str
@@ -34,6 +37,7 @@ class FlowMaps:
     means: list[np.ndarray | None]
     shares: st.Measured
     change: st.Measured | None
+    mean_changes: list[np.ndarray | None] | None
 
 
 def aggregate(path: Path) -> list[FlowMaps]:
@@ -53,19 +57,30 @@ def aggregate(path: Path) -> list[FlowMaps]:
     names = item_names(rows)
     items = {name: number for number, name in enumerate(dict.fromkeys(names))}
     places = [(items[name], row.cell) for name, row in zip(names, rows, strict=True)]
-    summed = []
-    for source in SOURCES:
-        first: st.Floats | None = None
-        for number, recorded in enumerate(entries[0]):
-            of_rows = [flows[number][source] for flows in entries]
-            shares = np.full((len(items), len(POSITIONS)), np.nan)
-            for place, entry in zip(places, of_rows, strict=True):
-                shares[place] = entry["on_target"]
-            change = None if first is None else st.paired_difference(first, shares)
-            first = shares if first is None else first
-            summed.append(
-                FlowMaps(source, recorded["lambda"], _means(places, of_rows), st.mean_over_items(shares), change)
-            )
+    return [maps for source in SOURCES for maps in _of_source(source, entries, places, len(items))]
+
+
+def _of_source(
+    source: str, entries: list[list[dict[str, Any]]], places: list[tuple[int, int]], items: int
+) -> list[FlowMaps]:
+    """One source at every lambda; `places` are the rows' items and cells."""
+    summed: list[FlowMaps] = []
+    first: st.Floats | None = None
+    for number, recorded in enumerate(entries[0]):
+        of_rows = [flows[number][source] for flows in entries]
+        shares = np.full((items, len(POSITIONS)), np.nan)
+        for place, entry in zip(places, of_rows, strict=True):
+            shares[place] = entry["on_target"]
+        means, measured = _means(places, of_rows), st.mean_over_items(shares)
+        within = st.Measured(measured.overall.within(0, 1), [cell.within(0, 1) for cell in measured.cells])
+        change = mean_changes = None
+        if first is not None:
+            change = st.paired_difference(first, shares)
+            mean_changes = [
+                None if a is None or b is None else b - a for a, b in zip(summed[0].means, means, strict=True)
+            ]
+        first = shares if first is None else first
+        summed.append(FlowMaps(source, recorded["lambda"], means, within, change, mean_changes))
     return summed
 
 
@@ -113,28 +128,70 @@ def _changes(maps: FlowMaps) -> list[str]:
 
 
 def draw_maps(summed: list[FlowMaps], output_dir: Path, layers: str) -> list[Path]:
-    """One panel of nine maps per source and lambda: flow_<source>_lam<lambda>.png; `layers` says them in words."""
-    boxes = [target_box(k, 1, 1) for k in range(len(POSITIONS))]  # as fractions
+    """Panels of nine maps; `layers` says them in words.
+
+    flow_<source>_lam<lambda>.png per source and lambda, all lambdas of a source on one scale, and
+    flow_<source>_lam<lambda>_change.png: that lambda minus the first.
+    """
     drawn = []
-    for maps in summed:
-        places = [
-            PlaceMap(
-                mean,
-                POSITIONS[k].replace("_", " "),
-                f"on it {PERCENT.write(maps.shares.cells[k])} %, n = {maps.shares.cells[k].n}",
-                boxes[k],
-            )
-            for k, mean in enumerate(maps.means)
-        ]
-        overall = maps.shares.overall
-        drawn.append(
-            draw_map_grid(
-                places,
-                output_dir / f"flow_{maps.source}_lam{lambda_text(maps.lam)}.png",
-                "attention per area of the image (1: all attention, evenly spread)",
-                f"flow from {SOURCES[maps.source]}\nlambda {lambda_text(maps.lam)}, {layers}",
-                f"outlined: the target's cell; flow on it {PERCENT.write(overall)} % of the image's (a ninth: 11.1 %), "
-                f"n = {overall.n}, 95 % intervals over items",
-            )
-        )
+    for source in dict.fromkeys(maps.source for maps in summed):
+        of_source = [maps for maps in summed if maps.source == source]
+        levels, changes = scales(of_source)
+        first = lambda_text(of_source[0].lam)
+        for maps in of_source:
+            lam = lambda_text(maps.lam)
+            path = output_dir / f"flow_{source}_lam{lam}.png"
+            title = f"flow from {SOURCES[source]}\nlambda {lam}, {layers}"
+            drawn.append(draw_map_grid(_places(maps), path, levels, title, _footnote(maps)))
+            if maps.mean_changes is not None:
+                path = output_dir / f"flow_{source}_lam{lam}_change.png"
+                title = f"flow from {SOURCES[source]}\nlambda {lam} minus lambda {first}, {layers}"
+                drawn.append(draw_map_grid(_changed_places(maps), path, changes, title, _change_footnote(maps)))
     return drawn
+
+
+def scales(of_source: list[FlowMaps]) -> tuple[Scale, Scale]:
+    """The scale of all lambdas of a source, and that of all differences from the first."""
+    levels = [mean for maps in of_source for mean in maps.means]
+    changes = [change for maps in of_source for change in maps.mean_changes or ()]
+    return common_scale(levels, LABEL), common_scale(changes, f"change of {LABEL}", diverging=True)
+
+
+def _places(maps: FlowMaps) -> list[PlaceMap]:
+    return [
+        PlaceMap(mean, _name(k), f"on target {PERCENT.write(share)} %, n = {share.n}", _box(k))
+        for k, (mean, share) in enumerate(zip(maps.means, maps.shares.cells, strict=True))
+    ]
+
+
+def _changed_places(maps: FlowMaps) -> list[PlaceMap]:
+    assert maps.change is not None and maps.mean_changes is not None
+    return [
+        PlaceMap(mean, _name(k), f"on target {POINTS.write(change)} points, n = {change.n}", _box(k))
+        for k, (mean, change) in enumerate(zip(maps.mean_changes, maps.change.cells, strict=True))
+    ]
+
+
+def _name(cell: int) -> str:
+    return POSITIONS[cell].replace("_", " ")
+
+
+def _box(cell: int) -> Box:
+    return target_box(cell, 1, 1)  # as fractions
+
+
+def _footnote(maps: FlowMaps) -> str:
+    overall = maps.shares.overall
+    return (
+        f"outlined: the target's cell; flow on it {PERCENT.write(overall)} % of the image's (a ninth: 11.1 %)\n"
+        f"n = {overall.n}, 95 % intervals over items; all lambdas on one scale"
+    )
+
+
+def _change_footnote(maps: FlowMaps) -> str:
+    assert maps.change is not None
+    overall = maps.change.overall
+    return (
+        f"outlined: the target's cell; flow on it changes by {POINTS.write(overall)} points\n"
+        f"n = {overall.n}, 95 % intervals paired over items"
+    )

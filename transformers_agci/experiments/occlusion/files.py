@@ -103,13 +103,14 @@ def _draw(path: Path, occluded: Occluded) -> None:
 
 
 class ImageMap(NamedTuple):
-    """A finished image as read back: where its target stands, its raster, and the map [rows, cols], 0..1."""
+    """A finished image as read back: where its target stands, its raster, the map [rows, cols], 0..1, and its file."""
 
     name: str
     item: str
     cell: int
     raster: Raster
     values: np.ndarray
+    image: str = ""
 
 
 class Folder(NamedTuple):
@@ -150,11 +151,12 @@ def _read_image(folder: Path, name: str) -> ImageMap | None:
         values = np.array(read_json(folder / name / f"{name}{MAP}", nan=True), dtype=float)
         raster = Raster(scores["width"], scores["height"], scores["mask_size"], scores["stride"])
         cell = POSITIONS.index(scores["row"]["position"])
+        image = str(scores["row"]["image"])
     except (ValueError, KeyError, TypeError):
         return None
     if values.shape != (raster.rows, raster.cols):
         return None
-    return ImageMap(name, _item(name, cell), cell, raster, values)
+    return ImageMap(name, _item(name, cell), cell, raster, values, image)
 
 
 def _item(name: str, cell: int) -> str:

@@ -1,7 +1,7 @@
 """Occlusion maps aggregated by the place of the target: nine maps, and how much of each lies on the target."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.items import target_box
 from transformers_agci.experiments.occlusion.files import ImageMap
 from transformers_agci.experiments.occlusion.masks import Raster
-from transformers_agci.report.map_grid import PlaceMap, draw_map_grid, draw_one
+from transformers_agci.report.map_grid import PlaceMap, common_scale, draw_map_grid, draw_one
 from transformers_agci.report.table import PERCENT, format_table
 
 LABEL = "mean change of the answer's logits (each image's largest = 1)"
@@ -57,7 +57,8 @@ def aggregate(maps: Sequence[ImageMap]) -> OcclusionMaps:
         totals[image.cell] += pixels
         counts[image.cell] += 1
         shares[items[image.item], image.cell] = share_in(pixels, target_box(image.cell, *pixels.shape[::-1]))
-    overall, cells = st.mean_over_items(shares)
+    measured = st.mean_over_items(shares)
+    overall, *cells = (share.within(0, 1) for share in (measured.overall, *measured.cells))
     means = [total / n if n else None for total, n in zip(totals, counts, strict=True)]
     covered = raster.covered().astype(float)
     areas = [share_in(covered, target_box(cell, raster.width, raster.height)) for cell in range(len(POSITIONS))]
@@ -99,13 +100,15 @@ def draw_maps(maps: OcclusionMaps, path: Path, title: str = "") -> list[Path]:
         f"outlined: the target's cell; share of the map inside it {PERCENT.write(maps.overall)} % "
         f"(area {100 * np.mean(maps.areas):.1f} %), n = {maps.overall.n}, 95 % intervals over items"
     )
-    drawn = [draw_map_grid(places, panel, LABEL, title, said)]
-    return drawn + [draw_one(places, k, file, "mean change (largest = 1)") for k, file in enumerate(single)]
+    scale = common_scale(maps.means, LABEL)
+    drawn = [draw_map_grid(places, panel, scale, title, said)]
+    short = replace(scale, label="mean change (largest = 1)")
+    return drawn + [draw_one(places, k, file, short) for k, file in enumerate(single)]
 
 
 def _place(maps: OcclusionMaps, k: int) -> PlaceMap:
     raster, share = maps.raster, maps.shares[k]
     box = target_box(k, raster.width, raster.height)
     fractions = (box.left / raster.width, box.top / raster.height, box.right / raster.width, box.bottom / raster.height)
-    note = f"on it {PERCENT.write(share)} %, n = {maps.counts[k]}"
+    note = f"on target {PERCENT.write(share)} %, n = {maps.counts[k]}"
     return PlaceMap(maps.means[k], POSITIONS[k].replace("_", " "), note, fractions)

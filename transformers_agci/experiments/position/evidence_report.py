@@ -154,7 +154,9 @@ def draw_evidence(evidence: Evidence, path: str | Path, title: str = "") -> Path
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     target = image_path(path)
-    panels = [(name, points) for name, points in _panels(evidence) if any(np.isfinite(p.estimate) for p in points)]
+    panels = [
+        (name, points) for name, points in forest_panels(evidence) if any(np.isfinite(p.estimate) for p in points)
+    ]
     labels = [row.report.label for row in evidence.results]
     figure = Figure(
         figsize=(1.6 + 2.1 * len(panels), 1.4 + 0.34 * len(labels)), layout=ConstrainedLayoutEngine(), facecolor="white"
@@ -181,7 +183,8 @@ def draw_evidence(evidence: Evidence, path: str | Path, title: str = "") -> Path
     return target
 
 
-def _panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
+def forest_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
+    """What the figure shows: per panel its title and an interval per result; NO_DATA where a result has none."""
     reports = [row.report for row in evidence.results]
     pairs = [row.pair for row in evidence.comparisons]
 

@@ -17,15 +17,13 @@ def draw_maps(
 ) -> Path:
     """Draw one result (Yes map, No map beside it) or two (a row for Yes, a row for No: first | second | difference)."""
     sides = [name for name in ("yes", "no") if any(getattr(report, name) for report in results)]
-    answers = [side for report in results for side in (report.yes, report.no) if side]
-    bounds = [100 * bound for side in answers for cell in side.cells for bound in (cell.low, cell.high)]
-    scale = scale_over(bounds, "correct answers, %", 5, (0, 100))
-    maps = {name: [_accuracy_panel(report, name, scale, len(results) > 1) for report in results] for name in sides}
+    scale = accuracy_scale(results)
+    maps = {name: [accuracy_panel(report, name, scale, len(results) > 1) for report in results] for name in sides}
     if pair is None:
         panels: list[list[Panel | None]] = [[panel for name in sides for panel in maps[name]]]
     else:
-        differences = _difference_scale(pair)
-        panels = [[*maps[name], _difference_panel(pair, name, results[0].shape, differences)] for name in sides]
+        differences = difference_scale([pair])
+        panels = [[*maps[name], difference_panel(pair, name, results[0].shape, differences)] for name in sides]
     title = title or (results[0].label if pair is None else "")
     return draw(panels, path, title, "\n".join(line for line in (_footnote(pair), remark) if line))
 
@@ -39,7 +37,15 @@ def _footnote(pair: PairReport | None) -> str:
     return "small numbers: 95 % interval; colours span the intervals\np: positions shuffled within items"
 
 
-def _accuracy_panel(report: ResultReport, name: str, scale: Scale, named: bool) -> Panel | None:
+def accuracy_scale(results: Sequence[ResultReport]) -> Scale:
+    """One scale for the accuracies of all results, Yes and No rows."""
+    answers = [side for report in results for side in (report.yes, report.no) if side]
+    bounds = [100 * bound for side in answers for cell in side.cells for bound in (cell.low, cell.high)]
+    return scale_over(bounds, "correct answers, %", 5, (0, 100))
+
+
+def accuracy_panel(report: ResultReport, name: str, scale: Scale, named: bool) -> Panel | None:
+    """The map of "yes" or "no" rows; `named` puts the result's label into the title."""
     side: AnswerReport | None = getattr(report, name)
     if side is None:
         return None
@@ -62,13 +68,40 @@ def _accuracy_panel(report: ResultReport, name: str, scale: Scale, named: bool) 
     )
 
 
-def _difference_scale(pair: PairReport) -> Scale:
-    cells = [cell for change in (pair.yes, pair.no) if change for cell in change.accuracy.cells]
+def margin_panel(report: ResultReport, name: str, scale: Scale) -> Panel | None:
+    """The map of mean margins on "yes" or "no" rows, in logits; None where the result carries none."""
+    side: AnswerReport | None = getattr(report, name)
+    if side is None or side.margin is None or side.margin_cells is None:
+        return None
+    return Panel(
+        values=np.array([cell.estimate for cell in side.margin_cells]).reshape(report.shape),
+        scale=scale,
+        title=f"{report.label}, {name.capitalize()} rows",
+        note=f"mean {_minus(f'{side.margin.estimate:.2f}')}, n = {side.margin.n}",
+        texts=[_minus(f"{cell.estimate:.2f}") if cell.n else "" for cell in side.margin_cells],
+        subtexts=[
+            _minus(f"{cell.low:.2f} to {cell.high:.2f}") if np.isfinite(cell.low) else "" for cell in side.margin_cells
+        ],
+    )
+
+
+def margin_scale(results: Sequence[ResultReport], name: str) -> Scale | None:
+    """One scale for the margins of one answer's rows in all results; None where there are none."""
+    sides = [getattr(report, name) for report in results]
+    cells = [cell for side in sides if side and side.margin_cells for cell in side.margin_cells]
+    bounds = [bound for cell in cells for bound in (cell.low, cell.high)]
+    return scale_over(bounds, "margin, logit of Yes - logit of No", 0.5, (-np.inf, np.inf)) if cells else None
+
+
+def difference_scale(pairs: Sequence[PairReport]) -> Scale:
+    """One scale for the differences of several pairs, Yes and No rows."""
+    cells = [c for pair in pairs for change in (pair.yes, pair.no) if change for c in change.accuracy.cells]
     bounds = [100 * b for cell in cells for b in (cell.low, cell.high)]
     return scale_about_zero(bounds, "difference, percentage points", 1)
 
 
-def _difference_panel(pair: PairReport, name: str, shape: tuple[int, int], scale: Scale) -> Panel | None:
+def difference_panel(pair: PairReport, name: str, shape: tuple[int, int], scale: Scale) -> Panel | None:
+    """The map of the differences on "yes" or "no" rows, in percentage points."""
     change: AnswerChange | None = getattr(pair, name)
     if change is None:
         return None

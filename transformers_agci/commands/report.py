@@ -1,0 +1,103 @@
+"""One page that shows every answer behind a verdict: open it in a browser, send it to a colleague, print it.
+
+One or several results of the position probe on the same items, the baseline first. Verdicts in words, maps with
+intervals, differences, margins, ROC, the tables and figures of `agci evidence`; a click on a cell shows its items with
+image, caption, and the answers and margins of every result. The page is one file and loads nothing from elsewhere.
+"""
+
+import argparse
+from pathlib import Path
+
+from transformers_agci.commands.options import add_draws_options, number, path, whole
+from transformers_agci.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("results", nargs="+", type=path, metavar="RESULT", help="result files, the baseline first")
+    parser.add_argument(
+        "--output", type=path, default=Path("report.html"), metavar="H", help="the page (default report.html)"
+    )
+    parser.add_argument(
+        "--negatives_file",
+        "--negatives_files",
+        nargs="+",
+        type=path,
+        default=[],
+        metavar="N",
+        help="the results on the negatives, one per result file, where they are files of their own",
+    )
+    parser.add_argument("--labels", nargs="+", default=[], metavar="L", help="names of the results")
+    parser.add_argument("--title", default="", help="title of the page")
+    _add_images(parser)
+    _add_parts(parser)
+    parser.add_argument(
+        "--margin",
+        type=number,
+        metavar="POINTS",
+        help="balanced accuracies that differ by less count as equal; state it before you look",
+    )
+    add_draws_options(parser, "permutations of the null")
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    images = parser.add_argument_group("images")
+    images.add_argument(
+        "--img_path", type=path, metavar="D", help="folder of the rows' images (default: the one in the manifest)"
+    )
+    images.add_argument(
+        "--images",
+        choices=("page", "folder", "none"),
+        default="page",
+        help="thumbnails of changed or wrong answers in the page (default), of all images in a folder, or none",
+    )
+    images.add_argument(
+        "--thumbnails", type=whole(1), default=400, metavar="N", help="most thumbnails in the page (default 400)"
+    )
+
+
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    parts = parser.add_argument_group("what else was measured")
+    parts.add_argument(
+        "--occlusion", nargs="+", type=path, default=[], metavar="D", help="folders that agci occlusion wrote"
+    )
+    parts.add_argument("--flow", nargs="+", type=path, default=[], metavar="D", help="folders that agci flow wrote")
+    parts.add_argument("--ruler", type=path, metavar="J", help="the ruler.json that agci ruler wrote")
+    parts.add_argument(
+        "--text_only_file", nargs="+", type=path, default=[], metavar="T", help="answers without an image"
+    )
+    parts.add_argument(
+        "--blank_image_file", nargs="+", type=path, default=[], metavar="T", help="answers on a blank image"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the page and say where it is."""
+    from transformers_agci.experiments.position.measures import ResamplingConfig
+    from transformers_agci.experiments.report_page.make import ReportOptions, make_report
+
+    if args.margin is not None and not 0 < args.margin < 100:
+        raise InputError(f"--margin must lie between 0 and 100 points, but is {args.margin:g}.")
+    written = make_report(
+        ReportOptions(
+            results=args.results,
+            output=args.output,
+            negatives=args.negatives_file,
+            labels=args.labels,
+            title=args.title,
+            img_path=args.img_path,
+            images=args.images,
+            thumbnails=args.thumbnails,
+            occlusion=args.occlusion,
+            flow=args.flow,
+            ruler=args.ruler,
+            text_only=args.text_only_file,
+            blank_image=args.blank_image_file,
+            margin=None if args.margin is None else args.margin / 100,
+            resampling=ResamplingConfig(args.draws, args.seed),
+        )
+    )
+    for remark in written.remarks:
+        print(remark)
+    print(f"report: {written.path} ({written.size / 1e6:.1f} MB, {written.thumbnails} thumbnails)")
+    return 0

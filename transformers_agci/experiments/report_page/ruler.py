@@ -1,0 +1,74 @@
+"""The ruler's curve and table on the page, from the ruler.json that `agci ruler` wrote."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers_agci.errors import InputError
+from transformers_agci.report.page.plots import Plot, Point, Series, line_plot
+from transformers_agci.report.table import Table
+from transformers_agci.statistics.evenness import signed_root
+from transformers_agci.storage.json_file import read_json_object
+
+MEASURES = (  # measure, label, unit
+    ("margin", "sd of the cells' mean margins (margin sds)", 1.0),
+    ("auc", "sd of the cells' AUC (points)", 100.0),
+)
+
+
+def ruler_plots(path: Path) -> tuple[list[Plot], Table]:
+    """A plot per measure and the table; InputError for a file that `agci ruler` did not write."""
+    try:
+        conditions = list(read_json_object(path)["conditions"].values())
+        betas = sorted({found["beta"] for found in conditions if found["beta"] is not None})
+        return [_plot(conditions, betas, *measure) for measure in MEASURES], _table(conditions)
+    except (KeyError, TypeError, AttributeError, IndexError):
+        raise InputError(f"`ruler`: {path} is not a ruler.json of ours; give the file that agci ruler wrote.") from None
+
+
+def _plot(conditions: list[Mapping[str, Any]], betas: list[float], measure: str, label: str, unit: float) -> Plot:
+    series = []
+    for number, arm in enumerate(dict.fromkeys(found["arm"] for found in conditions)):
+        known = [found for found in conditions if found["arm"] == arm and found["unevenness"][measure]]
+        points = [
+            _point(f["unevenness"][measure], unit, f["beta"] + 0.02 * number) for f in known if f["beta"] is not None
+        ]
+        series.append(Series(arm, sorted(points, key=lambda point: point.x)))
+    names = [(beta, f"{beta:g}") for beta in betas]
+    return line_plot(
+        f"Measured unevenness against the planted bias: {label}",
+        series,
+        x_label="planted decoder bias (attention logits, top to bottom row)",
+        y_label=label,
+        zero=True,
+        x_names=names,
+    )
+
+
+def _point(level: Mapping[str, float], unit: float, x: float) -> Point:
+    value, low, high = (unit * signed_root(level[name]) for name in ("estimate", "low", "high"))
+    return Point(value, low, high, x)
+
+
+def _table(conditions: list[Mapping[str, Any]]) -> Table:
+    header = [
+        "bias",
+        "arm",
+        "Yes %",
+        "No %",
+        "sd of margins",
+        "sd of AUC, points",
+        "p of the position",
+        "against nothing",
+    ]
+    rows = []
+    for found in conditions:
+        levels = [found["unevenness"][measure] for measure, _, _ in MEASURES]
+        roots = [
+            "-" if level is None else f"{unit * signed_root(level['estimate']):.3f}"
+            for level, (_, _, unit) in zip(levels, MEASURES, strict=True)
+        ]
+        accuracies = [f"{100 * found['accuracy'][name]['estimate']:.1f}" for name in ("yes", "no")]
+        said = found.get("against nothing", {}).get("verdict", "")
+        rows.append([found["bias"], found["arm"], *accuracies, *roots, f"{found['position_p']:.3g}", said])
+    return Table("", header, rows)
