@@ -271,3 +271,95 @@ def test_notes_are_said_when_a_rival_is_attached(model: Any, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING, "transformers_agci"):
         attach(model, method="cca_positions")
     assert "without training, which is off-label" in caplog.text
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs `agci probe` on 4 items of the atlas into a folder of the test's own."""
+    from transformers_agci.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def probe(*words: str) -> int:
+        return main(["probe", "--items", "1", "--quiet", "--answer_file", "a.jsonl", *words])
+
+    return probe
+
+
+def test_probe_with_a_rival(probed: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One file under the method's name; the manifest says strength and source; its margins are the handle's own."""
+    assert probed("--method", "bapa") == 0
+    said = capsys.readouterr().out
+    assert "method bapa at strength 1 (from the default of bapa)" in said
+    assert "bapa (strength 1)" in said
+    settings = json.loads((tmp_path / "a.bapa.manifest.json").read_text())["settings"]
+    found = {name: settings[name] for name in ("method", "lambda", "strength", "method_options")}
+    assert found == {"method": "bapa", "lambda": 0.0, "strength": 1.0, "method_options": {}}
+    assert probed("--method", "bapa", "--method_options", "strength=0") == 2  # other settings on the same file
+    assert "strength" in capsys.readouterr().err
+    assert probed("--method", "bapa", "--method_options", "strength=0", "--overwrite") == 0
+    assert probed("--global_context_lambda", "0") == 0
+    lines = [(tmp_path / name).read_text() for name in ("a.bapa.jsonl", "a.jsonl")]
+    assert lines[0] == lines[1]  # strength 0 is stock
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--method", "papa", "--global_context_lambda", "0"), "method must be one of agci"),
+        (("--method", "bapa", "--method_options", "strength=0.5"), "The strength of bapa is 0 (stock) or 1"),
+        (("--method", "bapa", "--method_options", "tempo=1"), "bapa has no option 'tempo'; it has: strength."),
+        (("--method", "bapa", "--method_options", "strength"), "--method_options takes K=V"),
+        (("--method", "bapa", "--method_options", "strength=1", "strength=1"), "'strength' is given twice"),
+        (("--method", "bapa", "--global_context_lambda", "1"), "--global_context_lambda belongs to agci"),
+        (("--method", "bapa", "--scope", "batch"), "--scope belongs to agci"),
+        (("--method", "bapa", "--method_seed", "1"), "--method_seed: bapa has no seed"),
+        (("--method", "agci", "--method_options", "strength=1"), "agci has no option 'strength'; it has: none"),
+        (("--method", "random", "--method_options", "tempo=1"), "random has no option 'tempo'; it has: seed."),
+        (("--method", "random", "--method_options", "seed=1", "--method_seed", "1"), "the seed is given twice"),
+    ],
+)
+def test_bad_method_words(
+    probed: Any, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    assert probed(*words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_seed_among_the_method_options(probed: Any, tmp_path: Path) -> None:
+    words = ("--method", "random", "--method_options", "seed=2", "--global_context_lambda", "0.5")
+    assert probed(*words) == 0
+    assert (tmp_path / "a.random-2.jsonl").exists()
+
+
+@torch.no_grad()
+def test_replays_serve_position_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a common beginning replayed, the margins are those of whole prompts."""
+    from transformers_agci.embedded import embedded_model_path
+    from transformers_agci.embedded.probe_set import build_probe_set
+    from transformers_agci.experiments.position.data import read_data
+    from transformers_agci.experiments.position.run import PositionProbe
+    from transformers_agci.inference import replay
+    from transformers_agci.inference.answering import AnswerOptions
+    from transformers_agci.inference.load import LoadOptions, load
+
+    made = build_probe_set(tmp_path / "set", items=2, seed=5)
+    data = read_data(made.rows, tmp_path / "set" / "images", made.negatives)
+    loaded = load(LoadOptions(str(embedded_model_path())))
+
+    def margins(name: str) -> tuple[list[float], int]:
+        file = tmp_path / f"{name}.jsonl"
+        probe = PositionProbe(loaded, data, [1.0], file, AnswerOptions(method="cca_positions"))
+        counts: Any = probe.ask().counts
+        rows = (tmp_path / f"{name}.cca_positions.jsonl").read_text().splitlines()
+        return [json.loads(row)["margin"] for row in rows], counts.replayed_tokens
+
+    replayed, tokens = margins("replayed")
+    monkeypatch.setattr(replay, "_recorded", lambda prompts, cache: None)
+    whole, none = margins("whole")
+    assert tokens > 1000
+    assert none == 0
+    assert replayed == pytest.approx(whole, abs=1e-4)

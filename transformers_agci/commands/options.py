@@ -6,7 +6,7 @@
 import argparse
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from transformers_agci.embedded.location import EMBEDDED, MODEL_TYPE, embedded_model_path
 from transformers_agci.errors import InputError, short
 from transformers_agci.method.lam import parse_lambda
+from transformers_agci.method.rivals import RIVALS
 
 if TYPE_CHECKING:
     from transformers_agci.inference.answering import AnswerOptions
@@ -196,7 +197,19 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     """Those, lambda, batches and workers: of the commands that ask questions."""
     asked = parser.add_argument_group("lambda")
     add_lambda_option(asked, "one or several lambdas; default: the key in the model's config.json, else 0")
-    asked.add_argument("--method", default="agci", help="agci, or a control: uniform, random, noise, shuffled")
+    asked.add_argument(
+        "--method",
+        default="agci",
+        metavar="NAME",
+        help=f"agci; a control: uniform, random, noise, shuffled; or a rival: {', '.join(RIVALS)}",
+    )
+    asked.add_argument(
+        "--method_options",
+        nargs="+",
+        default=[],
+        metavar="K=V",
+        help="strength and other options of a rival, or seed of a control (docs/methods.md)",
+    )
     asked.add_argument(
         "--method_seed",
         nargs="+",
@@ -230,15 +243,74 @@ def answer_options_by_seed(args: argparse.Namespace) -> "list[AnswerOptions]":
     """What `add_answer_options` parsed, once per seed of a control."""
     from transformers_agci.inference.answering import AnswerOptions
 
-    seeds = args.method_seed
-    if seeds and args.method not in SEEDED:
-        raise InputError(f"--method_seed: {args.method} has no seed; {', '.join(SEEDED)} have one.")
-    if len(set(seeds)) != len(seeds):
-        raise InputError(f"--method_seed: each seed is run once, but the list is {' '.join(map(str, seeds))}.")
+    given = method_options(args)
+    if args.method in RIVALS:
+        if args.method_seed:
+            raise InputError(f"--method_seed: {args.method} has no seed of this kind; give --method_options.")
+        if args.global_context_lambda:
+            raise InputError(
+                f"--global_context_lambda belongs to agci and its controls; {args.method} has "
+                "--method_options strength=S."
+            )
+        if args.scope != "image":
+            raise InputError(f"--scope belongs to agci and its controls; {args.method} works on each image by itself.")
+        options = _checked_options(args.method, given)
+        return [AnswerOptions(args.batch_size, None, args.workers, args.method, args.scope, run_options(args), options)]
+    seeds = _seeds(args, given)
     methods = [f"{args.method}-{seed}" for seed in seeds] or [args.method]
     return [
         AnswerOptions(args.batch_size, None, args.workers, method, args.scope, run_options(args)) for method in methods
     ]
+
+
+def method_options(args: argparse.Namespace) -> dict[str, float]:
+    """--method_options as numbers by name; InputError where one is not K=V, not a number or given twice."""
+    return parse_method_options(args.method_options)
+
+
+def parse_method_options(words: Sequence[str]) -> dict[str, float]:
+    """The same for words of any source."""
+    found: dict[str, float] = {}
+    for word in words:
+        name, mark, text = word.partition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not mark or not name or not math.isfinite(value):
+            raise InputError(
+                f"--method_options takes K=V with a number V, such as strength=1, but one is {short(word)}."
+            )
+        if name in found:
+            raise InputError(f"--method_options: {short(name)} is given twice.")
+        found[name] = int(value) if value == int(value) else value
+    return found
+
+
+def _checked_options(method: str, given: dict[str, float]) -> dict[str, float]:
+    """The options of a rival, checked; InputError lists what it has."""
+    rival = RIVALS[method]
+    rival.settings({name: value for name, value in given.items() if name != "strength"})
+    if "strength" in given:
+        rival.strength_of(given["strength"], "--method_options")
+    return given
+
+
+def _seeds(args: argparse.Namespace, given: dict[str, float]) -> list[int]:
+    """Seeds of a control, from --method_seed or --method_options seed=."""
+    seeds = list(args.method_seed)
+    for name, value in given.items():
+        if name != "seed" or args.method not in SEEDED:
+            has = "seed" if args.method in SEEDED else "none (its strength is --global_context_lambda)"
+            raise InputError(f"--method_options: {args.method} has no option {short(name)}; it has: {has}.")
+        if seeds:
+            raise InputError("--method_options: the seed is given twice, here and by --method_seed.")
+        seeds = [whole(0, 999_999_999)(str(value))]
+    if seeds and args.method not in SEEDED:
+        raise InputError(f"--method_seed: {args.method} has no seed; {', '.join(SEEDED)} have one.")
+    if len(set(seeds)) != len(seeds):
+        raise InputError(f"--method_seed: each seed is run once, but the list is {' '.join(map(str, seeds))}.")
+    return seeds
 
 
 def add_lambda_option(

@@ -25,6 +25,7 @@ from transformers_agci.commands.options import (
     teller,
     whole,
 )
+from transformers_agci.method.rivals import RIVALS
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.position.ask import ProbeOptions
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.experiments.position.questions import Control
 
     model, given, by_seed = model_options(args), lambdas(args), answer_options_by_seed(args)
-    by_default = not given and args.model == EMBEDDED
+    by_default = not given and args.model == EMBEDDED and args.method not in RIVALS
     options = ProbeOptions(
         model,
         args.eval_file,

@@ -25,6 +25,7 @@ from transformers_agci.inference.engine import (
     stop_words,
 )
 from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.methods import method_notes, method_on, method_settings, replays_off
 from transformers_agci.inference.prefetch import default_workers
 from transformers_agci.inference.prepare import (
     Batch,
@@ -45,7 +46,7 @@ from transformers_agci.inference.runner import (
     Task,
     run,
 )
-from transformers_agci.method.handle import agci
+from transformers_agci.method.rivals import RIVALS
 from transformers_agci.storage.result_lines import FailedRow
 
 BYTES_CROSS_TO = ("cuda",)  # devices that normalise images themselves where they can
@@ -58,6 +59,7 @@ class AnswerOptions:
     batch_size  lists of images per forward call, default by device
     block_rows  least rows of a block, default four batches
     workers     processes that prepare images; default: none on a CPU, which has the model to run, 4 beside a GPU
+    method_options  strength and other options of a rival
     """
 
     batch_size: int | None = None
@@ -66,6 +68,7 @@ class AnswerOptions:
     method: str = "agci"
     scope: str = "image"
     run: RunOptions = field(default_factory=RunOptions)
+    method_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -191,10 +194,10 @@ def answer_questions(
             [question.row for question in asked.questions],
             [block.size for block in work.plan.blocks],
             [
-                Output(path, settings | {"lambda": lambda_setting(engine, lam)})
+                Output(path, settings | _strength_settings(engine, options, lam))
                 for lam, path in zip(lambdas, outputs, strict=True)
             ],
-            {**engine.notes, **asked.notes},
+            {**engine.notes, **method_notes(options.method), **asked.notes},
             asked.bad_rows,
             work.counts,
             work.details,
@@ -203,6 +206,13 @@ def answer_questions(
         ),
         options.run,
     )
+
+
+def _strength_settings(engine: Engine, options: AnswerOptions, value: float) -> dict[str, Any]:
+    """Lambda of AGCI and its controls, strength and options of a rival."""
+    if options.method in RIVALS:
+        return method_settings(options.method, options.method_options, value)
+    return {"lambda": lambda_setting(engine, value)}
 
 
 class _Answering:
@@ -220,6 +230,7 @@ class _Answering:
         self.details: dict[str, Any] = {
             "pixels_normalised_on": loaded.device.type if self.raw else "cpu",
             "token_grid": None,
+            **replays_off(RIVALS.get(options.method)),
         }
 
     def settings(self) -> dict[str, Any]:
@@ -246,16 +257,19 @@ class _Answering:
             positions=positions,
             scope=self.options.scope,
             counts=self.counts,
+            replays_off=replays_off(RIVALS.get(self.options.method)),
         )
         with (
             self._counted_forwards(),
             prepared_ahead(columns, self.questions, processor, self._workers, positions) as ahead,
-            agci(self.loaded.model, 0.0, self.options.scope, self.options.method) as handle,
+            method_on(
+                self.loaded.model, self.options.method, self.options.scope, self.options.method_options
+            ) as handle,
             work.replaying(),
         ):
 
             def at_lambda(i: int) -> None:
-                handle.lam = self.lambdas[i]
+                handle.strength = self.lambdas[i]
 
             for task in tasks:
                 made = BlockAnswers(self.plan.blocks[task.block], task.outputs)

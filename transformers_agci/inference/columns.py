@@ -13,7 +13,7 @@ is kept for the rest of the run. With 18 lists that do not fit and 9 that do: 18
 
 import contextlib
 import gc
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -69,10 +69,13 @@ class ColumnWork:
         positions: Positions | None,
         scope: str,
         counts: Any,
+        replays_off: Collection[str] = (),
     ) -> None:
         self.loaded, self.questions, self.answerer = loaded, questions, answerer
         self.raw, self.positions, self.scope, self.counts = raw, positions, scope, counts
-        self.first = FirstToken(answerer) if positions is not None else None
+        self.replays_off = replays_off  # what must not serve the method: see methods.py
+        served = positions is not None and "first_token" not in replays_off
+        self.first = FirstToken(answerer) if served else None
         self.fits: int | None = None  # lists per batch, once memory has run out
         self.vision, self.prefix = VisionReplay(loaded.model), PrefixReplay(loaded.model)
 
@@ -201,8 +204,9 @@ class ColumnWork:
     def _set_images(self, batch: Batch | None, keep: bool = False) -> None:
         """Name what the coming call of the model is about; None: it has no images and its own keys and values."""
         if batch is not None:
-            self.vision.set_images(batch.images)
-        self.prefix.set_prompts(self._prompts(batch) if batch is not None and batch.images else None, keep)
+            self.vision.set_images(None if "vision_replay" in self.replays_off else batch.images)
+        shares = batch is not None and batch.images and "prefix_replay" not in self.replays_off
+        self.prefix.set_prompts(self._prompts(batch) if batch is not None and shares else None, keep)
 
     def _prompts(self, batch: Batch) -> Prompts:
         keys = tuple(image_keys(self.questions[number].images) for number in batch.numbers)

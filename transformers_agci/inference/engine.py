@@ -37,6 +37,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.inference.answer import Answer
 from transformers_agci.inference.batches import Block, Plan, make_plan
 from transformers_agci.inference.load import lambdas_of
+from transformers_agci.inference.methods import rival_settings, strengths_text
 from transformers_agci.inference.progress import Counts
 from transformers_agci.inference.questions import Question
 from transformers_agci.inference.runner import BlockResult, Reporter, Results, Task
@@ -118,11 +119,19 @@ class Engine(Protocol):
         """Give back what the engine holds: processes, connections, memory."""
 
 
-def engine_lambdas(engine: Engine, given: Sequence[float] | None) -> tuple[list[float], str]:
+def engine_lambdas(
+    engine: Engine, given: Sequence[float] | None, options: "AnswerOptions | None" = None
+) -> tuple[list[float], str]:
     """The lambdas to run and where they come from: what is given, else the config's key, else 0.
 
-    For a server it is one run, at the lambda that it serves: InputError where one is given.
+    For a rival it is its strength, which only the engine transformers can apply. For a server it is one run, at the
+    lambda that it serves: InputError where one is given.
     """
+    rival = rival_settings(options.method, options.method_options, given or ()) if options is not None else None
+    if rival is not None and options is not None:
+        if engine.name != "transformers":
+            raise InputError(f"`method` {options.method} is applied by the engine transformers, not by {engine.name}.")
+        return rival
     if engine.sets_lambda:
         return lambdas_of(given, engine)
     if given:
@@ -133,9 +142,9 @@ def engine_lambdas(engine: Engine, given: Sequence[float] | None) -> tuple[list[
     return [0.0], "the server"
 
 
-def lambdas_text(engine: Engine, lambdas: Sequence[float]) -> str:
-    """The lambdas of a run for a line to read."""
-    return ", ".join(map(lambda_text, lambdas)) if engine.sets_lambda else AS_SERVED
+def lambdas_text(engine: Engine, lambdas: Sequence[float], method: str = "agci") -> str:
+    """The lambdas of a run, or a rival's strength, for a line to read."""
+    return strengths_text(method, lambdas) if engine.sets_lambda else f"lambda {AS_SERVED}"
 
 
 def lambda_setting(engine: Engine, lam: float) -> float | str:

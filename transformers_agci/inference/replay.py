@@ -32,6 +32,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from transformers_agci.families import decoder_of, find_vlm
+from transformers_agci.method.rivals.positions import carry_over
 
 # How the decoder's arguments lie along the prompt: the dimension that has its length.
 PROMPT_DIMENSION = {
@@ -138,6 +139,7 @@ class Prompts:
 class _Record(NamedTuple):
     prompts: Prompts
     layers: list[tuple[torch.Tensor, torch.Tensor] | None]  # keys and values [B, heads, S, D]; None: it has none
+    cache: Any  # the one they are of: a rival notes on it where it moved the text
 
 
 class Tail(NamedTuple):
@@ -222,6 +224,7 @@ class PrefixReplay:
             keys, values = (part[:, :, : plan.columns].index_select(0, rows) for part in layer)
             cache.update(keys, values, number)
             device = device or layer[0].device
+        carry_over(self._record.cache, cache, plan.rows, plan.columns)
         self.replayed_tokens += plan.replayed
         self.prefill_tokens += plan.own
         return Tail(plan.ids.to(device), plan.mask.to(device), plan.positions.to(device), cache)
@@ -383,7 +386,7 @@ def _recorded(prompts: Prompts, cache: Any) -> _Record | None:
             layers.append((keys, values))
         else:
             return None
-    return _Record(prompts, layers) if any(layers) else None
+    return _Record(prompts, layers, cache) if any(layers) else None
 
 
 def _fill(cache: Any, record: _Record, reuse: _Reuse) -> None:

@@ -101,11 +101,11 @@ def _engine(options: ProbeOptions) -> Engine:
 
 def _probe(options: ProbeOptions, engine: Engine, data: ProbeData, say: Say) -> PositionProbe:
     """What the engine is asked; said before the long work begins."""
-    lambdas, source = engine_lambdas(engine, options.lambdas)
+    lambdas, source = engine_lambdas(engine, options.lambdas, options.answers)
     if options.lambdas:
         source = options.lambda_source
     file = None if options.eval_file is None else str(options.eval_file)
-    say(f"lambda {lambdas_text(engine, lambdas)} (from {source}); {engine.description}")
+    say(f"{lambdas_text(engine, lambdas, options.answers.method)} (from {source}); {engine.description}")
     say(f"{data.rows} rows, {len(data.items)} items from {file or 'the embedded atlas'}")
     notes = {"lambda_source": source, "eval_file": file, "img_path": str(data.img_path)}
     return PositionProbe(engine, data, lambdas, options.answer_file, options.answers, notes, options.planted_bias)

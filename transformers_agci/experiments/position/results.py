@@ -178,8 +178,8 @@ def read_results(
 
 
 def label_of(path: str | Path) -> str:
-    """How a result is named in tables and maps: its lambda and engine where the manifest beside it tells, else the
-    file's name."""
+    """How a result is named in tables and maps: its lambda or strength and engine where the manifest beside it
+    tells, else the file's name."""
     try:
         settings = read_json_object(manifest.path_of(Path(path))).get("settings")
     except InputError:
@@ -192,7 +192,12 @@ def label_of(path: str | Path) -> str:
     if isinstance(lam, bool) or not isinstance(lam, int | float):
         return Path(path).stem
     name = "AGCI" if method == "agci" else str(method)
-    label = f"{name} (lambda {lambda_text(float(lam))})" if lam else "baseline (lambda 0)"
+    strength = settings.get("strength")
+    if isinstance(strength, int | float) and strength:
+        note = ", reconstruction" if "reconstruction" in str(settings.get("method_note", "")) else ""
+        label = f"{name} (strength {lambda_text(float(strength))}{note})"
+    else:
+        label = f"{name} (lambda {lambda_text(float(lam))})" if lam else "baseline (lambda 0)"
     return label if engine == "transformers" else f"{label}, {engine}"
 
 

@@ -176,3 +176,10 @@ def keep_moved(cache: Any, moved: torch.Tensor, past: int) -> None:
 def note_moved_on(output_cache: Any, moved: torch.Tensor) -> None:
     """Note the moves on a cache that the decoder made itself."""
     keep_moved(output_cache, moved, 0)
+
+
+def carry_over(recorded: Any, cache: Any, rows: torch.Tensor, columns: int) -> None:
+    """Note on a cache made of these rows and first columns of a recorded one what is noted there."""
+    moved: torch.Tensor | None = getattr(recorded, _MOVED, None)
+    if moved is not None:
+        setattr(cache, _MOVED, moved[rows.to(moved.device), :columns])

@@ -18,11 +18,13 @@ from transformers_agci.experiments.benchmarks.score_report import (
 from transformers_agci.inference.answering import AnswerOptions, answer_questions, as_engine
 from transformers_agci.inference.engine import Engine, engine_lambdas, lambda_setting
 from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.methods import strengths_text
 from transformers_agci.inference.process_group import is_main_process
 from transformers_agci.inference.progress import Say
 from transformers_agci.inference.questions import QuestionSet
 from transformers_agci.inference.runner import output_paths
 from transformers_agci.method.lam import lambda_text
+from transformers_agci.method.rivals import RIVALS
 from transformers_agci.storage.json_file import write_json
 from transformers_agci.storage.result_names import sibling_path
 
@@ -61,7 +63,7 @@ def ask_benchmark(
     """
     asked = question_set(source)
     engine = as_engine(load())
-    lambdas, lambda_source = engine_lambdas(engine, options.lambdas)
+    lambdas, lambda_source = engine_lambdas(engine, options.lambdas, options.answers)
     outputs = output_paths(answer_file, lambdas, options.answers.method)
     say(
         f"{source.benchmark.title}, protocol {source.how}{' with a prompt of your own' if source.prompt else ''}: "
@@ -77,8 +79,15 @@ def ask_benchmark(
         return Asked(summary.exit_code, lambdas, outputs, False)
     partial = source.limit is not None or bool(summary.counts.failed)
     reports = Reports(source, annotations, options.bootstrap, partial)
-    scored = score_outputs(reports, outputs, [lambda_setting(engine, lam) for lam in lambdas], say)
+    scored = score_outputs(reports, outputs, _labels(engine, lambdas, options.answers.method), say)
     return Asked(max(summary.exit_code, scored), lambdas, outputs, True)
+
+
+def _labels(engine: Engine, lambdas: Sequence[float], method: str) -> list[float | str]:
+    """What a score's report has under "lambda": the number, or a rival's name and strength."""
+    if method in RIVALS:
+        return [f"0, {strengths_text(method, [strength])}" for strength in lambdas]
+    return [lambda_setting(engine, lam) for lam in lambdas]
 
 
 def _dry_run(planned: Asked, options: AskOptions, engine: Engine, asked: QuestionSet, say: Say) -> Asked:
