@@ -337,7 +337,7 @@ def test_seed_among_the_method_options(probed: Any, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_replays_serve_position_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a common beginning replayed, the margins are those of whole prompts."""
+    """With what prompts share replayed, and questions in one call, the margins are those of whole prompts."""
     from transformers_agci.embedded import embedded_model_path
     from transformers_agci.embedded.probe_set import build_probe_set
     from transformers_agci.experiments.position.data import read_data
