@@ -29,7 +29,7 @@ from transformers_agci.inference.prompt import answer_token_ids, chat_text
 from transformers_agci.inference.questions import Question
 from transformers_agci.method.injection import injection_of
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text, validate_lambda
-from transformers_agci.vllm.models import NOT_SERVED, served_model_type
+from transformers_agci.vllm.models import why_not_served
 from transformers_agci.vllm.running import RunningVllm, in_one_line, sampling
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ class VllmEngine:
                 f"`method` {options.method} needs the engine transformers: vLLM serves what changes image tokens only."
             )
         (lam,) = lambdas
-        if lam and not served_model_type(self.family.model_type):
-            reason = NOT_SERVED.get(self.family.model_type, "its class in vLLM is not known")
+        reason = why_not_served(self.family.model_type)
+        if lam and reason is not None:
             raise InputError(
                 f"AGCI does not serve {self.family.name} under vLLM: {reason}. Use the engine transformers."
             )

@@ -14,8 +14,8 @@ import torch
 from transformers_agci.errors import InputError, short
 from transformers_agci.families import todays_model_type
 from transformers_agci.method.injection import METHODS, SEEDED, injection_of
-from transformers_agci.method.lam import LAMBDA_KEY, lambda_text, settle_key, validate_lambda
-from transformers_agci.vllm.models import NOT_SERVED, SERVED_MODELS, ServedModel
+from transformers_agci.method.lam import LAMBDA_KEY, lambda_text, served_config, settle_key, validate_lambda
+from transformers_agci.vllm.models import SERVED_MODELS, ServedModel, why_not_served
 
 METHOD_KEY = "global_context_broadcast_method"  # in config.json or hf_overrides: a control instead of AGCI
 
@@ -50,19 +50,22 @@ class Served:
 
 
 def served_by(config: Any, class_name: str, hidden_size: int) -> Served | None:
-    """What the config of a checkpoint asks for; None where it does not carry the key.
+    """What the config of a checkpoint asks for; None where it does not carry the key, or lambda 0.
 
     Raises InputError where the value is no lambda or no method, and where the class is not in the table.
     """
-    if not _carries(config, LAMBDA_KEY):
+    settle_key(config)
+    part = served_config(config)  # of an Omni checkpoint its thinker's
+    if LAMBDA_KEY not in vars(part):
         return None
-    source = f"{LAMBDA_KEY} in the model's config"
-    lam = validate_lambda(_read(config, LAMBDA_KEY), source)
-    method = _read(config, METHOD_KEY) if _carries(config, METHOD_KEY) else "agci"
+    lam = validate_lambda(vars(part)[LAMBDA_KEY], f"{LAMBDA_KEY} in the model's config")
+    if lam == 0:
+        return None
+    method = vars(config).get(METHOD_KEY, "agci")
     if not isinstance(method, str) or injection_of(method) is None:
         names = ", ".join(dict.fromkeys([*METHODS, *SEEDED]))
         raise InputError(f"{METHOD_KEY} in the model's config must be one of {names}, but is {short(method)}.")
-    return Served(lam, method, find_model(class_name, getattr(config, "model_type", None)), hidden_size)
+    return Served(lam, method, find_model(class_name, getattr(part, "model_type", None)), hidden_size)
 
 
 def find_model(class_name: str, model_type: object) -> ServedModel:
@@ -71,12 +74,15 @@ def find_model(class_name: str, model_type: object) -> ServedModel:
     kind = todays_model_type(model_type)
     if row is not None and kind in row.model_types:
         return row
-    reason = NOT_SERVED.get(kind)
-    why = f": {reason}" if reason else ""
+    why = why_not_served(kind) or f"it is served as {_class_of(kind)}"
     raise InputError(
-        f"The config carries {LAMBDA_KEY}, but AGCI does not serve vLLM's {class_name} (model_type {kind!r}){why}. "
+        f"The config carries {LAMBDA_KEY}, but AGCI does not serve vLLM's {class_name} (model_type {kind!r}): {why}. "
         f"Remove the key or set TRANSFORMERS_AGCI=0 for the unmodified model; served: {', '.join(SERVED_MODELS)}."
     )
+
+
+def _class_of(model_type: str) -> str:
+    return next(name for name, row in SERVED_MODELS.items() if model_type in row.model_types)
 
 
 def inject(served: Served, config: Any, items: Any, inputs: Mapping[str, Any]) -> tuple[Any, int]:
@@ -90,7 +96,7 @@ def inject(served: Served, config: Any, items: Any, inputs: Mapping[str, Any]) -
 
     Raises InputError where that cannot be told or a tensor is not what the table says.
     """
-    if served.lam == 0 or not holds_images(inputs) or items is None or len(items) == 0:
+    if not holds_images(inputs) or items is None or len(items) == 0:
         return items, 0
     function = injection_of(served.method)
     assert function is not None  # served_by has looked
@@ -129,12 +135,3 @@ def _inject_item(
         raise InputError(f"vLLM's {served.model.name} gave an item of {len(item)} tokens, which are no whole images.")
     done = torch.cat([function(image, served.lam) for image in item[:, :width].split(list(lengths))])
     return done if item.shape[-1] == width else torch.cat([done, item[:, width:]], dim=-1)
-
-
-def _carries(config: Any, key: str) -> bool:
-    settle_key(config)
-    return key in vars(config)
-
-
-def _read(config: Any, key: str) -> Any:
-    return vars(config)[key]

@@ -30,8 +30,8 @@ class ServedModel:
 
     Attributes:
         name: its `__name__`.
-        model_types: `model_type` of the config.json that it is served with. A class that vLLM also uses for other
-            models is served for these only.
+        model_types: `model_type` of the config.json that it is served with, of an Omni checkpoint its thinker's. A
+            class that vLLM also uses for other models is served for these only.
         images_of_item: how the tokens of an item divide into images.
         extra_columns: whether features that are no input of the decoder may follow the visible ones in each row
             (Qwen3-VL's DeepStack, positions that video pruning appends); they stay as they are.
@@ -55,10 +55,10 @@ SERVED_MODELS = _by_name(
         ServedModel("Qwen3VLMoeForConditionalGeneration", ("qwen3_vl_moe",), extra_columns=True),
         ServedModel("Qwen3_5ForConditionalGeneration", ("qwen3_5",), extra_columns=True),
         ServedModel("Qwen3_5MoeForConditionalGeneration", ("qwen3_5_moe",), extra_columns=True),
-        ServedModel("Qwen2_5OmniThinkerForConditionalGeneration", ("qwen2_5_omni", "qwen2_5_omni_thinker")),
+        ServedModel("Qwen2_5OmniThinkerForConditionalGeneration", ("qwen2_5_omni_thinker",)),
         ServedModel(
             "Qwen3OmniMoeThinkerForConditionalGeneration",
-            ("qwen3_omni_moe", "qwen3_omni_moe_thinker"),
+            ("qwen3_omni_moe_thinker",),
             extra_columns=True,
         ),
         ServedModel("Gemma3ForConditionalGeneration", ("gemma3",), crops),
@@ -75,6 +75,13 @@ SERVED_MODELS = _by_name(
         ServedModel("Llama4ForConditionalGeneration", ("llama4",)),
         ServedModel("Lfm2VLForConditionalGeneration", ("lfm2_vl",)),
         ServedModel("AriaForConditionalGeneration", ("aria",)),
+        ServedModel("Mistral3ForConditionalGeneration", ("mistral3",)),
+        ServedModel("LightOnOCRForConditionalGeneration", ("lighton_ocr",)),
+        ServedModel("Glm4vForConditionalGeneration", ("glm4v",)),
+        ServedModel("Glm4vMoeForConditionalGeneration", ("glm4v_moe",)),
+        ServedModel("Ernie4_5_VLMoeForConditionalGeneration", ("ernie4_5_vl_moe",)),
+        ServedModel("PaddleOCRVLForConditionalGeneration", ("paddleocr_vl",)),
+        ServedModel("Exaone4_5_ForConditionalGeneration", ("exaone4_5",)),
     )
 )
 
@@ -84,6 +91,8 @@ _BACKEND = "vLLM has no class of its own for it and runs transformers' modules, 
 NOT_SERVED: Mapping[str, str] = MappingProxyType(
     {
         "llava_next_video": "vLLM's class takes its videos only",
+        "molmo2": "an image's tensor there also holds the embeddings of the words between its tiles",
+        "kimi_k25": "vLLM's class does not tell images from pieces of a video",
         **dict.fromkeys(
             (
                 "vipllava",
@@ -104,6 +113,8 @@ NOT_SERVED: Mapping[str, str] = MappingProxyType(
 )
 
 
-def served_model_type(model_type: str) -> bool:
-    """Whether a checkpoint of this `model_type` is served under vLLM."""
-    return any(model_type in row.model_types for row in SERVED_MODELS.values())
+def why_not_served(model_type: str) -> str | None:
+    """Why a checkpoint of this `model_type` is not served under vLLM, as words behind a colon; None where it is."""
+    if any(model_type in row.model_types for row in SERVED_MODELS.values()):
+        return None
+    return NOT_SERVED.get(model_type, "its class in vLLM is not in the table of transformers_agci/vllm/models.py")

@@ -1,0 +1,204 @@
+"""The engine vllm on a vLLM that answers from a script: what is asked, how answers are read, what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stub_vllm
+from stub_vllm import AsyncLLM
+
+from transformers_agci.embedded.location import embedded_model_path
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.engines import VllmOptions
+from transformers_agci.inference.answering import AnswerOptions, answer_questions
+from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.progress import RunSummary
+from transformers_agci.inference.prompt import answer_token_ids
+from transformers_agci.inference.questions import BlankImage, ImageFile, Question, QuestionSet, up_to
+from transformers_agci.method.lam import LAMBDA_KEY
+from transformers_agci.vllm import engine as module
+from transformers_agci.vllm.engine import VllmEngine, open_vllm
+from transformers_agci.vllm.injection import METHOD_KEY
+
+MODEL = str(embedded_model_path())
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
+    stub_vllm.install(monkeypatch)
+    monkeypatch.setattr(module, "vllm_version", lambda: "0.0-stub")
+    opened = open_vllm(LoadOptions(MODEL), VllmOptions())
+    encode, (yes, no) = opened.processor.tokenizer.encode, answer_token_ids(opened.processor)
+
+    def script(prompt: dict[str, Any]) -> tuple[list[int], dict[int, float]]:
+        text = prompt["prompt"]
+        if "too long" in text:
+            raise ValueError("The decoder prompt (length 9000) is\nlonger than the maximum model length of 512.")
+        if "lower case" in text:
+            return encode("yes, there is one"), {yes: -3.0, no: -4.0}
+        if "unscored" in text:
+            return encode("Yes"), {yes: -0.5}
+        if "penalty" in text:
+            return encode("No"), {yes: -0.5, no: -1.5}
+        return encode("Yes and more"), {yes: -0.25, no: -1.5}
+
+    monkeypatch.setattr(AsyncLLM, "script", staticmethod(script), raising=False)
+    return opened
+
+
+def questions(*texts: str, images: int = 1) -> list[Question]:
+    return [
+        Question({"id": i}, f"rows.json:{i + 1}", text, (BlankImage(56, 56),) * images, group=i)
+        for i, text in enumerate(texts)
+    ]
+
+
+def ask(
+    engine: VllmEngine, asked: list[Question], folder: Path, lambdas: tuple[float, ...] = (0.0,), **options: Any
+) -> RunSummary:
+    outputs = [folder / f"lam{lam}.jsonl" for lam in lambdas]
+    return answer_questions(engine, QuestionSet(asked), lambdas, outputs, AnswerOptions(block_rows=2, **options))
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_and_margins(engine: VllmEngine, tmp_path: Path) -> None:
+    summary = ask(engine, questions("one", "lower case", "unscored", "penalty", "five"), tmp_path)
+    found = rows(tmp_path / "lam0.0.jsonl")
+    assert [row["id"] for row in found] == [0, 1, 2, 3, 4]
+    assert [row["prediction"] for row in found] == ["Yes", "yes, there", "Yes", "No", "Yes"]
+    assert [row["margin"] for row in found] == [1.25, 1.0, None, 1.0, 1.25]
+    assert found[2]["yes_logit"] == -0.5
+    assert found[2]["no_logit"] is None
+    counts: Any = summary.counts
+    assert (counts.rows, counts.asked_again, counts.words_missing, counts.disagreements) == (5, 1, 1, 1)
+    assert "1 row without a margin: Yes or No was not among the tokens" in " ".join(summary.lines())
+    engine.close()
+
+
+def test_free_text_is_asked_once(engine: VllmEngine, tmp_path: Path) -> None:
+    asked = [Question({"id": 0}, "rows.json:1", "what", (BlankImage(56, 56),), stop=up_to(2))]
+    ask(engine, asked, tmp_path)
+    assert rows(tmp_path / "lam0.0.jsonl") == [{"id": 0, "prediction": "Yes an", "qs": "what"}]
+    engine.close()
+
+
+def test_bad_rows_are_skipped_and_named(engine: VllmEngine, tmp_path: Path) -> None:
+    broken = Question({"id": 1}, "rows.json:2", "two", (ImageFile(tmp_path, "none.png", "rows.json:2"),))
+    asked = [*questions("one"), broken, *questions("too long")]
+    summary = ask(engine, asked, tmp_path)
+    assert [row["id"] for row in rows(tmp_path / "lam0.0.jsonl")] == [0]
+    said = [failed.error for failed in summary.counts.failed]
+    assert "none.png" in said[0]
+    assert said[1] == (
+        "rows.json:1: vLLM refuses this row (The decoder prompt (length 9000) is longer than the maximum model length "
+        "of 512)."
+    )
+    engine.close()
+
+
+def test_one_engine_per_lambda_and_many_questions_at_once(engine: VllmEngine, tmp_path: Path) -> None:
+    asked = questions(*(f"number {i}" for i in range(40)))
+    ask(engine, asked, tmp_path, (0.0, 0.5))
+    assert [arguments.hf_overrides for arguments in AsyncLLM.started] == [{LAMBDA_KEY: 0.0}, {LAMBDA_KEY: 0.5}]
+    assert [arguments.limit_mm_per_prompt for arguments in AsyncLLM.started] == [{"image": 1, "video": 0}] * 2
+    # several blocks of two rows in flight, and no more than the engine has room for
+    assert 8 < AsyncLLM.most_at_once <= AsyncLLM.sequences + 32
+    ask(engine, asked, tmp_path, (0.0, 0.5))  # everything is done already: nothing starts
+    assert len(AsyncLLM.started) == 2
+    engine.close()
+
+
+def test_more_images_in_a_prompt_need_another_engine(engine: VllmEngine) -> None:
+    first = engine.at(0.0, images=2)
+    assert engine.at(0.0, images=1) is first
+    assert engine.at(0.0, images=3) is not first
+    assert AsyncLLM.started[1].limit_mm_per_prompt == {"image": 3, "video": 0}
+    engine.close()
+
+
+def test_a_control_is_set_as_lambda_is(engine: VllmEngine, tmp_path: Path) -> None:
+    ask(engine, questions("one"), tmp_path, (0.5,), method="random-1")
+    assert AsyncLLM.started[0].hf_overrides == {LAMBDA_KEY: 0.5, METHOD_KEY: "random-1"}
+    engine.close()
+
+
+def test_a_worker_without_the_plugin_is_an_error(
+    engine: VllmEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = [{"class": "Stub", "lambda": None, "method": None, "images": 0}]
+    monkeypatch.setattr(AsyncLLM, "reports", staticmethod(lambda arguments: stock))
+    ask(engine, questions("one"), tmp_path)  # lambda 0 needs none
+    with pytest.raises(InputError, match="AGCI is not on in vLLM's worker"):
+        ask(engine, questions("one"), tmp_path, (0.5,))
+    engine.close()
+
+
+def test_another_engine_does_not_go_on(engine: VllmEngine, tmp_path: Path) -> None:
+    asked = questions("one", "two", "three")
+    output = tmp_path / "lam0.0.jsonl"
+    answer_questions(load(LoadOptions(MODEL)), QuestionSet(asked[:2]), [0.0], [output], AnswerOptions(block_rows=2))
+    with pytest.raises(InputError, match="engine"):
+        ask(engine, asked[:2], tmp_path)
+    assert AsyncLLM.started == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"scope": "batch"}, "`scope` batch needs the engine transformers"),
+        ({"method": "magic"}, "`method` magic needs the engine transformers"),
+        ({"batch_size": 4}, "batches by itself"),
+    ],
+)
+def test_what_vllm_cannot_do_is_refused(engine: VllmEngine, tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        ask(engine, questions("one"), tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "vllm", "said"),
+    [
+        (LoadOptions(MODEL, device="cpu"), VllmOptions(), "`device` is for the engine transformers"),
+        (LoadOptions(MODEL, vision="stock"), VllmOptions(), "`vision` is for the engine transformers"),
+        (LoadOptions(MODEL, family="llava"), VllmOptions(), "Qwen2.5-VL checkpoint"),
+        (LoadOptions(MODEL), VllmOptions(engine_args={"model": "other"}), "must not hold 'model'"),
+        (LoadOptions(MODEL), VllmOptions(engine_args={"tensor_parallel_size": 2}), "must not hold 'tensor_parallel"),
+        (LoadOptions(MODEL), VllmOptions(engine_args={"hf_overrides": {}}), "must not hold 'hf_overrides'"),
+    ],
+)
+def test_options_that_are_not_vllms(engine: VllmEngine, model: LoadOptions, vllm: VllmOptions, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        open_vllm(model, vllm)
+
+
+def test_vllms_arguments(engine: VllmEngine, tmp_path: Path) -> None:
+    given = VllmOptions(tensor_parallel_size=2, engine_args={"max_model_len": 512})
+    opened = open_vllm(LoadOptions(MODEL, dtype="float32"), given)
+    ask(opened, questions("one"), tmp_path)
+    (started,) = AsyncLLM.started
+    assert (started.dtype, started.tensor_parallel_size, started.max_model_len) == ("float32", 2, 512)
+    assert opened.identity["engine_args"] == {"max_model_len": 512}
+    assert opened.notes["engine_sizes"] == {"tensor_parallel_size": 2}
+    opened.close()
+    unknown = open_vllm(LoadOptions(MODEL), VllmOptions(engine_args={"max_model_length": 512}))
+    with pytest.raises(InputError, match=r"engine_args.*max_model_length"):
+        ask(unknown, questions("one"), tmp_path / "unknown")
+
+
+def test_settings_that_vllm_lacks(engine: VllmEngine, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.05, "min_new_tokens": 2}))
+    assert module._generation(tmp_path) == {"repetition_penalty": 1.05, "min_tokens": 2}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"no_repeat_ngram_size": 3}))
+    with pytest.raises(InputError, match="no_repeat_ngram_size, which vLLM lacks"):
+        module._generation(tmp_path)
+
+
+def test_a_dry_run_starts_nothing(engine: VllmEngine, tmp_path: Path) -> None:
+    lines = engine.describe(questions("one", "two"), [0.0, 0.5], [tmp_path / "A.jsonl"], AnswerOptions())
+    assert lines[0] == f"engine: Qwen2.5-VL, model {MODEL} under vLLM 0.0-stub"
+    assert any("2 lambdas (0, 0.5)" in line for line in lines)
+    assert AsyncLLM.started == []

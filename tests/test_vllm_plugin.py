@@ -1,0 +1,237 @@
+"""The plugin's rules, on stand-ins for vLLM's classes; with the real ones they are tested by `make vllm-test`."""
+
+import importlib.metadata
+import logging
+import types
+from typing import Any
+
+import pytest
+import stub_vllm
+import torch
+from stub_vllm import ModelConfig, model_class, tokens, vllm_config
+
+from transformers_agci import inject_global_context
+from transformers_agci.errors import InputError
+from transformers_agci.families import SUPPORTED_FAMILIES
+from transformers_agci.method.injection import injection_of
+from transformers_agci.method.lam import LAMBDA_KEY
+from transformers_agci.vllm import plugin
+from transformers_agci.vllm.injection import METHOD_KEY
+from transformers_agci.vllm.models import NOT_SERVED, SERVED_MODELS, why_not_served
+
+QWEN, DEEPSTACK = "Qwen2VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"
+D = 6  # columns of the decoder's input
+PIXELS = {"pixel_values": torch.zeros(1), "image_grid_thw": torch.zeros(1)}
+
+
+@pytest.fixture
+def utils(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """vLLM's module that says which class a model is built as, with the plugin registered."""
+    utils = stub_vllm.install(monkeypatch)
+    plugin.register()
+    return utils
+
+
+def config(model_type: str = "qwen2_vl", **keys: Any) -> Any:
+    return types.SimpleNamespace(model_type=model_type, **keys)
+
+
+def build(utils: types.ModuleType, hf_config: Any, name: str = QWEN, **engine: Any) -> Any:
+    model_config = ModelConfig(hf_config, model_class(name), D)
+    return utils.get_model_architecture(model_config)[0](vllm_config=vllm_config(model_config, **engine), prefix="")
+
+
+def test_each_image_gets_the_formula_by_itself(utils: types.ModuleType) -> None:
+    model = build(utils, config(**{LAMBDA_KEY: 0.5}))
+    model.items = (tokens(5, D, 0), tokens(3, D, 1))
+    found = model.embed_multimodal(**PIXELS)
+    assert [item.shape for item in found] == [(5, D), (3, D)]
+    for item, before in zip(found, model.items):
+        assert torch.equal(item, inject_global_context(before, 0.5))
+        assert not torch.equal(item, before)
+    assert type(model).__name__ == QWEN
+    assert model.agci_images == 2
+
+
+def test_images_of_equal_size_stay_one_tensor(utils: types.ModuleType) -> None:
+    model = build(utils, config(**{LAMBDA_KEY: 0.5}))
+    model.items = torch.stack([tokens(4, D, 0), tokens(4, D, 1)])
+    found = model.embed_multimodal(**PIXELS)
+    assert found.shape == (2, 4, D)
+    assert torch.equal(found[1], inject_global_context(tokens(4, D, 1), 0.5))
+
+
+@pytest.mark.parametrize("keys", [{}, {LAMBDA_KEY: 0.0}, {LAMBDA_KEY: 0}])
+def test_without_lambda_the_model_is_stock(utils: types.ModuleType, keys: dict[str, Any]) -> None:
+    stock = model_class(QWEN)
+    assert utils.get_model_architecture(ModelConfig(config(**keys), stock, D)) == (stock, QWEN)
+
+
+def test_the_switch_and_a_second_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    utils = stub_vllm.install(monkeypatch)
+    stock = utils.get_model_architecture
+    monkeypatch.setenv("TRANSFORMERS_AGCI", "0")
+    plugin.register()
+    assert utils.get_model_architecture is stock
+    monkeypatch.delenv("TRANSFORMERS_AGCI")
+    plugin.register()
+    once = utils.get_model_architecture
+    assert once is not stock
+    plugin.register()
+    assert utils.get_model_architecture is once
+
+
+def test_a_version_without_the_seam_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    utils = stub_vllm.install(monkeypatch)
+    del utils.get_model_architecture
+    with caplog.at_level(logging.ERROR):
+        plugin.register()
+    assert f"{LAMBDA_KEY} does nothing" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [{"pixel_values_videos": 1}, {"video_embeds": 1}, {"input_features_padded": 1}, {"input_audio_features": 1}],
+)
+def test_videos_and_audio_are_untouched(utils: types.ModuleType, inputs: dict[str, Any]) -> None:
+    model = build(utils, config(**{LAMBDA_KEY: 0.5}))
+    model.items = (tokens(5, D, 0),)
+    assert model.embed_multimodal(**inputs, pixel_values=None) is model.items
+    assert model.agci_images == 0
+
+
+def test_image_embeds_are_images(utils: types.ModuleType) -> None:
+    model = build(utils, config(**{LAMBDA_KEY: 0.5}))
+    model.items = (tokens(5, D, 0),)
+    (found,) = model.embed_multimodal(image_embeds=torch.zeros(1))
+    assert torch.equal(found, inject_global_context(tokens(5, D, 0), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [({"pixel_values": 1, "pixel_values_videos": 1}, "cannot tell images"), ({"point_clouds": 1}, "point_clouds")],
+)
+def test_what_may_hold_images_is_no_guess(utils: types.ModuleType, inputs: dict[str, Any], said: str) -> None:
+    model = build(utils, config(**{LAMBDA_KEY: 0.5}))
+    model.items = (tokens(5, D, 0),)
+    with pytest.raises(InputError, match=said):
+        model.embed_multimodal(**inputs)
+
+
+def test_deepstack_columns_are_untouched(utils: types.ModuleType) -> None:
+    model = build(utils, config("qwen3_vl", **{LAMBDA_KEY: 0.5}), DEEPSTACK)
+    item = tokens(5, 3 * D, 0)
+    model.items = (item,)
+    (found,) = model.embed_multimodal(**PIXELS)
+    assert torch.equal(found[:, D:], item[:, D:])
+    assert torch.equal(found[:, :D], inject_global_context(item[:, :D], 0.5))
+
+
+def test_columns_that_nobody_expects_are_an_error(utils: types.ModuleType) -> None:
+    model = build(utils, config(**{LAMBDA_KEY: 0.5}))
+    model.items = (tokens(5, 3 * D, 0),)
+    with pytest.raises(InputError, match=f"{3 * D} columns, where the decoder takes {D}"):
+        model.embed_multimodal(**PIXELS)
+
+
+def test_gemma3_crops_are_images_of_their_own(utils: types.ModuleType) -> None:
+    model = build(utils, config("gemma3", mm_tokens_per_image=4, **{LAMBDA_KEY: 0.5}), "Gemma3ForConditionalGeneration")
+    item = tokens(8, D, 0)
+    model.items = (item,)
+    (found,) = model.embed_multimodal(**PIXELS)
+    halves = [inject_global_context(half, 0.5) for half in item.split(4)]
+    assert torch.equal(found, torch.cat(halves))
+    assert model.agci_images == 2
+    model.items = (tokens(7, D, 0),)
+    with pytest.raises(InputError, match="7 tokens"):
+        model.embed_multimodal(**PIXELS)
+
+
+def test_the_thinker_of_an_omni_checkpoint(utils: types.ModuleType) -> None:
+    whole = config("qwen2_5_omni", thinker_config=config("qwen2_5_omni_thinker"), **{LAMBDA_KEY: 0.5})
+    model = build(utils, whole, "Qwen2_5OmniThinkerForConditionalGeneration")
+    model.items = (tokens(5, D, 0),)
+    (found,) = model.embed_multimodal(**PIXELS)
+    assert torch.equal(found, inject_global_context(tokens(5, D, 0), 0.5))
+
+
+def test_a_control_of_the_config(utils: types.ModuleType) -> None:
+    model = build(utils, config(**{LAMBDA_KEY: 0.5, METHOD_KEY: "random-1"}))
+    model.items = (tokens(5, D, 0),)
+    (found,) = model.embed_multimodal(**PIXELS)
+    control = injection_of("random-1")
+    assert control is not None
+    assert torch.equal(found, control(tokens(5, D, 0), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "hf_config", "said"),
+    [
+        ("NewModel", config("new", **{LAMBDA_KEY: 0.5}), "does not serve vLLM's NewModel"),
+        (QWEN, config("tarsier", **{LAMBDA_KEY: 0.5}), "model_type 'tarsier'"),
+        ("Backend", config("vipllava", **{LAMBDA_KEY: 0.5}), "no class of its own"),
+        (QWEN, config(**{LAMBDA_KEY: -1}), "finite number >= 0"),
+        (QWEN, config(**{LAMBDA_KEY: "0.5"}), "finite number >= 0"),
+        (QWEN, config(**{LAMBDA_KEY: 0.5, METHOD_KEY: "magic"}), "must be one of agci"),
+    ],
+)
+def test_what_is_not_served_is_an_error(utils: types.ModuleType, name: str, hf_config: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        build(utils, hf_config, name)
+
+
+def test_recorded_encoders_are_refused(utils: types.ModuleType) -> None:
+    with pytest.raises(InputError, match="cudagraph_mm_encoder"):
+        build(utils, config(**{LAMBDA_KEY: 0.5}), cudagraph_mm_encoder=True)
+    build(utils, config(), cudagraph_mm_encoder=True)  # the unmodified model may have them
+
+
+def test_decoder_and_draft_are_no_models_of_their_own(utils: types.ModuleType) -> None:
+    hf_config = config(**{LAMBDA_KEY: 0.5})
+    decoder = model_class("Qwen2ForCausalLM")
+    chosen = []
+
+    def build_decoder(engine: Any) -> None:
+        chosen.append(utils.get_model_architecture(ModelConfig(hf_config, decoder, D))[0])
+
+    model_config = ModelConfig(hf_config, model_class(QWEN, build_decoder), D)
+    utils.get_model_architecture(model_config)[0](vllm_config=vllm_config(model_config))
+    assert chosen == [decoder]
+    draft = ModelConfig(hf_config, model_class("Qwen3_5MTP"), D, runner_type="draft")
+    assert utils.get_model_architecture(draft)[0] is draft.architecture
+    with pytest.raises(InputError):  # but a model that is nothing else is not served silently
+        utils.get_model_architecture(ModelConfig(hf_config, decoder, D))
+
+
+def test_one_line_in_the_log_of_an_engine(utils: types.ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        for rank in range(3):
+            build(utils, config(**{LAMBDA_KEY: 0.5}), rank=rank)
+        build(utils, config())
+    assert [record.message for record in caplog.records] == [
+        f"AGCI is on: lambda 0.5 ({QWEN}). TRANSFORMERS_AGCI=0 turns it off."
+    ]
+
+
+def test_a_store_of_encoded_images_is_named(utils: types.ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        build(utils, config(**{LAMBDA_KEY: 0.5}), ec_transfer_config=object(), kv_transfer_config=None)
+    assert "ec_transfer_config: what is stored there belongs to this lambda" in caplog.text
+
+
+def test_the_tables_name_families_of_ours() -> None:
+    listed = [name for row in SERVED_MODELS.values() for name in row.model_types]
+    assert len(set(listed)) == len(listed)
+    assert set(listed) <= set(SUPPORTED_FAMILIES)
+    assert set(NOT_SERVED) <= set(SUPPORTED_FAMILIES) - set(listed)
+    paper = [model_type for model_type, family in SUPPORTED_FAMILIES.items() if family.in_paper]
+    assert [why_not_served(model_type) for model_type in paper] == [None] * 6
+    assert all(why_not_served(model_type) for model_type in NOT_SERVED)
+
+
+def test_vllm_finds_the_plugin() -> None:
+    found = importlib.metadata.distribution("transformers-agci").entry_points
+    (point,) = [each for each in found if each.group == "vllm.general_plugins"] or [None]
+    if point is None:
+        pytest.skip("installed before the plugin was there: pip install --editable . again")
+    assert point.load() is plugin.register
