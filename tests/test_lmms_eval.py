@@ -171,3 +171,59 @@ def test_our_quicker_vision_tower_differs_only_where_bfloat16_does(
     differ = sum(mine != other for mine, other in zip(found, theirs[lam].texts, strict=True))
     print(f"lambda {lam}, --vision auto: {len(found) - differ} of {len(found)} rows answered alike")
     assert differ <= max(1, len(found) // 100)
+
+
+# --- the position probe as a plugin's task ---
+
+PROBE_ITEMS = max(3, ITEMS // 4)
+
+
+@pytest.fixture(scope="module")
+def probed(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], dict]:
+    """The rows that lmms-eval answered at lambda 0.5, and the figures that it wrote."""
+    output, cache = (tmp_path_factory.mktemp(name) for name in ("probe_output", "probe_cache"))
+    arguments = f"pretrained={models['0.5']},device=cpu,device_map=cpu,min_pixels={PIXELS},max_pixels={PIXELS}"
+    words = ["--model", "qwen2_5_vl", "--model_args", arguments, "--tasks", "agci_position_probe"]
+    words += ["--batch_size", "1", "--log_samples", "--output_path", str(output)]
+    plugin = {
+        "LMMS_EVAL_PLUGINS": "transformers_agci.integrations.lmms_eval",
+        "AGCI_PROBE_ITEMS": str(PROBE_ITEMS),
+        "HF_HOME": str(cache),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [str(PYTHON), "-m", "lmms_eval", *words],
+        env=os.environ | plugin,
+        check=False,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=output,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    [samples] = output.rglob("*_samples_agci_position_probe.jsonl")
+    [figures] = output.rglob("*_results.json")
+    rows = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])
+    return rows, json.loads(figures.read_text())["results"]["agci_position_probe"]
+
+
+def test_the_probe_s_rows_are_those_of_agci_probe(probed, models, tmp_path: Path) -> None:
+    out = tmp_path / "probe.jsonl"
+    words = ["probe", "--model_path", str(models["0.5"]), "--items", str(PROBE_ITEMS), "--answer_file", str(out)]
+    words += ["--dtype", "bfloat16", "--batch_size", "1", "--vision", "stock", "--quiet"]
+    words += ["--min_pixels", str(PIXELS), "--max_pixels", str(PIXELS)]
+    assert cli.main(words) == 0
+    ours = {(row["image"], row["answer"]): row["prediction"] for row in map(json.loads, out.read_text().splitlines())}
+    entries = [row["accuracy_yes"]["row"] for row in probed[0]]
+    theirs = {(row["image"], row["answer"]): row["prediction"] for row in entries}
+    assert len(theirs) == 18 * PROBE_ITEMS
+    assert theirs == ours
+
+
+def test_the_probe_s_figures_are_ours_and_its_errors_are_over_items(probed, tmp_path: Path) -> None:
+    from transformers_agci.integrations.probe_task import figures
+
+    rows, written = probed
+    for name, value in figures(row["accuracy_yes"]["row"] for row in rows).items():
+        assert written[f"{name},none"] == pytest.approx(value), name
+    assert written["accuracy_yes_stderr_clustered,none"] != "N/A"

@@ -177,6 +177,16 @@ def read_results(
     )
 
 
+def is_right(row: Mapping[str, Any]) -> bool:
+    """Whether a result row is right by the published scoring rule: a row of the data file with its `prediction`.
+
+    >>> is_right({"answer": "No", "prediction": "no, there is not"}), is_right({"answer": "Yes", "prediction": "yes."})
+    (True, False)
+    """
+    answer, said = _answer(row, str(row["prediction"]), "the row")
+    return said == answer
+
+
 def label_of(path: str | Path) -> str:
     """How a result is named in tables and maps: its lambda or strength and engine where the manifest beside it
     tells, else the file's name."""

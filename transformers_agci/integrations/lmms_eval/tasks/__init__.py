@@ -1,0 +1,1 @@
+"""What lmms-eval finds by its plugin variable."""
