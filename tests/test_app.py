@@ -171,6 +171,7 @@ def test_the_page_names_no_other_host_and_asks_for_no_font(client) -> None:
     assert client.get("/report.html").text == "<p>a report</p>"
 
 
+@pytest.mark.app
 @pytest.mark.parametrize(
     "path", ["/etc/passwd", str(Path(__file__)), str(embedded_model_path() / "config.json"), "../x"]
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from test_benchmark_embedded import pope_rows
 
-from transformers_agci import cli
+from transformers_agci import cli, integrations
 from transformers_agci.embedded.location import embedded_model_path
 
 PYTHON = os.environ.get("AGCI_LMMS_PYTHON")
@@ -178,6 +178,11 @@ def test_our_quicker_vision_tower_differs_only_where_bfloat16_does(
 PROBE_ITEMS = max(3, ITEMS // 4)
 
 
+def lmms_eval_tasks() -> Path:
+    """What `--include_path` is given: lmms-eval 0.7.3 lists its tasks before it looks at LMMS_EVAL_PLUGINS."""
+    return Path(integrations.__file__).with_name("lmms_eval") / "tasks"
+
+
 @pytest.fixture(scope="module")
 def probed(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], dict]:
     """The rows that lmms-eval answered at lambda 0.5, and the figures that it wrote."""
@@ -185,8 +190,8 @@ def probed(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     arguments = f"pretrained={models['0.5']},device=cpu,device_map=cpu,min_pixels={PIXELS},max_pixels={PIXELS}"
     words = ["--model", "qwen2_5_vl", "--model_args", arguments, "--tasks", "agci_position_probe"]
     words += ["--batch_size", "1", "--log_samples", "--output_path", str(output)]
+    words += ["--include_path", str(lmms_eval_tasks())]
     plugin = {
-        "LMMS_EVAL_PLUGINS": "transformers_agci.integrations.lmms_eval",
         "AGCI_PROBE_ITEMS": str(PROBE_ITEMS),
         "HF_HOME": str(cache),
         "CUDA_VISIBLE_DEVICES": "",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from lmms_eval.api.task import ConfigurableTask
+from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
 
 from transformers_agci.experiments.position.results import is_right
 from transformers_agci.integrations.probe_task import FIGURES, TaskData, figures
@@ -24,7 +24,7 @@ def _figure(name: str) -> Any:
     return aggregate
 
 
-class PositionProbe(ConfigurableTask):
+class _PositionProbe:
     """Rows of the probe file and its negatives; `cluster_key` makes lmms-eval's standard errors those over items."""
 
     def __init__(self, config: Mapping[str, Any] | None = None, model_name: str | None = None) -> None:
@@ -49,7 +49,7 @@ class PositionProbe(ConfigurableTask):
             "cluster_key": "item",
             "metadata": {"version": 1.0},
         }
-        super().__init__(config=own, model_name=model_name)
+        super().__init__(config=own, model_name=model_name)  # type: ignore[call-arg]
 
     def download(self, dataset_kwargs: Any = None) -> None:
         """Read the rows; nothing is fetched."""
@@ -64,9 +64,19 @@ class PositionProbe(ConfigurableTask):
         self.dataset_no_image = {SPLIT: made.remove_columns("images")}
 
 
+class PositionProbe(_PositionProbe, ConfigurableMessagesTask):
+    """For the models that lmms-eval speaks to in chat messages, which most are."""
+
+
+class SimplePositionProbe(_PositionProbe, ConfigurableTask):
+    """For those that it gives a text and its images."""
+
+
 def _score(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """`score` and `item` are what lmms-eval's own errors read; `row` is what our figures read."""
+    """`row` is what our figures read; `score` (points) and `item` are what lmms-eval makes its standard errors of, so
+    only the accuracy of the row's own answer has them: of other figures an error over rows would mean nothing."""
     row = {name: value for name, value in doc.items() if name not in ("item", "text", "images") and value is not None}
     answered = {**row, "prediction": results[0].strip()}
-    entry = {"score": float(is_right(answered)), "item": doc["item"], "row": answered}
-    return dict.fromkeys(FIGURES, entry)
+    side = "no" if row["answer"] == "No" else "yes"  # a choice between options is a Yes where its letter is right
+    scored = {"row": answered, "item": doc["item"], "score": 100.0 * is_right(answered)}
+    return {name: scored if name == f"accuracy_{side}" else {"row": answered} for name in FIGURES}
