@@ -91,6 +91,62 @@ def test_everything_in_one_table_one_figure_and_one_file(three, tmp_path: Path, 
         assert image.width > image.height > 300
 
 
+@pytest.fixture
+def sweep_of_lambdas(three) -> list[str]:
+    for path, lam in zip(three, (0, 0.25, 0.5)):
+        Path(path).with_suffix(".manifest.json").write_text(json.dumps({"settings": {"lambda": lam, "method": "agci"}}))
+    return three
+
+
+def test_metrics_take_any_number_of_results(three, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers_agci.experiments.position import maps
+
+    drawn = []
+    monkeypatch.setattr(maps, "draw", lambda panels, path, *_: drawn.extend(panels) or path)
+    out = tmp_path / "m.json"
+    words = ["--json", str(out), "--output_heatmap", str(tmp_path / "m.png"), "--draws", "50"]
+    assert main(["metrics", "--results_file", *three, *words]) == 0
+    said = capsys.readouterr().out
+    assert "3 results on the same 80 items" in said and "for all 12 tests" in said
+    assert len(json.loads(out.read_text())["results"]) == 3
+    assert [len(row) for row in drawn] == [3, 3]
+    assert len({panel.scale for row in drawn for panel in row}) == 1
+
+
+def test_a_curve_over_lambda(sweep_of_lambdas, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers_agci.experiments.position import curve
+
+    lines = []
+    real = curve._draw_points
+    monkeypatch.setattr(curve, "_draw_points", lambda axes, *data: lines.append(data) or real(axes, *data))
+    target = tmp_path / "curve.png"
+    assert main(["evidence", *sweep_of_lambdas, "--output_curve", str(target), "--draws", "50"]) == 0
+    assert f"curve over lambda: {target}" in capsys.readouterr().out
+    assert len(lines) == 6 and all(lambdas == [0.0, 0.25, 0.5] for lambdas, _ in lines)
+    yes = [point.estimate for point in lines[0][1]]
+    assert yes[0] < yes[1]  # the moved threshold says Yes more often
+    with Image.open(target) as image:
+        assert image.width > image.height > 300
+
+
+def test_what_is_no_curve_is_refused(sweep_of_lambdas, tmp_path: Path, capsys) -> None:
+    first, second, third = sweep_of_lambdas
+    words = ["--output_curve", str(tmp_path / "c.png"), "--draws", "50"]
+    assert main(["evidence", first, second, second, *words]) == 2
+    assert "one result per lambda, all of one method" in capsys.readouterr().err
+    Path(third).with_suffix(".manifest.json").unlink()
+    assert main(["evidence", first, second, third, *words]) == 2
+    assert "r2.jsonl: no manifest beside it says its lambda" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evidence", "sweep"])
+def test_figures_that_cannot_be_written_are_one_sentence(command, three, tmp_path: Path, capsys) -> None:
+    words = ["--draws", "50"] if command == "evidence" else []
+    assert main([command, *three, "--json", f"{three[0]}/x.json", *words]) == 2
+    said = capsys.readouterr().err
+    assert "r0.jsonl/x.json' cannot be written: " in said and said.count("\n") == 1
+
+
 def test_wald_is_that_of_a_regression_with_clusters() -> None:
     """statsmodels' GEE with a parameter per result and cell; our covariance has n - 1 where the sandwich has n."""
     first, second = ((margins(60, seed, 0.3, mean=0.5, cells=4) > 0) * 1.0 for seed in (3, 4))

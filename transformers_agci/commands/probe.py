@@ -85,7 +85,10 @@ def _ask(options: "ProbeOptions") -> int:
     from transformers_agci.experiments.position.ask import ask_probe
 
     probed = ask_probe(options, teller(add_arguments))
-    if 1 <= len(probed.files.get("results", ())) <= 2:
+    results = " ".join(map(str, probed.files.get("results", ())))
+    if results:
         words = " ".join(f"--{name}_file {' '.join(map(str, paths))}" for name, paths in probed.files.items())
         print(f"\nnumbers and map: agci metrics {words} --output_heatmap map.png")
+    if len(probed.files.get("results", ())) > 2:
+        print(f"curve over lambda: agci evidence {results} --output_curve curve.png")
     return probed.exit_code
