@@ -1,6 +1,7 @@
 """agci evidence, sweep and plan: several results at once, lambda chosen honestly, how many items are needed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from statsmodels.stats.weightstats import ttost_paired
 from transformers_agci import statistics as st
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
+from transformers_agci.experiments.position.results import Tables
 from transformers_agci.experiments.position.sweep import part_of
 from transformers_agci.statistics import planning, regression
 from transformers_agci.statistics.equivalence import equivalence
@@ -272,23 +274,23 @@ def test_a_lambda_is_not_reported_on_the_items_that_chose_it(three, capsys, word
     assert sentence in error and "not reported on the items on which it was chosen" in error
 
 
+def as_tables(margin: np.ndarray, yes: bool = True) -> Tables:
+    """What `read_results` makes of such rows."""
+    said = (margin > 0) * 1.0
+    return Tables(correct=said if yes else 1 - said, said_yes=said, unreadable=0 * said, margin=margin)
+
+
 def test_the_best_of_several_equal_lambdas_is_no_better_on_held_out_items(tmp_path: Path) -> None:
     """Ten results of one model: the best on the dev items gains there, and nothing on the others."""
     from transformers_agci.experiments.position.results import read_results
     from transformers_agci.experiments.position.sweep import sweep
 
     gains = []
+    template = read_results(write(tmp_path / "a.jsonl", rows(margins(60, 0), margins(60, 50, mean=-1.3))))
     for trial in range(12):
-        results = [
-            read_results(
-                write(
-                    tmp_path / "a.jsonl",
-                    rows(margins(60, 100 * trial + k), margins(60, 100 * trial + k + 50, mean=-1.3)),
-                ),
-                label=str(k),
-            )
-            for k in range(6)
-        ]
+        seeds = range(100 * trial, 100 * trial + 6)
+        tables = [(as_tables(margins(60, s)), as_tables(margins(60, s + 50, mean=-1.3), yes=False)) for s in seeds]
+        results = [replace(template, label=str(k), yes=yes, no=no) for k, (yes, no) in enumerate(tables)]
         found = sweep(results)
         if found.pair:
             gains.append((found.scores[found.chosen] - found.scores["0"], found.pair.balanced.estimate))

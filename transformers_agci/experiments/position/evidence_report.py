@@ -182,9 +182,7 @@ def draw_evidence(evidence: Evidence, path: str | Path, title: str = "") -> Path
 
 def figure_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
     """The panels of `forest_panels` that hold anything."""
-    return [
-        (name, points) for name, points in forest_panels(evidence) if any(np.isfinite(p.estimate) for p in points)
-    ]
+    return [(name, points) for name, points in forest_panels(evidence) if any(np.isfinite(p.estimate) for p in points)]
 
 
 def forest_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
