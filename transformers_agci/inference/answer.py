@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ class Answer:
     text: str
     yes_logit: float | None = None
     no_logit: float | None = None
-    not_a_number: bool = False  # some logit is none: the text means nothing
+    not_a_number: bool = field(default=False, kw_only=True)  # some logit is none: the text means nothing
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class Answerer:
         if not stop.yes_no:
             return [Answer(text, not_a_number=nan) for text, nan in zip(texts, bad, strict=True)]
         words = self._word_logits(made.logits)
-        return [Answer(text, yes, no, nan) for text, (yes, no), nan in zip(texts, words, bad, strict=True)]
+        return [Answer(text, yes, no, not_a_number=nan) for text, (yes, no), nan in zip(texts, words, bad, strict=True)]
 
     def _word_logits(self, logits: Sequence[torch.Tensor]) -> list[list[float]]:
         """The Yes and No logits of each row before the first answer token, as the model gave them."""

@@ -24,6 +24,7 @@ from transformers_agci.inference.engine import (
     result_row,
     stop_words,
 )
+from transformers_agci.inference.host_values import HostValues
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.methods import method_notes, method_on, method_settings, replays_off
 from transformers_agci.inference.prefetch import default_workers
@@ -46,6 +47,7 @@ from transformers_agci.inference.runner import (
     Task,
     run,
 )
+from transformers_agci.inference.upload import Upload
 from transformers_agci.method.rivals import RIVALS
 from transformers_agci.storage.result_lines import FailedRow
 
@@ -249,11 +251,14 @@ class _Answering:
         """Answer block after block."""
         columns = [column for task in tasks for column in self._columns(task)]
         positions, processor = positions_by(self.loaded), self.processor
+        on_gpu = self.loaded.device.type == "cuda" and "host_values" in self.loaded.quick
+        host = HostValues(self.loaded.model) if on_gpu else None
+        upload = Upload(self.loaded, self.raw, grids_stay=host is not None and host.grids_stay)
         work = ColumnWork(
             self.loaded,
             self.questions,
             self.answerer,
-            raw=self.raw,
+            upload=upload,
             positions=positions,
             scope=self.options.scope,
             counts=self.counts,
@@ -265,7 +270,9 @@ class _Answering:
             method_on(
                 self.loaded.model, self.options.method, self.options.scope, self.options.method_options
             ) as handle,
+            host or contextlib.nullcontext(),
             work.replaying(),
+            contextlib.closing(upload.ahead(ahead)) as arriving,
         ):
 
             def at_lambda(i: int) -> None:
@@ -275,13 +282,13 @@ class _Answering:
                 made = BlockAnswers(self.plan.blocks[task.block], task.outputs)
                 failed: list[FailedRow] = []
                 for _ in self._columns(task):
-                    prepared = next(ahead)
+                    prepared, sent = next(arriving)
                     for row in prepared.failed:
                         reporter.skip(row)
                     failed += prepared.failed
                     self.counts.image_changes += prepared.image_changes
                     self._note_token_grid(prepared.batches)
-                    work.answer(prepared.batches, made, at_lambda, reporter)
+                    work.answer(prepared.batches, made, at_lambda, reporter, sent)
                 failed += made.failed.values()
                 self._count(work.vision, work.prefix)
                 yield BlockResult([self._rows(made, i) for i in task.outputs], sorted(failed))

@@ -26,10 +26,11 @@ from transformers_agci.inference.answer import Answer, Answerer
 from transformers_agci.inference.batches import Block, Column, image_keys
 from transformers_agci.inference.first_token import FirstToken, joined_ids, positions_of
 from transformers_agci.inference.load import LoadedModel
-from transformers_agci.inference.prepare import Batch, Positions, RawPixels, prepare, to_device
+from transformers_agci.inference.prepare import Batch, Positions, prepare
 from transformers_agci.inference.questions import Question
 from transformers_agci.inference.replay import PrefixReplay, Prompts, VisionReplay
 from transformers_agci.inference.runner import Reporter, out_of_memory
+from transformers_agci.inference.upload import OnDevice, Upload
 from transformers_agci.storage.result_lines import FailedRow
 
 # Keys and values of prompts that a call of follow-up questions may hold; 7 GB for Qwen2.5-VL-7B on a GPU.
@@ -65,14 +66,14 @@ class ColumnWork:
         questions: Sequence[Question],
         answerer: Answerer,
         *,
-        raw: RawPixels | None,
+        upload: Upload,
         positions: Positions | None,
         scope: str,
         counts: Any,
         replays_off: Collection[str] = (),
     ) -> None:
         self.loaded, self.questions, self.answerer = loaded, questions, answerer
-        self.raw, self.positions, self.scope, self.counts = raw, positions, scope, counts
+        self.upload, self.positions, self.scope, self.counts = upload, positions, scope, counts
         self.replays_off = replays_off  # what must not serve the method: see methods.py
         served = positions is not None and "first_token" not in replays_off
         self.first = FirstToken(answerer) if served else None
@@ -85,11 +86,22 @@ class ColumnWork:
         with self.vision, self.prefix:
             yield
 
-    def answer(self, column: Sequence[Batch], made: BlockAnswers, at_lambda: AtLambda, reporter: Reporter) -> None:
-        """All batches of a column in every output; `at_lambda(i)` sets the lambda of output i."""
+    def answer(
+        self,
+        column: Sequence[Batch],
+        made: BlockAnswers,
+        at_lambda: AtLambda,
+        reporter: Reporter,
+        sent: Any = None,
+    ) -> None:
+        """All batches of a column in every output; `at_lambda(i)` sets the lambda of output i.
+
+        `sent` is the column's transfer to the device, where that has begun.
+        """
         for part in self._cut(column, made.block):
             try:
-                self._answer_part(part, made, at_lambda, reporter)
+                on_device = self.upload.receive(sent if part is column and sent else self.upload.send(part))
+                self._answer_part(part, on_device, made, at_lambda, reporter)
                 continue
             except RuntimeError as error:
                 if not out_of_memory(error):
@@ -101,6 +113,7 @@ class ColumnWork:
                         f"{where}: memory does not suffice even for this row alone ({str(error).splitlines()[0]}); "
                         "try `dtype` bfloat16, `max_pixels` or `load_in_4bit`."
                     ) from error
+            sent, on_device = None, []
             # Outside the except clause: the traceback would keep the failed attempt's tensors alive.
             self._make_room((lists + 1) // 2)
             self.answer(part, made, at_lambda, reporter)
@@ -116,9 +129,13 @@ class ColumnWork:
     # --- answering ---
 
     def _answer_part(
-        self, column: Sequence[Batch], made: BlockAnswers, at_lambda: AtLambda, reporter: Reporter
+        self,
+        column: Sequence[Batch],
+        inputs: Sequence[OnDevice],
+        made: BlockAnswers,
+        at_lambda: AtLambda,
+        reporter: Reporter,
     ) -> None:
-        inputs = self._on_device(column)
         # The first batch's keys and values serve the others. With one mean for a whole batch they depend on its mates.
         alike = self.scope == "image" or len({batch.images for batch in column}) == 1
         for i in made.outputs:
@@ -130,7 +147,7 @@ class ColumnWork:
             self.prefix.clear()  # another lambda, other keys and values
 
     def _answers(
-        self, column: Sequence[Batch], inputs: Sequence[Inputs], left: list[int], alike: bool
+        self, column: Sequence[Batch], inputs: Sequence[OnDevice], left: list[int], alike: bool
     ) -> Iterator[tuple[Sequence[int], list[Answer]]]:
         """The question numbers and answers of the batches `left`, at the lambda that is set."""
         if left and self._from_first_token(column[left[0]]):
@@ -140,7 +157,7 @@ class ColumnWork:
         for number in left:
             batch = column[number]
             self._set_images(batch, keep=alike and number == left[0] and len(left) > 1)
-            answers = self.answerer.answer(inputs[number], self.questions[batch.numbers[0]].stop)
+            answers = self.answerer.answer(inputs[number].inputs, self.questions[batch.numbers[0]].stop)
             self.counts.batches += 1
             yield batch.numbers, answers
 
@@ -153,7 +170,7 @@ class ColumnWork:
         )
 
     def _from_one_call_each(
-        self, column: Sequence[Batch], inputs: Sequence[Inputs], left: Sequence[int], alike: bool
+        self, column: Sequence[Batch], inputs: Sequence[OnDevice], left: Sequence[int], alike: bool
     ) -> Iterator[tuple[Sequence[int], list[Answer]]]:
         """Batches and their answers, for as long as every row has its verdict in its first token."""
         assert self.first is not None
@@ -170,7 +187,7 @@ class ColumnWork:
                 groups = self._groups(column, left[1:], alike)
 
     def _of_group(
-        self, column: Sequence[Batch], inputs: Sequence[Inputs], group: Sequence[int], keep: bool
+        self, column: Sequence[Batch], inputs: Sequence[OnDevice], group: Sequence[int], keep: bool
     ) -> list[Answer] | None:
         assert self.first is not None
         batches = [column[number] for number in group]
@@ -184,8 +201,9 @@ class ColumnWork:
         answers: list[Answer] = []
         for number, batch in zip(group, batches, strict=True):
             self._set_images(batch, keep)
-            assert batch.positions is not None
-            of_batch = self.first.whole(inputs[number], batch.positions, batch.padded, cache=keep or recorded)
+            there = inputs[number]
+            assert there.positions is not None
+            of_batch = self.first.whole(there.inputs, there.positions, batch.padded, cache=keep or recorded)
             if of_batch is None:
                 return None
             answers += of_batch
@@ -220,14 +238,6 @@ class ColumnWork:
                 reason = f"{where}: the model gives logits that are not numbers; try `dtype` float32."
                 made.failed[number] = FailedRow(number, where, reason)
 
-    def _on_device(self, batches: Sequence[Batch]) -> list[Inputs]:
-        """The inputs of each batch where the model is; pixels that batches share cross once."""
-        crossed: dict[int, Inputs] = {}
-        for batch in batches:
-            if id(batch.pixels) not in crossed:
-                crossed[id(batch.pixels)] = to_device(self.loaded, batch.pixels, self.raw)
-        return [{**to_device(self.loaded, batch.text), **crossed[id(batch.pixels)]} for batch in batches]
-
     # --- cutting ---
 
     def _cut(self, column: Sequence[Batch], block: Block) -> list[Sequence[Batch]]:
@@ -257,7 +267,7 @@ class ColumnWork:
             sliced = pixels[id(batch.pixels)]
             numbers = tuple(batch.numbers[row] for row in rows)
             if sliced is None:  # a form of pixels that cannot be sliced row by row
-                processor = self.loaded.processor if self.raw is None else self.raw.processor
+                processor = self.loaded.processor if self.upload.raw is None else self.upload.raw.processor
                 found += prepare(Column((numbers,)), self.questions, processor, positions=self.positions).batches
                 continue
             keys = tuple(key for number in numbers for key in image_keys(self.questions[number].images))

@@ -55,6 +55,7 @@ class FirstToken:
     ) -> list[Answer] | None:
         """Answers to whole prompts [B, S]; `cache`: their keys and values are wanted, or another prompt's are there."""
         given = {**inputs, "position_ids": positions}
+        given.pop("mm_token_type_ids", None)  # what positions would be worked out from
         if not padded:
             del given["attention_mask"]  # an explicit mask costs the attention its quickest kernel
             if positions.dim() == 2:
@@ -82,7 +83,7 @@ class FirstToken:
         """From the logits [B, 1, V] of the last token; one read-back from the device for all of them."""
         raw = logits[:, -1].float()
         scores = raw if self._processor is None else self._processor(ids.to(raw.device), raw)
-        words = raw[:, list(self.answerer.answer_ids)]
+        words = torch.stack([raw[:, word] for word in self.answerer.answer_ids], dim=1)  # a list of them would cross
         top, token = scores.max(dim=-1)  # the largest is not a number where any is none
         read = torch.cat([words.double(), top[:, None].double(), token[:, None].double()], dim=1).tolist()  # [B, 4]
         tokens = [int(token) for *_, token in read]

@@ -193,10 +193,16 @@ class RawPixels:
     processor: Any
     mean: tuple[float, ...]  # of the three channels, in grey levels from 0 to 255
     std: tuple[float, ...]
+    _there: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(
+        default_factory=dict, repr=False, kw_only=True
+    )
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [patches, channels * values] (Qwen) or [..., channels, height, width] -> float32 of that shape."""
-        mean, std = (torch.tensor(of_channel, device=pixels.device) for of_channel in (self.mean, self.std))
+        if pixels.device not in self._there:  # they cross once
+            mean, std = (torch.tensor(of_channel, device=pixels.device) for of_channel in (self.mean, self.std))
+            self._there[pixels.device] = (mean, std)
+        mean, std = self._there[pixels.device]
         if pixels.dim() == 2:  # a patch has its channels one after the other
             mean, std = (of.repeat_interleave(pixels.shape[1] // len(of)) for of in (mean, std))
         else:

@@ -32,6 +32,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from transformers_agci.families import decoder_of, find_vlm
+from transformers_agci.inference.host_values import crossing
 from transformers_agci.method.rivals.positions import carry_over
 
 # How the decoder's arguments lie along the prompt: the dimension that has its length.
@@ -216,18 +217,22 @@ class PrefixReplay:
         if plan is None or bool((plan.ids == image_token).any()):
             return None
         cache = DynamicCache()
-        device = None
+        device = last = None
+        rows = plan.rows
         for number, layer in enumerate(self._record.layers):
             if layer is None:
                 return None  # it uses another layer's, and decides by the length of the call which
-            rows = plan.rows.to(layer[0].device)
+            if layer[0].device != last:  # the layers may lie on several devices
+                last, rows = layer[0].device, crossing(plan.rows, layer[0].device)
             keys, values = (part[:, :, : plan.columns].index_select(0, rows) for part in layer)
             cache.update(keys, values, number)
-            device = device or layer[0].device
+            device = device or last
         carry_over(self._record.cache, cache, plan.rows, plan.columns)
         self.replayed_tokens += plan.replayed
         self.prefill_tokens += plan.own
-        return Tail(plan.ids.to(device), plan.mask.to(device), plan.positions.to(device), cache)
+        assert device is not None
+        ids, mask, positions = (crossing(part, device) for part in (plan.ids, plan.mask, plan.positions))
+        return Tail(ids, mask, positions, cache)
 
     def __enter__(self) -> "PrefixReplay":
         # The instance, never the class. accelerate's offloading puts a forward there, too, which is put back.

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from transformers_agci.families import find_vlm
+from transformers_agci.inference.host_values import crossing
 
 NAME = "agci_segments"  # under which transformers finds our attention function
 STOCK = "stock"
@@ -50,11 +51,11 @@ class Segments:
     inverse  [S]: where each token stands when the groups are laid end to end; None if in place
     """
 
-    def __init__(self, cu_seqlens: torch.Tensor) -> None:
+    def __init__(self, cu_seqlens: torch.Tensor, device: torch.device | None = None) -> None:
         lengths = [length for length in cu_seqlens.diff().tolist() if length]
-        device = cu_seqlens.device
+        device = device or cu_seqlens.device  # the sequence's; the bounds may lie on the host, where they are read
         starts = list(accumulate(lengths, initial=0))
-        self.bounds = torch.tensor(starts, dtype=torch.int32, device=device)
+        self.bounds = crossing(torch.tensor(starts, dtype=torch.int32), device)
         self.longest = max(lengths)
         self.groups: list[tuple[int, torch.Tensor | None]] = [(self.longest, None)]
         self.inverse: torch.Tensor | None = None
@@ -67,8 +68,8 @@ class Segments:
                 length: (torch.tensor(first)[:, None] + torch.arange(length)).flatten()
                 for length, first in members.items()
             }
-            self.groups = [(length, of_length.to(device)) for length, of_length in rows.items()]
-            self.inverse = torch.cat(list(rows.values())).argsort().to(device)
+            self.groups = [(length, crossing(of_length, device)) for length, of_length in rows.items()]
+            self.inverse = crossing(torch.cat(list(rows.values())).argsort(), device)
 
 
 # query, key, value [S, heads, D], segments, scaling -> [S, heads, D]
@@ -133,17 +134,17 @@ class _Hook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]  # [S, D]
-        segments = self._segments(kwargs["cu_seqlens"])
+        segments = self._segments(kwargs["cu_seqlens"], hidden.device)
         whole = torch.tensor([0, len(hidden)], dtype=torch.int32)  # on the CPU: transformers reads it back
         return args, {**kwargs, "cu_seqlens": whole, "segments": segments, "kernel": self.kernel}
 
-    def _segments(self, cu_seqlens: torch.Tensor) -> Segments:
+    def _segments(self, cu_seqlens: torch.Tensor, device: torch.device) -> Segments:
         """Read once per tensor: the layers of one call share two, windows and images."""
         for tensor, segments in self._known:
-            if tensor is cu_seqlens:
+            if tensor is cu_seqlens and segments.bounds.device == device:
                 return segments
-        segments = Segments(cu_seqlens)
-        self._known = (*self._known[-1:], (cu_seqlens, segments))
+        segments = Segments(cu_seqlens, device)
+        self._known = (*self._known[-3:], (cu_seqlens, segments))  # a tower over two devices reads both on both
         return segments
 
 

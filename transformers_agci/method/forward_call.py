@@ -22,8 +22,24 @@ def forward_call(vlm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     encoded = outputs.get("image") if isinstance(outputs, Mapping) else None
     names = ("input_ids", _EMBEDS, "attention_mask", "image_grid_thw", "image_sizes", "past_key_values")
     return ForwardCall(
-        **{name: given.get(name) for name in names}, pixel_values=pixels, encoded=encoded, arguments=given
+        **{name: on_host(given.get(name)) for name in names}, pixel_values=pixels, encoded=encoded, arguments=given
     )
+
+
+_ON_HOST = "_agci_on_host"  # attribute of a tensor on a device
+
+
+def keep_on_host(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """Remember on a tensor of a device where its values are on the host, whence it came."""
+    setattr(tensor, _ON_HOST, values)
+
+
+def on_host(value: Any) -> Any:
+    """The tensor on the host that this one is a copy of, else the value itself: the same numbers, without a wait.
+
+    Where images stand in a prompt is read off token ids; on a GPU each look at them waits for all work before it.
+    """
+    return getattr(value, _ON_HOST, value)
 
 
 def is_decoding_step(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -131,7 +131,7 @@ class _Reuse:
         block.__dict__["forward"] = forward
 
     def _touched(self, cu_seqlens: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...]) -> _Touched:
-        lengths = cu_seqlens.diff()
+        lengths = cu_seqlens.diff().to(self.changed.device)
         lengths = lengths[lengths > 0].long()
         window = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)  # [n * P]
         touched = torch.zeros(len(lengths), dtype=torch.bool, device=lengths.device)
