@@ -12,6 +12,8 @@
 # make lmms-eval  a POPE-form task under lmms-eval with AGCI on by config.json, beside our own run on the same rows
 # make app-env    gradio, a browser's driver and Inspect AI in .venv-app (APP_VENV=... elsewhere), laid over the environment
 # make app-test   the live page and the report in a real Chromium, the tasks under Inspect AI
+# make docs-env   what builds the site, in .venv-docs (DOCS_VENV=... elsewhere), laid over the environment
+# make docs       docs/ as a site in site/, strictly and without a network
 #
 # The environment is .venv (VENV=... elsewhere). PyPI's torch for Linux brings CUDA: about 3 GB to download, 6.5 GB on
 # disk. A CPU build, about 0.3 GB to download:  make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -21,6 +23,7 @@ VENV ?= .venv
 TRAIN_VENV ?= .venv-train
 LMMS_VENV ?= .venv-lmms
 APP_VENV ?= .venv-app
+DOCS_VENV ?= .venv-docs
 TORCH_INDEX ?=
 
 # Name of the overlay folder, then what goes into it on top of the environment's torch.
@@ -51,7 +54,7 @@ define LAYER
 	$(1)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
 endef
 
-.PHONY: demo study ruler ruler-calibration test check slow contract train-env train-test lmms-env lmms-eval app-env app-test clean
+.PHONY: demo study ruler ruler-calibration test check slow contract train-env train-test lmms-env lmms-eval app-env app-test docs-env docs clean
 
 demo: $(VENV)/.eval
 	$(BIN)/agci demo --output_dir demo
@@ -99,6 +102,11 @@ app-env: $(APP_VENV)/.done
 app-test: $(VENV)/.dev $(APP_VENV)/.done
 	$(APP_VENV)/bin/python -m pytest -n 2 -m app -rs --durations 5
 
+docs-env: $(DOCS_VENV)/.done
+
+docs: $(DOCS_VENV)/.done
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "transformers-agci needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -135,5 +143,9 @@ $(APP_VENV)/.done: constraints-app.txt pyproject.toml | $(VENV)/.dev
 	$(call LAYER,$(APP_VENV),constraints-app.txt)
 	touch $@
 
+$(DOCS_VENV)/.done: constraints-docs.txt pyproject.toml | $(VENV)/.eval
+	$(call LAYER,$(DOCS_VENV),constraints-docs.txt)
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(TRAIN_VENV) $(LMMS_VENV) $(APP_VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis demo
+	rm -rf $(VENV) $(TRAIN_VENV) $(LMMS_VENV) $(APP_VENV) $(DOCS_VENV) site .pytest_cache .ruff_cache .mypy_cache .hypothesis demo

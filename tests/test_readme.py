@@ -12,7 +12,15 @@ from transformers_agci import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "RESULTS.md", "REPRODUCE.md", "LOG.md", "CHANGELOG.md", "docs/method.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "RESULTS.md",
+    "REPRODUCE.md",
+    "LOG.md",
+    "CHANGELOG.md",
+    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
+)
 
 
 def commands(text: str) -> list[list[str]]:
