@@ -551,7 +551,7 @@ def test_two_files_share_a_scale_and_the_difference_is_centred(
     "words, sentence",
     [
         (["--results_file", "nowhere.json"], "nowhere.json: there is no such file."),
-        (["--results_file", "A", "A", "A", "--labels", "one", "two"], "needs one entry per result file (3), but has 2"),
+        (["--results_file", "A", "A", "A"], "Give one result file, or two"),
         (["--results_file", "A", "--negatives_file", "A", "A"], "needs one entry per result file (1), but has 2"),
         (["--results_file", "A", "--draws", "0"], "--draws must be at least 1"),
         (["--results_file", "A", "--output_heatmap", "m.txt"], "cannot be drawn as '.txt'"),

@@ -7,7 +7,23 @@ whose config.json carries lambda get AGCI.
 import sys
 from importlib import import_module
 from importlib.machinery import PathFinder
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers_agci.api.benchmark import benchmark
+    from transformers_agci.api.data import composites, probe_data, published_data
+    from transformers_agci.api.flow import flow, flow_of
+    from transformers_agci.api.models import load, wrap
+    from transformers_agci.api.occlusion import occlusion
+    from transformers_agci.api.probe import probe, read_probe
+    from transformers_agci.api.similarity import similarity
+    from transformers_agci.errors import InputError
+    from transformers_agci.families import SUPPORTED_FAMILIES
+    from transformers_agci.method.handle import Handle, agci, attach
+    from transformers_agci.method.image_embeddings import image_embeddings
+    from transformers_agci.method.injection import inject_global_context
+    from transformers_agci.method.lam import LAMBDA_KEY
+    from transformers_agci.method.self_check import self_check
 
 __version__ = "0.1.0"
 
@@ -22,6 +38,19 @@ _PUBLIC = {
     "image_embeddings": "transformers_agci.method.image_embeddings",
     "inject_global_context": "transformers_agci.method.injection",
     "self_check": "transformers_agci.method.self_check",
+    # what the commands do: see transformers_agci.api
+    "load": "transformers_agci.api.models",
+    "wrap": "transformers_agci.api.models",
+    "probe_data": "transformers_agci.api.data",
+    "published_data": "transformers_agci.api.data",
+    "composites": "transformers_agci.api.data",
+    "probe": "transformers_agci.api.probe",
+    "read_probe": "transformers_agci.api.probe",
+    "similarity": "transformers_agci.api.similarity",
+    "occlusion": "transformers_agci.api.occlusion",
+    "flow": "transformers_agci.api.flow",
+    "flow_of": "transformers_agci.api.flow",
+    "benchmark": "transformers_agci.api.benchmark",
 }
 
 __all__ = [*_PUBLIC]  # noqa: PLE0604

@@ -82,13 +82,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _ask(options: "ProbeOptions") -> int:
     """Ask with one method, and say how its results are made into numbers."""
-    from transformers_agci.experiments.position.ask import ask_probe
+    from transformers_agci.api.probe import run_probe
 
-    probed = ask_probe(options, teller(add_arguments))
-    results = " ".join(map(str, probed.files.get("results", ())))
-    if results:
-        words = " ".join(f"--{name}_file {' '.join(map(str, paths))}" for name, paths in probed.files.items())
+    probed = run_probe(options, teller(add_arguments))
+    if 1 <= len(probed.files) <= 2:
+        files = {"results": probed.files, **probed.control_files}
+        words = " ".join(f"--{name}_file {' '.join(map(str, paths))}" for name, paths in files.items())
         print(f"\nnumbers and map: agci metrics {words} --output_heatmap map.png")
-    if len(probed.files.get("results", ())) > 2:
-        print(f"curve over lambda: agci evidence {results} --output_curve curve.png")
     return probed.exit_code

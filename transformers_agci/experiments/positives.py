@@ -46,11 +46,12 @@ class RowsOptions:
     img_path: Path | None
     items: int
     seed: int
+    data: ProbeData | None = None  # instead of all that: rows that were read already
 
     @property
     def source(self) -> str:
         """The file or the atlas, in words."""
-        return str(self.eval_file or "the embedded atlas")
+        return str(self.eval_file or ("the embedded atlas" if self.data is None else self.data.source))
 
     def file_and_images(self) -> tuple[Path, Path] | None:
         """The file and its folder of images; None for the atlas. InputError where only one of them is given."""
@@ -70,6 +71,8 @@ class RowsOptions:
 
 def probe_positives(options: RowsOptions, output_dir: Path) -> Positives:
     """The Yes rows of a probe file, or of the embedded atlas, which draws into a folder beside `output_dir`."""
+    if options.data is not None:
+        return only_positives(options.data, options.source)
     found = options.file_and_images()
     if found is not None:
         return read_positives(*found)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from transformers_agci.embedded.location import EMBEDDED, embedded_model_path
 from transformers_agci.inference.answer import Answer, Answerer, recorded_settings
 from transformers_agci.inference.batches import Column, Plan, make_plan, plan_columns
 from transformers_agci.inference.columns import BlockAnswers, ColumnWork, positions_by
@@ -133,7 +134,8 @@ class TransformersEngine:
     @property
     def description(self) -> str:
         """Family, and where the model lay."""
-        return f"{self.loaded.family.name}, model {self.loaded.notes.get('model')}"
+        model = self.loaded.notes.get("model")
+        return f"{self.loaded.family.name}, model {EMBEDDED if model == str(embedded_model_path()) else model}"
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -367,6 +367,11 @@ def _one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
+def loaded_model(model: LoadOptions | LoadedModel, *, weights: bool = True) -> LoadedModel:
+    """A model that is loaded already, or one that is loaded now."""
+    return model if isinstance(model, LoadedModel) else load(model, weights=weights)
+
+
 class CarriesLambda(Protocol):
     """A loaded model, or an engine that has one."""
 

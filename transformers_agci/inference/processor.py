@@ -30,9 +30,19 @@ def load_processor(folder: Path, family: Any, min_pixels: int | None = None, max
             "preprocessor_config.json may be missing."
         )
     _check_processor(folder, processor, family)
+    ready_processor(processor, str(folder))
+    _pin_image_size(processor, family, min_pixels, max_pixels)
+    return processor
+
+
+def ready_processor(processor: Any, where: str) -> Any:
+    """The processor itself, made ready to ask: chat template, padding on the left, a token to pad with.
+
+    InputError (naming `where`) where it has no chat template.
+    """
     if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
         raise InputError(
-            f"{folder} has no chat template (chat_template.jinja or chat_template.json), so the model's "
+            f"{where} has no chat template (chat_template.jinja or chat_template.json), so the model's "
             "own prompt form is unknown."
         )
     if not getattr(processor, "chat_template", None):
@@ -40,7 +50,6 @@ def load_processor(folder: Path, family: Any, min_pixels: int | None = None, max
     processor.tokenizer.padding_side = "left"  # answers are read off the last position
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    _pin_image_size(processor, family, min_pixels, max_pixels)
     return processor
 
 

@@ -1,7 +1,8 @@
 """How far a run is, and what it did: the progress line, the counts, and the sentences that a command prints at the end.
 
 On a terminal the progress is tqdm's moving bar. In a log file a carriage return would glue the whole run into one
-line: there it is plain lines, the first after 5 seconds, so that one sees early whether the pace is right.
+line: there it is plain lines, the first after 5 seconds, so that one sees early whether the pace is right. A
+notebook has a bar of its own.
 """
 
 import contextlib
@@ -43,7 +44,11 @@ class Progress:
         self._bar: tqdm | None = None
         self._log: _LogLines | None = None
         if shown and total > 0:
-            if sys.stderr is not None and sys.stderr.isatty():
+            if _in_notebook():
+                from tqdm.auto import tqdm as notebook_bar
+
+                self._bar = notebook_bar(total=total, unit=unit, leave=False)
+            elif sys.stderr is not None and sys.stderr.isatty():
                 self._bar = tqdm(
                     total=total, unit=unit, dynamic_ncols=True, mininterval=REDRAW, maxinterval=REDRAW, file=sys.stderr
                 )
@@ -100,6 +105,13 @@ class _LogLines:
         rate = done / seconds if seconds else 0.0
         left = f", {_duration((self.total - done) / rate)} left" if rate and done < self.total else ""
         _tell(f"agci: {done} of {counted(self.total, self.unit)}, {rate:.1f} {self.unit}s/s{left}")
+
+
+def _in_notebook() -> bool:
+    """Whether the process is a notebook's kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 def _tell(text: str) -> None:

@@ -17,6 +17,7 @@ from transformers_agci.storage.atomic import open_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PANEL_INCHES = 2.9
 MIN_COLUMNS = 1.4  # room for the words around a single panel
@@ -81,11 +82,17 @@ class Panel:
 
 def draw(panels: Sequence[Sequence[Panel | None]], path: str | Path, title: str = "", footnote: str = "") -> Path:
     """Draw rows of panels (None = empty place) into one image; the suffix of `path` decides the format."""
+    target = image_path(path)
+    save_figure(compose(panels, title, footnote), target)
+    return target
+
+
+def compose(panels: Sequence[Sequence[Panel | None]], title: str = "", footnote: str = "") -> "Figure":
+    """The same as a figure, no file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    target = image_path(path)
     rows, columns = len(panels), max(len(row) for row in panels)
     notes = max(panel.note.count("\n") + 1 if panel.note else 0 for row in panels for panel in row if panel)
     height = (PANEL_INCHES + 0.5 + NOTE_INCHES * notes) * rows + 0.6 + (0.3 if title else 0)
@@ -113,8 +120,7 @@ def draw(panels: Sequence[Sequence[Panel | None]], path: str | Path, title: str 
         figure.suptitle(title, fontsize=12.5, color=INK, fontweight="bold")
     if footnote:
         figure.supxlabel(footnote, fontsize=8, color=GREY)
-    save_figure(figure, target)
-    return target
+    return with_plain_words(figure)
 
 
 def colour_bar(
@@ -149,16 +155,20 @@ def image_path(path: str | Path) -> Path:
     return target
 
 
-def save_figure(figure: Any, target: Path) -> None:
-    """Write a figure; InputError if the place cannot be written to.
-
-    Its words may come out of a data file: no control character is drawn, and a dollar sign begins no formula.
-    """
+def with_plain_words(figure: "Figure") -> "Figure":
+    """The figure; its words may come out of a data file: no control character is drawn, no dollar begins a formula."""
     from matplotlib.text import Text
 
-    for text in figure.findobj(Text):
+    for found in figure.findobj(Text):
+        text: Any = found
         text.set_parse_math(False)
         text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
+    return figure
+
+
+def save_figure(figure: Any, target: Path) -> None:
+    """Write a figure; InputError if the place cannot be written to."""
+    with_plain_words(figure)
     metadata = {"Software": None} if target.suffix.lower() == ".png" else None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from transformers_agci.report.heatmap import GREY, INK, Scale, colour_bar, image_path, save_figure
+from transformers_agci.report.heatmap import GREY, INK, Scale, colour_bar, image_path, save_figure, with_plain_words
 from transformers_agci.report.overlay import OUTLINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PANEL_INCHES = 2.3
 
@@ -32,12 +33,21 @@ def draw_map_grid(
     maps: Sequence[PlaceMap], path: str | Path, scale: Scale, title: str = "", footnote: str = ""
 ) -> Path:
     """The 3x3 panel of nine maps, row-major, with one colour bar."""
-    return _draw(maps, 3, image_path(path), scale, title=title, footnote=footnote)
+    target = image_path(path)
+    save_figure(map_grid_figure(maps, scale, title, footnote), target)
+    return target
+
+
+def map_grid_figure(maps: Sequence[PlaceMap], scale: Scale, title: str = "", footnote: str = "") -> "Figure":
+    """The same as a figure, no file."""
+    return _figure(maps, 3, scale, title=title, footnote=footnote)
 
 
 def draw_one(maps: Sequence[PlaceMap], index: int, path: str | Path, scale: Scale) -> Path:
     """Map `index` alone, on the scale of all nine."""
-    return _draw([maps[index]], 1, image_path(path), scale)
+    target = image_path(path)
+    save_figure(_figure([maps[index]], 1, scale), target)
+    return target
 
 
 def common_scale(values: Iterable[NDArray[np.floating] | None], label: str, diverging: bool = False) -> Scale:
@@ -46,9 +56,7 @@ def common_scale(values: Iterable[NDArray[np.floating] | None], label: str, dive
     return Scale(-most if diverging else 0.0, most, label, diverging)
 
 
-def _draw(
-    maps: Sequence[PlaceMap], columns: int, target: Path, scale: Scale, *, title: str = "", footnote: str = ""
-) -> Path:
+def _figure(maps: Sequence[PlaceMap], columns: int, scale: Scale, *, title: str = "", footnote: str = "") -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -72,8 +80,7 @@ def _draw(
         figure.suptitle(title, fontsize=12, color=INK, fontweight="bold")
     if footnote:
         figure.supxlabel(footnote, fontsize=8, color=GREY)
-    save_figure(figure, target)
-    return target
+    return with_plain_words(figure)
 
 
 def _draw_place(axes: "Axes", place: PlaceMap, scale: Scale) -> Any:

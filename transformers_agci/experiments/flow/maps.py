@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,8 +15,11 @@ from transformers_agci.experiments.flow.flow import SOURCES
 from transformers_agci.experiments.items import item_names, target_box
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.report.heatmap import Scale
-from transformers_agci.report.map_grid import PlaceMap, common_scale, draw_map_grid
-from transformers_agci.report.table import PERCENT, POINTS, format_table
+from transformers_agci.report.map_grid import PlaceMap, common_scale, draw_map_grid, map_grid_figure
+from transformers_agci.report.table import PERCENT, POINTS, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LABEL = "attention per area of the image (1: all attention, evenly spread)"
 CELL_SHARE = 1 / 9  # of the image's area, about: what a flow without an aim would have on the target
@@ -109,6 +112,12 @@ def _means(places: list[tuple[int, int]], entries: list[dict[str, Any]]) -> list
 
 def maps_text(summed: list[FlowMaps]) -> str:
     """The shares on the target as a table, one row per source, lambda and position, and the paired changes."""
+    without_aim = f"A flow without an aim would have {100 * CELL_SHARE:.1f} % on the target's cell."
+    return f"{maps_table(summed).text}\n\n{without_aim}"
+
+
+def maps_table(summed: list[FlowMaps]) -> Table:
+    """The same before it is written."""
     rows = []
     for maps in summed:
         for name, share, change in zip(
@@ -117,8 +126,7 @@ def maps_text(summed: list[FlowMaps]) -> str:
             rows.append(
                 [f"{maps.source}, lambda {lambda_text(maps.lam)}, {name}", PERCENT.write(share), change, str(share.n)]
             )
-    table = format_table(["from, target", "flow on the target, % [95 %]", "change, points [95 %]", "n"], rows)
-    return f"{table}\n\nA flow without an aim would have {100 * CELL_SHARE:.1f} % on the target's cell."
+    return Table("", ["from, target", "flow on the target, % [95 %]", "change, points [95 %]", "n"], rows)
 
 
 def _changes(maps: FlowMaps) -> list[str]:
@@ -148,6 +156,14 @@ def draw_maps(summed: list[FlowMaps], output_dir: Path, layers: str) -> list[Pat
                 title = f"flow from {SOURCES[source]}\nlambda {lam} minus lambda {first}, {layers}"
                 drawn.append(draw_map_grid(_changed_places(maps), path, changes, title, _change_footnote(maps)))
     return drawn
+
+
+def flow_figure(summed: list[FlowMaps], source: str, lam: float) -> "Figure":
+    """The nine mean maps of a source at a lambda, on the scale of all its lambdas."""
+    of_source = [maps for maps in summed if maps.source == source]
+    maps = next(maps for maps in of_source if maps.lam == lam)
+    title = f"flow from {SOURCES[source]}\nlambda {lambda_text(lam)}"
+    return map_grid_figure(_places(maps), scales(of_source)[0], title, _footnote(maps))
 
 
 def scales(of_source: list[FlowMaps]) -> tuple[Scale, Scale]:

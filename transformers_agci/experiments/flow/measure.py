@@ -10,7 +10,7 @@ from transformers_agci.experiments.flow.flow import SOURCES, measure_flow
 from transformers_agci.experiments.flow.maps import aggregate, draw_maps, maps_text
 from transformers_agci.experiments.flow.run import FlowRun
 from transformers_agci.experiments.positives import RowsOptions, draw_items, probe_positives
-from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.load import LoadedModel, LoadOptions, loaded_model
 from transformers_agci.inference.process_group import is_main_process
 from transformers_agci.inference.progress import Say
 from transformers_agci.inference.questions import ImageFile, Question
@@ -23,7 +23,7 @@ from transformers_agci.report.heatmap import image_path
 class FlowOptions:
     """The model, the lambdas (baseline first), the layers ("all", "3" or "8-20") and the longest answer in tokens."""
 
-    model: LoadOptions
+    model: LoadOptions | LoadedModel
     lambdas: Sequence[float]
     layers: str = "all"
     max_new_tokens: int = 32
@@ -37,7 +37,7 @@ class FlowOptions:
 def flow_of_image(options: FlowOptions, path: Path, question: str, output: Path, say: Say) -> int:
     """Draw the flow over one image; written are `output`, the same with _answer in its name, and a JSON file."""
     target = image_path(output)
-    loaded = load(options.model)
+    loaded = loaded_model(options.model)
     image = ImageFile(path.parent, path.name, "`image`")
     asked = Question(row={}, where="`image`", text=question, images=(image,))
     flows = measure_flow(loaded, asked, options.lambdas, options.layers, options.max_new_tokens)
@@ -60,7 +60,7 @@ def flow_of_rows(options: FlowOptions, rows: RowsOptions, output_dir: Path, run:
     """Measure drawn items, write their rows, draw the mean per place of the target; 1 where rows were bad."""
     data = probe_positives(rows, output_dir)
     drawn = draw_items(data.items, rows.items, rows.seed)
-    loaded = load(options.model)
+    loaded = loaded_model(options.model)
     say(
         f"{len(drawn)} rows of {min(rows.items, len(data.items))} items; {loaded.family.name}, lambda "
         f"{', '.join(map(lambda_text, options.lambdas))}, layers {options.layers}"

@@ -1,8 +1,9 @@
 """Occlusion maps aggregated by the place of the target: nine maps, and how much of each lies on the target."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,8 +13,12 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.items import target_box
 from transformers_agci.experiments.occlusion.files import ImageMap
 from transformers_agci.experiments.occlusion.masks import Raster
-from transformers_agci.report.map_grid import PlaceMap, common_scale, draw_map_grid, draw_one
-from transformers_agci.report.table import PERCENT, format_table
+from transformers_agci.report.heatmap import image_path, save_figure
+from transformers_agci.report.map_grid import PlaceMap, common_scale, draw_one, map_grid_figure
+from transformers_agci.report.table import PERCENT, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LABEL = "mean change of the answer's logits (each image's largest = 1)"
 
@@ -80,12 +85,17 @@ def share_in(pixels: np.ndarray, box: Box) -> float:
 
 def maps_text(maps: OcclusionMaps) -> str:
     """Shares per position as a table."""
+    return maps_table(maps).text
+
+
+def maps_table(maps: OcclusionMaps) -> Table:
+    """The same before it is written."""
     rows = [
         [name, PERCENT.write(share), f"{100 * area:.1f}", str(share.n)]
         for name, share, area in zip(POSITIONS, maps.shares, maps.areas, strict=True)
     ]
     rows.append(["all", PERCENT.write(maps.overall), f"{100 * np.mean(maps.areas):.1f}", str(maps.overall.n)])
-    return format_table(["target", "share of the map on the target, % [95 %]", "its area, %", "n"], rows)
+    return Table("", ["target", "share of the map on the target, % [95 %]", "its area, %", "n"], rows)
 
 
 def draw_maps(maps: OcclusionMaps, path: Path, title: str = "") -> list[Path]:
@@ -95,15 +105,21 @@ def draw_maps(maps: OcclusionMaps, path: Path, title: str = "") -> list[Path]:
         panel, single = path, [path.with_name(f"{path.stem}_{k}{path.suffix}") for k in range(len(POSITIONS))]
     else:
         panel, single = path / "panel.png", [path / f"{k}_{name}.png" for k, name in enumerate(POSITIONS)]
+    target = image_path(panel)
+    save_figure(panel_figure(maps, title), target)
+    places = [_place(maps, k) for k in range(len(POSITIONS))]
+    short = common_scale(maps.means, "mean change (largest = 1)")
+    return [target, *(draw_one(places, k, file, short) for k, file in enumerate(single))]
+
+
+def panel_figure(maps: OcclusionMaps, title: str = "") -> "Figure":
+    """The nine mean maps on one scale."""
     places = [_place(maps, k) for k in range(len(POSITIONS))]
     said = (
         f"outlined: the target's cell; share of the map inside it {PERCENT.write(maps.overall)} % "
         f"(area {100 * np.mean(maps.areas):.1f} %), n = {maps.overall.n}, 95 % intervals over items"
     )
-    scale = common_scale(maps.means, LABEL)
-    drawn = [draw_map_grid(places, panel, scale, title, said)]
-    short = replace(scale, label="mean change (largest = 1)")
-    return drawn + [draw_one(places, k, file, short) for k, file in enumerate(single)]
+    return map_grid_figure(places, common_scale(maps.means, LABEL), title, said)
 
 
 def _place(maps: OcclusionMaps, k: int) -> PlaceMap:

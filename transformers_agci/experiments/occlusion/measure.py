@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun
 from transformers_agci.experiments.positives import Positives, RowsOptions, draw_items, probe_positives
-from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.load import LoadedModel, LoadOptions, loaded_model
 from transformers_agci.inference.progress import Say
 from transformers_agci.inference.runner import RunOptions
 from transformers_agci.method.lam import lambda_text
@@ -15,7 +15,7 @@ from transformers_agci.method.lam import lambda_text
 class OcclusionOptions:
     """The model, the masks, lambda while answering, masked copies per forward call, the longest answer in tokens."""
 
-    model: LoadOptions
+    model: LoadOptions | LoadedModel
     masks: MaskOptions
     lam: float = 0.0
     batch_size: int | None = None
@@ -26,7 +26,7 @@ def occlude_rows(options: OcclusionOptions, rows: RowsOptions, output_dir: Path,
     """Mask the images of drawn items and write a folder for each; 1 where images failed."""
     data = probe_positives(rows, output_dir)
     drawn = draw_items(data.items, rows.items, rows.seed)
-    loaded, masks = load(options.model), options.masks
+    loaded, masks = loaded_model(options.model), options.masks
     say(
         f"{_drawn(rows, data)}: {len(drawn)} images; {loaded.family.name}, lambda {lambda_text(options.lam)}, masks of "
         f"{masks.size} px every {masks.stride} px"

@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +33,8 @@ class ProbeOptions:
     items           at most so many items (of the atlas: so many, 100 where None); `limit` at most so many rows
     lambdas         none: the config key's; `lambda_source` says where they come from
     controls        what is asked beside the rows without their image
+    engine          how one is opened, or one that is open, which stays open; then `model` is not looked at
+    data            rows that were read already, instead of a file or the atlas
     """
 
     model: LoadOptions
@@ -49,7 +51,8 @@ class ProbeOptions:
     planted_bias: float = 0.0
     answers: AnswerOptions = field(default_factory=AnswerOptions)
     dry_run: bool = False
-    engine: EngineOptions = field(default_factory=EngineOptions)
+    engine: EngineOptions | Engine = field(default_factory=EngineOptions)
+    data: ProbeData | None = None
 
 
 class Probed(NamedTuple):
@@ -68,7 +71,7 @@ def ask_probe(options: ProbeOptions, say: Say) -> Probed:
         if options.dry_run:
             drawn_in = Path(stack.enter_context(tempfile.TemporaryDirectory()), "probe_set")
         data = _data(options, drawn_in)
-        engine = stack.enter_context(contextlib.closing(_engine(options)))
+        engine = stack.enter_context(_engine(options))
         probe = _probe(options, engine, data, say)
         if options.dry_run:
             return Probed(_dry_run(probe, options.controls, say))
@@ -83,6 +86,8 @@ def ask_probe(options: ProbeOptions, say: Say) -> Probed:
 
 def _data(options: ProbeOptions, drawn: Path) -> ProbeData:
     """The rows of the file, or composites drawn into the folder `drawn`."""
+    if options.data is not None:
+        return options.data
     if options.eval_file is None:
         if options.img_path or options.negatives_file:
             raise InputError(
@@ -95,8 +100,13 @@ def _data(options: ProbeOptions, drawn: Path) -> ProbeData:
     return read_data(options.eval_file, options.img_path, options.negatives_file, options.items, options.limit)
 
 
-def _engine(options: ProbeOptions) -> Engine:
-    return open_engine(options.engine, options.model, weights=not options.dry_run)
+@contextlib.contextmanager
+def _engine(options: ProbeOptions) -> Iterator[Engine]:
+    if not isinstance(options.engine, EngineOptions):
+        yield options.engine
+        return
+    with contextlib.closing(open_engine(options.engine, options.model, weights=not options.dry_run)) as engine:
+        yield engine
 
 
 def _probe(options: ProbeOptions, engine: Engine, data: ProbeData, say: Say) -> PositionProbe:
@@ -106,7 +116,7 @@ def _probe(options: ProbeOptions, engine: Engine, data: ProbeData, say: Say) -> 
         source = options.lambda_source
     file = None if options.eval_file is None else str(options.eval_file)
     say(f"{lambdas_text(engine, lambdas, options.answers.method)} (from {source}); {engine.description}")
-    say(f"{data.rows} rows, {len(data.items)} items from {file or 'the embedded atlas'}")
+    say(f"{data.rows} rows, {len(data.items)} items from {data.source}")
     notes = {"lambda_source": source, "eval_file": file, "img_path": str(data.img_path)}
     return PositionProbe(engine, data, lambdas, options.answer_file, options.answers, notes, options.planted_bias)
 

@@ -1,7 +1,7 @@
 """The position probe's data: a file of rows with its images, or composites that the embedded atlas makes."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers_agci.storage.atomic import cannot_write
 from transformers_agci.storage.folder import committed_folder
 from transformers_agci.storage.result_lines import FailedRow
 
+ATLAS = "the embedded atlas"
 WAIT_SECONDS = 600.0  # for the other processes of a torchrun, which draw the same set one after another
 
 
@@ -23,6 +24,7 @@ class ProbeData:
     img_path: Path
     bad_rows: list[FailedRow]
     settings: dict[str, Any] = field(default_factory=dict)
+    source: str = "rows"  # what a reader calls it: the file, the embedded atlas
 
     @property
     def rows(self) -> int:
@@ -55,7 +57,9 @@ def read_data(
             rows += read_probe_rows(file, note)
             settings[name] = hashlib.sha256(file.read_bytes()).hexdigest()
     chosen = dict(list(by_item(rows).items())[:items])
-    return ProbeData(_first_rows(chosen, limit), img_path, bad, settings | {"items": items, "limit": limit})
+    return ProbeData(
+        _first_rows(chosen, limit), img_path, bad, settings | {"items": items, "limit": limit}, str(eval_file)
+    )
 
 
 def _first_rows(items: dict[str, list[ProbeRow]], limit: int | None) -> dict[str, list[ProbeRow]]:
@@ -81,4 +85,5 @@ def embedded_data(folder: Path, items: int, seed: int, limit: int | None = None)
             build_probe_set(made, items, seed)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    return read_data(folder / ROWS_FILE, folder / IMAGE_FOLDER, folder / NEGATIVES_FILE, limit=limit)
+    data = read_data(folder / ROWS_FILE, folder / IMAGE_FOLDER, folder / NEGATIVES_FILE, limit=limit)
+    return replace(data, source=ATLAS)

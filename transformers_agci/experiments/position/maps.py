@@ -2,34 +2,51 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from transformers_agci.experiments.position.comparison import AnswerChange, PairReport
 from transformers_agci.experiments.position.measures import AnswerReport, ResultReport
-from transformers_agci.report.heatmap import Panel, Scale, draw, scale_about_zero, scale_over
+from transformers_agci.report.heatmap import (
+    Panel,
+    Scale,
+    compose,
+    image_path,
+    save_figure,
+    scale_about_zero,
+    scale_over,
+)
 from transformers_agci.report.table import p_text
 from transformers_agci.statistics import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def draw_maps(
     results: Sequence[ResultReport], pair: PairReport | None, path: str | Path, title: str = "", remark: str = ""
 ) -> Path:
-    """Draw one result (Yes map, No map beside it), or several: a row for Yes, a row for No; with a pair, also the
-    difference."""
+    """Draw one result (Yes map, No map beside it) or two (a row for Yes, a row for No: first | second | difference)."""
+    target = image_path(path)
+    save_figure(probe_figure(results, pair, title, remark), target)
+    return target
+
+
+def probe_figure(
+    results: Sequence[ResultReport], pair: PairReport | None, title: str = "", remark: str = ""
+) -> "Figure":
+    """The same as a figure, no file."""
     sides = [name for name in ("yes", "no") if any(getattr(report, name) for report in results)]
     scale = accuracy_scale(results)
     maps = {name: [accuracy_panel(report, name, scale, len(results) > 1) for report in results] for name in sides}
-    panels: list[list[Panel | None]]
-    if len(results) == 1:
-        panels = [[panel for name in sides for panel in maps[name]]]
-    elif pair is None:
-        panels = [maps[name] for name in sides]
+    if pair is None:
+        panels: list[list[Panel | None]] = [[panel for name in sides for panel in maps[name]]]
     else:
         differences = difference_scale([pair])
         panels = [[*maps[name], difference_panel(pair, name, results[0].shape, differences)] for name in sides]
-    title = title or (results[0].label if len(results) == 1 else "")
-    return draw(panels, path, title, "\n".join(line for line in (_footnote(pair), remark) if line))
+    title = title or (results[0].label if pair is None else "")
+    return compose(panels, title, "\n".join(line for line in (_footnote(pair), remark) if line))
 
 
 def _footnote(pair: PairReport | None) -> str:

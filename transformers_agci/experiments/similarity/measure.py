@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers_agci.embedded.probe_set import build_similarity_set
-from transformers_agci.experiments.positives import Positives, RowsOptions, read_positives
+from transformers_agci.experiments.positives import Positives, RowsOptions, only_positives, read_positives
 from transformers_agci.experiments.similarity.run import ROWS, SimilarityRun, pooling_named
-from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.load import LoadedModel, LoadOptions, loaded_model
 from transformers_agci.inference.progress import Say
 from transformers_agci.inference.runner import RunOptions
 from transformers_agci.method.lam import lambda_text
@@ -17,7 +17,7 @@ from transformers_agci.storage.result_names import sibling_path
 class SimilarityOptions:
     """The model, how tokens are pooled, lambda before pooling, at most so many rows, and how they are batched."""
 
-    model: LoadOptions
+    model: LoadOptions | LoadedModel
     pooling: str = "max"
     lam: float = 0.0
     limit: int | None = None  # default: 9,000, as in the paper
@@ -32,7 +32,7 @@ def measure_rows(options: SimilarityOptions, rows: RowsOptions, answer_file: Pat
     """Measure every row and write one result file; 1 where rows were bad."""
     data = _data(rows, answer_file)
     chosen = data.rows[: options.limit or ROWS]
-    loaded = load(options.model)
+    loaded = loaded_model(options.model)
     say(
         f"{len(chosen)} of {len(data.rows)} rows from {rows.source}; {loaded.family.name}, {options.pooling} pooling, "
         f"lambda {lambda_text(options.lam)}"
@@ -51,6 +51,8 @@ def measure_rows(options: SimilarityOptions, rows: RowsOptions, answer_file: Pat
 
 def _data(rows: RowsOptions, answer_file: Path) -> Positives:
     """The file's rows, or those of the embedded atlas, one image per canvas, drawn beside the answers."""
+    if rows.data is not None:
+        return only_positives(rows.data, rows.source)
     found = rows.file_and_images()
     if found is None:
         made = build_similarity_set(sibling_path(answer_file, ".similarity_set"), rows.items, rows.seed)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,9 +12,12 @@ from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.items import item_names
-from transformers_agci.report.heatmap import Panel, Scale, draw, scale_about_zero
+from transformers_agci.report.heatmap import Panel, Scale, compose, image_path, save_figure, scale_about_zero
 from transformers_agci.report.table import Style, format_table
-from transformers_agci.storage.json_file import write_report
+from transformers_agci.storage import json_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COSINE = Style(digits=4)
 COSINE_CHANGE = Style(digits=4, signed=True)
@@ -95,6 +98,13 @@ def report_text(report: SimilarityReport, label: str) -> str:
 
 def draw_similarity(report: SimilarityReport, path: str | Path, title: str = "") -> Path:
     """Two panels: the whole range 0 to 1 as in the paper, and the paired differences on a scale that spans the data."""
+    target = image_path(path)
+    save_figure(similarity_figure(report, title), target)
+    return target
+
+
+def similarity_figure(report: SimilarityReport, title: str = "") -> "Figure":
+    """The same as a figure, no file."""
     counts = {cell.n for cell in report.cells}
     per_cell = f"n = {counts.pop()} per cell" if len(counts) == 1 else "n differs by cell"
     sd = report.spread.sd
@@ -118,7 +128,7 @@ def draw_similarity(report: SimilarityReport, path: str | Path, title: str = "")
             f"sd over the cells {sd.observed:.4f}\nchance {sd.expected:.4f}, p = {sd.p:.3g}",
         ),
     ]
-    return draw([panels], path, title, "small numbers: 95 % interval over items; p: positions shuffled within items")
+    return compose([panels], title, "small numbers: 95 % interval over items; p: positions shuffled within items")
 
 
 def _thousandths(cell: st.Interval) -> st.Interval:
@@ -147,7 +157,11 @@ def write_json(report: SimilarityReport, path: str | Path) -> None:
         },
         "spread": {"sd": report.spread.sd._asdict(), "gap": report.spread.gap._asdict()},
     }
-    write_report(path, content)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_json(Path(path), content, indent=1)
+    except OSError as error:
+        raise InputError(f"`json`: '{path}' cannot be written: {error.strerror}; choose another path.") from error
 
 
 def _plain(interval: st.Interval) -> dict[str, float | None]:

@@ -28,18 +28,20 @@ def read_reply(found: Mapping[str, Any], yes_no: bool) -> Reply:
     unreadable and counted as such.
     """
     choices = found.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    message = choice.get("message")
     if not isinstance(message, dict) or not isinstance(message.get("content"), str | None):
         raise InputError(f"the server's reply has no message with a text ({short(found)})")
     text, tokens = message.get("content") or "", _tokens(choice.get("logprobs"))
-    usage = found.get("usage")
-    counted = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
-    said = [value if isinstance(value, str) else None for value in map(found.get, ("model", "system_fingerprint"))]
-    if not yes_no:
-        return Reply(Answer(text.strip()), *counted, *said, False)
-    scores = word_scores(tokens[0].get("top_logprobs")) if tokens else (None, None)
-    return Reply(Answer(_until_verdict(text, tokens).strip(), *scores), *counted, *said, bool(tokens))
+    scores = word_scores(tokens[0].get("top_logprobs")) if tokens and yes_no else (None, None)
+    return Reply(
+        Answer((_until_verdict(text, tokens) if yes_no else text).strip(), *scores),
+        _count(found.get("usage"), "prompt_tokens"),
+        _count(found.get("usage"), "completion_tokens"),
+        _name(found.get("model")),
+        _name(found.get("system_fingerprint")),
+        bool(tokens) and yes_no,
+    )
 
 
 def word_scores(top: Any) -> tuple[float | None, float | None]:
@@ -82,6 +84,10 @@ def _until_verdict(text: str, tokens: Sequence[Mapping[str, Any]]) -> str:
         if verdict_is_fixed(written):
             return written
     return text
+
+
+def _name(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _count(usage: Any, name: str) -> int | None:

@@ -1,0 +1,354 @@
+"""The Python API: what a command does in a few lines, on models from disk, from memory and behind a server."""
+
+import doctest
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from stub_server import Says, completion, stub_server
+
+import transformers_agci
+from transformers_agci.api.models import as_model
+from transformers_agci.api.rows import tables_html, to_arrow
+from transformers_agci.cli import main
+from transformers_agci.errors import InputError
+from transformers_agci.inference.engine import Engine
+from transformers_agci.inference.live import evaluating, fingerprint
+from transformers_agci.report.table import Table
+
+MODULES = ("models", "data", "probe", "similarity", "occlusion", "flow")
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def model() -> Engine:
+    return transformers_agci.load()
+
+
+@pytest.fixture(scope="module")
+def data():
+    return transformers_agci.probe_data(items=4)
+
+
+@pytest.fixture(scope="module")
+def run(model: Engine, data):
+    return transformers_agci.probe(model, data, [0, 0.5], controls=["text_only"], **QUIET)
+
+
+def live(model: Engine):
+    """The embedded model's module and processor, as a user holds them."""
+    return model.loaded.model, model.loaded.processor  # type: ignore[attr-defined]
+
+
+# --- the names ---
+
+
+def test_every_public_name_resolves_and_is_documented() -> None:
+    for name in transformers_agci.__all__:
+        found = getattr(transformers_agci, name)
+        assert name.isupper() or inspect.getdoc(found), name
+        if inspect.isfunction(found):
+            hints = inspect.signature(found)
+            assert hints.return_annotation is not inspect.Signature.empty, name
+            assert all(each.annotation is not inspect.Parameter.empty for each in hints.parameters.values()), name
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    script = "import sys, transformers_agci; assert 'probe' in dir(transformers_agci); print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "False"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_the_docstrings(name: str) -> None:
+    found = doctest.testmod(importlib.import_module(f"transformers_agci.api.{name}"))
+    assert (found.attempted > 1, found.failed) == (True, 0)
+
+
+# --- the probe ---
+
+
+def test_a_run_is_rows_and_statistics_and_a_figure(run) -> None:
+    frame = run.to_pandas()
+    assert isinstance(frame, pd.DataFrame)
+    assert frame.shape[0] == 2 * 4 * 18
+    assert list(frame["lambda"].unique()) == [0.0, 0.5]
+    assert (frame["correct"] == (frame["prediction"] == frame["answer"])).all()
+    assert frame["margin"].notna().all()
+    statistics = run.statistics(draws=50)
+    baseline = frame[(frame["lambda"] == 0) & (frame["answer"] == "Yes")]
+    assert statistics.results[0].yes.accuracy.estimate == pytest.approx(baseline["correct"].mean())
+    assert statistics.pair is not None and statistics.verdict
+    assert statistics.controls[0].name == "text only"
+    assert isinstance(run.figure(draws=50), Figure)
+    table = run.to_arrow()
+    assert isinstance(table, pa.Table)
+    assert (table.num_rows, table.schema.field("margin").type) == (144, pa.float64())
+    with pytest.raises(AttributeError):
+        statistics.results = []  # frozen
+
+
+def test_statistics_show_themselves_as_tables(run) -> None:
+    statistics = run.statistics(draws=50)
+    page = statistics._repr_html_()
+    assert page.count("<table>") == 3
+    assert "baseline (lambda 0)" in page and "AGCI (lambda 0.5)" in page
+    assert "top_left" in str(statistics)
+    assert "against baseline (lambda 0)" in run.evidence(draws=50)._repr_html_()
+    assert "<table>" in run._repr_html_()
+
+
+def test_what_stands_in_tables_is_text() -> None:
+    hostile = "<script>alert(1)</script>"
+    page = tables_html([Table(hostile, [hostile, "n"], [[hostile, hostile]])], [hostile])
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") == 5
+
+
+def test_the_command_and_the_api_write_the_same_bytes_and_go_on_in_each_others_files(model, tmp_path: Path) -> None:
+    rows = tmp_path / "set"
+    words = ["--items", "2", "--answer_file", str(rows / "answers.jsonl"), "--global_context_lambda", "0", "0.5"]
+    assert main(["probe", *words, "--quiet"]) == 0
+    data = transformers_agci.probe_data(
+        rows / "answers.probe_set" / "embedded_probe.json",
+        rows / "answers.probe_set" / "images",
+        negatives=rows / "answers.probe_set" / "embedded_probe_negatives.json",
+    )
+    before = transformers_agci.probe(model, data, [0, 0.5], folder=rows, **QUIET)
+    assert before.log[2].endswith("72 already done; vision ran on 0 images, 0 forward calls.")
+    run = transformers_agci.probe(model, data, [0, 0.5], folder=tmp_path / "other", **QUIET)
+    assert [path.name for path in run.files] == ["answers.lam0.jsonl", "answers.lam0.5.jsonl"]
+    for path in run.files:
+        assert path.read_bytes() == (rows / path.name).read_bytes()
+    with pytest.raises(InputError, match="planted_bias is 'not set' there and 1"):
+        transformers_agci.probe(model, data, [0, 0.5], folder=rows, planted_bias=1.0, **QUIET)
+
+
+def test_without_a_folder_no_file_is_left(model, data, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run = transformers_agci.probe(model, transformers_agci.probe_data(items=2, limit=18), [0.5], **QUIET)
+    assert len(run.to_pandas()) == 18
+    del run
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_methods_and_joined_runs(model, data, run) -> None:
+    others = transformers_agci.probe(model, data, [0.5], method=["uniform", "random"], **QUIET)
+    assert list(others.to_pandas()["method"].unique()) == ["uniform", "random"]
+    joined = run + others
+    assert len(joined) == 4
+    assert len(joined.evidence(draws=50).comparisons) == 3
+    assert [result.label for result in joined[1:3].results] == ["AGCI (lambda 0.5)", "uniform (lambda 0.5)"]
+    with pytest.raises(InputError, match="shows one or two results, but this run has 4"):
+        joined.figure()
+
+
+def test_rows_that_cannot_be_asked_are_told(model, tmp_path: Path) -> None:
+    data = transformers_agci.probe_data(items=2)
+    (data.img_path / "000000001_4.jpg").write_bytes(b"no image")
+    run = transformers_agci.probe(model, data, [0], **QUIET)
+    assert run.exit_code == 1
+    assert len(run.to_pandas()) == 34
+    assert any("2 rows were skipped" in line for line in run.log)
+    with pytest.raises(InputError, match="000000001_4"):
+        transformers_agci.probe(model, data, [0], strict=True, **QUIET)
+
+
+# --- models ---
+
+
+def test_a_live_model_answers_like_the_one_from_disk_and_is_left_as_it_was(model, data, run) -> None:
+    module, processor = live(model)
+    side, template = processor.tokenizer.padding_side, processor.chat_template
+    module.train()
+    module.model.visual.eval()
+    processor.tokenizer.padding_side = "right"
+    try:
+        wrapped = transformers_agci.wrap(module, processor)
+        found = transformers_agci.probe(wrapped, data, [0, 0.5], **QUIET)
+        assert module.training and module.model.language_model.training and not module.model.visual.training
+        assert processor.tokenizer.padding_side == "right" and processor.chat_template == template
+    finally:
+        module.eval()
+        processor.tokenizer.padding_side = side
+    assert (found.to_pandas()["prediction"] == run.to_pandas()["prediction"]).all()
+    assert (found.to_pandas()["margin"] - run.to_pandas()["margin"]).abs().max() < 1e-4
+
+
+def test_an_attached_model_is_probed_at_its_lambda_and_keeps_it(model, data, run) -> None:
+    module, processor = live(model)
+    handle = transformers_agci.attach(module, 0.5)
+    try:
+        found = transformers_agci.probe(transformers_agci.wrap(module, processor), data, **QUIET)
+        assert (handle.lam, handle.method) == (0.5, "agci")
+    finally:
+        handle.detach()
+    assert list(found.to_pandas()["lambda"].unique()) == [0.5]
+    at_half = run.to_pandas()[lambda frame: frame["lambda"] == 0.5].reset_index()
+    assert (found.to_pandas()["margin"] - at_half["margin"]).abs().max() < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
+def test_a_model_with_lora_is_probed_and_another_state_of_it_does_not_go_on(data, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    module, processor = live(transformers_agci.load())
+    torch.manual_seed(0)
+    tuned = get_peft_model(module, LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False))
+    first = transformers_agci.probe(transformers_agci.wrap(tuned, processor), data, [0.5], folder=tmp_path, **QUIET)
+    assert len(first.to_pandas()) == 72
+    with tuned.disable_adapter():
+        stock = transformers_agci.probe(transformers_agci.wrap(tuned, processor), data, [0.5], **QUIET)
+    assert (first.to_pandas()["margin"] - stock.to_pandas()["margin"]).abs().max() > 1e-3
+    with torch.no_grad():
+        next(parameter for name, parameter in tuned.named_parameters() if "lora_B" in name).add_(1.0)
+    with pytest.raises(InputError, match="live_weights_sha256"):
+        transformers_agci.probe(transformers_agci.wrap(tuned, processor), data, [0.5], folder=tmp_path, **QUIET)
+
+
+def test_a_fingerprint_sees_a_changed_value_and_eval_mode_ends_with_an_error(model) -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout())
+    before = fingerprint(layer)
+    layer[0].weight.data[0, 0] += 1
+    assert fingerprint(layer) != before
+    layer[1].eval()
+    with pytest.raises(KeyError), evaluating(layer):
+        assert not layer.training
+        raise KeyError
+    assert (layer.training, layer[0].training, layer[1].training) == (True, True, False)
+
+
+def test_mistakes_about_models_are_sentences(model) -> None:
+    with pytest.raises(InputError, match=r"has no option `dtyp`\. Did you mean `dtype`"):
+        transformers_agci.load(dtyp="float32")
+    with pytest.raises(InputError, match="`base_url` is for the engine openai"):
+        transformers_agci.load(base_url="http://localhost/v1")
+    with pytest.raises(InputError, match="The processor must be one for text and images"):
+        transformers_agci.wrap(live(model)[0], live(model)[1].tokenizer)
+    with pytest.raises(InputError, match="There is no model folder"):
+        as_model("./nowhere")
+
+
+def test_a_served_model_is_probed_and_does_not_show_its_inside(data) -> None:
+    with stub_server(lambda number, body: Says(body=completion("No", -3.0, -0.1))) as server:
+        served = transformers_agci.load("stub", engine="openai", base_url=server.url)
+        frame = transformers_agci.probe(served, data, **QUIET).to_pandas()
+        assert set(frame["margin"].round(6)) == {-2.9}
+        assert set(frame["lambda"]) == {"as served"}
+        with pytest.raises(InputError, match="`similarity` needs what happens inside the model"):
+            transformers_agci.similarity(served, data, **QUIET)
+
+
+# --- data ---
+
+
+def coloured(number: int) -> Image.Image:
+    """A photograph's size, noise that is another one for each number."""
+    generator = torch.Generator().manual_seed(number)
+    small = torch.randint(0, 256, (5, 6, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(small.numpy()).resize((240, 200))
+
+
+def test_images_of_ones_own_become_a_probe_set(model, tmp_path: Path) -> None:
+    captions = [f"the card with {number} on it" for number in range(10)]
+    files = []
+    for number in range(10):
+        files.append(tmp_path / f"{number}.png")
+        coloured(number).save(files[-1])
+    given = [*files[:5], *(coloured(number) for number in range(5, 10))]
+    data = transformers_agci.composites(given, captions, tmp_path / "set", items=3, canvas=252)
+    assert data.rows == 3 * 18
+    first = next(iter(data.items.values()))
+    assert (first[0].caption, Image.open(data.img_path / first[0].image).size) == (captions[0], (252, 252))
+    again = transformers_agci.composites(given, captions, tmp_path / "set", items=3, canvas=252)
+    assert again.settings == data.settings
+    assert len(transformers_agci.probe(model, data, [0], **QUIET).to_pandas()) == 54
+
+
+@pytest.mark.parametrize(
+    ("images", "captions", "said"),
+    [
+        ([b"", b""], None, "a caption for each of the 2 images, but there are none"),
+        ([b""], ["a", "b"], "a caption for each of the 1 images, but there are 2"),
+        (["/nowhere.png"], ["a"], "Image 0: /nowhere.png cannot be read"),
+        ([7], ["a"], "Image 0 must be a file, a PIL image or encoded bytes, but is a int"),
+        ([coloured(0)], ["a"], "needs at least 10 good pairs"),
+    ],
+)
+def test_images_that_are_refused(images, captions, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        transformers_agci.composites(images, captions)
+
+
+def test_rows_need_their_images() -> None:
+    with pytest.raises(InputError, match="`images` is needed with `rows`"):
+        transformers_agci.probe_data("rows.json")
+    with pytest.raises(InputError, match="belong to `rows`"):
+        transformers_agci.probe_data(images="x")
+    with pytest.raises(InputError, match="`kind` must be probe or similarity"):
+        transformers_agci.published_data("probes")
+
+
+# --- the other experiments ---
+
+
+def test_similarity_occlusion_and_flow(model, tmp_path: Path) -> None:
+    similar = transformers_agci.similarity(model, lambdas=[0, 0.5], items=2, folder=tmp_path / "s", **QUIET)
+    assert list(similar.to_pandas()["lambda"].value_counts()) == [18, 18]
+    assert similar.statistics(0.5, draws=50).items == 2
+    assert similar._repr_html_().count("<table>") == 2
+    assert isinstance(similar.figure(), Figure)
+
+    data = transformers_agci.probe_data(items=1, limit=2)
+    hidden = transformers_agci.occlusion(model, data, [0, 0.5], mask_size=84, folder=tmp_path / "o", **QUIET)
+    assert hidden.to_pandas()["masked_copies"].gt(0).all()
+    assert [found.values.shape for found in hidden.maps(0.5)] == [(3, 3)] * 2
+    assert hidden.statistics().overall.n == 2
+    assert isinstance(hidden.figure(), Figure)
+    with pytest.raises(InputError, match=r"lambda must be one of 0, 0.5, but is 0.25"):
+        hidden.maps(0.25)
+    again = transformers_agci.occlusion(model, data, [0, 0.5], mask_size=84, folder=tmp_path / "o", **QUIET)
+    assert sum("2 already done" in line for line in again.log) == 2
+
+    flowing = transformers_agci.flow(model, data, folder=tmp_path / "f", **QUIET)
+    assert flowing.to_pandas()["text_on_image"].between(0, 1).all()
+    assert "lambda 0.5, all" in flowing._repr_html_()
+    assert isinstance(flowing.figure(0.5, "answer"), Figure)
+    one = transformers_agci.flow_of(data.img_path / "000000000_0.jpg", "What is there?", model, [0.5])
+    assert [found.lam for found in one] == [0.5]
+
+
+def test_a_column_of_several_kinds_is_json_in_arrow() -> None:
+    rows = [{"a": 1, "b": {"x": 1}, "c": "é"}, {"a": 2.5, "b": [1], "d": True}]
+    table = to_arrow(rows)
+    assert table.to_pylist() == [
+        {"a": 1.0, "b": '{"x": 1}', "c": "é", "d": None},
+        {"a": 2.5, "b": "[1]", "c": None, "d": True},
+    ]
+
+
+def test_a_benchmark_is_asked_and_scored(model, tmp_path: Path) -> None:
+    image = tmp_path / "COCO_val2014_000000000001.jpg"
+    coloured(3).save(image)
+    questions = [
+        {"question_id": str(n), "image": image.name, "image_source": "1", "category": "random", "answer": answer}
+        | {"question": f"Is there a {word} in the image?"}
+        for n, (word, answer) in enumerate([("cat", "yes"), ("dog", "no")], 1)
+    ]
+    (tmp_path / "pope.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    run = transformers_agci.benchmark("pope", model, tmp_path / "pope.jsonl", [0, 0.5], resamples=50, **QUIET)
+    assert list(run.to_pandas()["lambda"]) == [0.0, 0.0, 0.5, 0.5]
+    assert [score.lam for score in run.scores] == [0.0, 0.5]
+    assert "difference" in run.scores[1].figures
+    assert "<table>" in run._repr_html_()
+    with pytest.raises(InputError, match=r"Unknown benchmark 'popes'\. Did you mean: pope"):
+        transformers_agci.benchmark("popes", model)

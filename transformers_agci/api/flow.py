@@ -1,0 +1,134 @@
+"""Information flow in Python: what the text after the image, and the answer's position, attend to on it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers_agci.api.folders import place_of, quiet
+from transformers_agci.api.models import Model, looking_inside
+from transformers_agci.api.rows import tables_html, to_arrow, to_pandas
+from transformers_agci.data.rows import read_rows
+from transformers_agci.embedded.location import EMBEDDED
+from transformers_agci.experiments.flow.flow import Flow, measure_flow
+from transformers_agci.experiments.flow.maps import FlowMaps, aggregate, flow_figure, maps_table
+from transformers_agci.experiments.flow.measure import FlowOptions, flow_of_rows
+from transformers_agci.experiments.flow.run import RESULTS
+from transformers_agci.experiments.position.data import ProbeData
+from transformers_agci.experiments.positives import RowsOptions
+from transformers_agci.inference.questions import ImageFile, Question
+from transformers_agci.inference.runner import RunOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class FlowStatistics:
+    """Flow by source (text, answer) and lambda: mean maps and the share on the target. Shows itself as a table."""
+
+    maps: list[FlowMaps]
+
+    def _repr_html_(self) -> str:
+        return tables_html([maps_table(self.maps)])
+
+    def __str__(self) -> str:
+        return maps_table(self.maps).text
+
+
+@dataclass(frozen=True)
+class FlowRun:
+    """Flows that were measured, all lambdas in one result file; the drawn maps lie beside it."""
+
+    exit_code: int
+    log: tuple[str, ...]
+    folder: Path
+    _kept: Any = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per image and lambda: the answer, and of each source the share on the image and on the target."""
+        found = []
+        for _, row in read_rows(self.folder / RESULTS):
+            of_row: Any = row["flows"]
+            given = {name: value for name, value in row.items() if name != "flows"}
+            found += [{**given, **_plain(entry)} for entry in of_row]
+        return found
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per image and lambda."""
+        return to_pandas(self.rows)
+
+    def to_arrow(self) -> "pa.Table":
+        """A row per image and lambda."""
+        return to_arrow(self.rows)
+
+    def statistics(self) -> FlowStatistics:
+        """Mean maps and shares by the target's place."""
+        return FlowStatistics(aggregate(self.folder / RESULTS))
+
+    def figure(self, lam: float, source: str = "text") -> "Figure":
+        """Nine mean maps at one lambda, of the flow from the text after the image, or from the answer."""
+        return flow_figure(self.statistics().maps, source, lam)
+
+    def _repr_html_(self) -> str:
+        return self.statistics()._repr_html_()
+
+
+def flow(
+    model: Model = EMBEDDED,
+    data: ProbeData | None = None,
+    lambdas: Sequence[float] = (0.0, 0.5),
+    *,
+    items: int = 20,
+    seed: int = 1,
+    layers: str = "all",
+    max_new_tokens: int = 32,
+    folder: str | Path | None = None,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> FlowRun:
+    """The attention to each place of the image, at every lambda, for `items` items drawn from `data` with `seed`.
+
+    >>> from transformers_agci import flow, probe_data
+    >>> run = flow(data=probe_data(items=1, limit=2), progress=False)
+    >>> run.to_pandas()[["lambda", "answer_on_target"]].shape
+    (4, 2)
+    """
+    place, lines = place_of(folder), list[str]()
+    rows = RowsOptions(None, None, items, seed, data)
+    with looking_inside(model, "flow") as loaded:
+        options = FlowOptions(loaded, [float(lam) for lam in lambdas], layers, max_new_tokens)
+        run = RunOptions(None, overwrite, False, progress)
+        code = flow_of_rows(options, rows, place.folder, run, quiet(lines))
+    return FlowRun(code, tuple(lines), place.folder, place.kept)
+
+
+def flow_of(
+    image: str | Path,
+    question: str,
+    model: Model = EMBEDDED,
+    lambdas: Sequence[float] = (0.0, 0.5),
+    *,
+    layers: str = "all",
+    max_new_tokens: int = 32,
+) -> list[Flow]:
+    """The flow of one question about one image, at each lambda."""
+    path = Path(image)
+    asked = Question(row={}, where="`image`", text=question, images=(ImageFile(path.parent, path.name, "`image`"),))
+    with looking_inside(model, "flow") as loaded:
+        return measure_flow(loaded, asked, [float(lam) for lam in lambdas], layers, max_new_tokens)
+
+
+def _plain(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry of one lambda with its sources' numbers as columns, without the maps."""
+    sources = {name: value for name, value in entry.items() if isinstance(value, dict)}
+    numbers = {
+        f"{source}_on_{place}": values[name]
+        for source, values in sources.items()
+        for place, name in (("image", "on_picture"), ("target", "on_target"))
+    }
+    return {**{name: value for name, value in entry.items() if name not in sources}, **numbers}

@@ -1,0 +1,126 @@
+"""Occlusion in Python: which places of an image the answer depends on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers_agci.api.folders import place_of, quiet
+from transformers_agci.api.models import Model, looking_inside
+from transformers_agci.api.rows import tables_html, to_arrow, to_pandas
+from transformers_agci.data.rows import read_rows
+from transformers_agci.embedded.location import EMBEDDED
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.occlusion.files import ImageMap, read_folder
+from transformers_agci.experiments.occlusion.maps import OcclusionMaps, aggregate, maps_table, panel_figure
+from transformers_agci.experiments.occlusion.masks import MASK, parse_colour
+from transformers_agci.experiments.occlusion.measure import OcclusionOptions, occlude_rows
+from transformers_agci.experiments.occlusion.occlude import RESULTS, MaskOptions
+from transformers_agci.experiments.position.data import ProbeData
+from transformers_agci.experiments.positives import RowsOptions
+from transformers_agci.inference.runner import RunOptions
+from transformers_agci.method.lam import lambda_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class OcclusionStatistics(OcclusionMaps):
+    """Mean maps by the target's place, and the share of each on the target. Shows itself as a table."""
+
+    def _repr_html_(self) -> str:
+        return tables_html([maps_table(self)])
+
+    def __str__(self) -> str:
+        return maps_table(self).text
+
+
+@dataclass(frozen=True)
+class OcclusionRun:
+    """Occlusion maps that were made: a results folder per lambda."""
+
+    exit_code: int
+    log: tuple[str, ...]
+    lambdas: tuple[float, ...]
+    folders: tuple[Path, ...]
+    _kept: Any = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per image and lambda: the input row, the answer, how far the answer's logits moved at most."""
+        each = zip(self.lambdas, self.folders, strict=True)
+        return [{"lambda": lam, **row} for lam, folder in each for _, row in read_rows(folder / RESULTS)]
+
+    def maps(self, lam: float | None = None) -> list[ImageMap]:
+        """The map of each image, 0..1 in its raster, at one lambda (the first where none is named)."""
+        return read_folder(self._folder(lam)).maps
+
+    def statistics(self, lam: float | None = None) -> OcclusionStatistics:
+        """The mean maps by the target's place."""
+        return OcclusionStatistics(**vars(aggregate(self.maps(lam))))
+
+    def figure(self, lam: float | None = None, title: str = "") -> "Figure":
+        """Nine mean maps, one per place of the target."""
+        return panel_figure(self.statistics(lam), title)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per image and lambda."""
+        return to_pandas(self.rows)
+
+    def to_arrow(self) -> "pa.Table":
+        """A row per image and lambda."""
+        return to_arrow(self.rows)
+
+    def _repr_html_(self) -> str:
+        return "".join(self.statistics(lam)._repr_html_() for lam in self.lambdas)
+
+    def _folder(self, lam: float | None) -> Path:
+        wanted = self.lambdas[0] if lam is None else lam
+        if wanted not in self.lambdas:
+            raise InputError(f"lambda must be one of {', '.join(map(lambda_text, self.lambdas))}, but is {wanted:g}.")
+        return self.folders[self.lambdas.index(wanted)]
+
+
+def occlusion(
+    model: Model = EMBEDDED,
+    data: ProbeData | None = None,
+    lambdas: Sequence[float] = (0.0,),
+    *,
+    items: int = 20,
+    seed: int = 1,
+    mask_size: int = MASK,
+    stride: int | None = None,
+    colour: str = "white",
+    max_new_tokens: int = 128,
+    folder: str | Path | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> OcclusionRun:
+    """Hide one place of an image after another and see how far the answer's logits move.
+
+    `items` items are drawn from `data` with `seed` (None: made from the embedded atlas), nine images each. With a
+    `folder` each image's map stays there and an interrupted call goes on with the next image.
+
+    >>> from transformers_agci import occlusion, probe_data
+    >>> run = occlusion(data=probe_data(items=1, limit=1), mask_size=84, progress=False)
+    >>> run.maps()[0].values.shape
+    (3, 3)
+    """
+    place, lines = place_of(folder), list[str]()
+    wanted = tuple(float(lam) for lam in lambdas)
+    folders = tuple(place.folder / (f"lam{lambda_text(lam)}" if len(wanted) > 1 else "maps") for lam in wanted)
+    masks = MaskOptions(mask_size, stride or mask_size, parse_colour(colour))
+    rows = RowsOptions(None, None, items, seed, data)
+    codes = []
+    with looking_inside(model, "occlusion") as loaded:
+        for lam, output in zip(wanted, folders, strict=True):
+            options = OcclusionOptions(loaded, masks, lam, batch_size, max_new_tokens)
+            codes.append(
+                occlude_rows(options, rows, output, RunOptions(None, overwrite, False, progress), quiet(lines))
+            )
+    return OcclusionRun(max(codes), tuple(lines), wanted, folders, place.kept)

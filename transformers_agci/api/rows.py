@@ -1,0 +1,57 @@
+"""Result rows as a DataFrame or an Arrow table, and statistics as HTML."""
+
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformers_agci.report.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+Rows = Sequence[Mapping[str, Any]]
+PLAIN = (str, bool, int, float)
+
+
+def to_pandas(rows: Rows) -> "pd.DataFrame":
+    """A row per result row; what only some of them have is missing in the others."""
+    import pandas as pd
+
+    return pd.DataFrame.from_records([dict(row) for row in rows], columns=_columns(rows))
+
+
+def to_arrow(rows: Rows) -> "pa.Table":
+    """The same as an Arrow table. A column whose values are of several kinds, or nested, holds them as JSON."""
+    import pyarrow as pa
+
+    return pa.table({name: pa.array(_of_one_kind([row.get(name) for row in rows])) for name in _columns(rows)})
+
+
+def _columns(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _of_one_kind(values: list[Any]) -> list[Any]:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float}:
+        return [float(value) if value is not None and float in kinds else value for value in values]
+    if len(kinds) <= 1 and kinds <= set(PLAIN):
+        return values
+    return [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+
+
+def tables_html(tables: Iterable[Table], words: Iterable[str] = ()) -> str:
+    """Tables for a notebook, each with its title, and lines of words below. Everything in them is text."""
+    return "".join(map(_table_html, tables)) + "".join(f"<p>{html.escape(line)}</p>" for line in words if line)
+
+
+def _table_html(table: Table) -> str:
+    caption = f"<caption>{html.escape(table.title)}</caption>" if table.title else ""
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in table.header)
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(first)}</th>{"".join(f"<td>{html.escape(cell)}</td>" for cell in rest)}</tr>'
+        for first, *rest in table.rows
+    )
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -1,0 +1,125 @@
+"""Similarity in Python: how well the vision encoder understands an image in each place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers_agci.api.folders import place_of, quiet
+from transformers_agci.api.models import Model, looking_inside
+from transformers_agci.api.rows import tables_html, to_arrow, to_pandas
+from transformers_agci.data.grid import POSITIONS
+from transformers_agci.data.rows import read_rows
+from transformers_agci.embedded.location import EMBEDDED
+from transformers_agci.experiments.position.data import ProbeData
+from transformers_agci.experiments.positives import RowsOptions
+from transformers_agci.experiments.similarity.measure import SimilarityOptions, measure_rows
+from transformers_agci.experiments.similarity.report import (
+    COSINE,
+    COSINE_CHANGE,
+    SimilarityReport,
+    measure,
+    read_similarities,
+    similarity_figure,
+)
+from transformers_agci.inference.runner import RunOptions, output_paths
+from transformers_agci.report.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class SimilarityStatistics(SimilarityReport):
+    """Cosines overall and by position. Shows itself as a table."""
+
+    @property
+    def tables(self) -> list[Table]:
+        """One row per position."""
+        rows = [
+            [name, COSINE.write(cell), COSINE_CHANGE.write(effect), str(cell.n)]
+            for name, cell, effect in zip(POSITIONS, self.cells, self.effects, strict=True)
+        ]
+        title = f"similarity {COSINE.write(self.overall)}, {self.items} items; 95 % intervals over items"
+        return [Table(title, ["position", "similarity", "from the item's mean", "n"], rows)]
+
+    def _repr_html_(self) -> str:
+        return tables_html(self.tables)
+
+    def __str__(self) -> str:
+        return "\n\n".join(table.text for table in self.tables)
+
+
+@dataclass(frozen=True)
+class SimilarityRun:
+    """Similarities that were measured: a result file per lambda."""
+
+    exit_code: int
+    log: tuple[str, ...]
+    lambdas: tuple[float, ...]
+    files: tuple[Path, ...]
+    _kept: Any = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """All result rows with their lambda."""
+        each = zip(self.lambdas, self.files, strict=True)
+        return [{"lambda": lam, **row} for lam, path in each for _, row in read_rows(path)]
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per image and lambda."""
+        return to_pandas(self.rows)
+
+    def to_arrow(self) -> "pa.Table":
+        """A row per image and lambda."""
+        return to_arrow(self.rows)
+
+    def statistics(self, lam: float | None = None, draws: int = 2000, seed: int = 0) -> SimilarityStatistics:
+        """The numbers at one lambda, the first where none is named."""
+        path = self.files[self.lambdas.index(self.lambdas[0] if lam is None else lam)]
+        return SimilarityStatistics(**vars(measure(read_similarities(path), draws, seed)))
+
+    def figure(self, lam: float | None = None, title: str = "") -> "Figure":
+        """Two maps: on the whole range, and the differences between positions on their own scale."""
+        return similarity_figure(self.statistics(lam), title)
+
+    def _repr_html_(self) -> str:
+        return "".join(self.statistics(lam)._repr_html_() for lam in self.lambdas)
+
+
+def similarity(
+    model: Model = EMBEDDED,
+    data: ProbeData | None = None,
+    lambdas: Sequence[float] = (0.0,),
+    *,
+    pooling: str = "max",
+    items: int = 20,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> SimilarityRun:
+    """Cosine between the pooled caption and the pooled image tokens, for every row of a similarity set.
+
+    Without `data` `items` items of the embedded atlas are shown alone on the canvas. Above lambda 0 the image tokens
+    are pooled after AGCI. Negatives are omitted.
+
+    >>> from transformers_agci import similarity
+    >>> run = similarity(items=2, progress=False)
+    >>> run.to_pandas().shape[0], run.statistics().items
+    (18, 2)
+    """
+    place, lines = place_of(folder), list[str]()
+    wanted = [float(lam) for lam in lambdas]
+    files = output_paths(place.folder / "similarity.jsonl", wanted)
+    rows = RowsOptions(None, None, items, seed, data)
+    codes = []
+    with looking_inside(model, "similarity") as loaded:
+        for lam, path in zip(wanted, files, strict=True):
+            options = SimilarityOptions(loaded, pooling, lam, None, batch_size)
+            codes.append(measure_rows(options, rows, path, RunOptions(None, overwrite, False, progress), quiet(lines)))
+    return SimilarityRun(max(codes), tuple(lines), tuple(wanted), tuple(files), place.kept)

@@ -1,0 +1,83 @@
+"""A model that is in memory already (attached, with LoRA, quantised, in the middle of training) as a LoadedModel."""
+
+import contextlib
+import copy
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from transformers_agci.errors import InputError
+from transformers_agci.families import family_of, find_vlm
+from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.processor import processor_identity, ready_processor
+from transformers_agci.method.lam import LAMBDA_KEY
+
+SAMPLED = 4096  # values of each tensor that its fingerprint looks at
+
+
+def live_model(model: Any, processor: Any) -> LoadedModel:
+    """The model as it is, never changed; the processor is copied, since answering pads on the left.
+
+    The identity in a manifest is a fingerprint of a sample of the weights: a run in a folder is not continued with a
+    model that was trained in between. Raises InputError for a model of no supported family, and a processor without
+    tokenizer, image processor or chat template.
+    """
+    vlm, family = find_vlm(model), family_of(model)
+    ready = ready_processor(_copied(processor), "the processor")
+    identity = {
+        "family": family.model_type,
+        "live_weights_sha256": fingerprint(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "quantization": type(quantized).__name__ if (quantized := _quantization(model)) is not None else None,
+        "device": torch.device(model.device).type,
+        "vision_attention": "stock",
+        "patch_embedding": "stock",
+        **processor_identity(ready),
+    }
+    lam = vars(vlm.config).get(LAMBDA_KEY)
+    notes = {"model": f"a live {type(model).__name__}", "lambda_in_config": lam}
+    return LoadedModel(model, ready, family, torch.device(model.device), identity, notes, lam)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, shapes, dtypes and up to 4,096 evenly spread values of every parameter and buffer."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].contiguous().cpu()
+        digest.update(sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode within a `with` block; afterwards every module trains or not as before."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _copied(processor: Any) -> Any:
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise InputError(
+            f"The processor must be one for text and images, as AutoProcessor gives it, but is a "
+            f"{type(processor).__name__}."
+        )
+    copied = copy.copy(processor)
+    copied.tokenizer = copy.deepcopy(processor.tokenizer)
+    return copied
+
+
+def _quantization(model: Any) -> Any:
+    return getattr(model.config, "quantization_config", None)
