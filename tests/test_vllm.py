@@ -1,0 +1,287 @@
+"""AGCI under the real vLLM: the same answers and log-probabilities as transformers with our hooks.
+
+`make vllm-test` makes its environment and runs this there. Every engine that is started takes a minute.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+
+from transformers_agci import agci
+from transformers_agci.cli import main
+from transformers_agci.data.probe_rows import PROMPT
+from transformers_agci.embedded.location import embedded_model_path
+from transformers_agci.embedded.probe_set import ProbeSet, build_probe_set
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.engines import VllmOptions
+from transformers_agci.inference.answering import AnswerOptions, answer_questions
+from transformers_agci.inference.load import LoadedModel, LoadOptions, load
+from transformers_agci.inference.prompt import answer_token_ids, chat_text, tokenize
+from transformers_agci.inference.questions import ImageFile, Question, QuestionSet
+from transformers_agci.method.lam import LAMBDA_KEY
+from transformers_agci.vllm.engine import VllmEngine, open_vllm
+from transformers_agci.vllm.models import SERVED_MODELS
+from transformers_agci.vllm.plugin import check_engine
+from transformers_agci.vllm.running import sampling
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed here: make vllm-test"),
+]
+
+MODEL = str(embedded_model_path())
+EAGER = {"max_model_len": 512, "enforce_eager": True}
+LAMBDAS = (0.0, 0.5)
+ITEMS = 40  # nine Yes and nine No rows each
+EXACT = 1e-4  # of log-probabilities in float32
+YES_NO = ("yes_logit", "no_logit")
+
+
+class Scores(NamedTuple):
+    """What a run said of each row: the answer, and the log-probabilities of Yes and No."""
+
+    words: list[str]
+    log_probs: torch.Tensor  # [rows, 2]
+
+
+@pytest.fixture(scope="module")
+def probe_set(tmp_path_factory: pytest.TempPathFactory) -> ProbeSet:
+    return build_probe_set(tmp_path_factory.mktemp("probe"), ITEMS)
+
+
+@pytest.fixture(scope="module")
+def rows(probe_set: ProbeSet) -> list[Question]:
+    """720 rows with one image each."""
+    assert probe_set.negatives is not None
+    lines = [line for file in (probe_set.rows, probe_set.negatives) for line in file.read_text().splitlines()]
+    return [question(json.loads(line), probe_set) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def pairs(rows: list[Question]) -> list[Question]:
+    """Rows with two images each: an image and that of the same cell of the item after it."""
+    both = zip(rows[:72], rows[9:81])
+    return [Question(one.row, one.where, one.text, (*one.images, *other.images)) for one, other in both]
+
+
+def question(row: dict[str, Any], probe_set: ProbeSet) -> Question:
+    where = f"row {row['id']}"
+    return Question(
+        row, where, PROMPT.format(caption=row["caption"]), (ImageFile(probe_set.images, row["image"], where),)
+    )
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return load(LoadOptions(MODEL, device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def by_vllm(
+    rows: list[Question], pairs: list[Question], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[float, int], Scores]:
+    """By lambda and number of images; two engines, one after the other."""
+    engine = open_vllm(LoadOptions(MODEL, dtype="float32"), VllmOptions(engine_args=EAGER))
+    folder = tmp_path_factory.mktemp("vllm")
+    found = {}
+    for lam, asked in itertools.product(LAMBDAS, (pairs, rows)):
+        images = len(asked[0].images)
+        path = folder / f"{images}.lam{lam}.jsonl"
+        summary = answer_questions(engine, QuestionSet(asked), [lam], [path], AnswerOptions())
+        assert summary.counts.rows == len(asked)
+        written = [json.loads(line) for line in path.read_text().splitlines()]
+        scores = torch.tensor([[row[name] for name in YES_NO] for row in written], dtype=torch.float64)
+        found[lam, images] = Scores([row["prediction"] for row in written], scores)
+    engine.close()
+    return found
+
+
+def by_transformers(loaded: LoadedModel, asked: Sequence[Question], lam: float) -> Scores:
+    """Batches of one text each, so that nothing is padded; the greedy first token is the answer."""
+    words, scores = [], []
+    wanted = list(answer_token_ids(loaded.processor))
+    with agci(loaded.model, lam), torch.inference_mode():
+        for _, batch in itertools.groupby(asked, key=lambda each: each.text):
+            together = list(batch)
+            prompts = [chat_text(loaded.processor, each) for each in together]
+            images = [[image.open() for image in each.images] for each in together]
+            logits = loaded.model(**tokenize(loaded.processor, prompts, images)).logits[:, -1]
+            words += [loaded.processor.tokenizer.decode(int(token)).strip() for token in logits.argmax(-1)]
+            scores.append(logits.double().log_softmax(-1)[:, wanted])
+    return Scores(words, torch.cat(scores))
+
+
+@pytest.mark.parametrize("lam", LAMBDAS)
+@pytest.mark.parametrize("images", [1, 2])
+def test_answers_are_those_of_transformers(
+    by_vllm: dict[tuple[float, int], Scores],
+    loaded: LoadedModel,
+    rows: list[Question],
+    pairs: list[Question],
+    lam: float,
+    images: int,
+    record_property: Any,
+) -> None:
+    asked = rows if images == 1 else pairs
+    assert len(asked) == (720 if images == 1 else 72)
+    expected, found = by_transformers(loaded, asked, lam), by_vllm[lam, images]
+    apart = (expected.log_probs - found.log_probs).abs().max()
+    print(f"lambda {lam}, {images} images, {len(asked)} rows: log-probabilities differ by at most {apart:.2g}")
+    assert found.words == expected.words
+    assert apart <= EXACT
+
+
+def test_lambda_is_felt(by_vllm: dict[tuple[float, int], Scores]) -> None:
+    for images in (1, 2):
+        assert (by_vllm[0.0, images].log_probs - by_vllm[0.5, images].log_probs).abs().mean() > 0.1
+
+
+def test_smoke(tmp_path: Path) -> None:
+    """One start: the probe's command on one item under both engines."""
+    words = {}
+    for engine in ("vllm", "transformers"):
+        output = tmp_path / f"{engine}.jsonl"
+        given = ["--engine_args", json.dumps(EAGER)] if engine == "vllm" else ["--device", "cpu"]
+        arguments = [
+            "--items",
+            "1",
+            "--global_context_lambda",
+            "0.5",
+            "--dtype",
+            "float32",
+            "--answer_file",
+            str(output),
+        ]
+        assert main(["probe", "--engine", engine, *given, *arguments]) == 0
+        written = [json.loads(line) for line in output.read_text().splitlines()]
+        words[engine] = [(row["prediction"], round(row["margin"], 3)) for row in written]
+    assert len(words["vllm"]) == 18
+    assert words["vllm"] == words["transformers"]
+
+
+def test_self_check(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["self-check", "--engine", "vllm", "--dtype", "float32", "--engine_args", json.dumps(EAGER)]) == 0
+    said = capfd.readouterr().out
+    for name in (
+        "one image",
+        "two images",
+        "an image cut by chunked prefill",
+        "a repeated image",
+        "concurrent requests",
+    ):
+        assert re.search(rf"lambda 0\.5, {name} +ok", said), said
+    assert "Encoded again 0 times" in said
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> Iterator[VllmEngine]:
+    """An engine with the options of the test's parameter."""
+    opened = open_vllm(LoadOptions(MODEL, dtype="float32"), request.param)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("engine", [VllmOptions(engine_args={**EAGER, "enable_mm_embeds": True})], indirect=True)
+def test_image_embeds_are_images(engine: VllmEngine, loaded: LoadedModel, rows: list[Question]) -> None:
+    """What the tower gives, without AGCI, put in place of the pixels."""
+    (expected,) = by_transformers(loaded, rows[:1], 0.5).log_probs
+    prompt = chat_text(loaded.processor, rows[0])
+    inputs = tokenize(loaded.processor, [prompt], [[rows[0].images[0].open()]])
+    grid = inputs["image_grid_thw"]
+    with torch.inference_mode():
+        embeds = loaded.model.model.visual(inputs["pixel_values"], grid_thw=grid)
+    embeds = getattr(embeds, "pooler_output", embeds)
+    words = answer_token_ids(loaded.processor)
+    running = engine.at(0.5)
+    request = {"prompt": prompt, "multi_modal_data": {"image": {"image_embeds": embeds, "image_grid_thw": grid}}}
+    (first,) = running.wait(running.generate(request, sampling(1, words))).outputs
+    found = torch.tensor([first.logprobs[0][word].logprob for word in words], dtype=torch.float64)
+    assert (found - expected).abs().max() <= EXACT
+
+
+@pytest.mark.parametrize("engine", [VllmOptions(tensor_parallel_size=2, engine_args=EAGER)], indirect=True)
+def test_two_processes_share_the_model(
+    engine: VllmEngine, loaded: LoadedModel, rows: list[Question], tmp_path: Path
+) -> None:
+    asked = rows[:18]
+    answer_questions(engine, QuestionSet(asked), [0.5], [tmp_path / "A.jsonl"], AnswerOptions())
+    assert engine.running is not None
+    assert [report["lambda"] for report in engine.running.reports()] == [0.5, 0.5]
+    written = [json.loads(line) for line in (tmp_path / "A.jsonl").read_text().splitlines()]
+    found = torch.tensor([[row[name] for name in YES_NO] for row in written], dtype=torch.float64)
+    assert (found - by_transformers(loaded, asked, 0.5).log_probs).abs().max() <= EXACT
+
+
+@pytest.mark.parametrize("engine", [VllmOptions(engine_args=EAGER)], indirect=True)
+def test_the_switch_turns_it_off(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSFORMERS_AGCI", "0")
+    with pytest.raises(InputError, match="AGCI is not on in vLLM's worker"):
+        engine.at(0.5)
+
+
+def test_recorded_encoders_are_refused() -> None:
+    from vllm import AsyncEngineArgs
+    from vllm.model_executor.model_loader.utils import get_model_architecture
+
+    from transformers_agci.vllm.plugin import register
+
+    register()
+    for recorded in (False, True):
+        arguments = AsyncEngineArgs(
+            model=MODEL,
+            hf_overrides={LAMBDA_KEY: 0.5},
+            compilation_config={"cudagraph_mm_encoder": recorded},
+            max_model_len=512,
+        )
+        built = arguments.create_engine_config()
+        chosen, _ = get_model_architecture(built.model_config)
+        assert hasattr(chosen, "agci_images")
+        if recorded:
+            with pytest.raises(InputError, match="cudagraph_mm_encoder"):
+                chosen(vllm_config=built)
+        else:
+            check_engine(built, chosen.agci)
+
+
+def test_an_unknown_class_is_an_error() -> None:
+    from vllm import AsyncEngineArgs
+    from vllm.model_executor.model_loader import utils
+
+    from transformers_agci.vllm.plugin import register
+
+    register()
+    arguments = AsyncEngineArgs(
+        model=MODEL, hf_overrides={LAMBDA_KEY: 0.5}, model_impl="transformers", max_model_len=512
+    )
+    with pytest.raises(InputError, match="does not serve vLLM's TransformersMultiModal"):
+        utils.get_model_architecture(arguments.create_engine_config().model_config)
+
+
+def test_vllm_has_the_classes_of_the_table() -> None:
+    from vllm.model_executor.models.registry import _MULTIMODAL_MODELS
+
+    there = {name for _, name in _MULTIMODAL_MODELS.values()}
+    assert set(SERVED_MODELS) <= there
+
+
+def test_images_that_are_too_long_are_skipped(tmp_path: Path) -> None:
+    """A prompt beyond the model's length is a bad row; the others are answered."""
+    Image.new("RGB", (1400, 1400)).save(tmp_path / "large.png")
+    Image.new("RGB", (84, 84)).save(tmp_path / "small.png")
+    asked = [
+        Question({"id": i}, f"rows.json:{i + 1}", "Is it?", (ImageFile(tmp_path, name, f"rows.json:{i + 1}"),))
+        for i, name in enumerate(("small.png", "large.png"))
+    ]
+    engine = open_vllm(LoadOptions(MODEL, dtype="float32"), VllmOptions(engine_args={**EAGER, "max_model_len": 128}))
+    summary = answer_questions(engine, QuestionSet(asked), [0.5], [tmp_path / "A.jsonl"], AnswerOptions())
+    engine.close()
+    assert summary.counts.rows == 1
+    assert "rows.json:2: vLLM refuses this row" in summary.counts.failed[0].error
