@@ -39,6 +39,8 @@ pytestmark = [
 
 MODEL = str(embedded_model_path())
 EAGER = {"max_model_len": 512, "enforce_eager": True}
+MEMORY = 0.1  # share of the machine's memory that must be free; the model needs none of it
+VLLM_WORDS = ["--gpu_memory_utilization", str(MEMORY), "--engine_args", json.dumps(EAGER)]
 LAMBDAS = (0.0, 0.5)
 ITEMS = 40  # nine Yes and nine No rows each
 EXACT = 1e-4  # of log-probabilities in float32
@@ -89,7 +91,9 @@ def by_vllm(
     rows: list[Question], pairs: list[Question], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[float, int], Scores]:
     """By lambda and number of images; two engines, one after the other."""
-    engine = open_vllm(LoadOptions(MODEL, dtype="float32"), VllmOptions(engine_args=EAGER))
+    engine = open_vllm(
+        LoadOptions(MODEL, dtype="float32"), VllmOptions(gpu_memory_utilization=MEMORY, engine_args=EAGER)
+    )
     folder = tmp_path_factory.mktemp("vllm")
     found = {}
     for lam, asked in itertools.product(LAMBDAS, (pairs, rows)):
@@ -149,7 +153,7 @@ def test_smoke(tmp_path: Path) -> None:
     words = {}
     for engine in ("vllm", "transformers"):
         output = tmp_path / f"{engine}.jsonl"
-        given = ["--engine_args", json.dumps(EAGER)] if engine == "vllm" else ["--device", "cpu"]
+        given = VLLM_WORDS if engine == "vllm" else ["--device", "cpu"]
         arguments = [
             "--items",
             "1",
@@ -168,7 +172,7 @@ def test_smoke(tmp_path: Path) -> None:
 
 
 def test_self_check(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["self-check", "--engine", "vllm", "--dtype", "float32", "--engine_args", json.dumps(EAGER)]) == 0
+    assert main(["self-check", "--engine", "vllm", "--dtype", "float32", *VLLM_WORDS]) == 0
     said = capfd.readouterr().out
     for name in (
         "one image",
@@ -189,7 +193,11 @@ def engine(request: pytest.FixtureRequest) -> Iterator[VllmEngine]:
     opened.close()
 
 
-@pytest.mark.parametrize("engine", [VllmOptions(engine_args={**EAGER, "enable_mm_embeds": True})], indirect=True)
+@pytest.mark.parametrize(
+    "engine",
+    [VllmOptions(gpu_memory_utilization=MEMORY, engine_args={**EAGER, "enable_mm_embeds": True})],
+    indirect=True,
+)
 def test_image_embeds_are_images(engine: VllmEngine, loaded: LoadedModel, rows: list[Question]) -> None:
     """What the tower gives, without AGCI, put in place of the pixels."""
     (expected,) = by_transformers(loaded, rows[:1], 0.5).log_probs
@@ -207,7 +215,9 @@ def test_image_embeds_are_images(engine: VllmEngine, loaded: LoadedModel, rows: 
     assert (found - expected).abs().max() <= EXACT
 
 
-@pytest.mark.parametrize("engine", [VllmOptions(tensor_parallel_size=2, engine_args=EAGER)], indirect=True)
+@pytest.mark.parametrize(
+    "engine", [VllmOptions(tensor_parallel_size=2, gpu_memory_utilization=MEMORY, engine_args=EAGER)], indirect=True
+)
 def test_two_processes_share_the_model(
     engine: VllmEngine, loaded: LoadedModel, rows: list[Question], tmp_path: Path
 ) -> None:
@@ -220,7 +230,7 @@ def test_two_processes_share_the_model(
     assert (found - by_transformers(loaded, asked, 0.5).log_probs).abs().max() <= EXACT
 
 
-@pytest.mark.parametrize("engine", [VllmOptions(engine_args=EAGER)], indirect=True)
+@pytest.mark.parametrize("engine", [VllmOptions(gpu_memory_utilization=MEMORY, engine_args=EAGER)], indirect=True)
 def test_the_switch_turns_it_off(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSFORMERS_AGCI", "0")
     with pytest.raises(InputError, match="AGCI is not on in vLLM's worker"):
@@ -280,7 +290,10 @@ def test_images_that_are_too_long_are_skipped(tmp_path: Path) -> None:
         Question({"id": i}, f"rows.json:{i + 1}", "Is it?", (ImageFile(tmp_path, name, f"rows.json:{i + 1}"),))
         for i, name in enumerate(("small.png", "large.png"))
     ]
-    engine = open_vllm(LoadOptions(MODEL, dtype="float32"), VllmOptions(engine_args={**EAGER, "max_model_len": 128}))
+    engine = open_vllm(
+        LoadOptions(MODEL, dtype="float32"),
+        VllmOptions(gpu_memory_utilization=MEMORY, engine_args={**EAGER, "max_model_len": 128}),
+    )
     summary = answer_questions(engine, QuestionSet(asked), [0.5], [tmp_path / "A.jsonl"], AnswerOptions())
     engine.close()
     assert summary.counts.rows == 1

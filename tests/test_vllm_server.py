@@ -58,7 +58,7 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     log = tmp_path_factory.mktemp("server") / "log.txt"
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(checkpoint)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME, "--dtype", "float32"]
-    command += ["--max-model-len", "512", "--enforce-eager"]
+    command += ["--max-model-len", "512", "--enforce-eager", "--gpu-memory-utilization", "0.1"]
     environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     environment.pop("VLLM_LOGGING_LEVEL", None)
     with log.open("w") as written:
