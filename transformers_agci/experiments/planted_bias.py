@@ -26,6 +26,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.families import SUPPORTED_FAMILIES, decoder_of, family_of, find_vlm
 from transformers_agci.method.forward_call import forward_call
 from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
+from transformers_agci.method.rivals.attention import backend_of
 
 CELL_ROWS = 3  # of the position probe's grid
 ATTENTION = ("sdpa", "eager")  # the implementations that take an additive mask [B, 1, queries, keys]
@@ -49,7 +50,7 @@ def planted_bias(model: nn.Module, beta: float, cell_rows: int = CELL_ROWS) -> "
             "A planted bias needs a model whose position ids say how the image tokens lie "
             f"({served}), but this is a {family.model_type}."
         )
-    attention = decoder_of(vlm).config._attn_implementation
+    attention = backend_of(decoder_of(vlm).config)
     if attention not in ATTENTION:
         raise InputError(
             f"A planted bias needs attention with an additive mask ({' or '.join(ATTENTION)}), but this model uses "
@@ -96,7 +97,8 @@ class PlantedBias:
         self._on_cache = f"_planted_bias_{next(_NUMBERS)}"  # attribute of a cache
         self._hooks = [
             vlm.register_forward_pre_hook(self._before_vlm, with_kwargs=True),
-            decoder_of(vlm).register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+            # Before a rival places the image tokens anew.
+            decoder_of(vlm).register_forward_pre_hook(self._before_decoder, with_kwargs=True, prepend=True),
             *(
                 layer.self_attn.register_forward_pre_hook(self._before_attention, with_kwargs=True)
                 for layer in decoder_of(vlm).layers

@@ -10,6 +10,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from transformers_agci.inference.prompt import answer_token_ids
 from transformers_agci.inference.questions import ANSWER_WORDS, StopRule
+from transformers_agci.method.rivals.handle import current_rival
 
 LOGIT_DIGITS = 6  # behind the point: more than float32 has, and a fixed form in the file
 
@@ -159,12 +160,14 @@ class Answerer:
         length = inputs["input_ids"].shape[1]
         criteria = StoppingCriteriaList([_StopAtVerdict(self.tokenizer, length)] if stop.yes_no else [])
         guard = _NanGuard()
+        rival = current_rival(self.model)
+        contrast = None if rival is None else rival.logits_processor(inputs, self.model)
         with torch.inference_mode():
             made = self.model.generate(
                 **inputs,
                 generation_config=settings,
                 stopping_criteria=criteria,
-                logits_processor=LogitsProcessorList([guard]),
+                logits_processor=LogitsProcessorList([guard] if contrast is None else [guard, contrast]),
             )
         texts = [
             text.strip() for text in self.tokenizer.batch_decode(made.sequences[:, length:], skip_special_tokens=True)
@@ -172,7 +175,8 @@ class Answerer:
         bad = guard.rows()
         if not stop.yes_no:
             return [Answer(text, not_a_number=nan) for text, nan in zip(texts, bad, strict=True)]
-        words = self._word_logits(made.logits)
+        # Of two passes the margin is that before any token is cut: a cut one has no logit.
+        words = self._word_logits(made.logits if contrast is None or contrast.first is None else [contrast.first])
         return [Answer(text, yes, no, not_a_number=nan) for text, (yes, no), nan in zip(texts, words, bad, strict=True)]
 
     def _word_logits(self, logits: Sequence[torch.Tensor]) -> list[list[float]]:

@@ -493,7 +493,7 @@ def _rival_arguments(
 
 def _refuse_beside_rival(vlm: Any, lam: float) -> None:
     """InputError where a rival is on that cannot stand beside AGCI."""
-    from transformers_agci.method.rivals.hooks import RIVAL
+    from transformers_agci.method.rivals.attention import RIVAL
 
     rival = vars(vlm).get(RIVAL)
     if rival is not None and lam and not rival.rival.combines:

@@ -6,11 +6,11 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from transformers_agci.method.rivals import bapa, cca, cca_positions, flat
+from transformers_agci.method.rivals import adaptvis, bapa, cca, cca_positions, flat, pai, uac, vcd
 from transformers_agci.method.rivals.declaration import Rival
 
 __all__ = ["RIVALS", "Rival"]
 
-RIVALS: Mapping[str, Rival] = MappingProxyType(
-    {module.RIVAL.name: module.RIVAL for module in (bapa, flat, cca, cca_positions)}
-)
+_FILES = (bapa, flat, cca, cca_positions, adaptvis, pai, uac, vcd)
+
+RIVALS: Mapping[str, Rival] = MappingProxyType({module.RIVAL.name: module.RIVAL for module in _FILES})

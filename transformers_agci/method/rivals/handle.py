@@ -14,14 +14,17 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from transformers_agci.errors import InputError
 from transformers_agci.families import SUPPORTED_FAMILIES, Family, decoder_of, family_of, find_vlm
 from transformers_agci.method.compiled_graphs import forget_graphs_of
 from transformers_agci.method.rivals import RIVALS
+from transformers_agci.method.rivals.attention import RIVAL, register, use_ours
+from transformers_agci.method.rivals.contrast import ContrastProcessor
 from transformers_agci.method.rivals.declaration import Rival
-from transformers_agci.method.rivals.hooks import RIVAL, check_combination, put_hooks_on, take_hooks_off
+from transformers_agci.method.rivals.hooks import check_combination, put_hooks_on, take_hooks_off
 from transformers_agci.method.rivals.positions import rope_axes
 
 POSITION_KEY = "position_balance"  # in config.json: true turns the published BaPA on
@@ -39,7 +42,7 @@ class RivalHandle:
         from_config: put on by the config key alone, without a call of `attach`.
     """
 
-    def __init__(self, vlm: Any, rival: Rival, strength: float, options: Mapping[str, Any]) -> None:
+    def __init__(self, vlm: Any, outer: Any, rival: Rival, strength: float, options: Mapping[str, Any]) -> None:
         self.method = rival.name
         self.options: dict[str, Any] = dict(options)
         self.injections = 0
@@ -51,12 +54,14 @@ class RivalHandle:
         self._config = vlm.config
         self._found_key = vars(vlm.config).get(POSITION_KEY, _ABSENT)
         self._start_empty()
-        self.belongs_to(vlm)
-        put_hooks_on(self, vlm)
+        self.belongs_to(vlm, outer)
+        self._attention = use_ours(self, vlm) if rival.uses_attention else None  # what the config said
+        put_hooks_on(self, vlm, outer)
         self._write_key()
 
     def _start_empty(self) -> None:
         self._vlm: weakref.ref[Any] | None = None  # a copy does not know its model until it is called
+        self._outer: weakref.ref[Any] | None = None  # the model with the output matrix, where there is one
         self._count_lock = threading.Lock()
 
     @property
@@ -89,8 +94,11 @@ class RivalHandle:
             return
         self.attached = False
         vlm = self._vlm() if self._vlm is not None else None
+        outer = self._outer() if self._outer is not None else None
         if vlm is not None:
-            take_hooks_off(vlm)
+            take_hooks_off(vlm, outer)
+            if self._attention is not None:
+                decoder_of(vlm).config._attn_implementation = self._attention
         if self._found_key is _ABSENT:
             vars(self._config).pop(POSITION_KEY, None)
         else:
@@ -105,8 +113,10 @@ class RivalHandle:
         finally:
             self._suspended -= 1
 
-    def belongs_to(self, vlm: Any) -> None:
+    def belongs_to(self, vlm: Any, outer: Any = None) -> None:
         """Learn the model: a copy does when it is called first."""
+        if outer is not None:
+            self._outer = weakref.ref(outer)
         if self._vlm is None:
             self._vlm = weakref.ref(vlm)
             self._config = vlm.config
@@ -115,6 +125,19 @@ class RivalHandle:
         """So many images more were acted on."""
         with self._count_lock:
             self.injections += images
+
+    def logits_processor(self, inputs: Mapping[str, torch.Tensor], model: Any = None) -> ContrastProcessor | None:
+        """What `generate(**inputs, logits_processor=[...])` needs of a method with a second pass; None of others.
+
+        `inputs` are those of that call, pixels included; `model` is needed where the handle came with a copy.
+        """
+        rule = self.rival.contrast
+        if rule is None or not self.is_on() or not rule.active(self._strength, self.options):
+            return None
+        outer = model if model is not None else self._outer() if self._outer is not None else None
+        if outer is None:
+            raise InputError(f"{self.method} runs the model a second time: say which, logits_processor(inputs, model).")
+        return ContrastProcessor(self, outer, inputs)
 
     def _write_key(self) -> None:
         """BaPA's own key follows its strength, so that a saved model has it; the other methods are not saved."""
@@ -131,12 +154,14 @@ class RivalHandle:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copied or pickled model takes along: its own handle, with everything but the model it came from."""
-        kept = {name: value for name, value in vars(self).items() if name not in ("_vlm", "_count_lock")}
+        kept = {name: value for name, value in vars(self).items() if name not in ("_vlm", "_outer", "_count_lock")}
         return kept | {"_suspended": 0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._start_empty()
+        if self._attention is not None:
+            register()
 
 
 _ABSENT = "absent"
@@ -152,13 +177,25 @@ def attach_rival(model: nn.Module, method: str, strength: float | None, options:
     if found is not None and not found.from_config:
         raise InputError(f"{found!r} is already attached to this model: set its strength, or detach it first.")
     check_combination(vlm, rival)
-    _check_seam(model, vlm, rival)
+    _check_seam(vlm, rival)
+    outer = _with_output_matrix(model, vlm)
+    if outer is None and (rival.contrast is not None or (rival.scores is not None and rival.scores.weigh is not None)):
+        raise InputError(
+            f"{rival.name} needs the model's logits, but {type(model).__name__} has no output matrix: give the model "
+            "around it (...ForConditionalGeneration)."
+        )
     if found is not None:
         found.detach()
-    handle = RivalHandle(vlm, rival, given, settings)
+    handle = RivalHandle(vlm, outer, rival, given, settings)
     forget_graphs_of(vlm)
     if rival.note:
         _log.warning("%s (%s): %s.", rival.title, rival.name, rival.note)
+    if rival.contrast is not None:
+        _log.warning(
+            "%s has a second pass, which generate() alone does not run: give it "
+            "logits_processor=[handle.logits_processor(inputs)]. The package's own commands do that.",
+            rival.name,
+        )
     if strength is None and given == rival.neutral:
         _log.warning(
             "%s is at its neutral strength 0 and does nothing until a strength is given; its authors report %g.",
@@ -217,7 +254,23 @@ def current_rival(model: nn.Module) -> RivalHandle | None:
     return handle
 
 
-def _check_seam(model: nn.Module, vlm: Any, rival: Rival) -> None:
+def _generates(vlm: Any) -> bool:
+    """Whether the vlm makes logits itself, as Llama 4's does."""
+    return callable(getattr(vlm, "can_generate", None)) and bool(vlm.can_generate())
+
+
+def _with_output_matrix(model: nn.Module, vlm: nn.Module) -> nn.Module | None:
+    """The innermost module around the vlm that makes logits of what it returns."""
+    found = None
+    for module in model.modules():
+        if module is vlm:
+            return vlm if found is None and _generates(vlm) else found
+        if callable(getattr(module, "get_output_embeddings", None)) and hasattr(module, "config"):
+            found = module if vlm in set(module.modules()) else found
+    return found
+
+
+def _check_seam(vlm: Any, rival: Rival) -> None:
     """InputError where the model has no place for the method, with what to take instead."""
     family = family_of(vlm)
     attention = str(getattr(decoder_of(vlm).config, "_attn_implementation", ""))

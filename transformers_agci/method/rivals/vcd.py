@@ -1,0 +1,89 @@
+"""VCD, visual contrastive decoding: what a noised image would say is subtracted. A control on the logits.
+
+Source: "Mitigating Object Hallucinations in Large Vision-Language Models through Visual Contrastive Decoding", arXiv
+2311.16922; read in the authors' code (DAMO-NLP-SG/VCD, vcd_utils/); no code of it is here.
+
+    logits    (1 + alpha) l(v) - alpha l(v'), where tokens with p(v) < beta max p(v) cannot be chosen; alpha is our
+              strength
+    v'        sqrt(a_t) v + sqrt(1 - a_t) e on the normalised pixels, a_t the product of 1 - beta_i up to step t, with
+              beta_i = 1e-5 + sigmoid(x_i) (5e-3 - 1e-5), x_i from -6 to 6 in 1000 steps; t is `noise_step`
+    e         Gaussian, drawn once per question, here from `seed` and the pixels' shape alone
+
+The authors' scripts use alpha 1, beta 0.1 and step 500. In the version read the noised pass appears to go on from the
+clean cache after its first token; here it has a cache of its own. Both passes need `generate` with
+`logits_processor=handle.logits_processor(inputs)`; the package's own commands do that.
+
+Evaluated by its authors on POPE and MME with LLaVA, InstructBLIP and Qwen-VL.
+"""
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from transformers_agci.method.rivals.declaration import ContrastRule, Option, Rival
+
+if TYPE_CHECKING:
+    import torch
+
+STEPS = 1000
+PIXELS = ("pixel_values", "pixel_values_images", "image_patches")
+
+
+def kept_share(step: int) -> float:
+    """a_t: the share of the image's variance that is left at a step.
+
+    >>> kept_share(0) > 0.999, round(kept_share(999), 3)
+    (True, 0.082)
+    """
+    kept = 1.0
+    for number in range(step + 1):
+        x = -6 + 12 * number / (STEPS - 1)
+        kept *= 1 - (1e-5 + (5e-3 - 1e-5) / (1 + math.exp(-x)))
+    return kept
+
+
+def noised(
+    inputs: "Mapping[str, torch.Tensor]", options: Mapping[str, Any], image_token: int
+) -> "dict[str, torch.Tensor]":
+    """The same prompts with noised pixels."""
+    import torch
+
+    kept = kept_share(int(options["noise_step"]))
+    found = dict(inputs)
+    for name in PIXELS:
+        pixels = inputs.get(name)
+        if pixels is not None:
+            draw = torch.Generator().manual_seed(int(options["seed"]))
+            noise = torch.randn(pixels.shape, generator=draw).to(pixels)
+            found[name] = math.sqrt(kept) * pixels + math.sqrt(1 - kept) * noise
+    return found
+
+
+def combine(
+    logits: "torch.Tensor", second: "torch.Tensor", strength: float, options: Mapping[str, Any]
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Scores [B, V] and which tokens may be chosen."""
+    logits, second = logits.float(), second.float()
+    beta = float(options["beta"])
+    least = logits.amax(dim=-1, keepdim=True) + (math.log(beta) if beta else -math.inf)
+    return (1 + strength) * logits - strength * second, logits >= least
+
+
+RIVAL = Rival(
+    "vcd",
+    "VCD",
+    "https://arxiv.org/abs/2311.16922",
+    "https://github.com/DAMO-NLP-SG/VCD",
+    "logits: against those of a noised image (two passes)",
+    "POPE and MME with LLaVA, InstructBLIP and Qwen-VL",
+    on_off=False,
+    options=MappingProxyType(
+        {
+            "beta": Option(0.1, "share of the largest probability below which no token is chosen", least=0, most=1),
+            "noise_step": Option(500, "step of the noise", least=0, most=STEPS - 1, whole=True),
+            "seed": Option(0, "seed of the noise", least=0, most=2**32 - 1, whole=True),
+        }
+    ),
+    contrast=ContrastRule(noised, combine),
+)
