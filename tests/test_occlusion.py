@@ -1,6 +1,7 @@
 """Occlusion maps: numbers against masking one copy at a time, what is run and counted, files, resuming, bad input."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -309,3 +310,51 @@ def test_reused_windows_restore_the_forwards_that_they_found() -> None:
         tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
     assert called  # within the block they are still in line
     assert [tower.patch_embed.forward, tower.blocks[0].forward] == found
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_painted_copies_are_what_the_processor_makes_of_painted_images(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, family: str
+) -> None:
+    """Masks across and along the borders of patches, off the grid, of a colour of their own."""
+    from dataclasses import replace
+
+    from transformers_agci.experiments.forced_answer import ForcedAnswer
+    from transformers_agci.experiments.occlusion.masks import Mask, as_tensor, masked_copies
+    from transformers_agci.experiments.occlusion.painting import find_painter
+    from transformers_agci.inference.load import LoadOptions, load
+    from transformers_agci.inference.questions import ImageFile, Question
+
+    loaded = load(LoadOptions(str(tiny_checkpoint(family))))
+    side = 112 if family == "qwen2_5_vl" else 128
+    random_image(1, side, side + 32).resize((side, side)).save(tmp_path / "a.png")
+    image = ImageFile(tmp_path, "a.png", "x:1")
+    asked = ForcedAnswer(loaded, Question({}, "x:1", "Is there a dog?", (image,)), 1)
+    pixels, colour = as_tensor(image.open()), (10, 200, 90)
+    masks = [None, Mask(0, 0, 28, 28), Mask(31, 5, 50, 71), Mask(side - 9, side - 1, side, side)]
+    painter = find_painter(asked, pixels, asked.inputs([pixels]), colour)
+    assert painter is not None
+    ours, stock = painter.copies(masks), asked.inputs(masked_copies(pixels, masks, colour))
+    assert ours.keys() == stock.keys()
+    for name, value in stock.items():
+        assert torch.allclose(ours[name].float(), value.float(), atol=1e-6), name
+    assert len({tuple(copy.flatten().tolist()) for copy in ours["pixel_values"].chunk(4)}) == 4
+    small = replace(loaded, processor=load(LoadOptions(loaded.notes["model"], max_pixels=64 * 64)).processor)
+    resized = ForcedAnswer(small, asked_question(image), 1)
+    assert find_painter(resized, pixels, resized.inputs([pixels]), colour) is None  # its order is not the image's
+
+
+def asked_question(image: Any) -> Any:
+    from transformers_agci.inference.questions import Question
+
+    return Question({}, "x:1", "Is there a dog?", (image,))
+
+
+def test_masked_copies_divide_evenly() -> None:
+    from transformers_agci.experiments.occlusion.occlude import even_size
+
+    for copies in (1, 2, 9, 82, 401):
+        size = even_size(copies, 16)
+        assert 1 <= size <= 16
+        assert -(-copies // size) * size - copies < 9
+    assert -(-401 // 13) * 13 == 403  # 416 by sixteens

@@ -103,7 +103,7 @@ def test_a_wrong_segment_would_be_seen(model: Any) -> None:
         whole = Segments(torch.tensor([0, len(query)]))
         return vision_tower.by_length(query, key, value, whole, scaling)
 
-    layers = vision_tower._packed_layers(model)
+    layers = vision_tower.packed_layers(model)
     remove = vision_tower._put_on(layers, over_all)
     assert not torch.allclose(see(model, GRIDS["several sizes"]), stock, atol=1e-5)
     remove()

@@ -62,12 +62,15 @@ class ForcedAnswer:
         return Answered(tuple(tokens), answerer.tokenizer.decode(tokens, skip_special_tokens=True).strip())
 
     def logits(self, inputs: Mapping[str, torch.Tensor], answered: Answered) -> torch.Tensor:
-        """The raw logits [B, T] float32 of the answer's tokens, each after the prompt and the tokens before it."""
+        """The raw logits [B, T] float32 of the answer's tokens, each after the prompt and the tokens before it.
+
+        The inputs may be on the CPU or where the model is.
+        """
         tokens = torch.tensor(answered.tokens, device=self.loaded.device)
         forced = _with_answer(to_device(self.loaded, inputs), tokens[:-1])
         with torch.inference_mode():
-            # Only the needed positions' logits: the vocabulary is large.
-            logits = self.loaded.model(**forced, logits_to_keep=len(tokens)).logits
+            # Only the needed positions' logits: the vocabulary is large. Nobody goes on from the keys and values.
+            logits = self.loaded.model(**forced, logits_to_keep=len(tokens), use_cache=False).logits
         wanted = tokens.to(logits.device).expand(len(logits), -1)
         return logits[:, -len(tokens) :].gather(2, wanted[..., None])[..., 0].float().cpu()
 

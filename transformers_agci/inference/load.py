@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from transformers_agci.errors import InputError
-from transformers_agci.inference.quick import ALL, chosen
+from transformers_agci.inference.quick import ALL, OF_THE_MODEL, chosen
 from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
 
 
@@ -77,6 +77,7 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
         model, unexpected = _load_model(folder, options) if weights else (_shape_of(folder, options), [])
     device = model.device if weights else _device(options)
     attention, embedding = _quicken_vision(model, options, weights)
+    kernels = _quicken_layers(model, quick, weights)
     identity = {
         "family": config["model_type"],
         "weights_sha256": checkpoint_files.fingerprint(folder) if weights else None,
@@ -92,7 +93,8 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
         "vision_attention_because": attention.reason,
         "patch_embedding_because": embedding.reason,
         "unexpected_weights": unexpected,
-        "quick": sorted(quick),
+        "kernels": sorted(quick - set(OF_THE_MODEL) | set(kernels.on)),
+        "kernels_off_because": dict(kernels.reasons),
     }
     return LoadedModel(model, processor, family_of(model), device, identity, notes, lam, quick)
 
@@ -186,6 +188,13 @@ def _load_model(folder: Path, options: LoadOptions) -> tuple[Any, list[str]]:
         raise InputError(f"The model in {folder} cannot be loaded ({_one_line(error)}).") from error
     model, info = loaded
     return model.eval(), _check_loaded(folder, model, info)
+
+
+def _quicken_layers(model: Any, quick: frozenset[str], weights: bool) -> Any:
+    """Which of the kernels the layers run from now on."""
+    from transformers_agci.inference.kernels import Kernels, use_kernels
+
+    return use_kernels(model, quick) if weights else Kernels()
 
 
 def _quicken_vision(model: Any, options: LoadOptions, weights: bool) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ WAYS = {
     "painting": "occlusion's masks are painted and normalised where the model is",
 }
 ALL = frozenset(WAYS)
+OF_THE_MODEL = ("norms", "padded_width", "rotary", "activation")  # put on its layers when it is loaded: kernels.py
 
 
 def chosen(text: str) -> frozenset[str]:

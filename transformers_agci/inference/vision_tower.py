@@ -108,6 +108,7 @@ def by_length(
 KERNELS: dict[str, Kernel] = {"torch varlen": varlen, "sdpa by segment length": by_length}
 
 
+@torch.compiler.disable
 def _attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -159,7 +160,7 @@ class VisionAttention:
 
 def use_segments(model: nn.Module) -> VisionAttention:
     """Give the vision tower the first kernel that fits and agrees with stock; without one it stays as it was."""
-    layers = _packed_layers(model)
+    layers = packed_layers(model)
     if not layers:
         return VisionAttention(STOCK, "this family's vision tower has no packed segments to loop over")
     config: Any = layers[0].config
@@ -174,7 +175,7 @@ def use_segments(model: nn.Module) -> VisionAttention:
     return VisionAttention(STOCK, "; ".join(refusals))
 
 
-def _packed_layers(model: nn.Module) -> list[Any]:
+def packed_layers(model: nn.Module) -> list[Any]:
     """The attention layers of the vision tower, where they work on packed segments."""
     blocks = getattr(getattr(find_vlm(model), "visual", None), "blocks", ())
     return [block.attn for block in blocks if hasattr(block, "attn")]
@@ -239,6 +240,28 @@ def _disagreement(layer: Any, kernel: Kernel, lengths: tuple[int, ...] = PROBED_
     if not apart <= TOLERANCE[_dtype(layer)]:
         return f"it differs from SDPA by {apart:.1e} of the largest value, more than {TOLERANCE[_dtype(layer)]:.0e}"
     return None
+
+
+def differs_from_itself(layer: Any, put_on: Callable[[], Callable[[], None]]) -> str | None:
+    """Why what `put_on` puts on an attention layer must stay off, or None: both run on the same random segments."""
+    lengths = PROBED_LENGTHS[0]
+    total, width = sum(lengths), layer.dim // layer.num_heads
+    device, dtype = layer.proj.bias.device, _dtype(layer)
+    made = torch.randn(total, layer.dim + width, generator=torch.Generator().manual_seed(0))
+    tokens, angles = made[:, : layer.dim].to(device, dtype), made[:, layer.dim :].to(device)
+    bounds = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32)
+    given = {"cu_seqlens": bounds, "position_embeddings": (angles.cos(), angles.sin())}
+    with torch.inference_mode():
+        stock = layer(tokens, **given).float()
+        remove = put_on()
+        try:
+            ours = layer(tokens, **given).float()
+        except Exception as error:  # whatever a compiler raises on a machine that it does not like
+            return f"it raises {type(error).__name__} ({' '.join(str(error).split())[:200]})"
+        finally:
+            remove()
+    apart = float((ours - stock).abs().max() / stock.abs().max())
+    return None if apart <= TOLERANCE[dtype] else f"it differs from stock by {apart:.1e} of the largest value"
 
 
 def _one_by_one(

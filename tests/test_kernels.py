@@ -1,0 +1,137 @@
+"""Kernels on the layers of a model: equal to stock, taken off without a trace, left off where they do not fit."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_checkpoints import FAMILIES, build_model, make_inputs
+
+from transformers_agci.errors import InputError
+from transformers_agci.inference import kernels
+from transformers_agci.inference.kernels import Disagreement, pad_widths, use_kernels
+from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.quick import ALL, chosen
+from transformers_agci.inference.vision_tower import use_segments
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**make_inputs(model.config.model_type, model, batch=2)).logits
+
+
+def forwards(model: Any) -> list[str]:
+    return [name for name, module in model.named_modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norms_agree_or_stay_off(family: str) -> None:
+    model = build_model(family)
+    stock, before = logits(model), forwards(model)
+    made = use_kernels(model, ["norms"])
+    assert torch.allclose(logits(model), stock, atol=1e-5)
+    assert (made.on == ("norms",)) == (forwards(model) != before)
+    assert made.on or "differs" in dict(made.reasons)["norms"] or "no RMSNorm" in dict(made.reasons)["norms"]
+    made.remove()
+    assert torch.equal(logits(model), stock)
+    assert forwards(model) == before
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava"])
+def test_norms_in_one_call(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(family)
+    called = []
+    real = torch.nn.functional.rms_norm
+    monkeypatch.setattr(torch.nn.functional, "rms_norm", lambda *args: called.append(1) or real(*args))
+    made = use_kernels(model, ["norms"])
+    called.clear()
+    logits(model)
+    assert called
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        copied.model.language_model.norm.weight.zero_()
+    assert not logits(copied).any()
+    assert logits(model).any()
+    made.remove()
+
+
+def test_a_norm_that_differs_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.functional, "rms_norm", lambda x, *_: 2 * x)
+    model = build_model("qwen2_5_vl")
+    made = use_kernels(model, ["norms"])
+    assert not made.on
+    assert "differs from transformers' own" in dict(made.reasons)["norms"]
+    assert not forwards(model)
+
+
+def test_widths_are_padded_exactly() -> None:
+    """3,420 is no multiple of 8; nor is the 22 here."""
+    model = build_model("qwen2_5_vl")
+    layers = [block.mlp for block in model.model.visual.blocks]
+    for mlp in layers:
+        for name in ("gate_proj", "up_proj"):
+            linear = getattr(mlp, name)
+            linear.weight, linear.bias = (torch.nn.Parameter(part.data[:22]) for part in (linear.weight, linear.bias))
+        mlp.down_proj.weight = torch.nn.Parameter(mlp.down_proj.weight.data[:, :22])
+    stock, shapes = logits(model), {name: value.shape for name, value in model.state_dict().items()}
+    remove = pad_widths(layers)
+    assert {mlp.gate_proj.weight.shape[0] for mlp in layers} == {64}
+    assert {mlp.down_proj.in_features for mlp in layers} == {64}
+    assert torch.allclose(logits(model), stock, atol=1e-6)
+    with pytest.raises(Disagreement, match="64 is aligned already"):
+        pad_widths(layers)
+    remove()
+    assert {name: value.shape for name, value in model.state_dict().items()} == shapes
+    assert torch.equal(logits(model), stock)
+
+
+@pytest.mark.parametrize("segments", [False, True], ids=["stock attention", "segments"])
+def test_compiled_forwards_agree(segments: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU would compile, traced here: the same values, and one compilation for all layers of a kind."""
+    monkeypatch.setattr(kernels, "COMPILER", "aot_eager")
+    monkeypatch.setattr(kernels, "_need_gpu", lambda device: None)
+    torch._dynamo.reset()
+    model = build_model("qwen2_5_vl")
+    stock = logits(model)
+    attention = use_segments(model) if segments else None
+    made = use_kernels(model, ["rotary", "activation"])
+    assert made.on == ("rotary", "activation"), made.reasons
+    assert torch.allclose(logits(model), stock, atol=1e-5)
+    made.remove()
+    if attention is not None:
+        attention.remove()
+    assert torch.equal(logits(model), stock)
+
+
+def test_a_compiler_that_fails_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(kernels, "COMPILER", broken)
+    monkeypatch.setattr(kernels, "_need_gpu", lambda device: None)
+    model = build_model("qwen2_5_vl")
+    stock = logits(model)
+    made = use_kernels(model, ["rotary", "activation"])
+    assert not made.on
+    assert "it raises" in dict(made.reasons)["activation"]
+    assert torch.equal(logits(model), stock)
+
+
+def test_what_is_on_stands_in_the_notes(tiny_checkpoint: Callable[[str], Path]) -> None:
+    folder = str(tiny_checkpoint("qwen2_5_vl"))
+    loaded = load(LoadOptions(folder))
+    assert "norms" in loaded.notes["kernels"]
+    assert "on cpu" in loaded.notes["kernels_off_because"]["rotary"]
+    stock = load(LoadOptions(folder, kernels="stock", vision="stock"))
+    assert stock.notes["kernels"] == []
+    assert not forwards(stock.model)
+    assert load(LoadOptions(folder, kernels="tails,first_token")).notes["kernels"] == ["first_token", "tails"]
+
+
+def test_names_of_ways() -> None:
+    assert chosen("auto") == ALL
+    assert chosen("norms, tails") == {"norms", "tails"}
+    with pytest.raises(InputError, match=r"'norm'; the names are norms, "):
+        chosen("norm")
