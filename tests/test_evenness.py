@@ -122,3 +122,14 @@ def test_what_cannot_be_had_is_none_and_never_an_interval_without_width():
     assert ev.verdict(None, None, 50) == "cannot tell"
     few = ev.compare(ev.of_means(margins(5, seed=0)), ev.of_means(margins(5, seed=1)))
     assert ev.verdict(few, few, 5) == "cannot tell"
+
+
+def test_margins_that_end_at_a_bound_are_known():
+    """Cut off at 3 sd or rounded to steps of 4, a shift is no shift any more; to steps of a half sd it still is."""
+    table = margins(300, seed=20)
+    assert not ev.are_cut_off(table) and not ev.are_cut_off((2 * table).round() / 2)
+    assert ev.are_cut_off(np.minimum(table, 3.0)) and ev.are_cut_off(np.maximum(table, -1.0))
+    assert np.mean(table > 4.6) < ev.EDGE_SHARE and ev.are_cut_off(np.minimum(table, 4.6))
+    assert ev.are_cut_off(4 * (table / 4).round()) and ev.are_cut_off(np.ones((50, 9)))
+    few = np.where(np.random.default_rng(21).random(table.shape) < 0.1, np.nan, table)
+    assert not ev.are_cut_off(few)

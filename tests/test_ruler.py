@@ -62,6 +62,21 @@ def test_a_bias_and_its_repair_are_recognised() -> None:
     assert analysis.describe(even)["position_p"] > 0.01
 
 
+def test_agci_is_compared_with_its_control_too() -> None:
+    """What docs/ruler.md says about AGCI against uniform stands in docs/ruler/ruler.json."""
+    margins = {condition.name: simulated(30, condition.beta or 0.0) for condition in RULER}
+    summary = analysis.summarize(margins, RULER)
+    beside = [name for name, found in summary.items() if "against uniform" in found]
+    assert (
+        beside == [condition.name for condition in RULER if condition.arm == "agci"] and len(beside) == len(BETAS) + 1
+    )
+    committed = json.loads((Path(__file__).parents[1] / "docs/ruler/ruler.json").read_text())["conditions"]
+    said = [committed[name]["against uniform"]["verdict"] for name in beside]
+    assert said == 4 * ["no difference shown"] + ["cannot tell", "no difference shown"]
+    of_calibration = {condition.name: margins[condition.name] for condition in CALIBRATION}
+    assert "against uniform" not in analysis.summarize(of_calibration, CALIBRATION)[Condition(0.0, "agci").name]
+
+
 def test_criteria_can_fail() -> None:
     margins = {condition.name: simulated(50, condition.beta or 0.0) for condition in RULER}
     for beta in BETAS:

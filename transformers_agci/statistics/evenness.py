@@ -34,6 +34,7 @@ MARGIN_UNIT_NOTE = "sd within a cell: of margins of one cell and answer, pooled 
 
 MIN_ITEMS = 10  # with fewer the jackknife's interval cannot be relied on
 ROUNDING = 1e-12  # a standard error this small beside the mean square of what it was computed from is rounding
+EDGE_SHARE, EDGE_ROWS = 0.05, 5  # margins equal to the outermost one: from either on they are looked at as cut off
 MIN_COUNT = 3  # right and wrong answers that every cell needs before its d' is more than its correction
 
 
@@ -197,6 +198,18 @@ def of_standardized_margins(margins: Floats, others: Floats | None = None) -> Fl
         if not whole > 1e-12 * (1 + np.abs(sums[0].means).max()):
             return None
         return pseudo_values(sums[0].means / whole, sums[0].deleted_means / deleted[:, None])
+
+
+def are_cut_off(margins: Floats) -> bool:
+    """Whether margins end at a bound, or come in steps as large as their spread: a shift then moves them unevenly.
+
+    At a bound more rows are equal than just inside of it (three times as many here).
+    """
+    counts = np.unique(margins[np.isfinite(margins)], return_counts=True)[1]
+    if len(counts) < 2:
+        return len(counts) == 1
+    ends = ((counts[0], counts[1]), (counts[-1], counts[-2]))
+    return any(end > EDGE_SHARE * counts.sum() or end > max(EDGE_ROWS, 3 * inside) for end, inside in ends)
 
 
 def of_margins_by_distance(yes: Floats, no: Floats, answer: Literal["yes", "no"] = "yes") -> Floats | None:

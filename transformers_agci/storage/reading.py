@@ -104,11 +104,14 @@ def parse_json(text: str, nan: bool = False) -> Any:
     Raises:
         NotJSON: malformed, nested deeper than `MAX_DEPTH`, a key twice in one object, a number beyond 64 bits.
     """
-    return whole_value(decoder(text, nan).decode, text)
+    return whole_value(decoder(text, nan).decode, text, depth_of=text)
 
 
-def whole_value(decode: Any, *arguments: Any) -> Any:
-    """`decode(*arguments)`, its complaints as NotJSON, its value checked for depth."""
+def whole_value(decode: Any, *arguments: Any, depth_of: str = "") -> Any:
+    """`decode(*arguments)`, its complaints as NotJSON, its value checked for depth.
+
+    A text `depth_of` that has fewer brackets than `MAX_DEPTH` cannot be too deep: its value is not walked through.
+    """
     try:
         value = decode(*arguments)
     except NotJSON:
@@ -118,6 +121,8 @@ def whole_value(decode: Any, *arguments: Any) -> Any:
         raise NotJSON(str(error), error.msg, at_end) from None
     except (ValueError, RecursionError) as error:
         raise NotJSON(_TOO_DEEP if isinstance(error, RecursionError) else str(error)) from None
+    if depth_of and depth_of.count("{") + depth_of.count("[") <= MAX_DEPTH:
+        return value
     if _too_deep(value[0] if isinstance(value, tuple) else value, MAX_DEPTH):  # raw_decode gives (value, end)
         raise NotJSON(_TOO_DEEP)
     return value

@@ -232,18 +232,22 @@ def _verdict(
         few = f"{items} item{'s are' if items != 1 else ' is'} too few; at least {evenness.MIN_ITEMS} are needed"
         return "cannot tell", "there are no Yes rows" if yes is None else few
     if yes[0].has_margins:
-        return _verdict_by_margins(*margins, items)
+        return _verdict_by_margins(yes, *margins, items)
     if no is None:
         return "cannot tell", f"{d_prime[1]}, and accuracies of Yes rows alone move with the threshold"
     return _verdict_by_d_prime(yes, no, *d_prime, items)
 
 
-def _verdict_by_margins(margin: Change | None, other: Change | None, unit: str, items: int) -> tuple[Verdict, str]:
+def _verdict_by_margins(
+    yes: Both, margin: Change | None, other: Change | None, unit: str, items: int
+) -> tuple[Verdict, str]:
     if margin is None or other is None:
         lacking = (
             "the margins do not vary, or a cell has too few" if margin is None else "Yes and No rows do not differ"
         )
         return "cannot tell", lacking
+    if any(evenness.are_cut_off(tables.margin) for tables in yes):
+        return "cannot tell", "the margins are cut off or too coarse: too many Yes rows share the outermost one"
     said = evenness.verdict(margin, other, items)
     if said == "cannot tell":
         return (

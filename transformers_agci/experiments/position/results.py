@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -253,18 +253,24 @@ def _margin(row: Mapping[str, Any], where: str) -> float:
 def _tables(placed: Sequence[tuple[int, _Scored]], items: int, cells: int) -> Tables | None:
     if not placed:
         return None
-    tables = Tables(*(np.full((items, cells), np.nan) for _ in Tables.__annotations__))
     first: dict[tuple[int, int], str] = {}
     for item, row in placed:
-        at = item, row.cell
-        if at in first:
+        if (item, row.cell) in first:
             raise InputError(
                 f'{row.where}: the answer "{row.answer}" for cell {row.cell} of this item ({row.image}) is there '
-                f"already ({first[at]}); a result holds every row once: remove one of them."
+                f"already ({first[item, row.cell]}); a result holds every row once: remove one of them."
             )
-        first[at] = row.where
-        tables.correct[at] = row.said == row.answer
-        tables.said_yes[at] = row.said == "Yes"
-        tables.unreadable[at] = row.said is None
-        tables.margin[at] = row.margin
-    return tables
+        first[item, row.cell] = row.where
+    at = np.array([item * cells + row.cell for item, row in placed])
+
+    def table(values: Iterable[Any]) -> Floats:
+        filled = np.full(items * cells, np.nan)
+        filled[at] = np.fromiter(values, dtype=float, count=len(placed))
+        return filled.reshape(items, cells)
+
+    return Tables(
+        correct=table(row.said == row.answer for _, row in placed),
+        said_yes=table(row.said == "Yes" for _, row in placed),
+        unreadable=table(row.said is None for _, row in placed),
+        margin=table(row.margin for _, row in placed),
+    )

@@ -110,13 +110,16 @@ def _changes(first: Side, second: Side) -> tuple[Change | None, Change | None]:
 
 def summarize(margins: Margins, conditions: Sequence[Condition]) -> dict[str, Any]:
     """Every condition described, and where an arm does something, compared with nothing."""
-    found = {}
+    found: dict[str, Any] = {}
     for condition in conditions:
         side = Side.of(margins[condition.name])
         found[condition.name] = {"bias": condition.bias, "beta": condition.beta, "arm": condition.arm, **describe(side)}
         if condition.arm != NOTHING:
             nothing = Side.of(margins[Condition(condition.beta).name])
             found[condition.name]["against nothing"] = against(nothing, side)
+        uniform = Condition(condition.beta, "uniform").name
+        if condition.arm == "agci" and uniform in margins:
+            found[condition.name]["against uniform"] = against(Side.of(margins[uniform]), side)
     return found
 
 
