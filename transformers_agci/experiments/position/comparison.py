@@ -246,14 +246,12 @@ def _verdict_by_margins(
             "the margins do not vary, or a cell has too few" if margin is None else "Yes and No rows do not differ"
         )
         return "cannot tell", lacking
-    if any(evenness.are_cut_off(tables.margin) for tables in yes):
-        return "cannot tell", "the margins are cut off or too coarse: too many Yes rows share the outermost one"
     said = evenness.verdict(margin, other, items)
     if said == "cannot tell":
-        return (
-            said,
-            f"the variance of the margins over the cells changes in one unit, {evenness.MARGIN_UNIT} or {unit}, only",
-        )
+        units = f"{evenness.MARGIN_UNIT} or {unit}"
+        return said, f"the variance of the margins over the cells changes in one unit, {units}, only"
+    if said != "no difference shown" and any(evenness.are_cut_off(tables.margin) for tables in yes):
+        return "cannot tell", "the margins are cut off or too coarse: too many Yes rows share the outermost one"
     return said, "variance of the margins of the Yes rows over the cells"
 
 
