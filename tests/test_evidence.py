@@ -1,6 +1,7 @@
 """agci evidence, sweep and plan: several results at once, lambda chosen honestly, how many items are needed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from statsmodels.stats.weightstats import ttost_paired
 from transformers_agci import statistics as st
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
+from transformers_agci.experiments.position.results import Tables
 from transformers_agci.experiments.position.sweep import part_of
 from transformers_agci.statistics import planning, regression
 from transformers_agci.statistics.equivalence import equivalence
@@ -89,6 +91,63 @@ def test_everything_in_one_table_one_figure_and_one_file(three, tmp_path: Path, 
     assert len(found["results"][0]["calibration"]["cells"]) == 9
     with Image.open(figure) as image:
         assert image.width > image.height > 300
+
+
+@pytest.fixture
+def sweep_of_lambdas(three) -> list[str]:
+    for path, lam in zip(three, (0, 0.25, 0.5)):
+        Path(path).with_suffix(".manifest.json").write_text(json.dumps({"settings": {"lambda": lam, "method": "agci"}}))
+    return three
+
+
+def test_metrics_take_any_number_of_results(three, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers_agci.experiments.position import maps
+
+    drawn = []
+    monkeypatch.setattr(maps, "compose", lambda panels, *_: drawn.extend(panels))
+    monkeypatch.setattr(maps, "save_figure", lambda *_: None)
+    out = tmp_path / "m.json"
+    words = ["--json", str(out), "--output_heatmap", str(tmp_path / "m.png"), "--draws", "50"]
+    assert main(["metrics", "--results_file", *three, *words]) == 0
+    said = capsys.readouterr().out
+    assert "3 results on the same 80 items" in said and "for all 12 tests" in said
+    assert len(json.loads(out.read_text())["results"]) == 3
+    assert [len(row) for row in drawn] == [3, 3]
+    assert len({panel.scale for row in drawn for panel in row}) == 1
+
+
+def test_a_curve_over_lambda(sweep_of_lambdas, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers_agci.experiments.position import curve
+
+    lines = []
+    real = curve._draw_points
+    monkeypatch.setattr(curve, "_draw_points", lambda axes, *data: lines.append(data) or real(axes, *data))
+    target = tmp_path / "curve.png"
+    assert main(["evidence", *sweep_of_lambdas, "--output_curve", str(target), "--draws", "50"]) == 0
+    assert f"curve over lambda: {target}" in capsys.readouterr().out
+    assert len(lines) == 6 and all(lambdas == [0.0, 0.25, 0.5] for lambdas, _ in lines)
+    yes = [point.estimate for point in lines[0][1]]
+    assert yes[0] < yes[1]  # the moved threshold says Yes more often
+    with Image.open(target) as image:
+        assert image.width > image.height > 300
+
+
+def test_what_is_no_curve_is_refused(sweep_of_lambdas, tmp_path: Path, capsys) -> None:
+    first, second, third = sweep_of_lambdas
+    words = ["--output_curve", str(tmp_path / "c.png"), "--draws", "50"]
+    assert main(["evidence", first, second, second, *words]) == 2
+    assert "one result per lambda, all of one method" in capsys.readouterr().err
+    Path(third).with_suffix(".manifest.json").unlink()
+    assert main(["evidence", first, second, third, *words]) == 2
+    assert "r2.jsonl: no manifest beside it says its lambda" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evidence", "sweep"])
+def test_figures_that_cannot_be_written_are_one_sentence(command, three, tmp_path: Path, capsys) -> None:
+    words = ["--draws", "50"] if command == "evidence" else []
+    assert main([command, *three, "--json", f"{three[0]}/x.json", *words]) == 2
+    said = capsys.readouterr().err
+    assert "r0.jsonl/x.json' cannot be written: " in said and said.count("\n") == 1
 
 
 def test_wald_is_that_of_a_regression_with_clusters() -> None:
@@ -216,23 +275,23 @@ def test_a_lambda_is_not_reported_on_the_items_that_chose_it(three, capsys, word
     assert sentence in error and "not reported on the items on which it was chosen" in error
 
 
+def as_tables(margin: np.ndarray, yes: bool = True) -> Tables:
+    """What `read_results` makes of such rows."""
+    said = (margin > 0) * 1.0
+    return Tables(correct=said if yes else 1 - said, said_yes=said, unreadable=0 * said, margin=margin)
+
+
 def test_the_best_of_several_equal_lambdas_is_no_better_on_held_out_items(tmp_path: Path) -> None:
     """Ten results of one model: the best on the dev items gains there, and nothing on the others."""
     from transformers_agci.experiments.position.results import read_results
     from transformers_agci.experiments.position.sweep import sweep
 
     gains = []
+    template = read_results(write(tmp_path / "a.jsonl", rows(margins(60, 0), margins(60, 50, mean=-1.3))))
     for trial in range(12):
-        results = [
-            read_results(
-                write(
-                    tmp_path / "a.jsonl",
-                    rows(margins(60, 100 * trial + k), margins(60, 100 * trial + k + 50, mean=-1.3)),
-                ),
-                label=str(k),
-            )
-            for k in range(6)
-        ]
+        seeds = range(100 * trial, 100 * trial + 6)
+        tables = [(as_tables(margins(60, s)), as_tables(margins(60, s + 50, mean=-1.3), yes=False)) for s in seeds]
+        results = [replace(template, label=str(k), yes=yes, no=no) for k, (yes, no) in enumerate(tables)]
         found = sweep(results)
         if found.pair:
             gains.append((found.scores[found.chosen] - found.scores["0"], found.pair.balanced.estimate))

@@ -17,7 +17,7 @@ from transformers_agci.families.llava import anyres_layout, anyres_tokens, twin_
 from transformers_agci.families.training_support import TrainingSupport
 
 PACKAGE = Path(__file__).resolve().parents[1] / "transformers_agci"
-MAY_NAME_FAMILIES = ("families", "embedded", "conversion")
+MAY_NAME_FAMILIES = ("families", "embedded", "conversion", "vllm")  # vLLM has classes of its own for them
 
 families = pytest.mark.parametrize("family", SUPPORTED_FAMILIES.values(), ids=list(SUPPORTED_FAMILIES))
 
@@ -109,6 +109,13 @@ def test_the_table_is_the_readme_s(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(table.splitlines()) == 2 + len(SUPPORTED_FAMILIES)
     assert table in (PACKAGE.parent / "README.md").read_text(), "write what `agci families` prints into README"
     assert all(family.reason in printed for family in REFUSED_FAMILIES.values())
+
+
+def test_every_family_of_transformers_is_served_or_refused_by_name() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as MAPPING
+
+    assert not set(MAPPING) - set(SUPPORTED_FAMILIES) - set(REFUSED_FAMILIES) - {"pixtral"}  # LLaVA's tower in 4.57
+    assert not set(SUPPORTED_FAMILIES) & set(REFUSED_FAMILIES)
 
 
 def test_declarations_load_no_torch() -> None:

@@ -162,6 +162,34 @@ def test_beams(family: TinyFamily) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}], ids=str)
+@families
+@torch.no_grad()
+def test_copies_of_a_prompt_with_two_images(family: TinyFamily, how: dict[str, Any]) -> None:
+    """Every copy has both images, in their order; where transformers itself mixes them, it is said."""
+    unless(family, "beams")
+    model = family.build()
+    batch = make_batch(family, [["plain", "tiled", TEXT]])
+    handle = attach(model, 0.0)
+    settings = {"max_new_tokens": 1, "min_new_tokens": 1, "suppress_tokens": MARKS, **how}
+    with recorded_decoder_inputs(model) as alone:
+        model.generate(**batch.inputs, max_new_tokens=1, do_sample=False)
+    with recorded_decoder_inputs(model) as copies:
+        model.generate(**batch.inputs, **settings)
+    handle.lam = 1.0
+    if not torch.equal(copies[0], alone[0].expand(2, -1, -1)):
+        assert family.model_type.startswith("glm")
+        with pytest.raises(ValueError, match=r"not in the order of the prompts.*num_beams"):
+            model.generate(**batch.inputs, **settings)
+        return
+    with recorded_decoder_inputs(model) as after:
+        model.generate(**batch.inputs, **settings)
+    images = [(copy, places) for copy in (0, 1) for _, places in batch.images]
+    torch.testing.assert_close(after[0].double(), expected(copies[0], images, 1.0), atol=1e-5, rtol=0)
+    assert handle.injections == 4
+
+
+@pytest.mark.slow
 @families
 @torch.no_grad()
 def test_second_turn_on_the_same_cache(family: TinyFamily) -> None:

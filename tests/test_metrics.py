@@ -526,7 +526,8 @@ def test_one_file_has_the_no_map_beside_the_yes_map(two_files, tmp_path: Path, m
     from transformers_agci.experiments.position import maps
 
     drawn = []
-    monkeypatch.setattr(maps, "draw", lambda panels, *_: drawn.extend(panels))
+    monkeypatch.setattr(maps, "compose", lambda panels, *_: drawn.extend(panels))
+    monkeypatch.setattr(maps, "save_figure", lambda *_: None)
     maps.draw_maps([measure(load(two_files[:1])[0], RESAMPLING)], None, tmp_path / "m.png")
     assert [panel.title.split(":")[0] for panel in drawn[0]] == ["Yes rows", "No rows"]
     assert drawn[0][0].scale is drawn[0][1].scale
@@ -538,7 +539,8 @@ def test_two_files_share_a_scale_and_the_difference_is_centred(
     from transformers_agci.experiments.position import maps
 
     drawn = []
-    monkeypatch.setattr(maps, "draw", lambda panels, *_: drawn.extend(panels))
+    monkeypatch.setattr(maps, "compose", lambda panels, *_: drawn.extend(panels))
+    monkeypatch.setattr(maps, "save_figure", lambda *_: None)
     metrics = evaluate(load(two_files), resampling=RESAMPLING)
     maps.draw_maps(metrics.results, metrics.pair, tmp_path / "m.png")
     for row in drawn:
@@ -551,7 +553,7 @@ def test_two_files_share_a_scale_and_the_difference_is_centred(
     "words, sentence",
     [
         (["--results_file", "nowhere.json"], "nowhere.json: there is no such file."),
-        (["--results_file", "A", "A", "A"], "Give one result file, or two"),
+        (["--results_file", "A", "A", "A", "--labels", "one", "two"], "needs one entry per result file (3), but has 2"),
         (["--results_file", "A", "--negatives_file", "A", "A"], "needs one entry per result file (1), but has 2"),
         (["--results_file", "A", "--draws", "0"], "--draws must be at least 1"),
         (["--results_file", "A", "--output_heatmap", "m.txt"], "cannot be drawn as '.txt'"),

@@ -72,3 +72,10 @@ def test_every_script_is_run_here() -> None:
     scripts = {path.name for path in PERF.glob("*.py") if "__main__" in path.read_text()}
     run_here = {command.split()[0] for command in (*COMMANDS, *OTHERS)}
     assert scripts - run_here == {"instruct_sample.py", "merge_lora.py"}  # which write gigabytes
+
+
+def test_its_page_lists_every_file() -> None:
+    page = (PERF / "README.md").read_text(encoding="utf-8")
+    for file in sorted(PERF.glob("*.py")):
+        is_command = '__name__ == "__main__"' in file.read_text(encoding="utf-8")
+        assert (f"`python perf/{file.name}`" if is_command else f"- `{file.name}`: ") in page, file.name

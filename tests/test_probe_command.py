@@ -206,6 +206,22 @@ def test_yes_rates_without_the_image(probe, data, capsys: pytest.CaptureFixture[
     assert (data / "map.png").exists() and "text only" in capsys.readouterr().out
 
 
+def test_three_lambdas_are_told_their_next_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers_agci.api import probe
+
+    results = tuple(tmp_path / f"A.lam{lam}.jsonl" for lam in ("0", "0.25", "0.5"))
+    monkeypatch.setattr(probe, "run_probe", lambda *_: probe.ProbeRun(0, (), results))
+    assert main(["probe", "--global_context_lambda", "0", "0.25", "0.5"]) == 0
+    names = " ".join(map(str, results))
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        f"numbers and map: agci metrics --results_file {names} --output_heatmap map.png",
+        f"curve over lambda: agci evidence {names} --output_curve curve.png",
+    ]
+
+
 # --- the embedded data and model -----------------------------------------------------------------------------------
 
 

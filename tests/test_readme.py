@@ -42,19 +42,24 @@ def test_commands_run(
         "images": str(samples / "images"),
     }
     found = commands(README.split("## Fine-tuning")[0])
-    assert [words[1] for words in found] == ["probe", "scripts/metrics.py", "flow", "similarity", "metrics-similarity"]
+    shown = ["data", "probe", "metrics", "evidence", "flow", "similarity", "metrics-similarity"]
+    assert [words[1] for words in found] == shown
     monkeypatch.chdir(tmp_path)
-    for words in found:
+    assert found[0] == ["agci", "data", "fetch", "probe"]  # needs the network; tests/test_data_check_fetch.py
+    for words in found[1:]:
         given = [stands_for.get(word, word).replace("results/", f"{tmp_path}/") for word in words]
         given = [str(ROOT / word) if word.startswith("probe_datasets/") else word for word in given]
-        arguments = given[1:]
-        if given[0] == "python":
-            assert (ROOT / given[1]).is_file()
-            arguments = ["metrics", *given[2:]]
-        assert cli.main(arguments) == 0, (words, capsys.readouterr().err)
-    for name in ("qwen", "flow", "flow_answer", "similarity"):
+        assert cli.main(given[1:]) == 0, (words, capsys.readouterr().err)
+    for name in ("qwen", "curve", "flow", "flow_answer", "similarity"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     assert len((tmp_path / "qwen.lam0.5.jsonl").read_text().splitlines()) == 36
+
+
+def test_one_question_answers_as_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, shown = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, flags=re.DOTALL).groups()
+    monkeypatch.chdir(ROOT)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == shown
 
 
 def test_fine_tuning_commands_can_be_typed() -> None:

@@ -188,3 +188,22 @@ def test_readme_of_the_recipes_names_them_and_the_control() -> None:
         "FORCE_TORCHRUN=1",
     ):
         assert word in blocks, word
+
+
+def test_recipes_are_found_where_only_the_package_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wheel carries configs/ inside the package (pyproject.toml); messages and help name it as in the repository."""
+    from transformers_agci.training import recipe
+
+    monkeypatch.chdir(tmp_path)
+    name = "configs/train_lora/llava1_5.yaml"
+    assert recipe.recipe_path(Path(name)) == CONFIGS / "train_lora/llava1_5.yaml"
+    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert included["force-include"]["configs"] == "transformers_agci/configs"
+    assert main(["check-recipe", "configs/train_lora/no_such.yaml"]) == 2
+    assert "configs/train_lora/qwen2_5_vl.yaml" in capsys.readouterr().err
+    own = tmp_path / name
+    own.parent.mkdir(parents=True)
+    own.write_text("{}")
+    assert recipe.recipe_path(Path(name)) == Path(name)

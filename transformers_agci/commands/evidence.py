@@ -23,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="balanced accuracies that differ by less count as equal; state it before you look",
     )
     parser.add_argument("--output_figure", metavar="F", help="the figure to draw (.png, .pdf, .svg)")
+    parser.add_argument("--output_curve", metavar="F", help="results of several lambdas: their curve over lambda")
     parser.add_argument("--json", metavar="OUT", type=json_file, help="write all numbers to this file")
-    parser.add_argument("--title", default="", help="title of the figure")
+    parser.add_argument("--title", default="", help="title of the figures")
     parser.add_argument("--text_only_file", nargs="+", default=[], metavar="T", help="answers without an image")
     parser.add_argument("--blank_image_file", nargs="+", default=[], metavar="T", help="answers on a blank image")
     add_draws_options(parser, "permutations of the null")
@@ -52,14 +53,15 @@ def _read(args: argparse.Namespace) -> "list[ProbeResult]":
 def run(args: argparse.Namespace) -> int:
     """Print the tables; draw and write what is asked for."""
     from transformers_agci.errors import InputError
-    from transformers_agci.experiments.position import evidence_report
+    from transformers_agci.experiments.position import curve, evidence_report
     from transformers_agci.experiments.position.evidence import gather
     from transformers_agci.experiments.position.measures import ResamplingConfig
     from transformers_agci.experiments.position.metrics import check_outputs, load_controls
 
     if args.margin is not None and not 0 < args.margin < 100:
         raise InputError(f"--margin must lie between 0 and 100 points, but is {args.margin:g}.")
-    check_outputs(args.output_figure)
+    check_outputs(args.output_figure, args.output_curve)
+    lams = curve.lambdas_of_files(args.results) if args.output_curve else []
     controls = load_controls(args.text_only_file, args.blank_image_file)
     margin = None if args.margin is None else args.margin / 100
     evidence = gather(_read(args), margin, ResamplingConfig(args.draws, args.seed))
@@ -68,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
         evidence_report.write_json(evidence, controls, args.json)
     if args.output_figure:
         print(f"\nfigure: {evidence_report.draw_evidence(evidence, args.output_figure, args.title)}")
+    if args.output_curve:
+        print(f"\ncurve over lambda: {curve.draw_curve(evidence, lams, args.output_curve, args.title)}")
     return 0
 
 

@@ -2,11 +2,17 @@
 
 One result file: accuracy per position with n and 95 % interval, and whether the positions differ by more than chance.
 Two result files of one data set, baseline first: both on one scale, and their paired difference.
+Three or more: their maps on one scale, and the tables of `agci evidence`, each result against the first.
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 from transformers_agci.commands.options import add_draws_options, json_file
+
+if TYPE_CHECKING:
+    from transformers_agci.experiments.position.metrics import Control
+    from transformers_agci.experiments.position.results import ProbeResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="R",
-        help="one result file, or two (baseline, then AGCI)",
+        help="one result file, two (baseline, then AGCI), or more",
     )
     parser.add_argument(
         "--negatives_file",
@@ -54,12 +60,31 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.experiments.position.measures import ResamplingConfig
 
     position_metrics.check_outputs(args.output_heatmap)
-    results = position_metrics.load(args.results_file, args.negatives_file, args.labels)
+    results = position_metrics.load_all(args.results_file, args.negatives_file, args.labels)
     controls = position_metrics.load_controls(args.text_only_file, args.blank_image_file)
+    if len(results) > 2:
+        return _show_many(args, results, controls)
     metrics = position_metrics.evaluate(results, controls, ResamplingConfig(args.draws, args.seed))
     position_metrics.print_metrics(metrics)
     if args.json:
         position_metrics.write_json(metrics, args.json)
     if args.output_heatmap:
         print(f"\nmap: {position_metrics.write_maps(metrics, args.output_heatmap, args.title)}")
+    return 0
+
+
+def _show_many(args: argparse.Namespace, results: "list[ProbeResult]", controls: "list[Control]") -> int:
+    """The maps of all results beside each other, and what `agci evidence` says about them."""
+    from transformers_agci.experiments.position import evidence_report
+    from transformers_agci.experiments.position.evidence import gather
+    from transformers_agci.experiments.position.maps import draw_maps
+    from transformers_agci.experiments.position.measures import ResamplingConfig
+
+    evidence = gather(results, None, ResamplingConfig(args.draws, args.seed))
+    print(evidence_report.evidence_text(evidence, controls))
+    if args.json:
+        evidence_report.write_json(evidence, controls, args.json)
+    if args.output_heatmap:
+        reports = [row.report for row in evidence.results]
+        print(f"\nmaps: {draw_maps(reports, None, args.output_heatmap, args.title)}")
     return 0

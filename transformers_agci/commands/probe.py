@@ -85,8 +85,10 @@ def _ask(options: "ProbeOptions") -> int:
     from transformers_agci.api.probe import run_probe
 
     probed = run_probe(options, teller(add_arguments))
-    if 1 <= len(probed.files) <= 2:
+    if probed.files:
         files = {"results": probed.files, **probed.control_files}
         words = " ".join(f"--{name}_file {' '.join(map(str, paths))}" for name, paths in files.items())
         print(f"\nnumbers and map: agci metrics {words} --output_heatmap map.png")
+    if len(probed.files) > 2:
+        print(f"curve over lambda: agci evidence {' '.join(map(str, probed.files))} --output_curve curve.png")
     return probed.exit_code

@@ -76,14 +76,14 @@ def run(args: argparse.Namespace) -> int:
         Bootstrap,
         check_choices,
         score_files,
-        write_report,
+        write_scored,
     )
 
     check_choices(args.name, {name for name in CHOICES if getattr(args, name) is not None})
     against = _inputs(args, args.against) if args.against else None
     scored = score_files(args.name, _inputs(args, args.answers), against, Bootstrap(args.resamples, args.seed))
     print(scored.text)
-    write_report(scored, args.json, args.items)
+    write_scored(scored, args.json, args.items)
     return 0
 
 

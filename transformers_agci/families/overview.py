@@ -18,7 +18,10 @@ HEAD = ("model", "`model_type`", "checkpoint", "image tokens at 840x840", "metho
 def families_text() -> str:
     """The table in Markdown, and below it the families that cannot be served, each with the reason."""
     table = markdown_table(HEAD, [_row(family) for family in SUPPORTED_FAMILIES.values()])
-    refused = (f"Not {f.name} (`{f.model_type}`): {f.reason}." for f in REFUSED_FAMILIES.values())
+    reasons: dict[str, list[str]] = {}
+    for family in REFUSED_FAMILIES.values():
+        reasons.setdefault(family.reason, []).append(f"{family.name} (`{family.model_type}`)")
+    refused = (f"Not {', '.join(names)}: {reason}." for reason, names in reasons.items())
     return "\n\n".join([table, *refused])
 
 

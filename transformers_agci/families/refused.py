@@ -1,28 +1,102 @@
-"""Families of transformers that AGCI cannot serve, each with the reason that its user reads."""
+"""Families of transformers that AGCI cannot serve, or is not proved to serve, each with the reason that its user reads.
+
+Every image-text-to-text family of transformers 5.23 is either here or supported.
+"""
 
 from transformers_agci.families.declaration import RefusedFamily
 
+_CROSS_ATTENTION = (
+    "its decoder looks at the image through cross attention, so that no image token stands among the embeddings that "
+    "AGCI changes"
+)
+_INSIDE = (
+    "it writes the image into the embeddings inside its decoder, so that no place is left between the two where AGCI "
+    "could change them"
+)
+_QUERIES = (
+    "a Q-Former makes its few image tokens, each about the whole image, so that no place on the image belongs to them"
+)
+_AROUND = "it merges the image features into the text itself, around the {} that AGCI would serve"
+_UNTRIED = (
+    "it has the place that AGCI uses, but how its image tokens divide into images has not been declared and proved; "
+    "'agci self-check --experimental CHECKPOINT' says what it would take"
+)
+
+
+def _all(reason: str, **names: str) -> tuple[RefusedFamily, ...]:
+    """model_type (with _ for - and .) -> name, of families with one reason."""
+    return tuple(RefusedFamily(_SPELLED.get(key, key), name, reason) for key, name in names.items())
+
+
+_SPELLED = {
+    "blip_2": "blip-2",
+    "kosmos_2": "kosmos-2",
+    "kosmos_2_5": "kosmos-2.5",
+    "vision_encoder_decoder": "vision-encoder-decoder",
+}
+
 FAMILIES = (
-    RefusedFamily(
-        "mllama",
-        "Llama 3.2 Vision",
-        "its decoder looks at the image through cross attention, so that no image token stands among the embeddings "
-        "that AGCI changes",
+    RefusedFamily("mllama", "Llama 3.2 Vision", _CROSS_ATTENTION),
+    *_all(
+        _CROSS_ATTENTION,
+        blip="BLIP",
+        florence2="Florence-2",
+        idefics="IDEFICS",
+        pix2struct="Pix2Struct",
+        pp_formulanet="PP-FormulaNet",
+        t5gemma2="T5Gemma 2",
+        udop="UDOP",
+        vision_encoder_decoder="VisionEncoderDecoder",
     ),
+    RefusedFamily("evolla", "Evolla", "it reads proteins, not images"),
     RefusedFamily(
         "granite4_vision",
         "Granite 4 Vision",
         "its image features are added inside the decoder's layers only; what stands at an image token before them is "
         "zero, and zero has no direction to change",
     ),
+    RefusedFamily("mistral4", "Mistral 4", "this class is its text model, which takes no images"),
     RefusedFamily(
-        "colqwen2",
-        "ColQwen2",
-        "it merges the image features into the text itself, around the Qwen2-VL that AGCI would serve",
+        "diffusion_gemma",
+        "DiffusionGemma",
+        "it denoises blocks of text instead of reading a prompt once, and AGCI is defined for one prefill",
     ),
-    RefusedFamily(
-        "pi0",
-        "PI0",
-        "it merges the image features into the text itself, around the PaliGemma that AGCI would serve",
+    RefusedFamily("pi0", "PI0", _AROUND.format("PaliGemma")),
+    RefusedFamily("colqwen2", "ColQwen2", _AROUND.format("Qwen2-VL")),
+    *_all(_QUERIES, blip_2="BLIP-2", instructblip="InstructBLIP", instructblipvideo="InstructBlipVideo"),
+    *_all(_INSIDE, chameleon="Chameleon", git="GIT", kosmos_2="Kosmos-2", kosmos_2_5="Kosmos-2.5"),
+    *_all(
+        _UNTRIED,
+        cohere_compass="Cohere Compass",
+        cosmos3_edge="Cosmos 3 Edge",
+        cosmos3_omni="Cosmos 3 Omni",
+        deepseek_ocr2="DeepSeek-OCR 2",
+        dots3_note="dots3.note",
+        emu3="Emu3",
+        fuyu="Fuyu",
+        gemma4_unified="Gemma 4 Unified",
+        glm5_next="GLM-5 Next",
+        glm_ocr="GLM-OCR",
+        glmga="GLM-GA",
+        hyperclovax_vision_v2="HyperCLOVA X Vision",
+        idefics2="Idefics2",
+        inkling2="Inkling 2",
+        inkling_mm_model="Inkling",
+        lfm3_vl="LFM3-VL",
+        minicpm_ocr="MiniCPM-OCR",
+        minicpmv4_6="MiniCPM-V 4.6",
+        minicpmv4_7="MiniCPM-V 4.7",
+        minimax_m3_vl="MiniMax-M3-VL",
+        mistral_large4="Mistral Large 4",
+        muse_glimmer="Muse Glimmer",
+        muse_spark="Muse Spark",
+        nemotron_h_omni="Nemotron-H Omni",
+        pp_chart2table="PP-Chart2Table",
+        qianfan_ocr="Qianfan-OCR",
+        qwen4_exp="Qwen4 (experimental)",
+        shieldgemma2="ShieldGemma 2",
+        step3p7="Step-3.7",
+        unlimited_ocr="Unlimited-OCR",
+        video_llama_3="VideoLLaMA 3",
     ),
 )

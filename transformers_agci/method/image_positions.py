@@ -185,10 +185,17 @@ def _token_numbers(vlm: Any, call: ForwardCall, rows: Sequence[int], marks: Sequ
 
 def _mismatch(rows: dict[int, list[Run]], lengths: Sequence[int]) -> ValueError:
     runs = [run.stop - run.start for found in rows.values() for run in found]
+    said = f"The image tokens of this call stand in runs of {_short(runs)}, "
+    if sorted(runs) == sorted(lengths):
+        return ValueError(
+            f"{said}but its images have {_short(lengths)} tokens: they are not in the order of the prompts, and the "
+            "model itself would show images to the wrong ones. generate() of transformers does that to GLM's with "
+            "num_beams or num_return_sequences and several images in a prompt: leave these at 1, and sample by one "
+            "call each."
+        )
     return ValueError(
-        f"The image tokens of this call stand in runs of {_short(runs)}, which do not divide into its images of "
-        f"{_short(lengths)} tokens. A chunked prefill or a truncated prompt can cut an image: leave "
-        "prefill_chunk_size unset and keep every image whole."
+        f"{said}which do not divide into its images of {_short(lengths)} tokens. A chunked prefill or a truncated "
+        "prompt can cut an image: leave prefill_chunk_size unset and keep every image whole."
     )
 
 

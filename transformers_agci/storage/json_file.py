@@ -26,6 +26,15 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2, ascii_only: 
     write_atomic(path, json_bytes(content, indent=indent, ascii_only=ascii_only))
 
 
+def write_report(path: Path | str, content: Any) -> None:
+    """Write figures to the place that the user named; InputError where that is impossible."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(path), content, indent=1)
+    except OSError as error:
+        raise InputError(f"'{path_text(path)}' cannot be written: {error.strerror}; choose another path.") from error
+
+
 def read_json_object(path: Path, remedy: str = "") -> dict[str, Any]:
     """The JSON object in a file.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError, short
-from transformers_agci.storage.reading import path_text, read_text
+from transformers_agci.storage.reading import is_file, path_text, read_text
 from transformers_agci.training.recipe_keys import Bounds, MergeRecipe, Recipe, TrainRecipe
 
 MAX_LENGTH = 1 << 20  # characters of a recipe; LLaMA-Factory's longest have 2,000
@@ -25,9 +25,18 @@ def read_recipe(path: Path | str, changes: Sequence[str] = ()) -> TrainRecipe | 
 
     Raises InputError for a file that is missing or not YAML, and for a value of the wrong kind.
     """
-    source = Path(path)
+    source = recipe_path(Path(path))
     found = _read_yaml(source) | dict(_parse_change(word) for word in changes)
     return parse_recipe(found, source.name)
+
+
+def recipe_path(path: Path) -> Path:
+    """`configs/train_lora/...` where the current folder has it, else the recipe of that name that is shipped."""
+    if path.parts[:1] != ("configs",) or is_file(path):
+        return path
+    package = Path(__file__).parents[1]
+    shipped = (package / path, package.parent / path)  # of a wheel, of a clone
+    return next((file for file in shipped if is_file(file)), path)
 
 
 def parse_recipe(found: Mapping[str, Any], source: str) -> TrainRecipe | MergeRecipe:
@@ -149,7 +158,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError:  # a name that is too long
         is_there = False
     if not is_there:
-        raise InputError(f"There is no recipe {path_text(path)}; the repository's configs/ has one per model.")
+        raise InputError(
+            f"There is no recipe {path_text(path)}; there is one for each of the paper's models, also where only the "
+            "package is installed: configs/train_lora/qwen2_5_vl.yaml, configs/merge_lora/qwen2_5_vl.yaml, ..."
+        )
     text = read_text(path)
     if len(text) > MAX_LENGTH:
         raise InputError(f"{path} has {len(text)} characters; a recipe has at most {MAX_LENGTH}.")

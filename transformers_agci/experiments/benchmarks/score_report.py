@@ -13,7 +13,7 @@ from transformers_agci.experiments.benchmarks.uncertainty import headline_differ
 from transformers_agci.report.table import format_table
 from transformers_agci.statistics import Interval
 from transformers_agci.storage.atomic import write_atomic
-from transformers_agci.storage.json_file import write_json
+from transformers_agci.storage.json_file import write_report
 
 CHOICES = ("questions", "annotations", "problems", "splits", "split", "judge")  # that not every benchmark takes
 
@@ -65,17 +65,16 @@ def check_choices(name: str, given: set[str]) -> None:
             raise InputError(f"{declared.name} takes no `{option}`; it takes: {taken}.")
 
 
-def write_report(scored: Scored, figures: Path | None, items: Path | None) -> None:
+def write_scored(scored: Scored, figures: Path | None, items: Path | None) -> None:
     """The unrounded figures as JSON, and one line per answer, to the files that are named."""
-    for path in filter(None, (figures, items)):
+    if figures is not None:
+        write_report(figures, scored.report)
+    if items is not None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path == figures:
-                write_json(path, scored.report, indent=1)
-            else:
-                write_atomic(path, "".join(json.dumps(item.as_row()) + "\n" for item in scored.score.items).encode())
+            items.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(items, "".join(json.dumps(item.as_row()) + "\n" for item in scored.score.items).encode())
         except OSError as error:
-            raise InputError(f"{path}: the file cannot be written ({error.strerror}).") from None
+            raise InputError(f"'{items}' cannot be written: {error.strerror}; choose another path.") from None
 
 
 def interval_report(declared: Benchmark, score: Score, bootstrap: Bootstrap) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from transformers_agci.report.heatmap import GREY, INK, image_path, save_figure
 from transformers_agci.report.table import ABSENT, NUMBER, PERCENT, POINTS, Style, Table, p_value
 from transformers_agci.statistics import NO_DATA, Interval
 from transformers_agci.statistics.evenness import MARGIN_UNIT, MARGIN_UNIT_NOTE, Change, signed_root
-from transformers_agci.storage.json_file import write_json as write_json_file
+from transformers_agci.storage.json_file import write_report
 
 THREE, THREE_CHANGE = Style(digits=3), Style(digits=3, signed=True)
 VARIANCE = Style(digits=4, signed=True)
@@ -143,8 +143,7 @@ def _test_table(comparisons: Sequence[Comparison]) -> Table:
 
 def write_json(evidence: Evidence, controls: Sequence[Control], path: str | Path) -> None:
     """All numbers as JSON."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_json_file(Path(path), as_json(evidence) | {"without_image": as_json(list(controls))}, indent=1)
+    write_report(path, as_json(evidence) | {"without_image": as_json(list(controls))})
 
 
 def draw_evidence(evidence: Evidence, path: str | Path, title: str = "") -> Path:
@@ -154,9 +153,7 @@ def draw_evidence(evidence: Evidence, path: str | Path, title: str = "") -> Path
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     target = image_path(path)
-    panels = [
-        (name, points) for name, points in forest_panels(evidence) if any(np.isfinite(p.estimate) for p in points)
-    ]
+    panels = figure_panels(evidence)
     labels = [row.report.label for row in evidence.results]
     figure = Figure(
         figsize=(1.6 + 2.1 * len(panels), 1.4 + 0.34 * len(labels)), layout=ConstrainedLayoutEngine(), facecolor="white"
@@ -181,6 +178,11 @@ def draw_evidence(evidence: Evidence, path: str | Path, title: str = "") -> Path
     figure.supxlabel(f"{evidence.items} items; lines: 95 % intervals over items", fontsize=7.5, color=GREY)
     save_figure(figure, target)
     return target
+
+
+def figure_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
+    """The panels of `forest_panels` that hold anything."""
+    return [(name, points) for name, points in forest_panels(evidence) if any(np.isfinite(p.estimate) for p in points)]
 
 
 def forest_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:

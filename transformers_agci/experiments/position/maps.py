@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def draw_maps(
     results: Sequence[ResultReport], pair: PairReport | None, path: str | Path, title: str = "", remark: str = ""
 ) -> Path:
-    """Draw one result (Yes map, No map beside it) or two (a row for Yes, a row for No: first | second | difference)."""
+    """Draw one result (Yes map, No map beside it), or several: a row for Yes, a row for No; with a pair, also the
+    difference."""
     target = image_path(path)
     save_figure(probe_figure(results, pair, title, remark), target)
     return target
@@ -40,12 +41,15 @@ def probe_figure(
     sides = [name for name in ("yes", "no") if any(getattr(report, name) for report in results)]
     scale = accuracy_scale(results)
     maps = {name: [accuracy_panel(report, name, scale, len(results) > 1) for report in results] for name in sides}
-    if pair is None:
-        panels: list[list[Panel | None]] = [[panel for name in sides for panel in maps[name]]]
+    panels: list[list[Panel | None]]
+    if len(results) == 1:
+        panels = [[panel for name in sides for panel in maps[name]]]
+    elif pair is None:
+        panels = [maps[name] for name in sides]
     else:
         differences = difference_scale([pair])
         panels = [[*maps[name], difference_panel(pair, name, results[0].shape, differences)] for name in sides]
-    title = title or (results[0].label if pair is None else "")
+    title = title or (results[0].label if len(results) == 1 else "")
     return compose(panels, title, "\n".join(line for line in (_footnote(pair), remark) if line))
 
 

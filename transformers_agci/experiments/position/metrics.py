@@ -17,7 +17,7 @@ from transformers_agci.experiments.position.results import ProbeResult, label_of
 from transformers_agci.experiments.position.tables import pair_positions, pair_text, result_text
 from transformers_agci.report.heatmap import image_path
 from transformers_agci.report.table import PERCENT, Table, format_table
-from transformers_agci.storage import json_file
+from transformers_agci.storage.json_file import write_report
 
 Paths = Sequence[str | Path]
 
@@ -123,17 +123,13 @@ def write_json(metrics: Metrics, path: str | Path) -> None:
         "difference": as_json(metrics.pair),
         "without_picture": as_json(metrics.controls),
     }
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_json(Path(path), content, indent=1)
-    except OSError as error:
-        raise InputError(f"`json`: '{path}' cannot be written: {error.strerror}; choose another path.") from error
+    write_report(path, content)
 
 
-def check_outputs(heatmap: str | None) -> None:
+def check_outputs(*images: str | None) -> None:
     """Refuse an image that cannot be drawn before anything is measured."""
-    if heatmap is not None:
-        image_path(heatmap)
+    for image in filter(None, images):
+        image_path(image)
 
 
 def _distinct(paths: Paths) -> list[str]:

@@ -190,11 +190,7 @@ def is_right(row: Mapping[str, Any]) -> bool:
 def label_of(path: str | Path) -> str:
     """How a result is named in tables and maps: its lambda or strength and engine where the manifest beside it
     tells, else the file's name."""
-    try:
-        settings = read_json_object(manifest.path_of(Path(path))).get("settings")
-    except InputError:
-        settings = None
-    settings = settings if isinstance(settings, dict) else {}
+    settings = _settings_of(path)
     lam, method = settings.get("lambda"), settings.get("method", "agci")
     engine = settings.get("engine", "transformers")
     if lam == "as served":
@@ -209,6 +205,26 @@ def label_of(path: str | Path) -> str:
     else:
         label = f"{name} (lambda {lambda_text(float(lam))})" if lam else "baseline (lambda 0)"
     return label if engine == "transformers" else f"{label}, {engine}"
+
+
+def method_and_lambda(path: str | Path) -> tuple[str, float] | None:
+    """The method of a result and its lambda, or what a rival calls its strength, where the manifest beside it tells."""
+    settings = _settings_of(path)
+    lam = settings.get("strength") or settings.get("lambda")
+    if isinstance(lam, bool) or not isinstance(lam, int | float):
+        return None
+    return str(settings.get("method", "agci")), float(lam)
+
+
+def _settings_of(path: str | Path) -> dict[str, Any]:
+    """The settings of the manifest beside a result; empty where there is none, or no result of this name can be."""
+    if not Path(path).name:
+        return {}
+    try:
+        settings = read_json_object(manifest.path_of(Path(path))).get("settings")
+    except InputError:
+        settings = None
+    return settings if isinstance(settings, dict) else {}
 
 
 def _score(row: Mapping[str, Any], where: str) -> _Scored:

@@ -14,7 +14,8 @@ from transformers_agci.experiments.position.tables import pair_text
 from transformers_agci.report.table import POINTS, format_table
 from transformers_agci.statistics import Floats, planning
 from transformers_agci.storage import manifest
-from transformers_agci.storage.json_file import write_json
+from transformers_agci.storage.json_file import write_report
+from transformers_agci.storage.reading import read_bytes
 
 SCORES = {"balanced": "balanced accuracy, %", "auc": "AUC", "evenness": "variance of the margins over cells"}
 
@@ -45,16 +46,15 @@ def sweep_text(found: Sweep | NestedSweep) -> str:
 def write_sweep(found: Sweep | NestedSweep, path: str | Path, sources: Sequence[str]) -> None:
     """The numbers as JSON; the manifest beside them has the split and the hashes of what was read."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_json(target, as_json(found), indent=1)
+    write_report(target, as_json(found))
     split = (
         {"rule": f"SHA-256 of the caption, first 8 bytes modulo {FOLDS}", "folds": FOLDS}
         if isinstance(found, NestedSweep)
         else as_json(found.split)
     )
-    hashes = {Path(source).name: hashlib.sha256(Path(source).read_bytes()).hexdigest() for source in sources}
+    hashes = {Path(source).name: hashlib.sha256(read_bytes(source)).hexdigest() for source in sources}
     settings = {"experiment": "sweep", "choose_by": found.choice, "split": split, "results_sha256": hashes}
-    write_json(manifest.path_of(target), {"settings": settings, "environment": manifest.environment()})
+    write_report(manifest.path_of(target), {"settings": settings, "environment": manifest.environment()})
 
 
 def plan_text(pilots: Sequence[ProbeResult], difference: float) -> str:

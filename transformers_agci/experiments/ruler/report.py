@@ -22,7 +22,7 @@ from transformers_agci.inference.progress import Progress
 from transformers_agci.report.heatmap import DOTS_PER_INCH, GREY, INK
 from transformers_agci.report.table import format_table
 from transformers_agci.storage.atomic import open_atomic, write_atomic
-from transformers_agci.storage.json_file import write_json
+from transformers_agci.storage.json_file import write_report
 
 # Arms by colour and marker: they can be told apart in grey and by colour-blind readers.
 STYLES = {
@@ -68,7 +68,7 @@ def measure(options: RulerOptions) -> str:
     table = ruler_table(summary)
     settings = {**run.settings(), "items": options.items}
     result = {"settings": settings, "conditions": summary, "criteria": [c._asdict() for c in criteria]}
-    write_json(options.folder / "ruler.json", result)
+    write_report(options.folder / "ruler.json", result)
     write_atomic(options.folder / "ruler.md", f"{markdown(table)}\n\n{criteria_text(criteria)}\n".encode())
     draw(summary, options.items, options.folder / "ruler.png")
     lines = [format_table(table[0], table[1:]), "", criteria_text(criteria), f"figure: {options.folder / 'ruler.png'}"]
@@ -95,7 +95,7 @@ def calibrate(options: RulerOptions) -> str:
         "criteria": [criterion._asdict() for criterion in criteria],
         "sets": [found._asdict() for found in judged],
     }
-    write_json(options.folder / "calibration.json", result)
+    write_report(options.folder / "calibration.json", result)
     return f"{criteria_text(criteria)}\n\nwritten to {options.folder / 'calibration.json'}"
 
 

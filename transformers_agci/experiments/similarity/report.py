@@ -14,7 +14,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.items import item_names
 from transformers_agci.report.heatmap import Panel, Scale, compose, image_path, save_figure, scale_about_zero
 from transformers_agci.report.table import Style, format_table
-from transformers_agci.storage import json_file
+from transformers_agci.storage.json_file import write_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -157,11 +157,7 @@ def write_json(report: SimilarityReport, path: str | Path) -> None:
         },
         "spread": {"sd": report.spread.sd._asdict(), "gap": report.spread.gap._asdict()},
     }
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_json(Path(path), content, indent=1)
-    except OSError as error:
-        raise InputError(f"`json`: '{path}' cannot be written: {error.strerror}; choose another path.") from error
+    write_report(path, content)
 
 
 def _plain(interval: st.Interval) -> dict[str, float | None]:
