@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import original_llava
 import pytest
 import training_data as td
+from PIL import Image
 
 from transformers_agci.cli import main
 from transformers_agci.embedded.probe_set import build_probe_set, build_similarity_set
@@ -202,3 +204,39 @@ def test_interrupting_a_merge(
     assert len(pieces) == 1
     assert "interrupted" in capsys.readouterr().err
     assert not list((tmp_path / "place").iterdir())
+
+
+# --- files that may not grow ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [0, 2_000, 40_000])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["similarity", "--items", "4", "--answer_file", "S.jsonl"],
+        ["flow", "--items", "1", "--output_dir", "F"],
+        ["flow", "--image", "x.png", "--question", "Is there a dog?", "--output_path", "f.png"],
+        ["probe", "--items", "2", "--answer_file", "A.jsonl"],
+    ],
+    ids=lambda words: "-".join(word.strip("-") for word in words[:2]),
+)
+def test_a_file_that_may_not_grow(
+    words: list[str], most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a quota or `ulimit -f` does: one sentence, and the same command goes on when there is room."""
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((84, 84), 90).convert("RGB").save("x.png")
+    lambdas = ["--global_context_lambda", "0.5", "--quiet"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        code = main([*words, *lambdas])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr().err
+    assert code in ((2,) if most < 40_000 else (0, 2)), said
+    if code == 2:
+        assert said.splitlines()[-1].startswith("agci: ") and "File too large" in said.splitlines()[-1], said
+        assert main([*words, *lambdas]) == 0
+    assert not list(tmp_path.rglob("*.new"))

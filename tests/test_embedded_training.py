@@ -1,5 +1,6 @@
 """The training of the embedded model: its quick forward is the stock model's, and a few steps of it learn."""
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,17 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytes
     model = AutoModelForImageTextToText.from_pretrained(whole)
     assert model.dtype == torch.float32
     assert sys.modules[type(processor).__module__].__name__.startswith("transformers.models.qwen2_5_vl")
+
+
+def test_a_damaged_stage_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.torch import save_file
+
+    stages, render = training.scaled(4), RenderConfig(noise=training.TRAINING_NOISE)
+    way = hashlib.sha256(repr((stages[:1], render, 0)).encode()).hexdigest()[:12]
+    stage = tmp_path / "stages" / f"1-{stages[0].name}-{way}.safetensors"
+    stage.parent.mkdir()
+    for damage in (lambda: stage.write_bytes(b"\x00" * 9), lambda: save_file({"other": torch.ones(1)}, stage)):
+        damage()
+        assert main(["train-embedded", "--output", str(tmp_path), "--steps", "4", "--items", "1"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"agci: {stage} cannot be taken up (") and said.endswith("stage is trained again.\n")

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import benchmark_samples as samples
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
@@ -27,6 +29,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from transformers_agci.cli import main
+from transformers_agci.embedded.location import embedded_model_path
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.ruler.conditions import CALIBRATION, RULER
+from transformers_agci.inference.checkpoint_files import fingerprint
 
 pytestmark = pytest.mark.slow
 
@@ -39,11 +45,16 @@ NO_MODEL = "./no_such_model"
 
 @dataclass(frozen=True)
 class Case:
-    """Words of a command, the files that it reads (name -> bytes), and options that may be given odd values."""
+    """Words of a command, the files that it reads (name -> bytes), and options that may be given odd values.
+
+    `stop` is a function of ours that would begin the long work, or load a model: there the case ends.
+    """
 
     words: str
     files: dict[str, bytes]
     odd: tuple[str, ...] = ()
+    stop: str = ""
+    examples: int = EXAMPLES
 
 
 def lines(rows: list[Any]) -> bytes:
@@ -56,6 +67,12 @@ def jpeg(side: int = 60) -> bytes:
     return buffer.getvalue()
 
 
+def parquet(rows: list[Any]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
 def zipped(rows: list[Any]) -> bytes:
     """An archive of the rows' images."""
     buffer = io.BytesIO()
@@ -65,10 +82,33 @@ def zipped(rows: list[Any]) -> bytes:
     return buffer.getvalue()
 
 
+STAGE = "1-names-ae5dc4b46bb1.safetensors"  # of 4 steps, seed 0
 PROBE = [json.loads(line) for line in (ROOT / "probe_datasets/sample_noto_840_840.json").read_text().splitlines()[:18]]
 ANSWERED = [
     {**row, "prediction": "Yes", "qs": "Q?", "yes_logit": 1.5, "no_logit": 0.5 + k / 9, "margin": 1.0 - k / 9}
     for k, row in enumerate(PROBE)
+]
+ITEMS_APART = [
+    {
+        **row,
+        "image": f"{item}_{row['image']}",
+        "caption": f"{row['caption']} {item} {answer}",
+        "answer": answer,
+        "prediction": "Yes" if (item * 7 + k * 5) % 11 < (8 if answer == "Yes" else 3) else "No",
+        "margin": row["margin"] + item / 7,
+    }
+    for answer in ("Yes", "No")
+    for item in range(40)
+    for k, row in enumerate(ANSWERED[:9])
+]
+RULER_SETTINGS = {
+    "stream": "ruler/items/0",
+    "conditions": [condition.name for condition in RULER],
+    "lambda": 0.5,
+    "weights_sha256": fingerprint(embedded_model_path()),
+}
+RULER_ITEMS = [
+    {"item": n, "margins": {c.name: [1.5 - n / 7 - k / 9 for k in range(18)] for c in RULER}} for n in range(3)
 ]
 SIMILAR = [{**row, "similarity": 0.5 + k / 40} for k, row in enumerate(PROBE)]
 PROBLEMS = {
@@ -128,6 +168,109 @@ CASES = {
     ),
     "metrics of a gzip": Case(
         "metrics --results_file A.jsonl.gz --draws 3", {"A.jsonl.gz": gzip.compress(lines(ANSWERED))}
+    ),
+    "metrics of three": Case(
+        "metrics --results_file A.jsonl B.jsonl A.jsonl --draws 3 --labels first second third --json out.json",
+        {"A.jsonl": lines(ANSWERED), "B.jsonl": lines(ANSWERED), "A.manifest.json": b'{"settings": {"lambda": 0}}'},
+        examples=15,  # each takes two seconds
+    ),
+    "evidence": Case(
+        "evidence A.jsonl B.jsonl --draws 3",
+        {"A.jsonl": lines(ANSWERED), "B.jsonl": lines(ANSWERED)},
+        (
+            "--negatives_file",
+            "--draws",
+            "--seed",
+            "--labels",
+            "--json",
+            "--margin",
+            "--output_figure",
+            "--text_only_file",
+        ),
+    ),
+    "evidence with a curve": Case(
+        "evidence A.jsonl B.jsonl --draws 3 --output_curve c.png",
+        {
+            "A.jsonl": lines(ANSWERED),
+            "B.jsonl": lines(ANSWERED),
+            "A.manifest.json": b'{"settings": {"lambda": 0, "method": "agci"}}',
+            "B.manifest.json": b'{"settings": {"lambda": 0.5, "method": "agci"}}',
+        },
+        ("--output_curve",),
+    ),
+    "sweep": Case(
+        "sweep A.jsonl B.jsonl --json out.json",
+        {"A.jsonl": lines(ITEMS_APART), "B.jsonl": lines(ITEMS_APART)},
+        ("--held_out", "--dev_share", "--choose_by", "--labels", "--json"),
+    ),
+    "plan": Case("plan A.jsonl --difference 5", {"A.jsonl": lines(ITEMS_APART)}, ("--difference",)),
+    "ruler": Case(
+        "ruler --items 3 --output_dir R",
+        {"R/margins.jsonl": lines([RULER_SETTINGS, *RULER_ITEMS])},
+        ("--items", "--seed", "--processes", "--output_dir"),
+        stop="experiments.ruler.run.ProcessPoolExecutor",
+    ),
+    "ruler calibration": Case(
+        "ruler --calibration --items 3 --pool 3 --sets 1 --output_dir R",
+        {
+            "R/calibration.jsonl": lines(
+                [
+                    RULER_SETTINGS | {"stream": "ruler/pool/0", "conditions": [c.name for c in CALIBRATION]},
+                    *RULER_ITEMS,
+                ]
+            )
+        },
+        ("--pool", "--sets"),
+        stop="experiments.ruler.run.ProcessPoolExecutor",
+    ),
+    "study": Case(
+        "study --seeds 1 --steps 1 --items 1 --output_dir S",
+        {"S/study.json": b'{"steps": 1, "items": 1, "learning_rate": 0.001}'},
+        ("--seeds", "--steps", "--items", "--output_dir"),
+        stop="experiments.study.run.embedded_data",
+    ),
+    "demo": Case(
+        "demo --items 1 --output_dir D",
+        {
+            "D/answers.lam0.jsonl": lines(ANSWERED),
+            "D/answers.lam0.manifest.json": b"{}",
+        },
+        ("--items", "--seed", "--processes", "--output_dir", "--planted_bias"),
+        stop="experiments.demo.embedded_data",
+    ),
+    "train-embedded": Case(
+        "train-embedded --output out --items 1 --steps 4",
+        {f"out/stages/{STAGE}": b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "},
+        ("--output", "--seed", "--steps", "--items"),
+        stop="embedded.training.run_stage",
+    ),
+    "data build-similarity": Case(
+        "data build-similarity --source src --output_dir out --items 1 --workers 1 --canvas 90 --box 28 --gutter 1",
+        {"src/metadata.csv": b"file_name,caption\n0.jpg,thing\n", "src/0.jpg": jpeg(80)},
+        ("--name", "--images", "--canvas", "--box", "--gutter", "--background", "--quality", "--seed", "--captions"),
+    ),
+    "data build-samples": Case(
+        "data build-samples --root R",
+        {
+            "R/probe_datasets/sample_noto_840_840.json": lines(PROBE),
+            "R/data/dataset_info.json": b"{}",
+        },
+        ("--root",),
+        stop="data.samples.build",
+        examples=6,  # each reads the atlas
+    ),
+    "downstream": Case(
+        f"downstream --model {NO_MODEL} --data_root D",
+        {
+            "D/ScienceQA/q.json": json.dumps(samples.scienceqa_questions()).encode(),
+            "D/POPE/p.jsonl": lines(samples.pope_questions()),
+        },
+        ("--data_root", "--eval_file_path_pope", "--image_path_pope", "--protocol", "--limit", "--resamples"),
+    ),
+    "mmmu-pro": Case(
+        f"mmmu-pro --model {NO_MODEL} --dataset_repo_id D --output_root out",
+        {"D/vision/test-00000-of-00001.parquet": parquet(samples.mmmu_rows(list("AB")))},
+        ("--dataset_repo_id", "--dataset_variant", "--output_root", "--mode", "--debug", "--limit"),
     ),
     "metrics-similarity": Case(
         "metrics-similarity --results_file S.jsonl --draws 3",
@@ -397,6 +540,7 @@ def run(words: list[str]) -> tuple[int, str, str]:
 def names_the_culprit(said: str, words: list[str], case: Case) -> bool:
     """Whether a message names a file or folder of the case, a word that was given, an option or a recipe's key."""
     names = {part for name in case.files for part in Path(name).parts} | {"model folder", "lambda must be"}
+    names |= {f"'{Path(name).stem}'" for name in case.files}  # a result is called after its file
     shown = [word.encode("utf-8", "backslashreplace").decode()[:20] for word in words[1:]]
     given = {word for word in shown if len(word) > 1} | ({shown[-1]} - {""})
     return (
@@ -404,6 +548,19 @@ def names_the_culprit(said: str, words: list[str], case: Case) -> bool:
         or any(re.search(rf"(?<!\w){re.escape(word)}", said) for word in given)
         or re.search(r"--[a-z_0-9]+|[\w/]+\.jpe?g", said) is not None
     )
+
+
+def stopped(*_: object, **__: object) -> None:
+    raise InputError("the model folder is read from here on")
+
+
+@contextlib.contextmanager
+def ending_at(case: Case) -> Iterator[None]:
+    """The case ends where the long work would begin."""
+    with pytest.MonkeyPatch.context() as patch:
+        if case.stop:
+            patch.setattr(f"transformers_agci.{case.stop}", stopped)
+        yield
 
 
 def check_one(data: st.DataObject, case: Case) -> int:
@@ -416,7 +573,8 @@ def check_one(data: st.DataObject, case: Case) -> int:
             words += [data.draw(st.sampled_from(case.odd)), data.draw(st.sampled_from(ODD_OPTIONS))]
         else:
             damage(data.draw, case, folder)
-        code, out, err = run(words)
+        with ending_at(case):
+            code, out, err = run(words)
         told = (words, code, out[-1000:], err[-1000:])
         assert code in (0, 1, 2), told
         assert "Traceback" not in out + err, told
@@ -440,7 +598,7 @@ def test_a_damaged_input_ends_in_one_sentence(name: str) -> None:
     codes: list[int] = []
 
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=CASES[name].examples,
         derandomize=True,
         deadline=None,
         phases=(Phase.generate,),
@@ -452,15 +610,21 @@ def test_a_damaged_input_ends_in_one_sentence(name: str) -> None:
         codes.append(check_one(data, CASES[name]))
 
     check()
-    assert len(codes) >= EXAMPLES and set(codes) & {1, 2}
+    assert len(codes) >= CASES[name].examples and set(codes) & {1, 2}
 
 
 def test_two_thousand_inputs_in_all() -> None:
-    assert EXAMPLES * len(CASES) >= 2000
+    assert sum(case.examples for case in CASES.values()) >= 2000
 
 
 # What these would read next is not there: a model, an adapter, an original checkpoint.
 NEEDS_MORE = {
+    "study",
+    "demo",
+    "train-embedded",
+    "data build-samples",
+    "downstream",
+    "mmmu-pro",
     "self-check",
     "convert-llava",
     "check-recipe",
@@ -480,6 +644,7 @@ def test_an_undamaged_case_succeeds_or_lacks_its_model(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(CASES[name], tmp_path)
-    code, out, err = run(CASES[name].words.split())
+    with ending_at(CASES[name]):
+        code, out, err = run(CASES[name].words.split())
     assert code == (2 if name in NEEDS_MORE else 1 if name.startswith("data check") else 0), (out, err)
     assert name not in NEEDS_MORE or "model" in out + err or "config.json" in err

@@ -139,3 +139,17 @@ def test_the_calibration_counts_its_sets(tmp_path: Path, capsys: pytest.CaptureF
     assert [criterion["found"].endswith("of 3") for criterion in result["criteria"]] == [True] * 4
     assert main([*words, "--pool", "5", "--items", "10"]) == 2
     assert "--items must be at most --pool, 5, but is 10." in capsys.readouterr().err
+
+
+def test_a_damaged_journal_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers_agci.experiments.ruler.run import ItemRun
+
+    file = tmp_path / "margins.jsonl"
+    settings = ItemRun(file, ("ruler", "items", 0), 3, RULER, 0.5, 1).settings()
+    whole = [{"item": n, "margins": {c.name: [1.0] * 18 for c in RULER}} for n in range(3)]
+    for damage in ({"item": 2}, {"margins": {}}, {"margins": {c.name: [float("nan")] * 18 for c in RULER}}):
+        lines = [settings, whole[0], whole[1] | damage, whole[2]]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert main(["ruler", "--items", "3", "--output_dir", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"agci: {file}:3 is not what the ruler writes there") and said.count("\n") == 1

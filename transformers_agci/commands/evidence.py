@@ -7,7 +7,7 @@ consistency, calibration, equivalence within a margin that is stated beforehand,
 import argparse
 from typing import TYPE_CHECKING
 
-from transformers_agci.commands.options import add_draws_options, json_file, number
+from transformers_agci.commands.options import add_draws_options, json_file, number, path
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.position.results import ProbeResult
@@ -26,17 +26,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_curve", metavar="F", help="results of several lambdas: their curve over lambda")
     parser.add_argument("--json", metavar="OUT", type=json_file, help="write all numbers to this file")
     parser.add_argument("--title", default="", help="title of the figures")
-    parser.add_argument("--text_only_file", nargs="+", default=[], metavar="T", help="answers without an image")
-    parser.add_argument("--blank_image_file", nargs="+", default=[], metavar="T", help="answers on a blank image")
+    parser.add_argument(
+        "--text_only_file", nargs="+", type=path, default=[], metavar="T", help="answers without an image"
+    )
+    parser.add_argument(
+        "--blank_image_file", nargs="+", type=path, default=[], metavar="T", help="answers on a blank image"
+    )
     add_draws_options(parser, "permutations of the null")
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("results", nargs="+", metavar="R", help="result files, the baseline first")
+    parser.add_argument("results", nargs="+", type=path, metavar="R", help="result files, the baseline first")
     parser.add_argument(
         "--negatives_file",
         "--negatives_files",
         nargs="+",
+        type=path,
         default=[],
         metavar="N",
         help="the results on the negatives, one per result file, where they are files of their own",
@@ -81,6 +86,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--held_out",
         nargs="+",
+        type=path,
         default=[],
         metavar="H",
         help="results of another data set to report on, one per result file; without it the items are split",
@@ -124,7 +130,9 @@ def run_sweep(args: argparse.Namespace) -> int:
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `agci plan`."""
-    parser.add_argument("pilot", nargs="+", metavar="PILOT", help="a result file, or two (baseline, then the method)")
+    parser.add_argument(
+        "pilot", nargs="+", type=path, metavar="PILOT", help="a result file, or two (baseline, then the method)"
+    )
     parser.add_argument(
         "--difference", type=number, required=True, metavar="POINTS", help="the effect to be shown, in points"
     )

@@ -8,7 +8,7 @@ Three or more: their maps on one scale, and the tables of `agci evidence`, each 
 import argparse
 from typing import TYPE_CHECKING
 
-from transformers_agci.commands.options import add_draws_options, json_file
+from transformers_agci.commands.options import add_draws_options, json_file, path
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.position.metrics import Control
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--results_file",
         "--result_file",
         nargs="+",
+        type=path,
         required=True,
         metavar="R",
         help="one result file, two (baseline, then AGCI), or more",
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--negatives_file",
         "--negatives_files",
         nargs="+",
+        type=path,
         default=[],
         metavar="N",
         help="the results on the negatives, one per result file, where they are files of their own",
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text_only_file",
         nargs="+",
+        type=path,
         default=[],
         metavar="T",
         help="answers without an image (agci probe --text_only): their Yes-rate stands beside the map",
@@ -47,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--blank_image_file",
         nargs="+",
+        type=path,
         default=[],
         metavar="T",
         help="answers on a blank image (agci probe --blank_image)",

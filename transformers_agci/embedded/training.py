@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +28,7 @@ from transformers_agci.embedded import architecture as shape
 from transformers_agci.embedded.atlas import CELL, SIDE, Atlas, RenderConfig
 from transformers_agci.embedded.fast_forward import FastDecoder, FastVision
 from transformers_agci.embedded.training_data import IGNORED, CanvasSampler, Dataset
+from transformers_agci.errors import InputError, error_line
 
 TEXT_SCALE = 0.3  # root mean square of embeddings and image tokens when the decoder starts to learn
 IMAGE_MARK = 0.7  # a constant random offset on every image token, in TEXT_SCALE: tells them from words
@@ -308,7 +310,7 @@ def train(
         way = hashlib.sha256(repr((stages[:number], render, seed)).encode()).hexdigest()[:12]
         done = folder / "stages" / f"{number}-{stage.name}-{way}.safetensors"
         if done.is_file():
-            state.model.load_state_dict(load_file(done), strict=False)  # the output layer is the embedding
+            _take_up(state, done)
             continue
         losses[stage.name] = list(run_stage(state, stage, atlas, render, seed))
         done.parent.mkdir(parents=True, exist_ok=True)
@@ -317,3 +319,15 @@ def train(
         save_file(weights, partial)
         partial.replace(done)
     return state, losses
+
+
+def _take_up(state: TrainingState, file: Path) -> None:
+    """Give the model the weights of a finished stage; InputError where the file does not hold exactly these."""
+    try:
+        found = state.model.load_state_dict(load_file(file), strict=False)
+        whole = not found.unexpected_keys and set(found.missing_keys) <= {"lm_head.weight"}  # that is the embedding
+        reason = "" if whole else "it lacks weights of the model, or has others"
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = error_line(error)
+    if reason:
+        raise InputError(f"{file} cannot be taken up ({reason}); remove it, and its stage is trained again.")

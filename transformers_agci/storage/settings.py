@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 
 NOT_SET = "not set"
+LONGEST = 200  # characters of a value that a message quotes
 
 
 def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """
     before, now = dict(_flat(there)), dict(_flat(as_stored(here)))
     return [
-        f"{key} is {before.get(key, NOT_SET)!r} there and {now.get(key, NOT_SET)!r} now"
+        f"{key} is {short(before.get(key, NOT_SET), LONGEST)} there and {short(now.get(key, NOT_SET), LONGEST)} now"
         for key in sorted(before | now)
         if before.get(key, NOT_SET) != now.get(key, NOT_SET)
     ]

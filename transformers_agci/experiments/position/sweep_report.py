@@ -43,7 +43,7 @@ def sweep_text(found: Sweep | NestedSweep) -> str:
     return f"{table}\n\nOn the {found.split.held_out} held-out items:\n\n{pair_text(pair)}\n\n{pair.verdict}"
 
 
-def write_sweep(found: Sweep | NestedSweep, path: str | Path, sources: Sequence[str]) -> None:
+def write_sweep(found: Sweep | NestedSweep, path: str | Path, sources: Sequence[str | Path]) -> None:
     """The numbers as JSON; the manifest beside them has the split and the hashes of what was read."""
     target = Path(path)
     write_report(target, as_json(found))
@@ -100,7 +100,13 @@ def _difference_variance(pilots: Sequence[ProbeResult]) -> tuple[float, str]:
         return float(
             np.nanvar(sides[1] - sides[0], ddof=1)
         ), "the difference's variance is that of the two pilots' items"
-    variance = 2 * float(np.nanvar(_by_item(first), ddof=1)) if len(first.items) > 1 else 0.0
+    means = _by_item(first)
+    if np.isfinite(means).sum() < 2:
+        raise InputError(
+            f"'{first.label}' has no two items with a balanced accuracy: its Yes and No rows are of different items, "
+            "or of one; give a pilot whose negatives are asked about the same images."
+        )
+    variance = 2 * float(np.nanvar(means, ddof=1))
     return variance, "two results are taken as unrelated, which asks for too many items: give a second pilot"
 
 

@@ -1,5 +1,7 @@
 """The ruler's run: items drawn anew, asked under every condition by several processes, kept in a journal."""
 
+import contextlib
+import math
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -40,16 +42,19 @@ class ItemRun:
 
     def margins(self, overwrite: bool = False) -> Margins:
         """Ask whatever is not recorded yet; returns the margins of all items."""
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            if overwrite:
-                self.file.unlink(missing_ok=True)
-            journal = Journal(self.file)
-        except OSError as error:
-            raise InputError(f"`output_dir` {self.file.parent} cannot be written: {error.strerror}.") from error
-        with closing(journal), exclusive_lock(self.file, "measuring into"):
+        with contextlib.ExitStack() as stack:
+            try:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(exclusive_lock(self.file, "measuring into"))  # opening cuts off a torn line
+                if overwrite:
+                    self.file.unlink(missing_ok=True)
+                journal = stack.enter_context(closing(Journal(self.file)))
+            except OSError as error:
+                raise InputError(f"`output_dir` {self.file.parent} cannot be written: {error.strerror}.") from error
             self._claim(journal)
             records = journal.records[1 : 1 + self.items]
+            for number, record in enumerate(records):
+                self._check(record, number)
             progress = Progress(self.items - len(records), unit="item")
             with closing(progress):
                 for record in self._asked(range(len(records), self.items)):
@@ -60,6 +65,21 @@ class ItemRun:
             name: np.array([record["margins"][name] for record in records]).reshape(-1, 2, CELLS)
             for name in (condition.name for condition in self.conditions)
         }
+
+    def _check(self, record: Any, number: int) -> None:
+        """InputError where a line of the journal is not item `number` with all its margins."""
+        names = [condition.name for condition in self.conditions]
+        margins = record.get("margins") if isinstance(record, dict) else None
+        whole = (
+            isinstance(margins, dict)
+            and record.get("item") == number
+            and all(_is_table(margins.get(name)) for name in names)
+        )
+        if not whole:
+            raise InputError(
+                f"{self.file}:{number + 2} is not what the ruler writes there, the margins of item {number}; give "
+                "`overwrite` to start over."
+            )
 
     def settings(self) -> dict[str, Any]:
         """What must be equal for a journal to be continued; more items may be added to it."""
@@ -93,6 +113,15 @@ class ItemRun:
             yield from pool.map(_Worker.ask, numbers)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _is_table(values: Any) -> bool:
+    """Whether these are 2 questions x 9 cells of finite margins."""
+    return (
+        isinstance(values, list)
+        and len(values) == 2 * CELLS
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    )
 
 
 class _Worker:
