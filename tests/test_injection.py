@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformers_agci.commands.options import SEEDED as SEEDED_OPTIONS
+from transformers_agci.method import names
 from transformers_agci.method.injection import (
     METHODS,
     SEEDED,
@@ -143,7 +143,8 @@ def test_shuffled_gives_the_doses_to_other_tokens() -> None:
 
 
 def test_names_of_methods_carry_a_seed() -> None:
-    assert tuple(SEEDED) == SEEDED_OPTIONS
+    assert tuple(SEEDED) == names.SEEDED
+    assert {*METHODS, *SEEDED} == {"agci", *names.CONTROLS}  # what help and messages list
     tokens = torch.randn(5, 16)
     torch.testing.assert_close(injection_of("random-3")(tokens, 1.0), inject_random(tokens, 1.0, seed=3))
     assert injection_of("random") is METHODS["random"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from transformers_agci.embedded.location import EMBEDDED, MODEL_TYPE, embedded_model_path
 from transformers_agci.errors import InputError, short
 from transformers_agci.method.lam import parse_lambda
+from transformers_agci.method.names import CONTROLS, SEEDED
 from transformers_agci.method.rivals import RIVALS
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from transformers_agci.inference.load import LoadOptions
     from transformers_agci.inference.runner import RunOptions
 
-SEEDED = ("random", "noise", "shuffled")  # methods that take a seed, without importing torch
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 STDOUT = Path("/dev/stdout")
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
@@ -201,7 +201,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
         "--method",
         default="agci",
         metavar="NAME",
-        help=f"agci; a control: uniform, random, noise, shuffled; or a rival: {', '.join(RIVALS)}",
+        help=f"agci; a control: {', '.join(CONTROLS)}; or a rival: {', '.join(RIVALS)}",
     )
     asked.add_argument(
         "--method_options",
@@ -216,7 +216,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
         type=whole(0, 999_999_999),
         default=[],
         metavar="S",
-        help="seeds of random, noise or shuffled (default 0); agci probe takes several, a result file for each",
+        help=f"seeds of {', '.join(SEEDED)} (default 0); agci probe takes several, a result file for each",
     )
     asked.add_argument("--scope", default="image", help="image, or batch: the mean as the published code takes it")
     run = add_run_options(parser)

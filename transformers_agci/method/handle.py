@@ -63,7 +63,7 @@ class Handle:
     Attributes:
         scope: "image" (the mean of each image's own tokens) or "batch" (one mean over all image tokens of a call, as
             the published code computes it; a sample's result then depends on its batch mates).
-        method: "agci", or one of the controls "uniform" and "random".
+        method: "agci", one of its controls (`method/names.py`) or a rival (`method/rivals/`).
         injections: images updated so far; every beam copy counts, nothing counts while lambda is 0.
         from_config: put on by the config key alone, without a call of `attach`.
     """
@@ -254,7 +254,7 @@ def attach(
         lam: lambda, finite and >= 0, of agci and the controls, which need it. It becomes the model's
             `config.global_context_broadcast_lambda`, so that saving, copying and merging keep it.
         scope: "image", or "batch" to compare with the published code (agci and the controls).
-        method: "agci"; a control: "uniform", "random", "noise", "shuffled"; or a rival: see method/rivals/.
+        method: "agci", one of its controls (`method/names.py`) or a rival (`method/rivals/`).
         options: `seed` of random, noise and shuffled; `strength` and what else a rival takes.
 
     Raises:

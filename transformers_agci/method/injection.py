@@ -83,8 +83,8 @@ def inject_shuffled(
     return _inject(functools.partial(_shuffled_delta, seed=seed), tokens, lam, context)
 
 
-# The names that `attach(method=...)` and the commands accept, and those of them, and more controls, that take a seed:
-# "random-1" is `inject_random` with seed 1.
+# What `attach(method=...)` and the commands accept (names.py has the names), and what of it takes a seed: "random-1" is
+# `inject_random` with seed 1.
 METHODS: Mapping[str, Callable[..., torch.Tensor]] = MappingProxyType(
     {"agci": inject_global_context, "uniform": inject_uniform, "random": inject_random}
 )
@@ -96,7 +96,7 @@ _SEED = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 def injection_of(name: str) -> Callable[..., torch.Tensor] | None:
-    """The function of a method's name: agci, uniform, random, noise, shuffled, or one of the last three with "-SEED".
+    """The function of AGCI, of a control, or of a control that takes a seed with "-SEED" behind its name.
 
     >>> injection_of("random-1").keywords
     {'seed': 1}
