@@ -282,6 +282,19 @@ def test_vllm_has_the_classes_of_the_table() -> None:
     assert set(SERVED_MODELS) <= there
 
 
+def test_pixel_limits(rows: list[Question], tmp_path: Path) -> None:
+    """vLLM calls the image processor itself, with the same limits: a smaller image, the same answers."""
+    limits: dict[str, Any] = {"min_pixels": 56 * 56, "max_pixels": 126 * 126}
+    reduced = load(LoadOptions(MODEL, device="cpu", **limits))
+    options = VllmOptions(gpu_memory_utilization=MEMORY, engine_args=EAGER)
+    engine = open_vllm(LoadOptions(MODEL, dtype="float32", **limits), options)
+    answer_questions(engine, QuestionSet(rows[:9]), [0.5], [tmp_path / "A.jsonl"], AnswerOptions())
+    engine.close()
+    written = [json.loads(line) for line in (tmp_path / "A.jsonl").read_text().splitlines()]
+    found = torch.tensor([[row[name] for name in YES_NO] for row in written], dtype=torch.float64)
+    assert (found - by_transformers(reduced, rows[:9], 0.5).log_probs).abs().max() <= EXACT
+
+
 def test_images_that_are_too_long_are_skipped(tmp_path: Path) -> None:
     """A prompt beyond the model's length is a bad row; the others are answered."""
     Image.new("RGB", (1400, 1400)).save(tmp_path / "large.png")
