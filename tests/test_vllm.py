@@ -150,7 +150,7 @@ def test_lambda_is_felt(by_vllm: dict[tuple[float, int], Scores]) -> None:
 
 def test_smoke(tmp_path: Path) -> None:
     """One start: the probe's command on one item under both engines."""
-    words = {}
+    found = {}
     for engine in ("vllm", "transformers"):
         output = tmp_path / f"{engine}.jsonl"
         given = VLLM_WORDS if engine == "vllm" else ["--device", "cpu"]
@@ -165,10 +165,11 @@ def test_smoke(tmp_path: Path) -> None:
             str(output),
         ]
         assert main(["probe", "--engine", engine, *given, *arguments]) == 0
-        written = [json.loads(line) for line in output.read_text().splitlines()]
-        words[engine] = [(row["prediction"], round(row["margin"], 3)) for row in written]
-    assert len(words["vllm"]) == 18
-    assert words["vllm"] == words["transformers"]
+        found[engine] = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(found["vllm"]) == 18
+    for ours, theirs in zip(found["vllm"], found["transformers"]):
+        assert ours["prediction"] == theirs["prediction"]
+        assert ours["margin"] == pytest.approx(theirs["margin"], abs=2 * EXACT)
 
 
 def test_self_check(capfd: pytest.CaptureFixture[str]) -> None:

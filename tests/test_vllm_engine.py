@@ -1,5 +1,6 @@
 """The engine vllm on a vLLM that answers from a script: what is asked, how answers are read, what is refused."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,15 @@ def test_one_engine_per_lambda_and_many_questions_at_once(engine: VllmEngine, tm
     ask(engine, asked, tmp_path, (0.0, 0.5))  # everything is done already: nothing starts
     assert len(AsyncLLM.started) == 2
     engine.close()
+
+
+def test_it_runs_beside_a_loop_of_the_callers(engine: VllmEngine, tmp_path: Path) -> None:
+    async def notebook() -> None:
+        ask(engine, questions("one", "two"), tmp_path)
+        engine.close()
+
+    asyncio.run(notebook())
+    assert [row["prediction"] for row in rows(tmp_path / "lam0.0.jsonl")] == ["Yes", "Yes"]
 
 
 def test_more_images_in_a_prompt_need_another_engine(engine: VllmEngine) -> None:

@@ -48,12 +48,24 @@ class RunningVllm:
         self._numbers = itertools.count()
         self._engine: Any = None
         try:
-            self._engine = self.wait(_started(async_llm, engine_args, given))
+            self._engine = self._start(async_llm, engine_args, given)
             self.in_flight = int(self._engine.vllm_config.scheduler_config.max_num_seqs) + MORE_THAN_RUNNING
             self._check_workers(lam, method)
         except BaseException:
             self.close()
             raise
+
+    def _start(self, async_llm: Any, engine_args: Any, given: Mapping[str, Any]) -> Any:
+        """In this thread, so that Ctrl-C ends it; where a loop runs already (a notebook), in the loop of our own."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return _started(async_llm, engine_args, given)
+
+        async def start() -> Any:
+            return _started(async_llm, engine_args, given)
+
+        return self.wait(start())
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine that is run in the engine's loop."""
@@ -129,7 +141,7 @@ async def _awaited(job: Callable[[], Awaitable[T]]) -> T:
     return await job()
 
 
-async def _started(async_llm: Any, engine_args: Any, given: Mapping[str, Any]) -> Any:
+def _started(async_llm: Any, engine_args: Any, given: Mapping[str, Any]) -> Any:
     try:
         arguments = engine_args(**given)
     except (TypeError, ValueError) as error:
