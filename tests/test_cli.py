@@ -162,3 +162,11 @@ def test_json_to_the_standard_output_is_json_alone(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["accuracy"] == 1
     assert "MMMU-Pro" in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_a_positional_may_stand_behind_options() -> None:
+    words = ["self-check", "--engine", "vllm", "models/mine", "--dtype", "float32"]
+    command = cli.find_command(words)
+    assert command is not None
+    args = command_parser(command).parse_args(words)
+    assert (args.checkpoint, args.engine, args.dtype) == ("models/mine", "vllm", "float32")

@@ -47,3 +47,13 @@ def test_commands_can_be_typed(page: Path) -> None:
             command = cli.find_command(words[1:])
             assert command is not None, line
             cli.command_parser(command).parse_args(words[1:])
+
+
+def test_the_reference_holds_every_public_name() -> None:
+    import transformers_agci
+
+    listed = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert {name.rpartition(".")[2] for name in listed} == set(transformers_agci.__all__)
+    for name in listed:
+        module, _, last = name.rpartition(".")
+        assert transformers_agci._PUBLIC[last] == module

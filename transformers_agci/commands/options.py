@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformers_agci.embedded.location import EMBEDDED, MODEL_TYPE, embedded_model_path
 from transformers_agci.errors import InputError, short
@@ -31,6 +31,10 @@ WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 class Parser(argparse.ArgumentParser):
     """An option that is wrong, missing or unknown is an InputError: one sentence instead of the usage."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """A positional may stand behind options: argparse alone gives an optional one up at the first option."""
+        return self.parse_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         found = re.match(r"argument ([^:]+): (.*)", message, flags=re.DOTALL)
