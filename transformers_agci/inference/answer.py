@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from transformers_agci.inference.prompt import answer_token_ids
 from transformers_agci.inference.questions import ANSWER_WORDS, StopRule
@@ -144,6 +150,8 @@ class Answerer:
         eos = self.settings.eos_token_id
         self.ends = frozenset(eos if isinstance(eos, list) else [eos])
         self._answer_ids: tuple[int, int] | None = None
+        # Janus's generate() does not hand logits processors on.
+        self._drops_guard = type(model).generate is not GenerationMixin.generate
 
     @property
     def answer_ids(self) -> tuple[int, int]:
@@ -156,7 +164,7 @@ class Answerer:
         """Greedy answers to a batch of prompts [B, S], one per row."""
         settings = copy.copy(self.settings)
         settings.max_new_tokens = stop.max_new_tokens
-        settings.output_logits = stop.yes_no
+        settings.output_logits = stop.yes_no or self._drops_guard
         length = inputs["input_ids"].shape[1]
         criteria = StoppingCriteriaList([_StopAtVerdict(self.tokenizer, length)] if stop.yes_no else [])
         guard = _NanGuard()
@@ -172,7 +180,7 @@ class Answerer:
         texts = [
             text.strip() for text in self.tokenizer.batch_decode(made.sequences[:, length:], skip_special_tokens=True)
         ]
-        bad = guard.rows()
+        bad = torch.stack(made.logits).isnan().any(-1).any(0).tolist() if self._drops_guard else guard.rows()
         if not stop.yes_no:
             return [Answer(text, not_a_number=nan) for text, nan in zip(texts, bad, strict=True)]
         # Of two passes the margin is that before any token is cut: a cut one has no logit.

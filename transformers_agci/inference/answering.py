@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers_agci.embedded.location import EMBEDDED, embedded_model_path
+from transformers_agci.families import find_vlm, image_token_id
 from transformers_agci.inference.answer import Answer, Answerer, recorded_settings
 from transformers_agci.inference.batches import Column, Plan, make_plan, plan_columns
 from transformers_agci.inference.columns import BlockAnswers, ColumnWork, positions_by
@@ -334,7 +335,7 @@ class _Answering:
 
     def _token_grid(self, batch: Batch) -> dict[str, Any]:
         """The image tokens of the first prompt of the run, for the manifest."""
-        image_token = self.loaded.model.config.image_token_id
+        image_token = image_token_id(find_vlm(self.loaded.model).config)
         row = batch.text["input_ids"][0]
         grid = batch.pixels.get("image_grid_thw")
         asked = self.questions[batch.numbers[0]]

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import find_vlm
+from transformers_agci.families import find_vlm, image_token_id
 from transformers_agci.inference.answer import Answer, Answerer
 from transformers_agci.inference.batches import Block, Column, image_keys
 from transformers_agci.inference.first_token import FirstToken, joined_ids, positions_of
@@ -194,7 +194,7 @@ class ColumnWork:
         recorded = self.prefix.recorded is not None
         if recorded and not keep and "tails" in self.loaded.quick:
             self._set_images(None)
-            image_token = self.loaded.model.config.image_token_id
+            image_token = image_token_id(find_vlm(self.loaded.model).config)
             tail = self.prefix.tail([self._prompts(batch) for batch in batches], image_token)
             if tail is not None:
                 return self.first.tails(tail, joined_ids([batch.text["input_ids"] for batch in batches]))

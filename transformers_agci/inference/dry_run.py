@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError
+from transformers_agci.families import find_vlm, image_token_id
 from transformers_agci.inference.batches import Block, Column, Plan, make_plan, plan_columns
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prepare import Batch, Prepared, prepare
@@ -58,7 +59,7 @@ def _first_prompt(loaded: LoadedModel, questions: Sequence[Question], batch: Bat
     first = questions[batch.numbers[place]]
     rows, length = batch.text["input_ids"].shape
     tokens = int(batch.text["attention_mask"][place].sum())
-    image_tokens = int((batch.text["input_ids"][place] == loaded.model.config.image_token_id).sum())
+    image_tokens = int((batch.text["input_ids"][place] == image_token_id(find_vlm(loaded.model).config)).sum())
     return [
         f"first prompt ({first.where}):",
         *(f"    {line}" for line in chat_text(loaded.processor, first).splitlines()),

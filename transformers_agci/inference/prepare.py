@@ -23,7 +23,9 @@ TOLERANCE = 1e-6
 PIXELS = "pixel_values"
 TRIAL_SIZES = ((56, 56), (170, 60), (60, 170), (400, 300))  # pixels: width, height
 # What a processor makes of the text; everything else comes from the images and is the same for every question.
-TEXT_KEYS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
+TEXT_KEYS = frozenset(
+    {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids"}
+)  # as long as the prompt
 
 Positions = Callable[[dict[str, torch.Tensor]], torch.Tensor]  # of the tokens of a batch, on the CPU
 

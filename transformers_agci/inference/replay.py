@@ -179,7 +179,8 @@ class PrefixReplay:
     The whole prompt is still embedded, merged with its image features and injected by the model itself; the decoder
     then starts where the prompt begins to differ, on the recorded keys and values: the same sums in another order,
     equal to rounding. Where that cannot be (a sliding window that has forgotten the beginning, another kind of cache,
-    an argument this class does not know) the decoder computes everything.
+    linear attention, a mask by which the beginning sees the question, an argument this class does not know) the decoder
+    computes everything.
     """
 
     def __init__(self, model: Any) -> None:
@@ -250,9 +251,10 @@ class PrefixReplay:
                 self.prefill_tokens += int(coming.mask[:, reuse.begin :].sum())
                 self.replayed_tokens += int(coming.mask[:, : reuse.begin].sum())
                 return original(*args, **_after(kwargs, reuse.begin))
+            keep = self._keep and _known(kwargs, coming.ids.shape[1])
             output = original(*args, **kwargs)
             self.prefill_tokens += int(coming.mask.sum())
-            if self._keep:
+            if keep:
                 self._record = _recorded(coming, kwargs.get("past_key_values"))
             return output
 
@@ -379,11 +381,13 @@ def _known(kwargs: Mapping[str, Any], width: int) -> bool:
 
 
 def _recorded(prompts: Prompts, cache: Any) -> _Record | None:
-    """What the prefill left in the cache, unless some layer has forgotten its beginning."""
+    """What the prefill left in the cache, unless a layer has forgotten its beginning or keeps a state of its end."""
     if type(cache) is not DynamicCache:
         return None
     layers: list[tuple[torch.Tensor, torch.Tensor] | None] = []
     for layer in cache.layers:
+        if hasattr(layer, "conv_states") or hasattr(layer, "recurrent_states"):  # linear attention, convolution
+            return None
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         if keys is None or values is None:  # it uses another layer's
             layers.append(None)

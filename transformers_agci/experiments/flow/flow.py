@@ -12,7 +12,7 @@ import torch
 
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.attention_rows import AttentionRows
-from transformers_agci.families import decoder_of, find_vlm, require
+from transformers_agci.families import decoder_of, find_vlm, image_token_id, require
 from transformers_agci.families.token_layout import ImageInfo, TokenLayout, token_layout
 from transformers_agci.inference.answer import Answerer
 from transformers_agci.inference.load import LoadedModel
@@ -60,7 +60,7 @@ def measure_flow(
     chosen = parse_layers(layers, layer_count(loaded.model))
     image = question.images[0].open()
     inputs = to_device(loaded, tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[image]]))
-    columns = _image_columns(inputs["input_ids"][0], loaded.model.config.image_token_id, question.where)
+    columns = _image_columns(inputs["input_ids"][0], image_token_id(find_vlm(loaded.model).config), question.where)
     grid = inputs["image_grid_thw"][0].tolist() if "image_grid_thw" in inputs else None
     layout = token_layout(
         loaded.family, ImageInfo(*image.size, len(columns), loaded.model.config, loaded.processor.image_processor, grid)
