@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -32,6 +32,7 @@ class Comparison:
     rounds: int
     plain_asked: Sequence[Question]
     at_most: float = 30.0
+    batch_size: int | None = None  # the engine's own
     rates: dict[str, list[float]] = field(default_factory=dict)  # answers per second, round by round
 
     def run(self) -> None:
@@ -59,7 +60,9 @@ class Comparison:
     def _contenders(self) -> Iterator[tuple[str, Callable[[], tuple[int, Any]]]]:
         """What is measured in a round, by name; the last ones run under the quick vision tower."""
         yield "plain loop", self._plain
-        yield "ours, stock vision tower", lambda: self._ours(workers=0)
+        stock = replace(self.loaded, quick=frozenset())
+        yield "ours, all stock", lambda: self._ours(stock, workers=0)
+        yield "ours, stock layers", lambda: self._ours(workers=0)
         with quick_vision(self.loaded.model) as how:
             yield f"ours ({how})", lambda: self._ours(workers=0)
             if self.loaded.device.type == "cuda":
@@ -68,8 +71,9 @@ class Comparison:
     def _plain(self, split: Split | None = None) -> tuple[int, None]:
         return plain_loop(self.loaded, self.plain_asked, self.lambdas, split, self.at_most), None
 
-    def _ours(self, **options: Any) -> tuple[int, Any]:
-        counts = engine(self.loaded, self.asked, self.lambdas, **options)
+    def _ours(self, loaded: LoadedModel | None = None, **options: Any) -> tuple[int, Any]:
+        options = {"batch_size": self.batch_size} | options
+        counts = engine(loaded or self.loaded, self.asked, self.lambdas, **options)
         return counts.rows, counts
 
     def _warm_up(self) -> None:

@@ -9,10 +9,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from machine import seconds
+from machine import peak_memory, timed
 from torch.utils.flop_counter import FlopCounterMode
 
 from transformers_agci.families import decoder_of, find_vlm
+from transformers_agci.inference.load import LoadedModel
 
 TOLERANCE = 0.01  # rotary angles, AGCI's means and other small products that the formula leaves out
 
@@ -109,13 +110,29 @@ def _more_formulas() -> dict[Any, Any]:
     return known
 
 
+SUSTAINED = {"cuda": 2.0, "cpu": 0.2}  # seconds of matrix products: a GPU's clocks fall within the first
+
+
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of the device's own matrix product, the best of several."""
+    """Operations a second of the device's own matrix product, sustained: the mean over seconds of it."""
     side = 8192 if device.type == "cuda" else 1024
     one, other = torch.randn(2, side, side, device=device).to(dtype)
-    times = []
-    for _ in range(8):
-        begin = seconds(device)
-        one @ other
-        times.append(seconds(device) - begin)
-    return 2 * side**3 / min(times)
+
+    def products(count: int) -> None:
+        for _ in range(count):
+            one @ other
+
+    products(2)
+    once = timed(device, lambda: products(2))[1] / 2
+    count = max(2, int(SUSTAINED[device.type] / once))
+    return 2 * side**3 * count / timed(device, lambda: products(count))[1]
+
+
+def figures(loaded: LoadedModel, rows: int, took: float, flops: float, what: str = "rows") -> str:
+    """One line for every measurement: rows/s, TFLOP/s, the share of the sustained matrix product, the peak memory."""
+    device = loaded.device
+    able = matmul_rate(device, loaded.model.dtype)
+    return (
+        f"{rows / took:.4g} {what}/s; {flops / took / 1e12:.4g} TFLOP/s, {100 * flops / took / able:.0f} % of the "
+        f"sustained matrix product, which does {able / 1e12:.4g}; peak memory {peak_memory(device)}"
+    )

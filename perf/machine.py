@@ -6,11 +6,15 @@ import resource
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import transformers
+
+Made = TypeVar("Made")
 
 
 def announce() -> None:
@@ -37,6 +41,19 @@ def seconds(device: torch.device) -> float:
         torch.cuda.synchronize(device)
         return time.perf_counter()
     return time.process_time()
+
+
+def timed(device: torch.device, work: Callable[[], Made]) -> tuple[Made, float]:
+    """What `work` makes and the seconds it takes: between two events of the GPU, or of the core on a CPU."""
+    if device.type != "cuda":
+        begin = time.process_time()
+        return work(), time.process_time() - begin
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    events[0].record()
+    made = work()
+    events[1].record()
+    events[1].synchronize()
+    return made, events[0].elapsed_time(events[1]) / 1000
 
 
 def clock_name(device: torch.device) -> str:

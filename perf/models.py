@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import torch
 
 from transformers_agci.embedded.location import embedded_model_path
+from transformers_agci.inference.kernels import use_kernels
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prompt import answer_token_ids
+from transformers_agci.inference.quick import ALL
 from transformers_agci.inference.vision_tower import as_matrix_product, use_segments
 
 
@@ -91,7 +93,7 @@ def chosen_model(args: argparse.Namespace) -> LoadedModel:
     """The model of the command line, with transformers' own vision tower (see `quick_vision`)."""
     if args.random_7b or args.small:
         return random_weights(SEVEN_B if args.random_7b else SMALL)
-    return load(LoadOptions(str(embedded_model_path()), vision="stock"))
+    return replace(load(LoadOptions(str(embedded_model_path()), vision="stock", kernels="stock")), quick=ALL)
 
 
 def random_weights(shape: Shape) -> LoadedModel:
@@ -99,7 +101,7 @@ def random_weights(shape: Shape) -> LoadedModel:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     bounds = {"min_pixels": 4 * 28 * 28, "max_pixels": 1680 * 1680}
-    small = load(LoadOptions(str(embedded_model_path()), vision="stock", **bounds))
+    small = replace(load(LoadOptions(str(embedded_model_path()), vision="stock", kernels="stock", **bounds)), quick=ALL)
     small.processor.tokenizer.model_max_length = shape.text["max_position_embeddings"]
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     ends = {"bos_token_id": 0, "eos_token_id": 2}  # within the small vocabulary
@@ -136,11 +138,12 @@ def _answer_yes_or_no(model: Any, ids: tuple[int, int]) -> None:
 
 @contextmanager
 def quick_vision(model: Any) -> Iterator[str]:
-    """The vision tower as `agci` runs it by default; says what it does."""
-    attention, embedding = use_segments(model), as_matrix_product(model)
+    """The layers as `agci` runs them by default; says what they do."""
+    attention, embedding, kernels = use_segments(model), as_matrix_product(model), use_kernels(model, ALL)
     try:
         why = f" because {attention.reason}" if attention.reason and torch.cuda.is_available() else ""
-        yield f"{attention.backend}{why}, {embedding.backend}"
+        yield f"{', '.join((f'{attention.backend}{why}', embedding.backend, *kernels.on))}"
     finally:
+        kernels.remove()
         attention.remove()
         embedding.remove()

@@ -8,7 +8,7 @@ first one's raw logit; one copy at a time. Both sides get the same images, masks
     python perf/occlusion.py --small --mask_size 210          the same with a small shape, on any machine
 
 Processor seconds are printed beside wall seconds: on a busy machine only they mean something. With random weights the
-images are enlarged to 840x840, so that all 400 masks run, and the plain loop is left out.
+images are enlarged to 840x840, so that all 400 masks run, and the plain loop masks the first `--plain_copies` only.
 """
 
 import argparse
@@ -16,13 +16,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from flops import counter, matmul_rate
-from machine import announce, peak_memory, say
+from flops import counter, figures
+from machine import announce, say
 from models import add_model_arguments, chosen_model, quick_vision
 from PIL import Image, ImageDraw
 from split import Split, heading
@@ -50,8 +51,10 @@ def timed(work: Callable[[], Any]) -> Timed:
     return Timed(result, time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def plain_loop(loaded: LoadedModel, row: ProbeRow, image: Image.Image, mask: int) -> np.ndarray:
-    """The map [rows, cols], one masked copy at a time."""
+def plain_loop(
+    loaded: LoadedModel, row: ProbeRow, image: Image.Image, mask: int, at_most: int | None = None
+) -> np.ndarray:
+    """The map [rows, cols], one masked copy at a time, the first `at_most` of them."""
     text = PROMPT.format(caption=row.caption)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
     prompt = loaded.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -67,7 +70,7 @@ def plain_loop(loaded: LoadedModel, row: ProbeRow, image: Image.Image, mask: int
     original = first_logits(image)
     token = int(original.argmax())
     values = np.zeros((image.height // mask, image.width // mask))
-    for row_number, col in np.ndindex(values.shape):
+    for row_number, col in islice(np.ndindex(values.shape), at_most):
         left, top = col * mask, row_number * mask
         masked = image.copy()
         ImageDraw.Draw(masked).rectangle((left, top, left + mask - 1, top + mask - 1), fill="white")
@@ -86,12 +89,9 @@ def arithmetic(run: OcclusionRun, rows: list[ProbeRow], rate: float) -> str:
     with counter() as counted:
         copies = sum(copies_of(run.occlude(row)) for row in rows)
     done = rate * counted.get_total_flops() / copies
-    able = matmul_rate(run.loaded.device, run.loaded.model.dtype)
-    return (
-        f"{counted.get_total_flops() / copies / 1e12:.4g} TFLOP per copy by torch's counter; {done / 1e12:.4g} "
-        f"TFLOP/s, {100 * done / able:.0f} % of the device's matrix product, which does {able / 1e12:.4g}; peak "
-        f"memory {peak_memory(run.loaded.device)}"
-    )
+    each = counted.get_total_flops() / copies
+    line = figures(run.loaded, copies, copies * each / done, copies * each, "copies")
+    return f"{each / 1e12:.4g} TFLOP per copy by torch's counter; {line}"
 
 
 def copies_of(occluded: Occluded) -> int:
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=3, help="of each item's nine")
     parser.add_argument("--mask_size", type=int, default=28)
     parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--plain_copies", type=int, default=20, help="of the plain loop, random weights (default 20)")
     args = parser.parse_args()
     announce()
     loaded, random = chosen_model(args), args.random_7b or args.small
@@ -124,6 +125,10 @@ def main() -> None:
             max_new_tokens=1,
         )
         plain = []
+        if random:
+            image = Image.open(data.img_path / rows[0].image).convert("RGB")
+            alone = timed(lambda: plain_loop(loaded, rows[0], image, args.mask_size, args.plain_copies))
+            say(f"plain loop: {1000 * alone.wall / args.plain_copies:.1f} ms wall a copy, over {args.plain_copies}")
         for row in [] if random else rows:
             image = Image.open(data.img_path / row.image).convert("RGB")
             plain.append(timed(lambda row=row, image=image: plain_loop(loaded, row, image, args.mask_size)))

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import announce, say, seconds
+from flops import counter, figures
+from machine import announce, say, timed
 from models import add_model_arguments, chosen_model, quick_vision
 from rows import probe_questions
 from scipy import stats
@@ -47,9 +48,7 @@ def measure(loaded: LoadedModel, asked: Sequence[Question], rows: int, size: int
             took = [0.0, 0.0]
             for i in (0, 1) if number % 2 else (1, 0):
                 handle.lam = LAMBDAS[i]
-                begin = seconds(loaded.device)
-                loaded.model(**inputs, logits_to_keep=1)
-                took[i] = seconds(loaded.device) - begin
+                took[i] = timed(loaded.device, lambda given=inputs: loaded.model(**given, logits_to_keep=1))[1]
             times.append((took[0], took[1]))
     return times[3:]  # the first ones warm up
 
@@ -75,11 +74,19 @@ def main() -> None:
     loaded = chosen_model(args)
     side = 840 if args.random_7b or args.small else 252
     sizes = args.batch_sizes or (1, 18 if loaded.device.type == "cuda" else 9)
+    lines: list[str] = []
     say("| batch | pairs | ms at lambda 0 | difference, ms | AGCI's share, % (95 % interval) |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name, quick_vision(loaded.model):
         asked = probe_questions(Path(name), min(args.rows, 54), side, side)
         for size in sizes:
-            report(measure(loaded, asked, args.rows, size), size)
+            times = measure(loaded, asked, args.rows, size)
+            report(times, size)
+            (inputs, *_) = batches(loaded, asked, size, size)
+            with counter() as counted, torch.inference_mode():
+                loaded.model(**inputs, logits_to_keep=1)
+            flops, took = counted.get_total_flops() * len(times), sum(on for _, on in times)
+            lines.append(f"batch {size}: {figures(loaded, size * len(times), took, flops)}")
+    say("\n" + "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def main() -> None:
     add_model_arguments(parser)
     parser.add_argument("--items", type=int, default=20, help="items of nine images (default 20)")
     parser.add_argument("--plain_rows", type=int, default=36, help="of the plain loop, random weights (default 36)")
+    parser.add_argument("--batch_size", type=int, help="images per call; default: the engine's own")
     parser.add_argument("--rounds", type=int, default=3, help="times that each is measured (default 3)")
     args = parser.parse_args()
     announce()
@@ -34,11 +35,11 @@ def main() -> None:
         folder = Path(name)
         if args.random_7b or args.small:
             asked = probe_questions(folder, 9 * args.items, 840, 840)
-            Comparison(loaded, asked, [0.5], args.rounds, asked[: args.plain_rows]).run()
+            Comparison(loaded, asked, [0.5], args.rounds, asked[: args.plain_rows], batch_size=args.batch_size).run()
         else:
             data = embedded_data(folder / "set", args.items, seed=0)
             asked = questions(data.items, data.img_path)
-            Comparison(loaded, asked, [0.0, 0.5], args.rounds, asked).run()
+            Comparison(loaded, asked, [0.0, 0.5], args.rounds, asked, batch_size=args.batch_size).run()
 
 
 if __name__ == "__main__":

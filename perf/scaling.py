@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from engine import engine
-from machine import announce, clock_name, say, seconds
+from flops import counter, figures
+from machine import announce, clock_name, say, seconds, timed
 from models import SEVEN_B, SMALL, Shape, quick_vision, random_weights
 from rows import probe_questions
 from scaling_figure import draw
@@ -173,6 +174,10 @@ def main() -> None:
                 point = measure(loaded, folder, sweep, at, args.rounds)
                 points.append(point)
                 say(f"| {sweep} | {at} | {point.patches} | {point.tokens} | {point.seconds:.3f} |")
+        asked = probe_questions(folder, ROWS, SIDE, SIDE)
+        with counter() as counted:
+            _, spent = timed(loaded.device, lambda: engine(loaded, asked, [0.0], workers=0))
+        say(f"\n{figures(loaded, ROWS, spent, counted.get_total_flops())}")
         constants, error = fit(points)
         told = ", ".join(f"{name} = {value:.3g} s" for name, value in zip(NAMES, constants, strict=True))
         say(f"\nthe model's constants: {told}; mean error {100 * error:.1f} %")

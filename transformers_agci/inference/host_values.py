@@ -120,7 +120,10 @@ def _copied(value: Any) -> Any:
 
 
 def _placeholder_mask(original: Any, vlm: Any) -> Any:
-    """The model's own masks; how many tokens they mark is compared here."""
+    """The model's own masks; how many tokens they mark is compared here, where the model can do without features."""
+    features_given = inspect.signature(original).parameters.get("image_features")
+    if features_given is None or features_given.default is not None:
+        return original
 
     @functools.wraps(original)
     def get_placeholder_mask(*args: Any, **kwargs: Any) -> Any:
