@@ -9,9 +9,9 @@ out=${1:?usage: perf/first_gpu.sh FILE.md [--small]}
 shape=${2:---random_7b}
 python=${PYTHON:-python}
 limit=${LIMIT:-480}
-short=() ; items=6 ; pictures=54 ; sizes="9 18 36 72" ; mask=42 ; rows=200
+short=() ; items=8 ; pictures=54 ; sizes="9 18 36 72" ; mask=42 ; rows=200 ; plain=9
 if [ "$shape" = --small ]; then
-    short=(--quick) ; items=1 ; pictures=2 ; sizes="9 18" ; mask=420 ; rows=2
+    short=(--quick) ; items=1 ; pictures=2 ; sizes="9" ; mask=420 ; rows=4 ; plain=2
 fi
 failed=0
 
@@ -32,9 +32,9 @@ command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,c
 [ "$shape" = --small ] || measure "GPU tests" -m pytest -q -p no:cacheprovider tests/test_vision_attention.py tests/test_kernels.py
 for size in $sizes; do
     measure "Position probe, $size images per call" perf/probe_speed.py "$shape" --items "$items" --rounds 1 \
-        --plain_rows 9 --batch_size "$size"
+        --plain_rows "$plain" --batch_size "$size"
 done
-measure "POPE" perf/pope_speed.py "$shape" --pictures "$pictures" --plain_rows 18 --rounds 1
+measure "POPE" perf/pope_speed.py "$shape" --pictures "$pictures" --plain_rows "$plain" --rounds 1
 measure "Occlusion" perf/occlusion.py "$shape" --pictures 1 --mask_size "$mask" --plain_copies 4
 measure "Similarity" perf/similarity.py "$shape" --images $((9 * items))
 measure "AGCI's own share" perf/own_share.py "$shape" --rows "$rows"

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -192,3 +193,14 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     bar.add(1)
     bar.close()
     assert capsys.readouterr().err == ""
+
+
+def test_questions_of_equally_many_tokens_share_a_batch() -> None:
+    texts = ("a" * 20, "a b c d e f g h i", "a" * 16, "a b c d e f g")  # longest first by characters
+    asked = [Question({}, f"x:{n}", text, ()) for n, text in enumerate(texts)]
+
+    def pairs(*length: Callable[[str], int]) -> list[list[int]]:
+        return sorted(sorted(column.batches[0]) for column in plan_columns(asked, range(4), 2, *length))
+
+    assert pairs() == [[0, 1], [2, 3]]
+    assert pairs(lambda text: len(text.split())) == [[0, 2], [1, 3]]

@@ -232,6 +232,7 @@ class _Answering:
         self.raw: RawPixels | None = raw_pixels(loaded.processor) if loaded.device.type in BYTES_CROSS_TO else None
         self.processor = loaded.processor if self.raw is None else self.raw.processor
         self.counts = AnswerCounts()
+        self._lengths: dict[str, int] = {}
         self.details: dict[str, Any] = {
             "pixels_normalised_on": loaded.device.type if self.raw else "cpu",
             "token_grid": None,
@@ -303,7 +304,14 @@ class _Answering:
 
     def _columns(self, task: Task) -> list[Column]:
         block = self.plan.blocks[task.block]
-        return plan_columns(self.questions, range(block.start, block.stop), self.plan.batch_size)
+        length = self._tokens if "equal_lengths" in self.loaded.quick else len
+        return plan_columns(self.questions, range(block.start, block.stop), self.plan.batch_size, length)
+
+    def _tokens(self, text: str) -> int:
+        """Of a question's own text."""
+        if text not in self._lengths:
+            self._lengths[text] = len(self.loaded.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._lengths[text]
 
     @contextlib.contextmanager
     def _counted_forwards(self) -> Iterator[None]:

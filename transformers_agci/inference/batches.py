@@ -7,7 +7,7 @@ images comes back batch after batch: its recorded encoding can be replayed exact
 decoder's work on it.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -85,10 +85,16 @@ def _same_group(one: Question, other: Question) -> bool:
     return one.group is not None and one.group == other.group
 
 
-def plan_columns(questions: Sequence[Question], numbers: Sequence[int], batch_size: int) -> list[Column]:
+def plan_columns(
+    questions: Sequence[Question],
+    numbers: Sequence[int],
+    batch_size: int,
+    length: Callable[[str], int] = len,
+) -> list[Column]:
     """Arrange the questions with these numbers for batches of at most `batch_size`.
 
-    Longer texts come first, among the questions about a list and among the lists, so that a batch pads little.
+    Longer texts come first, among the questions about a list and among the lists, so that a batch pads little; with
+    the number of tokens as `length` most batches pad nothing, and their attention needs no mask.
     Questions without an image, with another stop rule, and lists with another number of questions get columns of
     their own.
     """
@@ -97,7 +103,7 @@ def plan_columns(questions: Sequence[Question], numbers: Sequence[int], batch_si
         by_list.setdefault((_list_key(questions, number), questions[number].stop), []).append(number)
 
     def longest_first(number: int) -> int:
-        return -len(questions[number].text)
+        return -length(questions[number].text)
 
     kinds: dict[Hashable, list[list[int]]] = {}
     for found in by_list.values():
