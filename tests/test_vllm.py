@@ -6,6 +6,9 @@
 import itertools
 import json
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -170,6 +173,52 @@ def test_smoke(tmp_path: Path) -> None:
     for ours, theirs in zip(found["vllm"], found["transformers"]):
         assert ours["prediction"] == theirs["prediction"]
         assert ours["margin"] == pytest.approx(theirs["margin"], abs=2 * EXACT)
+
+
+def test_a_killed_run_leaves_nothing_behind_and_goes_on(
+    probe_set: ProbeSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "A.jsonl"
+    asked = [
+        "probe",
+        "--engine",
+        "vllm",
+        "--dtype",
+        "float32",
+        *VLLM_WORDS,
+        "--global_context_lambda",
+        "0.5",
+        "--quiet",
+    ]
+    asked += ["--eval_file", str(probe_set.rows), "--img_path", str(probe_set.images), "--answer_file", str(output)]
+    killed = subprocess.Popen([sys.executable, "-m", "transformers_agci.cli", *asked], cwd=tmp_path)
+    deadline = time.monotonic() + 400
+    while not any(b'"prediction"' in path.read_bytes() for path in tmp_path.rglob("A*") if path.is_file()):
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    processes = children(killed.pid)
+    assert processes
+    killed.kill()
+    killed.wait()
+    for _ in range(600):  # the worker waits for a step to end
+        if not any(Path(f"/proc/{pid}").exists() for pid in processes):
+            break
+        time.sleep(0.1)
+    assert [pid for pid in processes if Path(f"/proc/{pid}").exists()] == []
+    capsys.readouterr()
+    assert main(asked) == 0
+    (already,) = re.findall(r"(\d+) already done", capsys.readouterr().out)
+    assert 0 < int(already) < 9 * ITEMS
+    assert len(output.read_text().splitlines()) == 9 * ITEMS
+
+
+def children(pid: int) -> list[int]:
+    """The processes below this one, at any depth."""
+    found = [
+        int(word) for task in Path(f"/proc/{pid}/task").iterdir() for word in (task / "children").read_text().split()
+    ]
+    return found + [below for child in found for below in children(child)]
 
 
 def test_self_check(capfd: pytest.CaptureFixture[str]) -> None:

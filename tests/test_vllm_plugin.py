@@ -1,8 +1,15 @@
 """The plugin's rules, on stand-ins for vLLM's classes; with the real ones they are tested by `make vllm-test`."""
 
+import contextlib
 import importlib.metadata
 import logging
+import os
+import signal
+import subprocess
+import sys
+import time
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +25,7 @@ from transformers_agci.method.lam import LAMBDA_KEY
 from transformers_agci.vllm import plugin
 from transformers_agci.vllm.injection import METHOD_KEY
 from transformers_agci.vllm.models import NOT_SERVED, SERVED_MODELS, why_not_served
+from transformers_agci.vllm.worker import STARTED_BY
 
 QWEN, DEEPSTACK = "Qwen2VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"
 D = 6  # columns of the decoder's input
@@ -217,6 +225,46 @@ def test_a_store_of_encoded_images_is_named(utils: types.ModuleType, caplog: pyt
     with caplog.at_level(logging.WARNING):
         build(utils, config(**{LAMBDA_KEY: 0.5}), ec_transfer_config=object(), kv_transfer_config=None)
     assert "ec_transfer_config: what is stored there belongs to this lambda" in caplog.text
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+@pytest.mark.parametrize("ours", [True, False])
+def test_vllms_processes_end_with_the_one_that_started_them(ours: bool) -> None:
+    child = (
+        "import time; from transformers_agci.vllm.worker import end_with_parent as end; end(); "
+        "print('up', flush=True); time.sleep(60)"
+    )
+    parent = f"""
+import os, subprocess, sys
+if {ours}: os.environ["{STARTED_BY}"] = str(os.getpid())
+child = subprocess.Popen([sys.executable, "-c", {child!r}], stdout=subprocess.PIPE, text=True)
+child.stdout.readline()
+print(child.pid, flush=True)
+input()
+"""
+    started = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert started.stdout is not None
+    pid = int(started.stdout.readline())
+    try:
+        started.kill()
+        started.wait()
+        assert ended(pid) == ours
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def ended(pid: int) -> bool:
+    """Whether the process is gone, or will be in a moment."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def test_the_tables_name_families_of_ours() -> None:

@@ -22,6 +22,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.method.autoload import SWITCH
 from transformers_agci.method.lam import LAMBDA_KEY
 from transformers_agci.vllm.injection import Served, inject, served_by
+from transformers_agci.vllm.worker import end_with_parent
 
 # Below vLLM's own logger, whose handlers and level it then has.
 _log = logging.getLogger("vllm.transformers_agci")
@@ -31,6 +32,7 @@ _local = threading.local()
 
 def register() -> None:
     """The entry point `vllm.general_plugins`; a second call does nothing."""
+    end_with_parent()
     if os.environ.get(SWITCH) == "0":
         return
     try:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from transformers_agci.errors import InputError
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text
 from transformers_agci.vllm.injection import METHOD_KEY
+from transformers_agci.vllm.worker import STARTED_BY
 
 EXTENSION = "transformers_agci.vllm.worker.AgciWorker"
 MORE_THAN_RUNNING = 32  # requests that wait in vLLM while others run, so that none of its steps is short of work
@@ -37,6 +38,7 @@ class RunningVllm:
         not have AGCI.
         """
         quiet_vllm()
+        os.environ[STARTED_BY] = str(os.getpid())  # vLLM's processes end with this one, also where it is killed
         async_llm, engine_args = _classes()
         overrides = {**arguments.get("hf_overrides", {}), LAMBDA_KEY: lam}
         if method != "agci":
