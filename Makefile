@@ -73,7 +73,7 @@ ruler-calibration: $(VENV)/.eval
 	$(BIN)/agci ruler --calibration --output_dir ruler
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -87,7 +87,7 @@ slow: $(VENV)/.dev $(OVERLAYS:%=$(VENV)/overlay-%/.done)
 
 contract: $(VENV)/.dev $(OVERLAYS:%=$(VENV)/overlay-%/.done)
 	for version in $(OVERLAYS); do \
-	  PYTHONPATH="$(abspath $(VENV))/overlay-$$version" $(BIN)/python -m pytest -n 2 -p no:cacheprovider $(CONTRACT) || exit 1; \
+	  PYTHONPATH="$(abspath $(VENV))/overlay-$$version" $(BIN)/python -m pytest -n 2 --dist worksteal -p no:cacheprovider $(CONTRACT) || exit 1; \
 	done
 
 train-env: $(TRAIN_VENV)/.done

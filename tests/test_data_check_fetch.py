@@ -16,7 +16,7 @@ from transformers_agci.cli import main
 from transformers_agci.data.check import check
 from transformers_agci.data.fetch import HUB_SETS, arrange, download, unpack
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 
 NAME = "laion_bias_test_easy_10k_840_840.json"
 
@@ -97,7 +97,7 @@ def test_every_harm_is_an_error_with_its_line(harm, errors, loose, capsys: pytes
     for error in errors:
         assert any(error in found for found in report.errors), report.errors
     assert main(["data", "check", str(loose / NAME), "--img_path", str(loose / "pictures")]) == 1
-    assert f"{len(report.errors)} errors" in capsys.readouterr().out
+    assert counted(len(report.errors), "error") in capsys.readouterr().out
 
 
 def test_a_malformed_line_is_counted_and_the_rest_is_checked(loose) -> None:

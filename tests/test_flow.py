@@ -96,7 +96,9 @@ def test_one_image_on_every_family(family: str, tiny_checkpoint: Any, tmp_path: 
     assert told["flows"][0]["on_picture"] != told["flows"][1]["on_picture"]
 
 
-def test_probe_file_shares_and_maps(tiny_checkpoint: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_probe_file_shares_and_maps(
+    tiny_checkpoint: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, images = write_rows(tmp_path, items=2)
     folder = tmp_path / "D"
     command = [
@@ -144,6 +146,7 @@ def test_probe_file_shares_and_maps(tiny_checkpoint: Any, tmp_path: Path, capsys
         cell = values[9 * down : 9 * down + 9, 9 * across : 9 * across + 9]
         assert row["flows"][1]["text"]["on_target"] == pytest.approx(cell.sum() / values.sum(), abs=1e-3)
         assert row["flows"][1]["text"]["on_picture"] == pytest.approx(values.sum(), abs=1e-3)
+    monkeypatch.setattr("transformers_agci.experiments.flow.maps.draw_map_grid", lambda maps, path, *_: path)  # drawn
     (folder / "flow.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:11])[:-9])
     assert main(command) == 0
     assert "8 rows in" in capsys.readouterr().out

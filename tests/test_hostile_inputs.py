@@ -37,7 +37,7 @@ from transformers_agci.inference.checkpoint_files import fingerprint
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES = 80  # per case
+EXAMPLES = 55  # per case
 LONGEST = 1500  # characters of a sentence
 HANG = 60  # seconds after which an input counts as one that hangs; a damaged file of a few kB takes milliseconds
 NO_MODEL = "./no_such_model"

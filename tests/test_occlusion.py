@@ -171,7 +171,7 @@ def test_command_writes_resumes_and_maps(
 ) -> None:
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert "all 1 items (fewer than --items asks for): 9 images" in said
+    assert "all 1 item (fewer than --items asks for): 9 images" in said
     # the targets stand alone on white: eight of nine crops are one colour
     assert "9 masked copies run; 72 crops of one colour not run" in said
     folder = tmp_path / "D"

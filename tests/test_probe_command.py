@@ -140,7 +140,7 @@ def test_dry_run_writes_nothing(probe, data, capsys: pytest.CaptureFixture[str])
         assert words in out, words
     assert sorted(data.rglob("*")) == before
     assert probe("--dry_run", eval_file=None, img_path=None, items=1) == 0, "the atlas's composites are drawn elsewhere"
-    assert "18 rows, 1 items from the embedded atlas" in capsys.readouterr().out
+    assert "18 rows, 1 item from the embedded atlas" in capsys.readouterr().out
     assert sorted(data.rglob("*")) == before
 
 

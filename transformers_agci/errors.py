@@ -51,3 +51,12 @@ def clipped(text: str, most: int) -> str:
 def error_line(error: BaseException, most: int = 300) -> str:
     """What another library's error says, on one line of bearable length."""
     return clipped(" ".join(str(error).split()) or type(error).__name__, most)
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun, in the plural unless it is 1.
+
+    >>> counted(1, "row"), counted(2, "row"), counted(0, "batch", "batches")
+    ('1 row', '2 rows', '0 batches')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"

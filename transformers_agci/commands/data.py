@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from transformers_agci.commands.options import SEED, path, teller, whole
+from transformers_agci.errors import counted
 
 FOLDERS = {"probe": "probe_datasets", "similarity": "similarity_data"}
 IMAGE_ROOT = Path("scripts/LLaVA/playground/data")  # of LLaVA's instruction mix
@@ -93,13 +94,13 @@ def run_sample_instruct(args: argparse.Namespace) -> int:
     from transformers_agci.data.instruct import draw_sample, write_sample
 
     sample = draw_sample(args.mix, args.image_root, args.n, args.seed, args.keep_text_only)
-    print(f"{args.mix}: {sample.read} conversations read")
+    print(f"{args.mix}: {counted(sample.read, 'conversation')} read")
     for reason, count in sorted(sample.skipped.items()):
         print(f"  skipped {count}: {reason}")
     sample.require(args.n, args.image_root)
     number = f"{args.n // 1000}k" if args.n % 1000 == 0 else str(args.n)
     written = write_sample(sample.rows, args.output_dir, args.name or f"llava_v1_5_instruct_sample_{number}")
-    print(f"{len(sample.rows)} conversations in {written[0]} and {written[1]}")
+    print(f"{counted(len(sample.rows), 'conversation')} in {written[0]} and {written[1]}")
     return 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from transformers_agci.commands.options import SEED, path, whole
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 
 if TYPE_CHECKING:
     from transformers_agci.data.built_set import BuildOptions
@@ -163,7 +163,7 @@ def _build(options: "BuildOptions", workers: int, overwrite: bool) -> int:
     from tqdm import tqdm
 
     from transformers_agci.data.build import build
-    from transformers_agci.data.built_set import counted
+    from transformers_agci.data.built_set import counts_text
 
     with tqdm(unit="item", disable=None) as bar:
 
@@ -172,9 +172,10 @@ def _build(options: "BuildOptions", workers: int, overwrite: bool) -> int:
             bar.update(done - bar.n)
 
         summary = build(options, workers, overwrite, progress)
-    already = summary.items - summary.painted
-    print(f"{summary.rows_file}: {summary.items} items, {summary.composites} composites; {already} items already done")
-    print(f"dropped: {counted(summary.dropped)}")
+    items, composites = counted(summary.items, "item"), counted(summary.composites, "composite")
+    already = counted(summary.items - summary.painted, "item")
+    print(f"{summary.rows_file}: {items}, {composites}; {already} already done")
+    print(f"dropped: {counts_text(summary.dropped)}")
     print(f"sha256 of the set: {summary.sha256}")
     return 0
 

@@ -111,7 +111,7 @@ def run_maps(args: argparse.Namespace) -> int:
         image_path(output)
     folder = read_folder(args.prob_results_dir)
     maps = aggregate(folder.maps)
-    print(f"{len(folder.maps)} images from {args.prob_results_dir}\n\n{maps_text(maps)}")
+    print(f"{counted(len(folder.maps), 'image')} from {args.prob_results_dir}\n\n{maps_text(maps)}")
     if folder.unfinished:
         print(f"\n{counted(len(folder.unfinished), 'unfinished image')} omitted: {listed(folder.unfinished)}")
     drawn = draw_maps(maps, output, args.title)

@@ -13,7 +13,7 @@ from transformers_agci.data.built_set import (
     BuildOptions,
     BuildSummary,
     SetItem,
-    counted,
+    counts_text,
     file_hash,
     json_line,
     manifest_path,
@@ -129,7 +129,7 @@ def _pool_plan(options: BuildOptions, pool: Pool) -> Plan:
         draws = _draws(options, pool)
     except InputError as error:
         pool.records.unlink()  # nothing to go on from: the source itself has to change
-        raise InputError(f"{path_text(options.source.path)}: {error} Dropped: {counted(pool.dropped)}.") from None
+        raise InputError(f"{path_text(options.source.path)}: {error} Dropped: {counts_text(pool.dropped)}.") from None
     tasks, items = [], []
     for target, drawn in zip(pool.pairs, draws, strict=False):
         others = [pool.pairs[number] for number in drawn.distractors]

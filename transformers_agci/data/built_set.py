@@ -281,6 +281,6 @@ def json_line(row: Any) -> bytes:
     return json_bytes(row, ascii_only=False)
 
 
-def counted(counts: dict[str, int]) -> str:
+def counts_text(counts: dict[str, int]) -> str:
     """Counts as words: "2 tiny image, 1 no caption"; "none"."""
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()) if count) or "none"

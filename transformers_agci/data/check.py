@@ -12,7 +12,7 @@ from transformers_agci.data.built_set import SUFFIX, read_manifest, set_hash
 from transformers_agci.data.grid import Shape
 from transformers_agci.data.images import image_size, resolve_below
 from transformers_agci.data.probe_rows import ANSWERS, ProbeRow, cell_names, read_probe_rows
-from transformers_agci.errors import InputError, printable
+from transformers_agci.errors import InputError, counted, printable
 from transformers_agci.storage.reading import is_file, is_folder
 
 
@@ -33,7 +33,8 @@ class CheckReport:
     def lines(self, errors_shown: int = 20) -> Iterator[str]:
         """The report as text."""
         shapes = sorted(self.shapes) or [(3, 3)]
-        yield f"{self.rows} rows, {self.items} items of {' or '.join(str(r * c) for r, c in shapes)} rows"
+        cells = " or ".join(str(r * c) for r, c in shapes)
+        yield f"{counted(self.rows, 'row')}, {counted(self.items, 'item')} of {cells} rows"
         answers = sorted(self.answers, reverse=True) if set(self.answers) <= set(ANSWERS) else sorted(self.answers)
         yield "answers: " + ", ".join(f"{self.answers[answer]} {answer}" for answer in answers or ANSWERS)
         names = [name for shape in shapes for name in cell_names(shape)]
@@ -47,7 +48,7 @@ class CheckReport:
         hidden = len(self.errors) - errors_shown
         if hidden > 0:
             yield f"error: and {hidden} more"
-        yield f"{len(self.errors)} errors"
+        yield counted(len(self.errors), "error")
 
 
 def check(

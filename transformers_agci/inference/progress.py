@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from transformers_agci.errors import counted
 from transformers_agci.storage.result_lines import FailedRow
 from transformers_agci.storage.result_names import Shard
 
@@ -24,15 +25,6 @@ LOG_AT = (5.0, 15.0, 30.0, 60.0)  # seconds of the first lines in a log file; th
 LISTED = 20  # skipped rows that the summary names
 
 Say = Callable[[str], None]  # takes the lines that a user reads while the work goes on
-
-
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """A number with its noun, in the plural unless it is 1.
-
-    >>> counted(1, "row"), counted(2, "row"), counted(0, "batch", "batches")
-    ('1 row', '2 rows', '0 batches')
-    """
-    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
 
 
 class Progress:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers_agci.data.images import image_size, resolve_below
 from transformers_agci.data.sharegpt import Conversation, DatasetEntry, read_entry
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.families.training_support import Template
 from transformers_agci.inference.checkpoint_files import check_weights, model_folder, read_config
 from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
@@ -40,7 +40,7 @@ class CheckReport:
         hidden = len(self.errors) - errors_shown
         if hidden > 0:
             yield f"error: and {hidden} more"
-        yield f"{len(self.errors)} errors, {len(self.warnings)} warnings"
+        yield f"{counted(len(self.errors), 'error')}, {counted(len(self.warnings), 'warning')}"
 
 
 @dataclass(frozen=True)

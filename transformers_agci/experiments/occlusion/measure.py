@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers_agci.errors import counted
 from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun
 from transformers_agci.experiments.positives import Positives, RowsOptions, draw_items, probe_positives
 from transformers_agci.inference.load import LoadedModel, LoadOptions, loaded_model
@@ -28,11 +29,11 @@ def occlude_rows(options: OcclusionOptions, rows: RowsOptions, output_dir: Path,
     drawn = draw_items(data.items, rows.items, rows.seed)
     loaded, masks = loaded_model(options.model), options.masks
     say(
-        f"{_drawn(rows, data)}: {len(drawn)} images; {loaded.family.name}, lambda {lambda_text(options.lam)}, masks of "
-        f"{masks.size} px every {masks.stride} px"
+        f"{_drawn(rows, data)}: {counted(len(drawn), 'image')}; {loaded.family.name}, "
+        f"lambda {lambda_text(options.lam)}, masks of {masks.size} px every {masks.stride} px"
     )
     if data.negatives:
-        say(f"{data.negatives} rows whose answer is No are omitted.")
+        say(f"{counted(data.negatives, 'row')} whose answer is No are omitted.")
     measured = OcclusionRun(
         loaded, drawn, data.img_path, masks, options.lam, options.batch_size, options.max_new_tokens
     )
@@ -46,4 +47,4 @@ def _drawn(rows: RowsOptions, data: Positives) -> str:
     there = len(data.items)
     if rows.items < there:
         return f"{rows.items} of {there} items, drawn with seed {rows.seed}"
-    return f"all {there} items" + (" (fewer than `items` asks for)" if rows.items > there else "")
+    return f"all {counted(there, 'item')}" + (" (fewer than `items` asks for)" if rows.items > there else "")

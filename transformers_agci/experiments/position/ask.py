@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.engines import EngineOptions, open_engine
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
 from transformers_agci.experiments.position.metrics import accuracies_text, controls_table, load_controls
@@ -116,7 +116,7 @@ def _probe(options: ProbeOptions, engine: Engine, data: ProbeData, say: Say) -> 
         source = options.lambda_source
     file = None if options.eval_file is None else str(options.eval_file)
     say(f"{lambdas_text(engine, lambdas, options.answers.method)} (from {source}); {engine.description}")
-    say(f"{data.rows} rows, {len(data.items)} items from {data.source}")
+    say(f"{counted(data.rows, 'row')}, {counted(len(data.items), 'item')} from {data.source}")
     notes = {"lambda_source": source, "eval_file": file, "img_path": str(data.img_path)}
     return PositionProbe(engine, data, lambdas, options.answer_file, options.answers, notes, options.planted_bias)
 

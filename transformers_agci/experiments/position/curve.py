@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.position.evidence import Evidence
 from transformers_agci.experiments.position.evidence_report import figure_panels
 from transformers_agci.experiments.position.results import method_and_lambda
@@ -57,7 +57,7 @@ def draw_curve(evidence: Evidence, lambdas: Sequence[float], path: str | Path, t
         if "against" in name:
             axes.axhline(0, color=GREY, linewidth=0.8, linestyle=":")
     figure.suptitle(title, fontsize=11, color=INK)
-    figure.supxlabel(f"{evidence.items} items; bars: 95 % intervals over items", fontsize=7.5, color=GREY)
+    figure.supxlabel(f"{counted(evidence.items, 'item')}; bars: 95 % intervals over items", fontsize=7.5, color=GREY)
     save_figure(figure, target)
     return target
 

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import special
 
 from transformers_agci import statistics as st
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.position.comparison import PairReport, compare
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
 from transformers_agci.experiments.position.results import ProbeResult, Tables
@@ -100,8 +100,9 @@ def check_same_items(results: Sequence[ProbeResult]) -> None:
         differ = set(first.items) ^ set(other.items)
         if differ:
             raise InputError(
-                f"'{first.label}' and '{other.label}' are not of the same items: {len(differ)} items are in one of "
-                f"them only, such as {min(differ)}; give results of one data set."
+                f"'{first.label}' and '{other.label}' are not of the same items: {counted(len(differ), 'item')} "
+                f"{'is' if len(differ) == 1 else 'are'} in one of them only, such as {min(differ)}; give results of "
+                "one data set."
             )
         lacking = next(
             (name for name in ("yes", "no") if bool(getattr(first, name)) != bool(getattr(other, name))), None

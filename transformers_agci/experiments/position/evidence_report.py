@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from transformers_agci.errors import counted
 from transformers_agci.experiments.position.comparison import as_json
 from transformers_agci.experiments.position.evidence import Comparison, Evidence, ResultEvidence
 from transformers_agci.experiments.position.metrics import Control, controls_table
@@ -21,7 +22,8 @@ VARIANCE = Style(digits=4, signed=True)
 
 def evidence_text(evidence: Evidence, controls: Sequence[Control] = ()) -> str:
     """All tables: each result by itself, against the first, the tests, what is said without the image, and remarks."""
-    head = f"{len(evidence.results)} results on the same {evidence.items} items; 95 % intervals count items"
+    results, items = counted(len(evidence.results), "result"), counted(evidence.items, "item")
+    head = f"{results} on the same {items}; 95 % intervals count items"
     blocks = [head, *(table.text for table in evidence_tables(evidence))]
     if controls:
         blocks.append(controls_table(controls).text)
@@ -175,7 +177,7 @@ def draw_evidence(evidence: Evidence, path: str | Path, title: str = "") -> Path
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     figure.suptitle(title, fontsize=11, color=INK)
-    figure.supxlabel(f"{evidence.items} items; lines: 95 % intervals over items", fontsize=7.5, color=GREY)
+    figure.supxlabel(f"{counted(evidence.items, 'item')}; lines: 95 % intervals over items", fontsize=7.5, color=GREY)
     save_figure(figure, target)
     return target
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from transformers_agci.errors import counted
 from transformers_agci.experiments.position.comparison import PairReport
 from transformers_agci.experiments.position.measures import AnswerReport, ResultReport
 from transformers_agci.report.table import (
@@ -28,7 +29,10 @@ POINTS_SQUARED_CHANGE = Style(1e4, 2, signed=True)
 def result_text(report: ResultReport) -> str:
     """The numbers of one result: overall, evenness, per position."""
     counts = ", ".join(f"{side.accuracy.n} {name} rows" for name, side in _sides(report))
-    lines = [f"{report.label}: {report.items} items on a {report.shape[0]}x{report.shape[1]} grid, {counts}", ""]
+    lines = [
+        f"{report.label}: {counted(report.items, 'item')} on a {report.shape[0]}x{report.shape[1]} grid, {counts}",
+        "",
+    ]
     lines += [_overall(report), "", _evenness(report), "", _tests(report), "", _positions(report)]
     if report.d_prime_cells:
         lines += ["", _detection(report)]
@@ -163,7 +167,7 @@ def _remarks(report: ResultReport) -> list[str]:
 
 def pair_text(pair: PairReport) -> str:
     """The difference of two results over all positions: accuracy, signal detection, evenness."""
-    lines = [f"{pair.second} minus {pair.first}, {pair.items} items (paired; intervals count items)", ""]
+    lines = [f"{pair.second} minus {pair.first}, {counted(pair.items, 'item')} (paired; intervals count items)", ""]
     rows = []
     for name, change in (("Yes rows", pair.yes), ("No rows", pair.no)):
         if change:
@@ -179,7 +183,7 @@ def pair_text(pair: PairReport) -> str:
             rows.append([name, style.write(value), str(value.n)])
     lines += [format_table(["difference", "estimate [95 %]", "n"], rows), "", _evenness_table(pair)]
     if pair.left_out:
-        lines += ["", f"{pair.left_out} rows that only one of the two results has are left out."]
+        lines += ["", f"{counted(pair.left_out, 'row')} that only one of the two results has are left out."]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers_agci.embedded.probe_set import build_similarity_set
+from transformers_agci.errors import counted
 from transformers_agci.experiments.positives import Positives, RowsOptions, only_positives, read_positives
 from transformers_agci.experiments.similarity.run import ROWS, SimilarityRun, pooling_named
 from transformers_agci.inference.load import LoadedModel, LoadOptions, loaded_model
@@ -38,7 +39,7 @@ def measure_rows(options: SimilarityOptions, rows: RowsOptions, answer_file: Pat
         f"lambda {lambda_text(options.lam)}"
     )
     if data.negatives:
-        say(f"{data.negatives} rows whose answer is No are omitted.")
+        say(f"{counted(data.negatives, 'row')} whose answer is No are omitted.")
     measured = SimilarityRun(
         loaded, chosen, data.img_path, options.pooling, options.lam, options.batch_size, options.workers
     )

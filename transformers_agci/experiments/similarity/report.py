@@ -10,7 +10,7 @@ from transformers_agci import statistics as st
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.data.rows import read_rows
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.items import item_names
 from transformers_agci.report.heatmap import Panel, Scale, compose, image_path, save_figure, scale_about_zero
 from transformers_agci.report.table import Style, format_table
@@ -81,7 +81,7 @@ def report_text(report: SimilarityReport, label: str) -> str:
     """The numbers as a table."""
     sd, gap = report.spread.sd, report.spread.gap
     lines = [
-        f"{label}: {report.items} items, {report.overall.n} rows; 95 % intervals over items",
+        f"{label}: {counted(report.items, 'item')}, {counted(report.overall.n, 'row')}; 95 % intervals over items",
         "",
         f"mean similarity {COSINE.write(report.overall)}",
         f"deviation over the positions {sd.observed:.4f} (by chance {sd.expected:.4f}, p = {sd.p:.4f}); "
