@@ -6,14 +6,20 @@ the prefix replay, follow-up questions in one call, padding and both vision towe
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from decoder_inputs import recorded_decoder_inputs
 from tiny_checkpoints import random_image
 from tiny_families import TINY, TinyFamily
-from tiny_processor import NO, YES, TinyProcessor
+from tiny_processor import MARK, NO, YES, TinyProcessor
 
-from transformers_agci import SUPPORTED_FAMILIES, agci
+from transformers_agci import SUPPORTED_FAMILIES, InputError, agci
+from transformers_agci.experiments.flow.flow import measure_flow
+from transformers_agci.experiments.similarity.run import SimilarityRun
+from transformers_agci.families import supports
 from transformers_agci.inference.answering import AnswerOptions, answer_questions
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prompt import chat_text, tokenize
@@ -93,3 +99,60 @@ def test_answers_are_those_of_plain_forward_calls(
         assert len(rows[-1]["prediction"]) > 0
     changed = (torch.tensor(wanted[0.5]) - torch.tensor(wanted[0.0])).abs().max()
     assert changed > 1e-5
+
+
+@pytest.mark.slow
+@families
+def test_flow_where_the_layout_is_declared(family: TinyFamily, tmp_path: Path) -> None:
+    """The shares of attention on the image lie on its grid; elsewhere one sentence says what is missing."""
+    loaded = loaded_of(family, ALL)
+    random_image(0, 16, 16).save(tmp_path / "a.png")
+    question = Question({}, "rows.json:1", "a dog", (ImageFile(tmp_path, "a.png", "rows.json:1"),))
+    if not supports(loaded.family, "flow"):
+        with pytest.raises(InputError, match="does not support"):
+            measure_flow(loaded, question, LAMBDAS, max_new_tokens=2)
+        return
+    if family.model_type == "llava":  # the tiny one has Pixtral's vision tower, whose images are cut into rows
+        with pytest.raises(InputError, match="image tokens do not stand together"):
+            measure_flow(loaded, question, LAMBDAS, max_new_tokens=2)
+        return
+    flows = measure_flow(loaded, question, LAMBDAS, max_new_tokens=2)
+    for flow in flows:
+        assert flow.layout.tokens == len(flow.text) == len(flow.answer)
+        assert 0 < float(flow.text.sum()) < 1
+        raster = flow.layout.rasterize(flow.text, 8, 8)
+        assert float(raster.sum()) == pytest.approx(flow.layout.placed(flow.text), rel=1e-6)
+    assert not torch.equal(flows[0].text, flows[1].text)
+
+
+@pytest.mark.slow
+@families
+def test_similarity(family: TinyFamily, tmp_path: Path) -> None:
+    """cos of the pooled caption and the pooled image tokens, from a recording of what the decoder receives."""
+    loaded = loaded_of(family, ALL)
+    rows: list[Any] = []
+    for number, size in enumerate([(20, 20), (60, 20), (20, 30)]):
+        random_image(number, *size).save(tmp_path / f"{number}.png")
+        rows.append(SimpleNamespace(fields={"id": number}, caption="a dog"))
+    job = SimilarityRun(loaded, rows, tmp_path, batch_size=2)
+    batches = [job._measure([n], tokenize_row(loaded, tmp_path, n)) for n in range(3)]
+    both = tokenize(loaded.processor, [f"{MARK}describe?"] * 2, [[opened(tmp_path, n)] for n in (1, 2)])
+    together = job._measure([1, 2], both)
+    for alone, batched in zip(batches[1:], together, strict=True):
+        assert alone[0]["similarity"] == pytest.approx(batched["similarity"], abs=1e-5)
+    for number in range(3):
+        inputs = tokenize_row(loaded, tmp_path, number)
+        with recorded_decoder_inputs(loaded.model) as seen, torch.no_grad():
+            loaded.model(**inputs)
+        image = seen[0][0][inputs["input_ids"][0] == family.image_token]
+        said = loaded.model.get_input_embeddings()(torch.tensor(loaded.processor.tokenizer("a dog")["input_ids"]))
+        wanted = torch.cosine_similarity(said.amax(0), image.amax(0), dim=0)
+        assert batches[number][0]["similarity"] == pytest.approx(float(wanted), abs=1e-4)
+
+
+def opened(folder: Path, number: int) -> Any:
+    return ImageFile(folder, f"{number}.png", "rows.json").open()
+
+
+def tokenize_row(loaded: LoadedModel, folder: Path, number: int) -> dict[str, torch.Tensor]:
+    return tokenize(loaded.processor, [f"{MARK}describe?"], [[opened(folder, number)]])

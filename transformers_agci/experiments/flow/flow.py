@@ -56,7 +56,8 @@ def measure_flow(
         raise InputError(
             f"{question.where}: information flow needs exactly one image, but there are {len(question.images)}."
         )
-    require(loaded.family, "flow", loaded.family.flow)
+    for capability in ("layout", "flow"):
+        require(loaded.family, capability, getattr(loaded.family, capability))
     chosen = parse_layers(layers, layer_count(loaded.model))
     image = question.images[0].open()
     inputs = to_device(loaded, tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[image]]))
