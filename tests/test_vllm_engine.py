@@ -147,6 +147,30 @@ def test_a_worker_without_the_plugin_is_an_error(
     engine.close()
 
 
+def test_an_engine_that_ends_is_one_sentence(
+    engine: VllmEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EngineDeadError(Exception):
+        pass
+
+    whole = AsyncLLM.script
+    asked = questions(*(f"number {i}" for i in range(200)))
+
+    def dies(prompt: dict[str, Any]) -> Any:
+        if "number 150" in prompt["prompt"]:
+            raise EngineDeadError
+        return whole(prompt)
+
+    monkeypatch.setattr(AsyncLLM, "script", staticmethod(dies))
+    with pytest.raises(InputError, match="vLLM's engine has ended"):
+        ask(engine, asked, tmp_path)
+    monkeypatch.setattr(AsyncLLM, "script", staticmethod(whole))
+    summary = ask(engine, asked, tmp_path)
+    assert summary.counts.already_done > 50
+    assert summary.counts.rows + summary.counts.already_done == 200
+    engine.close()
+
+
 def test_another_engine_does_not_go_on(engine: VllmEngine, tmp_path: Path) -> None:
     asked = questions("one", "two", "three")
     output = tmp_path / "lam0.0.jsonl"
@@ -162,6 +186,7 @@ def test_another_engine_does_not_go_on(engine: VllmEngine, tmp_path: Path) -> No
         ({"scope": "batch"}, "`scope` batch needs the engine transformers"),
         ({"method": "magic"}, "`method` magic needs the engine transformers"),
         ({"batch_size": 4}, "batches by itself"),
+        ({"workers": 2}, "`workers` is for the engine transformers"),
     ],
 )
 def test_what_vllm_cannot_do_is_refused(engine: VllmEngine, tmp_path: Path, options: dict[str, Any], said: str) -> None:

@@ -97,7 +97,9 @@ class VllmEngine:
         """The work of one run at one lambda; InputError where vLLM cannot do what is asked for."""
         if options.scope != "image":
             raise InputError(f"`scope` {options.scope} needs the engine transformers: vLLM has no batch of its images.")
-        if injection_of(options.method) is None:
+        if options.workers is not None:
+            raise InputError("`workers` is for the engine transformers: vLLM prepares images itself. Omit it.")
+        if injection_of(options.method) is None or options.method_options:
             raise InputError(
                 f"`method` {options.method} needs the engine transformers: vLLM serves what changes image tokens only."
             )

@@ -94,7 +94,7 @@ class RunningVllm:
                     return
                 done, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
-                    yield waiting.pop(future), future.result()
+                    yield waiting.pop(future), _result(future)
         finally:
             for future in waiting:
                 future.cancel()
@@ -137,6 +137,18 @@ def sampling(max_tokens: int, token_ids: Sequence[int] = (), **more: Any) -> Any
     return SamplingParams(
         temperature=0.0, max_tokens=max_tokens, output_kind=RequestOutputKind.FINAL_ONLY, **scores, **more
     )
+
+
+def _result(future: "concurrent.futures.Future[T]") -> T:
+    try:
+        return future.result()
+    except Exception as error:
+        if type(error).__name__ != "EngineDeadError":  # vLLM's, which moved between its versions
+            raise
+        raise InputError(
+            "vLLM's engine has ended, for a reason that the lines above may tell. Finished blocks are kept: the same "
+            "command goes on."
+        ) from error
 
 
 async def _awaited(job: Callable[[], Awaitable[T]]) -> T:
