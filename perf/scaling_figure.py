@@ -47,7 +47,12 @@ def draw(
         _name_ticks(axis, at)
     axes[0].set_ylabel(unit)
     axes[4].plot(list(shares), list(shares.values()), "o", color=MEASURED)
-    axes[4].plot(list(calculated), list(calculated.values()), color=MODEL)
+    furthest = max(shares)
+    within = {machines: share for machines, share in calculated.items() if machines <= furthest}
+    beyond = {machines: share for machines, share in calculated.items() if machines >= furthest}
+    axes[4].plot(list(within), list(within.values()), color=MODEL)
+    axes[4].plot(list(beyond), list(beyond.values()), color=MODEL, linestyle="--", label="extrapolated")
+    axes[4].legend(frameon=False)
     axes[4].set(xlabel=LABELS["processes"], ylabel="part of one process's time", xscale="log", yscale="log")
     _name_ticks(axes[4], list(calculated))
     axes[0].legend(frameon=False)
@@ -59,7 +64,9 @@ def draw(
 def _name_ticks(axis: Any, at: Sequence[int]) -> None:
     """The measured values stand at the axis below, plain numbers at the one beside."""
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xticks(at, [str(value) for value in at])
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_xticks(at, [str(value) for value in at], fontsize=9)
+    low, high = axis.get_ylim()
+    narrow = high / low < 10  # fewer than three of 1, 2, 5 would stand at the axis
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if narrow else (1, 2, 5)))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -8,7 +8,7 @@ Three or more: their maps on one scale, and the tables of `agci evidence`, each 
 import argparse
 from typing import TYPE_CHECKING
 
-from transformers_agci.commands.options import add_draws_options, json_file, path
+from transformers_agci.commands.options import add_draws_options, json_file, number, path
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.position.metrics import Control
@@ -39,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="OUT", type=json_file, help="write all numbers to this file")
     parser.add_argument("--labels", nargs="+", default=[], metavar="L", help="names of the results")
     parser.add_argument("--title", default="", help="title of the image")
+    for name, end in (("--vmin", "lower"), ("--vmax", "upper")):
+        parser.add_argument(
+            name,
+            type=number,
+            metavar="PERCENT",
+            help=f"{end} end of the accuracies' colours (default: of the intervals)",
+        )
     parser.add_argument(
         "--text_only_file",
         nargs="+",
@@ -64,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.experiments.position.measures import ResamplingConfig
 
     position_metrics.check_outputs(args.output_heatmap)
+    limits = position_metrics.Limits(args.vmin, args.vmax)
     results = position_metrics.load_all(args.results_file, args.negatives_file, args.labels)
     controls = position_metrics.load_controls(args.text_only_file, args.blank_image_file)
     if len(results) > 2:
@@ -73,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         position_metrics.write_json(metrics, args.json)
     if args.output_heatmap:
-        print(f"\nmap: {position_metrics.write_maps(metrics, args.output_heatmap, args.title)}")
+        print(f"\nmap: {position_metrics.write_maps(metrics, args.output_heatmap, args.title, limits)}")
     return 0
 
 
@@ -81,7 +89,7 @@ def _show_many(args: argparse.Namespace, results: "list[ProbeResult]", controls:
     """The maps of all results beside each other, and what `agci evidence` says about them."""
     from transformers_agci.experiments.position import evidence_report
     from transformers_agci.experiments.position.evidence import gather
-    from transformers_agci.experiments.position.maps import draw_maps
+    from transformers_agci.experiments.position.maps import Limits, draw_maps
     from transformers_agci.experiments.position.measures import ResamplingConfig
 
     evidence = gather(results, None, ResamplingConfig(args.draws, args.seed))
@@ -90,5 +98,6 @@ def _show_many(args: argparse.Namespace, results: "list[ProbeResult]", controls:
         evidence_report.write_json(evidence, controls, args.json)
     if args.output_heatmap:
         reports = [row.report for row in evidence.results]
-        print(f"\nmaps: {draw_maps(reports, None, args.output_heatmap, args.title)}")
+        limits = Limits(args.vmin, args.vmax)
+        print(f"\nmaps: {draw_maps(reports, None, args.output_heatmap, args.title, limits=limits)}")
     return 0

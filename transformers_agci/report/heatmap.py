@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PANEL_INCHES = 2.9
 MIN_COLUMNS = 1.4  # room for the words around a single panel
+CELL_SHARE = 0.82  # of a cell's width that words may take; labels and gaps take some of the panel's inches
+LETTER = 0.58  # width of a letter in font sizes
 NOTE_INCHES = 0.15  # one line of a panel's note
 DOTS_PER_INCH = 200
 INK = "#1a1a1a"
@@ -179,6 +181,18 @@ def save_figure(figure: Any, target: Path) -> None:
         raise InputError(f"The map cannot be written to '{target}': {reason}; choose another path.") from error
 
 
+def minus(text: str) -> str:
+    """A typographic minus sign for images, and no sign at zero.
+
+    >>> minus("-1.0 to +0.0")
+    '−1.0 to 0.0'
+    """
+    words = [
+        word[1:] if word[:1] in "+-" and word[1:] and not word[1:].strip("0.") else word for word in text.split(" ")
+    ]
+    return " ".join(words).replace("-", "−")
+
+
 def _draw_panel(axes: "Axes", panel: Panel, labelled: bool) -> Any:
     rows, columns = panel.values.shape
     image = axes.imshow(panel.values, cmap=panel.scale.colours, vmin=panel.scale.low, vmax=panel.scale.high)
@@ -207,6 +221,8 @@ def _draw_panel(axes: "Axes", panel: Panel, labelled: bool) -> Any:
 def _write_cells(axes: "Axes", panel: Panel, image: Any) -> None:
     columns = panel.values.shape[1]
     large, small = (13.5, 7.8) if columns <= 3 else (9.5, 5.8)
+    longest = max((len(line) for text in panel.subtexts for line in text.split("\n")), default=0)
+    small = min(small, CELL_SHARE * 72 * PANEL_INCHES / columns / (LETTER * max(longest, 1)))
     for index, text in enumerate(panel.texts):
         row, column = divmod(index, columns)
         colour = ink_on(image.to_rgba(panel.values[row, column]))

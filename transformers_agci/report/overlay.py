@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PANEL_INCHES = 2.9
 COLOURS = "viridis"
 COVER = 0.7  # opacity of the colours over the grey image
+NOTE_LETTERS = 40  # of a line above a panel: more would run into its neighbour
 PALEST = 0.35  # how far the grey image is lightened: what is dark shall be the map's doing
 OUTLINE = "#e6007e"  # no colour of viridis, readable on all of them
 
@@ -40,12 +41,11 @@ def draw_overlays(
     label: str,
     title: str = "",
     footnote: str = "",
-    bottom: float = 0.0,
     top: float | None = None,
 ) -> Path:
     """Draw the image and every map over a grey copy of it.
 
-    `bottom` and `top` are the scale's ends; without `top` it is the largest value.
+    The scale goes from zero to `top`, without it to the largest value: a map that is nearly flat looks flat.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -70,7 +70,7 @@ def draw_overlays(
     for place, overlay in zip(axes[1:], overlays, strict=True):
         _plain(place, overlay.title, notes)
         place.imshow(grey, cmap="gray", vmin=0, vmax=255)
-        drawn = _lay_over(place, overlay, bottom, ceiling or 1.0)
+        drawn = _lay_over(place, overlay, ceiling or 1.0)
     colour_bar(figure, drawn, axes, label, aspect=16 * panels)
     if heading:
         figure.suptitle("\n".join(heading), fontsize=11.5, color=INK, fontweight="bold")
@@ -80,13 +80,14 @@ def draw_overlays(
     return target
 
 
-def _lay_over(axes: "Axes", overlay: Overlay, bottom: float, top: float) -> Any:
+def _lay_over(axes: "Axes", overlay: Overlay, top: float) -> Any:
     """The map's colours, its box and its note; returns what a colour bar needs."""
-    drawn = axes.imshow(overlay.values, cmap=COLOURS, vmin=bottom, vmax=top, alpha=COVER, interpolation="nearest")
+    drawn = axes.imshow(overlay.values, cmap=COLOURS, vmin=0, vmax=top, alpha=COVER, interpolation="nearest")
     _outline(axes, overlay.box)
     if overlay.note:
-        note = "\n".join(clipped(line, 52) for line in overlay.note.split("\n"))
-        axes.text(0.5, 1.02, note, transform=axes.transAxes, ha="center", va="bottom", fontsize=8, color=GREY)
+        note = "\n".join(clipped(line, NOTE_LETTERS) for line in overlay.note.split("\n"))
+        words = axes.text(0.5, 1.02, note, transform=axes.transAxes, ha="center", va="bottom", fontsize=8, color=GREY)
+        words.set_in_layout(False)  # wide letters would push the panels apart
     return drawn
 
 

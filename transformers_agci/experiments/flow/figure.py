@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from transformers_agci.data.probe_rows import PROMPT
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.flow import SOURCES, Flow, layers_text
 from transformers_agci.method.lam import lambda_text
@@ -23,27 +24,37 @@ def density(flow: Flow, source: str, width: int, height: int) -> np.ndarray:
 
 
 def draw_flow(flows: Sequence[Flow], source: str, image: Image.Image, path: Path, question: str) -> Path:
-    """The image, and over it the flow at every lambda on one scale (least to most), each with its answer."""
+    """The image, and over it the flow at every lambda on one scale from zero, each with its answer and its range."""
     shown = image.copy()
     shown.thumbnail((LARGEST, LARGEST))
-    overlays = [
-        Overlay(
-            density(flow, source, *shown.size),
-            _name(flow.lam),
-            f"answer: {flow.prediction}\n{100 * float(flow.of(source).sum()):.1f} % of the attention is on the image",
+    overlays = []
+    for flow in flows:
+        values = density(flow, source, *shown.size)
+        note = (
+            f"answer: {flow.prediction}\n{100 * float(flow.of(source).sum()):.1f} % of the attention is on the image\n"
+            f"per area: {values.min():.3g} to {values.max():.3g}"
         )
-        for flow in flows
-    ]
-    least = min(float(overlay.values.min()) for overlay in overlays)
+        overlays.append(Overlay(values, _name(flow.lam), note))
     return draw_overlays(
         shown,
         overlays,
         path,
         label=LABEL,
-        title=question,
-        bottom=least,
+        title=headline(question),
         footnote=f"from {SOURCES[source]}, {layers_text(flows[0].layers)}, mean over heads; n = 1, so no interval",
     )
+
+
+def headline(question: str) -> str:
+    """What a figure is headed by: the caption where the question is the probe's, else the question.
+
+    >>> headline(PROMPT.format(caption="a dog on a beach"))
+    'Is it in the image? a dog on a beach'
+    """
+    before, after = PROMPT.split("{caption}")
+    if question.startswith(before) and question.endswith(after):
+        return f"Is it in the image? {question[len(before) : len(question) - len(after)]}"
+    return question
 
 
 def _name(lam: float) -> str:

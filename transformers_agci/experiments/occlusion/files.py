@@ -89,8 +89,9 @@ def write_image_files(output_dir: Path, name: str, occluded: Occluded) -> None:
 def _draw(path: Path, occluded: Occluded) -> None:
     raster, row = occluded.raster, occluded.row
     box = target_box(POSITIONS.index(row["position"]), raster.width, raster.height)
-    flat = "" if occluded.differences.max() > 0 else "\nno mask changes the answer's logits"
-    note = f"answer: {clipped(occluded.prediction, 24)}, largest change {occluded.differences.max():.3g}{flat}"
+    largest = occluded.differences.max()
+    change = f"largest change {largest:.3g} logits" if largest > 0 else "no mask changes the answer's logits"
+    note = f"{change}\nanswer: {clipped(occluded.prediction, 24)}"
     shown = Overlay(raster.enlarged(occluded.scaled), "what the answer depends on", note, box)
     draw_overlays(
         occluded.image,

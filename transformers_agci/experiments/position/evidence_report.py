@@ -10,7 +10,7 @@ from transformers_agci.errors import counted
 from transformers_agci.experiments.position.comparison import as_json
 from transformers_agci.experiments.position.evidence import Comparison, Evidence, ResultEvidence
 from transformers_agci.experiments.position.metrics import Control, controls_table
-from transformers_agci.report.heatmap import GREY, INK, image_path, save_figure
+from transformers_agci.report.forest import ForestPanel, draw_forest
 from transformers_agci.report.table import ABSENT, NUMBER, PERCENT, POINTS, Style, Table, p_value
 from transformers_agci.statistics import NO_DATA, Interval
 from transformers_agci.statistics.evenness import MARGIN_UNIT, MARGIN_UNIT_NOTE, Change, signed_root
@@ -150,44 +150,19 @@ def write_json(evidence: Evidence, controls: Sequence[Control], path: str | Path
 
 def draw_evidence(evidence: Evidence, path: str | Path, title: str = "") -> Path:
     """One figure: a line per result, panels for accuracy, AUC, evenness of the margins, and each against the first."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    target = image_path(path)
-    panels = figure_panels(evidence)
+    panels = [ForestPanel(name, points, "against" in name) for name, points in figure_panels(evidence)]
     labels = [row.report.label for row in evidence.results]
-    figure = Figure(
-        figsize=(1.6 + 2.1 * len(panels), 1.4 + 0.34 * len(labels)), layout=ConstrainedLayoutEngine(), facecolor="white"
+    return draw_forest(
+        panels, labels, path, title, f"{counted(evidence.items, 'item')}; lines: 95 % intervals over items"
     )
-    FigureCanvasAgg(figure)
-    for number, (axes, (name, points)) in enumerate(
-        zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True)
-    ):
-        for place, point in enumerate(points):
-            if np.isfinite(point.low):
-                axes.plot([point.low, point.high], [place, place], color=GREY, linewidth=1.4)
-            axes.plot([point.estimate], [place], "o", color=INK, markersize=4.5)
-        if "against" in name:
-            axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
-        axes.set_title(name, fontsize=8.5, color=INK)
-        axes.tick_params(labelsize=7.5, length=2, color=GREY, labelcolor=INK)
-        axes.set_yticks(range(len(labels)), labels if number == 0 else None)
-        axes.set_ylim(len(labels) - 0.5, -0.5)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    figure.suptitle(title, fontsize=11, color=INK)
-    figure.supxlabel(f"{counted(evidence.items, 'item')}; lines: 95 % intervals over items", fontsize=7.5, color=GREY)
-    save_figure(figure, target)
-    return target
 
 
 def figure_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
-    """The panels of `forest_panels` that hold anything."""
-    return [(name, points) for name, points in forest_panels(evidence) if any(np.isfinite(p.estimate) for p in points)]
+    """The panels of `_all_panels` that hold anything."""
+    return [(name, points) for name, points in _all_panels(evidence) if any(np.isfinite(p.estimate) for p in points)]
 
 
-def forest_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
+def _all_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
     """What the figure shows: per panel its title and an interval per result; NO_DATA where a result has none."""
     reports = [row.report for row in evidence.results]
     pairs = [row.pair for row in evidence.comparisons]

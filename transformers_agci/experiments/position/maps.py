@@ -1,11 +1,13 @@
 """What the position probe found, as annotated maps."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.comparison import AnswerChange, PairReport
 from transformers_agci.experiments.position.measures import AnswerReport, ResultReport
 from transformers_agci.report.heatmap import (
@@ -13,6 +15,7 @@ from transformers_agci.report.heatmap import (
     Scale,
     compose,
     image_path,
+    minus,
     save_figure,
     scale_about_zero,
     scale_over,
@@ -24,22 +27,40 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+class Limits(NamedTuple):
+    """The ends of the accuracies' scale in percent; None: as far as the intervals reach."""
+
+    low: float | None = None
+    high: float | None = None
+
+
 def draw_maps(
-    results: Sequence[ResultReport], pair: PairReport | None, path: str | Path, title: str = "", remark: str = ""
+    results: Sequence[ResultReport],
+    pair: PairReport | None,
+    path: str | Path,
+    title: str = "",
+    remark: str = "",
+    *,
+    limits: Limits | None = None,
 ) -> Path:
     """Draw one result (Yes map, No map beside it), or several: a row for Yes, a row for No; with a pair, also the
     difference."""
     target = image_path(path)
-    save_figure(probe_figure(results, pair, title, remark), target)
+    save_figure(probe_figure(results, pair, title, remark, limits=limits), target)
     return target
 
 
 def probe_figure(
-    results: Sequence[ResultReport], pair: PairReport | None, title: str = "", remark: str = ""
+    results: Sequence[ResultReport],
+    pair: PairReport | None,
+    title: str = "",
+    remark: str = "",
+    *,
+    limits: Limits | None = None,
 ) -> "Figure":
     """The same as a figure, no file."""
     sides = [name for name in ("yes", "no") if any(getattr(report, name) for report in results)]
-    scale = accuracy_scale(results)
+    scale = accuracy_scale(results, limits)
     maps = {name: [accuracy_panel(report, name, scale, len(results) > 1) for report in results] for name in sides}
     panels: list[list[Panel | None]]
     if len(results) == 1:
@@ -54,19 +75,27 @@ def probe_figure(
 
 
 def _footnote(pair: PairReport | None) -> str:
-    if pair:
-        return (
-            "small numbers: 95 % interval (difference: paired over items); colours span the intervals; "
-            "p: positions shuffled within items"
-        )
-    return "small numbers: 95 % interval; colours span the intervals\np: positions shuffled within items"
+    paired = " (difference: paired over items)" if pair else ""
+    return (
+        f"small numbers: 95 % interval{paired}; colours span the intervals unless limits are given\n"
+        "sd: of the cells' accuracies, in points; chance: its mean when positions are shuffled within items;\n"
+        "p: the share of such shuffles whose sd is as large"
+    )
 
 
-def accuracy_scale(results: Sequence[ResultReport]) -> Scale:
-    """One scale for the accuracies of all results, Yes and No rows."""
+def accuracy_scale(results: Sequence[ResultReport], limits: Limits | None = None) -> Scale:
+    """One scale for the accuracies of all results, Yes and No rows; InputError for limits that leave no range."""
     answers = [side for report in results for side in (report.yes, report.no) if side]
     bounds = [100 * bound for side in answers for cell in side.cells for bound in (cell.low, cell.high)]
-    return scale_over(bounds, "correct answers, %", 5, (0, 100))
+    scale = scale_over(bounds, "correct answers, %", 5, (0, 100))
+    low, high = limits or Limits()
+    scale = replace(scale, low=scale.low if low is None else low, high=scale.high if high is None else high)
+    if not 0 <= scale.low < scale.high <= 100:
+        raise InputError(
+            f"`vmin` and `vmax` are percent, 0 to 100, the smaller first; the scale would go from {scale.low:g} to "
+            f"{scale.high:g}."
+        )
+    return scale
 
 
 def accuracy_panel(report: ResultReport, name: str, scale: Scale, named: bool) -> Panel | None:
@@ -102,10 +131,10 @@ def margin_panel(report: ResultReport, name: str, scale: Scale) -> Panel | None:
         values=np.array([cell.estimate for cell in side.margin_cells]).reshape(report.shape),
         scale=scale,
         title=f"{report.label}, {name.capitalize()} rows",
-        note=f"mean {_minus(f'{side.margin.estimate:.2f}')}, n = {side.margin.n}",
-        texts=[_minus(f"{cell.estimate:.2f}") if cell.n else "" for cell in side.margin_cells],
+        note=f"mean {minus(f'{side.margin.estimate:.2f}')}, n = {side.margin.n}",
+        texts=[minus(f"{cell.estimate:.2f}") if cell.n else "" for cell in side.margin_cells],
         subtexts=[
-            _minus(f"{cell.low:.2f} to {cell.high:.2f}") if np.isfinite(cell.low) else "" for cell in side.margin_cells
+            minus(f"{cell.low:.2f} to {cell.high:.2f}") if np.isfinite(cell.low) else "" for cell in side.margin_cells
         ],
     )
 
@@ -142,17 +171,10 @@ def difference_panel(pair: PairReport, name: str, shape: tuple[int, int], scale:
 
 
 def _cell(interval: Interval, form: str) -> str:
-    return _minus(form.format(100 * interval.estimate)) if np.isfinite(interval.estimate) else ""
+    return minus(form.format(100 * interval.estimate)) if np.isfinite(interval.estimate) else ""
 
 
 def _range(interval: Interval, form: str) -> str:
     if not np.isfinite(interval.low):
         return ""
-    return _minus(f"{form.format(100 * interval.low)} to {form.format(100 * interval.high)}")
-
-
-def _minus(text: str) -> str:
-    """A typographic minus sign for images, and no sign at zero."""
-    for zero in ("+0.0", "-0.0", "+0", "-0"):
-        text = " ".join(zero[1:] if word == zero else word for word in text.split(" "))
-    return text.replace("-", "−")
+    return minus(f"{form.format(100 * interval.low)} to {form.format(100 * interval.high)}")

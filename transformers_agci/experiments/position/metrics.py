@@ -11,7 +11,7 @@ import numpy as np
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.comparison import PairReport, as_json, compare
-from transformers_agci.experiments.position.maps import draw_maps
+from transformers_agci.experiments.position.maps import Limits, draw_maps
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
 from transformers_agci.experiments.position.results import ProbeResult, label_of, read_results
 from transformers_agci.experiments.position.tables import pair_positions, pair_text, result_text
@@ -111,9 +111,9 @@ def controls_table(controls: Sequence[Control]) -> Table:
     return Table("", ["says Yes without the image", "Yes rows % [95 %]", "No rows % [95 %]"], rows)
 
 
-def write_maps(metrics: Metrics, path: str | Path, title: str = "") -> Path:
-    """Draw the maps; returns the file."""
-    return draw_maps(metrics.results, metrics.pair, path, title, _controls_line(metrics.controls))
+def write_maps(metrics: Metrics, path: str | Path, title: str = "", limits: Limits | None = None) -> Path:
+    """Draw the maps; returns the file. `limits` are the ends of the accuracies' scale, in percent."""
+    return draw_maps(metrics.results, metrics.pair, path, title, _controls_line(metrics.controls), limits=limits)
 
 
 def write_json(metrics: Metrics, path: str | Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from transformers_agci.experiments.position.evidence import Evidence
-from transformers_agci.experiments.position.evidence_report import evidence_tables, forest_panels
+from transformers_agci.experiments.position.evidence_report import evidence_tables, figure_panels
 from transformers_agci.experiments.position.maps import (
     accuracy_panel,
     accuracy_scale,
@@ -124,9 +124,7 @@ def forest(evidence: Evidence) -> list[Plot]:
     """The evidence's panels: a row per result."""
     labels = [report.label for report in _reports(evidence)]
     plots = []
-    for name, intervals in forest_panels(evidence):
-        if not any(np.isfinite(interval.estimate) for interval in intervals):
-            continue
+    for name, intervals in figure_panels(evidence):
         against = "against" in name
         rows = labels[1:] if against else labels
         points = [_point(interval) for interval in (intervals[1:] if against else intervals)]

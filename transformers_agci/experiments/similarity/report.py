@@ -12,7 +12,7 @@ from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.items import item_names
-from transformers_agci.report.heatmap import Panel, Scale, compose, image_path, save_figure, scale_about_zero
+from transformers_agci.report.heatmap import Panel, Scale, compose, image_path, minus, save_figure, scale_about_zero
 from transformers_agci.report.table import Style, format_table
 from transformers_agci.storage.json_file import write_report
 
@@ -125,10 +125,14 @@ def similarity_figure(report: SimilarityReport, title: str = "") -> "Figure":
             scale,
             "scaled to the data",
             "+.1f",
-            f"sd over the cells {sd.observed:.4f}\nchance {sd.expected:.4f}, p = {sd.p:.3g}",
+            f"sd of the cells {sd.observed:.4f}\nchance {sd.expected:.4f}, p = {sd.p:.3g}",
         ),
     ]
-    return compose([panels], title, "small numbers: 95 % interval over items; p: positions shuffled within items")
+    footnote = (
+        "small numbers: 95 % interval over items; chance: the mean sd when positions are shuffled within items;\n"
+        "p: the share of such shuffles whose sd is as large"
+    )
+    return compose([panels], title, footnote)
 
 
 def _thousandths(cell: st.Interval) -> st.Interval:
@@ -141,8 +145,8 @@ def _panel(cells: list[st.Interval], scale: Scale, title: str, form: str, note: 
         scale=scale,
         title=title,
         note=note,
-        texts=[f"{cell.estimate:{form}}" if cell.n else "-" for cell in cells],
-        subtexts=[f"{cell.low:{form}} to {cell.high:{form}}" if np.isfinite(cell.low) else "" for cell in cells],
+        texts=[minus(f"{cell.estimate:{form}}") if cell.n else "–" for cell in cells],
+        subtexts=[minus(f"{cell.low:{form}} to {cell.high:{form}}") if np.isfinite(cell.low) else "" for cell in cells],
     )
 
 

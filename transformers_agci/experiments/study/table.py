@@ -10,9 +10,11 @@ import numpy as np
 
 from transformers_agci.experiments.position.results import ProbeResult, read_results
 from transformers_agci.experiments.study.run import LAMBDAS, Study
+from transformers_agci.report.forest import ForestPanel, draw_forest
 from transformers_agci.report.table import Style, markdown_table
 from transformers_agci.statistics import (
     Floats,
+    Interval,
     deviation,
     gap,
     mean_over_seeds_and_items,
@@ -65,16 +67,18 @@ SPREADS = ("sd over Yes cells", "gap of Yes cells")
 
 
 class WrittenTable(NamedTuple):
-    """The table as Markdown, and the file that holds it."""
+    """The table as Markdown, the file that holds it, and the forest plot of its differences."""
 
     text: str
     file: Path
+    figure: Path
 
 
 def write_table(study: Study) -> WrittenTable:
-    """Write `table_of` a finished study to study.md in its folder."""
-    written = WrittenTable(table_of(study), study.folder / "study.md")
+    """Write `table_of` a finished study to study.md in its folder, and its forest plot to study.png."""
+    written = WrittenTable(table_of(study), study.folder / "study.md", study.folder / "study.png")
     write_atomic(written.file, (written.text + "\n").encode())
+    draw_differences(study, written.figure)
     return written
 
 
@@ -123,8 +127,7 @@ CONTRASTS: Mapping[str, Contrast] = {
 
 def table_of(study: Study) -> str:
     """Markdown: a row per condition of the crossover, then the paired differences."""
-    models = {condition: _models(study, [None], condition) for condition in BEFORE}
-    models |= {condition: _models(study, list(range(study.seeds)), condition) for condition in CROSSED}
+    models = _all_models(study)
     rows = [[str(condition), *_levels(found)] for condition, found in models.items()]
     changes = [[name, *_changes(models, contrast)] for name, contrast in CONTRASTS.items()]
     both = balanced(models[Condition(ON, ON)]) - balanced(models[Condition(OFF, OFF)])  # [seeds, items]
@@ -151,6 +154,22 @@ def _tables(result: ProbeResult) -> tuple[Floats, Floats]:
     return result.yes.correct, result.no.correct
 
 
+def draw_differences(study: Study, path: Path) -> Path:
+    """A line per paired difference of the table, a panel per measure."""
+    models = _all_models(study)
+    found = [_change_intervals(models, contrast) for contrast in CONTRASTS.values()]
+    names = (*(f"{name}, points" for name in ACCURACIES), "variance over Yes cells,\npoints², without bias")
+    panels = [ForestPanel(name, [row[k] for row in found], zero=True) for k, name in enumerate(names)]
+    seeds = f"{study.seeds} seed{'s' if study.seeds != 1 else ''}"
+    note = f"{seeds} x {study.items} items; lines: 95 % intervals over seeds and items"
+    return draw_forest(panels, list(CONTRASTS), path, "What lambda does in training and in evaluation", note)
+
+
+def _all_models(study: Study) -> dict[Condition, Models]:
+    models = {condition: _models(study, [None], condition) for condition in BEFORE}
+    return models | {condition: _models(study, list(range(study.seeds)), condition) for condition in CROSSED}
+
+
 def _levels(models: Models) -> list[str]:
     """Accuracies with two-way t intervals, and the plain spreads of the Yes map beside chance."""
     cells = []
@@ -171,9 +190,13 @@ def _levels(models: Models) -> list[str]:
 
 
 def _changes(models: Mapping[Condition, Models], contrast: Contrast) -> list[str]:
+    return [CHANGE.write(change) for change in _change_intervals(models, contrast)]
+
+
+def _change_intervals(models: Mapping[Condition, Models], contrast: Contrast) -> list[Interval]:
     """The weighted sum of conditions, paired by seed and by item; a single model stands for every seed."""
     return [
-        CHANGE.write(mean_over_seeds_and_items(_sum(weight * measure(models[at]) for at, weight in contrast.items())))
+        mean_over_seeds_and_items(_sum(weight * measure(models[at]) for at, weight in contrast.items()))
         for measure in (*ACCURACIES.values(), yes_unevenness)
     ]
 
