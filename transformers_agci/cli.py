@@ -53,6 +53,7 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
         Command("metrics", "metrics", "the position probe's results in numbers and as a map"),
         Command("evidence", "evidence", "several results on the same items: everything that can be tested, at once"),
         Command("report", "report", "one page with the verdicts, the maps, and every item behind each cell"),
+        Command("compare", "compare", "AGCI, its controls and rivals on the same rows: one run, one report"),
         Command("sweep", "evidence", "lambda chosen on some items and reported on others", "sweep"),
         Command("plan", "evidence", "how many items show an effect of a given size, from a pilot", "plan"),
         Command("benchmark", "benchmark", "ask a model a benchmark's questions, with and without AGCI, and score it"),

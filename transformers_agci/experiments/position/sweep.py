@@ -104,7 +104,7 @@ def _report(
     for name, items in zip(("choose", "report"), parts, strict=True):
         if len(items) < FEWEST:
             raise InputError(f"Only {len(items)} items are left to {name}; at least {FEWEST} are needed.")
-    scores = {result.label: _score(result.select(parts[0]), choice) for result in dev}
+    scores = {result.label: score_of(result.select(parts[0]), choice) for result in dev}
     chosen = _best(list(scores.values()))
     pair = compare(held_out[0].select(parts[1]), held_out[chosen].select(parts[1])) if chosen else None
     return Sweep(choice, split, scores, dev[chosen].label, pair)
@@ -121,7 +121,7 @@ def nested(results: Sequence[ProbeResult], choice: Choice = "balanced") -> Neste
         outside = [item for item, of in zip(first.items, folds, strict=True) if of != fold]
         if len(inside) < 2:
             raise InputError(f"Fold {fold + 1} of {FOLDS} has {len(inside)} items; give results of more items.")
-        best = _best([_score(result.select(outside), choice) for result in results])
+        best = _best([score_of(result.select(outside), choice) for result in results])
         chosen.append(results[best].label)
         tables.append([(_correct(results[0].select(inside))), _correct(results[best].select(inside))])
     baseline, method = (tuple(np.concatenate([t[i][side] for t in tables]) for side in (0, 1)) for i in (0, 1))
@@ -144,7 +144,8 @@ def _check(results: Sequence[ProbeResult]) -> None:
         )
 
 
-def _score(result: ProbeResult, choice: Choice) -> float:
+def score_of(result: ProbeResult, choice: Choice) -> float:
+    """A result by the measure that chooses; larger is better."""
     yes, no = result.yes, result.no
     assert yes is not None and no is not None
     if choice == "balanced":

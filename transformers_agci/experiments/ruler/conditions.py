@@ -19,7 +19,7 @@ class Condition:
 
     Attributes:
         beta: the planted decoder bias; None: no decoder bias, but vision windows that cut sub-images (encoder bias).
-        arm: one of ARMS. The known repair plants -beta beside beta.
+        arm: one of ARMS, or a rival's name with its strength ("pai:0.2"). The known repair plants -beta beside beta.
     """
 
     beta: float | None
@@ -44,7 +44,7 @@ class Condition:
     @property
     def method(self) -> str | None:
         """The method that changes the image tokens, if any."""
-        return self.arm if self.arm in METHODS else None
+        return None if self.arm in (NOTHING, REPAIR) else self.arm
 
 
 RULER = (

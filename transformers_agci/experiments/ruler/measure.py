@@ -23,6 +23,7 @@ from transformers_agci.experiments.ruler.conditions import CELLS, CUTTING_WINDOW
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prompt import answer_token_ids
 from transformers_agci.method.handle import agci
+from transformers_agci.method.rivals import RIVALS
 
 
 class RulerModel:
@@ -65,7 +66,13 @@ class RulerModel:
             if cutting:
                 stack.enter_context(vision_windows(self.loaded.model, CUTTING_WINDOW))
             if method is not None:
-                stack.enter_context(agci(self.loaded.model, self.lam, method=method))
+                name, _, strength = method.partition(":")
+                given = {"strength": float(strength)} if strength else {}
+                stack.enter_context(
+                    agci(self.loaded.model, method=name, **given)
+                    if name in RIVALS
+                    else agci(self.loaded.model, float(strength or self.lam), method=name)
+                )
             yield
 
     @contextlib.contextmanager

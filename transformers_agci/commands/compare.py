@@ -1,0 +1,94 @@
+"""AGCI, its controls and rivals on the same rows: one run that goes on after a kill, one report.
+
+Every method answers the same rows of the position probe. Of a method that is named at several strengths the one that
+is best on half of the items (told apart by a hash of their captions) is held against stock on the other half, through
+the evidence suite of `agci evidence`; beside it what each method costs. With --ruler the same methods meet decoder
+biases of known size, with --benchmark another task, so that a repair that costs accuracy elsewhere is seen.
+"""
+
+import argparse
+from pathlib import Path
+
+from transformers_agci.commands.options import (
+    EMBEDDED,
+    SEED,
+    add_draws_options,
+    json_file,
+    number,
+    path,
+    teller,
+    whole,
+)
+from transformers_agci.method.rivals import RIVALS
+
+METHODS = ("stock", "agci:0.5", "uniform:0.5", "random:0.5", "bapa", "flat", "cca", "cca_positions")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options; none is needed."""
+    parser.add_argument(
+        "--model", "--model_path", nargs="+", default=[EMBEDDED], metavar="M", help="checkpoints (default: embedded)"
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(METHODS),
+        metavar="W",
+        help=f"stock, agci:0.5, uniform:0.5, random-1:0.5, a rival ({', '.join(RIVALS)}) or one at a strength, pai:0.2",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", type=path, metavar="D", help="rows of the position probe (default: embedded atlas)")
+    data.add_argument("--img_path", "--image_path", type=path, metavar="I", help="folder of the rows' images")
+    data.add_argument("--negatives_file", type=path, metavar="N", help="rows whose right answer is No")
+    data.add_argument("--items", type=whole(1), metavar="N", help="at most N items (embedded atlas: default 100)")
+    data.add_argument("--item_seed", type=SEED, default=0, metavar="N", help="seed of the atlas's items (default 0)")
+    beside = parser.add_argument_group("beside the probe")
+    beside.add_argument("--ruler", type=whole(3), metavar="N", help="also N items on the ruler (embedded model)")
+    beside.add_argument("--benchmark", metavar="NAME", help="also a benchmark, by each method's chosen strength")
+    beside.add_argument("--benchmark_data", type=path, metavar="F", help="its rows")
+    beside.add_argument("--benchmark_images", type=path, metavar="I", help="the folder of its images")
+    report = parser.add_argument_group("report")
+    report.add_argument("--output_dir", type=path, default=Path("compared"), metavar="O", help="(default compared)")
+    report.add_argument("--choose_by", choices=("balanced", "auc", "evenness"), default="balanced")
+    report.add_argument("--dev_share", type=number, default=0.5, metavar="S", help="share that chooses (default 0.5)")
+    report.add_argument("--margin", type=number, metavar="POINTS", help="equivalence margin, stated beforehand")
+    report.add_argument("--json", type=json_file, metavar="OUT", help="all numbers (default O/compared.json)")
+    add_draws_options(parser, "permutations of the null")
+    run = parser.add_argument_group("run")
+    run.add_argument("--batch_size", type=whole(1), metavar="N", help="lists of images per forward call")
+    run.add_argument("--processes", type=whole(1, 1024), default=1, metavar="N", help="of the ruler (default 1)")
+    run.add_argument("--overwrite", action="store_true", help="start over instead of going on")
+    run.add_argument("--quiet", action="store_true", help="no progress line")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask with every method, choose, report."""
+    from transformers_agci.embedded import embedded_model_path
+    from transformers_agci.errors import InputError
+    from transformers_agci.experiments.compare.arms import parse_arms
+    from transformers_agci.experiments.compare.command import Beside, compare_models
+    from transformers_agci.experiments.compare.report import ReportOptions
+    from transformers_agci.experiments.compare.run import CompareOptions
+    from transformers_agci.experiments.position.measures import ResamplingConfig
+    from transformers_agci.inference.load import LoadOptions
+    from transformers_agci.inference.runner import RunOptions
+
+    if args.margin is not None and not 0 < args.margin < 100:
+        raise InputError(f"--margin must lie between 0 and 100 points, but is {args.margin:g}.")
+    models = [LoadOptions(str(embedded_model_path()) if model == EMBEDDED else model) for model in args.model]
+    options = CompareOptions(
+        models,
+        parse_arms(args.methods),
+        args.output_dir,
+        args.data,
+        args.img_path,
+        args.negatives_file,
+        args.items,
+        args.item_seed,
+        args.batch_size,
+        RunOptions(None, args.overwrite, False, not args.quiet),
+    )
+    margin = None if args.margin is None else args.margin / 100
+    report = ReportOptions(args.choose_by, args.dev_share, margin, ResamplingConfig(args.draws, args.seed))
+    beside = Beside(args.ruler, args.processes, args.benchmark, args.benchmark_data, args.benchmark_images)
+    return compare_models(options, report, beside, args.json, teller(add_arguments))

@@ -1,0 +1,114 @@
+"""A comparison from what a user asks for to the lines and files that the user reads."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.compare.on_ruler import measure_on_ruler, ruler_text
+from transformers_agci.experiments.compare.report import (
+    Compared,
+    ReportOptions,
+    compare_arms,
+    compared_json,
+    compared_text,
+    draw_compared,
+)
+from transformers_agci.experiments.compare.run import (
+    CompareOptions,
+    ask_arms,
+    model_folder,
+    read_compared,
+)
+from transformers_agci.inference.answering import AnswerOptions
+from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.progress import Say
+from transformers_agci.storage import manifest
+from transformers_agci.storage.atomic import write_atomic
+from transformers_agci.storage.json_file import write_json
+
+
+class Beside(NamedTuple):
+    """What is measured beside the probe: items on the ruler, and a benchmark."""
+
+    ruler: int | None = None
+    processes: int = 1
+    benchmark: str | None = None
+    benchmark_data: Path | None = None
+    benchmark_images: Path | None = None
+
+
+def compare_models(
+    options: CompareOptions, report: ReportOptions, beside: Beside, target: Path | None, say: Say
+) -> int:
+    """Ask, choose and report for each model; 1 where rows were bad."""
+    _check(options, beside)
+    data = read_compared(options)
+    code = 1 if data.bad_rows else 0
+    for row in data.bad_rows:
+        say(row.error)
+    for model in options.models:
+        results = ask_arms(options, model, data, say)
+        compared = compare_arms(results, report)
+        folder = model_folder(options, model)
+        blocks = [compared_text(compared, results)]
+        numbers: dict[str, Any] = compared_json(compared, results)
+        if beside.benchmark is not None:
+            text, numbers["benchmark"] = _benchmark(options, model, beside, compared, folder)
+            blocks.append(text)
+        if beside.ruler is not None:
+            arms = [result.arm for result in compared.chosen]
+            summary, left_out = measure_on_ruler(folder, arms, beside.ruler, options.seed, beside.processes)
+            numbers["ruler"] = {"items": beside.ruler, "conditions": summary, "left_out": left_out}
+            blocks.append(f"on the ruler, {beside.ruler} items:\n\n{ruler_text(summary, left_out)}")
+        say("\n" + "\n\n".join(blocks))
+        file = target if target is not None and len(options.models) == 1 else folder / "compared.json"
+        say(_write(file, folder, blocks, numbers, compared))
+    return code
+
+
+def _check(options: CompareOptions, beside: Beside) -> None:
+    from transformers_agci.embedded import embedded_model_path
+
+    embedded = {str(embedded_model_path())}
+    if beside.ruler is not None and {model.model for model in options.models} != embedded:
+        raise InputError("`ruler` plants its biases in the embedded model: compare that one alone.")
+    if (beside.benchmark is None) != (beside.benchmark_data is None):
+        raise InputError("`benchmark` and `benchmark_data` belong together: give both or none.")
+
+
+def _benchmark(
+    options: CompareOptions, model: LoadOptions, beside: Beside, compared: Compared, folder: Path
+) -> tuple[str, dict[str, Any]]:
+    """Each chosen arm on a benchmark: its scores as `agci benchmark` has them."""
+    from transformers_agci.experiments.benchmarks import benchmark
+    from transformers_agci.experiments.benchmarks.asking.run import AskOptions, ask_benchmark
+    from transformers_agci.experiments.benchmarks.asking.source import Source
+    from transformers_agci.storage.json_file import read_json_object
+
+    assert beside.benchmark is not None
+    source = Source(benchmark(beside.benchmark), beside.benchmark_data, None, beside.benchmark_images)
+    loaded = load(model)
+    said, numbers = [f"{beside.benchmark}, each method at the strength that was chosen on the probe:"], {}
+    for result in compared.chosen:
+        lines: list[str] = []
+        arm = result.arm
+        answers = AnswerOptions(
+            options.batch_size, method=arm.engine_method, run=options.run, method_options=arm.method_options
+        )
+        file = folder / f"{beside.benchmark}.{arm.file_name}"
+        lambdas = [] if arm.is_rival else [arm.value]
+        asked = ask_benchmark(source, file, AskOptions(lambdas, answers), lambda: loaded, lines.append)
+        scored = asked.outputs[0].with_suffix("").with_name(asked.outputs[0].stem + ".score.json")
+        if asked.exit_code == 0 and scored.exists():
+            numbers[arm.label] = read_json_object(scored)
+        said.append(f"--- {arm.label}\n" + "\n".join(lines[-2:]).strip())
+    return "\n\n".join(said), numbers
+
+
+def _write(file: Path, folder: Path, blocks: list[str], numbers: dict[str, Any], compared: Compared) -> str:
+    """Write numbers, text and figure; returns what to say."""
+    numbers["environment"] = manifest.environment()
+    write_json(file, numbers)
+    write_atomic(folder / "compared.txt", ("\n\n".join(blocks) + "\n").encode())
+    figure = draw_compared(compared, folder / "compared.png", "against stock, held-out items")
+    return f"\nwritten: {folder / 'compared.txt'}, {file}; figure: {figure}"

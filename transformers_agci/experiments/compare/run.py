@@ -1,0 +1,140 @@
+"""A comparison's run: every arm asks the same rows, one result file each, gone on with after a kill."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.compare.arms import Arm
+from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
+from transformers_agci.experiments.position.questions import PROMPT, prompt_form, questions
+from transformers_agci.inference.answering import AnswerOptions, answer_questions
+from transformers_agci.inference.load import LoadedModel, LoadOptions, load
+from transformers_agci.inference.progress import Say
+from transformers_agci.inference.questions import QuestionSet
+from transformers_agci.inference.runner import RunOptions
+from transformers_agci.storage import manifest
+from transformers_agci.storage.json_file import read_json_object, write_json
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What is compared, on what, and where it goes.
+
+    data       rows of the position probe; None: composites of the embedded atlas
+    negatives  rows whose right answer is No
+    items      at most so many items (of the atlas: so many, 100 where None)
+    """
+
+    models: Sequence[LoadOptions]
+    arms: Sequence[Arm]
+    folder: Path
+    data: Path | None = None
+    img_path: Path | None = None
+    negatives: Path | None = None
+    items: int | None = None
+    seed: int = 0
+    batch_size: int | None = None
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+class ArmResult(NamedTuple):
+    """An arm's result file, and what it took."""
+
+    arm: Arm
+    file: Path
+    ms_per_row: float | None
+    kib_per_row: float | None  # by how much memory grew at most, over the lists of images in a batch
+
+
+def read_compared(options: CompareOptions) -> ProbeData:
+    """The rows that every arm is asked."""
+    if options.data is None:
+        return embedded_data(options.folder / "probe_set", options.items or 100, options.seed, None)
+    if options.img_path is None:
+        raise InputError("`img_path` is needed with `data`: the folder that holds the rows' images.")
+    return read_data(options.data, options.img_path, options.negatives, options.items, None)
+
+
+def model_folder(options: CompareOptions, model: LoadOptions) -> Path:
+    """Where a model's results go: a folder of its own where there are several."""
+    if len(options.models) == 1:
+        return options.folder
+    names = [Path(other.model).name or other.model for other in options.models]
+    name = Path(model.model).name or model.model
+    number = options.models.index(model) + 1
+    return options.folder / (name if names.count(name) == 1 else f"{name}-{number}")
+
+
+def ask_arms(options: CompareOptions, model: LoadOptions, data: ProbeData, say: Say) -> list[ArmResult]:
+    """Ask all rows with every arm; what is recorded already is not asked again."""
+    loaded = load(model)
+    folder = model_folder(options, model)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_ask(options, loaded, folder / arm.file_name, arm, data, say) for arm in options.arms]
+
+
+def _ask(  # noqa: PLR0917 - what an arm is asked with
+    options: CompareOptions, loaded: LoadedModel, file: Path, arm: Arm, data: ProbeData, say: Say
+) -> ArmResult:
+    forms = dict.fromkeys(prompt_form(row) for rows in data.items.values() for row in rows)
+    settings: dict[str, Any] = {"experiment": "position probe", "prompt": "".join(forms) or PROMPT, **data.settings}
+    asked = QuestionSet(questions(data.items, data.img_path), data.bad_rows, settings, {"arm": arm.word})
+    answers = AnswerOptions(
+        options.batch_size, method=arm.engine_method, run=options.run, method_options=arm.method_options
+    )
+    before = _memory_now()
+    summary = answer_questions(loaded, asked, [arm.value], [file], answers)
+    grown = _memory_peak() - before
+    if summary.counts.rows:  # an arm that was there already keeps the cost that was measured when it was asked
+        batch = read_json_object(manifest.path_of(file))["settings"].get("batch_size") or 1
+        cost = {"ms_per_row": _ms_per_row(file), "kib_per_row": max(0.0, grown) / 1024 / batch}
+        write_json(file.with_suffix(".cost.json"), cost, indent=1)
+    say(f"{arm.label}: {summary.lines()[0]}")
+    return ArmResult(arm, file, *_cost(file))
+
+
+def _ms_per_row(file: Path) -> float | None:
+    """Milliseconds per row, over all runs that the manifest has."""
+    runs = [run for run in read_json_object(manifest.path_of(file)).get("runs", ()) if run.get("answers")]
+    answers = sum(run["answers"] for run in runs)
+    return 1000 * sum(run["seconds"] for run in runs) / answers if answers else None
+
+
+def _cost(file: Path) -> tuple[float | None, float | None]:
+    """What was measured when the arm was asked."""
+    try:
+        found = read_json_object(file.with_suffix(".cost.json"))
+    except InputError:
+        return _ms_per_row(file), None
+    return found.get("ms_per_row"), found.get("kib_per_row")
+
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def _memory_now() -> float:
+    """Bytes in use; from here on the peak is counted anew, where the system can."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return float(torch.cuda.memory_allocated())
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text("5")
+    return _process_bytes("VmRSS")
+
+
+def _memory_peak() -> float:
+    import torch
+
+    return float(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else _process_bytes("VmHWM")
+
+
+def _process_bytes(name: str) -> float:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name))
+        return 1024.0 * int(line.split()[1])
+    return 0.0
