@@ -308,3 +308,29 @@ def test_lost_images_are_an_error() -> None:
     attach(model, method="bapa")
     with pytest.raises(ValueError, match="image tokens, but no images came with it"):
         model(input_ids=batch.inputs["input_ids"])
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "gemma3n", "internvl", "llava_next", "llava"])
+@torch.no_grad()
+def test_the_papers_families(name: str) -> None:
+    """Every method that can serve it changes the answer's logits, counts its image, and leaves no trace."""
+    from tiny_checkpoints import build_model, make_inputs
+
+    from transformers_agci.method.rivals import RIVALS
+
+    model = build_model(name).eval()
+    inputs = make_inputs(name, model, batch=2)
+    stock = model(**inputs).logits[:, -1]
+    without_grid = {"llava_next"}  # two grids, one with newlines
+    for method, rival in RIVALS.items():
+        options = {"first_layer": 0} if method == "pai" else {}
+        handle = attach(model, method=method, strength=1, **options)
+        if rival.positions is not None and rival.positions.needs_grid and name in without_grid:
+            with pytest.raises(ValueError, match="is no single grid in"):
+                model(**inputs)
+        else:
+            changed = (model(**inputs).logits[:, -1] - stock).abs().max()
+            assert (changed > 0) == (method != "vcd"), method  # vcd acts on what generate makes of them
+            assert handle.injections == 2
+        handle.detach()
+        assert torch.equal(model(**inputs).logits[:, -1], stock)

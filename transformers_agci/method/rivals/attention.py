@@ -216,7 +216,7 @@ def _last_query(
     scores = own @ keys.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if rescore is not None:
         scores = rescore(scores)
-    hidden = _additive(mask, query, key)
+    hidden = _additive(mask, query, key, plan)
     hidden = hidden.expand(batch, -1, -1, -1)[torch.arange(batch, device=query.device), :, columns][:, :, None]
     weights = (scores + hidden).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     return (weights @ values).transpose(1, 2), weights
@@ -242,13 +242,14 @@ def _whole(weights: torch.Tensor, plan: Plan) -> torch.Tensor:
     return nn.functional.pad(weights, (missing, 0)) if missing > 0 else weights[:, :total]
 
 
-def _additive(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+def _additive(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, plan: Plan) -> torch.Tensor:
     """The mask in additive form [B or 1, 1, Q, K]; without one the backend is causal."""
     lowest = torch.finfo(query.dtype).min
     if mask is None:
         queries, keys = query.shape[2], key.shape[2]
         hidden = torch.full((queries, keys), lowest, dtype=query.dtype, device=query.device)
-        return hidden.triu(keys - queries + 1)[None, None]
+        first = min(keys, plan.keys.shape[1]) - queries  # the column of the first query
+        return hidden.triu(first + 1)[None, None]
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
     return mask[..., : key.shape[2]]
@@ -260,7 +261,7 @@ def _ringed(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, p
     if known in plan.made:
         return plan.made[known]
     assert plan.owners is not None and plan.ranks is not None
-    stock = _additive(mask, query, key)
+    stock = _additive(mask, query, key, plan)
     keys, queries = key.shape[2], query.shape[2]
     owners, ranks = (_keys_of(part, plan, keys) for part in (plan.owners, plan.ranks))
     columns = _keys_of(torch.arange(plan.keys.shape[1], device=query.device)[None], plan, keys)
@@ -287,7 +288,7 @@ def _biased(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, p
     assert plan.bias is not None
     added = _keys_of(plan.bias[layer], plan, key.shape[2]).to(query)[:, None, None]
     text = ~plan.keys[:, plan.keys.shape[1] - query.shape[2] :]
-    return _additive(mask, query, key) + added * text[:, None, :, None].to(query)
+    return _additive(mask, query, key, plan) + added * text[:, None, :, None].to(query)
 
 
 _COLUMNS = "_agci_rival_columns"  # attribute of a cache: its columns as of its last call of several tokens

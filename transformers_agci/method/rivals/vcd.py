@@ -63,8 +63,8 @@ def noised(
 def combine(
     logits: "torch.Tensor", second: "torch.Tensor", strength: float, options: Mapping[str, Any]
 ) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Scores [B, V] and which tokens may be chosen."""
-    logits, second = logits.float(), second.float()
+    """Scores [B, V], up to a constant per row, and which tokens may be chosen."""
+    logits, second = logits.float().log_softmax(dim=-1), second.float().log_softmax(dim=-1)  # for beams: one unit
     beta = float(options["beta"])
     least = logits.amax(dim=-1, keepdim=True) + (math.log(beta) if beta else -math.inf)
     return (1 + strength) * logits - strength * second, logits >= least

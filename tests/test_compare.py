@@ -1,0 +1,140 @@
+"""`agci compare`: its words, one resumable run, the choice on development items, the report, the ruler's arms."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from transformers_agci import InputError
+from transformers_agci.cli import main
+from transformers_agci.data.grid import POSITIONS
+from transformers_agci.experiments.compare.arms import parse_arm, parse_arms
+from transformers_agci.experiments.compare.on_ruler import conditions_of, ruler_arms
+from transformers_agci.experiments.compare.report import ReportOptions, compare_arms, cost_text, notes_of
+from transformers_agci.experiments.compare.run import ArmResult
+
+
+def test_words_of_arms() -> None:
+    found = parse_arms(["bapa", "agci:0.5", "stock", "pai:0.2,gamma=1", "random-3:0.5", "uac:1"])
+    assert [arm.label for arm in found] == [
+        "stock",
+        "bapa 1",
+        "agci 0.5",
+        "pai 0.2, gamma 1",
+        "random-3 0.5",
+        "uac 1 (reconstruction)",
+    ]
+    assert found[0].engine_method == "agci"
+    assert found[0].value == 0
+    assert found[3].method_options == {"gamma": 1, "strength": 0.2}
+    assert parse_arm("pai").value == 0.2  # the authors'
+    assert len({arm.file_name for arm in found}) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bapa"], "`methods` needs stock"),
+        (["stock"], "`methods` names stock alone"),
+        (["stock", "bapa", "bapa:1"], "`methods` names 'bapa:1' twice"),
+        (["stock", "papa"], "the methods are stock, agci, uniform, random, noise, shuffled, bapa"),
+        (["stock", "agci"], "agci needs a lambda alone, as in agci:0.5"),
+        (["stock", "agci:x"], "in which 'x' is no number"),
+        (["stock", "bapa:2"], "The strength of bapa is 0"),
+        (["stock", "pai:1,tempo=2"], "pai has no option 'tempo'"),
+    ],
+)
+def test_bad_words(words: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_arms(words)
+    assert message in str(caught.value)
+
+
+def result_file(folder: Path, word: str, shift: float, spread: float, items: int = 60) -> ArmResult:
+    """An arm whose margins are those of a seed plus `shift`, lower by `spread` in the last cell."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for item in range(items):
+        for answer, mean in (("Yes", 1.5), ("No", -1.5)):
+            for cell in range(9):
+                margin = mean + shift + generator.normal() - spread * (cell == 8)
+                position = POSITIONS[cell]
+                rows.append(
+                    {
+                        "id": item,
+                        "image": f"{item}_{cell}.jpg",
+                        "caption": f"thing {item}",
+                        "position": position,
+                        "answer": answer,
+                        "prediction": "Yes" if margin > 0 else "No",
+                        "margin": margin,
+                    }
+                )
+    arm = parse_arm(word)
+    file = folder / arm.file_name
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ArmResult(arm, file, 10.0, None)
+
+
+def test_strength_is_chosen_on_some_items_and_reported_on_the_others(tmp_path: Path) -> None:
+    results = [
+        result_file(tmp_path, "stock", 0.0, 2.0),
+        result_file(tmp_path, "agci:0.25", 0.0, 1.0),
+        result_file(tmp_path, "agci:0.5", 0.0, 0.0),
+        result_file(tmp_path, "bapa", -1.0, 2.0),  # moves the threshold, repairs nothing
+    ]
+    compared = compare_arms(results, ReportOptions())
+    assert [result.arm.label for result in compared.chosen] == ["stock", "agci 0.5", "bapa 1"]
+    assert compared.split.dev + compared.split.held_out == 60
+    assert compared.evidence.items == compared.split.held_out
+    agci, bapa = compared.evidence.comparisons
+    assert agci.pair.balanced is not None and agci.pair.balanced.low > 0
+    assert agci.pair.evenness.verdict == "more even"
+    assert bapa.pair.balanced is not None and bapa.pair.balanced.high < 0
+    assert bapa.pair.auc is not None and abs(bapa.pair.auc.estimate) < 1e-9
+    assert bapa.pair.criterion is not None and bapa.pair.criterion.low > 0
+    assert len(bapa.holm) == len(bapa.tests)
+
+
+def test_costs_and_notes(tmp_path: Path) -> None:
+    results = [
+        result_file(tmp_path, word, 0, 0, 1)._replace(ms_per_row=ms) for word, ms in (("stock", 10), ("uac", 25))
+    ]
+    assert "2.50" in cost_text(results)
+    assert notes_of([result.arm for result in results]) == [
+        "uac: a reconstruction from the abstract: neither its equations nor its code could be read."
+    ]
+
+
+def test_one_run_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """Asked once; the second call answers nothing and reports the same; the manifest knows each arm."""
+    monkeypatch.chdir(tmp_path)
+    words = ["compare", "--items", "24", "--methods", "stock", "flat", "--quiet", "--draws", "50"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "held-out items" in said
+    assert "ms per row" in said
+    assert "flat: an ablation of BaPA made here" in said
+    first = (tmp_path / "compared" / "compared.json").read_text()
+    settings = json.loads((tmp_path / "compared" / "flat.manifest.json").read_text())["settings"]
+    assert (settings["method"], settings["strength"]) == ("flat", 1.0)
+    assert main(words) == 0
+    assert "432 already done" in capsys.readouterr().out
+    again = json.loads((tmp_path / "compared" / "compared.json").read_text())
+    assert {name: again[name] for name in again if name != "environment"} == {
+        name: value for name, value in json.loads(first).items() if name != "environment"
+    }
+
+
+def test_what_the_ruler_can_measure() -> None:
+    served, left_out = ruler_arms(parse_arms(["stock", "agci:0.5", "bapa", "pai:0.2", "vcd:1", "uac:1"]))
+    assert served == ["agci:0.5", "bapa:1", "pai:0.2", "uac:1"]
+    assert left_out == [
+        "pai:0.2 is on the ruler without its second pass.",
+        "vcd:1 is not on the ruler: it acts on generate's logits.",
+    ]
+    conditions = conditions_of(served)
+    assert len(conditions) == 3 * 6
+    assert {condition.method for condition in conditions} == {None, *served}
