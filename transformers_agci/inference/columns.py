@@ -79,6 +79,7 @@ class ColumnWork:
         self.first = FirstToken(answerer) if served else None
         self.fits: int | None = None  # lists per batch, once memory has run out
         self.vision, self.prefix = VisionReplay(loaded.model), PrefixReplay(loaded.model)
+        self.vision.records = "vision_replay" not in replays_off
 
     @contextlib.contextmanager
     def replaying(self) -> Iterator[None]:
@@ -222,7 +223,7 @@ class ColumnWork:
     def _set_images(self, batch: Batch | None, keep: bool = False) -> None:
         """Name what the coming call of the model is about; None: it has no images and its own keys and values."""
         if batch is not None:
-            self.vision.set_images(None if "vision_replay" in self.replays_off else batch.images)
+            self.vision.set_images(batch.images)
         shares = batch is not None and batch.images and "prefix_replay" not in self.replays_off
         self.prefix.set_prompts(self._prompts(batch) if batch is not None and shares else None, keep)
 

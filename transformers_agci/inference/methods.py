@@ -87,7 +87,8 @@ def replays_off(rival: Rival | None) -> dict[str, str]:
         off["prefix_replay"] = f"off: {rival.name} acts on the attention of the prompt's own tokens"
     if rival.contrast is not None:
         off["prefix_replay"] = f"off: {rival.name} runs a second pass over another prompt"
-        off["vision_replay"] = f"off: {rival.name} runs a second pass over other images"
+        if rival.contrast.other_images:
+            off["vision_replay"] = f"off: {rival.name} runs a second pass over other images"
         off["first_token"] = f"off: {rival.name} decides each token from two passes"
     if rival.bias is not None:
         off["vision_replay"] = f"off: {rival.name} also encodes blank images"

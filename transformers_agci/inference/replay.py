@@ -65,6 +65,7 @@ class VisionReplay:
         self.calls = 0  # times the vision side ran
         self.images = 0  # images it saw
         self.replays = 0
+        self.records = True  # False: images are counted, and encoded each time
         self._images_at_hand: tuple[Hashable, ...] | None = None
         self._record: Any = None
 
@@ -82,13 +83,13 @@ class VisionReplay:
 
         @functools.wraps(original)
         def get_image_features(*args: Any, **kwargs: Any) -> Any:
-            if self._images_at_hand and self._record is not None:
+            if self.records and self._images_at_hand and self._record is not None:
                 self.replays += 1
                 return _fresh(self._record)
             self.calls += 1
             self.images += len(self._images_at_hand or ())
             output = original(*args, **kwargs)
-            if self._images_at_hand:
+            if self.records and self._images_at_hand:
                 self._record = _fresh(output)
             return output
 

@@ -100,11 +100,13 @@ class ContrastRule:
         combine: log probabilities or logits [B, V] of the prompt and of the second pass, strength, options ->
             scores [B, V] and which tokens may be chosen [B, V] bool.
         active: strength, options -> whether there is a second pass at all.
+        other_images: whether the second pass shows images of its own.
     """
 
     second: "Callable[[Mapping[str, torch.Tensor], Mapping[str, Any], int], dict[str, torch.Tensor]]"
     combine: "Callable[[torch.Tensor, torch.Tensor, float, Mapping[str, Any]], tuple[torch.Tensor, torch.Tensor]]"
     active: Callable[[float, Mapping[str, Any]], bool] = lambda strength, options: strength != 0
+    other_images: bool = False
 
 
 @dataclass(frozen=True)

@@ -85,5 +85,5 @@ RIVAL = Rival(
             "seed": Option(0, "seed of the noise", least=0, most=2**32 - 1, whole=True),
         }
     ),
-    contrast=ContrastRule(noised, combine),
+    contrast=ContrastRule(noised, combine, other_images=True),
 )
