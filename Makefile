@@ -14,6 +14,9 @@
 # make app-test   the live page and the report in a real Chromium, the tasks under Inspect AI
 # make docs-env   what builds the site, in .venv-docs (DOCS_VENV=... elsewhere), laid over the environment
 # make docs       docs/ as a site in site/, strictly and without a network
+# make notebook-env  a Jupyter kernel in .venv-notebook (NOTEBOOK_VENV=... elsewhere), laid over the environment
+# make notebooks     the notebooks of examples/ executed anew, with their outputs: minutes
+# make notebooks-test  the same, compared with what is committed
 # make vllm-env   vLLM for a CPU in .venv-vllm (VLLM_VENV=... elsewhere), laid over the environment: 3.5 GB, 4 minutes
 # make vllm-test  AGCI under the real vLLM: our hooks' answers, its server, two processes: a quarter of an hour
 # make vllm-smoke one start of it: two minutes
@@ -28,6 +31,7 @@ LMMS_VENV ?= .venv-lmms
 APP_VENV ?= .venv-app
 DOCS_VENV ?= .venv-docs
 VLLM_VENV ?= .venv-vllm
+NOTEBOOK_VENV ?= .venv-notebook
 TORCH_INDEX ?=
 
 # Name of the overlay folder, then what goes into it on top of the environment's torch.
@@ -58,7 +62,7 @@ define LAYER
 	$(1)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
 endef
 
-.PHONY: demo study ruler ruler-calibration test check slow contract train-env train-test lmms-env lmms-eval app-env app-test docs-env docs vllm-env vllm-test vllm-smoke clean
+.PHONY: demo study ruler ruler-calibration test check slow contract train-env train-test lmms-env lmms-eval notebook-env notebooks notebooks-test app-env app-test docs-env docs vllm-env vllm-test vllm-smoke clean
 
 demo: $(VENV)/.eval
 	$(BIN)/agci demo --output_dir demo
@@ -100,6 +104,14 @@ lmms-env: $(LMMS_VENV)/.done
 
 lmms-eval: $(VENV)/.dev $(LMMS_VENV)/.done
 	AGCI_LMMS_PYTHON="$(abspath $(LMMS_VENV))/bin/python" $(BIN)/python -m pytest -m slow -rA tests/test_lmms_eval.py
+
+notebook-env: $(NOTEBOOK_VENV)/.done
+
+notebooks: $(NOTEBOOK_VENV)/.done
+	$(NOTEBOOK_VENV)/bin/python examples/execute.py
+
+notebooks-test: $(NOTEBOOK_VENV)/.done
+	$(NOTEBOOK_VENV)/bin/python -m pytest -m slow -rA --durations 3 tests/test_examples.py
 
 app-env: $(APP_VENV)/.done
 
@@ -155,6 +167,10 @@ $(LMMS_VENV)/.done: constraints-lmms.txt pyproject.toml | $(VENV)/.eval
 	$(call LAYER,$(LMMS_VENV),constraints-lmms.txt)
 	touch $@
 
+$(NOTEBOOK_VENV)/.done: constraints-notebook.txt pyproject.toml | $(VENV)/.dev
+	$(call LAYER,$(NOTEBOOK_VENV),constraints-notebook.txt)
+	touch $@
+
 $(APP_VENV)/.done: constraints-app.txt pyproject.toml | $(VENV)/.dev
 	$(call LAYER,$(APP_VENV),constraints-app.txt)
 	touch $@
@@ -169,4 +185,4 @@ $(VLLM_VENV)/.done: constraints-vllm.txt pyproject.toml $(wildcard tests/vllm_en
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TRAIN_VENV) $(LMMS_VENV) $(APP_VENV) $(DOCS_VENV) $(VLLM_VENV) site .pytest_cache .ruff_cache .mypy_cache .hypothesis demo
+	rm -rf $(VENV) $(TRAIN_VENV) $(LMMS_VENV) $(APP_VENV) $(DOCS_VENV) $(VLLM_VENV) $(NOTEBOOK_VENV) site .pytest_cache .ruff_cache .mypy_cache .hypothesis demo

@@ -374,6 +374,23 @@ def test_the_probe_of_a_served_model(tmp_path: Path, capsys, monkeypatch) -> Non
     assert KEY not in everything_written(tmp_path)
 
 
+def test_a_benchmark_of_a_served_model(tmp_path: Path, capsys) -> None:
+    Image.new("RGB", (60, 40)).save(tmp_path / "1.jpg")
+    rows = [
+        {"question_id": str(n), "image": "1.jpg", "image_source": "1", "category": "random", "answer": answer}
+        | {"question": f"Is there a {word} in the image?"}
+        for n, (word, answer) in enumerate([("cat", "yes"), ("dog", "no")], 1)
+    ]
+    (tmp_path / "pope.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with stub_server(lambda number, body: Says(body=completion("Yes"))) as server:
+        words = ["--engine", "openai", "--base_url", server.url, "--model", "stub", "--resamples", "0", "--quiet"]
+        data = ["--data", str(tmp_path / "pope.jsonl"), "--answer_file", str(tmp_path / "A.jsonl")]
+        assert main(["benchmark", "pope", *words, *data]) == 0
+    assert "lambda as served, protocol official" in capsys.readouterr().out
+    score = json.loads((tmp_path / "A.score.json").read_text())
+    assert (score["lambda"], score["categories"]["random"]["accuracy"]) == ("as served", 0.5)
+
+
 def test_mistakes_of_the_command_line(tmp_path: Path, capsys) -> None:
     for words, said in (
         (["--engine", "openai"], "--model is needed with --engine openai"),

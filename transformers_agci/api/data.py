@@ -76,7 +76,7 @@ def composites(
     `folder`, and found there again by the same call; without one it lives as long as what is returned.
     """
     kept = None if folder is not None else tempfile.TemporaryDirectory(prefix="agci-")
-    place = Path(folder if kept is None else kept.name)
+    place = Path(kept.name if kept is not None else str(folder))
     source = images if isinstance(images, str | Path) else _written(place / "source", images, captions)
     if isinstance(images, str | Path) and captions is not None:
         raise InputError("`captions` go with a list of images; a source has its own.")

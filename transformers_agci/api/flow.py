@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FlowStatistics:
     """Flow by source (text, answer) and lambda: mean maps and the share on the target. Shows itself as a table."""
 
@@ -37,6 +37,8 @@ class FlowStatistics:
 
     def __str__(self) -> str:
         return maps_table(self.maps).text
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OcclusionStatistics(OcclusionMaps):
     """Mean maps by the target's place, and the share of each on the target. Shows itself as a table."""
 
@@ -37,6 +37,8 @@ class OcclusionStatistics(OcclusionMaps):
 
     def __str__(self) -> str:
         return maps_table(self).text
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True)

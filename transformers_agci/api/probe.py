@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SETTINGS = ("engine", "method", "lambda", "strength")  # of a manifest, as columns of every row
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ProbeStatistics(Metrics):
     """The numbers of a probe: `results`, `pair` where there are two, `controls`. Shows itself as tables."""
 
@@ -65,8 +65,10 @@ class ProbeStatistics(Metrics):
     def __str__(self) -> str:
         return "\n\n".join([*(table.text for table in self.tables), *filter(None, [self.verdict])])
 
+    __repr__ = __str__
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class ProbeEvidence(Evidence):
     """Each of several results against the first, and all tests. Shows itself as tables."""
 
@@ -75,6 +77,8 @@ class ProbeEvidence(Evidence):
 
     def __str__(self) -> str:
         return evidence_report.evidence_text(self)
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True)
@@ -234,8 +238,8 @@ def _levels(found: Metrics) -> Table:
             [
                 report.label,
                 str(report.items),
-                PERCENT.write(yes and yes.accuracy),
-                PERCENT.write(report.no and report.no.accuracy),
+                PERCENT.write(yes.accuracy if yes else None),
+                PERCENT.write(report.no.accuracy if report.no else None),
                 PERCENT.write(report.balanced),
                 ABSENT if level is None else NUMBER.value(signed_root(level.estimate)),
                 ABSENT if yes is None else p_value((yes.margin_spread or yes.spread).sd.p),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SimilarityStatistics(SimilarityReport):
     """Cosines overall and by position. Shows itself as a table."""
 
@@ -51,6 +51,8 @@ class SimilarityStatistics(SimilarityReport):
 
     def __str__(self) -> str:
         return "\n\n".join(table.text for table in self.tables)
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True)

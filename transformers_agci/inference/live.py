@@ -39,7 +39,7 @@ def live_model(model: Any, processor: Any) -> LoadedModel:
         **processor_identity(ready),
     }
     lam = vars(vlm.config).get(LAMBDA_KEY)
-    notes = {"model": f"a live {type(model).__name__}", "lambda_in_config": lam}
+    notes = {"model": f"{type(model).__name__} in memory", "lambda_in_config": lam}
     return LoadedModel(model, ready, family, torch.device(model.device), identity, notes, lam)
 
 
