@@ -9,14 +9,14 @@ import torch
 from machine import seconds
 
 from transformers_agci.families import decoder_of, find_vlm
-from transformers_agci.inference import answering, prepare, questions
+from transformers_agci.inference import columns, prepare, questions
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.storage import result_file as results
 
 FUNCTIONS = (
     (questions.ImageFile, "open", "decode"),
     (prepare, "prepare", "preprocess"),
-    (answering, "prepare", "preprocess"),
+    (columns, "prepare", "preprocess"),
     (results.ResultFile, "write", "write"),
 )
 PARTS = ("decode", "preprocess", "vision", "decoder", "write", "other")
