@@ -9,9 +9,9 @@ out=${1:?usage: perf/first_gpu.sh FILE.md [--small]}
 shape=${2:---random_7b}
 python=${PYTHON:-python}
 limit=${LIMIT:-480}
-short=() ; items=8 ; pictures=54 ; sizes="9 18 36 72" ; mask=42 ; rows=200 ; plain=9
+short=() ; items=8 ; pictures=54 ; sizes="9 18 36 72" ; mask=42 ; rows=200 ; plain=9 ; alone=(1 18)
 if [ "$shape" = --small ]; then
-    short=(--quick) ; items=1 ; pictures=2 ; sizes="9" ; mask=420 ; rows=4 ; plain=2
+    short=(--quick) ; items=1 ; pictures=2 ; sizes="9" ; mask=420 ; rows=4 ; plain=2 ; alone=(1)
 fi
 failed=0
 
@@ -37,7 +37,7 @@ done
 measure "POPE" perf/pope_speed.py "$shape" --pictures "$pictures" --plain_rows "$plain" --rounds 1
 measure "Occlusion" perf/occlusion.py "$shape" --pictures 1 --mask_size "$mask" --plain_copies 4
 measure "Similarity" perf/similarity.py "$shape" --images $((9 * items))
-measure "AGCI's own share" perf/own_share.py "$shape" --rows "$rows"
+measure "AGCI's own share" perf/own_share.py "$shape" --rows "$rows" --batch_sizes "${alone[@]}"
 measure "Scaling" perf/scaling.py $([ "$shape" = --small ] || echo "$shape") "${short[@]}" --rounds 1
 measure "Attention backends" perf/parity.py --items "$([ "$shape" = --small ] && echo 1 || echo 20)"
 rm -f "$out.err"
