@@ -51,10 +51,22 @@ class Style(NamedTuple):
             return ABSENT
         if not (math.isfinite(value.low) and math.isfinite(value.high)):
             return f"{self.value(value.estimate)} [no interval]"
+        style = self._telling_apart(value)
+        return f"{style.value(value.estimate)} {style.bounds(value)}"
+
+    def bounds(self, value: "Estimate") -> str:
+        """ "[89.0, 93.1]"; "-" without bounds."""
+        if not (math.isfinite(value.low) and math.isfinite(value.high)):
+            return ABSENT
+        style = self._telling_apart(value)
+        return f"[{style.value(value.low)}, {style.value(value.high)}]"
+
+    def _telling_apart(self, value: "Estimate") -> "Style":
+        """This style with as many digits as tell the bounds apart."""
         style = self
         while style.digits < MOST_DIGITS and style.value(value.low) == style.value(value.high):
             style = style._replace(digits=style.digits + 1)
-        return f"{style.value(value.estimate)} [{style.value(value.low)}, {style.value(value.high)}]"
+        return style
 
 
 PERCENT = Style(100, 1)

@@ -38,6 +38,7 @@ from transformers_agci.statistics.paired import (
     paired_difference,
     percentile_interval,
     proportion_difference,
+    simultaneous_differences,
 )
 from transformers_agci.statistics.signal_detection import balanced_accuracy, criterion, d_prime
 
@@ -73,5 +74,6 @@ __all__ = [
     "percentile_interval",
     "permutation_null",
     "proportion_difference",
+    "simultaneous_differences",
     "wilson",
 ]

@@ -17,12 +17,14 @@ from transformers_agci.statistics.evenness import Change, Verdict, signed_root
 class AnswerChange:
     """second - first on the rows of one answer: accuracy, its plain deviation over the cells, who changed sides.
 
+    `simultaneous_cells` are the differences of `accuracy.cells` with intervals that hold in all cells at once;
     `holm_cells` are McNemar's p corrected for the number of cells of both answers.
     """
 
     accuracy: Measured
     sd_first: float
     sd_second: float
+    simultaneous_cells: list[Interval]
     mcnemar_cells: list[McNemar]
     holm_cells: list[float]
 
@@ -150,6 +152,7 @@ def _changes(yes: Both | None, no: Both | None) -> list[AnswerChange | None]:
             accuracy=st.proportion_difference(pair[0].correct, pair[1].correct),
             sd_first=float(st.deviation(st.cell_means(pair[0].correct))),
             sd_second=float(st.deviation(st.cell_means(pair[1].correct))),
+            simultaneous_cells=st.simultaneous_differences(pair[0].correct, pair[1].correct),
             mcnemar_cells=tests[side],
             holm_cells=places[side],
         )

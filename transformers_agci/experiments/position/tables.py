@@ -218,13 +218,14 @@ def _change(name: str, change: Change | None, style: Style = VARIANCE, signed: S
 
 
 def pair_positions(pair: PairReport, positions: Sequence[str]) -> Table:
-    """The difference per position: points with interval, rows gained and lost, McNemar's exact p and Holm's."""
+    """The difference per position: points, intervals of one and of all at once, McNemar's p and Holm's."""
     header, columns = ["position"], [list(positions)]
     for name, change in (("Yes", pair.yes), ("No", pair.no)):
         if change:
-            header += [f"{name} [95 %]", "gained", "lost", "McNemar p", "Holm"]
+            header += [f"{name} [95 %]", "[all at once]", "gained", "lost", "McNemar p", "Holm"]
             columns += [
                 [POINTS.write(cell) for cell in change.accuracy.cells],
+                [POINTS.bounds(cell) for cell in change.simultaneous_cells],
                 [str(test.gained) for test in change.mcnemar_cells],
                 [str(test.lost) for test in change.mcnemar_cells],
                 [p_value(test.p) for test in change.mcnemar_cells],
