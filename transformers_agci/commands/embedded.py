@@ -100,8 +100,8 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
 def run_study(args: argparse.Namespace) -> int:
     """Fine-tune the embedded model with lambda 0 and 0.5, equal otherwise, over several seeds; probe; print a table.
 
-    Each model is probed on fresh items with the lambda it was trained with, beside the model as it was. A killed study
-    goes on with the same command; a finished run is not done again. The defaults take about ten minutes of one core.
+    Each fine-tuned model is probed on fresh items at both lambdas, beside the model as it was. A killed study goes on
+    with the same command; a finished run is not done again. The defaults take a quarter of an hour of an idle core.
     """
     from transformers_agci.experiments.study.run import Study
     from transformers_agci.experiments.study.table import write_table

@@ -19,6 +19,7 @@ added to all margins makes the first unit larger, a model that sees less shrinks
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -36,6 +37,14 @@ MIN_ITEMS = 10  # with fewer the jackknife's interval cannot be relied on
 ROUNDING = 1e-12  # a standard error this small beside the mean square of what it was computed from is rounding
 EDGE_SHARE, EDGE_ROWS = 0.05, 5  # margins equal to the outermost one: from either on they are looked at as cut off
 MIN_COUNT = 3  # right and wrong answers that every cell needs before its d' is more than its correction
+
+
+Shape = Literal["normal", "t(3)", "uniform"]
+QUANTILES: dict[Shape, Callable[[Floats], Floats]] = {
+    "normal": stats.norm.ppf,
+    "t(3)": functools.partial(stats.t.ppf, df=3),
+    "uniform": lambda share: share,
+}
 
 
 class Change(NamedTuple):
@@ -227,16 +236,16 @@ def of_margins_by_distance(yes: Floats, no: Floats, answer: Literal["yes", "no"]
 
 
 def of_d_prime(
-    said_yes: Floats, said_yes_wrongly: Floats, heavy_tails: bool = False, relative: bool = False
+    said_yes: Floats, said_yes_wrongly: Floats, shape: Shape = "normal", relative: bool = False
 ) -> Floats | None:
     """Per-cell d' from the Yes answers to Yes rows and to No rows (tables of zeros and ones), log-linear correction.
 
     None where a cell has fewer than MIN_COUNT right or wrong answers of either kind: its d' is then mostly the
     correction, which makes cells alike. d' stays the same under a moved threshold only if margins are normal;
-    `heavy_tails` measures it as if they were distributed as Student's t with three degrees of freedom. `relative` is d'
-    as a multiple of its mean over the cells, which noise added to all margins does not change.
+    `shape` measures it as if they had the heavy tails of Student's t with three degrees of freedom, or none at all.
+    `relative` is d' as a multiple of its mean over the cells, which noise added to all margins does not change.
     """
-    quantile = functools.partial(stats.t.ppf, df=3) if heavy_tails else stats.norm.ppf
+    quantile = QUANTILES[shape]
     rates = []
     for table in (said_yes, said_yes_wrongly):
         sums = _Sums(table)
