@@ -210,6 +210,12 @@ def test_options_that_are_not_vllms(engine: VllmEngine, model: LoadOptions, vllm
         open_vllm(model, vllm)
 
 
+def test_torchrun_is_refused(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="without torchrun"):
+        open_vllm(LoadOptions(MODEL), VllmOptions())
+
+
 def test_vllms_arguments(engine: VllmEngine, tmp_path: Path) -> None:
     given = VllmOptions(tensor_parallel_size=2, engine_args={"max_model_len": 512})
     opened = open_vllm(LoadOptions(MODEL, dtype="float32"), given)

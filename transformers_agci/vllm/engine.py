@@ -23,6 +23,7 @@ from transformers_agci.inference.answer import Answer, verdict_is_fixed
 from transformers_agci.inference.batches import make_plan
 from transformers_agci.inference.engine import Answering, Answers, Numbered, QueuedAnswering
 from transformers_agci.inference.load import LoadOptions, check_family, hub_revision
+from transformers_agci.inference.process_group import rank_and_size
 from transformers_agci.inference.processor import load_processor, processor_identity
 from transformers_agci.inference.progress import Counts, counted
 from transformers_agci.inference.prompt import answer_token_ids, chat_text
@@ -216,6 +217,11 @@ class VllmEngine:
 def open_vllm(model: LoadOptions, options: "VllmOptions", *, weights: bool = True) -> VllmEngine:
     """The engine on a checkpoint; vLLM itself starts with the first question. `weights=False` for a dry run."""
     _refuse_transformers_options(model)
+    if rank_and_size()[1] > 1:
+        raise InputError(
+            "The engine vllm starts its own processes: run it without torchrun, with `tensor_parallel_size` or "
+            "`data_parallel_size`."
+        )
     folder = checkpoint_files.model_folder(model.model, model.revision)
     config = checkpoint_files.read_config(folder)
     check_family(model, config["model_type"], SUPPORTED_FAMILIES)
