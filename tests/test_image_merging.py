@@ -236,7 +236,8 @@ def test_merged_features_are_refused_whatever_lies_between(family: str, model: A
     handle = attach(model, 0.0 if between == "lambda 0" else 0.5)
 
     def call(embeds: torch.Tensor) -> None:
-        (model.model if to == "model" else decoder_of(model.model))(inputs_embeds=embeds)
+        callee = model.model if to == "model" else decoder_of(model.model)
+        callee(inputs_embeds=embeds, attention_mask=inputs["attention_mask"])
 
     with torch.no_grad(), ThreadPoolExecutor(1) as pool:
         embeds = pool.submit(in_no_grad, model, inputs).result() if "thread" in between else merged(model, inputs)
