@@ -15,6 +15,7 @@ from transformers_agci.commands.options import (
     add_answer_options,
     add_bootstrap_options,
     add_model_options,
+    add_tracking_option,
     answer_options,
     lambdas,
     model_options,
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser)
     add_answer_options(parser)
     add_bootstrap_options(how)
+    add_tracking_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.experiments.benchmarks.asking.source import Source
     from transformers_agci.experiments.benchmarks.score_report import Bootstrap
     from transformers_agci.experiments.engines import open_engine
+    from transformers_agci.experiments.tracking import benchmark_figures, check_tracker, track
     from transformers_agci.inference.process_group import main_process_output
 
     source = Source(
@@ -101,12 +104,16 @@ def run(args: argparse.Namespace) -> int:
     )
     asking = AskOptions(lambdas(args), answer_options(args), Bootstrap(args.resamples, args.seed), args.dry_run)
     model, engine, answers = model_options(args), engine_options(args), args.answer_file or Path(f"{args.name}.jsonl")
+    check_tracker(args.report_to)
     with main_process_output():
-        return ask_benchmark(
+        asked = ask_benchmark(
             source,
             answers,
             asking,
             lambda: open_engine(engine, model, weights=not asking.dry_run),
             teller(add_arguments),
             annotations=args.annotations,
-        ).exit_code
+        )
+    if args.report_to is not None and asked.complete:
+        track(args.report_to, asked.outputs, benchmark_figures)
+    return asked.exit_code

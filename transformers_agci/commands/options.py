@@ -317,6 +317,15 @@ def _seeds(args: argparse.Namespace, given: dict[str, float]) -> list[int]:
     return seeds
 
 
+def add_tracking_option(group: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
+    """--report_to of the commands that write result files with figures."""
+    group.add_argument(
+        "--report_to",
+        choices=("wandb", "trackio"),
+        help="also hand settings and figures of each result file to this tracker, where it is installed",
+    )
+
+
 def add_lambda_option(
     group: "argparse._ArgumentGroup", text: str, default: tuple[str, ...] = (), several: bool = True
 ) -> None:

@@ -18,6 +18,7 @@ from transformers_agci.commands.options import (
     add_model_options,
     add_planted_bias_option,
     add_rows_options,
+    add_tracking_option,
     answer_options_by_seed,
     lambdas,
     model_options,
@@ -51,12 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--blank_image", action="store_true", help="ask also on a white image: A.blank_image.jsonl")
     add_engine_options(parser)
     add_answer_options(parser)
+    add_tracking_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, write, and say what came out; 1 where rows were bad."""
     from transformers_agci.experiments.position.ask import ProbeOptions
     from transformers_agci.experiments.position.questions import Control
+    from transformers_agci.experiments.tracking import check_tracker
 
     model, given, by_seed = model_options(args), lambdas(args), answer_options_by_seed(args)
     by_default = not given and args.model == EMBEDDED and args.method not in RIVALS
@@ -77,12 +80,14 @@ def run(args: argparse.Namespace) -> int:
         args.dry_run,
         engine_options(args),
     )
-    return max(_ask(replace(options, answers=answers)) for answers in by_seed)
+    check_tracker(args.report_to)
+    return max(_ask(replace(options, answers=answers), args.report_to) for answers in by_seed)
 
 
-def _ask(options: "ProbeOptions") -> int:
+def _ask(options: "ProbeOptions", tracker: str | None) -> int:
     """Ask with one method, and say how its results are made into numbers."""
     from transformers_agci.api.probe import run_probe
+    from transformers_agci.experiments.tracking import probe_figures, track
 
     probed = run_probe(options, teller(add_arguments))
     if probed.files:
@@ -91,4 +96,6 @@ def _ask(options: "ProbeOptions") -> int:
         print(f"\nnumbers and map: agci metrics {words} --output_heatmap map.png")
     if len(probed.files) > 2:
         print(f"curve over lambda: agci evidence {' '.join(map(str, probed.files))} --output_curve curve.png")
+    if tracker is not None:
+        track(tracker, probed.files, probe_figures)
     return probed.exit_code
