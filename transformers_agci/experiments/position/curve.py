@@ -68,6 +68,9 @@ def _draw_points(axes: Any, lambdas: Sequence[float], points: Sequence[Interval]
     for lam, point in known:
         if np.isfinite(point.low):
             axes.plot([lam, lam], [point.low, point.high], color=GREY, linewidth=1.4)
+    axes.set_xticks(sorted(lambdas), [f"{lam:g}" for lam in sorted(lambdas)])
+    margin = 0.05 * (max(lambdas) - min(lambdas))
+    axes.set_xlim(min(lambdas) - margin, max(lambdas) + margin)
     axes.tick_params(labelsize=7.5, length=2, color=GREY, labelcolor=INK)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
