@@ -4,7 +4,7 @@
 # make ruler-calibration  how often the ruler and its verdict are wrong, over 100 item sets: ten minutes
 # make test     environment, then the default tests (offline, CPU)
 # make check    lint, types and import contracts
-# make slow     the tests that start processes or take long
+# make slow     the tests that start processes or take long (SHARE=4: a quarter of the parameters of the longest)
 # make contract the method's contract on the older transformers versions of OVERLAYS
 # make train-env  LLaMA-Factory in .venv-train (TRAIN_VENV=... elsewhere), laid over the environment: 0.2 GB, 20 s
 # make train-test every recipe of configs/, from a tiny checkpoint to a trained, merged, probed one
@@ -33,6 +33,7 @@ DOCS_VENV ?= .venv-docs
 VLLM_VENV ?= .venv-vllm
 NOTEBOOK_VENV ?= .venv-notebook
 TORCH_INDEX ?=
+SHARE ?= 1
 
 # Name of the overlay folder, then what goes into it on top of the environment's torch.
 OVERLAYS := 4.57.6 5.6.0
@@ -87,7 +88,7 @@ check: $(VENV)/.dev
 
 slow: $(VENV)/.dev $(OVERLAYS:%=$(VENV)/overlay-%/.done)
 	AGCI_TRANSFORMERS_OVERLAYS="$(subst $(eval) ,:,$(OVERLAYS:%=$(abspath $(VENV))/overlay-%))" \
-	  $(BIN)/python -m pytest -n 2 --dist worksteal -m slow --durations 15
+	  $(BIN)/python -m pytest -n 2 --dist worksteal -m slow --share $(SHARE) --durations 15
 
 contract: $(VENV)/.dev $(OVERLAYS:%=$(VENV)/overlay-%/.done)
 	for version in $(OVERLAYS); do \

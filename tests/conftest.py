@@ -25,3 +25,34 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         return saved[family]
 
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--share N`: of every slow test with many parameters each N-th, so that all of them together stay quick."""
+    parser.addoption("--share", type=int, default=1, metavar="N", help="run every N-th parameter of long slow tests")
+
+
+MANY = 6  # parameters from which on a slow test is thinned out
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Thin the slow tests out, evenly over each function's parameters; what is left out is reported as deselected."""
+    share = config.getoption("--share")
+    if share <= 1:
+        return
+    by_function: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow"):
+            by_function.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out = {id(item) for group in by_function.values() if len(group) >= MANY for item in _others(group, share)}
+    items[:], dropped = (
+        [item for item in items if id(item) not in left_out],
+        [item for item in items if id(item) in left_out],
+    )
+    config.hook.pytest_deselected(items=dropped)
+
+
+def _others(group: list[pytest.Item], share: int) -> list[pytest.Item]:
+    """All but every `share`-th; where they begin depends on the name, so that not all tests leave out the same ones."""
+    first = sum(group[0].nodeid.encode()) % share
+    return [item for number, item in enumerate(group) if number % share != first]
