@@ -265,7 +265,8 @@ def test_beams_have_the_positions_of_their_prompt(name: str) -> None:
     wanted = counted(batch, 3)
     for step, call in enumerate(seen.calls[1:]):
         assert call[-1, :, 0].tolist() == [row[len(row) - 3 + step] for row in wanted for _ in range(3)]
-    assert torch.equal(model.generate(**batch.inputs, **GREEDY, num_beams=3, use_cache=False), with_cache)
+    if VERSION >= (5, 18):  # before, generate() deals the images of a prompt to the wrong beams without a cache
+        assert torch.equal(model.generate(**batch.inputs, **GREEDY, num_beams=3, use_cache=False), with_cache)
 
 
 @torch.no_grad()

@@ -251,8 +251,9 @@ def _additive(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor,
         first = min(keys, plan.keys.shape[1]) - queries  # the column of the first query
         return hidden.triu(first + 1)[None, None]
     if mask.dtype == torch.bool:
-        return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
-    return mask[..., : key.shape[2]]
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
+    missing = key.shape[2] - mask.shape[-1]  # a static cache may be longer, or shorter, than the mask
+    return nn.functional.pad(mask, (0, missing), value=lowest) if missing > 0 else mask[..., : key.shape[2]]
 
 
 def _ringed(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, plan: Plan) -> torch.Tensor:
