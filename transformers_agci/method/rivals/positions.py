@@ -179,7 +179,10 @@ def note_moved_on(output_cache: Any, moved: torch.Tensor) -> None:
 
 
 def carry_over(recorded: Any, cache: Any, rows: torch.Tensor, columns: int) -> None:
-    """Note on a cache made of these rows and first columns of a recorded one what is noted there."""
-    moved: torch.Tensor | None = getattr(recorded, _MOVED, None)
-    if moved is not None:
-        setattr(cache, _MOVED, moved[rows.to(moved.device), :columns])
+    """Note on a cache made of these rows and first columns of a recorded one what is noted there by row and column.
+
+    That is every tensor [rows, columns] among its attributes: positions that a rival moved, a planted bias's rows.
+    """
+    for name, noted in list(vars(recorded).items()):
+        if isinstance(noted, torch.Tensor) and noted.dim() == 2 and noted.shape[1] >= columns:
+            setattr(cache, name, noted[rows.to(noted.device), :columns])
