@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from PIL import Image
 
 from transformers_agci import agci
 from transformers_agci.cli import main
@@ -289,7 +288,7 @@ def test_the_switch_turns_it_off(engine: VllmEngine, monkeypatch: pytest.MonkeyP
 
 def test_recorded_encoders_are_refused() -> None:
     from vllm import AsyncEngineArgs
-    from vllm.model_executor.model_loader.utils import get_model_architecture
+    from vllm.model_executor.model_loader import utils
 
     from transformers_agci.vllm.plugin import register
 
@@ -302,8 +301,8 @@ def test_recorded_encoders_are_refused() -> None:
             max_model_len=512,
         )
         built = arguments.create_engine_config()
-        chosen, _ = get_model_architecture(built.model_config)
-        assert hasattr(chosen, "agci_images")
+        chosen: Any = utils.get_model_architecture(built.model_config)[0]
+        assert chosen.agci.lam == 0.5
         if recorded:
             with pytest.raises(InputError, match="cudagraph_mm_encoder"):
                 chosen(vllm_config=built)
@@ -345,19 +344,12 @@ def test_pixel_limits(rows: list[Question], tmp_path: Path) -> None:
     assert (found - by_transformers(reduced, rows[:9], 0.5).log_probs).abs().max() <= EXACT
 
 
-def test_images_that_are_too_long_are_skipped(tmp_path: Path) -> None:
+def test_prompts_that_are_too_long_are_skipped(rows: list[Question], tmp_path: Path) -> None:
     """A prompt beyond the model's length is a bad row; the others are answered."""
-    Image.new("RGB", (1400, 1400)).save(tmp_path / "large.png")
-    Image.new("RGB", (84, 84)).save(tmp_path / "small.png")
-    asked = [
-        Question({"id": i}, f"rows.json:{i + 1}", "Is it?", (ImageFile(tmp_path, name, f"rows.json:{i + 1}"),))
-        for i, name in enumerate(("small.png", "large.png"))
-    ]
-    engine = open_vllm(
-        LoadOptions(MODEL, dtype="float32"),
-        VllmOptions(gpu_memory_utilization=MEMORY, engine_args={**EAGER, "max_model_len": 128}),
-    )
-    summary = answer_questions(engine, QuestionSet(asked), [0.5], [tmp_path / "A.jsonl"], AnswerOptions())
+    long = Question({"id": -1}, "rows.json:2", "scarf " * 600, rows[0].images)
+    options = VllmOptions(gpu_memory_utilization=MEMORY, engine_args=EAGER)
+    engine = open_vllm(LoadOptions(MODEL, dtype="float32"), options)
+    summary = answer_questions(engine, QuestionSet([rows[0], long]), [0.5], [tmp_path / "A.jsonl"], AnswerOptions())
     engine.close()
     assert summary.counts.rows == 1
     assert "rows.json:2: vLLM refuses this row" in summary.counts.failed[0].error

@@ -72,14 +72,13 @@ def injecting(model_class: type, served: Served) -> type:
     base: Any = model_class
 
     class Injecting(base):  # type: ignore[misc]
-        agci: Served
-        agci_images: int
+        agci = served
+        agci_images = 0  # injected so far
 
         def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
             check_engine(vllm_config, served)
             with _building():
                 super().__init__(vllm_config=vllm_config, prefix=prefix)
-            self.agci, self.agci_images = served, 0
             self._agci_config = vllm_config.model_config.hf_config
             say_once(vllm_config, served)
 
