@@ -25,6 +25,14 @@ from transformers_agci.vllm.injection import METHOD_KEY
 MODEL = str(embedded_model_path())
 
 
+class VLLMClientError(Exception):
+    """As vLLM 0.32 calls what is the request's fault."""
+
+
+class VLLMValidationError(VLLMClientError):
+    pass
+
+
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
     stub_vllm.install(monkeypatch)
@@ -34,6 +42,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
 
     def script(prompt: dict[str, Any]) -> tuple[list[int], dict[int, float]]:
         text = prompt["prompt"]
+        if "not valid" in text:
+            raise VLLMValidationError("This model's maximum context length is 512 tokens.")
         if "too long" in text:
             raise ValueError("The decoder prompt (length 9000) is\nlonger than the maximum model length of 512.")
         if "lower case" in text:
@@ -89,7 +99,7 @@ def test_free_text_is_asked_once(engine: VllmEngine, tmp_path: Path) -> None:
 
 def test_bad_rows_are_skipped_and_named(engine: VllmEngine, tmp_path: Path) -> None:
     broken = Question({"id": 1}, "rows.json:2", "two", (ImageFile(tmp_path, "none.png", "rows.json:2"),))
-    asked = [*questions("one"), broken, *questions("too long")]
+    asked = [*questions("one"), broken, *questions("too long", "not valid")]
     summary = ask(engine, asked, tmp_path)
     assert [row["id"] for row in rows(tmp_path / "lam0.0.jsonl")] == [0]
     said = [failed.error for failed in summary.counts.failed]
@@ -98,6 +108,7 @@ def test_bad_rows_are_skipped_and_named(engine: VllmEngine, tmp_path: Path) -> N
         "rows.json:1: vLLM refuses this row (The decoder prompt (length 9000) is longer than the maximum model length "
         "of 512)."
     )
+    assert said[2] == ("rows.json:2: vLLM refuses this row (This model's maximum context length is 512 tokens).")
     engine.close()
 
 

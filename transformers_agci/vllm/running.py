@@ -79,8 +79,14 @@ class RunningVllm:
 
     async def generate(self, prompt: Mapping[str, Any], parameters: Any) -> Any:
         """The finished request's output (vLLM's RequestOutput); ValueError where vLLM refuses the prompt."""
-        made = [output async for output in self._engine.generate(dict(prompt), parameters, str(next(self._numbers)))]
-        return made[-1]
+        number = str(next(self._numbers))
+        try:
+            return [output async for output in self._engine.generate(dict(prompt), parameters, number)][-1]
+        except Exception as error:
+            # vLLM 0.32 has its own class for what is the request's fault; versions before it raised ValueError
+            if "VLLMClientError" in {each.__name__ for each in type(error).__mro__}:
+                raise ValueError(in_one_line(error)) from error
+            raise
 
     def answers(self, jobs: Iterable[tuple[int, Callable[[], Awaitable[T]]]]) -> Generator[tuple[int, T], None, None]:
         """Run jobs in the loop, no more than `in_flight` at once, and give each result as soon as it is there."""
