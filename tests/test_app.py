@@ -9,7 +9,7 @@ from PIL import Image
 
 from transformers_agci.app.maps import difference_of, map_of
 from transformers_agci.app.scene import Scene
-from transformers_agci.app.session import BASELINE, CellAnswer, Session, Setting
+from transformers_agci.app.session import BASELINE, METHODS_ON_PAGE, CellAnswer, Session, Setting
 from transformers_agci.data.grid import Grid
 from transformers_agci.embedded import embedded_model_path
 from transformers_agci.embedded.probe_set import GRID
@@ -73,6 +73,15 @@ def test_both_settings_are_answered_as_by_a_model_of_their_own(session: Session)
         (alone,) = session.ask(scene, "grinning face", [Setting(0.5)])
     assert [each.margin for each in alone] == pytest.approx([each.margin for each in changed], abs=1e-5)
     assert max(abs(one.margin - other.margin) for one, other in zip(baseline, changed)) > 1
+
+
+@pytest.mark.parametrize("method", METHODS_ON_PAGE)
+def test_every_method_of_the_page_answers_and_leaves_no_trace(method: str, session: Session) -> None:
+    scene = Scene.draw("rose", 1, GRID)
+    before, changed = session.ask(scene, "rose", [BASELINE, Setting(0.5, method)])
+    assert session.ask(scene, "rose", [BASELINE])[0] == before
+    assert changed != before
+    assert current_handle(session.loaded.model) is None
 
 
 def test_two_users_at_once_get_the_answers_of_their_own_lambda(session: Session) -> None:

@@ -14,7 +14,7 @@ from transformers_agci.app.session import BASELINE, Session, Setting
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.embedded.atlas import Atlas
 from transformers_agci.errors import InputError, short
-from transformers_agci.method.lam import lambda_text, validate_lambda
+from transformers_agci.method.lam import validate_lambda
 
 TITLE = "Does the answer depend on where the image stands?"
 LARGEST_LAMBDA = 2.0
@@ -180,7 +180,7 @@ class _Live:
         )
         figures = [map_of(baseline, "baseline", cell)]
         for answers in changed:
-            figures.append(map_of(answers, f"{setting.method}, lambda {lambda_text(setting.lam)}", cell))
+            figures.append(map_of(answers, setting.name, cell))
             figures.append(difference_of(baseline, answers, cell))
         return side_by_side(figures), scene.image(cell)
 

@@ -3,10 +3,11 @@
 Lambda and method are set inside a request and are gone at its end, so that two users never see each other's.
 """
 
+import contextlib
 import math
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +27,13 @@ from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.inference.answer import Answer, Answerer
 from transformers_agci.inference.batches import Column
 from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.methods import method_on, replays_off
 from transformers_agci.inference.prepare import prepare, to_device
 from transformers_agci.inference.questions import YES_NO, ImageBytes, Question
 from transformers_agci.inference.replay import VisionReplay
-from transformers_agci.method.handle import agci
+from transformers_agci.method.injection import METHODS
+from transformers_agci.method.lam import lambda_text
+from transformers_agci.method.rivals import RIVALS
 
 PUBLISHED = Grid()
 
@@ -43,10 +47,21 @@ class Setting(NamedTuple):
     @property
     def is_baseline(self) -> bool:
         """Whether the model is as it was published."""
-        return self.lam == 0
+        return self.lam == 0 and self.method not in RIVALS
+
+    @property
+    def name(self) -> str:
+        """As a map's title says it; a rival has its published strength, whatever lambda is."""
+        rival = RIVALS.get(self.method)
+        if rival is None:
+            return f"{self.method}, lambda {lambda_text(self.lam)}"
+        note = f" ({rival.note})" if rival.note else ""
+        return f"{self.method}{note}, strength {rival.published:g}"
 
 
 BASELINE = Setting(0.0)
+# Those that act while the image is encoded, or ask about other images, cannot share one encoding with the baseline.
+METHODS_ON_PAGE = (*METHODS, *(name for name, rival in RIVALS.items() if "vision_replay" not in replays_off(rival)))
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,8 @@ class Session:
 
     def attention(self, scene: Scene, caption: str, cell: int, layers: str, setting: Setting) -> Image.Image:
         """What the answer's position attends to, at the baseline and at the setting, over the composite of a cell."""
+        if setting.method != "agci":
+            raise InputError(f"Attention is shown of the baseline and agci, not of {setting.method}; choose agci.")
         lambdas = [0.0] if setting.is_baseline else [0.0, setting.lam]
         question = self._question(scene, caption, cell)
         with self._lock, tempfile.TemporaryDirectory() as folder:
@@ -112,14 +129,24 @@ class Session:
             fields = {"id": cell, "image": f"{name}.jpg", "caption": _caption(caption), "position": POSITIONS[cell]}
             row = ProbeRow.parse({**fields, "answer": "Yes"}, "the page")
             run = OcclusionRun(self.loaded, [row], Path(folder), lam=setting.lam, max_new_tokens=4)
-            with agci(self.loaded.model, setting.lam, method=setting.method):
+            with self._on(setting):
                 occluded = run.occlude(row, progress=progress)
             write_image_files(Path(folder), name, occluded)
             return _read(Path(folder, name, f"{name}{IMAGE}"))
 
     def _answers(self, inputs: dict[str, Any], setting: Setting) -> list[CellAnswer]:
-        with agci(self.loaded.model, setting.lam, method=setting.method):
+        with self._on(setting):
             return [_cell_answer(answer) for answer in self._answerer.answer(inputs, YES_NO)]
+
+    @contextlib.contextmanager
+    def _on(self, setting: Setting) -> Iterator[None]:
+        """The model under a setting; a rival at its published strength."""
+        with method_on(self.loaded.model, setting.method, "image", {}) as handle:
+            if setting.method in RIVALS:
+                handle.strength = RIVALS[setting.method].published
+            else:
+                handle.lam = setting.lam  # type: ignore[union-attr]
+            yield
 
     def _question(self, scene: Scene, caption: str, cell: int) -> Question:
         image = ImageBytes(scene.composites[cell], POSITIONS[cell])

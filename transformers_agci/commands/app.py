@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
     from transformers_agci.app.serve import AppOptions, serve
-    from transformers_agci.method.injection import METHODS
+    from transformers_agci.app.session import METHODS_ON_PAGE
 
     report: Path | None = args.report
-    serve(AppOptions(model_options(args), tuple(METHODS), report, args.host, args.port), teller(add_arguments))
+    serve(AppOptions(model_options(args), METHODS_ON_PAGE, report, args.host, args.port), teller(add_arguments))
     return 0

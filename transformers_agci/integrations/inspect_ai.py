@@ -42,9 +42,9 @@ def position_probe(
     items: int | None = None,
 ) -> Task:
     """Is there a sub-image that matches the caption, with the target in every cell in turn?"""
-    paths = (Path(name) if name else None for name in (eval_file, img_path, negatives_file))
+    file, images, negatives = (Path(name) if name else None for name in (eval_file, img_path, negatives_file))
     folder = tempfile.mkdtemp(prefix="agci_probe_")  # of the atlas's composites; the samples name files in it
-    rows = TaskData(*paths, items).rows(Path(folder, "probe_set"))
+    rows = TaskData(file, images, negatives, items).rows(Path(folder, "probe_set"))
     return Task(
         dataset=MemoryDataset([_sample(number, row) for number, row in enumerate(rows)], name="position_probe"),
         solver=generate(),

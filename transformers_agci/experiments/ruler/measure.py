@@ -67,7 +67,7 @@ class RulerModel:
                 stack.enter_context(vision_windows(self.loaded.model, CUTTING_WINDOW))
             if method is not None:
                 name, _, strength = method.partition(":")
-                given = {"strength": float(strength)} if strength else {}
+                given: dict[str, Any] = {"strength": float(strength)} if strength else {}
                 stack.enter_context(
                     agci(self.loaded.model, method=name, **given)
                     if name in RIVALS
