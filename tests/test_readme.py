@@ -1,4 +1,4 @@
-"""README.md: its commands run, its links and files exist."""
+"""README.md and the pages that it sends to: what they show runs, their links and files exist."""
 
 import re
 import shlex
@@ -11,7 +11,13 @@ import yaml
 from transformers_agci import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+README = page("README.md")
 DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
@@ -41,8 +47,8 @@ def test_commands_run(
         "laion_bias_test_easy_10k_840_840.json": str(samples / "sample_noto_840_840.json"),
         "images": str(samples / "images"),
     }
-    found = commands(README.split("## Fine-tuning")[0])
-    shown = ["data", "probe", "metrics", "evidence", "flow", "similarity", "metrics-similarity"]
+    found = commands(README) + commands(page("docs/experiments.md"))
+    shown = ["data", "probe", "metrics", "evidence", "report", "flow", "similarity", "metrics-similarity"]
     assert [words[1] for words in found] == shown
     monkeypatch.chdir(tmp_path)
     assert found[0] == ["agci", "data", "fetch", "probe"]  # needs the network; tests/test_data_check_fetch.py
@@ -50,21 +56,24 @@ def test_commands_run(
         given = [stands_for.get(word, word).replace("results/", f"{tmp_path}/") for word in words]
         given = [str(ROOT / word) if word.startswith("probe_datasets/") else word for word in given]
         assert cli.main(given[1:]) == 0, (words, capsys.readouterr().err)
+    assert (tmp_path / "qwen.html").stat().st_size > 10_000
     for name in ("qwen", "curve", "flow", "flow_answer", "similarity"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     assert len((tmp_path / "qwen.lam0.5.jsonl").read_text().splitlines()) == 36
 
 
 def test_one_question_answers_as_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code, shown = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, flags=re.DOTALL).groups()
+    code, shown = re.search(
+        r"```python\n(.*?)```\n\n```text\n(.*?)```", page("docs/tutorial.md"), flags=re.DOTALL
+    ).groups()
     monkeypatch.chdir(ROOT)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "tutorial.md", "exec"), {})
     assert capsys.readouterr().out == shown
 
 
 def test_fine_tuning_commands_can_be_typed() -> None:
     """tests/test_llama_factory.py trains; here: each command is one that we have, on recipes that go together."""
-    section = README.split("## Fine-tuning")[1].split("## Files")[0]
+    section = page("docs/fine_tuning.md")
     typed = [part for line in commands(section) for part in " ".join(line).split(" && ")]
     assert [line.split()[1] for line in typed if line.startswith("agci")] == [
         "set-lambda",
@@ -92,7 +101,7 @@ def test_links_and_files_exist() -> None:
         text = (ROOT / name).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
             assert (ROOT / name).parent.joinpath(target).exists(), f"{name} links to {target}"
-    tree = README.split("## Files")[1].split("## Glossary")[0]
+    tree = page("CONTRIBUTING.md").split("## Files")[1]
     for line in tree.splitlines():
         first = re.match(r"    (?:  )?((?:[\w./-]+,? )*[\w./<>-]+)  ", line)
         for path in re.split(r"[, ]+", first[1]) if first else []:
@@ -102,7 +111,7 @@ def test_links_and_files_exist() -> None:
 
 
 def test_published_words_are_in_the_table() -> None:
-    table = README.split("## The published commands")[1].split("## Models")[0]
+    table = page("docs/published_commands.md")
     for word in (
         "eval_laion_bias_data.py",
         "qwen_laion_bias_prob.py",

@@ -57,7 +57,7 @@ def add_families_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_families(args: argparse.Namespace) -> int:
-    """The supported families as a Markdown table, with what each supports; README has the same."""
+    """The supported families as a Markdown table, with what each supports; docs/families.md has the same."""
     from transformers_agci.families.overview import families_text
 
     print(families_text())

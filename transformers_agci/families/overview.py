@@ -1,4 +1,4 @@
-"""The supported families as a table, with what each supports: what `agci families` prints and README repeats."""
+"""The supported families as a table, with what each supports: what `agci families` prints and docs/families.md has."""
 
 from transformers_agci.families import REFUSED_FAMILIES, SUPPORTED_FAMILIES, supports
 from transformers_agci.families.declaration import Family
