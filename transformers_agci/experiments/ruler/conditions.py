@@ -6,7 +6,7 @@ from transformers_agci.data.grid import POSITIONS
 
 CELLS = len(POSITIONS)
 BETAS = (0.0, 0.25, 0.5, 1.0, 2.0)  # planted decoder biases, in attention logits between the top and the bottom row
-LAMBDA = 0.5  # the paper's
+LAMBDA = 0.5  # what the published code fixes for InternVL; no other is published
 NOTHING, REPAIR = "nothing", "known repair"
 METHODS = ("agci", "uniform", "random")
 ARMS = (NOTHING, REPAIR, *METHODS)
