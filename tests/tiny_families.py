@@ -65,7 +65,8 @@ class TinyFamily:
 
     @property
     def available(self) -> bool:
-        return hasattr(transformers, self.model)
+        named = self.config.args[0] if isinstance(self.config, partial) else self.model
+        return hasattr(transformers, self.model) and hasattr(transformers, named)
 
     def build(self, seed: int = 0) -> Any:
         """The model, in eval mode, float32."""
@@ -226,7 +227,11 @@ MROPE_INTERLEAVED = {**MROPE, "mrope_interleaved": True}
 
 def config(name: str, **values: Any) -> Callable[[], Any]:
     """A config by class name, made when it is asked for: older versions of transformers do not have all of them."""
-    return lambda: getattr(transformers, name)(**values)
+    return partial(_made, name, values)
+
+
+def _made(name: str, values: dict[str, Any]) -> Any:
+    return getattr(transformers, name)(**values)
 
 
 # grid of patches
@@ -441,6 +446,18 @@ def conv_piece(form: str, generator: torch.Generator) -> Piece:
     return Piece(piece.ids, {**piece.pixels, "pixel_values": piece.pixels["pixel_values"].view(-1, 3, 4, 4)})
 
 
+def merge_size_piece(form: str, generator: torch.Generator) -> Piece:
+    """VideoLLaMA 3: the call says how many patches are merged, image by image; nothing marks an image."""
+    height, width = GRID_SIZES[form]
+    merge = 1 if form == "tiled" else 2
+    pixels = {
+        "pixel_values": random(generator, height * width, 3 * 4 * 4),
+        "image_grid_thw": torch.tensor([[1, height, width]]),
+        "image_merge_sizes": torch.tensor([merge]),
+    }
+    return Piece([IMG] * (height * width // merge**2), pixels)
+
+
 def ocr_piece(form: str, generator: torch.Generator) -> Piece:
     """GOT-OCR2's tower halves 64 / 4 patches twice: 4 x 4 tokens per tile."""
     pixels = tiles_of(form, generator, 64)
@@ -469,6 +486,15 @@ LLAMA = text(model_type="llama")
 QWEN2 = text(model_type="qwen2")
 LAYERS = {"vision_feature_layer": -1, "vision_feature_select_strategy": "default"}
 INDEX = {"image_token_index": IMG}
+CLIP_SIZES = {name: value for name, value in CLIP.items() if name not in ("model_type", "image_size", "projection_dim")}
+GLM_IDS = {
+    "image_token_id": IMG,
+    "video_token_id": VIDEO,
+    "image_start_token_id": 3,
+    "image_end_token_id": 4,
+    "video_start_token_id": 11,
+    "video_end_token_id": 12,
+}
 
 _ROWS = (
     _row(
@@ -1177,6 +1203,191 @@ _ROWS = (
             image_token_id=IMG,
         ),
         partial(square_piece, tokens=16),
+    ),
+    _row(
+        "glm_ocr",
+        "GlmOcr",
+        config(
+            "GlmOcrConfig",
+            text_config=text(rope_parameters={**MROPE, "partial_rotary_factor": 1.0}),
+            vision_config={**QWEN_VISION, "image_size": 32},
+            **GLM_IDS,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "glmga",
+        "Glm46V",
+        config(
+            "GlmgaConfig",
+            text_config=text(
+                model_type="glm4v_text", rope_scaling=MROPE, rope_parameters={**MROPE, "partial_rotary_factor": 1.0}
+            ),
+            vision_config={**QWEN_VISION, "image_size": 32, "model_type": "glm4v_vision"},
+            **GLM_IDS,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "cohere_compass",
+        "CohereCompass",
+        config(
+            "CohereCompassConfig",
+            text_config=text(rope_parameters={"full_attention": MROPE_INTERLEAVED}),
+            vision_config={**QWEN_VISION, "deepstack_visual_indexes": [0]},
+            **QWEN_IDS,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "cosmos3_omni",
+        "Cosmos3Omni",
+        config(
+            "Cosmos3OmniConfig",
+            text_config=text(model_type="qwen3_vl_text", rope_parameters=MROPE_INTERLEAVED),
+            vision_config={**QWEN_VISION, "model_type": "qwen3_vl_vision", "deepstack_visual_indexes": [0]},
+            **QWEN_IDS,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "cosmos3_edge",
+        "Cosmos3Edge",
+        config(
+            "Cosmos3EdgeConfig",
+            text_config=text(rope_parameters=MROPE),
+            vision_config={**CLIP_SIZES, "num_patches": 16, "spatial_merge_size": 2},
+            projector_hidden_size=WIDTH,
+            **QWEN_IDS,
+        ),
+        partial(grid_piece, values=3 * 4 * 4),
+    ),
+    _row(
+        "hyperclovax_vision_v2",
+        "HyperCLOVAXVisionV2",
+        config(
+            "HyperCLOVAXVisionV2Config",
+            text_config=text(model_type="hyperclovax"),
+            vision_config={
+                **QWEN_VISION,
+                "model_type": "qwen2_5_vl_vision",
+                "fullatt_block_indexes": [1],
+                "window_size": 16,
+            },
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+            tie_word_embeddings=False,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "video_llama_3",
+        "VideoLlama3",
+        config(
+            "VideoLlama3Config",
+            text_config=QWEN2,
+            vision_config=CLIP_SIZES,
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+        ),
+        merge_size_piece,
+    ),
+    _row(
+        "muse_glimmer",
+        "MuseGlimmer",
+        config(
+            "MuseGlimmerConfig",
+            text_config=text(sliding_window=64, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
+            vision_config={
+                "patch_size": 4,
+                "pos_emb_height": 8,
+                "pos_emb_width": 8,
+                "max_position_embeddings": 64,
+                "num_attention_heads": 2,
+                "num_hidden_layers": 2,
+                "hidden_size": WIDTH,
+                "intermediate_size": 64,
+            },
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+            out_hidden_size=4 * WIDTH,
+            projector_hidden_size=WIDTH,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "lfm3_vl",
+        "Lfm3Vl",
+        config(
+            "Lfm3VlConfig",
+            text_config=text(model_type="lfm3", layer_types=["conv", "full_attention"], sliding_window=64),
+            vision_config={
+                **CLIP_SIZES,
+                "num_key_value_heads": 2,
+                "spatial_merge_size": 2,
+                "layer_types": ["conv", "full_attention"],
+            },
+            projector_hidden_size=WIDTH,
+            tie_word_embeddings=False,
+            **QWEN_IDS,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "minimax_m3_vl",
+        "MiniMaxM3Sparse",
+        config(
+            "MiniMaxM3VLConfig",
+            text_config=text(
+                num_local_experts=4,
+                num_experts_per_tok=2,
+                dense_intermediate_size=32,
+                shared_intermediate_size=32,
+                rotary_dim=8,
+                layer_types=["full_attention", "full_attention"],
+                mlp_layer_types=["dense", "sparse"],
+            ),
+            vision_config={**CLIP_SIZES, "image_size": 64, "num_attention_heads": 2},
+            image_token_index=IMG,
+            video_token_index=VIDEO,
+            projector_hidden_size=WIDTH,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "qianfan_ocr",
+        "QianfanOCR",
+        config(
+            "QianfanOCRConfig",
+            text_config=text(model_type="qwen3"),
+            vision_config={**CLIP_SIZES, "image_size": [TILE, TILE], "patch_size": [4, 4]},
+            image_seq_length=4,
+            image_token_id=IMG,
+        ),
+        partial(run_piece, tokens=4),
+    ),
+    _row(
+        "pp_chart2table",
+        "GotOcr2",
+        config(
+            "PPChart2TableConfig",
+            text_config=QWEN2,
+            vision_config={
+                "hidden_size": WIDTH,
+                "output_channels": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 64,
+                "patch_size": 4,
+                "global_attn_indexes": [1],
+                "window_size": 2,
+                "mlp_dim": 64,
+            },
+            image_seq_length=16,
+            tie_word_embeddings=False,
+            **INDEX,
+        ),
+        partial(square_piece, tokens=16, size=64),
     ),
 )
 

@@ -1,13 +1,13 @@
 """Families beside Qwen's whose image keeps its aspect ratio: a grid of patches, merged into rows of tokens.
 
-GLM-V, Kimi, ERNIE, PaddleOCR, EXAONE and HunYuan say the grid of each image in `image_grid_thw`, Mistral 3 and
-LightOnOCR its pixels in `image_sizes`, Molmo 2 the rows and columns of its two views in `image_grids`.
+Most say the grid of each image in `image_grid_thw`, Mistral 3 and LightOnOCR its pixels in `image_sizes`, Molmo 2 the
+rows and columns of its two views in `image_grids`.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from transformers_agci.families.declaration import NO_LAYOUT, Family, ForwardCall, ImageTokens
+from transformers_agci.families.declaration import LINEAR_ATTENTION, NO_LAYOUT, Family, ForwardCall, ImageTokens
 from transformers_agci.families.image_tokens import GRID, encoded_lengths, pairs
 from transformers_agci.families.token_layout import ImageInfo, TokenGrid, grid_of_patches, patch_grid
 
@@ -18,6 +18,23 @@ def _by_merge_kernel(config: Any, call: ForwardCall, total: int) -> Sequence[int
         return encoded_lengths(call)
     rows, columns = config.vision_config.merge_kernel_size
     lengths: list[int] = (call.image_grid_thw.prod(dim=-1) // (rows * columns)).tolist()
+    return lengths
+
+
+def _by_merge_size(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """Muse Glimmer: as `by_grid`, under another name in the config."""
+    if call.image_grid_thw is None:
+        return encoded_lengths(call)
+    lengths: list[int] = (call.image_grid_thw.prod(dim=-1) // config.vision_config.merge_size**2).tolist()
+    return lengths
+
+
+def _by_own_merge_size(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """VideoLLaMA 3: image_merge_sizes [images] says of each image how many patches are merged, squared."""
+    sizes = call.arguments.get("image_merge_sizes")
+    if call.image_grid_thw is None or sizes is None:
+        return encoded_lengths(call)
+    lengths: list[int] = (call.image_grid_thw.prod(dim=-1) // sizes**2).tolist()
     return lengths
 
 
@@ -90,5 +107,31 @@ FAMILIES = (
     ),
     Family(
         "molmo2", "Molmo2", "allenai/Molmo2-8B", "196 per crop", ImageTokens(_by_two_views, rows=_in_rows), NO_LAYOUT
+    ),
+    Family("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", "900", GRID, patch_grid),
+    Family("glmga", "GLM-GA", "its maker's repository", "900", GRID, patch_grid),
+    Family("cohere_compass", "Cohere Compass", "CohereLabs/North-Micro-Vision-Instruct", "676", GRID, patch_grid),
+    Family("cosmos3_omni", "Cosmos 3 Omni", "nvidia/Cosmos3-Nano", "676", GRID, patch_grid),
+    Family("cosmos3_edge", "Cosmos 3 Edge", "nvidia/Cosmos3-Edge", "676", GRID, patch_grid),
+    Family(
+        "hyperclovax_vision_v2",
+        "HyperCLOVA X Vision",
+        "naver-hyperclovax/HyperCLOVAX-SEED-Think-32B",
+        "900",
+        GRID,
+        patch_grid,
+    ),
+    Family("lfm3_vl", "LFM3-VL", "LiquidAI/LFM3-VL-2B", "676", GRID, patch_grid, flow=LINEAR_ATTENTION),
+    Family("minimax_m3_vl", "MiniMax-M3-VL", "MiniMaxAI/MiniMax-M3", "576", GRID, patch_grid),
+    Family(
+        "muse_glimmer", "Muse Glimmer", "meta-models/Muse-Glimmer-30B", "900", ImageTokens(_by_merge_size), NO_LAYOUT
+    ),
+    Family(
+        "video_llama_3",
+        "VideoLLaMA 3",
+        "lkhl/VideoLLaMA3-2B-Image-HF",
+        "3600",
+        ImageTokens(_by_own_merge_size),
+        NO_LAYOUT,
     ),
 )

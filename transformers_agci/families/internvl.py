@@ -68,4 +68,12 @@ FAMILIES = (
         in_paper=True,
         remote_code=("internvl_chat",),
     ),
+    Family(
+        "qianfan_ocr",
+        "Qianfan-OCR",
+        "baidu/Qianfan-OCR",
+        "256 per tile, thumbnail included",
+        RUNS,
+        _tiles_and_thumbnail,
+    ),
 )

@@ -12,6 +12,7 @@ from transformers_agci.families.declaration import (
     ImageTokens,
 )
 from transformers_agci.families.image_tokens import (
+    EQUAL,
     between_fakes,
     between_marks,
     by_runs,
@@ -148,4 +149,7 @@ FAMILIES = (
         remote_code=("GOT",),
     ),
     Family("aria", "Aria", "rhymes-ai/Aria", "256 per crop", _CROPS, NO_LAYOUT),
+    Family(
+        "pp_chart2table", "PP-Chart2Table", "PaddlePaddle/PP-Chart2Table_safetensors", "576", EQUAL, NO_LAYOUT
+    ),  # a kin of GOT-OCR2 that cuts nothing
 )

@@ -389,6 +389,8 @@ def _recorded(prompts: Prompts, cache: Any) -> _Record | None:
     for layer in cache.layers:
         if hasattr(layer, "conv_states") or hasattr(layer, "recurrent_states"):  # linear attention, convolution
             return None
+        if hasattr(layer, "indexer_keys"):  # sparse attention chooses by keys of its own
+            return None
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         if keys is None or values is None:  # it uses another layer's
             layers.append(None)
