@@ -458,6 +458,14 @@ def merge_size_piece(form: str, generator: torch.Generator) -> Piece:
     return Piece([IMG] * (height * width // merge**2), pixels)
 
 
+def token_grid_piece(form: str, generator: torch.Generator) -> Piece:
+    """Inkling 2: the grid counts tokens, of 2 x 2 patches each."""
+    height, width = (2, 3) if form == "tiled" else (2, 2)
+    grid = torch.tensor([[1, height, width]])
+    pixels = {"pixel_values": random(generator, height * width, 8, 8, 3), "image_grid_thw": grid}
+    return Piece([3, *[IMG] * (height * width), 4], pixels)
+
+
 def ocr_piece(form: str, generator: torch.Generator) -> Piece:
     """GOT-OCR2's tower halves 64 / 4 patches twice: 4 x 4 tokens per tile."""
     pixels = tiles_of(form, generator, 64)
@@ -494,6 +502,31 @@ GLM_IDS = {
     "image_end_token_id": 4,
     "video_start_token_id": 11,
     "video_end_token_id": 12,
+}
+DSA = {
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_shared_experts": 1,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "index_topk": 256,
+    "index_head_dim": 16,
+    "index_n_heads": 2,
+}
+MUSE_V = {
+    "patch_size": 4,
+    "pos_emb_height": 8,
+    "pos_emb_width": 8,
+    "max_position_embeddings": 64,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
 }
 
 _ROWS = (
@@ -1388,6 +1421,153 @@ _ROWS = (
             **INDEX,
         ),
         partial(square_piece, tokens=16, size=64),
+    ),
+    _row(
+        "mistral_large4",
+        "MistralLarge4",
+        config(
+            "MistralLarge4Config",
+            text_config=text(
+                kv_lora_rank=8,
+                q_lora_rank=8,
+                qk_nope_head_dim=8,
+                qk_rope_head_dim=8,
+                v_head_dim=8,
+                n_shared_experts=1,
+                num_key_value_heads=4,
+                first_k_dense_replace=1,
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=32,
+                index_topk=256,
+                index_head_dim=16,
+                index_n_heads=2,
+            ),
+            vision_config={**CLIP, "model_type": "pixtral", "image_size": 64, "head_dim": 16},
+            spatial_merge_size=2,
+            **INDEX,
+        ),
+        partial(pixtral_piece, merge=2),
+        padded_pixels,
+        lora="q_a_proj|o_proj",
+    ),
+    _row(
+        "dots3_note",
+        "Dots3Note",
+        config(
+            "Dots3NoteConfig",
+            text_config=text(
+                **{**DSA, "head_dim": 16},
+                first_k_dense_replace=1,
+                mlp_layer_types=["dense", "sparse"],
+                layer_types=["full_attention", "full_attention"],
+                shared_experts_intermediate_size=32,
+            ),
+            vision_config={
+                "hidden_size": WIDTH,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "patch_size": 4,
+                "moe_intermediate_size": 32,
+                "num_local_experts": 4,
+                "num_experts_per_tok": 2,
+                "adapter_in_dim": WIDTH,
+                "adapter_out_dim": WIDTH,
+                "mlp_layer_types": ["dense", "sparse"],
+            },
+            audio_config={
+                "hidden_size": WIDTH,
+                "intermediate_size": 64,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "adapter_input_size": WIDTH,
+                "adapter_out_dim": WIDTH,
+                "downsample_hidden_size": 8,
+            },
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+            audio_token_id=AUDIO,
+        ),
+        partial(grid_piece, values=3 * 4 * 4),
+        lora="q_a_proj|o_proj",
+    ),
+    _row(
+        "muse_spark",
+        "MuseSpark",
+        config(
+            "MuseSparkConfig",
+            text_config=text(
+                sliding_window=64,
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+                moe_intermediate_size=32,
+                num_local_experts=4,
+                num_experts_per_tok=2,
+                moe_hidden_size=WIDTH,
+            ),
+            vision_config=MUSE_V,
+            audio_config={"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "out_hidden_size": WIDTH},
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+            audio_token_id=AUDIO,
+            out_hidden_size=4 * WIDTH,
+            projector_hidden_size=WIDTH,
+        ),
+        QWEN_PATCH,
+    ),
+    _row(
+        "inkling2",
+        "Inkling2",
+        config(
+            "Inkling2Config",
+            text_config=text(
+                swa_num_attention_heads=4,
+                swa_num_key_value_heads=2,
+                swa_head_dim=8,
+                sliding_window_size=64,
+                d_rel=4,
+                rel_extent=64,
+                unpadded_vocab_size=VOCABULARY,
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=32,
+                n_layers_per_attn_res_block=1,
+            ),
+            vision_config={
+                "hidden_size": WIDTH,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "patch_size": 4,
+                "mlp_ratio": 2.0,
+                "posemb_grid_size": 8,
+                "projection_hidden_dim": WIDTH,
+                "text_hidden_size": WIDTH,
+            },
+            image_token_id=IMG,
+        ),
+        token_grid_piece,
+    ),
+    _row(
+        "glm5_next",
+        "Glm5Next",
+        config(
+            "Glm5NextConfig",
+            text_config=text(
+                **{**DSA, "qk_rope_head_dim": 0},
+                layer_types=["linear_attention", "indexed_attention"],
+                mlp_layer_types=["dense", "sparse"],
+                indexer_types=["full", "full"],
+                linear_head_dim=8,
+                linear_num_heads=2,
+                hc_mult=2,
+                hc_sinkhorn_iters=2,
+                index_kpool=16,
+            ),
+            vision_config={**QWEN_VISION, "image_size": 32, "projection_intermediate_size": 64},
+            **GLM_IDS,
+        ),
+        QWEN_PATCH,
+        lora="q_a_proj|o_proj",
     ),
 )
 

@@ -29,6 +29,14 @@ def _by_merge_size(config: Any, call: ForwardCall, total: int) -> Sequence[int] 
     return lengths
 
 
+def _by_tokens(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """Inkling 2: image_grid_thw counts tokens."""
+    if call.image_grid_thw is None:
+        return encoded_lengths(call)
+    lengths: list[int] = call.image_grid_thw.prod(dim=-1).tolist()
+    return lengths
+
+
 def _by_own_merge_size(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
     """VideoLLaMA 3: image_merge_sizes [images] says of each image how many patches are merged, squared."""
     sizes = call.arguments.get("image_merge_sizes")
@@ -134,4 +142,25 @@ FAMILIES = (
         ImageTokens(_by_own_merge_size),
         NO_LAYOUT,
     ),
+    Family(
+        "mistral_large4",
+        "Mistral Large 4",
+        "mistralai/Mistral-Large-4-1T-A52B",
+        "900",
+        ImageTokens(_by_pixels, rows=_in_rows),
+        NO_LAYOUT,
+    ),
+    Family("dots3_note", "dots3.note", "dots-studio/dots3-note-prev", "900", GRID, NO_LAYOUT),
+    Family(
+        "muse_spark",
+        "Muse Spark",
+        "meta-models/Muse-Spark-Open-816B-A42B",
+        "900",
+        ImageTokens(_by_merge_size),
+        NO_LAYOUT,
+    ),
+    Family(
+        "inkling2", "Inkling 2", "thinkingmachines/Inkling-2-Small-MXFP8", "441", ImageTokens(_by_tokens), NO_LAYOUT
+    ),
+    Family("glm5_next", "GLM-5 Next", "zai-org/GLM-5.3-Flash", "900", GRID, patch_grid, flow=LINEAR_ATTENTION),
 )
