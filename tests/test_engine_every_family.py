@@ -86,9 +86,7 @@ def test_answers_are_those_of_plain_forward_calls(
         use_segments(loaded.model)
         as_matrix_product(loaded.model)
     outputs = output_paths(tmp_path / "A.jsonl", LAMBDAS)
-    # HunYuan-VL numbers the images of a whole batch, so that stock's answers depend on the mates.
-    batch_size = 1 if family.model_type == "hunyuan_vl" else 3
-    options = AnswerOptions(batch_size=batch_size, block_rows=8, run=RunOptions(progress=False))
+    options = AnswerOptions(batch_size=3, block_rows=8, run=RunOptions(progress=False))
     summary = answer_questions(loaded, QuestionSet(questions), LAMBDAS, outputs, options)
     assert summary.counts.failed == [], summary.counts
     for lam, path in zip(LAMBDAS, outputs, strict=True):

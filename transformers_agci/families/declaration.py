@@ -139,6 +139,7 @@ class Family:
         refusal: config -> why this checkpoint cannot be served although its model_type is right, or None.
         vision_windows: whether the vision tower's first layers see windows only, so that occlusion may reuse them.
         grid_positions: whether the position ids of image tokens say in which row and column they lie (M-RoPE).
+        alone: whether stock's logits of a prompt depend on its mates, so that the engine takes batches of one.
         in_paper: whether the paper evaluates it; those have scripts/ and configs/.
         other_processors: classes of processors that its checkpoints may have beside transformers' own for it.
         remote_code: `model_type`s of checkpoints of the same models that ask for Python code of their own.
@@ -158,6 +159,7 @@ class Family:
     refusal: Callable[[Any], str | None] = lambda config: None
     vision_windows: bool = False
     grid_positions: bool = False
+    alone: bool = False
     in_paper: bool = False
     remote_code: tuple[str, ...] = ()
     other_processors: tuple[str, ...] = ()

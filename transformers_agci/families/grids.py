@@ -111,7 +111,13 @@ FAMILIES = (
     Family("paddleocr_vl", "PaddleOCR-VL", "PaddlePaddle/PaddleOCR-VL", "900", GRID, patch_grid),
     Family("exaone4_5", "EXAONE-4.5", "LGAI-EXAONE/EXAONE-4.5-33B", "900", GRID, patch_grid),
     Family(
-        "hunyuan_vl", "HunYuan-VL", "tencent/HunyuanOCR", "702 and newlines", ImageTokens(_with_newlines), NO_LAYOUT
+        "hunyuan_vl",
+        "HunYuan-VL",
+        "tencent/HunyuanOCR",
+        "702 and newlines",
+        ImageTokens(_with_newlines),
+        NO_LAYOUT,
+        alone=True,  # it numbers the images of a whole batch in its positions
     ),
     Family(
         "molmo2", "Molmo2", "allenai/Molmo2-8B", "196 per crop", ImageTokens(_by_two_views, rows=_in_rows), NO_LAYOUT

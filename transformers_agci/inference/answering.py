@@ -227,7 +227,8 @@ class _Answering:
         self, loaded: LoadedModel, questions: Sequence[Question], lambdas: list[float], options: AnswerOptions
     ) -> None:
         self.loaded, self.questions, self.lambdas, self.options = loaded, questions, lambdas, options
-        self.plan: Plan = make_plan(questions, loaded.device.type, options.batch_size, options.block_rows)
+        size = 1 if loaded.family.alone else options.batch_size
+        self.plan: Plan = make_plan(questions, loaded.device.type, size, options.block_rows)
         self.answerer = Answerer(loaded.model, loaded.processor)
         self.raw: RawPixels | None = raw_pixels(loaded.processor) if loaded.device.type in BYTES_CROSS_TO else None
         self.processor = loaded.processor if self.raw is None else self.raw.processor
