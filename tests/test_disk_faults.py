@@ -5,7 +5,7 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,15 @@ def test_a_fault_that_no_command_foresaw(
 # --- Ctrl-C --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Python's own handler of Ctrl-C: a process that a shell started in the background ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interruption_waits_for_the_end_of_a_piece() -> None:
     done = []
     with pytest.raises(KeyboardInterrupt), interrupted_between_pieces() as check:
@@ -168,6 +177,7 @@ def test_an_interruption_waits_for_the_end_of_a_piece() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("_interruptible")
 def test_a_second_interruption_does_not_wait() -> None:
     with pytest.raises(KeyboardInterrupt), interrupted_between_pieces():
         signal.raise_signal(signal.SIGINT)

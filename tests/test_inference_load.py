@@ -117,7 +117,7 @@ def test_pickled_weights_are_refused_with_the_remedy(folder) -> None:
         ([1], "has no weight_map"),
         ({}, "has no weight_map"),
         ({"a": ".."}, "names weights outside its folder"),
-        ({"a": "n" * 5000}, "lacks 1 of 1 weight files, the first is 'n{80}.*[.]{3};"),
+        ({"a": "n" * 5000}, "lacks 1 of 1 weight files, the first is 'n{79}[.]{3};"),
         ({"a": "x\0"}, "lacks 1 of 1 weight files"),
     ],
 )

@@ -363,7 +363,7 @@ def no_weights(data, checkpoint):
 def unsupported(data, checkpoint):
     shutil.copytree(checkpoint, data / "model")
     config = json.loads((data / "model" / "config.json").read_text())
-    (data / "model" / "config.json").write_text(json.dumps(config | {"model_type": "idefics"}))
+    (data / "model" / "config.json").write_text(json.dumps(config | {"model_type": "unheard_of"}))
     return {"model_path": data / "model"}
 
 
@@ -383,7 +383,7 @@ def bad_key(data, checkpoint):
 
 MISTAKES = {
     "no weights": (no_weights, "holds no weights: model.safetensors or model.safetensors.index.json is expected."),
-    "unsupported": (unsupported, "model_type 'idefics', which AGCI does not support. Supported: Qwen2.5-VL (qwen2"),
+    "unsupported": (unsupported, "model_type 'unheard_of', which AGCI does not support. Supported: Qwen2.5-VL (qwen2"),
     "no model": (lambda *_: {"model_path": "/nowhere/model"}, "There is no model folder /nowhere/model; give a folder"),
     "lambda -1": (
         lambda *_: {"global_context_lambda": "-1"},

@@ -163,7 +163,9 @@ def test_extra_fields_go_with_every_request_and_into_the_settings(tmp_path: Path
 
 
 def test_no_more_at_once_than_concurrency_and_no_faster_than_the_rate(tmp_path: Path) -> None:
-    with stub_server(lambda number, body: Says(body=completion(), seconds=0.02)) as server:
+    with stub_server(
+        lambda number, body: Says(body=completion(), seconds=0.3)
+    ) as server:  # so that three meet on a busy machine, too
         ask(server, tmp_path / "A.jsonl", concurrency=3)
         assert server.most_at_once == 3
     with stub_server() as server:
