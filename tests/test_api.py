@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +24,7 @@ from transformers_agci.cli import main
 from transformers_agci.errors import InputError
 from transformers_agci.inference.engine import Engine
 from transformers_agci.inference.live import evaluating, fingerprint
+from transformers_agci.method.rivals.handle import attach_from_position_key
 from transformers_agci.report.table import Table
 
 MODULES = ("models", "data", "probe", "similarity", "occlusion", "flow")
@@ -352,3 +354,69 @@ def test_a_benchmark_is_asked_and_scored(model, tmp_path: Path) -> None:
     assert "<table>" in run._repr_html_()
     with pytest.raises(InputError, match=r"Unknown benchmark 'popes'\. Did you mean: pope"):
         transformers_agci.benchmark("popes", model)
+
+
+# --- a model in memory that changes between runs ---
+
+
+def fresh():
+    """The embedded model of its own, that a test may change."""
+    return live(transformers_agci.load())
+
+
+def test_a_rival_that_is_attached_is_not_recorded_as_agci() -> None:
+    module, processor = fresh()
+    small, wrapped = transformers_agci.probe_data(items=2, limit=4), transformers_agci.wrap(module, processor)
+    handle = transformers_agci.attach(module, method="bapa")
+    with pytest.raises(InputError, match="would be recorded as those of agci: run with `method` bapa"):
+        transformers_agci.probe(wrapped, small, **QUIET)
+    assert transformers_agci.probe(wrapped, small, method="bapa", **QUIET).rows[0]["method"] == "bapa"
+    handle.strength = 0
+    assert transformers_agci.probe(wrapped, small, **QUIET).rows[0]["method"] == "agci"
+
+
+def test_position_balance_in_the_config_leaves_bapa_to_be_asked_for() -> None:
+    module, processor = fresh()
+    small, wrapped = transformers_agci.probe_data(items=2, limit=4), transformers_agci.wrap(module, processor)
+    attach_from_position_key(module)
+    assert transformers_agci.probe(wrapped, small, method="bapa", **QUIET).rows[0]["method"] == "bapa"
+    with pytest.raises(InputError, match="run with `method` bapa"):
+        transformers_agci.probe(wrapped, small, **QUIET)
+
+
+def test_two_threads_with_one_model_do_not_mix_their_lambdas() -> None:
+    module, processor = fresh()
+    small, wrapped = transformers_agci.probe_data(items=2), transformers_agci.wrap(module, processor)
+    found: dict[float, list[float]] = {}
+
+    def ask(lam: float) -> None:
+        found[lam] = [row["margin"] for row in transformers_agci.probe(wrapped, small, [lam], **QUIET).rows]
+
+    for lam in (0.0, 2.0):
+        ask(lam)
+    alone = dict(found)
+    found.clear()
+    threads = [threading.Thread(target=ask, args=(lam,)) for lam in alone]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == alone
+
+
+def test_weights_that_changed_since_wrap_are_another_model(tmp_path: Path) -> None:
+    module, processor = fresh()
+    small, wrapped = transformers_agci.probe_data(items=2, limit=4), transformers_agci.wrap(module, processor)
+    transformers_agci.probe(wrapped, small, [0], folder=tmp_path, **QUIET)
+    with torch.no_grad():
+        module.lm_head.weight.mul_(1.5)
+    with pytest.raises(InputError, match="live_weights_sha256"):
+        transformers_agci.probe(wrapped, small, [0], folder=tmp_path, **QUIET)
+
+
+def test_a_run_without_lambdas_takes_the_lambda_that_the_model_has_now() -> None:
+    module, processor = fresh()
+    small, wrapped = transformers_agci.probe_data(items=2, limit=4), transformers_agci.wrap(module, processor)
+    assert {row["lambda"] for row in transformers_agci.probe(wrapped, small, **QUIET).rows} == {0.0}
+    transformers_agci.attach(module, lam=0.5)
+    assert {row["lambda"] for row in transformers_agci.probe(wrapped, small, **QUIET).rows} == {0.5}

@@ -2,6 +2,8 @@
 
 import contextlib
 import difflib
+import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +14,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.engines import NEEDS_THE_MODEL, EngineOptions, VllmOptions, open_engine
 from transformers_agci.inference.answering import TransformersEngine, as_engine
 from transformers_agci.inference.engine import Engine
-from transformers_agci.inference.live import evaluating, live_model
+from transformers_agci.inference.live import as_it_is_now, evaluating, live_model
 from transformers_agci.inference.load import LoadedModel, LoadOptions
 from transformers_agci.inference.served.client import ServedOptions
 
@@ -67,14 +69,28 @@ def as_model(model: Model) -> Engine:
 
 @contextlib.contextmanager
 def answering(model: Model) -> Iterator[Engine]:
-    """The engine for one run: in eval mode, closed at the end if it was opened here."""
+    """The engine for one run: in eval mode, closed at the end if it was opened here.
+
+    A run sets lambda and method on the model; a second thread with the same model waits until it is through.
+    """
     engine = as_model(model)
     with contextlib.ExitStack() as stack:
         if isinstance(engine, TransformersEngine):
+            stack.enter_context(_lock_of(engine.loaded.model))
             stack.enter_context(evaluating(engine.loaded.model))
+            engine = TransformersEngine(as_it_is_now(engine.loaded))
         if isinstance(model, str | Path):
             stack.callback(engine.close)
         yield engine
+
+
+_locks: "weakref.WeakKeyDictionary[Any, threading.RLock]" = weakref.WeakKeyDictionary()
+_locks_lock = threading.Lock()
+
+
+def _lock_of(model: Any) -> "threading.RLock":
+    with _locks_lock:
+        return _locks.setdefault(model, threading.RLock())
 
 
 @contextlib.contextmanager

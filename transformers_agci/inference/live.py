@@ -4,6 +4,7 @@ import contextlib
 import copy
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.processor import processor_identity, ready_processor
 from transformers_agci.method.lam import LAMBDA_KEY
 
+FINGERPRINT = "live_weights_sha256"  # in the identity of a live model
 SAMPLED = 4096  # values of each tensor that its fingerprint looks at
 
 
@@ -25,22 +27,44 @@ def live_model(model: Any, processor: Any) -> LoadedModel:
     model that was trained in between. Raises InputError for a model of no supported family, and a processor without
     tokenizer, image processor or chat template.
     """
-    vlm, family = find_vlm(model), family_of(model)
+    family = family_of(model)
     ready = ready_processor(_copied(processor), "the processor")
-    identity = {
-        "family": family.model_type,
-        "live_weights_sha256": fingerprint(model),
+    now = _state_of(model)
+    identity = {**now, **processor_identity(ready)}
+    lam = _lambda_of(model)
+    notes = {"model": f"{type(model).__name__} in memory", "lambda_in_config": lam}
+    return LoadedModel(model, ready, family, torch.device(model.device), identity, notes, lam)
+
+
+def as_it_is_now(loaded: LoadedModel) -> LoadedModel:
+    """A live model's record of weights and lambda anew: it may have been trained or set since it was wrapped."""
+    if FINGERPRINT not in loaded.identity:
+        return loaded
+    lam = _lambda_of(loaded.model)
+    return replace(
+        loaded,
+        device=torch.device(loaded.model.device),
+        identity={**loaded.identity, **_state_of(loaded.model)},
+        notes={**loaded.notes, "lambda_in_config": lam},
+        lam=lam,
+    )
+
+
+def _lambda_of(model: Any) -> Any:
+    return vars(find_vlm(model).config).get(LAMBDA_KEY)
+
+
+def _state_of(model: Any) -> dict[str, Any]:
+    return {
+        "family": family_of(model).model_type,
+        FINGERPRINT: fingerprint(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),
         "quantization": type(quantized).__name__ if (quantized := _quantization(model)) is not None else None,
         "device": torch.device(model.device).type,
         "vision_attention": "stock",
         "patch_embedding": "stock",
-        **processor_identity(ready),
     }
-    lam = vars(vlm.config).get(LAMBDA_KEY)
-    notes = {"model": f"{type(model).__name__} in memory", "lambda_in_config": lam}
-    return LoadedModel(model, ready, family, torch.device(model.device), identity, notes, lam)
 
 
 def fingerprint(model: nn.Module) -> str:

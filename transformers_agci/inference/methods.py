@@ -95,11 +95,24 @@ def replays_off(rival: Rival | None) -> dict[str, str]:
     return off
 
 
+def _refuse_attached_rival(model: Any, method: str) -> None:
+    """InputError where the model carries a rival that acts: its answers would be recorded as those of `method`."""
+    from transformers_agci.method.rivals.handle import current_rival
+
+    found = current_rival(model)
+    if found is not None and found.is_on():
+        raise InputError(
+            f"{found!r} is on this model, and the answers would be recorded as those of {method}: run with `method` "
+            f"{found.method}, or set its strength to {found.rival.neutral:g} or detach it first."
+        )
+
+
 @contextlib.contextmanager
 def method_on(model: Any, method: str, scope: str, options: Mapping[str, Any]) -> "Iterator[Handle | RivalHandle]":
     """The method on a model, at lambda 0 or its neutral strength until a strength is set on the handle."""
     rival = RIVALS.get(method)
     if rival is None:
+        _refuse_attached_rival(model, method)
         with agci(model, 0.0, scope, method) as handle:
             yield handle
         return
