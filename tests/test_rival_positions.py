@@ -12,7 +12,9 @@ import transformers
 from tiny_families import TEXT, TINY, TinyFamily, make_batch
 
 from transformers_agci import attach
-from transformers_agci.families import decoder_of, find_vlm
+from transformers_agci.errors import InputError
+from transformers_agci.families import SUPPORTED_FAMILIES, decoder_of, find_vlm
+from transformers_agci.families.declaration import WORKS
 from transformers_agci.method.rivals.cca import rings
 from transformers_agci.method.rivals.declaration import Grid
 
@@ -31,7 +33,16 @@ AXES = {"hunyuan_vl": 4}  # of position ids, where they are neither 1 nor 3
 WITHOUT_CACHE = {"ernie4_5_vl_moe": "stock cannot generate without a cache"}
 NO_ROPE = {"exaone4_5": "the tiny model's layers have no rotary positions"}
 
-families = pytest.mark.parametrize("family", TINY.values(), ids=list(TINY))
+SERVED = {name: family for name, family in TINY.items() if SUPPORTED_FAMILIES[family.model_type].positions is WORKS}
+families = pytest.mark.parametrize("family", SERVED.values(), ids=list(SERVED))
+
+
+@pytest.mark.parametrize("method", ["bapa", "flat", "cca", "cca_positions"])
+@pytest.mark.parametrize("name", sorted(TINY.keys() - SERVED.keys()))
+def test_a_family_whose_positions_cannot_be_moved_is_refused(name: str, method: str) -> None:
+    model = TINY[name].build()
+    with pytest.raises(InputError, match="positions of its image tokens"):
+        attach(model, method=method)
 
 
 def counted(batch: Any, steps: int, text_follows: bool = True) -> list[list[int]]:

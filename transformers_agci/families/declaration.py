@@ -117,6 +117,7 @@ NOT_TRAINED = Lacks(
 )
 NO_CHAT = Lacks("it answers no questions in a chat: its checkpoints have no chat template")
 NO_LAYOUT = Lacks("where its tiles and rows lie on the image is not declared yet")
+NO_ROTARY = Lacks("its decoder has no rotary positions, so that moving them changes nothing")
 LINEAR_ATTENTION = Lacks("some of its layers have linear attention, which has no weights on the image tokens to record")
 
 
@@ -139,6 +140,7 @@ class Family:
         refusal: config -> why this checkpoint cannot be served although its model_type is right, or None.
         vision_windows: whether the vision tower's first layers see windows only, so that occlusion may reuse them.
         grid_positions: whether the position ids of image tokens say in which row and column they lie (M-RoPE).
+        positions: whether methods that move the positions of image tokens (bapa, flat, cca) can act on its decoder.
         alone: whether stock's logits of a prompt depend on its mates, so that the engine takes batches of one.
         in_paper: whether the paper evaluates it; those have scripts/ and configs/.
         other_processors: classes of processors that its checkpoints may have beside transformers' own for it.
@@ -159,6 +161,7 @@ class Family:
     refusal: Callable[[Any], str | None] = lambda config: None
     vision_windows: bool = False
     grid_positions: bool = False
+    positions: Works | Lacks = WORKS
     alone: bool = False
     in_paper: bool = False
     remote_code: tuple[str, ...] = ()
@@ -179,6 +182,7 @@ CAPABILITIES: Mapping[str, str] = {
     "probe": "answering questions",
     "layout": "occlusion maps and information flow",
     "flow": "information flow",
+    "positions": "methods that move the positions of its image tokens",
     "training": "fine-tuning",
     "image_size": "bounds on the size of its images (min_pixels, max_pixels)",
     "conversion": "conversion from an original checkpoint",

@@ -7,7 +7,15 @@ rows and columns of its two views in `image_grids`.
 from collections.abc import Sequence
 from typing import Any
 
-from transformers_agci.families.declaration import LINEAR_ATTENTION, NO_LAYOUT, Family, ForwardCall, ImageTokens
+from transformers_agci.families.declaration import (
+    LINEAR_ATTENTION,
+    NO_LAYOUT,
+    NO_ROTARY,
+    Family,
+    ForwardCall,
+    ImageTokens,
+    Lacks,
+)
 from transformers_agci.families.image_tokens import GRID, encoded_lengths, pairs
 from transformers_agci.families.token_layout import ImageInfo, TokenGrid, grid_of_patches, patch_grid
 
@@ -124,7 +132,15 @@ FAMILIES = (
     ),
     Family("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", "900", GRID, patch_grid),
     Family("glmga", "GLM-GA", "its maker's repository", "900", GRID, patch_grid),
-    Family("cohere_compass", "Cohere Compass", "CohereLabs/North-Micro-Vision-Instruct", "676", GRID, patch_grid),
+    Family(
+        "cohere_compass",
+        "Cohere Compass",
+        "CohereLabs/North-Micro-Vision-Instruct",
+        "676",
+        GRID,
+        patch_grid,
+        positions=Lacks("generate() numbers the text behind an image otherwise than a forward call does"),
+    ),
     Family("cosmos3_omni", "Cosmos 3 Omni", "nvidia/Cosmos3-Nano", "676", GRID, patch_grid),
     Family("cosmos3_edge", "Cosmos 3 Edge", "nvidia/Cosmos3-Edge", "676", GRID, patch_grid),
     Family(
@@ -166,7 +182,22 @@ FAMILIES = (
         NO_LAYOUT,
     ),
     Family(
-        "inkling2", "Inkling 2", "thinkingmachines/Inkling-2-Small-MXFP8", "441", ImageTokens(_by_tokens), NO_LAYOUT
+        "inkling2",
+        "Inkling 2",
+        "thinkingmachines/Inkling-2-Small-MXFP8",
+        "441",
+        ImageTokens(_by_tokens),
+        NO_LAYOUT,
+        positions=NO_ROTARY,
     ),
-    Family("glm5_next", "GLM-5 Next", "zai-org/GLM-5.3-Flash", "900", GRID, patch_grid, flow=LINEAR_ATTENTION),
+    Family(
+        "glm5_next",
+        "GLM-5 Next",
+        "zai-org/GLM-5.3-Flash",
+        "900",
+        GRID,
+        patch_grid,
+        flow=LINEAR_ATTENTION,
+        positions=NO_ROTARY,
+    ),
 )

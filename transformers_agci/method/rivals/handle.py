@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import SUPPORTED_FAMILIES, Family, decoder_of, family_of, find_vlm
+from transformers_agci.families import SUPPORTED_FAMILIES, Family, decoder_of, family_of, find_vlm, require
 from transformers_agci.method.compiled_graphs import forget_graphs_of
 from transformers_agci.method.rivals import RIVALS
 from transformers_agci.method.rivals.attention import RIVAL, register, use_ours
@@ -273,6 +273,8 @@ def _with_output_matrix(model: nn.Module, vlm: nn.Module) -> nn.Module | None:
 def _check_seam(vlm: Any, rival: Rival) -> None:
     """InputError where the model has no place for the method, with what to take instead."""
     family = family_of(vlm)
+    if rival.positions is not None or rival.mask is not None:
+        require(family, "positions", family.positions)
     attention = str(getattr(decoder_of(vlm).config, "_attn_implementation", ""))
     if rival.positions is not None and "flash" in attention and rope_axes(vlm.config) == 1:
         raise InputError(
