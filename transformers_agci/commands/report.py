@@ -49,7 +49,8 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
         "--images",
         choices=("page", "folder", "none"),
         default="page",
-        help="thumbnails of changed or wrong answers in the page (default), of all images in a folder, or none",
+        help="page (default): thumbnails of answers that changed, or with one result of the wrong ones; folder: of "
+        "all images; or none",
     )
     images.add_argument(
         "--thumbnails", type=whole(1), default=400, metavar="N", help="most thumbnails in the page (default 400)"

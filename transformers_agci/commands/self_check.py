@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from transformers_agci.commands.engine_options import add_engine_options, engine_options
 from transformers_agci.commands.options import EMBEDDED, add_model_options, model_options, path
+from transformers_agci.embedded.location import embedded_model_path
 from transformers_agci.errors import InputError
 
 
@@ -34,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     if args.checkpoint is not None:
         if args.model not in (EMBEDDED, args.checkpoint):
             raise InputError("Name the checkpoint once: as CHECKPOINT or with --model_path.")
-        options = replace(options, model=args.checkpoint)
+        model = str(embedded_model_path()) if args.checkpoint == EMBEDDED else args.checkpoint
+        options = replace(options, model=model)
     if args.experimental:
         found = explore_checkpoint(options, args.image)
         print(found)

@@ -12,6 +12,7 @@ from transformers_agci.experiments.compare.report import (
     compared_json,
     compared_text,
     draw_compared,
+    split_items,
 )
 from transformers_agci.experiments.compare.run import (
     CompareOptions,
@@ -19,6 +20,7 @@ from transformers_agci.experiments.compare.run import (
     model_folder,
     read_compared,
 )
+from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.inference.answering import AnswerOptions
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.progress import Say
@@ -46,6 +48,7 @@ def compare_models(
     code = 1 if data.bad_rows else 0
     for row in data.bad_rows:
         say(row.error)
+    split_items(_captions(data), report.dev_share)  # too few items are an error before hours of asking
     for model in options.models:
         results = ask_arms(options, model, data, say)
         compared = compare_arms(results, report)
@@ -64,6 +67,14 @@ def compare_models(
         file = target if target is not None and len(options.models) == 1 else folder / "compared.json"
         say(_write(file, folder, blocks, numbers, compared))
     return code
+
+
+def _captions(data: ProbeData) -> dict[str, str]:
+    """What each item asks for: the caption of its Yes rows."""
+    return {
+        item: next((row.caption for row in rows if row.answer == "Yes"), rows[0].caption)
+        for item, rows in data.items.items()
+    }
 
 
 def _check(options: CompareOptions, beside: Beside) -> None:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.compare.arms import Arm
 from transformers_agci.experiments.compare.run import ArmResult
@@ -14,7 +12,7 @@ from transformers_agci.experiments.position import evidence_report
 from transformers_agci.experiments.position.comparison import as_json
 from transformers_agci.experiments.position.evidence import Evidence, gather
 from transformers_agci.experiments.position.measures import ResamplingConfig
-from transformers_agci.experiments.position.results import ProbeResult, read_results
+from transformers_agci.experiments.position.results import read_results
 from transformers_agci.experiments.position.sweep import FEWEST, Choice, Split, part_of, score_of
 from transformers_agci.method.rivals import RIVALS
 from transformers_agci.report.table import format_table
@@ -51,7 +49,7 @@ def compare_arms(results: Sequence[ArmResult], options: ReportOptions) -> Compar
     """Choose each method's strength on the development items, and gather the evidence on the others."""
     read = {result.arm.label: read_results(result.file, label=result.arm.label) for result in results}
     first = read[results[0].arm.label]
-    dev, held, split = _split(first, options.dev_share)
+    dev, held, split = split_items(dict(zip(first.items, first.captions, strict=True)), options.dev_share)
     scores = {label: score_of(result.select(dev), options.choice) for label, result in read.items()}
     best: dict[str, ArmResult] = {}
     for result in results:
@@ -63,15 +61,18 @@ def compare_arms(results: Sequence[ArmResult], options: ReportOptions) -> Compar
     return Compared(split, options.choice, scores, chosen, evidence)
 
 
-def _split(first: ProbeResult, share: float) -> tuple[list[str], list[str], Split]:
+def split_items(captions: Mapping[str, str], share: float) -> tuple[list[str], list[str], Split]:
+    """The items that choose and those that report, by the hash of their captions; InputError where either are few."""
     if not 0 < share < 1:
         raise InputError(f"`dev_share` is {share:g}, but must lie between 0 and 1.")
-    buckets = np.array([part_of(caption, 1000) for caption in first.captions]) / 1000
-    dev = [item for item, bucket in zip(first.items, buckets, strict=True) if bucket < share]
-    held = [item for item, bucket in zip(first.items, buckets, strict=True) if bucket >= share]
+    dev = [item for item, caption in captions.items() if part_of(caption, 1000) / 1000 < share]
+    held = [item for item, caption in captions.items() if part_of(caption, 1000) / 1000 >= share]
     for what, items in (("choose", dev), ("report", held)):
         if len(items) < FEWEST:
-            raise InputError(f"Only {len(items)} items are left to {what}; at least {FEWEST} are needed.")
+            raise InputError(
+                f"Only {len(items)} of {len(captions)} items are left to {what}; at least {FEWEST} are needed: "
+                "give more `items`, or another `dev_share`."
+            )
     rule = f"SHA-256 of the caption, first 8 bytes modulo 1000, below {1000 * share:g}: chooses"
     return dev, held, Split(rule, share, len(dev), len(held))
 

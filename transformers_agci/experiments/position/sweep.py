@@ -103,7 +103,9 @@ def _report(
 ) -> Sweep:
     for name, items in zip(("choose", "report"), parts, strict=True):
         if len(items) < FEWEST:
-            raise InputError(f"Only {len(items)} items are left to {name}; at least {FEWEST} are needed.")
+            raise InputError(
+                f"Only {len(items)} items are left to {name}; at least {FEWEST} are needed: probe more of them."
+            )
     scores = {result.label: score_of(result.select(parts[0]), choice) for result in dev}
     chosen = _best(list(scores.values()))
     pair = compare(held_out[0].select(parts[1]), held_out[chosen].select(parts[1])) if chosen else None
