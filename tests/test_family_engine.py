@@ -36,6 +36,8 @@ FITTED: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
     "lfm2_vl": (lfm, {}, {"tile_size": TILE, "encoder_patch_size": 4, "max_num_patches": 16}),
 }
 
+INDICATORS = ["<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]  # of Ovis2's processor
+
 
 def checkpoint(family: str, folder: Path) -> Path:
     """A tiny model with the family's own processor around a small tokenizer."""
@@ -54,6 +56,8 @@ def checkpoint(family: str, folder: Path) -> Path:
     for name in ("image_token_id", "image_token_index"):
         if name in values:
             values[name] = processor.tokenizer.convert_tokens_to_ids(token)
+    if family == "ovis2":
+        values["visual_indicator_token_ids"] = processor.tokenizer.convert_tokens_to_ids(INDICATORS)
     torch.manual_seed(0)
     model = getattr(transformers, TINY[family].model)(type(base).from_dict(values))
     model.save_pretrained(folder)
