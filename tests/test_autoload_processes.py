@@ -277,4 +277,5 @@ def test_pip_installs_and_removes_the_hook(editable: list[str], tmp_path: Path) 
     done = environment.run("-c", "import sys; print(type(sys.meta_path[0]).__module__)", PYTHONPATH="")
     assert done.stdout.strip() == "transformers_agci_startup"
     subprocess.run([*pip, "uninstall", "-y", "transformers-agci"], check=True)
-    assert not list(environment.site.glob("*transformers_agci*"))
+    left = [path for found in environment.site.glob("*transformers_agci*") for path in (found, *found.rglob("*"))]
+    assert not [path for path in left if path.is_file()]  # pip may leave an empty folder

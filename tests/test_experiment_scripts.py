@@ -63,7 +63,7 @@ def test_scripts_of_every_family(family: str, tiny_checkpoint: Any, tmp_path: Pa
         start(f"{folder}/{name}", *data, "--output_dir", str(output), "--mask_size", "30", "--max_new_tokens", "2")
         assert len(list(output.rglob("*_attention_map.json"))) == 9
     said = start(f"{folder}/information_flow.py", *data, "--output_dir", str(tmp_path / "F"), "--max_new_tokens", "2")
-    assert "flow on the target" in said and len(list((tmp_path / "F").glob("*.png"))) == 4
+    assert "flow on the target" in said and len(list((tmp_path / "F").glob("*.png"))) == 6
     if family != "llava":
         return  # what draws knows no family
     said = started(
