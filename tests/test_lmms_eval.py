@@ -1,8 +1,8 @@
 """lmms-eval 0.7.3, unchanged, honours lambda in config.json: `make lmms-eval` makes its environment and runs this.
 
 The embedded model answers a POPE-form set under lmms-eval and under `agci benchmark pope`, with the same rows, dtype
-(lmms-eval loads in bfloat16), pixel limits and system prompt (the chat template's), and stock's vision tower: the same
-answers to the letter, lambda 0 and lambda 0.5.
+(lmms-eval loads in bfloat16), pixel limits and system prompt (the chat template's), and with stock's vision tower and
+kernels: the same answers to the letter, lambda 0 and lambda 0.5.
 """
 
 import json
@@ -147,7 +147,7 @@ def ours(model: Path, parquet: Path, out: Path, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("lam", LAMBDAS)
 def test_the_same_answers(lam, models, parquet, theirs, tmp_path: Path) -> None:
-    found = ours(models[lam], parquet, tmp_path / "answers.jsonl", "--vision", "stock")
+    found = ours(models[lam], parquet, tmp_path / "answers.jsonl", "--vision", "stock", "--kernels", "stock")
     rows = len(theirs[lam].texts)
     agreed = sum(mine == other for mine, other in zip(found, theirs[lam].texts, strict=True))
     print(f"lambda {lam}: {agreed} of {rows} rows answered alike")
@@ -215,7 +215,7 @@ def probed(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 def test_the_probe_s_rows_are_those_of_agci_probe(probed, models, tmp_path: Path) -> None:
     out = tmp_path / "probe.jsonl"
     words = ["probe", "--model_path", str(models["0.5"]), "--items", str(PROBE_ITEMS), "--answer_file", str(out)]
-    words += ["--dtype", "bfloat16", "--batch_size", "1", "--vision", "stock", "--quiet"]
+    words += ["--dtype", "bfloat16", "--batch_size", "1", "--vision", "stock", "--kernels", "stock", "--quiet"]
     words += ["--min_pixels", str(PIXELS), "--max_pixels", str(PIXELS)]
     assert cli.main(words) == 0
     ours = {(row["image"], row["answer"]): row["prediction"] for row in map(json.loads, out.read_text().splitlines())}
