@@ -23,8 +23,9 @@ from transformers_agci.api.rows import tables_html, to_arrow
 from transformers_agci.cli import main
 from transformers_agci.errors import InputError
 from transformers_agci.inference.engine import Engine
-from transformers_agci.inference.live import evaluating, fingerprint
+from transformers_agci.inference.live import fingerprint
 from transformers_agci.method.rivals.handle import attach_from_position_key
+from transformers_agci.method.self_check import evaluating
 from transformers_agci.report.table import Table
 
 MODULES = ("models", "data", "probe", "similarity", "occlusion", "flow")

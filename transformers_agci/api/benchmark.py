@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, answering
-from transformers_agci.api.rows import tables_html, to_arrow, to_pandas
-from transformers_agci.data.rows import read_rows
+from transformers_agci.api.rows import Tabular, rows_of_files, tables_html
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.benchmarks import benchmark as declared_benchmark
@@ -23,8 +22,7 @@ from transformers_agci.storage.json_file import read_json_object
 from transformers_agci.storage.result_names import sibling_path
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
+    pass
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class BenchmarkScore:
 
 
 @dataclass(frozen=True)
-class BenchmarkRun:
+class BenchmarkRun(Tabular):
     """A benchmark that was asked: a result file and a score per lambda."""
 
     exit_code: int
@@ -64,16 +62,7 @@ class BenchmarkRun:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """All answers with their lambda."""
-        each = zip(self.lambdas, self.files, strict=True)
-        return [{"lambda": lam, **row} for lam, path in each for _, row in read_rows(path)]
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """A row per answer."""
-        return to_pandas(self.rows)
-
-    def to_arrow(self) -> "pa.Table":
-        """A row per answer."""
-        return to_arrow(self.rows)
+        return rows_of_files(self.lambdas, self.files)
 
     def _repr_html_(self) -> str:
         return "".join(score._repr_html_() for score in self.scores)

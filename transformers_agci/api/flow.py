@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
-from transformers_agci.api.rows import tables_html, to_arrow, to_pandas
+from transformers_agci.api.rows import Tabular, tables_html
 from transformers_agci.data.rows import read_rows
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.experiments.flow.flow import Flow, measure_flow
@@ -21,8 +21,6 @@ from transformers_agci.inference.questions import ImageFile, Question
 from transformers_agci.inference.runner import RunOptions
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
     from matplotlib.figure import Figure
 
 
@@ -42,7 +40,7 @@ class FlowStatistics:
 
 
 @dataclass(frozen=True)
-class FlowRun:
+class FlowRun(Tabular):
     """Flows that were measured, all lambdas in one result file; the drawn maps lie beside it."""
 
     exit_code: int
@@ -59,14 +57,6 @@ class FlowRun:
             given = {name: value for name, value in row.items() if name != "flows"}
             found += [{**given, **_plain(entry)} for entry in of_row]
         return found
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """A row per image and lambda."""
-        return to_pandas(self.rows)
-
-    def to_arrow(self) -> "pa.Table":
-        """A row per image and lambda."""
-        return to_arrow(self.rows)
 
     def statistics(self) -> FlowStatistics:
         """Mean maps and shares by the target's place."""

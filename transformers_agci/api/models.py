@@ -14,9 +14,10 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.engines import NEEDS_THE_MODEL, EngineOptions, VllmOptions, open_engine
 from transformers_agci.inference.answering import TransformersEngine, as_engine
 from transformers_agci.inference.engine import Engine
-from transformers_agci.inference.live import as_it_is_now, evaluating, live_model
+from transformers_agci.inference.live import as_it_is_now, live_model
 from transformers_agci.inference.load import LoadedModel, LoadOptions
 from transformers_agci.inference.served.client import ServedOptions
+from transformers_agci.method.self_check import evaluating
 
 Model = Engine | LoadedModel | str | Path
 

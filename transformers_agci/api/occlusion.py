@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
-from transformers_agci.api.rows import tables_html, to_arrow, to_pandas
-from transformers_agci.data.rows import read_rows
+from transformers_agci.api.rows import Tabular, rows_of_files, tables_html
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.occlusion.files import ImageMap, read_folder
@@ -23,8 +22,6 @@ from transformers_agci.inference.runner import RunOptions
 from transformers_agci.method.lam import lambda_text
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
     from matplotlib.figure import Figure
 
 
@@ -42,7 +39,7 @@ class OcclusionStatistics(OcclusionMaps):
 
 
 @dataclass(frozen=True)
-class OcclusionRun:
+class OcclusionRun(Tabular):
     """Occlusion maps that were made: a results folder per lambda."""
 
     exit_code: int
@@ -54,8 +51,7 @@ class OcclusionRun:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """A row per image and lambda: the input row, the answer, how far the answer's logits moved at most."""
-        each = zip(self.lambdas, self.folders, strict=True)
-        return [{"lambda": lam, **row} for lam, folder in each for _, row in read_rows(folder / RESULTS)]
+        return rows_of_files(self.lambdas, [folder / RESULTS for folder in self.folders])
 
     def maps(self, lam: float | None = None) -> list[ImageMap]:
         """The map of each image, 0..1 in its raster, at one lambda (the first where none is named)."""
@@ -68,14 +64,6 @@ class OcclusionRun:
     def figure(self, lam: float | None = None, title: str = "") -> "Figure":
         """Nine mean maps, one per place of the target."""
         return panel_figure(self.statistics(lam), title)
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """A row per image and lambda."""
-        return to_pandas(self.rows)
-
-    def to_arrow(self) -> "pa.Table":
-        """A row per image and lambda."""
-        return to_arrow(self.rows)
 
     def _repr_html_(self) -> str:
         return "".join(self.statistics(lam)._repr_html_() for lam in self.lambdas)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, answering
-from transformers_agci.api.rows import tables_html, to_arrow, to_pandas
+from transformers_agci.api.rows import Tabular, tables_html
 from transformers_agci.data.rows import read_rows
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
@@ -30,8 +30,6 @@ from transformers_agci.statistics.evenness import signed_root
 from transformers_agci.storage import manifest
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
     from matplotlib.figure import Figure
 
 SETTINGS = ("engine", "method", "lambda", "strength")  # of a manifest, as columns of every row
@@ -82,7 +80,7 @@ class ProbeEvidence(Evidence):
 
 
 @dataclass(frozen=True)
-class ProbeRun:
+class ProbeRun(Tabular):
     """A probe that was run: a result file per lambda and method. `a + b` joins runs on the same items.
 
     exit_code  0, or 1 where rows were skipped
@@ -115,14 +113,6 @@ class ProbeRun:
                 {"result": result.label, **made_with, **row, "correct": _correct(row)} for _, row in read_rows(path)
             ]
         return found
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """A row per answer."""
-        return to_pandas(self.rows)
-
-    def to_arrow(self) -> "pa.Table":
-        """A row per answer."""
-        return to_arrow(self.rows)
 
     def statistics(self, draws: int = 2000, seed: int = 0) -> ProbeStatistics:
         """Accuracy, evenness, signal detection; of two results also their paired difference. `draws` permutations."""

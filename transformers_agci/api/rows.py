@@ -2,9 +2,12 @@
 
 import html
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers_agci.data.rows import read_rows
 from transformers_agci.report.table import Table
 
 if TYPE_CHECKING:
@@ -13,6 +16,28 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 PLAIN = (str, bool, int, float)
+
+
+class Tabular(ABC):
+    """What a run hands its result rows out by."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> list[dict[str, Any]]:
+        """The result rows."""
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per element of `rows`; what only some of them have is missing in the others."""
+        return to_pandas(self.rows)
+
+    def to_arrow(self) -> "pa.Table":
+        """The same as an Arrow table."""
+        return to_arrow(self.rows)
+
+
+def rows_of_files(lambdas: Sequence[float], files: Sequence[Path]) -> list[dict[str, Any]]:
+    """All rows of result files, each with the lambda of its file."""
+    return [{"lambda": lam, **row} for lam, path in zip(lambdas, files, strict=True) for _, row in read_rows(path)]
 
 
 def to_pandas(rows: Rows) -> "pd.DataFrame":

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
-from transformers_agci.api.rows import tables_html, to_arrow, to_pandas
+from transformers_agci.api.rows import Tabular, rows_of_files, tables_html
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.data.rows import read_rows
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.experiments.positives import RowsOptions
@@ -27,8 +26,6 @@ from transformers_agci.inference.runner import RunOptions, output_paths
 from transformers_agci.report.table import Table
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
     from matplotlib.figure import Figure
 
 
@@ -56,7 +53,7 @@ class SimilarityStatistics(SimilarityReport):
 
 
 @dataclass(frozen=True)
-class SimilarityRun:
+class SimilarityRun(Tabular):
     """Similarities that were measured: a result file per lambda."""
 
     exit_code: int
@@ -68,16 +65,7 @@ class SimilarityRun:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """All result rows with their lambda."""
-        each = zip(self.lambdas, self.files, strict=True)
-        return [{"lambda": lam, **row} for lam, path in each for _, row in read_rows(path)]
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """A row per image and lambda."""
-        return to_pandas(self.rows)
-
-    def to_arrow(self) -> "pa.Table":
-        """A row per image and lambda."""
-        return to_arrow(self.rows)
+        return rows_of_files(self.lambdas, self.files)
 
     def statistics(self, lam: float | None = None, draws: int = 2000, seed: int = 0) -> SimilarityStatistics:
         """The numbers at one lambda, the first where none is named."""

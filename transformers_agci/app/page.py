@@ -9,10 +9,9 @@ import gradio as gr
 from PIL import Image
 
 from transformers_agci.app.maps import ON_LOAD, difference_of, map_of, side_by_side
-from transformers_agci.app.scene import Scene
+from transformers_agci.app.scene import Scene, page_atlas
 from transformers_agci.app.session import BASELINE, Session, Setting
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.embedded.atlas import Atlas
 from transformers_agci.errors import InputError, short
 from transformers_agci.method.lam import validate_lambda
 
@@ -79,7 +78,7 @@ class _Live:
     def __init__(self, session: Session, methods: tuple[str, ...]) -> None:
         self.session, self.methods = session, methods
         self.cancelled: set[str] = set()  # sessions of browsers that have pressed Cancel
-        names = Atlas().names
+        names = page_atlas().names
         self.name = gr.Dropdown(names, value=FIRST, label="image of the atlas", filterable=True, render=False)
         self.upload = gr.File(
             label="or an image of your own", file_types=["image"], type="filepath", height=110, render=False

@@ -1,5 +1,6 @@
 """What the live page shows a model: one image in each of nine cells, among eight of the embedded atlas."""
 
+import functools
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Scene:
 
         Raises InputError for a name that the atlas does not have, and for a file that is no image or is too large.
         """
-        atlas, rng = Atlas(), random_stream(STREAM, seed)
+        atlas, rng = page_atlas(), random_stream(STREAM, seed)
         own = open_image(target, "the uploaded file", MAX_PIXELS) if isinstance(target, Path) else None
         first = [] if own is not None else [_index(atlas, str(target))]
         others = [int(index) for index in rng.permutation(len(atlas)) if int(index) not in first]
@@ -50,6 +51,12 @@ class Scene:
         """The composite with the target in a cell, as the model sees it."""
         with Image.open(io.BytesIO(self.composites[cell])) as image:
             return image.convert("RGB")
+
+
+@functools.cache
+def page_atlas() -> Atlas:
+    """The atlas, decoded once for all requests."""
+    return Atlas()
 
 
 def _index(atlas: Atlas, name: str) -> int:

@@ -9,16 +9,8 @@ biases of known size, with --benchmark another task, so that a repair that costs
 import argparse
 from pathlib import Path
 
-from transformers_agci.commands.options import (
-    EMBEDDED,
-    SEED,
-    add_draws_options,
-    json_file,
-    number,
-    path,
-    teller,
-    whole,
-)
+from transformers_agci.commands.options import EMBEDDED, SEED, add_draws_options, json_file, number, path, teller, whole
+from transformers_agci.commands.result_options import add_margin_option, margin
 from transformers_agci.method.rivals import RIVALS
 
 METHODS = ("stock", "agci:0.5", "uniform:0.5", "random:0.5", "bapa", "flat", "cca", "cca_positions")
@@ -51,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report.add_argument("--output_dir", type=path, default=Path("compared"), metavar="O", help="(default compared)")
     report.add_argument("--choose_by", choices=("balanced", "auc", "evenness"), default="balanced")
     report.add_argument("--dev_share", type=number, default=0.5, metavar="S", help="share that chooses (default 0.5)")
-    report.add_argument("--margin", type=number, metavar="POINTS", help="equivalence margin, stated beforehand")
+    add_margin_option(report)
     report.add_argument("--json", type=json_file, metavar="OUT", help="all numbers (default O/compared.json)")
     add_draws_options(parser, "permutations of the null")
     run = parser.add_argument_group("run")
@@ -64,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask with every method, choose, report."""
     from transformers_agci.embedded import embedded_model_path
-    from transformers_agci.errors import InputError
     from transformers_agci.experiments.compare.arms import parse_arms
     from transformers_agci.experiments.compare.command import Beside, compare_models
     from transformers_agci.experiments.compare.report import ReportOptions
@@ -73,8 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.inference.load import LoadOptions
     from transformers_agci.inference.runner import RunOptions
 
-    if args.margin is not None and not 0 < args.margin < 100:
-        raise InputError(f"--margin must lie between 0 and 100 points, but is {args.margin:g}.")
+    equal_within = margin(args)
     models = [LoadOptions(str(embedded_model_path()) if model == EMBEDDED else model) for model in args.model]
     options = CompareOptions(
         models,
@@ -88,7 +78,6 @@ def run(args: argparse.Namespace) -> int:
         args.batch_size,
         RunOptions(None, args.overwrite, False, not args.quiet),
     )
-    margin = None if args.margin is None else args.margin / 100
-    report = ReportOptions(args.choose_by, args.dev_share, margin, ResamplingConfig(args.draws, args.seed))
+    report = ReportOptions(args.choose_by, args.dev_share, equal_within, ResamplingConfig(args.draws, args.seed))
     beside = Beside(args.ruler, args.processes, args.benchmark, args.benchmark_data, args.benchmark_images)
     return compare_models(options, report, beside, args.json, teller(add_arguments))

@@ -8,6 +8,12 @@ import argparse
 from typing import TYPE_CHECKING
 
 from transformers_agci.commands.options import add_draws_options, json_file, number, path
+from transformers_agci.commands.result_options import (
+    add_controls_options,
+    add_margin_option,
+    add_results_arguments,
+    margin,
+)
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.position.results import ProbeResult
@@ -15,38 +21,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    _add_results(parser)
-    parser.add_argument(
-        "--margin",
-        type=number,
-        metavar="POINTS",
-        help="balanced accuracies that differ by less count as equal; state it before you look",
-    )
+    add_results_arguments(parser, "R")
+    add_margin_option(parser)
     parser.add_argument("--output_figure", metavar="F", help="the figure to draw (.png, .pdf, .svg)")
     parser.add_argument("--output_curve", metavar="F", help="results of several lambdas: their curve over lambda")
     parser.add_argument("--json", metavar="OUT", type=json_file, help="write all numbers to this file")
     parser.add_argument("--title", default="", help="title of the figures")
-    parser.add_argument(
-        "--text_only_file", nargs="+", type=path, default=[], metavar="T", help="answers without an image"
-    )
-    parser.add_argument(
-        "--blank_image_file", nargs="+", type=path, default=[], metavar="T", help="answers on a blank image"
-    )
+    add_controls_options(parser)
     add_draws_options(parser, "permutations of the null")
-
-
-def _add_results(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("results", nargs="+", type=path, metavar="R", help="result files, the baseline first")
-    parser.add_argument(
-        "--negatives_file",
-        "--negatives_files",
-        nargs="+",
-        type=path,
-        default=[],
-        metavar="N",
-        help="the results on the negatives, one per result file, where they are files of their own",
-    )
-    parser.add_argument("--labels", nargs="+", default=[], metavar="L", help="names of the results")
 
 
 def _read(args: argparse.Namespace) -> "list[ProbeResult]":
@@ -57,19 +39,16 @@ def _read(args: argparse.Namespace) -> "list[ProbeResult]":
 
 def run(args: argparse.Namespace) -> int:
     """Print the tables; draw and write what is asked for."""
-    from transformers_agci.errors import InputError
     from transformers_agci.experiments.position import curve, evidence_report
     from transformers_agci.experiments.position.evidence import gather
     from transformers_agci.experiments.position.measures import ResamplingConfig
     from transformers_agci.experiments.position.metrics import check_outputs, load_controls
 
-    if args.margin is not None and not 0 < args.margin < 100:
-        raise InputError(f"--margin must lie between 0 and 100 points, but is {args.margin:g}.")
+    equal_within = margin(args)
     check_outputs(args.output_figure, args.output_curve)
     lams = curve.lambdas_of_files(args.results) if args.output_curve else []
     controls = load_controls(args.text_only_file, args.blank_image_file)
-    margin = None if args.margin is None else args.margin / 100
-    evidence = gather(_read(args), margin, ResamplingConfig(args.draws, args.seed))
+    evidence = gather(_read(args), equal_within, ResamplingConfig(args.draws, args.seed))
     print(evidence_report.evidence_text(evidence, controls))
     if args.json:
         evidence_report.write_json(evidence, controls, args.json)
@@ -82,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `agci sweep`."""
-    _add_results(parser)
+    add_results_arguments(parser, "R")
     parser.add_argument(
         "--held_out",
         nargs="+",

@@ -9,6 +9,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from transformers_agci.commands.options import add_draws_options, json_file, number, path
+from transformers_agci.commands.result_options import add_results_options
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.position.metrics import Control
@@ -26,18 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="one result file, two (baseline, then AGCI), or more",
     )
-    parser.add_argument(
-        "--negatives_file",
-        "--negatives_files",
-        nargs="+",
-        type=path,
-        default=[],
-        metavar="N",
-        help="the results on the negatives, one per result file, where they are files of their own",
-    )
     parser.add_argument("--output_heatmap", metavar="H", help="the image to draw (.png, .pdf, .svg)")
     parser.add_argument("--json", metavar="OUT", type=json_file, help="write all numbers to this file")
-    parser.add_argument("--labels", nargs="+", default=[], metavar="L", help="names of the results")
+    add_results_options(parser)
     parser.add_argument("--title", default="", help="title of the image")
     for name, end in (("--vmin", "lower"), ("--vmax", "upper")):
         parser.add_argument(

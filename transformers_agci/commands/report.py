@@ -8,35 +8,25 @@ image, caption, and the answers and margins of every result. The page is one fil
 import argparse
 from pathlib import Path
 
-from transformers_agci.commands.options import add_draws_options, number, path, whole
-from transformers_agci.errors import InputError
+from transformers_agci.commands.options import add_draws_options, path, whole
+from transformers_agci.commands.result_options import (
+    add_controls_options,
+    add_margin_option,
+    add_results_arguments,
+    margin,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("results", nargs="+", type=path, metavar="RESULT", help="result files, the baseline first")
+    add_results_arguments(parser, "RESULT")
     parser.add_argument(
         "--output", type=path, default=Path("report.html"), metavar="H", help="the page (default report.html)"
     )
-    parser.add_argument(
-        "--negatives_file",
-        "--negatives_files",
-        nargs="+",
-        type=path,
-        default=[],
-        metavar="N",
-        help="the results on the negatives, one per result file, where they are files of their own",
-    )
-    parser.add_argument("--labels", nargs="+", default=[], metavar="L", help="names of the results")
     parser.add_argument("--title", default="", help="title of the page")
     _add_images(parser)
     _add_parts(parser)
-    parser.add_argument(
-        "--margin",
-        type=number,
-        metavar="POINTS",
-        help="balanced accuracies that differ by less count as equal; state it before you look",
-    )
+    add_margin_option(parser)
     add_draws_options(parser, "permutations of the null")
 
 
@@ -64,12 +54,7 @@ def _add_parts(parser: argparse.ArgumentParser) -> None:
     )
     parts.add_argument("--flow", nargs="+", type=path, default=[], metavar="D", help="folders that agci flow wrote")
     parts.add_argument("--ruler", type=path, metavar="J", help="the ruler.json that agci ruler wrote")
-    parts.add_argument(
-        "--text_only_file", nargs="+", type=path, default=[], metavar="T", help="answers without an image"
-    )
-    parts.add_argument(
-        "--blank_image_file", nargs="+", type=path, default=[], metavar="T", help="answers on a blank image"
-    )
+    add_controls_options(parts)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,8 +62,6 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.experiments.position.measures import ResamplingConfig
     from transformers_agci.experiments.report_page.make import ReportOptions, make_report
 
-    if args.margin is not None and not 0 < args.margin < 100:
-        raise InputError(f"--margin must lie between 0 and 100 points, but is {args.margin:g}.")
     written = make_report(
         ReportOptions(
             results=args.results,
@@ -94,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             ruler=args.ruler,
             text_only=args.text_only_file,
             blank_image=args.blank_image_file,
-            margin=None if args.margin is None else args.margin / 100,
+            margin=margin(args),
             resampling=ResamplingConfig(args.draws, args.seed),
         )
     )

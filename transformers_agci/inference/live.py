@@ -1,9 +1,7 @@
 """A model that is in memory already (attached, with LoRA, quantised, in the middle of training) as a LoadedModel."""
 
-import contextlib
 import copy
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -78,18 +76,6 @@ def fingerprint(model: nn.Module) -> str:
         sample = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].contiguous().cpu()
         digest.update(sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode within a `with` block; afterwards every module trains or not as before."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _copied(processor: Any) -> Any:

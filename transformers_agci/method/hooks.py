@@ -15,6 +15,7 @@ and leave the graphs of torch.compile whole.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -125,17 +126,21 @@ def take_hooks_off(vlm: nn.Module) -> None:
     """Remove our hooks wherever they are in a vlm."""
     forget_units(vlm)
     for module in vlm.modules():
-        if vars(module).pop(HANDLE, None) is None:
-            continue
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for number in [number for number, hook in hooks.items() if hook in _OURS]:
-                del hooks[number]
-                for flags in (
-                    module._forward_pre_hooks_with_kwargs,
-                    module._forward_hooks_with_kwargs,
-                    module._forward_hooks_always_called,
-                ):
-                    flags.pop(number, None)
+        if vars(module).pop(HANDLE, None) is not None:
+            remove_hooks(module, _OURS)
+
+
+def remove_hooks(module: nn.Module, ours: Sequence[Any]) -> None:
+    """Remove these functions from a module's forward hooks, and what torch notes about them."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for number in [number for number, hook in hooks.items() if hook in ours]:
+            del hooks[number]
+            for flags in (
+                module._forward_pre_hooks_with_kwargs,
+                module._forward_hooks_with_kwargs,
+                module._forward_hooks_always_called,
+            ):
+                flags.pop(number, None)
 
 
 # Parts of the names: visual, vision_tower, vision_model, embed_vision, multi_modal_projector, connector, ...

@@ -91,7 +91,7 @@ def self_check(model: nn.Module, inputs: Mapping[str, Any], images: int | None =
     """
     family, handle = family_of(model), current_handle(model)
     lam = handle.lam if handle is not None and handle.lam > 0 else DEFAULT_LAMBDA
-    with _eval_mode(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         rows = (
             _start_up_hook(),
             _config_key(model, handle),
@@ -245,7 +245,7 @@ def _once_per_image(model: Any, inputs: Mapping[str, Any], lam: float, given: in
 
 def check_images(model: nn.Module, inputs: Mapping[str, Any], lam: float, images: int, name: str) -> Check:
     """Whether a prompt of `images` images gets the formula, once per image: one line of the table, called `name`."""
-    with _eval_mode(model), torch.no_grad(), agci(model, lam):
+    with evaluating(model), torch.no_grad(), agci(model, lam):
         seen = _observe(model, inputs)
     formula = _formula_of(seen, lam)
     found = len(seen.images)
@@ -376,7 +376,8 @@ def _largest(values: torch.Tensor) -> float:
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode within a `with` block; afterwards every module trains or not as before."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -27,6 +27,7 @@ from transformers_agci.inference.progress import Say
 from transformers_agci.storage import manifest
 from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.json_file import write_json
+from transformers_agci.storage.result_names import sibling_path
 
 
 class Beside(NamedTuple):
@@ -109,7 +110,7 @@ def _benchmark(
         file = folder / f"{beside.benchmark}.{arm.file_name}"
         lambdas = [] if arm.is_rival else [arm.value]
         asked = ask_benchmark(source, file, AskOptions(lambdas, answers), lambda: loaded, lines.append)
-        scored = asked.outputs[0].with_suffix("").with_name(asked.outputs[0].stem + ".score.json")
+        scored = sibling_path(asked.outputs[0], ".score.json")
         if asked.exit_code == 0 and scored.exists():
             numbers[arm.label] = read_json_object(scored)
         said.append(f"--- {arm.label}\n" + "\n".join(lines[-2:]).strip())

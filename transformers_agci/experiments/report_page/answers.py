@@ -1,6 +1,6 @@
 """What the page's script shows of every item: captions, images, replies and margins as columns, thumbnails of some."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from transformers_agci.report.page.columns import Texts, column, margins
 from transformers_agci.report.page.images import jpeg
 
 MISSING, NO, YES, UNREADABLE = range(4)
-Overlays = Mapping[str, Sequence[tuple[str, str]]]  # by image: names and data URIs
 
 
 @dataclass

@@ -20,7 +20,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.families import ForwardCall, decoder_of
 from transformers_agci.method.encoded_images import forget_units, note_units
 from transformers_agci.method.forward_call import embeds_of, forward_call, is_decoding_step
-from transformers_agci.method.hooks import HANDLE
+from transformers_agci.method.hooks import HANDLE, remove_hooks
 from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
 from transformers_agci.method.lost_images import (
     images_went_into,
@@ -139,17 +139,8 @@ def take_hooks_off(vlm: nn.Module, outer: nn.Module | None) -> None:
     if isinstance(vars(vlm).get("get_image_features"), WithBlanks):
         del vars(vlm)["get_image_features"]
     for module in (vlm if outer is None else outer).modules():
-        if vars(module).pop(RIVAL, None) is None:
-            continue
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for number in [number for number, hook in hooks.items() if hook in _OURS]:
-                del hooks[number]
-                for flags in (
-                    module._forward_pre_hooks_with_kwargs,
-                    module._forward_hooks_with_kwargs,
-                    module._forward_hooks_always_called,
-                ):
-                    flags.pop(number, None)
+        if vars(module).pop(RIVAL, None) is not None:
+            remove_hooks(module, _OURS)
 
 
 _OURS: tuple[Any, ...] = (before_vlm, after_vlm, before_decoder, before_model, after_model)

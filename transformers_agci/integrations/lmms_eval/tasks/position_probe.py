@@ -1,7 +1,7 @@
 """The task: greedy answers as `agci probe` asks for them, scored by our rule, clustered by item."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,33 @@ SPLIT = "test"
 MAX_NEW_TOKENS = 128  # of `agci probe`, which stops earlier where the verdict is fixed
 
 
-def _figure(name: str) -> Any:
-    """The aggregation of one figure over what `process_results` returned for every row; nan where it does not exist."""
+class _Figures:
+    """The aggregations of all figures over what `process_results` returned for every row.
 
-    def aggregate(results: Sequence[Mapping[str, Any]]) -> float:
-        return figures(result["row"] for result in results).get(name, float("nan"))
+    lmms-eval asks for one figure after the other, each over the same rows: they are measured once.
+    """
 
-    return aggregate
+    def __init__(self) -> None:
+        self._rows: list[Mapping[str, Any]] = []
+        self._found: dict[str, float] = {}
+
+    def aggregation(self, name: str) -> Callable[[Sequence[Mapping[str, Any]]], float]:
+        """The aggregation of one figure; nan where it does not exist."""
+
+        def aggregate(results: Sequence[Mapping[str, Any]]) -> float:
+            rows = [result["row"] for result in results]
+            if rows != self._rows:
+                self._rows, self._found = rows, figures(rows)
+            return self._found.get(name, float("nan"))
+
+        return aggregate
 
 
 class _PositionProbe:
     """Rows of the probe file and its negatives; `cluster_key` makes lmms-eval's standard errors those over items."""
 
     def __init__(self, config: Mapping[str, Any] | None = None, model_name: str | None = None) -> None:
+        aggregations = _Figures()
         own = {
             "task": "agci_position_probe",
             "test_split": SPLIT,
@@ -43,7 +57,7 @@ class _PositionProbe:
                 "num_beams": 1,
             },
             "metric_list": [
-                {"metric": name, "aggregation": _figure(name), "higher_is_better": higher}
+                {"metric": name, "aggregation": aggregations.aggregation(name), "higher_is_better": higher}
                 for name, higher in FIGURES.items()
             ],
             "cluster_key": "item",

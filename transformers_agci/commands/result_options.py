@@ -1,0 +1,51 @@
+"""The options of the commands that read result files of the position probe: metrics, evidence, report, compare."""
+
+import argparse
+
+from transformers_agci.commands.options import number, path
+from transformers_agci.errors import InputError
+
+
+def add_results_arguments(parser: argparse.ArgumentParser, metavar: str) -> None:
+    """The result files to compare, positional, with --negatives_file and --labels."""
+    parser.add_argument("results", nargs="+", type=path, metavar=metavar, help="result files, the baseline first")
+    add_results_options(parser)
+
+
+def add_results_options(parser: argparse.ArgumentParser) -> None:
+    """--negatives_file and --labels of the commands that read result files of the position probe."""
+    parser.add_argument(
+        "--negatives_file",
+        "--negatives_files",
+        nargs="+",
+        type=path,
+        default=[],
+        metavar="N",
+        help="the results on the negatives, one per result file, where they are files of their own",
+    )
+    parser.add_argument("--labels", nargs="+", default=[], metavar="L", help="names of the results")
+
+
+def add_controls_options(group: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
+    """--text_only_file and --blank_image_file: results without the image, which stand beside the others."""
+    for name, what in (("--text_only_file", "without an image"), ("--blank_image_file", "on a blank image")):
+        group.add_argument(name, nargs="+", type=path, default=[], metavar="T", help=f"answers {what}")
+
+
+def add_margin_option(group: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
+    """--margin, which `margin` reads."""
+    group.add_argument(
+        "--margin",
+        type=number,
+        metavar="POINTS",
+        help="balanced accuracies that differ by less count as equal; state it before you look",
+    )
+
+
+def margin(args: argparse.Namespace) -> float | None:
+    """The equivalence margin as a share; None where none was stated."""
+    if args.margin is None:
+        return None
+    if not 0 < args.margin < 100:
+        raise InputError(f"--margin must lie between 0 and 100 points, but is {args.margin:g}.")
+    return float(args.margin / 100)
