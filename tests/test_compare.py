@@ -43,6 +43,13 @@ def test_words_of_arms() -> None:
         (["stock", "agci"], "agci needs a lambda alone, as in agci:0.5"),
         (["stock", "agci:x"], "in which 'x' is no number"),
         (["stock", "bapa:2"], "The strength of bapa is 0"),
+        (["stock", "agci:nan"], "lambda must be a finite number"),
+        (["stock", "agci:inf"], "lambda must be a finite number"),
+        (["stock", "pai:nan"], "The strength of pai is a finite number"),
+        (["stock", "pai:inf"], "The strength of pai is a finite number"),
+        (["stock", "bapa:nan"], "The strength of bapa is 0"),
+        (["stock", "pai:1,gamma=nan"], "The option gamma of pai"),
+        (["stock", "vcd:1,noise_step=inf"], "The option noise_step of vcd"),
         (["stock", "pai:1,tempo=2"], "pai has no option 'tempo'"),
     ],
 )
@@ -138,3 +145,27 @@ def test_what_the_ruler_can_measure() -> None:
     conditions = conditions_of(served)
     assert len(conditions) == 3 * 6
     assert {condition.method for condition in conditions} == {None, *served}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--img_path", "images"], "img_path belongs to --data"),
+        (["--negatives_file", "no.jsonl"], "negatives_file belongs to --data"),
+        (["--dev_share", "0"], "dev_share is 0, but must lie between 0 and 1"),
+        (["--dev_share", "nan"], "dev_share"),
+        (["--benchmark", "pope"], "benchmark and --benchmark_data belong together"),
+        (["--benchmark", "papa", "--benchmark_data", "x.jsonl"], "Unknown benchmark 'papa'. Available: crpe"),
+        (["--benchmark_prompt", "{question}"], "benchmark_prompt is for a benchmark"),
+        (["--benchmark_images", "images"], "benchmark_images is for a benchmark"),
+    ],
+)
+def test_what_would_be_ignored_or_fail_late_is_refused_before_anything_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any, given: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "--methods", "stock", "bapa", *given]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.iterdir())

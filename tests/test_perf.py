@@ -34,6 +34,7 @@ COMMANDS = {
 
 # what needs no GPU machine, with everything installed
 OTHERS = {
+    "atlas_pope.py {folder} --items 1": ("--benchmark pope --benchmark_data",),
     "composites.py --items 10": ("| 10 | 90 |",),
     "evidence_speed.py --items 40 --results 2 --folder {folder}": ("metrics", "evidence"),
     "verdict_simulation.py --replicates 3 --items 30": ("bias .2 removed",),

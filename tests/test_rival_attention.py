@@ -276,6 +276,39 @@ def test_beams() -> None:
         model.generate(**batch.inputs, **GREEDY, num_beams=2)
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("uac", {"num_beams": 2}, "which beam search repeats with the prompt: generate with num_beams=1"),
+        ("adaptvis", {"use_cache": False}, "generate with use_cache=True"),
+        ("uac", {"use_cache": False}, "generate with use_cache=True"),
+        ("pai", {"use_cache": False}, "generate with use_cache=True"),
+        ("pai", {"prompt_lookup_num_tokens": 2}, "generate without an assistant"),
+        ("pai", {"prefill_chunk_size": 4}, "generate without it"),
+    ],
+)
+@torch.no_grad()
+def test_settings_of_generate_that_would_give_other_numbers_are_refused(
+    method: str, settings: dict[str, Any], message: str
+) -> None:
+    model, batch = built("vipllava"), make_batch(TINY["vipllava"], [[TEXT, "plain", TEXT]])
+    handle = attach(model, method=method, **SCORED[method])
+    with pytest.raises(InputError, match=f"^{method} .*{message}"):
+        model.generate(**batch.inputs, **GREEDY, **settings)
+    assert handle.injections == 0
+    model.generate(**batch.inputs, **GREEDY)
+    assert handle.injections == 1
+
+
+@pytest.mark.parametrize("settings", [{"use_cache": False}, {"num_beams": 2, "use_cache": False}])
+@torch.no_grad()
+def test_the_mask_of_cca_needs_no_cache(settings: dict[str, Any]) -> None:
+    model, batch = built("vipllava"), make_batch(TINY["vipllava"], [[TEXT, "plain", TEXT]])
+    attach(model, method="cca")
+    kept = model.generate(**batch.inputs, **GREEDY, **{**settings, "use_cache": True})
+    assert torch.equal(model.generate(**batch.inputs, **GREEDY, **settings), kept)
+
+
 def test_flash_attention_is_refused_where_scores_are_needed() -> None:
     for method in ("cca", "adaptvis", "pai", "uac"):
         model = built("qwen2_vl", "flash_attention_2")

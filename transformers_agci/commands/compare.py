@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     beside.add_argument("--benchmark", metavar="NAME", help="also a benchmark, by each method's chosen strength")
     beside.add_argument("--benchmark_data", type=path, metavar="F", help="its rows")
     beside.add_argument("--benchmark_images", type=path, metavar="I", help="the folder of its images")
+    beside.add_argument("--benchmark_prompt", metavar="T", help="instead of its own: {question} stands for the row's")
     report = parser.add_argument_group("report")
     report.add_argument("--output_dir", type=path, default=Path("compared"), metavar="O", help="(default compared)")
     report.add_argument("--choose_by", choices=("balanced", "auc", "evenness"), default="balanced")
@@ -79,5 +80,12 @@ def run(args: argparse.Namespace) -> int:
         RunOptions(None, args.overwrite, False, not args.quiet),
     )
     report = ReportOptions(args.choose_by, args.dev_share, equal_within, ResamplingConfig(args.draws, args.seed))
-    beside = Beside(args.ruler, args.processes, args.benchmark, args.benchmark_data, args.benchmark_images)
+    beside = Beside(
+        args.ruler,
+        args.processes,
+        args.benchmark,
+        args.benchmark_data,
+        args.benchmark_images,
+        args.benchmark_prompt,
+    )
     return compare_models(options, report, beside, args.json, teller(add_arguments))

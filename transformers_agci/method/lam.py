@@ -41,7 +41,7 @@ def parse_lambda(text: str, source: str) -> float:
 
 def lambda_text(lam: float) -> str:
     """The shortest exact spelling of lambda, for file names and tables: 0 -> "0", 0.5 -> "0.5"."""
-    return str(int(lam)) if lam == int(lam) else repr(lam)
+    return str(int(lam)) if float(lam).is_integer() else repr(lam)
 
 
 def config_lambda(config: Any) -> float:

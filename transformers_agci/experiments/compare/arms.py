@@ -95,4 +95,4 @@ def _number(text: str, word: str) -> float:
         value = float(text)
     except ValueError:
         raise InputError(f"`methods` has {short(word)}, in which {short(text)} is no number.") from None
-    return int(value) if value == int(value) else value
+    return int(value) if value.is_integer() else value

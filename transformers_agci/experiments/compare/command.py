@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.benchmarks import benchmark
 from transformers_agci.experiments.compare.on_ruler import measure_on_ruler, ruler_text
 from transformers_agci.experiments.compare.report import (
     Compared,
@@ -38,6 +39,7 @@ class Beside(NamedTuple):
     benchmark: str | None = None
     benchmark_data: Path | None = None
     benchmark_images: Path | None = None
+    benchmark_prompt: str | None = None
 
 
 def compare_models(
@@ -86,19 +88,33 @@ def _check(options: CompareOptions, beside: Beside) -> None:
         raise InputError("`ruler` plants its biases in the embedded model: compare that one alone.")
     if (beside.benchmark is None) != (beside.benchmark_data is None):
         raise InputError("`benchmark` and `benchmark_data` belong together: give both or none.")
+    if beside.benchmark is not None:
+        benchmark(beside.benchmark)  # an unknown name is an error before hours of asking
+    for name, given in (("benchmark_images", beside.benchmark_images), ("benchmark_prompt", beside.benchmark_prompt)):
+        if given is not None and beside.benchmark is None:
+            raise InputError(f"`{name}` is for a benchmark, but `benchmark` is not given; omit it.")
+    for name, given in (("img_path", options.img_path), ("negatives_file", options.negatives)):
+        if given is not None and options.data is None:
+            raise InputError(
+                f"`{name}` belongs to `data`; without it the embedded atlas makes the images and the negatives."
+            )
 
 
 def _benchmark(
     options: CompareOptions, model: LoadOptions, beside: Beside, compared: Compared, folder: Path
 ) -> tuple[str, dict[str, Any]]:
     """Each chosen arm on a benchmark: its scores as `agci benchmark` has them."""
-    from transformers_agci.experiments.benchmarks import benchmark
     from transformers_agci.experiments.benchmarks.asking.run import AskOptions, ask_benchmark
     from transformers_agci.experiments.benchmarks.asking.source import Source
     from transformers_agci.storage.json_file import read_json_object
 
     assert beside.benchmark is not None
-    source = Source(benchmark(beside.benchmark), beside.benchmark_data, None, beside.benchmark_images)
+    source = Source(
+        benchmark(beside.benchmark),
+        beside.benchmark_data,
+        image_root=beside.benchmark_images,
+        prompt=beside.benchmark_prompt,
+    )
     loaded = load(model)
     said, numbers = [f"{beside.benchmark}, each method at the strength that was chosen on the probe:"], {}
     for result in compared.chosen:

@@ -44,6 +44,10 @@ class ReportOptions:
     margin: float | None = None
     resampling: ResamplingConfig = field(default_factory=ResamplingConfig)
 
+    def __post_init__(self) -> None:
+        if not 0 < self.dev_share < 1:
+            raise InputError(f"`dev_share` is {self.dev_share:g}, but must lie between 0 and 1.")
+
 
 def compare_arms(results: Sequence[ArmResult], options: ReportOptions) -> Compared:
     """Choose each method's strength on the development items, and gather the evidence on the others."""
@@ -63,8 +67,6 @@ def compare_arms(results: Sequence[ArmResult], options: ReportOptions) -> Compar
 
 def split_items(captions: Mapping[str, str], share: float) -> tuple[list[str], list[str], Split]:
     """The items that choose and those that report, by the hash of their captions; InputError where either are few."""
-    if not 0 < share < 1:
-        raise InputError(f"`dev_share` is {share:g}, but must lie between 0 and 1.")
     dev = [item for item, caption in captions.items() if part_of(caption, 1000) / 1000 < share]
     held = [item for item, caption in captions.items() if part_of(caption, 1000) / 1000 >= share]
     for what, items in (("choose", dev), ("report", held)):

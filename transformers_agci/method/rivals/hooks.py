@@ -7,10 +7,7 @@ pickled with a model. At strength 0 they return at once.
 import copy
 import functools
 import inspect
-import sys
 import threading
-from collections.abc import Iterator
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -31,6 +28,7 @@ from transformers_agci.method.lost_images import (
 from transformers_agci.method.rivals import RIVALS
 from transformers_agci.method.rivals.attention import RIVAL, Plan, keep_columns, kept_columns, set_plan
 from transformers_agci.method.rivals.declaration import Rival
+from transformers_agci.method.rivals.generation import check_checkpointing, check_generation
 from transformers_agci.method.rivals.positions import (
     Placement,
     grid_of,
@@ -186,6 +184,7 @@ def _find_images(handle: "RivalHandle", vlm: Any, args: tuple[Any, ...], kwargs:
     _state.plan, _state.bias = None, None
     if is_decoding_step(args, kwargs):
         return
+    check_generation(handle.rival)
     check_combination(vlm, handle.rival)
     call = with_whole_images(forward_call(vlm, args, kwargs))
     if call.has_images:
@@ -216,7 +215,7 @@ def _change_call(
     if handle.rival.positions is not None:
         _place(handle, vlm, changed, shown, grids)
     if handle.rival.uses_attention and not _state.weighing:
-        _refuse_checkpointing(handle, decoder)
+        check_checkpointing(handle.rival, decoder)
         set_plan(_planned(handle, changed, shown, grids))
     return args, changed
 
@@ -313,14 +312,6 @@ def _last_columns(mask: Any, past: int, rows: int, length: int, device: Any) -> 
     return torch.full((rows,), length - 1, device=device)
 
 
-def _refuse_checkpointing(handle: "RivalHandle", decoder: Any) -> None:
-    if torch.is_grad_enabled() and decoder.training and getattr(decoder, "gradient_checkpointing", False):
-        raise InputError(
-            f"{handle.method} acts inside attention layers, which gradient checkpointing calls again later: train "
-            "without it, or with a method on positions (bapa, flat, cca_positions)."
-        )
-
-
 def _weigh(handle: "RivalHandle", model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Run the first pass, and keep the weights that the rule chooses from its last logits."""
     scores = handle.rival.scores
@@ -328,11 +319,6 @@ def _weigh(handle: "RivalHandle", model: Any, args: tuple[Any, ...], kwargs: dic
     _state.weights = None
     if _state.weighing:
         return
-    if any(frame.f_code.co_name == "_beam_search" for frame in _frames()):
-        raise InputError(
-            f"{handle.method} decides by the confidence of the first token, which beam search does not choose: "
-            "generate with num_beams=1."
-        )
     given = dict(forward_call(model, args, kwargs).arguments)
     cache = given.get(_CACHE)
     if not forward_call(model, args, kwargs).has_images and kept_columns(cache, past_length(cache), 1) is None:
@@ -350,13 +336,6 @@ def _weigh(handle: "RivalHandle", model: Any, args: tuple[Any, ...], kwargs: dic
     last = _last_columns(mask, past_length(cache), len(logits), length, logits.device)
     own = logits[torch.arange(len(logits), device=logits.device), last]
     _state.weights = scores.weigh(own, handle.strength, handle.options)
-
-
-def _frames() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 def _calibrate(handle: "RivalHandle", vlm: Any, call: ForwardCall, images: list[ImagePositions]) -> None:

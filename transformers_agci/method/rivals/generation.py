@@ -1,0 +1,69 @@
+"""What a rival inside the attention cannot serve: one sentence each, before it answers with other numbers.
+
+AdaptVis, PAI and UAC look at the last token of a call. In the prefill that is the prompt's last token and afterwards
+the newest one, as long as each call has only what is new: with a cache, one token at a time. Where `generate` works
+otherwise the last token is another one, and the numbers would be those of another method. A loop of one's own around
+`forward` has to keep to the same: this cannot be seen from here.
+"""
+
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+
+from transformers_agci.errors import InputError
+from transformers_agci.method.rivals.declaration import Rival
+
+
+def check_generation(rival: Rival) -> None:
+    """InputError where a `generate` is running whose settings the rival cannot serve."""
+    if rival.scores is None and rival.bias is None:
+        return
+    frames = [frame for frame in _frames() if frame.f_code.co_name in _LOOPS]
+    config = next((c for frame in frames if (c := frame.f_locals.get("generation_config")) is not None), None)
+    if config is None:
+        return
+    first_token = rival.bias is not None or (rival.scores is not None and rival.scores.weigh is not None)
+    if first_token and (getattr(config, "num_beams", None) or 1) > 1:
+        reason = (
+            "decides by the confidence of the first token, which beam search does not choose"
+            if rival.bias is None
+            else "calibrates each prompt once by a blank image, which beam search repeats with the prompt"
+        )
+        raise InputError(f"{rival.name} {reason}: generate with num_beams=1.")
+    if config.use_cache is False:
+        raise InputError(
+            f"{rival.name} acts on the last token of each step, but without a cache every step computes all tokens "
+            "again: generate with use_cache=True."
+        )
+    if any(frame.f_code.co_name == "_assisted_decoding" for frame in frames):
+        raise InputError(
+            f"{rival.name} acts on the last token of each step, but assisted decoding takes several tokens in one: "
+            "generate without an assistant and without prompt_lookup_num_tokens."
+        )
+    if getattr(config, "prefill_chunk_size", None) is not None:
+        raise InputError(
+            f"{rival.name} acts on the last token of a prompt, which prefill_chunk_size cuts into several calls: "
+            "generate without it."
+        )
+
+
+def check_checkpointing(rival: Rival, decoder: Any) -> None:
+    """InputError where training would call the layers again, when the plan of their call is gone."""
+    if torch.is_grad_enabled() and decoder.training and getattr(decoder, "gradient_checkpointing", False):
+        raise InputError(
+            f"{rival.name} acts inside attention layers, which gradient checkpointing calls again later: train "
+            "without it, or with a method on positions (bapa, flat, cca_positions)."
+        )
+
+
+_LOOPS = {"generate", "_sample", "_beam_search", "_assisted_decoding"}  # of transformers
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
