@@ -317,7 +317,7 @@ def test_similarity_occlusion_and_flow(model, tmp_path: Path) -> None:
     assert [found.values.shape for found in hidden.maps(0.5)] == [(3, 3)] * 2
     assert hidden.statistics().overall.n == 2
     assert isinstance(hidden.figure(), Figure)
-    with pytest.raises(InputError, match=r"lambda must be one of 0, 0.5, but is 0.25"):
+    with pytest.raises(InputError, match=r"This run is at lambda 0, 0\.5, but 0\.25 is asked for"):
         hidden.maps(0.25)
     again = transformers_agci.occlusion(model, data, [0, 0.5], mask_size=84, folder=tmp_path / "o", **QUIET)
     assert sum("2 already done" in line for line in again.log) == 2
@@ -421,3 +421,97 @@ def test_a_run_without_lambdas_takes_the_lambda_that_the_model_has_now() -> None
     assert {row["lambda"] for row in transformers_agci.probe(wrapped, small, **QUIET).rows} == {0.0}
     transformers_agci.attach(module, lam=0.5)
     assert {row["lambda"] for row in transformers_agci.probe(wrapped, small, **QUIET).rows} == {0.5}
+
+
+# --- arguments that cannot be meant ---
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1, but is 0."),
+        ({"workers": -1}, "`workers` must be a whole number of at least 0, but is -1."),
+        ({"lambdas": "0.5"}, "`lambdas` is a number or a list of numbers, such as [0, 0.5], but is '0.5'."),
+        ({"lambdas": [float("nan")]}, "lambda must be a finite number >= 0"),
+        ({"lambdas": -1}, "lambda must be a finite number >= 0"),
+        ({"lambdas": [0, 0]}, "Each lambda is run once"),
+        ({"controls": ["x"]}, "`controls` must be of text_only and blank_image, but has 'x'."),
+        ({"controls": 3}, "`controls` must be a list of names of controls, but is 3."),
+        ({"method": []}, "`method` is an empty list; name at least one method."),
+        ({"method": ["agci", 3]}, "`method` must be a name or a list of names, but has 3."),
+        ({"method": "nothing"}, "nothing"),
+        ({"method": "pai", "method_options": {"strength": float("nan")}}, "strength"),
+    ],
+)
+def test_arguments_of_a_probe_that_cannot_be_meant(model, given: dict, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        transformers_agci.probe(model, transformers_agci.probe_data(items=1, limit=2), **given, **QUIET)
+    assert said in str(refused.value)
+
+
+def test_one_lambda_and_one_control_need_no_list(model) -> None:
+    small = transformers_agci.probe_data(items=2, limit=2)
+    found = transformers_agci.probe(model, small, 0.5, controls="text_only", **QUIET)
+    assert {row["lambda"] for row in found.rows} == {0.5}
+    assert list(found.control_files) == ["text_only"]
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda m: transformers_agci.similarity(m, lambdas=[], **QUIET), "`lambdas` must name at least one lambda"),
+        (lambda m: transformers_agci.similarity(m, batch_size=0, **QUIET), "`batch_size`"),
+        (lambda m: transformers_agci.occlusion(m, lambdas=[0, 0], **QUIET), "`lambdas` names a lambda twice: 0, 0."),
+        (lambda m: transformers_agci.occlusion(m, stride=0, **QUIET), "`stride`"),
+        (lambda m: transformers_agci.flow(m, items=0, **QUIET), "`items`"),
+        (lambda m: transformers_agci.flow(m, max_new_tokens=1.5, **QUIET), "`max_new_tokens`"),
+        (lambda m: transformers_agci.benchmark("pope", m, resamples=-1, **QUIET), "`resamples`"),
+        (lambda m: transformers_agci.probe_data(items=0), "`items`"),
+        (lambda m: transformers_agci.probe_data(limit=True), "`limit`"),
+    ],
+)
+def test_arguments_of_the_other_experiments_that_cannot_be_meant(model, ask, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        ask(model)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("margin", [float("nan"), 0, 5, -0.1, "0.02"])
+def test_an_equivalence_margin_that_is_no_share(run, margin) -> None:
+    with pytest.raises(InputError, match="`margin` must lie between 0 and 1"):
+        run.evidence(margin=margin, draws=10)
+
+
+def test_statistics_without_draws_and_results_without_files_are_refused(run) -> None:
+    with pytest.raises(InputError, match="`draws` must be a whole number of at least 1, but is 0"):
+        run.statistics(draws=0)
+    with pytest.raises(InputError, match="no result file: it is an empty slice"):
+        run[5:].statistics()
+
+
+def test_a_lambda_that_a_run_does_not_have(model) -> None:
+    found = transformers_agci.similarity(model, items=1, **QUIET)
+    with pytest.raises(InputError, match=r"This run is at lambda 0, but 0\.5 is asked for"):
+        found.statistics(0.5)
+    flowed = transformers_agci.flow(model, transformers_agci.probe_data(items=1, limit=2), [0], **QUIET)
+    with pytest.raises(InputError, match=r"This run is at lambda 0, but 0\.7 is asked for"):
+        flowed.figure(0.7)
+    with pytest.raises(InputError, match="`source` must be one of text, answer"):
+        flowed.figure(0, "image")
+
+
+def test_two_threads_measure_similarity_of_one_model_at_their_own_lambda(model) -> None:
+    wrapped = transformers_agci.wrap(*live(model))
+    alone = {lam: transformers_agci.similarity(wrapped, lambdas=lam, items=1, **QUIET).rows for lam in (0, 1)}
+    found: dict[float, list] = {}
+
+    def measure(lam: float) -> None:
+        found[lam] = transformers_agci.similarity(wrapped, lambdas=lam, items=1, **QUIET).rows
+
+    threads = [threading.Thread(target=measure, args=(lam,)) for lam in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert alone[0] != alone[1]
+    assert found == alone

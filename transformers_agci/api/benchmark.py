@@ -1,11 +1,12 @@
 """A benchmark in Python: asked at every lambda, scored, compared."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from transformers_agci.api.arguments import lambda_list, maybe_whole, whole_number
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, answering
 from transformers_agci.api.rows import Tabular, rows_of_files, tables_html
@@ -16,13 +17,13 @@ from transformers_agci.experiments.benchmarks.asking.run import AskOptions, ask_
 from transformers_agci.experiments.benchmarks.asking.source import Source
 from transformers_agci.experiments.benchmarks.score_report import Bootstrap
 from transformers_agci.inference.answering import AnswerOptions
+from transformers_agci.inference.engine import Engine
+from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.progress import Say
 from transformers_agci.inference.runner import RunOptions
 from transformers_agci.report.table import Table
 from transformers_agci.storage.json_file import read_json_object
 from transformers_agci.storage.result_names import sibling_path
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class BenchmarkRun(Tabular):
     name: str
     lambdas: tuple[float, ...]
     files: tuple[Path, ...]
+    complete: bool = True
     _kept: Any = field(default=None, repr=False, compare=False)
 
     @cached_property
@@ -72,7 +74,7 @@ def benchmark(
     name: str,
     model: Model = EMBEDDED,
     data: str | Path | None = None,
-    lambdas: Sequence[float] | None = None,
+    lambdas: Sequence[float] | float | None = None,
     *,
     hub_id: str | None = None,
     image_root: str | Path | None = None,
@@ -80,31 +82,67 @@ def benchmark(
     protocol: str | None = None,
     mode: str = "direct",
     setting: str | None = None,
+    prompt: str | None = None,
+    max_new_tokens: int | None = None,
     limit: int | None = None,
+    method: str = "agci",
+    method_options: Mapping[str, Any] | None = None,
+    scope: str = "image",
+    batch_size: int | None = None,
+    workers: int | None = None,
     resamples: int = 2000,
     folder: str | Path | None = None,
     progress: bool = True,
     overwrite: bool = False,
-    **answers: Any,
+    strict: bool = False,
 ) -> BenchmarkRun:
     """Ask one of the six benchmarks at every lambda and score the answers.
 
-    `data` is the question file or folder that eval/<Benchmark>/README.md describes. `answers` are further options of
-    AnswerOptions: method, batch_size, workers, scope.
+    `data` is the question file or folder that eval/<Benchmark>/README.md describes. `resamples` of the bootstrap make
+    the scores' intervals; 0: none. The rest is as in `probe`.
     """
     place, lines = place_of(folder), list[str]()
     paths = [None if each is None else Path(each) for each in (data, image_root, annotations)]
     source = Source(
-        declared_benchmark(name), paths[0], hub_id, paths[1], protocol, mode=mode, setting=setting, limit=limit
+        declared_benchmark(name),
+        paths[0],
+        hub_id,
+        paths[1],
+        protocol,
+        mode=mode,
+        setting=setting,
+        limit=maybe_whole("limit", limit),
+        max_new_tokens=maybe_whole("max_new_tokens", max_new_tokens),
+        prompt=prompt,
     )
-    run = RunOptions(None, overwrite, False, progress)
-    given = tuple(float(lam) for lam in lambdas or ())
-    asking = AskOptions(given, AnswerOptions(run=run, **answers), Bootstrap(resamples))
+    answers = AnswerOptions(
+        maybe_whole("batch_size", batch_size),
+        workers=maybe_whole("workers", workers, least=0),
+        method=method,
+        scope=scope,
+        run=RunOptions(None, overwrite, strict, progress),
+        method_options=method_options or {},
+    )
+    asking = AskOptions(lambda_list(lambdas), answers, Bootstrap(whole_number("resamples", resamples, least=0)))
     with answering(model) as engine:
-        asked = ask_benchmark(
-            source, place.folder / f"{name}.jsonl", asking, lambda: engine, quiet(lines), annotations=paths[2]
-        )
-    return BenchmarkRun(asked.exit_code, tuple(lines), name, tuple(asked.lambdas), tuple(asked.outputs), place.kept)
+        output = place.folder / f"{name}.jsonl"
+        found = run_benchmark(source, output, asking, lambda: engine, quiet(lines), annotations=paths[2])
+    return replace(found, log=tuple(lines), _kept=place.kept)
+
+
+def run_benchmark(
+    source: Source,
+    answer_file: Path,
+    options: AskOptions,
+    load: Callable[[], Engine | LoadedModel],
+    say: Say,
+    *,
+    annotations: Path | None = None,
+) -> BenchmarkRun:
+    """A benchmark as the command runs it; `say` takes what a user reads while it goes on."""
+    asked = ask_benchmark(source, answer_file, options, load, say, annotations=annotations)
+    lambdas, files = tuple(asked.lambdas), tuple(asked.outputs)
+    return BenchmarkRun(asked.exit_code, (), source.benchmark.name, lambdas, files, asked.complete)
 
 
 def _number(value: Any) -> str:

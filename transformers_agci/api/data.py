@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers_agci.api.arguments import maybe_whole, whole_number
 from transformers_agci.data.build import build
 from transformers_agci.data.built_set import BuildOptions
 from transformers_agci.data.fetch import arrange, download
@@ -38,6 +39,7 @@ def probe_data(
     >>> data.rows, data.source
     (36, 'the embedded atlas')
     """
+    items, limit = maybe_whole("items", items), maybe_whole("limit", limit)
     if rows is not None:
         if images is None:
             raise InputError("`images` is needed with `rows`: the folder that holds the rows' images.")
@@ -52,6 +54,7 @@ def published_data(kind: str = "probe", folder: str | Path | None = None, items:
     """The published probe or similarity set: the copy in `folder`, or from the hub where there is none yet."""
     if kind not in ("probe", "similarity"):
         raise InputError(f"`kind` must be probe or similarity, but is {kind!r}.")
+    items = maybe_whole("items", items)
     place = Path(folder) if folder is not None else Path(f"{kind}_data")
     found = arrange(place if place.is_dir() else download(kind, place))
     return read_data(found[0].rows, found[0].images, items=items)
@@ -75,6 +78,7 @@ def composites(
     cells is needed: eight to stand beside the target, one whose caption is asked for the No rows. The set is written to
     `folder`, and found there again by the same call; without one it lives as long as what is returned.
     """
+    items, canvas = maybe_whole("items", items), whole_number("canvas", canvas)
     kept = None if folder is not None else tempfile.TemporaryDirectory(prefix="agci-")
     place = Path(kept.name if kept is not None else str(folder))
     source = images if isinstance(images, str | Path) else _written(place / "source", images, captions)

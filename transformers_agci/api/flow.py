@@ -1,22 +1,25 @@
 """Information flow in Python: what the text after the image, and the answer's position, attend to on it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers_agci.api.arguments import place_of_lambda, some_lambdas, whole_number
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
 from transformers_agci.api.rows import Tabular, tables_html
 from transformers_agci.data.rows import read_rows
 from transformers_agci.embedded.location import EMBEDDED
-from transformers_agci.experiments.flow.flow import Flow, measure_flow
+from transformers_agci.errors import InputError
+from transformers_agci.experiments.flow.flow import SOURCES, Flow, measure_flow
 from transformers_agci.experiments.flow.maps import FlowMaps, aggregate, flow_figure, maps_table
 from transformers_agci.experiments.flow.measure import FlowOptions, flow_of_rows
 from transformers_agci.experiments.flow.run import RESULTS
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.experiments.positives import RowsOptions
+from transformers_agci.inference.progress import Say
 from transformers_agci.inference.questions import ImageFile, Question
 from transformers_agci.inference.runner import RunOptions
 
@@ -64,7 +67,11 @@ class FlowRun(Tabular):
 
     def figure(self, lam: float, source: str = "text") -> "Figure":
         """Nine mean maps at one lambda, of the flow from the text after the image, or from the answer."""
-        return flow_figure(self.statistics().maps, source, lam)
+        maps = self.statistics().maps
+        if source not in SOURCES:
+            raise InputError(f"`source` must be one of {', '.join(SOURCES)}, but is {source!r}.")
+        lambdas = list(dict.fromkeys(each.lam for each in maps))
+        return flow_figure(maps, source, lambdas[place_of_lambda(lambdas, lam)])
 
     def _repr_html_(self) -> str:
         return self.statistics()._repr_html_()
@@ -73,7 +80,7 @@ class FlowRun(Tabular):
 def flow(
     model: Model = EMBEDDED,
     data: ProbeData | None = None,
-    lambdas: Sequence[float] = (0.0, 0.5),
+    lambdas: Sequence[float] | float = (0.0, 0.5),
     *,
     items: int = 20,
     seed: int = 1,
@@ -91,19 +98,23 @@ def flow(
     (4, 2)
     """
     place, lines = place_of(folder), list[str]()
-    rows = RowsOptions(None, None, items, seed, data)
+    rows, wanted = RowsOptions(None, None, whole_number("items", items), seed, data), some_lambdas(lambdas)
     with looking_inside(model, "flow") as loaded:
-        options = FlowOptions(loaded, [float(lam) for lam in lambdas], layers, max_new_tokens)
-        run = RunOptions(None, overwrite, False, progress)
-        code = flow_of_rows(options, rows, place.folder, run, quiet(lines))
-    return FlowRun(code, tuple(lines), place.folder, place.kept)
+        options = FlowOptions(loaded, wanted, layers, whole_number("max_new_tokens", max_new_tokens))
+        found = run_flow(options, rows, place.folder, RunOptions(None, overwrite, False, progress), quiet(lines))
+    return replace(found, log=tuple(lines), _kept=place.kept)
+
+
+def run_flow(options: FlowOptions, rows: RowsOptions, folder: Path, run: RunOptions, say: Say) -> FlowRun:
+    """Flow at every lambda, as the command runs it; `say` takes what a user reads while it goes on."""
+    return FlowRun(flow_of_rows(options, rows, folder, run, say), (), folder)
 
 
 def flow_of(
     image: str | Path,
     question: str,
     model: Model = EMBEDDED,
-    lambdas: Sequence[float] = (0.0, 0.5),
+    lambdas: Sequence[float] | float = (0.0, 0.5),
     *,
     layers: str = "all",
     max_new_tokens: int = 32,
@@ -112,7 +123,7 @@ def flow_of(
     path = Path(image)
     asked = Question(row={}, where="`image`", text=question, images=(ImageFile(path.parent, path.name, "`image`"),))
     with looking_inside(model, "flow") as loaded:
-        return measure_flow(loaded, asked, [float(lam) for lam in lambdas], layers, max_new_tokens)
+        return measure_flow(loaded, asked, some_lambdas(lambdas), layers, max_new_tokens)
 
 
 def _plain(entry: dict[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers_agci.api.arguments import maybe_whole, place_of_lambda, some_lambdas, whole_number
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
 from transformers_agci.api.rows import Tabular, rows_of_files, tables_html
 from transformers_agci.embedded.location import EMBEDDED
-from transformers_agci.errors import InputError
 from transformers_agci.experiments.occlusion.files import ImageMap, read_folder
 from transformers_agci.experiments.occlusion.maps import OcclusionMaps, aggregate, maps_table, panel_figure
 from transformers_agci.experiments.occlusion.masks import MASK, parse_colour
@@ -18,6 +18,7 @@ from transformers_agci.experiments.occlusion.measure import OcclusionOptions, oc
 from transformers_agci.experiments.occlusion.occlude import RESULTS, MaskOptions
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.experiments.positives import RowsOptions
+from transformers_agci.inference.progress import Say
 from transformers_agci.inference.runner import RunOptions
 from transformers_agci.method.lam import lambda_text
 
@@ -69,16 +70,13 @@ class OcclusionRun(Tabular):
         return "".join(self.statistics(lam)._repr_html_() for lam in self.lambdas)
 
     def _folder(self, lam: float | None) -> Path:
-        wanted = self.lambdas[0] if lam is None else lam
-        if wanted not in self.lambdas:
-            raise InputError(f"lambda must be one of {', '.join(map(lambda_text, self.lambdas))}, but is {wanted:g}.")
-        return self.folders[self.lambdas.index(wanted)]
+        return self.folders[place_of_lambda(self.lambdas, lam)]
 
 
 def occlusion(
     model: Model = EMBEDDED,
     data: ProbeData | None = None,
-    lambdas: Sequence[float] = (0.0,),
+    lambdas: Sequence[float] | float = (0.0,),
     *,
     items: int = 20,
     seed: int = 1,
@@ -102,15 +100,23 @@ def occlusion(
     (3, 3)
     """
     place, lines = place_of(folder), list[str]()
-    wanted = tuple(float(lam) for lam in lambdas)
+    wanted = some_lambdas(lambdas)
     folders = tuple(place.folder / (f"lam{lambda_text(lam)}" if len(wanted) > 1 else "maps") for lam in wanted)
-    masks = MaskOptions(mask_size, stride or mask_size, parse_colour(colour))
-    rows = RowsOptions(None, None, items, seed, data)
+    side = whole_number("mask_size", mask_size)
+    masks = MaskOptions(side, side if stride is None else whole_number("stride", stride), parse_colour(colour))
+    rows = RowsOptions(None, None, whole_number("items", items), seed, data)
+    run = RunOptions(None, overwrite, False, progress)
+    size, longest = maybe_whole("batch_size", batch_size), whole_number("max_new_tokens", max_new_tokens)
     codes = []
     with looking_inside(model, "occlusion") as loaded:
         for lam, output in zip(wanted, folders, strict=True):
-            options = OcclusionOptions(loaded, masks, lam, batch_size, max_new_tokens)
-            codes.append(
-                occlude_rows(options, rows, output, RunOptions(None, overwrite, False, progress), quiet(lines))
-            )
+            options = OcclusionOptions(loaded, masks, lam, size, longest)
+            codes.append(run_occlusion(options, rows, output, run, quiet(lines)).exit_code)
     return OcclusionRun(max(codes), tuple(lines), wanted, folders, place.kept)
+
+
+def run_occlusion(
+    options: OcclusionOptions, rows: RowsOptions, folder: Path, run: RunOptions, say: Say
+) -> OcclusionRun:
+    """Occlusion at one lambda, as the command runs it; `say` takes what a user reads while it goes on."""
+    return OcclusionRun(occlude_rows(options, rows, folder, run, say), (), (options.lam,), (folder,))

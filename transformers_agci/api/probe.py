@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers_agci.api.arguments import control_list, lambda_list, maybe_whole, method_list, share, whole_number
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, answering
 from transformers_agci.api.rows import Tabular, tables_html
@@ -98,7 +99,9 @@ class ProbeRun(Tabular):
     def results(self) -> list[ProbeResult]:
         """The scored result files, as [items, cells]."""
         if not self.files:
-            raise InputError("This run is a shard of a result: join the shards with agci merge-shards first.")
+            raise InputError(
+                "This run has no result file: it is an empty slice, or a shard that agci merge-shards has to join."
+            )
         return load_all(self.files)
 
     @cached_property
@@ -117,12 +120,13 @@ class ProbeRun(Tabular):
     def statistics(self, draws: int = 2000, seed: int = 0) -> ProbeStatistics:
         """Accuracy, evenness, signal detection; of two results also their paired difference. `draws` permutations."""
         controls = load_controls(*(self.control_files.get(control.value, ()) for control in Control))
-        found = evaluate(self.results, controls, ResamplingConfig(draws, seed))
+        found = evaluate(self.results, controls, _resampling(draws, seed))
         return ProbeStatistics(**vars(found))
 
     def evidence(self, margin: float | None = None, draws: int = 2000, seed: int = 0) -> ProbeEvidence:
         """Several results against the first; `margin`: balanced accuracies that differ by less (0..1) are equal."""
-        return ProbeEvidence(**vars(gather(self.results, margin, ResamplingConfig(draws, seed))))
+        equal_within = None if margin is None else share("margin", margin)
+        return ProbeEvidence(**vars(gather(self.results, equal_within, _resampling(draws, seed))))
 
     def figure(self, title: str = "", draws: int = 2000) -> "Figure":
         """The maps: one result, or two with their difference."""
@@ -157,42 +161,54 @@ class ProbeRun(Tabular):
 def probe(
     model: Model = EMBEDDED,
     data: ProbeData | None = None,
-    lambdas: Sequence[float] | None = None,
+    lambdas: Sequence[float] | float | None = None,
     *,
     method: str | Sequence[str] = "agci",
+    method_options: Mapping[str, Any] | None = None,
+    scope: str = "image",
     controls: Sequence[str] = (),
     folder: str | Path | None = None,
+    batch_size: int | None = None,
+    block_rows: int | None = None,
+    workers: int | None = None,
     planted_bias: float = 0.0,
     progress: bool = True,
     overwrite: bool = False,
     strict: bool = False,
-    **answers: Any,
 ) -> ProbeRun:
     """Ask a model about every cell of every item, at every lambda and with every method.
 
     `data` is that of `probe_data` or `composites`; None: 20 items of the embedded atlas. Without `lambdas` it is the
     model's own, else 0. `controls` are text_only and blank_image. With a `folder` the answers stay there
     (answers.jsonl, or answers.lam0.jsonl, ...), and the same call goes on after an interruption or returns what
-    is there. `answers` are further options of AnswerOptions: batch_size, workers, scope, method_options.
+    is there. `method_options` are the strength and what else a rival has; batches and blocks are as in AnswerOptions.
+    InputError for an argument that cannot be meant.
 
     >>> from transformers_agci import probe, probe_data
     >>> run = probe(data=probe_data(items=2), lambdas=[0, 0.5], progress=False)
     >>> len(run), run.to_pandas().shape[0]
     (2, 72)
     """
-    place, methods = place_of(folder), [method] if isinstance(method, str) else list(method)
-    given = RunOptions(None, overwrite, strict, progress)
+    place, methods, wanted, asked = place_of(folder), method_list(method), lambda_list(lambdas), control_list(controls)
+    given = AnswerOptions(
+        maybe_whole("batch_size", batch_size),
+        maybe_whole("block_rows", block_rows),
+        maybe_whole("workers", workers, least=0),
+        scope=scope,
+        run=RunOptions(None, overwrite, strict, progress),
+        method_options=method_options or {},
+    )
     runs = []
     with answering(model) as engine:
         for name in methods:
             options = ProbeOptions(
                 LoadOptions(EMBEDDED),
                 answer_file=place.folder / "answers.jsonl",
-                lambdas=tuple(float(lam) for lam in lambdas or ()),
+                lambdas=wanted,
                 lambda_source="the caller",
-                controls=[Control(control) for control in controls],
+                controls=asked,
                 planted_bias=planted_bias,
-                answers=AnswerOptions(method=name, run=given, **answers),
+                answers=replace(given, method=name),
                 engine=engine,
                 data=data,
                 items=None if data else 20,
@@ -212,6 +228,10 @@ def run_probe(options: ProbeOptions, say: Say) -> ProbeRun:
 def read_probe(*files: str | Path) -> ProbeRun:
     """Result files that are there already, the baseline first."""
     return ProbeRun(0, (), tuple(Path(file) for file in files))
+
+
+def _resampling(draws: int, seed: int) -> ResamplingConfig:
+    return ResamplingConfig(whole_number("draws", draws), whole_number("seed", seed, least=0))
 
 
 def _correct(row: Mapping[str, Any]) -> bool | None:

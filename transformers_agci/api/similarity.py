@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers_agci.api.arguments import maybe_whole, place_of_lambda, some_lambdas, whole_number
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
 from transformers_agci.api.rows import Tabular, rows_of_files, tables_html
@@ -22,6 +23,7 @@ from transformers_agci.experiments.similarity.report import (
     read_similarities,
     similarity_figure,
 )
+from transformers_agci.inference.progress import Say
 from transformers_agci.inference.runner import RunOptions, output_paths
 from transformers_agci.report.table import Table
 
@@ -69,8 +71,8 @@ class SimilarityRun(Tabular):
 
     def statistics(self, lam: float | None = None, draws: int = 2000, seed: int = 0) -> SimilarityStatistics:
         """The numbers at one lambda, the first where none is named."""
-        path = self.files[self.lambdas.index(self.lambdas[0] if lam is None else lam)]
-        return SimilarityStatistics(**vars(measure(read_similarities(path), draws, seed)))
+        table = read_similarities(self.files[place_of_lambda(self.lambdas, lam)])
+        return SimilarityStatistics(**vars(measure(table, whole_number("draws", draws), seed)))
 
     def figure(self, lam: float | None = None, title: str = "") -> "Figure":
         """Two maps: on the whole range, and the differences between positions on their own scale."""
@@ -83,7 +85,7 @@ class SimilarityRun(Tabular):
 def similarity(
     model: Model = EMBEDDED,
     data: ProbeData | None = None,
-    lambdas: Sequence[float] = (0.0,),
+    lambdas: Sequence[float] | float = (0.0,),
     *,
     pooling: str = "max",
     items: int = 20,
@@ -104,12 +106,21 @@ def similarity(
     (18, 2)
     """
     place, lines = place_of(folder), list[str]()
-    wanted = [float(lam) for lam in lambdas]
+    wanted = some_lambdas(lambdas)
     files = output_paths(place.folder / "similarity.jsonl", wanted)
-    rows = RowsOptions(None, None, items, seed, data)
+    rows = RowsOptions(None, None, whole_number("items", items), seed, data)
+    run = RunOptions(None, overwrite, False, progress)
+    size = maybe_whole("batch_size", batch_size)
     codes = []
     with looking_inside(model, "similarity") as loaded:
         for lam, path in zip(wanted, files, strict=True):
-            options = SimilarityOptions(loaded, pooling, lam, None, batch_size)
-            codes.append(measure_rows(options, rows, path, RunOptions(None, overwrite, False, progress), quiet(lines)))
-    return SimilarityRun(max(codes), tuple(lines), tuple(wanted), tuple(files), place.kept)
+            options = SimilarityOptions(loaded, pooling, lam, None, size)
+            codes.append(run_similarity(options, rows, path, run, quiet(lines)).exit_code)
+    return SimilarityRun(max(codes), tuple(lines), wanted, tuple(files), place.kept)
+
+
+def run_similarity(
+    options: SimilarityOptions, rows: RowsOptions, answer_file: Path, run: RunOptions, say: Say
+) -> SimilarityRun:
+    """Similarity at one lambda, as the command runs it; `say` takes what a user reads while it goes on."""
+    return SimilarityRun(measure_rows(options, rows, answer_file, run, say), (), (options.lam,), (answer_file,))

@@ -1,7 +1,7 @@
 """The live page: an image in nine places, what the model answers in each, and what lambda does to it.
 
 `agci app` serves it for the embedded model at http://127.0.0.1:7860, for this machine only; --host 0.0.0.0 serves it to
-others, who then can use the model and nothing else. Needs pip install 'transformers-agci[app]'.
+others, who then can use the model and nothing else. Needs: pip install '.[app]' in a clone of transformers-agci.
 """
 
 import argparse

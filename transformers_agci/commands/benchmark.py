@@ -82,8 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, write, score; 1 where rows were bad or could not be scored."""
+    from transformers_agci.api.benchmark import run_benchmark
     from transformers_agci.experiments.benchmarks import benchmark
-    from transformers_agci.experiments.benchmarks.asking.run import AskOptions, ask_benchmark
+    from transformers_agci.experiments.benchmarks.asking.run import AskOptions
     from transformers_agci.experiments.benchmarks.asking.source import Source
     from transformers_agci.experiments.benchmarks.score_report import Bootstrap
     from transformers_agci.experiments.engines import open_engine
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     model, engine, answers = model_options(args), engine_options(args), args.answer_file or Path(f"{args.name}.jsonl")
     check_tracker(args.report_to)
     with main_process_output():
-        asked = ask_benchmark(
+        asked = run_benchmark(
             source,
             answers,
             asking,
@@ -115,5 +116,5 @@ def run(args: argparse.Namespace) -> int:
             annotations=args.annotations,
         )
     if args.report_to is not None and asked.complete:
-        track(args.report_to, asked.outputs, benchmark_figures)
+        track(args.report_to, asked.files, benchmark_figures)
     return asked.exit_code

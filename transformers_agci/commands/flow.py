@@ -56,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, draw, write; 1 where rows were bad."""
-    from transformers_agci.experiments.flow.measure import FlowOptions, flow_of_image, flow_of_rows
+    from transformers_agci.api.flow import run_flow
+    from transformers_agci.experiments.flow.measure import FlowOptions, flow_of_image
     from transformers_agci.experiments.positives import RowsOptions
     from transformers_agci.inference.process_group import main_process_output
 
@@ -70,4 +71,4 @@ def run(args: argparse.Namespace) -> int:
         if args.image is not None:
             return flow_of_image(options, args.image, args.question, args.output_path, say)
         rows = RowsOptions(args.eval_file, args.img_path, args.items, args.seed)
-        return flow_of_rows(options, rows, args.output_dir, run_options(args), say)
+        return run_flow(options, rows, args.output_dir, run_options(args), say).exit_code

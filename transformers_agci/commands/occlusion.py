@@ -59,8 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Mask, measure, write; 1 where images failed."""
+    from transformers_agci.api.occlusion import run_occlusion
     from transformers_agci.experiments.occlusion.masks import parse_colour
-    from transformers_agci.experiments.occlusion.measure import OcclusionOptions, occlude_rows
+    from transformers_agci.experiments.occlusion.measure import OcclusionOptions
     from transformers_agci.experiments.occlusion.occlude import MaskOptions
     from transformers_agci.experiments.positives import RowsOptions
     from transformers_agci.inference.process_group import main_process_output
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     rows = RowsOptions(args.eval_file, args.img_path, args.items, args.seed)
     run, say = run_options(args), teller(add_arguments)
     with main_process_output():
-        code = occlude_rows(options, rows, args.output_dir, run, say)
+        code = run_occlusion(options, rows, args.output_dir, run, say).exit_code
         if run.shard is None:
             words = f"--prob_results_dir {args.output_dir} --output_path maps.png"
             say(f"\nmaps by the target's place: agci occlusion-maps {words}")

@@ -53,8 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write, and say what came out; 1 where rows were bad."""
+    from transformers_agci.api.similarity import run_similarity
     from transformers_agci.experiments.positives import RowsOptions
-    from transformers_agci.experiments.similarity.measure import SimilarityOptions, measure_rows
+    from transformers_agci.experiments.similarity.measure import SimilarityOptions
     from transformers_agci.inference.process_group import main_process_output
 
     refuse_other_engines(args, "agci similarity")
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     rows = RowsOptions(args.eval_file, args.img_path, args.items or EMBEDDED_ITEMS, args.seed)
     run, say = run_options(args), teller(add_arguments)
     with main_process_output():
-        code = measure_rows(options, rows, args.answer_file, run, say)
+        code = run_similarity(options, rows, args.answer_file, run, say).exit_code
         if run.shard is None:
             say(
                 f"\nnumbers and map: agci metrics-similarity --results_file {args.answer_file} --output_heatmap map.png"

@@ -52,7 +52,7 @@ def make_plan(
     questions: Sequence[Question], device_type: str, batch_size: int | None = None, block_rows: int | None = None
 ) -> Plan:
     """Blocks for these questions; defaults by device."""
-    size = batch_size or BATCH_SIZE.get(device_type, BATCH_SIZE["cpu"])
+    size = BATCH_SIZE.get(device_type, BATCH_SIZE["cpu"]) if batch_size is None else batch_size
     if size < 1 or (block_rows is not None and block_rows < 1):
         raise InputError(f"A batch needs at least 1 row, but `batch_size` is {batch_size}, block_rows {block_rows}.")
     if block_rows is not None:
