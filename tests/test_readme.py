@@ -13,6 +13,9 @@ from transformers_agci import cli
 ROOT = Path(__file__).resolve().parents[1]
 
 
+PUBLISHED = "probe_datasets/AGCI_Probe_Dataset"  # where agci data fetch puts the probe's set
+
+
 def page(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
@@ -44,8 +47,8 @@ def test_commands_run(
     samples = ROOT / "probe_datasets"
     stands_for = {
         "Qwen/Qwen2.5-VL-7B-Instruct": str(tiny_checkpoint("qwen2_5_vl")),
-        "laion_bias_test_easy_10k_840_840.json": str(samples / "sample_noto_840_840.json"),
-        "images": str(samples / "images"),
+        f"{PUBLISHED}/laion_bias_test_easy_10k_840_840.json": str(samples / "sample_noto_840_840.json"),
+        f"{PUBLISHED}/images": str(samples / "images"),
     }
     found = commands(README) + commands(page("docs/experiments.md"))
     shown = ["data", "probe", "metrics", "evidence", "report", "flow", "similarity", "metrics-similarity"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, NoReturn, TextIO
 
 from transformers_agci.commands.options import STDOUT, Parser, with_flags, without_long_words
-from transformers_agci.errors import InputError
+from transformers_agci.errors import EVERYTHING, InputError
 from transformers_agci.storage.reading import path_text
 
 
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(
             f"agci: this command needs the package '{package}', which is not installed; everything that the commands "
-            "need comes with: pip install 'transformers-agci[eval]'",
+            f"need comes with: {EVERYTHING}",
             file=sys.stderr,
         )
         return 2

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+EVERYTHING = "pip install '.[eval]' in a clone of transformers-agci"  # what all commands need
+
 
 class InputError(ValueError):
     """A mistake in what the user gave us.

@@ -23,7 +23,7 @@ from transformers_agci import __version__
 from transformers_agci.conversion import processor_files
 from transformers_agci.conversion.plan import GROWN, Part, Plan, make_plan
 from transformers_agci.conversion.shards import Shard
-from transformers_agci.errors import InputError, error_line
+from transformers_agci.errors import EVERYTHING, InputError, error_line
 from transformers_agci.inference.checkpoint_files import CONFIG, INDEX
 from transformers_agci.inference.load import one_thread_on_cpu
 from transformers_agci.storage.atomic import write_atomic
@@ -181,7 +181,7 @@ def _try_loading(folder: Path) -> None:
     except ImportError as error:
         raise InputError(
             f"The processor of LLaVA needs a package that is not installed: {error_line(error)} "
-            "(pip install 'transformers-agci[eval]' brings all of them)."
+            f"({EVERYTHING} brings all of them)."
         ) from error
     except Exception as error:  # its checks of a config's values raise in many ways
         raise InputError(

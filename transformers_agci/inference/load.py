@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import EVERYTHING, InputError
 from transformers_agci.inference.quick import ALL, OF_THE_MODEL, chosen
 from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
 
@@ -115,8 +115,7 @@ def _missing_package_named(model: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise InputError(
-            f"{model} needs a package that is not installed: {_one_line(error)} "
-            "(pip install 'transformers-agci[eval]' brings all of them)."
+            f"{model} needs a package that is not installed: {_one_line(error)} ({EVERYTHING} brings all of them)."
         ) from error
 
 

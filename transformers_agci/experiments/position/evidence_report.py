@@ -166,6 +166,7 @@ def _all_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
     """What the figure shows: per panel its title and an interval per result; NO_DATA where a result has none."""
     reports = [row.report for row in evidence.results]
     pairs = [row.pair for row in evidence.comparisons]
+    against = f"against {reports[0].label}"
 
     def change(found: Change | None, factor: float = 1) -> Interval:
         return NO_DATA if found is None else Interval(found.estimate, found.low, found.high, 1).scaled(factor)
@@ -174,10 +175,10 @@ def _all_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
         ("Yes rows right, %", [(r.yes.accuracy if r.yes else NO_DATA).scaled(100) for r in reports]),
         ("No rows right, %", [(r.no.accuracy if r.no else NO_DATA).scaled(100) for r in reports]),
         ("AUC of the margins", [r.auc or NO_DATA for r in reports]),
-        ("balanced, against\nthe first, points", [NO_DATA, *((p.balanced or NO_DATA).scaled(100) for p in pairs)]),
-        ("AUC, against the first", [NO_DATA, *(p.auc or NO_DATA for p in pairs)]),
+        (f"balanced accuracy, points,\n{against}", [NO_DATA, *((p.balanced or NO_DATA).scaled(100) for p in pairs)]),
+        (f"AUC,\n{against}", [NO_DATA, *(p.auc or NO_DATA for p in pairs)]),
         (
-            "variance of margins over\ncells, against the first,\nin squared sd within a cell",
+            f"variance of margins over\ncells, in squared sd within a\ncell, {against}",
             [NO_DATA, *(change(p.evenness.margin or p.evenness.d_prime) for p in pairs)],
         ),
     ]
