@@ -15,7 +15,8 @@ from transformers_agci.embedded import embedded_model_path
 from transformers_agci.embedded.probe_set import GRID
 from transformers_agci.errors import InputError
 from transformers_agci.inference.load import LoadOptions, load
-from transformers_agci.method.handle import agci, current_handle
+from transformers_agci.method.attach import agci
+from transformers_agci.method.handle import current_handle
 
 
 @pytest.fixture(scope="module")

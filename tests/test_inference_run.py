@@ -32,7 +32,8 @@ from transformers_agci.inference.questions import (
     up_to,
 )
 from transformers_agci.inference.runner import RunOptions, output_paths
-from transformers_agci.method.handle import agci, attach, current_handle
+from transformers_agci.method.attach import agci, attach
+from transformers_agci.method.handle import current_handle
 from transformers_agci.storage import manifest
 from transformers_agci.storage.result_file import merge_shards
 from transformers_agci.storage.result_lines import FailedRow

@@ -13,8 +13,7 @@ import transformers
 from tiny_checkpoints import FAMILIES, build_model, checkpoint, make_inputs
 
 from transformers_agci import LAMBDA_KEY, attach, self_check
-from transformers_agci.method import autoload, hooks
-from transformers_agci.method import handle as handles
+from transformers_agci.method import autoload, embeds_update, hooks, injection
 from transformers_agci.method.handle import Handle, current_handle
 from transformers_agci.method.self_check import Check, SelfCheck
 
@@ -146,8 +145,9 @@ def test_hook_that_changes_stock_at_lambda_zero(model: Any, monkeypatch: pytest.
 
 
 def test_wrong_strength(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = handles.METHODS["agci"]
-    monkeypatch.setattr(handles, "METHODS", {"agci": lambda tokens, lam, g: real(tokens, 1.001 * lam, g)})
+    real = injection.METHODS["agci"]
+    wrong = {"agci": lambda tokens, lam, g: real(tokens, 1.001 * lam, g)}
+    monkeypatch.setattr(embeds_update, "injection_of", wrong.get)
     assert failed(self_check(model, make_inputs("llava", model))) == ["decoder input is the formula"]
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from transformers_agci.api.similarity import similarity
     from transformers_agci.errors import InputError
     from transformers_agci.families import SUPPORTED_FAMILIES
-    from transformers_agci.method.handle import Handle, agci, attach
+    from transformers_agci.method.attach import agci, attach
+    from transformers_agci.method.handle import Handle
     from transformers_agci.method.image_embeddings import image_embeddings
     from transformers_agci.method.injection import inject_global_context
     from transformers_agci.method.lam import LAMBDA_KEY
@@ -33,8 +34,8 @@ _PUBLIC = {
     "LAMBDA_KEY": "transformers_agci.method.lam",
     "SUPPORTED_FAMILIES": "transformers_agci.families",
     "Handle": "transformers_agci.method.handle",
-    "agci": "transformers_agci.method.handle",
-    "attach": "transformers_agci.method.handle",
+    "agci": "transformers_agci.method.attach",
+    "attach": "transformers_agci.method.attach",
     "image_embeddings": "transformers_agci.method.image_embeddings",
     "inject_global_context": "transformers_agci.method.injection",
     "self_check": "transformers_agci.method.self_check",

@@ -16,8 +16,8 @@ from transformers_agci.inference.checkpoint_files import model_folder
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prompt import chat_text, tokenize
 from transformers_agci.inference.questions import YES_NO, ImageBytes, ImageFile, ImageSource, Question
+from transformers_agci.method.attach import attach_from_config
 from transformers_agci.method.experimental import Exploration, explore
-from transformers_agci.method.handle import attach_from_config
 from transformers_agci.method.self_check import Check, SelfCheck, check_images, self_check
 
 CAPTION = "a dog"  # asked about an image that the user gives

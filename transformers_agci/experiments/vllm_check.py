@@ -23,7 +23,7 @@ from transformers_agci.experiments.checkpoint_check import CAPTION, atlas_image
 from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prompt import tokenize
-from transformers_agci.method.handle import agci
+from transformers_agci.method.attach import agci
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.method.self_check import DEFAULT_LAMBDA, Check, SelfCheck
 from transformers_agci.vllm.engine import VllmEngine, open_vllm

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.method.handle import Handle, agci
+from transformers_agci.method.attach import agci
+from transformers_agci.method.handle import Handle
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.method.rivals import RIVALS, Rival
 

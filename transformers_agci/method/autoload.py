@@ -8,7 +8,7 @@ Then these change, and nothing else:
   was built without it, the model gets AGCI then.
 - `PreTrainedConfig.get_config_dict` hands the key of a larger model (Omni, ColPali) down to the part of its vlm.
 - `PreTrainedModel.global_context_broadcast_lambda` is a property, and so it is on the classes that wrap models (see
-  handle.py): the model's lambda, to be read and set.
+  attach.py): the model's lambda, to be read and set.
 """
 
 import functools
@@ -20,8 +20,9 @@ from typing import Any
 
 from transformers_agci.errors import InputError, short
 from transformers_agci.families import SUPPORTED_FAMILIES, family_of
-from transformers_agci.method import handle as handles
-from transformers_agci.method.handle import current_handle, install_attribute
+from transformers_agci.method import attach as attaching
+from transformers_agci.method.attach import install_attribute
+from transformers_agci.method.handle import current_handle
 from transformers_agci.method.lam import (
     LAMBDA_KEY,
     hand_down_key,
@@ -106,7 +107,7 @@ def attach_from_config(model: Any) -> None:
         _warn_once(config, error)
         return
     lam = validate_lambda(vars(served)[LAMBDA_KEY], f"{LAMBDA_KEY} in {_source(config)}")
-    handles.attach_from_config(model)
+    attaching.attach_from_config(model)
     if lam:
         _log.warning(
             "AGCI is on: lambda %s from %s (%s). %s=0 turns it off.",

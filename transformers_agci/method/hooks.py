@@ -57,7 +57,7 @@ def before_vlm(vlm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     handle: Handle | None = getattr(vlm, HANDLE, None)
     lam = 0.0 if handle is None else handle.active_lam()
     if handle is not None and lam and not is_decoding_step(args, kwargs):
-        _outside_graphs(_find_images, handle, vlm, args, kwargs, lam)
+        outside_graphs(_find_images, handle, vlm, args, kwargs, lam)
 
 
 def before_decoder(
@@ -68,7 +68,7 @@ def before_decoder(
     if handle is None or not handle.is_on() or is_decoding_step(args, kwargs):
         return None
     changed: tuple[tuple[Any, ...], dict[str, Any]] | None
-    changed = _outside_graphs(_update_images, handle, decoder, args, kwargs)
+    changed = outside_graphs(_update_images, handle, decoder, args, kwargs)
     return changed
 
 
@@ -76,7 +76,7 @@ def after_vlm(vlm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out
     """Runs after an exception, too: then torch gives no output."""
     handle: Handle | None = getattr(vlm, HANDLE, None)
     if handle is not None and handle.is_on() and not is_decoding_step(args, kwargs):
-        _outside_graphs(_end_call, handle, output)
+        outside_graphs(_end_call, handle, output)
 
 
 def before_vision(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -241,7 +241,7 @@ def _in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def _outside_graphs(work: Any, *arguments: Any) -> Any:
+def outside_graphs(work: Any, *arguments: Any) -> Any:
     """`work(*arguments)`, which torch.compile leaves to Python."""
     if torch.compiler.is_compiling():
         disable: Any = torch._dynamo.disable

@@ -21,9 +21,10 @@ from torch import nn
 from transformers_agci.errors import InputError
 from transformers_agci.families import Family, decoder_of, family_of, find_vlm, image_token_id
 from transformers_agci.families.image_tokens import by_runs
+from transformers_agci.method.attach import agci
 from transformers_agci.method.autoload import SWITCH, active
 from transformers_agci.method.forward_call import embeds_of, forward_call
-from transformers_agci.method.handle import Handle, agci, current_handle
+from transformers_agci.method.handle import Handle, current_handle
 from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text
 

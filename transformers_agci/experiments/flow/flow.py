@@ -19,7 +19,7 @@ from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prepare import to_device
 from transformers_agci.inference.prompt import chat_text, tokenize
 from transformers_agci.inference.questions import Question, up_to
-from transformers_agci.method.handle import agci
+from transformers_agci.method.attach import agci
 
 SOURCES = {"text": "the text after the image", "answer": "the answer's position"}
 

@@ -35,7 +35,7 @@ from transformers_agci.inference.prepare import to_device
 from transformers_agci.inference.progress import Counts, RunSummary, counted
 from transformers_agci.inference.questions import ImageFile, Question
 from transformers_agci.inference.runner import BlockResult, Job, Output, Reporter, Results, RunOptions, Task, run
-from transformers_agci.method.handle import agci
+from transformers_agci.method.attach import agci
 from transformers_agci.storage.result_lines import FailedRow
 
 INFINITE = 1e5  # takes the place of an infinite difference

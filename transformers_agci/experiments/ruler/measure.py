@@ -22,7 +22,7 @@ from transformers_agci.experiments.planted_bias import PlantedBias, planted_bias
 from transformers_agci.experiments.ruler.conditions import CELLS, CUTTING_WINDOW, Condition
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prompt import answer_token_ids
-from transformers_agci.method.handle import agci
+from transformers_agci.method.attach import agci
 from transformers_agci.method.rivals import RIVALS
 
 

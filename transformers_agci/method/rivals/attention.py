@@ -4,14 +4,13 @@ A model that a rival acts on is set to `agci_sdpa` or `agci_eager`, which call t
 the rival changes: the mask before it (CCA, UAC), or one query's output behind it (AdaptVis, PAI). Layers, steps and
 prompts that are not touched go to the backend as they are.
 
-Which keys are image tokens travels on the cache, column by column, as the positions do (positions.py). Of a sliding
-layer the backend gets the last columns only, of a static cache some more: both are aligned here.
+Which keys are image tokens stands in the plan of the call (plan.py). Of a sliding layer the backend gets the last
+columns only, of a static cache some more: both are aligned here.
 """
 
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,44 +19,13 @@ from torch import nn
 from transformers_agci.errors import InputError
 from transformers_agci.families import decoder_of
 from transformers_agci.method.rivals.declaration import ScoreCall
+from transformers_agci.method.rivals.plan import Plan
 
 if TYPE_CHECKING:
     from transformers_agci.method.rivals.handle import RivalHandle
 
 RIVAL = "_agci_rival"  # attribute of modules that a rival serves
 BACKENDS = {"sdpa": "agci_sdpa", "eager": "agci_eager"}
-
-
-@dataclass
-class Plan:
-    """What the attention layers of one call of the decoder shall do.
-
-    Attributes:
-        keys: [B, L] bool, the image tokens among all columns up to the end of this call.
-        past: columns that were there before.
-        last: [B] the last attended column of this call.
-        owners: [B, L] long, the number of the image that a column belongs to, 0 for none; for a mask.
-        ranks: [B, L] long, each image token's rank, for a mask.
-        weights: [B] what AdaptVis's first pass chose.
-        bias: per layer [B, L] float32, what UAC adds to the scores of text.
-        seen: where the attention of `last` on all keys is recorded, per layer [B, L]; None: it is not.
-    """
-
-    handle: "RivalHandle"
-    keys: torch.Tensor
-    past: int
-    last: torch.Tensor
-    owners: torch.Tensor | None = None
-    ranks: torch.Tensor | None = None
-    weights: torch.Tensor | None = None
-    bias: dict[int, torch.Tensor] | None = None
-    seen: dict[int, torch.Tensor] | None = None
-    made: dict[Any, torch.Tensor] = field(default_factory=dict)  # masks, by what they were made of
-
-    @property
-    def length(self) -> int:
-        """Tokens of this call."""
-        return self.keys.shape[1] - self.past
 
 
 class _ThreadState(threading.local):
@@ -149,23 +117,13 @@ def attend(
         _, weights = _last_query(_Call(query, key, value, attention_mask, more), plan, None)
         plan.seen[layer] = _whole(weights.mean(dim=1)[:, 0], plan)
         return backend(module, query, key, value, attention_mask, **more)  # type: ignore[no-any-return]
-    rival = handle.rival
-    if rival.mask is not None and plan.ranks is not None and query.shape[2] > 1:
+    if handle.rival.mask is not None and plan.ranks is not None and query.shape[2] > 1:
         attention_mask = _ringed(attention_mask, query, key, plan)
-    if rival.bias is not None and plan.bias is not None and layer in plan.bias:
+    if handle.rival.bias is not None and plan.bias is not None and layer in plan.bias:
         attention_mask = _biased(attention_mask, query, key, plan, layer)
-    rule = rival.scores
-    decoding = plan.past > 0 and plan.length == 1
-    if rule is None or not rule.layers(handle.options, layer) or (decoding and not rule.decoding):
+    rescore = _rescoring(handle, plan, layer, key.shape[2])
+    if rescore is None:
         return backend(module, query, key, value, attention_mask, **more)  # type: ignore[no-any-return]
-    if rule.weigh is not None and plan.weights is None:
-        return backend(module, query, key, value, attention_mask, **more)  # type: ignore[no-any-return]
-    call = ScoreCall(handle.strength, handle.options, layer, plan.weights)
-    image = _keys_of(plan.keys, plan, key.shape[2])[:, None, None]
-
-    def rescore(scores: torch.Tensor) -> torch.Tensor:
-        return rule.rescore(scores, image, call)
-
     own, weights = _last_query(_Call(query, key, value, attention_mask, more), plan, rescore)
     if query.shape[2] == 1:
         return own, weights
@@ -177,6 +135,21 @@ def attend(
         all_weights = all_weights.clone()
         all_weights[rows, :, columns] = weights[:, :, 0].to(all_weights)
     return output, all_weights
+
+
+def _rescoring(
+    handle: "RivalHandle", plan: Plan, layer: int, keys: int
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What the method makes of the last query's scores on `keys` keys in this layer; None: they stay."""
+    rule = handle.rival.scores
+    decoding = plan.past > 0 and plan.length == 1
+    if rule is None or not rule.layers(handle.options, layer) or (decoding and not rule.decoding):
+        return None
+    if rule.weigh is not None and plan.weights is None:
+        return None
+    call = ScoreCall(handle.strength, handle.options, layer, plan.weights)
+    image = _keys_of(plan.keys, plan, keys)[:, None, None]
+    return lambda scores: rule.rescore(scores, image, call)
 
 
 def _backend(module: nn.Module) -> Callable[..., Any]:
@@ -290,34 +263,3 @@ def _biased(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, p
     added = _keys_of(plan.bias[layer], plan, key.shape[2]).to(query)[:, None, None]
     text = ~plan.keys[:, plan.keys.shape[1] - query.shape[2] :]
     return _additive(mask, query, key, plan) + added * text[:, None, :, None].to(query)
-
-
-_COLUMNS = "_agci_rival_columns"  # attribute of a cache: its columns as of its last call of several tokens
-
-
-class Columns(NamedTuple):
-    """What earlier calls left for their columns: which are image tokens [B, past], and UAC's bias per layer."""
-
-    keys: torch.Tensor
-    bias: dict[int, torch.Tensor] | None
-
-
-def kept_columns(cache: Any, past: int, rows: int) -> Columns | None:
-    """What was kept on a cache of `past` columns, for `rows` rows; None where no image token is among them."""
-    found: Columns | None = getattr(cache, _COLUMNS, None)
-    if found is None or past == 0 or not bool(found.keys[:, :past].any()):
-        return None
-
-    def cut(columns: torch.Tensor) -> torch.Tensor:
-        if len(columns) != rows and rows > len(columns):
-            columns = columns.repeat_interleave(rows // len(columns), dim=0)
-        return nn.functional.pad(columns[:, :past], (0, max(0, past - columns.shape[1])))
-
-    bias = None if found.bias is None else {layer: cut(part) for layer, part in found.bias.items()}
-    return Columns(cut(found.keys), bias)
-
-
-def keep_columns(cache: Any, plan: Plan) -> None:
-    """Keep on the cache what later calls need of this one's columns."""
-    if hasattr(cache, "__dict__"):
-        setattr(cache, _COLUMNS, Columns(plan.keys, plan.bias))

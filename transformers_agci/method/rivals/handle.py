@@ -4,12 +4,11 @@
     handle.strength = 0                         # stock, bit for bit
     handle.detach()                             # the model is as it was
 
-What the hooks do stands in hooks.py. `attach` and `agci` of method/handle.py come here for every method of the table.
+What the hooks do stands in hooks.py. `attach` and `agci` of method/attach.py come here for every method of the table.
 """
 
 import contextlib
 import logging
-import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,7 +17,8 @@ import torch
 from torch import nn
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import SUPPORTED_FAMILIES, Family, decoder_of, family_of, find_vlm, require
+from transformers_agci.families import decoder_of, family_of, find_vlm, require
+from transformers_agci.method.attached import AttachedMethod
 from transformers_agci.method.compiled_graphs import forget_graphs_of
 from transformers_agci.method.rivals import RIVALS
 from transformers_agci.method.rivals.attention import RIVAL, register, use_ours
@@ -32,7 +32,7 @@ POSITION_KEY = "position_balance"  # in config.json: true turns the published Ba
 _log = logging.getLogger("transformers_agci")
 
 
-class RivalHandle:
+class RivalHandle(AttachedMethod):
     """A rival on one model; made by `attach`. It does not keep the model alive.
 
     Attributes:
@@ -42,37 +42,27 @@ class RivalHandle:
         from_config: put on by the config key alone, without a call of `attach`.
     """
 
+    config_key = POSITION_KEY
+    not_copied = (*AttachedMethod.not_copied, "_outer")
+
     def __init__(self, vlm: Any, outer: Any, rival: Rival, strength: float, options: Mapping[str, Any]) -> None:
+        super().__init__(vlm)
         self.method = rival.name
         self.options: dict[str, Any] = dict(options)
-        self.injections = 0
-        self.from_config = False
-        self.attached = True
         self._strength = strength
-        self._suspended = 0  # `suspended` blocks that are open
-        self._model_type = family_of(vlm).model_type
-        self._config = vlm.config
-        self._found_key = vars(vlm.config).get(POSITION_KEY, _ABSENT)
-        self._start_empty()
         self.belongs_to(vlm, outer)
         self._attention = use_ours(self, vlm) if rival.uses_attention else None  # what the config said
         put_hooks_on(self, vlm, outer)
         self._write_key()
 
     def _start_empty(self) -> None:
-        self._vlm: weakref.ref[Any] | None = None  # a copy does not know its model until it is called
+        super()._start_empty()
         self._outer: weakref.ref[Any] | None = None  # the model with the output matrix, where there is one
-        self._count_lock = threading.Lock()
 
     @property
     def rival(self) -> Rival:
         """The row of the table."""
         return RIVALS[self.method]
-
-    @property
-    def family(self) -> Family:
-        """The row of the model's family."""
-        return SUPPORTED_FAMILIES[self._model_type]
 
     @property
     def strength(self) -> float:
@@ -86,32 +76,11 @@ class RivalHandle:
 
     def is_on(self) -> bool:
         """Whether the hooks have something to do."""
-        return self.attached and not self._suspended and self._strength != self.rival.neutral
+        return self.may_act() and self._strength != self.rival.neutral
 
-    def detach(self) -> None:
-        """Take the hooks off and restore the config as it was found. A second call does nothing."""
-        if not self.attached:
-            return
-        self.attached = False
-        vlm = self._vlm() if self._vlm is not None else None
-        outer = self._outer() if self._outer is not None else None
-        if vlm is not None:
-            take_hooks_off(vlm, outer)
-            if self._attention is not None:
-                decoder_of(vlm).config._attn_implementation = self._attention
-        if self._found_key is _ABSENT:
-            vars(self._config).pop(POSITION_KEY, None)
-        else:
-            vars(self._config)[POSITION_KEY] = self._found_key
-
-    @contextlib.contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Stock within a `with` block: the hooks stay in their order and do nothing."""
-        self._suspended += 1
-        try:
-            yield
-        finally:
-            self._suspended -= 1
+    def outer(self) -> Any:
+        """The model around the vlm that makes logits; None where there is none, or a copied handle cannot know it."""
+        return self._outer() if self._outer is not None else None
 
     def belongs_to(self, vlm: Any, outer: Any = None) -> None:
         """Learn the model: a copy does when it is called first."""
@@ -121,10 +90,14 @@ class RivalHandle:
             self._vlm = weakref.ref(vlm)
             self._config = vlm.config
 
-    def count(self, images: int) -> None:
-        """So many images more were acted on."""
-        with self._count_lock:
-            self.injections += images
+    def put_on_by_key(self) -> None:
+        """It was the config key that asked for this method: the key stays when it is detached."""
+        self.from_config = self._found_key = True
+
+    def _take_off(self, vlm: Any) -> None:
+        take_hooks_off(vlm, self.outer())
+        if self._attention is not None:
+            decoder_of(vlm).config._attn_implementation = self._attention
 
     def logits_processor(self, inputs: Mapping[str, torch.Tensor], model: Any = None) -> ContrastProcessor | None:
         """What `generate(**inputs, logits_processor=[...])` needs of a method with a second pass; None of others.
@@ -134,7 +107,7 @@ class RivalHandle:
         rule = self.rival.contrast
         if rule is None or not self.is_on() or not rule.active(self._strength, self.options):
             return None
-        outer = model if model is not None else self._outer() if self._outer is not None else None
+        outer = self.outer() if model is None else model
         if outer is None:
             raise InputError(f"{self.method} runs the model a second time: say which, logits_processor(inputs, model).")
         return ContrastProcessor(self, outer, inputs)
@@ -152,23 +125,14 @@ class RivalHandle:
             f"family={self._model_type}, images={self.injections})"
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copied or pickled model takes along: its own handle, with everything but the model it came from."""
-        kept = {name: value for name, value in vars(self).items() if name not in ("_vlm", "_outer", "_count_lock")}
-        return kept | {"_suspended": 0}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._start_empty()
+        super().__setstate__(state)
         if self._attention is not None:
             register()
 
 
-_ABSENT = "absent"
-
-
 def attach_rival(model: nn.Module, method: str, strength: float | None, options: Mapping[str, Any]) -> RivalHandle:
-    """Put a rival of the table on a live model; arguments and errors as in `attach` of method/handle.py."""
+    """Put a rival of the table on a live model; arguments and errors as in `attach` of method/attach.py."""
     rival = RIVALS[method]
     given = rival.default if strength is None else rival.strength_of(strength, "strength")
     settings = rival.settings(options)
@@ -210,8 +174,7 @@ def attach_from_position_key(model: nn.Module) -> RivalHandle:
     handle = current_rival(model)
     if handle is None:
         handle = attach_rival(model, "bapa", 1.0, {})
-        handle._found_key = True
-        handle.from_config = True
+        handle.put_on_by_key()
     return handle
 
 
