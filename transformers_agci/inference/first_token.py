@@ -25,7 +25,7 @@ from transformers_agci.method.lost_images import note_images_in_cache
 # Settings that leave the first token alone, or that are followed here.
 FOLLOWED = {"decoding", "repetition_penalty", "eos_token_id", "pad_token_id"}
 GIVEN = {"position_ids", "past_key_values", "attention_mask", "logits_to_keep"}
-TEXT = {"input_ids", "attention_mask", "mm_token_type_ids"}  # token types would shape the attention mask, too
+TEXT = {"input_ids", "attention_mask", "mm_token_type_ids"}
 
 
 class FirstToken:
@@ -55,7 +55,8 @@ class FirstToken:
     ) -> list[Answer] | None:
         """Answers to whole prompts [B, S]; `cache`: their keys and values are wanted, or another prompt's are there."""
         given = {**inputs, "position_ids": positions}
-        given.pop("mm_token_type_ids", None)  # what positions would be worked out from
+        if positions.dim() > 2:  # token types are there for the positions; Gemma 4 shapes its attention mask by them
+            given.pop("mm_token_type_ids", None)
         if not padded:
             del given["attention_mask"]  # an explicit mask costs the attention its quickest kernel
             if positions.dim() == 2:
