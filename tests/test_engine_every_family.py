@@ -5,6 +5,7 @@ the prefix replay, follow-up questions in one call, padding and both vision towe
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from tiny_processor import MARK, NO, YES, TinyProcessor
 from transformers_agci import SUPPORTED_FAMILIES, InputError, agci
 from transformers_agci.experiments.flow.flow import measure_flow
 from transformers_agci.experiments.similarity.run import SimilarityRun
-from transformers_agci.families import supports
+from transformers_agci.families import decoder_of, find_vlm, supports
 from transformers_agci.inference.answering import AnswerOptions, answer_questions
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prompt import chat_text, tokenize
@@ -38,7 +39,7 @@ def loaded_of(family: TinyFamily, quick: frozenset[str]) -> LoadedModel:
     model = family.build()
     model.generation_config.eos_token_id = 2
     with torch.no_grad():  # one of the two is what it answers
-        weight = model.get_output_embeddings().weight
+        weight = (model.get_output_embeddings() or decoder_of(find_vlm(model)).get_output_embeddings()).weight
         weight[YES] = 20 * weight[YES] / weight[YES].norm()
         weight[NO] = -weight[YES]
     row = SUPPORTED_FAMILIES[family.model_type]
@@ -99,6 +100,23 @@ def test_answers_are_those_of_plain_forward_calls(
     assert changed > 1e-5
 
 
+def both_ways() -> TinyFamily:
+    """Gemma 4's larger models: image tokens see each other in both directions, which token types say."""
+
+    def config() -> Any:
+        made = TINY["gemma4"].config()
+        made.text_config.use_bidirectional_attention = "vision"
+        return made
+
+    return replace(TINY["gemma4"], config=config)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("gemma4" not in TINY, reason="this transformers has no gemma4")
+def test_token_types_that_shape_the_mask(questions: list[Question], tmp_path: Path) -> None:
+    test_answers_are_those_of_plain_forward_calls(both_ways(), ALL, questions, tmp_path)
+
+
 @pytest.mark.slow
 @families
 def test_flow_where_the_layout_is_declared(family: TinyFamily, tmp_path: Path) -> None:
@@ -134,10 +152,13 @@ def test_similarity(family: TinyFamily, tmp_path: Path) -> None:
         rows.append(SimpleNamespace(fields={"id": number}, caption="a dog"))
     job = SimilarityRun(loaded, rows, tmp_path, batch_size=2)
     batches = [job._measure([n], tokenize_row(loaded, tmp_path, n)) for n in range(3)]
-    both = tokenize(loaded.processor, [f"{MARK}describe?"] * 2, [[opened(tmp_path, n)] for n in (1, 2)])
-    together = job._measure([1, 2], both)
-    for alone, batched in zip(batches[1:], together, strict=True):
-        assert alone[0]["similarity"] == pytest.approx(batched["similarity"], abs=1e-5)
+    if loaded.family.alone:
+        assert job.settings["batch_size"] == 1
+    else:
+        both = tokenize(loaded.processor, [f"{MARK}describe?"] * 2, [[opened(tmp_path, n)] for n in (1, 2)])
+        together = job._measure([1, 2], both)
+        for alone, batched in zip(batches[1:], together, strict=True):
+            assert alone[0]["similarity"] == pytest.approx(batched["similarity"], abs=1e-5)
     for number in range(3):
         inputs = tokenize_row(loaded, tmp_path, number)
         with recorded_decoder_inputs(loaded.model) as seen, torch.no_grad():

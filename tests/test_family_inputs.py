@@ -114,3 +114,55 @@ def test_a_text_alone_is_left_alone() -> None:
     handle = attach(model, 0.5)
     assert torch.equal(model(**batch.inputs).logits, stock)
     assert handle.injections == 0
+
+
+@pytest.mark.parametrize("family", [name for name in ("hunyuan_vl", "emu3") if name in TINY])
+@torch.no_grad()
+def test_a_family_whose_prompts_depend_on_their_mates_warns_once(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = TINY[family].build()
+    two, one = (make_batch(TINY[family], [[TEXT, "tiled", TEXT], [TEXT, "plain", TEXT]][:n]) for n in (2, 1))
+    handle = attach(model, 0.5)
+
+    def warnings() -> list[str]:
+        found = [record.getMessage() for record in caplog.records if "in its batch" in record.getMessage()]
+        caplog.clear()
+        return found
+
+    model(**one.inputs)
+    model.generate(**one.inputs, max_new_tokens=1, do_sample=False, num_beams=2)
+    assert warnings() == []
+    model(**two.inputs)
+    assert warnings() == [
+        f"AGCI: transformers' own output of {handle.family.name} for a prompt depends on the others in its batch, "
+        "with and without AGCI: give it one prompt per call."
+    ]
+    model(**two.inputs)
+    assert warnings() == []
+
+
+@torch.no_grad()
+def test_images_without_their_marks_cannot_be_told_apart() -> None:
+    """Inkling: nothing but the mark before an image says where one begins."""
+    family = TINY.get("inkling_mm_model") or pytest.skip("this transformers has no inkling_mm_model")
+    model = family.build()
+    batch = make_batch(family, [[TEXT, "plain", "plain", TEXT]])
+    handle = attach(model, 0.5)
+    model(**batch.inputs)
+    assert handle.injections == 2
+    ids = batch.inputs["input_ids"]
+    batch.inputs["input_ids"] = torch.cat([ids[:, ids[0] != 3], torch.full((1, 2), 50)], dim=1)
+    with pytest.raises(ValueError, match="cannot tell where these images end"):
+        model(**batch.inputs)
+
+
+@torch.no_grad()
+def test_slices_without_their_marks_are_ambiguous() -> None:
+    """MiniCPM: a prompt written by hand, two images with two tokens between them."""
+    family = TINY.get("minicpmv4_6") or pytest.skip("this transformers has no minicpmv4_6")
+    model = family.build()
+    batch = make_batch(family, [[TEXT, "plain", "plain", TEXT]])
+    handle = attach(model, 0.5)
+    batch.inputs["input_ids"][0, batch.images[1][1][0] - 1] = 50  # in place of the second image's mark
+    with pytest.raises(ValueError, match="are tiles of one image or images"):
+        model(**batch.inputs)
+    assert handle.injections == 0

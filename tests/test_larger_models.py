@@ -15,6 +15,7 @@ from tiny_families import TEXT, TINY, Batch, make_batch
 
 from transformers_agci import LAMBDA_KEY, attach
 from transformers_agci.cli import main
+from transformers_agci.families import find_vlm
 from transformers_agci.method import autoload
 from transformers_agci.method.handle import current_handle
 
@@ -157,3 +158,24 @@ def test_models_that_merge_by_themselves_are_refused(tmp_path: Path, capsys: pyt
     (tmp_path / "config.json").write_text('{"model_type": "colqwen2", "vlm_config": {"model_type": "qwen2_vl"}}')
     assert main(["set-lambda", str(tmp_path), "0.5"]) == 2
     assert "merges the image features into the text itself" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_shieldgemma_is_served_as_it_is_published(tmp_path: Path) -> None:
+    """A Gemma 3 within a classifier, which keeps the config and answers two logits."""
+    family = TINY["shieldgemma2"]
+    config = family.config()
+    config.yes_token_index, config.no_token_index = 5, 6
+    batch = make_batch(family, [[TEXT, "plain", TEXT], ["plain", "plain", TEXT]])
+    torch.manual_seed(0)
+    model = transformers.ShieldGemma2ForImageClassification(config).eval()
+    torch.nn.init.normal_(find_vlm(model).multi_modal_projector.mm_input_projection_weight)  # zero when it is made
+    stock = model(**batch.inputs).logits
+    handle = attach(model, 0.5)
+    changed = model(**batch.inputs).logits
+    assert handle.injections == 3
+    assert not torch.equal(changed, stock)
+    model.save_pretrained(tmp_path)
+    loaded = transformers.ShieldGemma2ForImageClassification.from_pretrained(tmp_path).eval()
+    assert current_handle(loaded).from_config
+    torch.testing.assert_close(loaded(**batch.inputs).logits, changed, atol=1e-5, rtol=0)

@@ -472,6 +472,90 @@ def ocr_piece(form: str, generator: torch.Generator) -> Piece:
     return Piece([3, *[IMG] * (16 * len(pixels)), 4], {"pixel_values": pixels})
 
 
+def pooled_piece(form: str, generator: torch.Generator) -> Piece:
+    """Gemma 4 Unified: 8 places for patches that are tokens; those that are not used are at (-1, -1)."""
+    rows, columns = (2, 3) if form == "tiled" else (2, 2)
+    positions = torch.full((1, 8, 2), -1)
+    positions[0, : rows * columns] = torch.tensor([(column, row) for row in range(rows) for column in range(columns)])
+    pixels = {"pixel_values": random(generator, 1, 8, 3 * 8 * 8), "image_position_ids": positions}
+    return Piece([3, *[IMG] * (rows * columns), 4], pixels)
+
+
+def views_piece(form: str, generator: torch.Generator, image: Callable[[int], list[int]], size: int = 32) -> Piece:
+    """A whole image, and where it is tiled two crops side by side; `image` says its tokens."""
+    crops = 2 if form == "tiled" else 0
+    pixels = {
+        "pixel_values": random(generator, 1, 3, size, size),
+        "pixel_values_local": random(generator, crops, 3, size // 2, size // 2),
+        "num_local_patches": torch.tensor([crops]),
+        "patches_grid": torch.tensor([[crops, 1]]),
+    }
+    return Piece(image(crops), pixels)
+
+
+def views(rows: list[list[Piece]], grid: bool = False) -> dict[str, Any]:
+    """The crops' numbers are lists, as the processors leave them; no crops at all are None."""
+    inputs: dict[str, Any] = concatenated(rows)
+    if not inputs:
+        return {}
+    inputs["num_local_patches"] = inputs["num_local_patches"].tolist()
+    grids = inputs.pop("patches_grid").tolist()
+    if grid:
+        inputs["patches_grid"] = grids
+    if not len(inputs["pixel_values_local"]):
+        del inputs["pixel_values_local"]
+    return inputs
+
+
+def step_tokens(crops: int) -> list[int]:
+    """Crops of 2 x 2 tokens, a whole of 4 x 4 or fewer, marks around each, a newline behind a row of crops."""
+    return [*[5, *[IMG] * 4, 6] * crops, *[7] * (crops > 0), 3, *[IMG] * 16, 4]
+
+
+def minicpm_piece(form: str, generator: torch.Generator, merged: int = 16) -> Piece:
+    """The whole as 4 x 4 patches, and where it is tiled three slices in two rows, one of them larger."""
+    sizes = [(4, 4), *([(4, 4), (4, 8), (4, 4)] if form == "tiled" else [])]
+    runs = [[IMG] * (height * width // merged) for height, width in sizes]
+    slices = [5, *runs[1], 6, 5, *runs[2], 6, 7, 5, *runs[3], 6] if form == "tiled" else []
+    patches = sum(height * width for height, width in sizes)
+    pixels = {"pixel_values": random(generator, patches, 3, 4, 4), "target_sizes": torch.tensor(sizes)}
+    return Piece([3, *runs[0], 4, *slices], pixels)
+
+
+def packed(rows: list[list[Piece]]) -> dict[str, torch.Tensor]:
+    """MiniCPM: the patches of all units side by side in one strip [1, 3, patch, patches * patch]."""
+    inputs = concatenated(rows)
+    if inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].permute(1, 2, 0, 3).reshape(1, 3, 4, -1)
+    return inputs
+
+
+def inkling_piece(form: str, generator: torch.Generator) -> Piece:
+    """A patch is a token, and nothing in the call but the mark before an image says where it begins."""
+    tokens = 6 if form == "tiled" else 4
+    return Piece([3, *[IMG] * tokens], {"pixel_values": random(generator, tokens, 2, 8, 8, 3)})
+
+
+def nemotron_piece(form: str, generator: torch.Generator) -> Piece:
+    piece = grid_piece(form, generator, values=3 * 4 * 4)
+    return Piece(
+        piece.ids, {"pixel_values": piece.pixels["pixel_values"], "image_grid_hw": torch.tensor([GRID_SIZES[form]])}
+    )
+
+
+def emu_piece(form: str, generator: torch.Generator) -> Piece:
+    """Codes of 2 x 2 pixels, an end of line behind each row."""
+    height, width = (4, 6) if form == "tiled" else (4, 4)
+    ids = [3, *[IMG] * (height // 2 * (width // 2 + 1)), 4]
+    pixels = {"pixel_values": random(generator, 1, 3, height, width), "image_sizes": torch.tensor([[height, width]])}
+    return Piece(ids, pixels)
+
+
+def fuyu_piece(form: str, generator: torch.Generator) -> Piece:
+    """2 x 3 patches, a newline behind each row; all images of a call have as many."""
+    return Piece([*[IMG] * 3, 5, *[IMG] * 3, 5], {"pixel_values": random(generator, 1, 6, 3 * 4 * 4)})
+
+
 # --- the families --------------------------------------------------------------------------------------------------
 
 
@@ -527,6 +611,36 @@ MUSE_V = {
     "num_hidden_layers": 2,
     "hidden_size": WIDTH,
     "intermediate_size": 64,
+}
+
+QWEN3_5 = text(
+    model_type="qwen3_5_text",
+    rope_parameters={**MROPE_INTERLEAVED, "partial_rotary_factor": 1.0},
+    layer_types=["linear_attention", "full_attention"],
+    linear_key_head_dim=8,
+    linear_value_head_dim=8,
+    linear_num_key_heads=2,
+    linear_num_value_heads=2,
+)
+SAM = {
+    "hidden_size": WIDTH,
+    "output_channels": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 64,
+    "patch_size": 4,
+    "global_attn_indexes": [1],
+    "window_size": 2,
+    "mlp_dim": 64,
+    "downsample_channels": [16, WIDTH],
+}
+DEEPSEEK_MOE = {
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_group": 1,
+    "topk_group": 1,
 }
 
 _ROWS = (
@@ -1568,6 +1682,270 @@ _ROWS = (
         ),
         QWEN_PATCH,
         lora="q_a_proj|o_proj",
+    ),
+    _row(
+        "gemma4_unified",
+        "Gemma4Unified",
+        config(
+            "Gemma4UnifiedConfig",
+            text_config=text(sliding_window=64, layer_types=["sliding_attention", "full_attention"]),
+            vision_config={
+                "patch_size": 4,
+                "pooling_kernel_size": 2,
+                "mm_embed_dim": WIDTH,
+                "mm_posemb_size": 16,
+                "output_proj_dims": WIDTH,
+            },
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+            audio_token_id=AUDIO,
+            boi_token_id=3,
+            eoi_token_id=4,
+            boa_token_id=11,
+            eoa_token_index=12,
+        ),
+        pooled_piece,
+    ),
+    _row(
+        "shieldgemma2",
+        "Gemma3",
+        config(
+            "ShieldGemma2Config",
+            text_config=text(model_type="gemma3_text", query_pre_attn_scalar=8, sliding_window=64),
+            vision_config={**SIGLIP, "patch_size": 2},
+            mm_tokens_per_image=16,
+            boi_token_index=3,
+            eoi_token_index=4,
+            **INDEX,
+        ),
+        partial(square_piece, tokens=16),
+        notes={"save": "its checkpoints are those of ShieldGemma2ForImageClassification: test_larger_models.py"},
+    ),
+    _row(
+        "deepseek_ocr2",
+        "DeepseekOcr2",
+        config(
+            "DeepseekOcr2Config",
+            text_config=text(mlp_layer_types=["dense", "sparse"], **DEEPSEEK_MOE),
+            vision_config={"sam_config": SAM, "encoder_config": text(num_hidden_layers=1)},
+            image_token_id=IMG,
+        ),
+        partial(views_piece, image=lambda crops: [IMG] * (144 * crops + 145), size=64),
+        views,
+    ),
+    _row(
+        "unlimited_ocr",
+        "UnlimitedOcr",
+        config(
+            "UnlimitedOcrConfig",
+            text_config=text(
+                mlp_layer_types=["dense", "sparse"], sliding_window=64, num_key_value_heads=4, **DEEPSEEK_MOE
+            ),
+            vision_config={
+                "sam_config": SAM,
+                "encoder_config": {
+                    "hidden_size": WIDTH,
+                    "intermediate_size": 64,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "image_size": 16,
+                    "patch_size": 4,
+                },
+            },
+            image_token_id=IMG,
+        ),
+        partial(views_piece, image=lambda crops: [IMG] * (2 * (2 * crops + 1) * (crops > 0) + 4 * 5 + 1), size=64),
+        partial(views, grid=True),
+    ),
+    _row(
+        "step3p7",
+        "Step3p7",
+        config(
+            "Step3p7Config",
+            text_config=text(
+                mlp_layer_types=["dense", "sparse"],
+                layer_types=["sliding_attention", "full_attention"],
+                sliding_window=64,
+                num_sliding_attention_heads=4,
+                num_local_experts=4,
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=32,
+                share_expert_dim=32,
+            ),
+            vision_config={
+                "hidden_size": WIDTH,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 64,
+                "patch_size": 4,
+                "mlp_ratio": 2.0,
+                "max_position_embeddings": 256,
+            },
+            image_token_id=IMG,
+        ),
+        partial(views_piece, image=step_tokens, size=64),
+        views,
+    ),
+    *(
+        _row(
+            model_type,
+            name,
+            config(
+                f"{name}Config",
+                text_config=QWEN3_5,
+                vision_config={**CLIP_SIZES, "image_size": 32},
+                insert_layer_id=0,
+                downsample_mode="16x",
+                image_token_id=IMG,
+                video_token_id=VIDEO,
+                tie_word_embeddings=False,
+                **more,
+            ),
+            minicpm_piece,
+            packed,
+        )
+        for model_type, name, more in (
+            ("minicpmv4_6", "MiniCPMV4_6", {}),
+            (
+                "minicpmv4_7",
+                "MiniCPMV4_7",
+                {"image_start_id": 3, "image_end_id": 4, "slice_start_id": 5, "slice_end_id": 6, "newline_id": 7},
+            ),
+            ("minicpm_ocr", "MiniCPMOcr", {}),
+        )
+    ),
+    _row(
+        "inkling_mm_model",
+        "Inkling",
+        config(
+            "InklingConfig",
+            text_config=text(
+                swa_num_attention_heads=4,
+                swa_num_key_value_heads=2,
+                swa_head_dim=8,
+                sliding_window_size=64,
+                d_rel=4,
+                rel_extent=64,
+                unpadded_vocab_size=VOCABULARY,
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=32,
+            ),
+            vision_config={"text_hidden_size": WIDTH, "patch_size": 8, "num_hidden_layers": 2, "hidden_size": WIDTH},
+            audio_config={"text_hidden_size": WIDTH, "n_mel_bins": 4, "mel_vocab_size": 8},
+            image_token_id=IMG,
+            audio_token_id=AUDIO,
+            image_bos_token_id=3,
+            audio_bos_token_id=11,
+        ),
+        inkling_piece,
+    ),
+    _row(
+        "emu3",
+        "Emu3",
+        config(
+            "Emu3Config",
+            text_config=text(),
+            vq_config={
+                "codebook_size": 16,
+                "embed_dim": 4,
+                "latent_channels": 4,
+                "base_channels": 32,
+                "channel_multiplier": [1, 1],
+                "num_res_blocks": 1,
+                "hidden_size": WIDTH,
+                "attn_resolutions": [],
+                "temporal_downsample_factor": 1,
+            },
+            vocabulary_map={
+                "<image>": IMG,
+                "<|extra_200|>": 8,
+                **{f"<|visual token {number:06}|>": 160 + number for number in range(16)},
+            },
+        ),
+        emu_piece,
+        padded_pixels,
+    ),
+    TinyFamily(
+        "nemotron_h_omni",
+        "NemotronH_Omni_Reasoning_V3",
+        config(
+            "NemotronH_Omni_Reasoning_V3_Config",
+            text_config=text(
+                model_type="nemotron_h",
+                layers_block_type=["mamba", "attention", "moe"],
+                num_hidden_layers=3,
+                ssm_state_size=8,
+                mamba_num_heads=4,
+                mamba_head_dim=8,
+                n_groups=2,
+                chunk_size=16,
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=32,
+                moe_shared_expert_intermediate_size=32,
+            ),
+            vision_config={
+                "model_type": "radio",
+                "dtype": "float32",
+                "hidden_size": WIDTH,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "patch_size": 4,
+                "image_size": 16,
+                "max_img_size": 64,
+                "video_temporal_patch_size": 2,
+            },
+            projector_hidden_size=WIDTH,
+            vision_hidden_size=WIDTH,
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+            audio_token_id=AUDIO,
+        ),
+        nemotron_piece,
+        concatenated,
+    ),
+    TinyFamily(
+        "fuyu",
+        "FuyuForCausalLM",
+        config(
+            "FuyuConfig",
+            text_config=text(model_type="persimmon"),
+            patch_size=4,
+            image_token_id=IMG,
+        ),
+        fuyu_piece,
+        concatenated,
+        lora="query_key_value|dense",
+        notes={"beams": "generate() does not repeat its encoded patches"},
+    ),
+    _row(
+        "qwen4_exp",
+        "Qwen4Exp",
+        config(
+            "Qwen4ExpConfig",
+            text_config=text(
+                rope_parameters={**MROPE_INTERLEAVED, "partial_rotary_factor": 1.0},
+                layer_types=["linear_attention", "full_attention"],
+                linear_key_head_dim=8,
+                linear_value_head_dim=8,
+                linear_num_key_heads=2,
+                linear_num_value_heads=2,
+                hc_count=2,
+                hc_lowrank=8,
+                indexer_n_heads=2,
+                indexer_kv_heads=1,
+                indexer_head_dim=16,
+                indexer_budget=256,
+                indexer_compress_ratio=16,
+                **MOE,
+            ),
+            vision_config=QWEN_VISION,
+            **QWEN_IDS,
+        ),
+        QWEN_PATCH,
     ),
 )
 

@@ -141,7 +141,7 @@ class Family:
         vision_windows: whether the vision tower's first layers see windows only, so that occlusion may reuse them.
         grid_positions: whether the position ids of image tokens say in which row and column they lie (M-RoPE).
         positions: whether methods that move the positions of image tokens (bapa, flat, cca) can act on its decoder.
-        alone: whether stock's logits of a prompt depend on its mates, so that the engine takes batches of one.
+        alone: whether stock's output for a prompt depends on its mates, so that the engine takes batches of one.
         in_paper: whether the paper evaluates it; those have scripts/ and configs/.
         other_processors: classes of processors that its checkpoints may have beside transformers' own for it.
         remote_code: `model_type`s of checkpoints of the same models that ask for Python code of their own.

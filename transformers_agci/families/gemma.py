@@ -1,6 +1,7 @@
 """Google's Gemma 3, 3n and 4, and PaliGemma: an image squeezed into a square, of as many tokens as any other.
 
-Gemma 4 keeps the image's aspect ratio and has as many tokens as it has pooled patches. With Gemma 3's pan and scan,
+Gemma 4 keeps the image's aspect ratio and has as many tokens as it has pooled patches, or, where it has no vision tower
+(unified), large patches. With Gemma 3's pan and scan,
 which is off by default, every crop is an image of its own: the prompt puts words between them.
 """
 
@@ -11,6 +12,8 @@ from transformers_agci.families.declaration import NO_CHAT, NO_LAYOUT, Family, F
 from transformers_agci.families.image_tokens import EQUAL, encoded_lengths
 from transformers_agci.families.token_layout import square
 from transformers_agci.families.training_support import Template, TrainingSupport, count_sequence_length
+
+_POLICIES = Lacks("it is given policies in place of questions, and answers whether an image violates them")
 
 _GEMMA_3N = TrainingSupport(
     (
@@ -44,6 +47,15 @@ def _pooled_patches(config: Any, call: ForwardCall, total: int) -> Sequence[int]
     return lengths
 
 
+def _patches(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """Gemma 4 Unified: the same positions, of patches that the processor has pooled already."""
+    positions = call.arguments.get("image_position_ids")
+    if positions is None or call.encoded is not None:
+        return encoded_lengths(call)
+    lengths: list[int] = (positions != -1).all(dim=-1).sum(dim=-1).tolist()
+    return lengths
+
+
 FAMILIES = (
     Family(
         "gemma3n",
@@ -57,5 +69,7 @@ FAMILIES = (
     ),
     Family("gemma3", "Gemma3", "google/gemma-3-4b-it", "256", EQUAL, square),
     Family("gemma4", "Gemma4", "google/gemma-4-e2b-it", "about 256", ImageTokens(_pooled_patches), NO_LAYOUT),
+    Family("gemma4_unified", "Gemma4 Unified", "google/gemma-4-12B-it", "about 256", ImageTokens(_patches), NO_LAYOUT),
     Family("paligemma", "PaliGemma", "google/paligemma-3b-pt-224", "256 (224 pixels)", EQUAL, square, NO_CHAT),
+    Family("shieldgemma2", "ShieldGemma 2", "google/shieldgemma-2-4b-it", "256", EQUAL, square, _POLICIES),
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers_agci.families.declaration import (
     LINEAR_ATTENTION,
+    NO_CHAT,
     NO_LAYOUT,
     NO_ROTARY,
     Family,
@@ -16,7 +17,7 @@ from transformers_agci.families.declaration import (
     ImageTokens,
     Lacks,
 )
-from transformers_agci.families.image_tokens import GRID, encoded_lengths, pairs
+from transformers_agci.families.image_tokens import GRID, encoded_lengths, equal_shares, in_rows, pairs
 from transformers_agci.families.token_layout import ImageInfo, TokenGrid, grid_of_patches, patch_grid
 
 
@@ -82,8 +83,35 @@ def _by_two_views(config: Any, call: ForwardCall, total: int) -> Sequence[int] |
     return [low_h * low_w + h * w for low_h, low_w, h, w in grids.tolist()]
 
 
-def _in_rows(config: Any) -> bool:
-    return True
+def _by_grid_hw(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """Nemotron-H Omni: image_grid_hw [images, 2] counts patches, 2 x 2 of which make a token."""
+    grids = call.arguments.get("image_grid_hw")
+    if call.encoded is not None or grids is None:
+        return encoded_lengths(call)
+    lengths: list[int] = (grids.prod(dim=-1) // 2**2).tolist()
+    return lengths
+
+
+def _behind_marks(config: Any, call: ForwardCall, total: int) -> None:
+    """Inkling: a run is an image, if the mark stands before it with which the chat template opens every image."""
+    ids = call.input_ids
+    if ids is None:
+        return
+    image = ids == config.image_token_id
+    first = image & ~image.roll(1, dims=1)
+    if bool((first & (ids.roll(1, dims=1) != config.image_bos_token_id)).any()):
+        raise ValueError(
+            f"AGCI cannot tell where these images end: put the mark that opens an image (token "
+            f"{config.image_bos_token_id}) before each, as Inkling's chat template does."
+        )
+
+
+def _by_codes(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """Emu3: an image is a grid of codes, each a word of the vocabulary, an end of line behind each row: h * (w + 1)."""
+    if call.encoded is not None or call.image_sizes is None:
+        return encoded_lengths(call)
+    code = 2 ** (len(config.vq_config.channel_multiplier) - 1)  # pixels
+    return [(height // code) * (width // code + 1) for height, width in pairs(call.image_sizes)]
 
 
 FAMILIES = (
@@ -95,7 +123,7 @@ FAMILIES = (
         "Mistral 3",
         "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
         "900",
-        ImageTokens(_by_pixels, rows=_in_rows),
+        ImageTokens(_by_pixels, rows=in_rows),
         NO_LAYOUT,
     ),
     Family(
@@ -103,7 +131,7 @@ FAMILIES = (
         "LightOnOCR",
         "lightonai/LightOnOCR-1B-1025",
         "900",
-        ImageTokens(_by_pixels, rows=_in_rows),
+        ImageTokens(_by_pixels, rows=in_rows),
         NO_LAYOUT,
     ),
     Family("kimi_k25", "Kimi K2.5", "moonshotai/Kimi-K2.6", "900", ImageTokens(_by_merge_kernel), _kimi_grid),
@@ -128,7 +156,7 @@ FAMILIES = (
         alone=True,  # it numbers the images of a whole batch in its positions
     ),
     Family(
-        "molmo2", "Molmo2", "allenai/Molmo2-8B", "196 per crop", ImageTokens(_by_two_views, rows=_in_rows), NO_LAYOUT
+        "molmo2", "Molmo2", "allenai/Molmo2-8B", "196 per crop", ImageTokens(_by_two_views, rows=in_rows), NO_LAYOUT
     ),
     Family("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", "900", GRID, patch_grid),
     Family("glmga", "GLM-GA", "its maker's repository", "900", GRID, patch_grid),
@@ -169,7 +197,7 @@ FAMILIES = (
         "Mistral Large 4",
         "mistralai/Mistral-Large-4-1T-A52B",
         "900",
-        ImageTokens(_by_pixels, rows=_in_rows),
+        ImageTokens(_by_pixels, rows=in_rows),
         NO_LAYOUT,
     ),
     Family("dots3_note", "dots3.note", "dots-studio/dots3-note-prev", "900", GRID, NO_LAYOUT),
@@ -199,5 +227,42 @@ FAMILIES = (
         patch_grid,
         flow=LINEAR_ATTENTION,
         positions=NO_ROTARY,
+    ),
+    Family(
+        "inkling_mm_model",
+        "Inkling",
+        "thinkingmachines/Inkling",
+        "441",
+        ImageTokens(_behind_marks),
+        NO_LAYOUT,
+        positions=NO_ROTARY,
+    ),
+    Family(
+        "nemotron_h_omni",
+        "Nemotron-H Omni",
+        "nvidia/Nemotron-3-Nano-Omni-30B-A3B-Reasoning-BF16",
+        "676",
+        ImageTokens(_by_grid_hw),
+        NO_LAYOUT,
+        flow=LINEAR_ATTENTION,
+        positions=NO_ROTARY,
+    ),
+    Family(
+        "emu3",
+        "Emu3",
+        "Emu3-community/Emu3-Chat-hf",
+        "7938 of 720x720 pixels",
+        ImageTokens(_by_codes),
+        NO_LAYOUT,
+        alone=True,  # images of one call are padded to one size, and its codes see the padding
+    ),
+    Family(
+        "fuyu",
+        "Fuyu",
+        "adept/fuyu-8b",
+        "784 and newlines",
+        ImageTokens(equal_shares, rows=in_rows),
+        NO_LAYOUT,
+        NO_CHAT,
     ),
 )

@@ -205,7 +205,36 @@ def between_marks(row: RowOfRuns) -> list[bool]:
     return [marked and not gap for gap in row.gaps]
 
 
+def slices_behind_whole(row: RowOfRuns) -> list[bool]:
+    """A mark B stands before every whole image, another one, C, before every slice of it (MiniCPM); N is a line break.
+
+    B [whole] E C [slice] F C [slice] F N C [slice] F  B [whole] E
+              ^           ^           ^                ^ gaps: E C | F C | F N C | F B
+    Where the config does not say C, an image is cut into two slices at least, and E differs from F.
+    """
+    if row.marks:
+        return [len(gap) in _BEFORE_SLICE and gap[-1] in row.marks for gap in row.gaps]
+    begin = tuple(row.before[-1:])
+    inside = [len(gap) in _BEFORE_SLICE and tuple(gap[-1:]) != begin for gap in row.gaps]
+    _refuse_unless_tiles(row, inside, _are_before_slices)
+    return inside
+
+
+_BEFORE_SLICE = (2, 3)  # tokens
+
+
+def _are_before_slices(gaps: Sequence[Sequence[int]]) -> bool:
+    first, *others = gaps
+    same = len({gap[-1] for gap in gaps}) == 1 and len({gap[0] for gap in others}) == 1
+    return same and len(first) == 2 and first[0] != others[0][0]
+
+
 ROW_SEPARATOR = 3  # tokens at most between two rows of one image: Molmo 2's column token, end and start
+
+
+def in_rows(config: Any) -> bool:
+    """`ImageTokens.rows` of a family that always cuts its images into rows."""
+    return True
 
 
 RUNS = ImageTokens(by_runs)

@@ -86,6 +86,7 @@ FAMILIES = (
     _qwen("qwen3_vl_moe", "Qwen3-VL-MoE", "Qwen/Qwen3-VL-30B-A3B-Instruct", "676"),
     _qwen("qwen3_5", "Qwen3.5", "Qwen/Qwen3.5-27B", "676", flow=LINEAR_ATTENTION),
     _qwen("qwen3_5_moe", "Qwen3.5-MoE", "Qwen/Qwen3.5-35B-A3B", "676", flow=LINEAR_ATTENTION),
+    _qwen("qwen4_exp", "Qwen4 (experimental)", "Qwen/Qwen4-Exp", "676", flow=LINEAR_ATTENTION),
     _qwen("qwen2_5_omni_thinker", "Qwen2.5-Omni thinker", "Qwen/Qwen2.5-Omni-7B", "900", probe=_OMNI),
     _qwen("qwen3_omni_moe_thinker", "Qwen3-Omni thinker", "Qwen/Qwen3-Omni-30B-A3B-Instruct", "676", probe=_OMNI),
 )

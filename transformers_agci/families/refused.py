@@ -1,4 +1,4 @@
-"""Families of transformers that AGCI cannot serve, or is not proved to serve, each with the reason that its user reads.
+"""Families of transformers that AGCI cannot serve, each with the reason that its user reads.
 
 Every image-text-to-text family of transformers 5.23 is either here or supported.
 """
@@ -17,10 +17,6 @@ _QUERIES = (
     "a Q-Former makes its few image tokens, each about the whole image, so that no place on the image belongs to them"
 )
 _AROUND = "it merges the image features into the text itself, around the {} that AGCI would serve"
-_UNTRIED = (
-    "it has the place that AGCI uses, but how its image tokens divide into images has not been declared and proved; "
-    "'agci self-check --experimental CHECKPOINT' says what it would take"
-)
 
 
 def _all(reason: str, **names: str) -> tuple[RefusedFamily, ...]:
@@ -65,21 +61,10 @@ FAMILIES = (
     RefusedFamily("colqwen2", "ColQwen2", _AROUND.format("Qwen2-VL")),
     *_all(_QUERIES, blip_2="BLIP-2", instructblip="InstructBLIP", instructblipvideo="InstructBlipVideo"),
     *_all(_INSIDE, chameleon="Chameleon", git="GIT", kosmos_2="Kosmos-2", kosmos_2_5="Kosmos-2.5"),
-    *_all(
-        _UNTRIED,
-        deepseek_ocr2="DeepSeek-OCR 2",
-        emu3="Emu3",
-        fuyu="Fuyu",
-        gemma4_unified="Gemma 4 Unified",
-        idefics2="Idefics2",
-        inkling_mm_model="Inkling",
-        minicpm_ocr="MiniCPM-OCR",
-        minicpmv4_6="MiniCPM-V 4.6",
-        minicpmv4_7="MiniCPM-V 4.7",
-        nemotron_h_omni="Nemotron-H Omni",
-        qwen4_exp="Qwen4 (experimental)",
-        shieldgemma2="ShieldGemma 2",
-        step3p7="Step-3.7",
-        unlimited_ocr="Unlimited-OCR",
+    RefusedFamily(
+        "idefics2",
+        "Idefics2",
+        "its prompts do not say where an image ends: an image that is cut has five runs of image tokens with one mark "
+        "between two of them, and so have five small images that stand side by side",
     ),
 )

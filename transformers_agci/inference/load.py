@@ -293,10 +293,12 @@ def _four_bit(folder: Path, options: LoadOptions, torch: Any) -> Any:
 
 def _not_quantized(model: Any) -> list[str]:
     """The full names of the vision side's modules and of the output matrix."""
-    from transformers_agci.families import find_vlm
+    from transformers_agci.families import decoder_of, find_vlm
     from transformers_agci.method.hooks import vision_modules
 
-    kept = [*vision_modules(find_vlm(model)), model.get_output_embeddings()]
+    vlm = find_vlm(model)
+    head = model.get_output_embeddings()  # Nemotron-H Omni's is its decoder's
+    kept = [*vision_modules(vlm), decoder_of(vlm).get_output_embeddings() if head is None else head]
     return [name for name, module in model.named_modules() if any(module is one for one in kept)]
 
 

@@ -181,6 +181,9 @@ def to_device(
     """A processor's tensors where the model is, pixels in its dtype; bytes are normalised there by `raw`."""
     dtype, moved = loaded.model.dtype, {}
     for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor):  # a list of numbers, as some processors give
+            moved[name] = value
+            continue
         there = value.to(loaded.device)
         if raw is not None and there.dtype == torch.uint8:
             there = raw.normalise(there)

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, cache_utils
 
 from transformers_agci.families import decoder_of, find_vlm
 from transformers_agci.inference.host_values import crossing
@@ -44,6 +44,9 @@ PROMPT_DIMENSION = {
     "visual_pos_masks": 1,
 }
 OTHERWISE_CUT = ("attention_mask", "deepstack_visual_embeds")
+# Layers of a cache whose keys and values can be cut: transformers' own of full and sliding attention, and the one that
+# uses another layer's. Linear and sparse attention keep more than keys, a layer of a model's own may keep anything.
+CUT_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")  # another prompt length turns the same keys another way
 
 
@@ -387,9 +390,7 @@ def _recorded(prompts: Prompts, cache: Any) -> _Record | None:
         return None
     layers: list[tuple[torch.Tensor, torch.Tensor] | None] = []
     for layer in cache.layers:
-        if hasattr(layer, "conv_states") or hasattr(layer, "recurrent_states"):  # linear attention, convolution
-            return None
-        if hasattr(layer, "indexer_keys"):  # sparse attention chooses by keys of its own
+        if type(layer).__name__ not in CUT_LAYERS or type(layer).__module__ != cache_utils.__name__:
             return None
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         if keys is None or values is None:  # it uses another layer's

@@ -83,7 +83,7 @@ class Upload:
             stream.wait_event(sent.event)
             for batch, pixels in zip(sent.batches, sent.pixels, strict=True):
                 for tensor in (*batch.inputs.values(), *pixels.values(), batch.positions):
-                    if tensor is not None and tensor.device.type == "cuda":
+                    if isinstance(tensor, torch.Tensor) and tensor.device.type == "cuda":
                         tensor.record_stream(stream)  # its memory is not given to the next transfer before its use
         ready: dict[int, dict[str, torch.Tensor]] = {}
         for pixels in sent.pixels:
@@ -111,7 +111,9 @@ class Upload:
         ]
         return _Sent(text, [crossed[id(batch.pixels)] for batch in batches], event)
 
-    def _cross(self, value: torch.Tensor) -> torch.Tensor:
+    def _cross(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):  # a list of numbers, as some processors give
+            return value
         if not self.pinned:
             there = value.to(self.loaded.device)
         else:
@@ -120,8 +122,10 @@ class Upload:
             keep_on_host(there, value)
         return there
 
-    def _as_model(self, value: torch.Tensor) -> torch.Tensor:
+    def _as_model(self, value: Any) -> Any:
         """Pixels normalised and in the model's dtype; numbers as they are."""
+        if not isinstance(value, torch.Tensor):
+            return value
         if self.raw is not None and value.dtype == torch.uint8:
             value = self.raw.normalise(value)
         return value.to(self.loaded.model.dtype) if value.is_floating_point() else value

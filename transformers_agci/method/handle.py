@@ -51,6 +51,7 @@ class Handle(AttachedMethod):
         self.scope = scope
         self.method = method
         self.warned_of_rows = False  # see merged_embeds.py
+        self.warned_of_mates = False  # see lost_images.py
         self.made_features = False  # the vision side has run, in whichever thread and at whichever lambda
         self.belongs_to(vlm)
         put_hooks_on(self, vlm)

@@ -31,6 +31,7 @@ from transformers_agci.method.lost_images import (
     refuse_bypass,
     refuse_lost_images,
     refuse_merged_embeds,
+    warn_of_mates,
     with_whole_images,
 )
 from transformers_agci.method.merged_embeds import merged_features
@@ -169,6 +170,7 @@ def _find_images(handle: "Handle", vlm: nn.Module, args: tuple[Any, ...], kwargs
     waiting = features_wait(handle)
     if call.has_images:
         clear_mark(handle)
+        warn_of_mates(handle, call)
         images = Images(call, image_token_mask(vlm, call), lam)
         note_images_in_cache(call.past_key_values)
     elif call.has_videos:

@@ -1,16 +1,22 @@
-"""Calls in which AGCI would find no image although the answer depends on one: an error, never a silent no-op."""
+"""Calls in which AGCI would find no image although the answer depends on one: an error, never a silent no-op.
+
+And calls whose answers are not what they seem for another reason of stock's own: a warning.
+"""
 
 import dataclasses
 import logging
 import sys
 from collections.abc import Iterator, Mapping
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from transformers_agci.families import ForwardCall, image_token_id
+
+if TYPE_CHECKING:
+    from transformers_agci.method.handle import Handle
 
 _HOLDS_IMAGES = "_agci_holds_images"  # attribute of a cache
 
@@ -91,6 +97,22 @@ def refuse_bypass(decoder: nn.Module) -> None:
         f"{type(decoder).__name__} was called directly after image features had been made: AGCI cannot tell where "
         "they were merged in, and would inject nothing. Call the model itself, not its .forward, with input_ids and "
         "pixel_values; or set lambda to 0."
+    )
+
+
+def warn_of_mates(handle: "Handle", call: ForwardCall) -> None:
+    """Warn, once, where prompts share a call although stock's own output then depends on which ones do.
+
+    Copies of one prompt (beams, num_return_sequences) are no mates.
+    """
+    given = call.inputs_embeds if call.input_ids is None else call.input_ids
+    if not handle.family.alone or handle.warned_of_mates or given is None or bool((given == given[:1]).all()):
+        return
+    handle.warned_of_mates = True
+    _log.warning(
+        "AGCI: transformers' own output of %s for a prompt depends on the others in its batch, with and without AGCI: "
+        "give it one prompt per call.",
+        handle.family.name,
     )
 
 

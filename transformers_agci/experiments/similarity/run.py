@@ -65,6 +65,8 @@ class SimilarityRun:
 
     @property
     def _batch_size(self) -> int:
+        if self.loaded.family.alone:
+            return 1
         return self.batch_size or BATCH_SIZE.get(self.loaded.device.type, BATCH_SIZE["cpu"])
 
     @property
