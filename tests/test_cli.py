@@ -12,7 +12,7 @@ import pytest
 
 from transformers_agci import cli
 from transformers_agci.cli import COMMANDS, command_parser, find_command, main
-from transformers_agci.commands.options import with_flags
+from transformers_agci.commands.parser import with_flags
 
 
 def test_every_command_has_its_file_and_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,6 +37,20 @@ def test_help_and_static_tables_load_nothing_large() -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stderr.strip() == "[]", argument
         assert done.stdout.strip(), argument
+
+
+def test_the_list_of_commands_loads_no_command() -> None:
+    code = (
+        "import sys; from transformers_agci.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('transformers_agci.')), file=sys.stderr)\n"
+        "print(*{'inspect', 'json', 'logging', 'pathlib'} & sys.modules.keys(), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ours, standard = done.stderr.splitlines()
+    assert ours.split() == [f"transformers_agci.{name}" for name in ("cli", "commands", "commands.parser", "errors")]
+    assert standard == ""  # each takes longer to import than the list to print
 
 
 def test_unknown_commands_are_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from transformers_agci.cli import main
 from transformers_agci.commands.data_build import add_probe_arguments
-from transformers_agci.commands.options import Parser
+from transformers_agci.commands.parser import Parser
 from transformers_agci.data.built_set import CONTENTS
 from transformers_agci.data.draws import draw_near
 from transformers_agci.data.grid import Grid

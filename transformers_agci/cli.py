@@ -4,16 +4,14 @@ import argparse
 import contextlib
 import errno
 import importlib
-import inspect
 import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, NoReturn, TextIO
 
-from transformers_agci.commands.options import STDOUT, Parser, with_flags, without_long_words
+from transformers_agci.commands.parser import STDOUT, Parser, with_flags, without_long_words
 from transformers_agci.errors import EVERYTHING, InputError
-from transformers_agci.storage.reading import path_text
 
 
 class Command(NamedTuple):
@@ -33,6 +31,8 @@ class Command(NamedTuple):
         module = importlib.import_module(f"transformers_agci.commands.{self.module}")
         if not self.name:
             return LoadedCommand(module.__doc__ or "", module.add_arguments, module.run)
+        import inspect  # with ast and dis it takes longer than `agci --help`
+
         run = getattr(module, f"run_{self.name}")
         return LoadedCommand(inspect.getdoc(run) or "", getattr(module, f"add_{self.name}_arguments"), run)
 
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(arguments)
         try:
             # --json - : the figures alone go to the standard output, the tables beside it
-            stream = sys.stderr if getattr(args, "json", None) == STDOUT else sys.stdout
+            stream = sys.stderr if str(getattr(args, "json", None)) == STDOUT else sys.stdout
             with contextlib.redirect_stdout(_UntilClosed(stream)):
                 return int(loaded.run(args))
         except InputError as error:
@@ -157,6 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
+        from transformers_agci.storage.reading import path_text
+
         where = path_text(str(error.filename)) if error.filename else "a file of this run"
         print(f"agci: {where} cannot be read or written ({error.strerror}).", file=sys.stderr)
         return 2

@@ -7,7 +7,8 @@ others, who then can use the model and nothing else. Needs: pip install '.[app]'
 import argparse
 from pathlib import Path
 
-from transformers_agci.commands.options import EMBEDDED, add_model_options, model_options, path, teller, whole
+from transformers_agci.commands.options import EMBEDDED, add_model_options, model_options, path, whole
+from transformers_agci.commands.parser import teller
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,9 +20,9 @@ from transformers_agci.commands.options import (
     lambdas,
     model_options,
     path,
-    teller,
     whole,
 )
+from transformers_agci.commands.parser import teller
 from transformers_agci.experiments.benchmarks import benchmark_names
 from transformers_agci.experiments.benchmarks.declaration import MODES, PROTOCOLS
 

@@ -9,7 +9,8 @@ biases of known size, with --benchmark another task, so that a repair that costs
 import argparse
 from pathlib import Path
 
-from transformers_agci.commands.options import EMBEDDED, SEED, add_draws_options, json_file, number, path, teller, whole
+from transformers_agci.commands.options import EMBEDDED, SEED, add_draws_options, json_file, number, path, whole
+from transformers_agci.commands.parser import teller
 from transformers_agci.commands.result_options import add_margin_option, margin
 from transformers_agci.method.rivals import RIVALS
 

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from transformers_agci.commands.options import SEED, path, teller, whole
+from transformers_agci.commands.options import SEED, path, whole
+from transformers_agci.commands.parser import teller
 from transformers_agci.errors import counted
 
 FOLDERS = {"probe": "probe_datasets", "similarity": "similarity_data"}

@@ -17,9 +17,9 @@ from transformers_agci.commands.options import (
     lambdas,
     model_options,
     path,
-    teller,
     whole,
 )
+from transformers_agci.commands.parser import teller
 from transformers_agci.experiments.benchmarks.declaration import PROTOCOLS
 
 NAMES = ("scienceqa", "hallusionbench", "crpe", "textvqa", "pope")

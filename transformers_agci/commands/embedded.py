@@ -4,7 +4,8 @@ import argparse
 import functools
 from pathlib import Path
 
-from transformers_agci.commands.options import EMBEDDED, SEED, add_planted_bias_option, path, teller, whole
+from transformers_agci.commands.options import EMBEDDED, SEED, add_planted_bias_option, path, whole
+from transformers_agci.commands.parser import teller
 
 PLANTED_BIAS = 1.0  # of the demo, in attention logits between the top and the bottom row of cells
 

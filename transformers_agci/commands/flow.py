@@ -19,9 +19,9 @@ from transformers_agci.commands.options import (
     model_options,
     path,
     run_options,
-    teller,
     whole,
 )
+from transformers_agci.commands.parser import teller
 from transformers_agci.errors import InputError
 
 LAMBDAS = ("0", "0.5")

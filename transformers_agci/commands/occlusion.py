@@ -21,9 +21,9 @@ from transformers_agci.commands.options import (
     model_options,
     path,
     run_options,
-    teller,
     whole,
 )
+from transformers_agci.commands.parser import teller
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The options that several commands share, each declared once, and what a parser makes of a mistake in them.
+"""The options that several commands share, each declared once.
 
 `add_*_options` declares a group, the function named after it reads the group back as the engine's own dataclass.
 """
@@ -9,8 +9,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
+from transformers_agci.commands.parser import STDOUT
 from transformers_agci.embedded.location import EMBEDDED, MODEL_TYPE, embedded_model_path
 from transformers_agci.errors import InputError, short
 from transformers_agci.method.lam import parse_lambda
@@ -23,53 +24,9 @@ if TYPE_CHECKING:
     from transformers_agci.inference.runner import RunOptions
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-STDOUT = Path("/dev/stdout")
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
-# --- the parser ----------------------------------------------------------------------------------------------------
-
-
-class Parser(argparse.ArgumentParser):
-    """An option that is wrong, missing or unknown is an InputError: one sentence instead of the usage."""
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """A positional may stand behind options: argparse alone gives an optional one up at the first option."""
-        return self.parse_intermixed_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        found = re.match(r"argument ([^:]+): (.*)", message, flags=re.DOTALL)
-        if found:
-            flag, reason = found[1].partition("/")[0], found[2]
-            message = f"{flag}{' ' if reason.startswith('must ') else ': '}{reason}"
-        raise InputError(f"{message.rstrip('.')}. {self.prog} --help shows the options.")
-
-
-def with_flags(text: str, parser: argparse.ArgumentParser) -> str:
-    """The text with every `quantity` in backticks that is an option of the parser spelled as its flag.
-
-    What lies below commands/ knows no flags: its messages name the quantity, as in "give `overwrite` to start over".
-    """
-    spelled = {
-        action.dest: action.option_strings[0] if action.option_strings else str(action.metavar or action.dest)
-        for action in parser._actions
-    }
-    return re.sub(r"`(\w+)`", lambda name: spelled.get(name[1], name[0]), text)
-
-
-def without_long_words(text: str) -> str:
-    """The text with names and values that no reader would finish cut off, such as a path of 5,000 characters."""
-    return re.sub(r"\S{300,}", lambda word: f"{word[0][:120]}...", text)
-
-
-def teller(add_arguments: Callable[[argparse.ArgumentParser], None]) -> Callable[[str], None]:
-    """A print that spells quantities as the flags of these arguments, at once and line by line."""
-    parser = argparse.ArgumentParser(add_help=False)
-    add_arguments(parser)
-
-    def say(line: str) -> None:
-        print(with_flags(line, parser), flush=True)
-
-    return say
+# --- types ------------------------------------------------------------------------------------------------------------
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -108,7 +65,7 @@ def path(text: str) -> Path:
 
 def json_file(text: str) -> Path:
     """The type of --json: a file, or "-" for the standard output, where cli.py then prints nothing else."""
-    return STDOUT if text == "-" else path(text)
+    return Path(STDOUT) if text == "-" else path(text)
 
 
 SEED = whole(0, 2**32 - 1)

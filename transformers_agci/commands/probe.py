@@ -23,9 +23,9 @@ from transformers_agci.commands.options import (
     lambdas,
     model_options,
     path,
-    teller,
     whole,
 )
+from transformers_agci.commands.parser import teller
 from transformers_agci.method.rivals import RIVALS
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from transformers_agci.commands.options import (
     model_options,
     path,
     run_options,
-    teller,
     whole,
 )
+from transformers_agci.commands.parser import teller
 
 EMBEDDED_ITEMS = 100
 
