@@ -281,7 +281,7 @@ def test_lora(family: TinyFamily) -> None:
 @torch.no_grad()
 def test_perception_lm_tells_touching_images_apart_in_generate() -> None:
     """Nothing but the pixels says where an image ends, and generate() drops them; noted through a replay, too."""
-    from transformers_agci.inference.replay import VisionReplay
+    from transformers_agci.inference.vision_replay import VisionReplay
 
     model = TINY["perception_lm"].build()
     batch = make_batch(TINY["perception_lm"], [["plain", "plain", TEXT]])

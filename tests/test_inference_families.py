@@ -13,8 +13,8 @@ from transformers_agci.inference.answering import AnswerOptions, answer_question
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.prompt import answer_token_ids, chat_text, images_once, tokenize
 from transformers_agci.inference.questions import BlankImage, ImageFile, Question, QuestionSet
-from transformers_agci.inference.replay import VisionReplay
 from transformers_agci.inference.runner import RunOptions, output_paths
+from transformers_agci.inference.vision_replay import VisionReplay
 
 LAMBDAS = [0.0, 0.5]
 TEXTS = ("a dog", "a red square in the middle of the image", "x")

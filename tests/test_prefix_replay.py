@@ -12,8 +12,8 @@ from transformers import DynamicCache
 from transformers_agci import agci
 from transformers_agci.inference import prompt, replay
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
+from transformers_agci.inference.prefix_replay import PrefixReplay, Prompts
 from transformers_agci.inference.questions import Question
-from transformers_agci.inference.replay import PrefixReplay, Prompts
 
 SIZES = ((120, 90), (90, 90), (64, 120))  # pixels: width, height
 # Longer and shorter than the first question, sharing much and nothing of its words.

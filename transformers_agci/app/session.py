@@ -30,7 +30,7 @@ from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.methods import method_on, replays_off
 from transformers_agci.inference.prepare import prepare, to_device
 from transformers_agci.inference.questions import YES_NO, ImageBytes, Question
-from transformers_agci.inference.replay import VisionReplay
+from transformers_agci.inference.vision_replay import VisionReplay
 from transformers_agci.method.injection import METHODS
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.method.rivals import RIVALS

@@ -30,6 +30,7 @@ from transformers_agci.inference.host_values import HostValues
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.methods import method_notes, method_on, method_settings, replays_off
 from transformers_agci.inference.prefetch import default_workers
+from transformers_agci.inference.prefix_replay import PrefixReplay
 from transformers_agci.inference.prepare import (
     Batch,
     RawPixels,
@@ -38,7 +39,6 @@ from transformers_agci.inference.prepare import (
 )
 from transformers_agci.inference.progress import Counts, RunSummary, counted, joined
 from transformers_agci.inference.questions import Question, QuestionSet
-from transformers_agci.inference.replay import PrefixReplay, VisionReplay
 from transformers_agci.inference.runner import (
     BlockResult,
     Job,
@@ -50,6 +50,7 @@ from transformers_agci.inference.runner import (
     run,
 )
 from transformers_agci.inference.upload import Upload
+from transformers_agci.inference.vision_replay import VisionReplay
 from transformers_agci.method.rivals import RIVALS
 from transformers_agci.storage.result_lines import FailedRow
 

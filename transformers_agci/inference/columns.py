@@ -26,11 +26,12 @@ from transformers_agci.inference.answer import Answer, Answerer
 from transformers_agci.inference.batches import Block, Column, image_keys
 from transformers_agci.inference.first_token import FirstToken, joined_ids, positions_of
 from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.prefix_replay import PrefixReplay, Prompts
 from transformers_agci.inference.prepare import Batch, Positions, prepare
 from transformers_agci.inference.questions import Question
-from transformers_agci.inference.replay import PrefixReplay, Prompts, VisionReplay
 from transformers_agci.inference.runner import Reporter, out_of_memory
 from transformers_agci.inference.upload import OnDevice, Upload
+from transformers_agci.inference.vision_replay import VisionReplay
 from transformers_agci.storage.result_lines import FailedRow
 
 # Keys and values of prompts that a call of follow-up questions may hold; 7 GB for Qwen2.5-VL-7B on a GPU.

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from transformers_agci.inference.answer import Answer, Answerer, recorded_settings, verdict_is_fixed
-from transformers_agci.inference.replay import Tail
+from transformers_agci.inference.prefix_replay import Tail
 from transformers_agci.method.lost_images import note_images_in_cache
 
 # Settings that leave the first token alone, or that are followed here.
