@@ -12,7 +12,7 @@ import argparse
 import numpy as np
 
 from transformers_agci import statistics as st
-from transformers_agci.experiments.position.comparison import compare_evenness
+from transformers_agci.experiments.position.pair_evenness import compare_evenness
 from transformers_agci.experiments.position.results import Tables
 from transformers_agci.report.table import markdown_table
 

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from transformers_agci import statistics as st
-from transformers_agci.experiments.position.comparison import compare_evenness
+from transformers_agci.experiments.position.pair_evenness import compare_evenness
 from transformers_agci.experiments.position.results import ProbeResult, Tables
 from transformers_agci.statistics import intervals, nulls, signal_detection
 from transformers_agci.statistics.evenness import Verdict, of_auc, of_d_prime, of_means, of_standardized_margins

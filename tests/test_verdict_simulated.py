@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from transformers_agci.experiments.position.comparison import compare_evenness
+from transformers_agci.experiments.position.pair_evenness import compare_evenness
 from transformers_agci.experiments.position.results import Tables
 from transformers_agci.statistics.evenness import Verdict
 
