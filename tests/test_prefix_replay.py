@@ -10,7 +10,7 @@ from tiny_checkpoints import FAMILIES, build_model, random_image
 from transformers import DynamicCache
 
 from transformers_agci import agci
-from transformers_agci.inference import prompt, replay
+from transformers_agci.inference import prefix_replay, prompt
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prefix_replay import PrefixReplay, Prompts
 from transformers_agci.inference.questions import Question
@@ -87,8 +87,8 @@ def test_the_recorded_keys_and_values_matter(loaded, monkeypatch: pytest.MonkeyP
         layers = [None if layer is None else tuple(part.roll(1, dims=2) for part in layer) for layer in record.layers]
         right(cache, record._replace(layers=layers), reuse)
 
-    right = replay._fill
-    monkeypatch.setattr(replay, "_fill", fill_wrongly)
+    right = prefix_replay._fill
+    monkeypatch.setattr(prefix_replay, "_fill", fill_wrongly)
     first, later = (batch(loaded, texts) for texts in SLOTS[:2])
     stock = generate(loaded.model, later)
     with PrefixReplay(loaded.model) as prefix:

@@ -5,7 +5,9 @@ import itertools
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.contingency_tables import cochrans_q
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from transformers_agci import statistics as st
@@ -185,6 +187,29 @@ def test_mcnemar_is_that_of_statsmodels(seed) -> None:
     result = st.mcnemar(first, second)
     assert result.p == pytest.approx(statsmodels_mcnemar(counts, exact=True).pvalue, abs=1e-12)
     assert (result.gained, result.lost) == (counts[1][0], counts[0][1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holm_is_that_of_statsmodels(seed: int) -> None:
+    p = np.random.default_rng(seed).random(7) ** 4
+    p[1] = p[5]
+    assert st.holm(p) == pytest.approx(multipletests(p, method="holm")[1], abs=1e-15)
+    with_gap = st.holm([*p[:3], np.nan, *p[3:]])
+    assert np.isnan(with_gap[3]) and with_gap[:3] + with_gap[4:] == st.holm(p)
+
+
+def test_holm_by_hand() -> None:
+    assert st.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert st.holm([0.9, 0.5]) == [1.0, 1.0]
+    assert st.holm([]) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cochran_is_that_of_statsmodels(seed: int) -> None:
+    table = coins(40, 0.7, seed)
+    found, known = st.cochran_q(table), cochrans_q(table)
+    assert found is not None and found.freedom == (8,)
+    assert (found.statistic, found.p) == pytest.approx((known.statistic, known.pvalue), rel=1e-10)
 
 
 def test_mcnemar_without_a_change() -> None:

@@ -121,13 +121,13 @@ def hotelling(table: Floats) -> TestResult | None:
 
 def cochran_q(table: Floats) -> TestResult | None:
     """Cochran's Q of a table of zeros and ones: chi^2 on C - 1. Only items with all cells; None where none differs."""
-    from statsmodels.stats.contingency_tables import cochrans_q
-
     complete = table[~np.isnan(table).any(axis=1)]
     if table.shape[1] < 2 or not len(complete) or (complete == complete[:, :1]).all():
         return None
-    found = cochrans_q(complete)
-    return TestResult(float(found.statistic), (table.shape[1] - 1,), float(found.pvalue))
+    cells, ones, items = table.shape[1], complete.sum(axis=0), complete.sum(axis=1)
+    spread = cells * (ones**2).sum() - ones.sum() ** 2
+    statistic = float((cells - 1) * spread / (cells * items.sum() - (items**2).sum()))
+    return TestResult(statistic, (cells - 1,), float(stats.chi2.sf(statistic, cells - 1)))
 
 
 def failures_by_position(table: Floats, unreadable: Floats, seed: int = 0) -> TestResult | None:

@@ -105,12 +105,11 @@ def mcnemar(first: Floats, second: Floats) -> McNemar:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p values, in the given order: what is at most .05 holds for the whole family. NaN stays NaN."""
-    from statsmodels.stats.multitest import multipletests
-
     values = np.array(p_values, dtype=float)
-    known = np.isfinite(values)
-    if known.any():
-        values[known] = multipletests(values[known], method="holm")[1]
+    known = np.flatnonzero(np.isfinite(values))
+    order = known[np.argsort(values[known])]
+    steps = values[order] * np.arange(len(order), 0, -1)  # the smallest p counts for all tests, the largest for itself
+    values[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return [float(value) for value in values]
 
 
