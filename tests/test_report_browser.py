@@ -181,6 +181,19 @@ def test_dark_light_and_print(opened, tmp_path: Path) -> None:
     assert page.pdf().startswith(b"%PDF")
 
 
+def test_plots_are_as_large_as_they_were_drawn(opened, tmp_path: Path) -> None:
+    page = opened(tmp_path)
+    sizes = "svgs => svgs.map(svg => [svg.getBoundingClientRect().width, Number(svg.getAttribute('width'))])"
+    found = page.locator("section[aria-labelledby] .plot > svg").evaluate_all(sizes)
+    assert len(found) >= 6 and all(shown == pytest.approx(drawn, abs=1) and drawn > 200 for shown, drawn in found)
+
+
+def test_nothing_runs_out_of_a_phone_s_screen(opened, tmp_path: Path) -> None:
+    page = opened(tmp_path)
+    page.set_viewport_size({"width": 360, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
 def test_hostile_captions_names_replies_and_manifests_run_nothing(opened, tmp_path: Path) -> None:
     page = opened(tmp_path, "--labels", HOSTILE[1], HOSTILE[3], hostile=True, items=len(HOSTILE), images=True)
     title = page.title()

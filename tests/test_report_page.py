@@ -17,6 +17,7 @@ from transformers_agci.data.grid import POSITIONS
 from transformers_agci.experiments.position.comparison import compare
 from transformers_agci.experiments.position.results import read_results
 from transformers_agci.report.page.columns import MOST_LETTERS, Texts, column, margins
+from transformers_agci.report.page.render import typeset
 from transformers_agci.statistics.signal_detection import auc_without_each, roc
 
 DRAWS = ["--draws", "20"]
@@ -62,7 +63,7 @@ def test_the_page_holds_every_answer_and_says_the_verdict(tmp_path: Path) -> Non
     text, page = report(tmp_path, items=30)
     results = [read_results(tmp_path / f"answers.lam{lam}.jsonl") for lam in ("0", "0.5")]
     pair, data = compare(*results), page.data()
-    assert html.unescape(text).count(pair.verdict) == 1
+    assert html.unescape(text).count(typeset(pair.verdict)) == 1
     assert data["results"] == ["baseline (lambda 0)", "AGCI (lambda 0.5)"] and data["cells"] == list(POSITIONS)
     for answer, right in (("Yes", 2), ("No", 1)):
         first, second = (numbers(said) == right for said in data["sides"][answer]["said"])

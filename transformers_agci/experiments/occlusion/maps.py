@@ -9,7 +9,7 @@ import numpy as np
 
 from transformers_agci import statistics as st
 from transformers_agci.data.grid import POSITIONS, Box
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.items import target_box
 from transformers_agci.experiments.occlusion.files import ImageMap
 from transformers_agci.experiments.occlusion.masks import Raster
@@ -117,7 +117,7 @@ def panel_figure(maps: OcclusionMaps, title: str = "") -> "Figure":
     places = [_place(maps, k) for k in range(len(POSITIONS))]
     said = (
         f"outlined: the target's cell; share of the map inside it {PERCENT.write(maps.overall)} % "
-        f"(area {100 * np.mean(maps.areas):.1f} %), n = {maps.overall.n}, 95 % intervals over items"
+        f"(area {100 * np.mean(maps.areas):.1f} %), {counted(maps.overall.n, 'image')}, 95 % intervals over items"
     )
     return map_grid_figure(places, common_scale(maps.means, LABEL), title, said)
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 from transformers_agci.report.heatmap import COLUMN_NAMES, ROW_NAMES, Panel, Scale
 from transformers_agci.report.page import colours
 from transformers_agci.report.page.plots import Plot
-from transformers_agci.report.table import Table
+from transformers_agci.report.table import ABSENT, Table
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["typeset"] = typeset
     script, style = _own("page.js"), f"{_own('style.css')}\n{colours.style_sheet()}\n"
     return environment.get_template("template.html").render(
         page=page,
@@ -109,6 +111,17 @@ def render(page: Page) -> str:
         rows_of=ROW_NAMES,
         columns_of=COLUMN_NAMES,
     )
+
+
+def typeset(text: str) -> str:
+    """Words of a terminal as a page shows them: a minus sign before a number, an arrow between two.
+
+    >>> typeset("sd 0.28 -> 0.25, change -0.016 (-0.031 to -0.001), lambda-0 and a-1")
+    'sd 0.28 → 0.25, change −0.016 (−0.031 to −0.001), lambda-0 and a-1'
+    """
+    if text == ABSENT:
+        return "–"
+    return re.sub(r"(?<![\w.-])-(?=\d)", "−", text).replace(" -> ", " → ").replace("second - first", "second − first")
 
 
 def policy(script: str, style: str, image_folder: bool) -> str:
