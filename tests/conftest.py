@@ -35,21 +35,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 MANY = 6  # parameters from which on a slow test is thinned out
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest reads `-m`
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Thin the slow tests out, evenly over each function's parameters; what is left out is reported as deselected."""
+    """Make the most of a sampled test slow, then thin the slow tests out, evenly over each function's parameters.
+
+    What is left out is reported as deselected.
+    """
+    for group in _by_function(items):
+        sampled = group[0].get_closest_marker("sampled")
+        for item in _others(group, sampled.args[0]) if sampled else []:
+            item.add_marker(pytest.mark.slow)
     share = config.getoption("--share")
     if share <= 1:
         return
-    by_function: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        if item.get_closest_marker("slow"):
-            by_function.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    left_out = {id(item) for group in by_function.values() if len(group) >= MANY for item in _others(group, share)}
+    slow = _by_function([item for item in items if item.get_closest_marker("slow")])
+    left_out = {id(item) for group in slow if len(group) >= MANY for item in _others(group, share)}
     items[:], dropped = (
         [item for item in items if id(item) not in left_out],
         [item for item in items if id(item) in left_out],
     )
     config.hook.pytest_deselected(items=dropped)
+
+
+def _by_function(items: list[pytest.Item]) -> list[list[pytest.Item]]:
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    return list(groups.values())
 
 
 def _others(group: list[pytest.Item], share: int) -> list[pytest.Item]:

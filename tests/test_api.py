@@ -71,6 +71,7 @@ def test_importing_the_package_loads_no_torch() -> None:
     assert said.strip() == "False"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_in_the_docstrings(name: str) -> None:
     found = doctest.testmod(importlib.import_module(f"transformers_agci.api.{name}"))
@@ -144,6 +145,7 @@ def test_without_a_folder_no_file_is_left(model, data, tmp_path: Path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_several_methods_and_joined_runs(model, data, run) -> None:
     others = transformers_agci.probe(model, data, [0.5], method=["uniform", "random"], **QUIET)
     assert list(others.to_pandas()["method"].unique()) == ["uniform", "random"]
@@ -304,6 +306,7 @@ def test_rows_need_their_images() -> None:
 # --- the other experiments ---
 
 
+@pytest.mark.slow
 def test_similarity_occlusion_and_flow(model, tmp_path: Path) -> None:
     similar = transformers_agci.similarity(model, lambdas=[0, 0.5], items=2, folder=tmp_path / "s", **QUIET)
     assert list(similar.to_pandas()["lambda"].value_counts()) == [18, 18]

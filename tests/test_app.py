@@ -76,6 +76,7 @@ def test_both_settings_are_answered_as_by_a_model_of_their_own(session: Session)
     assert max(abs(one.margin - other.margin) for one, other in zip(baseline, changed)) > 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", METHODS_ON_PAGE)
 def test_every_method_of_the_page_answers_and_leaves_no_trace(method: str, session: Session) -> None:
     scene = Scene.draw("rose", 1, GRID)

@@ -154,6 +154,7 @@ def test_candidates_that_hold_image_tokens(family: str, model: Any) -> None:
         model(input_ids=inputs["input_ids"])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("order", ["attach first", "dispatch first"])
 @pytest.mark.parametrize("kind", ["cpu_offload", "disk"])
 def test_offloading(family: str, model: Any, kind: str, order: str, tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_costs_and_notes(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_one_run_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     """Asked once; the second call answers nothing and reports the same; the manifest knows each arm."""
     monkeypatch.chdir(tmp_path)

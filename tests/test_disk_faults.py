@@ -41,6 +41,7 @@ def fail_at(number: int, error: OSError, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(atomic.os, "open", failing)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("error", [FULL, READ_ONLY], ids=["full", "read-only"])
 @pytest.mark.parametrize("number", [0, 5, 18])
 @pytest.mark.parametrize("build", [build_probe_set, build_similarity_set, embedded_data])

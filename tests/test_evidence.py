@@ -281,6 +281,7 @@ def as_tables(margin: np.ndarray, yes: bool = True) -> Tables:
     return Tables(correct=said if yes else 1 - said, said_yes=said, unreadable=0 * said, margin=margin)
 
 
+@pytest.mark.slow
 def test_the_best_of_several_equal_lambdas_is_no_better_on_held_out_items(tmp_path: Path) -> None:
     """Ten results of one model: the best on the dev items gains there, and nothing on the others."""
     from transformers_agci.experiments.position.results import read_results

@@ -75,6 +75,7 @@ def test_every_family_has_a_tiny_model() -> None:
     assert set(TINY) == set(ROWS) or VERSION < (5, 23)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("side", ["left", "right"])
 @families
 @torch.no_grad()

@@ -26,6 +26,7 @@ def image_of(model: Any, inputs: dict[str, torch.Tensor]) -> range:
     return range(places[0], places[-1] + 1)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("lam", [0.0, 0.5])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
@@ -60,6 +61,7 @@ def test_layers_are_all_one_or_a_range() -> None:
             parse_layers(wrong, 3)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_image_on_every_family(family: str, tiny_checkpoint: Any, tmp_path: Path) -> None:
     random_image(2, 120, 90).save(tmp_path / "x.png")
@@ -96,6 +98,7 @@ def test_one_image_on_every_family(family: str, tiny_checkpoint: Any, tmp_path: 
     assert told["flows"][0]["on_picture"] != told["flows"][1]["on_picture"]
 
 
+@pytest.mark.slow
 def test_probe_file_shares_and_maps(
     tiny_checkpoint: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def test_adjacent_images_without_marks(name: str, images: int, how: str) -> None
 SEPARATED = ("aya_vision", "llama4", "lfm2_vl", "cohere2_vision", "ovis2", "idefics3", "smolvlm", "aria", "got_ocr2")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("tokens", [1, 2, 5, 24, 25])
 @pytest.mark.parametrize("images", [2, 3])
 @pytest.mark.parametrize("name", SEPARATED)

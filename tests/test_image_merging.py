@@ -106,6 +106,7 @@ MERGING = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("merge", MERGING, ids=lambda merge: merge.__name__)
 def test_own_merging_is_refused(family: str, model: Any, merge: Callable[..., None]) -> None:
     inputs = make_inputs(family, model, batch=2)
@@ -195,6 +196,7 @@ def abort_in_vision(model: Any, error: BaseException) -> Any:
     return part.register_forward_hook(abort)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
 @pytest.mark.parametrize("where", ["in the model", "outside"])
 def test_decoder_call_after_an_aborted_vision_tower(family: str, model: Any, error: BaseException, where: str) -> None:
@@ -225,6 +227,7 @@ def in_no_grad(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return merged(model, inputs)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("between", ["nothing", "text by ids", "another thread", "lambda 0"])
 @pytest.mark.parametrize("to", ["model", "decoder"])
 def test_merged_features_are_refused_whatever_lies_between(family: str, model: Any, between: str, to: str) -> None:

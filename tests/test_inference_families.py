@@ -48,6 +48,7 @@ def answers(
     }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batch_1_and_batch_5_agree_in_float32(
     tiny_checkpoint: Callable[[str], Path], questions, tmp_path: Path, family
@@ -62,6 +63,7 @@ def test_batch_1_and_batch_5_agree_in_float32(
     assert [row["margin"] for row in alone[0.0]] != [row["margin"] for row in alone[0.5]]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_bfloat16_only_close_calls_may_flip(
     tiny_checkpoint: Callable[[str], Path], questions, tmp_path: Path, family

@@ -87,6 +87,7 @@ def test_widths_are_padded_exactly() -> None:
     assert torch.equal(logits(model), stock)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("segments", [False, True], ids=["stock attention", "segments"])
 def test_compiled_forwards_agree(segments: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU would compile, traced here: the same values, and one compilation for all layers of a kind."""

@@ -284,6 +284,7 @@ def test_key_set_on_the_config_of_a_model_without_it(family: str, where: str) ->
     assert torch.equal(logits(model, family), stock)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("where", ["model", "inner model"])
 @pytest.mark.parametrize("by", ["attach", "key"])
@@ -330,6 +331,7 @@ def test_attribute_of_a_wrapper(how: str) -> None:
         wrapped.global_context_broadcast_lambda = -1
 
 
+@pytest.mark.slow
 def test_attribute_after_attach_without_the_start_up_hook(tmp_path: Path) -> None:
     """It is a view of lambda from the first `attach` on; in a process of its own, since activation stays."""
     program = f"""

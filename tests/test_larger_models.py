@@ -78,6 +78,7 @@ def on_messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "transformers_agci"]
 
 
+@pytest.mark.sampled(3)
 @larger
 @pytest.mark.parametrize(("top", "nested"), [(0.5, None), (None, 0.5), (0.5, 0.5), (0.5, 0.2), (0.5, 0.0)])
 def test_key_is_served_wherever_it_stands(

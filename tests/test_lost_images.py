@@ -176,6 +176,7 @@ def test_draft_model_is_warned_of(family: str, model: Any, caplog: pytest.LogCap
     assert messages or current_handle(draft).injections
 
 
+@pytest.mark.slow
 def test_requests_of_a_batch_do_not_fail_their_mates() -> None:
     """generate_batch packs requests into one row."""
     model = build_model("llava", attn_implementation="sdpa")

@@ -253,6 +253,7 @@ def all_intervals(content, path=""):
             yield from all_intervals(value, f"{path}[{number}]")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("items", [1, 2, 40])
 @pytest.mark.parametrize("answers", [("Yes", "No"), ("Yes",)])
 @pytest.mark.parametrize("right", [True, False])

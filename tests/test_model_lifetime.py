@@ -35,6 +35,7 @@ def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**inputs).logits
 
 
+@pytest.mark.sampled(3)
 def test_deleted_model_is_freed(family: str) -> None:
     """Also while its handle is held, and after a forward pass."""
     model = build_model(family)

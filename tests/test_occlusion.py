@@ -67,6 +67,7 @@ def one_by_one(loaded: LoadedModel, image: Image.Image, mask: int, tokens: tuple
     return values
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_equals_masking_one_copy_at_a_time(family: str, tiny_checkpoint: Any, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def loaded(tiny_checkpoint: Callable[[str], Path], request: pytest.FixtureReques
 every_family = pytest.mark.parametrize("loaded", FAMILIES, indirect=True)
 
 
+@pytest.mark.sampled(3)
 @every_family
 @pytest.mark.parametrize("lam", [0.0, 0.5])
 def test_answers_are_those_of_the_whole_prompt(loaded, lam) -> None:
@@ -130,6 +131,7 @@ def test_rows_may_come_in_another_order_and_leave_some_out(loaded) -> None:
     assert torch.allclose(stock[1], replayed[1], atol=2e-5, rtol=0)
 
 
+@pytest.mark.sampled(4)
 @every_family
 @pytest.mark.parametrize("case", ["other images", "not named", "forgotten", "other text before", "static cache"])
 def test_where_it_cannot_be_the_decoder_computes_everything(loaded, case) -> None:

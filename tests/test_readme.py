@@ -37,6 +37,7 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in blocks.splitlines() if re.match(r"agci |python ", line)]
 
 
+@pytest.mark.slow
 def test_commands_run(
     tiny_checkpoint: Callable[[str], Path],
     tmp_path: Path,

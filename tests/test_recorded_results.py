@@ -100,6 +100,7 @@ CONTINUED = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", CONTINUED)
 def test_a_recorded_run_is_continued(agci: Callable[..., int], folder: Path, kind: str) -> None:
     words, name, before, after = CONTINUED[kind]

@@ -121,6 +121,7 @@ def test_hostile_labels_and_titles_are_text(tmp_path: Path) -> None:
     assert "<script>document" not in text and "<img src=x" not in text
 
 
+@pytest.mark.slow
 def test_images_of_changed_answers_in_the_page_or_of_all_in_a_folder(tmp_path: Path) -> None:
     _, page = report(tmp_path / "page", images=True)
     data = page.data()
@@ -141,6 +142,7 @@ def test_images_of_changed_answers_in_the_page_or_of_all_in_a_folder(tmp_path: P
         assert image.format == "JPEG"
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_read_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = write_results(tmp_path, 6, images=True)
     for path in (tmp_path / "images").iterdir():
@@ -165,6 +167,7 @@ def test_one_result_without_margins_of_yes_rows(tmp_path: Path) -> None:
     assert "No manifest lies beside the results" in text
 
 
+@pytest.mark.slow
 def test_ruler_and_flow_stand_in_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ruler = Path(__file__).parents[1] / "docs" / "ruler" / "ruler.json"
     grid = np.arange(81, dtype=float).reshape(9, 9).tolist()

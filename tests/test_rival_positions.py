@@ -82,6 +82,7 @@ class Positions:
         self.hook.remove()
 
 
+@pytest.mark.sampled(4)
 @families
 @torch.no_grad()
 def test_bapa_on_every_family(family: TinyFamily) -> None:

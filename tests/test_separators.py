@@ -175,6 +175,7 @@ def tokens_alone(family: str, marks: str, number: int) -> int:
     return int((made["input_ids"] == token).sum())
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("between", BETWEEN, ids=["adjacent", "line break", "text"])
 @pytest.mark.parametrize(
     ("family", "marks"),

@@ -43,6 +43,7 @@ def test_a_probe_is_one_run_per_lambda(runs: list[dict[str, Any]], tmp_path: Pat
         assert figures["balanced_accuracy"] == (figures["yes_accuracy"] + figures["no_accuracy"]) / 2
 
 
+@pytest.mark.slow
 def test_a_benchmark_hands_over_its_score(
     runs: list[dict[str, Any]], tmp_path: Path, tiny_checkpoint: Callable[[str], Path]
 ) -> None:

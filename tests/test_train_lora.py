@@ -192,6 +192,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_adapter(
     keyed: Made, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -375,6 +376,7 @@ def test_gemma3n_takes_named_layers_only(
     assert "give lora_target: q_proj,k_proj,v_proj,o_proj" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "what"),
     [

@@ -80,6 +80,7 @@ def fresh_copy(decoder: Any) -> Any:
     return twin
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("wrap", [Wrapper, copy.deepcopy, fresh_copy, TriesAgain], ids=lambda wrap: wrap.__name__)
 def test_decoder_replaced_after_attach(family: str, model: Any, wrap: Callable[[Any], Any]) -> None:
     inputs = make_inputs(family, model, batch=2)
@@ -167,6 +168,7 @@ CHECKPOINTING = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("order", ["attach first", "wrap first"])
 @pytest.mark.parametrize("wrap", CHECKPOINTING, ids=lambda wrap: wrap.__name__)
 def test_recomputation_injects_as_well(family: str, model: Any, wrap: Callable[[Any], None], order: str) -> None:
