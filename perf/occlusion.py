@@ -32,6 +32,7 @@ from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.experiments.forced_answer import ForcedAnswer
 from transformers_agci.experiments.occlusion.files import Occluded
 from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun
+from transformers_agci.experiments.occlusion.painting import Painter
 from transformers_agci.experiments.position.data import embedded_data
 from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.inference.load import LoadedModel
@@ -151,7 +152,8 @@ def main() -> None:
                 for one, other in zip(ours, plain, strict=True)
             )
             say(f"     ratio: {ratio[0]:.2f}x wall, {ratio[1]:.2f}x processor; the maps differ by {apart:.1e}")
-        with Split(loaded, [(ForcedAnswer, "inputs", "preprocess")]) as split:
+        made_by = [(ForcedAnswer, "inputs", "preprocess"), (Painter, "copies", "preprocess")]
+        with Split(loaded, made_by) as split:
             for row in rows:
                 run.occlude(row)
         say(f"{heading(loaded.device).replace('answer', 'masked copy')}\n{split.row(copies, 'batched')}")

@@ -251,6 +251,9 @@ class SimulatedCuda(TorchDispatchMode):
             "torch.cuda.synchronize": lambda device=None: self.sync("cuda.synchronize"),
             "torch.cuda.device_count": lambda: self.devices,
             "torch.cuda.empty_cache": lambda: None,
+            "torch.cuda.get_device_name": lambda device=None: "simulated",
+            "torch.cuda.max_memory_allocated": lambda device=None: 0,
+            "torch.cuda.reset_peak_memory_stats": lambda device=None: None,
             "concurrent.futures.ThreadPoolExecutor.submit": self._submit,
         }
 

@@ -322,7 +322,7 @@ def test_painted_copies_are_what_the_processor_makes_of_painted_images(
 
     from transformers_agci.experiments.forced_answer import ForcedAnswer
     from transformers_agci.experiments.occlusion.masks import Mask, as_tensor, masked_copies
-    from transformers_agci.experiments.occlusion.painting import find_painter
+    from transformers_agci.experiments.occlusion.painting import Painters
     from transformers_agci.inference.load import LoadOptions, load
     from transformers_agci.inference.questions import ImageFile, Question
 
@@ -333,8 +333,8 @@ def test_painted_copies_are_what_the_processor_makes_of_painted_images(
     asked = ForcedAnswer(loaded, Question({}, "x:1", "Is there a dog?", (image,)), 1)
     pixels, colour = as_tensor(image.open()), (10, 200, 90)
     masks = [None, Mask(0, 0, 28, 28), Mask(31, 5, 50, 71), Mask(side - 9, side - 1, side, side)]
-    painter = find_painter(asked, pixels, asked.inputs([pixels]), colour)
-    assert painter is not None
+    painter = Painters(loaded).of(asked, pixels, asked.inputs([pixels]), colour)
+    assert painter.painted
     ours, stock = painter.copies(masks), asked.inputs(masked_copies(pixels, masks, colour))
     assert ours.keys() == stock.keys()
     for name, value in stock.items():
@@ -342,13 +342,74 @@ def test_painted_copies_are_what_the_processor_makes_of_painted_images(
     assert len({tuple(copy.flatten().tolist()) for copy in ours["pixel_values"].chunk(4)}) == 4
     small = replace(loaded, processor=load(LoadOptions(loaded.notes["model"], max_pixels=64 * 64)).processor)
     resized = ForcedAnswer(small, asked_question(image), 1)
-    assert find_painter(resized, pixels, resized.inputs([pixels]), colour) is None  # its order is not the image's
+    processed = Painters(small).of(resized, pixels, resized.inputs([pixels]), colour)
+    assert not processed.painted  # its order is not the image's
+    assert processed.copies(masks)["pixel_values"].shape == resized.inputs([pixels] * 4)["pixel_values"].shape
+    off = replace(loaded, quick=frozenset())
+    assert not Painters(off).of(asked, pixels, asked.inputs([pixels]), colour).painted
 
 
 def asked_question(image: Any) -> Any:
     from transformers_agci.inference.questions import Question
 
     return Question({}, "x:1", "Is there a dog?", (image,))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
+@torch.no_grad()
+def test_a_run_paints_where_it_may_and_its_maps_stay(family: str, tiny_checkpoint: Any, tmp_path: Path) -> None:
+    """Beside copies that the processor makes: the same logits, and the manifest says how many were painted."""
+    from dataclasses import replace
+
+    from transformers_agci.experiments.forced_answer import ForcedAnswer
+    from transformers_agci.experiments.positives import Positives
+    from transformers_agci.inference.runner import RunOptions
+    from transformers_agci.storage import manifest
+
+    loaded = load(LoadOptions(str(tiny_checkpoint(family))))
+    side = 112 if family == "qwen2_5_vl" else 56
+    rows = [row_of(tmp_path, random_image(3, side, side))]
+    stock, images = ForcedAnswer.inputs, []
+
+    def measured(name: str, quick: frozenset[str]) -> np.ndarray:
+        images.clear()
+        run = OcclusionRun(replace(loaded, quick=quick), rows, tmp_path, MaskOptions(14, 14), 0.5, 7, 1)
+        folder = tmp_path / name
+        run.write(folder, Positives({"a": rows}, tmp_path, [], {}, 0), {}, RunOptions(progress=False))
+        (ran,) = manifest.read(folder / "occlusion.jsonl")["runs"]
+        scores = json.loads((folder / "x_4/x_4_crop_scores.json").read_text())
+        found = [logits for logits in scores["masked_logits"] if logits is not None]
+        assert ran["masked_copies_run"] == len(found)
+        assert ran["masked_copies_painted"] == (len(found) if quick else 0)
+        return np.array(found)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ForcedAnswer, "inputs", lambda self, given: images.extend(given) or stock(self, given))
+        painted = measured("painted", loaded.quick)
+        assert len(images) == 1  # the image itself
+        processed = measured("processed", frozenset())
+        assert len(images) > len(processed)
+    np.testing.assert_allclose(painted, processed, atol=1e-5)
+    assert painted.std() > 1e-4
+
+
+def test_a_processor_that_does_more_than_reorder_keeps_its_copies(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    """It darkens what is bright: in the order of its bytes, but not what would be painted."""
+    import copy
+
+    from transformers_agci.experiments.occlusion.painting import Painters
+
+    loaded = load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl"))))
+    assert Painters(loaded)._find_order(112, 112) is not None
+    real = copy.copy(loaded.processor.image_processor)
+
+    class Darkened:
+        def __call__(self, images: Any, **settings: Any) -> Any:
+            return real([torch.where(image > 250, 250, image) for image in images], **settings)
+
+    painters = Painters(loaded)
+    loaded.processor.image_processor = Darkened()
+    assert painters._find_order(112, 112) is None
 
 
 def test_masked_copies_divide_evenly() -> None:

@@ -13,13 +13,12 @@ from tiny_checkpoints import random_image
 
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.embedded.location import embedded_model_path
-from transformers_agci.experiments.flow.flow import measure_flow
-from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun
+from transformers_agci.experiments.flow.flow import Flow, layer_count, measure_flow
+from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionCounts, OcclusionRun
+from transformers_agci.experiments.positives import Positives
 from transformers_agci.experiments.similarity.run import SimilarityRun
 from transformers_agci.inference.answering import AnswerCounts, AnswerOptions, answer_questions
-from transformers_agci.inference.batches import Column
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
-from transformers_agci.inference.prepare import prepare
 from transformers_agci.inference.questions import ImageFile, Question, QuestionSet, up_to
 from transformers_agci.inference.runner import RunOptions, output_paths
 from transformers_agci.inference.vision_tower import as_matrix_product, use_segments
@@ -31,6 +30,8 @@ IMAGES, ABOUT_EACH = 18, 4
 MOVES = 0.125  # of a margin in bfloat16, where stock itself moves by that much
 CLOSE = 0.1  # margins below this may change their sign
 WAITS_PROBE, WAITS_FOLLOW_UP = 3, 2  # per call
+WAITS_ANSWER, WAITS_OCCLUSION, WAITS_SIMILARITY = 10, 4, 1
+SIDES = {"qwen2_5_vl": (252, 28), "llava": (56, 14)}  # of an image that the processor does not resize, and of a mask
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +96,7 @@ def test_the_probe(loaded: LoadedModel, folder: Path, tmp_path: Path) -> None:
     with SimulatedCuda() as gpu:
         ours, counts = answers(moved(loaded, gpu), asked, tmp_path / "gpu.jsonl", [0.5])
         assert counts.forwards == 1
-        limit = WAITS_PROBE if loaded.family.model_type == "qwen2_5_vl" else WAITS_PROBE + 3
-        assert sum(gpu.syncs.values()) <= limit, gpu.report()
+        assert sum(gpu.syncs.values()) <= WAITS_PROBE, gpu.report()
     compare(ours, stock)
 
 
@@ -106,8 +106,7 @@ def test_follow_up_questions(loaded: LoadedModel, folder: Path, tmp_path: Path) 
     with SimulatedCuda() as gpu:
         ours, counts = answers(moved(loaded, gpu), asked, tmp_path / "gpu.jsonl", [0.5])
         assert counts.forwards == 2  # the first question about each image, then all others
-        limit = WAITS_PROBE if loaded.family.model_type == "qwen2_5_vl" else WAITS_PROBE + 3
-        assert sum(gpu.syncs.values()) <= limit + WAITS_FOLLOW_UP, gpu.report()
+        assert sum(gpu.syncs.values()) <= WAITS_PROBE + WAITS_FOLLOW_UP, gpu.report()
     compare(ours, stock)
 
 
@@ -149,68 +148,135 @@ def row(folder: Path, number: int) -> ProbeRow:
     )
 
 
-def test_occlusion(loaded: LoadedModel, folder: Path) -> None:
-    only = row(folder, 0)
+def waits_when_spread(loaded: LoadedModel) -> int:
+    """More waits of a call of the vision side where the model lies on several devices: accelerate moves the bounds of
+    segments there before every layer of Qwen's tower, and image grids.
+    """
+    if len(set((getattr(loaded.model, "hf_device_map", None) or {}).values())) < 2:
+        return 0
+    return 3 * len(loaded.model.model.visual.blocks) + 4 if loaded.family.model_type == "qwen2_5_vl" else 0
 
-    def masked(model: LoadedModel) -> Any:
-        return OcclusionRun(model, [only], folder, MaskOptions(28, 28), 0.5, 16, 1).occlude(only)
 
-    stock = masked(loaded)
+def occlusion(loaded: LoadedModel, only: ProbeRow, folder: Path, gpu: SimulatedCuda | None = None) -> Any:
+    """The map of one image; on a device the waits of each call: what copies differ in, how many tokens each image has,
+    whether anything is hidden, and the logits.
+    """
+    _, mask = SIDES[loaded.family.model_type]
+    counts = OcclusionCounts()
+    if gpu is not None:
+        gpu.clear()
+    made = OcclusionRun(loaded, [only], folder, MaskOptions(mask, mask), 0.5, 16, 1).occlude(only, counts)
+    if gpu is not None:
+        limit = WAITS_ANSWER + WAITS_OCCLUSION * counts.forward_calls
+        limit += (3 + counts.forward_calls) * waits_when_spread(loaded)
+        assert sum(gpu.syncs.values()) <= limit, gpu.report()
+    return made, counts
+
+
+@pytest.mark.parametrize("painting", [True, False], ids=["painted", "by the processor"])
+def test_occlusion(loaded: LoadedModel, tmp_path: Path, painting: bool) -> None:
+    side, _ = SIDES[loaded.family.model_type]
+    random_image(0, side, side).save(tmp_path / "0.png")
+    stock, counts = occlusion(loaded, row(tmp_path, 0), tmp_path)
+    assert counts.masked_copies_painted == 0
     with SimulatedCuda() as gpu:
         there = moved(loaded, gpu)
-        ours = masked(there)
+        there = there if painting else dataclasses.replace(there, quick=there.quick - {"painting"})
+        ours, counts = occlusion(there, row(tmp_path, 0), tmp_path, gpu)
+        assert counts.masked_copies_run >= 15
+        assert counts.masked_copies_painted == (counts.masked_copies_run if painting else 0)
+        if painting:  # the image once, and where its values stand; the copies as floats take more
+            assert gpu.bytes_uploaded < 12 * 3 * side * side * counts.masked_copies_run
     assert abs(torch.tensor(ours.original) - torch.tensor(stock.original)).max() <= 2 * MOVES
     assert ours.differences == pytest.approx(stock.differences, abs=4 * MOVES)
 
 
-def test_similarity(loaded: LoadedModel, folder: Path) -> None:
-    rows = [row(folder, number) for number in range(9)]
+def similarity(
+    loaded: LoadedModel, rows: list[ProbeRow], folder: Path, path: Path, gpu: SimulatedCuda | None = None
+) -> list[float]:
+    """Of two batches; each is read back once."""
+    if gpu is not None:
+        gpu.clear()
+    run = SimilarityRun(loaded, rows, folder, lam=0.5, batch_size=IMAGES // 2, workers=0)
+    run.write(path, Positives({"all": rows}, folder, [], {}, 0), {}, RunOptions(progress=False))
+    if gpu is not None:
+        assert sum(gpu.syncs.values()) <= 2 * (WAITS_SIMILARITY + waits_when_spread(loaded)), gpu.report()
+        assert not [place for place in gpu.uploads if place.startswith("waits") and "upload.py" in place]
+    return [json.loads(line)["similarity"] for line in path.read_text().splitlines()]
 
-    def measured(model: LoadedModel) -> list[float]:
-        asked = [Question(r.fields, r.where, "Picture.", (ImageFile(folder, r.image, r.where),)) for r in rows]
-        (batch,) = prepare(Column((tuple(range(9)),)), asked, model.processor).batches
-        made = SimilarityRun(model, rows, folder, lam=0.5)._measure(range(9), batch.inputs)
-        return [found["similarity"] for found in made]
 
-    stock = measured(loaded)
+def test_similarity(loaded: LoadedModel, folder: Path, tmp_path: Path) -> None:
+    rows = [row(folder, number) for number in range(IMAGES)]
+    stock = similarity(loaded, rows, folder, tmp_path / "cpu.jsonl")
     with SimulatedCuda() as gpu:
-        assert measured(moved(loaded, gpu)) == pytest.approx(stock, abs=0.02)
+        ours = similarity(moved(loaded, gpu), rows, folder, tmp_path / "gpu.jsonl", gpu)
+    assert ours == pytest.approx(stock, abs=0.02)
+
+
+def flow(loaded: LoadedModel, asked: Question, gpu: SimulatedCuda | None = None) -> list[Flow]:
+    """Each new token of the answer is a wait, and each layer's attention."""
+    if gpu is not None:
+        gpu.clear()
+    made = measure_flow(loaded, asked, LAMBDAS, max_new_tokens=4)
+    if gpu is not None:
+        limit = WAITS_ANSWER + 4 + layer_count(loaded.model) + WAITS_PROBE + 2 * waits_when_spread(loaded)
+        assert sum(gpu.syncs.values()) <= limit * len(LAMBDAS), gpu.report()
+    return made
 
 
 def test_flow(loaded: LoadedModel, folder: Path) -> None:
     asked = questions(folder, 1)[0]
-    stock = measure_flow(loaded, asked, LAMBDAS)
+    stock = flow(loaded, asked)
     with SimulatedCuda() as gpu:
-        ours = measure_flow(moved(loaded, gpu), asked, LAMBDAS)
+        ours = flow(moved(loaded, gpu), asked, gpu)
     for one, other in zip(ours, stock, strict=True):
         assert torch.allclose(one.text, other.text, atol=0.02)
 
 
-@pytest.mark.parametrize("split", ["decoder", "tower"])
-def test_two_devices(folder: Path, tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As accelerate spreads a model: half of the decoder, or of the tower and all behind it, on the second device."""
-    hooks = pytest.importorskip("accelerate.hooks")
-    loaded = load(LoadOptions(str(embedded_model_path()), dtype="bfloat16", vision="stock", kernels="stock"))
-    asked, only = questions(folder, 2), row(folder, 0)
-    stock, _ = answers(loaded, asked, tmp_path / "cpu.jsonl", [0.5])
-    vision, layers = loaded.model.model.visual.blocks, loaded.model.model.language_model.layers
-    first, second = "cuda:0", "cuda:1"
-    far = second if split == "tower" else first  # where the tower ends
-    half_tower, half_text = len(vision) // 2, len(layers) // 2
-    places = {
-        "model.visual.patch_embed": first,
-        "model.visual.rotary_pos_emb": first,
-        **{
-            f"model.visual.blocks.{n}": second if split == "tower" and n >= half_tower else first
-            for n in range(len(vision))
-        },
-        "model.visual.merger": far,
-        "model.language_model.embed_tokens": first,
-        **{f"model.language_model.layers.{n}": first if n < half_text else second for n in range(len(layers))},
-        "model.language_model.norm": second,
-        "model.language_model.rotary_emb": second,
-        "lm_head": second,
+FIRST, SECOND = "cuda:0", "cuda:1"
+# Modules beside the layers: before the tower, behind it, before the decoder, behind it.
+PARTS = {
+    "qwen2_5_vl": (
+        ("model.visual.patch_embed", "model.visual.rotary_pos_emb"),
+        "model.visual.blocks",
+        ("model.visual.merger",),
+    ),
+    "llava": (
+        ("model.vision_tower.embeddings", "model.vision_tower.pre_layrnorm"),
+        "model.vision_tower.encoder.layers",
+        ("model.vision_tower.post_layernorm", "model.multi_modal_projector"),
+    ),
+}
+
+
+def device_map(loaded: LoadedModel, split: str) -> dict[str, str]:
+    """Half of the decoder, or of the tower and all behind it as well, on the second device."""
+    before, tower, behind = PARTS[loaded.family.model_type]
+    far = SECOND if split == "tower" else FIRST  # where the tower ends
+
+    def halves(layers: str, end: str) -> dict[str, str]:
+        count = len(loaded.model.get_submodule(layers))
+        return {f"{layers}.{n}": FIRST if n < count // 2 else end for n in range(count)}
+
+    decoder = "model.language_model"
+    return {
+        **dict.fromkeys((*before, f"{decoder}.embed_tokens"), FIRST),
+        **halves(tower, far),
+        **dict.fromkeys(behind, far),
+        **halves(f"{decoder}.layers", SECOND),
+        **dict.fromkeys((f"{decoder}.norm", f"{decoder}.rotary_emb", "lm_head"), SECOND),
     }
+
+
+@pytest.mark.parametrize("split", ["decoder", "tower"])
+def test_two_devices(
+    loaded: LoadedModel, folder: Path, tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As accelerate spreads a model: every experiment, twice in a row."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    asked, rows = questions(folder, 2), [row(folder, number) for number in range(IMAGES)]
+    stock, _ = answers(loaded, asked, tmp_path / "cpu.jsonl", [0.5])
+    places = device_map(loaded, split)
 
     def place(name: str) -> str:
         return places[max((key for key in places if name == key or name.startswith(f"{key}.")), key=len)]
@@ -221,12 +287,18 @@ def test_two_devices(folder: Path, tmp_path: Path, split: str, monkeypatch: pyte
         loaded.model.hf_device_map = places
         hooks.attach_align_device_hook_on_blocks(
             loaded.model,
-            execution_device={name: torch.device(at) for name, at in places.items()} | {"": torch.device(first)},
+            execution_device={name: torch.device(at) for name, at in places.items()} | {"": torch.device(FIRST)},
             offload=dict.fromkeys(places, False),
             skip_keys=loaded.model._skip_keys_device_placement,
         )
         there = moved(loaded, gpu, place)
         for number in range(2):  # the second time finds every forward that the first one had to put back
-            ours, _ = answers(there, asked, tmp_path / f"gpu{number}.jsonl", [0.5])
-            OcclusionRun(there, [only], folder, MaskOptions(56, 56), 0.5, 16, 1).occlude(only)
+            gpu.clear()
+            ours, counts = answers(there, asked, tmp_path / f"gpu{number}.jsonl", [0.5])
+            assert counts.forwards == 2
+            limit = WAITS_PROBE + WAITS_FOLLOW_UP + waits_when_spread(there)
+            assert sum(gpu.syncs.values()) <= limit, gpu.report()
+            occlusion(there, rows[0], folder, gpu)
+            similarity(there, rows, folder, tmp_path / f"similarity{number}.jsonl", gpu)
+            flow(there, asked[0], gpu)
     compare(ours, stock)

@@ -8,7 +8,7 @@ import torch
 from test_inference_run import LAMBDAS, ask, probe, rows
 from tiny_checkpoints import FAMILIES, build_processor, random_image
 
-from transformers_agci.inference import answering
+from transformers_agci.inference import prepare
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.prepare import PIXELS, RawPixels, raw_pixels
 
@@ -58,7 +58,7 @@ def test_the_engine_gives_the_same_answers(
 
     original = RawPixels.normalise
     monkeypatch.setattr(RawPixels, "normalise", counted)
-    monkeypatch.setattr(answering, "BYTES_CROSS_TO", ("cpu",))
+    monkeypatch.setattr(prepare, "BYTES_CROSS_TO", ("cpu",))
     ask(loaded, questions, tmp_path / "bytes.jsonl")
     assert normalised[1:] == [torch.uint8] * 3  # the first is the trial; then each image once
     for lam in LAMBDAS:

@@ -14,8 +14,9 @@ import torch
 
 from transformers_agci.errors import InputError
 from transformers_agci.inference.answer import Answerer
+from transformers_agci.inference.host_values import crossing
 from transformers_agci.inference.load import LoadedModel
-from transformers_agci.inference.prepare import TEXT_KEYS, to_device
+from transformers_agci.inference.prepare import TEXT_KEYS, RawPixels, to_device
 from transformers_agci.inference.prompt import chat_text, tokenize
 from transformers_agci.inference.questions import Question
 
@@ -29,17 +30,27 @@ class Answered:
 
 
 class ForcedAnswer:
-    """One question about images of one size; the images come as PIL images or uint8 tensors [3, H, W]."""
+    """One question about images of one size; the images come as PIL images or uint8 tensors [3, H, W].
 
-    def __init__(self, loaded: LoadedModel, question: Question, max_new_tokens: int) -> None:
-        self.loaded = loaded
+    With `raw`, pixels leave the processor as bytes and are normalised on the device.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, question: Question, max_new_tokens: int, raw: RawPixels | None = None
+    ) -> None:
+        self.loaded, self.raw = loaded, raw
         self.where = question.where
         self.prompt = chat_text(loaded.processor, question)
         self.max_new_tokens = max_new_tokens
 
     def inputs(self, images: Sequence[Any]) -> dict[str, torch.Tensor]:
         """The processor's tensors for the prompt about each of these images, on the CPU."""
-        return tokenize(self.loaded.processor, [self.prompt] * len(images), [[image] for image in images])
+        processor = self.loaded.processor if self.raw is None else self.raw.processor
+        return tokenize(processor, [self.prompt] * len(images), [[image] for image in images])
+
+    def on_device(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The inputs as the model takes them."""
+        return to_device(self.loaded, inputs, self.raw)
 
     def answer(self, inputs: Mapping[str, torch.Tensor]) -> Answered:
         """The greedy answer to the prompt of a batch of one.
@@ -50,7 +61,7 @@ class ForcedAnswer:
         settings = copy.copy(answerer.settings)
         settings.max_new_tokens = self.max_new_tokens
         with torch.inference_mode():
-            made = self.loaded.model.generate(**to_device(self.loaded, inputs), generation_config=settings)
+            made = self.loaded.model.generate(**self.on_device(inputs), generation_config=settings)
         tokens = made.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
         if tokens and tokens[-1] in ends:
@@ -64,18 +75,18 @@ class ForcedAnswer:
     def logits(self, inputs: Mapping[str, torch.Tensor], answered: Answered) -> torch.Tensor:
         """The raw logits [B, T] float32 of the answer's tokens, each after the prompt and the tokens before it.
 
-        The inputs may be on the CPU or where the model is.
+        The text is on the CPU; pixels may be where the model is.
         """
-        tokens = torch.tensor(answered.tokens, device=self.loaded.device)
-        forced = _with_answer(to_device(self.loaded, inputs), tokens[:-1])
+        tokens = torch.tensor(answered.tokens)
+        forced = self.on_device(_with_answer(inputs, tokens[:-1]))
         with torch.inference_mode():
             # Only the needed positions' logits: the vocabulary is large. Nobody goes on from the keys and values.
             logits = self.loaded.model(**forced, logits_to_keep=len(tokens), use_cache=False).logits
-        wanted = tokens.to(logits.device).expand(len(logits), -1)
+        wanted = crossing(tokens, logits.device).expand(len(logits), -1)
         return logits[:, -len(tokens) :].gather(2, wanted[..., None])[..., 0].float().cpu()
 
 
-def _with_answer(inputs: dict[str, torch.Tensor], tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+def _with_answer(inputs: Mapping[str, torch.Tensor], tokens: torch.Tensor) -> Mapping[str, torch.Tensor]:
     """The text tensors [B, S] lengthened by the answer's tokens [T - 1]; they are no image tokens."""
     if not len(tokens):
         return inputs
@@ -86,4 +97,4 @@ def _with_answer(inputs: dict[str, torch.Tensor], tokens: torch.Tensor) -> dict[
         name: torch.cat([inputs[name], added.get(name, none).to(inputs[name].dtype)], dim=1)
         for name in TEXT_KEYS & inputs.keys()
     }
-    return inputs | longer
+    return {**inputs, **longer}

@@ -26,7 +26,7 @@ from transformers_agci.inference.engine import (
     result_row,
     stop_words,
 )
-from transformers_agci.inference.host_values import HostValues
+from transformers_agci.inference.host_values import host_values
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.methods import method_notes, method_on, method_settings, replays_off
 from transformers_agci.inference.prefetch import default_workers
@@ -34,8 +34,8 @@ from transformers_agci.inference.prefix_replay import PrefixReplay
 from transformers_agci.inference.prepare import (
     Batch,
     RawPixels,
+    crossing_pixels,
     prepared_ahead,
-    raw_pixels,
 )
 from transformers_agci.inference.progress import Counts, RunSummary, counted, joined
 from transformers_agci.inference.questions import Question, QuestionSet
@@ -53,8 +53,6 @@ from transformers_agci.inference.upload import Upload
 from transformers_agci.inference.vision_replay import VisionReplay
 from transformers_agci.method.rivals import RIVALS
 from transformers_agci.storage.result_lines import FailedRow
-
-BYTES_CROSS_TO = ("cuda",)  # devices that normalise images themselves where they can
 
 
 @dataclass(frozen=True)
@@ -231,7 +229,7 @@ class _Answering:
         size = 1 if loaded.family.alone else options.batch_size
         self.plan: Plan = make_plan(questions, loaded.device.type, size, options.block_rows)
         self.answerer = Answerer(loaded.model, loaded.processor)
-        self.raw: RawPixels | None = raw_pixels(loaded.processor) if loaded.device.type in BYTES_CROSS_TO else None
+        self.raw: RawPixels | None = crossing_pixels(loaded)
         self.processor = loaded.processor if self.raw is None else self.raw.processor
         self.counts = AnswerCounts()
         self._lengths: dict[str, int] = {}
@@ -257,8 +255,7 @@ class _Answering:
         """Answer block after block."""
         columns = [column for task in tasks for column in self._columns(task)]
         positions, processor = positions_by(self.loaded), self.processor
-        on_gpu = self.loaded.device.type == "cuda" and "host_values" in self.loaded.quick
-        host = HostValues(self.loaded.model) if on_gpu else None
+        host = host_values(self.loaded)
         upload = Upload(self.loaded, self.raw, grids_stay=host is not None and host.grids_stay)
         work = ColumnWork(
             self.loaded,

@@ -78,12 +78,20 @@ class HostValues:
         return args, {**kwargs, **self._given[key]}
 
 
+def host_values(loaded: Any) -> HostValues | None:
+    """What is entered for a loaded model: nothing where its inputs are on the host anyway, or where it is off."""
+    wanted = loaded.device.type == "cuda" and "host_values" in loaded.quick
+    return HostValues(loaded.model) if wanted else None
+
+
 def _is_windowed(tower: Any) -> bool:
     return all(hasattr(tower, name) for name in ("window_size", "patch_size", "spatial_merge_size"))
 
 
 def _from_grid(tower: Any, grid: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
-    """The arguments that Qwen2.5-VL's tower would work out; bounds of segments stay where they are read."""
+    """The arguments that Qwen2.5-VL's tower would work out; bounds of segments stay where they are read: on the host
+    but for flash attention, whose kernels read them.
+    """
     ask: Any = import_module(UTILITIES)
     window_index, cu_window_seqlens = ask.get_vision_window_index(
         grid,
@@ -91,17 +99,20 @@ def _from_grid(tower: Any, grid: torch.Tensor, device: torch.device) -> dict[str
         window_size=tower.window_size,
         patch_size=tower.patch_size,
     )
+    read_on = device if "flash" in str(tower.config._attn_implementation) else grid.device
     return {
         "position_ids": crossing(ask.get_vision_position_ids(grid, tower.spatial_merge_size), device),
-        "cu_seqlens": ask.get_vision_cu_seqlens(grid),
+        "cu_seqlens": crossing(ask.get_vision_cu_seqlens(grid), read_on),
         "window_index": crossing(window_index, device),
-        "cu_window_seqlens": cu_window_seqlens,
+        "cu_window_seqlens": crossing(cu_window_seqlens, read_on),
     }
 
 
 def crossing(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The values on the device, without waiting until they are there."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _rope_index(original: Any, vlm: Any) -> Any:
@@ -120,10 +131,13 @@ def _copied(value: Any) -> Any:
 
 
 def _placeholder_mask(original: Any, vlm: Any) -> Any:
-    """The model's own masks; how many tokens they mark is compared here, where the model can do without features."""
-    features_given = inspect.signature(original).parameters.get("image_features")
-    if features_given is None or features_given.default is not None:
+    """The model's own masks, compared with the features on the host: here, where the model can do without features
+    (Qwen), or by the model itself from the host's ids (LLaVA).
+    """
+    parameters = inspect.signature(original).parameters
+    if "image_features" not in parameters:
         return original
+    compares = parameters["image_features"].default is not None
 
     @functools.wraps(original)
     def get_placeholder_mask(*args: Any, **kwargs: Any) -> Any:
@@ -132,6 +146,8 @@ def _placeholder_mask(original: Any, vlm: Any) -> Any:
         known = on_host(ids)
         if ids is None or features is None or known is ids or given.get("video_features") is not None:
             return original(*args, **kwargs)
+        if compares:
+            return original(**{**given, "input_ids": known})
         tokens = int((known == vlm.config.image_token_id).sum())
         if tokens * given["inputs_embeds"].shape[-1] != features.numel():
             return original(*args, **kwargs)  # which raises, in transformers' own words

@@ -14,11 +14,14 @@ from transformers_agci.data.images import changes_of
 from transformers_agci.errors import InputError
 from transformers_agci.inference import prompt
 from transformers_agci.inference.batches import Column, image_keys
+from transformers_agci.inference.host_values import crossing
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prefetch import prefetched
 from transformers_agci.inference.questions import Question
+from transformers_agci.method.forward_call import keep_on_host
 from transformers_agci.storage.result_lines import FailedRow
 
+BYTES_CROSS_TO = ("cuda",)  # devices that normalise images themselves where they can
 TOLERANCE = 1e-6
 PIXELS = "pixel_values"
 TRIAL_SIZES = ((56, 56), (170, 60), (60, 170), (400, 300))  # pixels: width, height
@@ -184,7 +187,9 @@ def to_device(
         if not isinstance(value, torch.Tensor):  # a list of numbers, as some processors give
             moved[name] = value
             continue
-        there = value.to(loaded.device)
+        there = crossing(value, loaded.device) if "pinned" in loaded.quick else value.to(loaded.device)
+        if value.device.type == "cpu" != there.device.type and value.dtype == torch.long:
+            keep_on_host(there, value)
         if raw is not None and there.dtype == torch.uint8:
             there = raw.normalise(there)
         moved[name] = there.to(dtype) if there.is_floating_point() else there
@@ -213,6 +218,12 @@ class RawPixels:
         else:
             mean, std = (of[:, None, None] for of in (mean, std))
         return (pixels.float() - mean) / std
+
+
+def crossing_pixels(loaded: LoadedModel) -> RawPixels | None:
+    """How images reach the model as bytes, a quarter of what floats take; None: they are normalised before."""
+    asked = loaded.device.type in BYTES_CROSS_TO and "painting" in loaded.quick
+    return raw_pixels(loaded.processor) if asked else None
 
 
 def raw_pixels(processor: Any) -> RawPixels | None:

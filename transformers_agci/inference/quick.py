@@ -17,7 +17,7 @@ WAYS = {
     "first_token": "a Yes/No question is answered from one forward call, without generate",
     "tails": "many questions about the same images in one call, on keys and values that are there",
     "equal_lengths": "prompts of the same number of tokens are batched together",
-    "painting": "similarity's images cross as bytes and are normalised where the model is (GPU)",
+    "painting": "images cross as bytes and are normalised where the model is (GPU); occlusion paints its masks there",
 }
 ALL = frozenset(WAYS)
 OF_THE_MODEL = ("norms", "padded_width", "rotary", "activation")  # put on its layers when it is loaded: kernels.py

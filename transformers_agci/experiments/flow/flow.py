@@ -4,6 +4,7 @@ Two flows are measured at pre-fill, each one number per image token, averaged ov
 text after the image (mean over its tokens), and from the answer's position (the last one, which predicts the answer).
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from transformers_agci.experiments.flow.attention_rows import AttentionRows
 from transformers_agci.families import decoder_of, find_vlm, image_token_id, require
 from transformers_agci.families.token_layout import ImageInfo, TokenLayout, token_layout
 from transformers_agci.inference.answer import Answerer
+from transformers_agci.inference.host_values import host_values
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prepare import to_device
 from transformers_agci.inference.prompt import chat_text, tokenize
@@ -60,17 +62,18 @@ def measure_flow(
         require(loaded.family, capability, getattr(loaded.family, capability))
     chosen = parse_layers(layers, layer_count(loaded.model))
     image = question.images[0].open()
-    inputs = to_device(loaded, tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[image]]))
-    columns = _image_columns(inputs["input_ids"][0], image_token_id(find_vlm(loaded.model).config), question.where)
-    grid = inputs["image_grid_thw"][0].tolist() if "image_grid_thw" in inputs else None
+    prompt = tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[image]])
+    columns = _image_columns(prompt["input_ids"][0], image_token_id(find_vlm(loaded.model).config), question.where)
+    grid = prompt["image_grid_thw"][0].tolist() if "image_grid_thw" in prompt else None
     layout = token_layout(
         loaded.family, ImageInfo(*image.size, len(columns), loaded.model.config, loaded.processor.image_processor, grid)
     )
-    rows = range(columns.stop, inputs["input_ids"].shape[1])
+    rows = range(columns.stop, prompt["input_ids"].shape[1])
+    inputs = to_device(loaded, prompt)
     answerer = Answerer(loaded.model, loaded.processor)
     flows = []
     for lam in lambdas:
-        with agci(loaded.model, lam):
+        with agci(loaded.model, lam), host_values(loaded) or contextlib.nullcontext():
             prediction = answerer.answer(inputs, up_to(max_new_tokens))[0].text
             with AttentionRows(loaded.model, chosen, rows, columns) as recorded, torch.inference_mode():
                 loaded.model(**inputs, logits_to_keep=1)

@@ -4,8 +4,10 @@ A white square hides one place of the image after another. The value of a place 
 tokens, of |raw logit on the masked image - raw logit on the original|; the map is divided by its maximum.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,16 +24,16 @@ from transformers_agci.experiments.occlusion.masks import (
     Mask,
     Raster,
     as_tensor,
-    masked_copies,
     one_colour,
     raster_on,
 )
+from transformers_agci.experiments.occlusion.painting import Painter, Painters, Processed
 from transformers_agci.experiments.occlusion.window_reuse import reused_windows
 from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.experiments.positives import Positives, check_unique
+from transformers_agci.inference.host_values import host_values
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prefetch import prefetched_in_threads
-from transformers_agci.inference.prepare import to_device
 from transformers_agci.inference.progress import Counts, RunSummary, counted
 from transformers_agci.inference.questions import ImageFile, Question
 from transformers_agci.inference.runner import BlockResult, Job, Output, Reporter, Results, RunOptions, Task, run
@@ -63,6 +65,7 @@ class OcclusionCounts(Counts):
 
     forward_calls: int = 0
     masked_copies_run: int = 0
+    masked_copies_painted: int = 0  # of them: painted where the model is, instead of going through the processor
     one_colour_crops_not_run: int = 0
 
     def details(self) -> list[str]:
@@ -161,14 +164,17 @@ class OcclusionRun:
             text=PROMPT.format(caption=row.caption),
             images=(ImageFile(self.img_path, row.image, row.where),),
         )
-        asked = ForcedAnswer(self.loaded, question, self.max_new_tokens)
-        alone = asked.inputs([pixels])
-        answered = asked.answer(alone)
-        with reused_windows(self.loaded.model, self.loaded.family, to_device(self.loaded, alone)):
-            logits = self._logits(asked, answered, pixels, [None, *masks], advance)
+        asked = ForcedAnswer(self.loaded, question, self.max_new_tokens, self._painters.crossing)
+        with host_values(self.loaded) or contextlib.nullcontext():
+            alone = asked.inputs([pixels])
+            answered = asked.answer(alone)
+            shown = self._painters.of(asked, pixels, alone, self.masks.colour)
+            with reused_windows(self.loaded.model, self.loaded.family, asked.on_device(shown.copies([None]))):
+                logits = self._logits(asked, answered, shown, [None, *masks], advance)
         if bool(logits.isnan().any()):
             raise InputError(f"{row.where}: the model gives logits that are not numbers; try `dtype` float32.")
         counts.masked_copies_run += len(masks)
+        counts.masked_copies_painted += len(masks) if shown.painted else 0
         counts.one_colour_crops_not_run += raster.rows * raster.cols - len(masks)
         return Occluded(
             row.fields,
@@ -182,26 +188,25 @@ class OcclusionRun:
             image,
         )
 
+    @cached_property
+    def _painters(self) -> Painters:
+        return Painters(self.loaded)
+
     def _logits(
         self,
         asked: ForcedAnswer,
         answered: Answered,
-        pixels: torch.Tensor,
+        shown: Painter | Processed,
         masks: Sequence[Mask | None],
         advance: Callable[[float], None],
     ) -> torch.Tensor:
         """[len(masks), T] logits, in batches of one shape: in bfloat16 another batch shape alone moves a logit."""
-        batches = -(-len(masks) // self.batch)
-        size = -(-len(masks) // batches)
-        filled = [*masks, *[None] * (batches * size - len(masks))]
+        size = even_size(len(masks), self.batch)
+        filled = [*masks, *[None] * (-len(masks) % size)]
         shares = [filled[at : at + size] for at in range(0, len(filled), size)]
-
-        def inputs(share: Sequence[Mask | None]) -> dict[str, torch.Tensor]:
-            return asked.inputs(masked_copies(pixels, share, self.masks.colour))
-
-        # The next batches are preprocessed while a GPU is at work; a CPU has the model to run.
-        on_cpu = self.loaded.device.type == "cpu"
-        ready: Iterator[Any] = map(inputs, shares) if on_cpu else prefetched_in_threads(shares, inputs)
+        # The processor makes the next batches while a GPU is at work; a CPU has the model to run.
+        at_once = shown.painted or self.loaded.device.type == "cpu"
+        ready: Iterator[Any] = map(shown.copies, shares) if at_once else prefetched_in_threads(shares, shown.copies)
         made = []
         for each in ready:
             made.append(asked.logits(each, answered))

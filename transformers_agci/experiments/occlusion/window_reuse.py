@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import torch
 
 from transformers_agci.families import Family, find_vlm
+from transformers_agci.inference.host_values import crossing
+from transformers_agci.method.forward_call import on_host
 
 
 @contextlib.contextmanager
@@ -64,7 +66,7 @@ def reused_windows(model: Any, family: Family, inputs: dict[str, torch.Tensor]) 
 class _Touched(NamedTuple):
     """The rows of the touched windows, and what these windows are to the attention."""
 
-    rows: torch.Tensor  # [n * P] bool
+    rows: torch.Tensor  # [m] of n * P, on the CPU
     cu_seqlens: torch.Tensor
     position_embeddings: tuple[torch.Tensor, ...]
 
@@ -72,21 +74,23 @@ class _Touched(NamedTuple):
 class _Reuse:
     """Of the original image: pixels [P, C], their embedding [P, D], and [P, D] behind the layers, in window order.
 
-    order  [P], which patch of the image stands at each place of the window order
+    order  [P], which patch of the image stands at each place of the window order; on the CPU
+
+    Which rows a copy changes is read back once per call; everything that follows from it is worked out on the CPU.
     """
 
     def __init__(
         self, pixels: torch.Tensor, order: torch.Tensor, embedded: torch.Tensor, original: torch.Tensor
     ) -> None:
         self.pixels, self.order, self.embedded, self.original = pixels, order, embedded, original
-        self.changed = torch.zeros(0, 0, dtype=torch.bool)  # [n, P] in the image's order, of the call at hand
+        self.changed = torch.zeros(0, 0, dtype=torch.bool)  # [n, P] in the image's order, of the call at hand; CPU
         self.touched: _Touched | None = None
 
     def look_at(self, tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the changed patches of a call of the vision tower."""
         pixels = args[0] if args else kwargs["hidden_states"]  # [n * P, C]
         copies = pixels.view(-1, *self.pixels.shape)
-        self.changed = (copies != self.pixels).any(dim=-1)
+        self.changed = (copies != self.pixels).any(dim=-1).cpu()
 
     def take_over_embedding(self, patch_embed: Any) -> None:
         """Let the patch embedding work on the changed patches."""
@@ -94,9 +98,10 @@ class _Reuse:
 
         def forward(hidden_states: torch.Tensor) -> torch.Tensor:
             whole = self.embedded.repeat(len(self.changed), 1)
-            rows = self.changed.flatten()
-            if bool(rows.any()):
-                whole[rows] = stock(hidden_states[rows])
+            rows = self.changed.flatten().nonzero()[:, 0]
+            if len(rows):
+                there = crossing(rows, whole.device)
+                whole[there] = stock(hidden_states[there])
             return whole
 
         patch_embed.__dict__["forward"] = forward  # the instance, never the class
@@ -114,7 +119,7 @@ class _Reuse:
         ) -> torch.Tensor:
             if first:
                 self.touched = self._touched(cu_seqlens, position_embeddings)
-                hidden_states = hidden_states[self.touched.rows]
+                hidden_states = hidden_states[crossing(self.touched.rows, hidden_states.device)]
             assert self.touched is not None
             output = stock(
                 hidden_states,
@@ -124,22 +129,23 @@ class _Reuse:
             )
             if not last:
                 return output
-            whole = self.original.repeat(len(self.touched.rows) // len(self.original), 1)
-            whole[self.touched.rows] = output
+            whole = self.original.repeat(len(self.changed), 1)
+            whole[crossing(self.touched.rows, whole.device)] = output
             return whole
 
         block.__dict__["forward"] = forward
 
     def _touched(self, cu_seqlens: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...]) -> _Touched:
-        lengths = cu_seqlens.diff().to(self.changed.device)
-        lengths = lengths[lengths > 0].long()
-        window = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)  # [n * P]
-        touched = torch.zeros(len(lengths), dtype=torch.bool, device=lengths.device)
+        lengths = on_host(cu_seqlens).cpu().long().diff()
+        lengths = lengths[lengths > 0]
+        window = torch.arange(len(lengths)).repeat_interleave(lengths)  # [n * P]
+        touched = torch.zeros(len(lengths), dtype=torch.bool)
         touched[window[self.changed[:, self.order].flatten()]] = True
         touched[0] = True  # the original itself has none, and attention needs something to work on
-        bounds = torch.cat([lengths.new_zeros(1), lengths[touched].cumsum(0)])
-        rows = touched[window]
-        return _Touched(rows, bounds.to(cu_seqlens.dtype), tuple(part[rows] for part in position_embeddings))
+        bounds = torch.cat([lengths.new_zeros(1), lengths[touched].cumsum(0)]).to(cu_seqlens.dtype)
+        rows = touched[window].nonzero()[:, 0]
+        angles = tuple(part[crossing(rows, part.device)] for part in position_embeddings)
+        return _Touched(rows, crossing(bounds, cu_seqlens.device), angles)
 
 
 class _Seen(Exception):
@@ -161,7 +167,7 @@ def _window_order(tower: Any, first: Any, pixels: torch.Tensor, grid: torch.Tens
         raise _Seen(args[0] if args else kwargs["hidden_states"])
 
     hooks = [tower.patch_embed.register_forward_hook(numbered), first.register_forward_pre_hook(stop, with_kwargs=True)]
-    return _run_into(tower, hooks, pixels, grid)[:, 0].long()
+    return _run_into(tower, hooks, pixels, grid)[:, 0].cpu().long()
 
 
 def _output_of(tower: Any, block: Any, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:

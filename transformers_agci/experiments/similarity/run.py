@@ -5,6 +5,7 @@ image tokens, similarity = cos(t, v). The images show the target alone, in one o
 runs: v is taken at its door, before AGCI.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.positives import Positives, check_unique
 from transformers_agci.inference.batches import Block, Column, plan_blocks
+from transformers_agci.inference.host_values import crossing, host_values
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prefetch import default_workers
-from transformers_agci.inference.prepare import RawPixels, prepared_ahead, raw_pixels, to_device
+from transformers_agci.inference.prepare import crossing_pixels, prepared_ahead
 from transformers_agci.inference.progress import Counts, RunSummary, counted
 from transformers_agci.inference.questions import ImageFile, Question
 from transformers_agci.inference.runner import BlockResult, Job, Output, Reporter, Results, RunOptions, Task, run
+from transformers_agci.inference.upload import Upload
 from transformers_agci.method.image_embeddings import image_embeddings
 from transformers_agci.method.injection import inject_global_context
 from transformers_agci.storage.result_lines import FailedRow
@@ -115,19 +118,24 @@ class SimilarityRun:
         """The runner's work function: the images of each block, prepared ahead, batch by batch."""
         shares = [self._shares(blocks[task.block].start, blocks[task.block].stop) for task in tasks]
         columns = [Column((share,)) for of_block in shares for share in of_block]
-        # On a GPU bytes cross, and are normalised there: a quarter of what floats take.
-        on_gpu = self.loaded.device.type == "cuda" and "painting" in self.loaded.quick
-        raw = raw_pixels(self.loaded.processor) if on_gpu else None
+        raw = crossing_pixels(self.loaded)
         processor = self.loaded.processor if raw is None else raw.processor
-        with prepared_ahead(columns, questions, processor, self._workers) as ahead:
+        host = host_values(self.loaded)
+        upload = Upload(self.loaded, raw, grids_stay=host is not None and host.grids_stay)
+        with (
+            prepared_ahead(columns, questions, processor, self._workers) as ahead,
+            host or contextlib.nullcontext(),
+            contextlib.closing(upload.ahead(ahead)) as arriving,
+        ):
             for of_block in shares:
                 rows: list[dict[str, Any]] = []
                 failed: list[FailedRow] = []
                 for share in of_block:
-                    prepared = next(ahead)
+                    prepared, sent = next(arriving)
                     failed += prepared.failed
-                    for batch in prepared.batches:
-                        rows += self._measure(batch.numbers, batch.inputs, raw)
+                    on_device = upload.receive(sent or upload.send(prepared.batches))
+                    for batch, there in zip(prepared.batches, on_device, strict=True):
+                        rows += self._measure(batch.numbers, there.inputs)
                         counts.pictures += len(batch.numbers)
                     reporter.advance(len(share))
                 yield BlockResult([rows], failed)
@@ -140,11 +148,9 @@ class SimilarityRun:
         numbers = range(start, stop)
         return [tuple(numbers[at : at + self._batch_size]) for at in range(0, len(numbers), self._batch_size)]
 
-    def _measure(
-        self, numbers: Sequence[int], inputs: Mapping[str, torch.Tensor], raw: RawPixels | None = None
-    ) -> list[dict[str, Any]]:
+    def _measure(self, numbers: Sequence[int], inputs: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
         with torch.inference_mode():
-            images = image_embeddings(self.loaded.model, to_device(self.loaded, inputs, raw))
+            images = image_embeddings(self.loaded.model, inputs)
             found = [self._similarity(tokens, number) for number, tokens in zip(numbers, images, strict=True)]
             values = torch.stack(found).tolist()  # one read-back for all
         return [
@@ -163,7 +169,7 @@ def caption_embeddings(loaded: LoadedModel, caption: str) -> torch.Tensor:
     """The decoder's input embeddings [T, D] of a bare caption, as the processor tokenizes it (no chat template)."""
     ids = torch.as_tensor(loaded.processor.tokenizer(caption)["input_ids"])
     embedding = loaded.model.get_input_embeddings()
-    return embedding(ids.to(embedding.weight.device))
+    return embedding(crossing(ids, embedding.weight.device))
 
 
 def pooling_named(name: str) -> str:
