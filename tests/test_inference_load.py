@@ -308,6 +308,7 @@ def test_every_process_of_a_torchrun_has_its_gpu(folder, monkeypatch: pytest.Mon
     chosen: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(str(device)))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("LOCAL_RANK", "3")
     for device in (None, "cuda", "cuda:1"):
         placed = loading._placement(folder, LoadOptions(str(folder), device=device), torch)
@@ -315,6 +316,20 @@ def test_every_process_of_a_torchrun_has_its_gpu(folder, monkeypatch: pytest.Mon
     assert chosen == ["cuda:3", "cuda:3", "cuda:1"]
     loading._placement(folder, LoadOptions(str(folder), device="cpu"), torch)
     assert len(chosen) == 3
+
+
+def test_a_process_without_a_gpu_is_refused(folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise CUDA's own "invalid device ordinal" ends it, with a traceback."""
+    from transformers_agci.inference import load as loading
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: pytest.fail(f"took {device}"))
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match=r"process 2 of torchrun .* there are 2 \(0 to 1\): start 2 processes"):
+        loading._placement(folder, LoadOptions(str(folder)), torch)
+    with pytest.raises(InputError, match=r"`device` cuda:7 was asked for, but there are 2 GPUs"):
+        loading._placement(folder, LoadOptions(str(folder), device="cuda:7"), torch)
 
 
 def test_a_device_map_is_for_one_process(folder, monkeypatch: pytest.MonkeyPatch) -> None:

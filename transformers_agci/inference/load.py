@@ -242,6 +242,7 @@ def _placement(folder: Path, options: LoadOptions, torch: Any) -> dict[str, Any]
     if device.type == "cuda":
         if not cuda:
             raise InputError(f"`device` {device} was asked for, but PyTorch finds no GPU here; give `device` cpu.")
+        _check_number(device, torch.cuda.device_count())
         torch.cuda.set_device(device)  # what is made on "cuda" without a number belongs to this process's GPU
     if device.type == "cpu" and not options.load_in_4bit:
         return placed  # works without accelerate
@@ -260,6 +261,19 @@ def _device(options: LoadOptions) -> Any:
         return torch.device(wanted)
     except RuntimeError as error:
         raise InputError(f"`device` {wanted!r} is not one that PyTorch knows; give cpu, cuda or cuda:1.") from error
+
+
+def _check_number(device: Any, count: int) -> None:
+    """InputError where there is no GPU with this number: more processes than GPUs, or a number that is too large."""
+    if device.index is None or device.index < count:
+        return
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is not None and device.index == int(rank):
+        raise InputError(
+            f"This is process {rank} of torchrun on this machine and would take GPU {rank}, but there are {count} "
+            f"(0 to {count - 1}): start {count} processes (--nproc_per_node {count})."
+        )
+    raise InputError(f"`device` {device} was asked for, but there are {count} GPUs here (0 to {count - 1}).")
 
 
 def _check_one_process(device_map: str) -> None:

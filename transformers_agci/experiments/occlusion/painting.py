@@ -127,7 +127,7 @@ class Painters:
 
     def _order(self, image: torch.Tensor, alone: Mapping[str, torch.Tensor]) -> Order | None:
         """The order of this image's pixels, if they are its bytes."""
-        if self.raw is None or alone.keys() - SERVED:
+        if self.raw is None or alone.keys() - SERVED or not all(isinstance(v, torch.Tensor) for v in alone.values()):
             return None
         height, width = image.shape[1:]
         if (height, width) not in self._orders:
