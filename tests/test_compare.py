@@ -1,19 +1,27 @@
 """`agci compare`: its words, one resumable run, the choice on development items, the report, the ruler's arms."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import stub_vllm
+from stub_vllm import AsyncLLM
 
 from transformers_agci import InputError
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
+from transformers_agci.embedded.location import embedded_model_path
 from transformers_agci.experiments.compare.arms import parse_arm, parse_arms
 from transformers_agci.experiments.compare.on_ruler import conditions_of, ruler_arms
 from transformers_agci.experiments.compare.report import ReportOptions, compare_arms, cost_text, notes_of
 from transformers_agci.experiments.compare.run import ArmResult
+from transformers_agci.families import SUPPORTED_FAMILIES
+from transformers_agci.inference.processor import load_processor
+from transformers_agci.inference.prompt import answer_token_ids
+from transformers_agci.vllm import engine as vllm_engine
 
 
 def test_words_of_arms() -> None:
@@ -170,3 +178,63 @@ def test_what_would_be_ignored_or_fail_late_is_refused_before_anything_is_asked(
     assert message in said
     assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--engine", "vllm"], "--engine vllm cannot apply bapa: a rival needs what happens inside the model"),
+        (["--engine", "openai", "--base_url", "http://localhost:1/v1"], "no arm can be chosen there"),
+        (["--engine", "jax"], "--engine must be one of transformers, vllm, openai"),
+        (["--tensor_parallel_size", "2"], "--tensor_parallel_size is for the engine vllm"),
+    ],
+)
+def test_engines_that_cannot_apply_the_arms(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any, given: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "--methods", "stock", "agci:0.5", "bapa", *given]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_ruler_needs_the_engine_transformers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "--methods", "stock", "agci:0.5", "--engine", "vllm", "--ruler", "3"]) == 2
+    assert "--engine vllm: --ruler needs what happens inside the model" in capsys.readouterr().err
+
+
+def test_agci_and_a_control_compared_under_vllm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """One engine per arm with its lambda and method; the manifests say vllm; a second run starts none."""
+    stub_vllm.install(monkeypatch)
+    monkeypatch.setattr(vllm_engine, "vllm_version", lambda: "0.0-stub")
+    processor = load_processor(embedded_model_path(), SUPPORTED_FAMILIES["qwen2_5_vl"], None, None)
+    yes, no = answer_token_ids(processor)
+
+    def script(prompt: dict[str, Any]) -> tuple[list[int], dict[int, float]]:
+        margin = zlib.crc32(prompt["prompt"].encode() + prompt["multi_modal_data"]["image"][0].tobytes()) / 2**31 - 1
+        return [yes if margin > 0 else no], {yes: margin - 4, no: -4.0}
+
+    monkeypatch.setattr(AsyncLLM, "script", staticmethod(script), raising=False)
+    monkeypatch.chdir(tmp_path)
+    words = ["compare", "--items", "24", "--methods", "stock", "agci:0.5", "uniform:0.5", "--engine", "vllm"]
+    assert main([*words, "--quiet", "--draws", "50"]) == 0
+    said = capsys.readouterr().out
+    assert [tuple(arguments.hf_overrides.values()) for arguments in AsyncLLM.started] == [
+        (0.0,),
+        (0.5,),
+        (0.5, "uniform"),
+    ]
+    settings = json.loads((tmp_path / "compared" / "uniform-0.5.manifest.json").read_text())["settings"]
+    assert (settings["engine"], settings["method"], settings["lambda"]) == ("vllm", "uniform", 0.5)
+    cost = json.loads((tmp_path / "compared" / "compared.json").read_text())["cost"]["agci 0.5"]
+    assert cost["ms_per_row"] > 0 and cost["kib_per_list"] is None
+    assert "held-out items" in said
+    assert main([*words, "--quiet", "--draws", "50"]) == 0
+    assert len(AsyncLLM.started) == 3
+    assert main([word for word in words if word not in ("--engine", "vllm")]) == 2
+    assert "engine" in capsys.readouterr().err

@@ -9,6 +9,7 @@ biases of known size, with --benchmark another task, so that a repair that costs
 import argparse
 from pathlib import Path
 
+from transformers_agci.commands.engine_options import add_engine_options, engine_options
 from transformers_agci.commands.options import EMBEDDED, SEED, add_draws_options, json_file, number, path, whole
 from transformers_agci.commands.parser import teller
 from transformers_agci.commands.result_options import add_margin_option, margin
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_margin_option(report)
     report.add_argument("--json", type=json_file, metavar="OUT", help="all numbers (default O/compared.json)")
     add_draws_options(parser, "permutations of the null")
+    add_engine_options(parser)
     run = parser.add_argument_group("run")
     run.add_argument("--batch_size", type=whole(1), metavar="N", help="lists of images per forward call")
     run.add_argument("--processes", type=whole(1, 1024), default=1, metavar="N", help="of the ruler (default 1)")
@@ -79,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         args.item_seed,
         args.batch_size,
         RunOptions(None, args.overwrite, False, not args.quiet),
+        engine_options(args),
     )
     report = ReportOptions(args.choose_by, args.dev_share, equal_within, ResamplingConfig(args.draws, args.seed))
     beside = Beside(

@@ -86,8 +86,9 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
 def run_sweep(args: argparse.Namespace) -> int:
     """Lambda chosen on dev items and reported once on held-out items; the baseline is the first result.
 
-    The items are split by a hash of their captions, which the manifest beside --json records; with --held_out those
-    that report are another data set's. The best of several lambdas on the items that chose it is not reported.
+    The results may be of any engine: a sweep asks nothing itself (`agci compare --engine vllm` asks and reports in one
+    run). The items are split by a hash of their captions, which the manifest beside --json records; with --held_out
+    those that report are another data set's. The best of several lambdas on the items that chose it is not reported.
     """
     from transformers_agci.experiments.position import sweep_report
     from transformers_agci.experiments.position.metrics import load_all

@@ -1,5 +1,6 @@
 """A comparison from what a user asks for to the lines and files that the user reads."""
 
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +19,14 @@ from transformers_agci.experiments.compare.report import (
 from transformers_agci.experiments.compare.run import (
     CompareOptions,
     ask_arms,
+    check_engine,
     model_folder,
     read_compared,
 )
+from transformers_agci.experiments.engines import NEEDS_THE_MODEL, open_engine
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.inference.answering import AnswerOptions
-from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.engine import Engine
 from transformers_agci.inference.progress import Say
 from transformers_agci.storage import manifest
 from transformers_agci.storage.atomic import write_atomic
@@ -53,14 +56,15 @@ def compare_models(
         say(row.error)
     split_items(_captions(data), report.dev_share)  # too few items are an error before hours of asking
     for model in options.models:
-        results = ask_arms(options, model, data, say)
-        compared = compare_arms(results, report)
         folder = model_folder(options, model)
-        blocks = [compared_text(compared, results)]
-        numbers: dict[str, Any] = compared_json(compared, results)
-        if beside.benchmark is not None:
-            text, numbers["benchmark"] = _benchmark(options, model, beside, compared, folder)
-            blocks.append(text)
+        with contextlib.closing(open_engine(options.engine, model)) as engine:
+            results = ask_arms(options, engine, folder, data, say)
+            compared = compare_arms(results, report)
+            blocks = [compared_text(compared, results)]
+            numbers: dict[str, Any] = compared_json(compared, results)
+            if beside.benchmark is not None:
+                text, numbers["benchmark"] = _benchmark(options, engine, beside, compared, folder)
+                blocks.append(text)
         if beside.ruler is not None:
             arms = [result.arm for result in compared.chosen]
             summary, left_out = measure_on_ruler(folder, arms, beside.ruler, options.seed, beside.processes)
@@ -83,6 +87,9 @@ def _captions(data: ProbeData) -> dict[str, str]:
 def _check(options: CompareOptions, beside: Beside) -> None:
     from transformers_agci.embedded import embedded_model_path
 
+    check_engine(options.engine.name, options.arms)
+    if beside.ruler is not None and options.engine.name != "transformers":
+        raise InputError(f"`engine` {options.engine.name}: `ruler` {NEEDS_THE_MODEL}. Omit one of the two.")
     embedded = {str(embedded_model_path())}
     if beside.ruler is not None and {model.model for model in options.models} != embedded:
         raise InputError("`ruler` plants its biases in the embedded model: compare that one alone.")
@@ -101,7 +108,7 @@ def _check(options: CompareOptions, beside: Beside) -> None:
 
 
 def _benchmark(
-    options: CompareOptions, model: LoadOptions, beside: Beside, compared: Compared, folder: Path
+    options: CompareOptions, engine: Engine, beside: Beside, compared: Compared, folder: Path
 ) -> tuple[str, dict[str, Any]]:
     """Each chosen arm on a benchmark: its scores as `agci benchmark` has them."""
     from transformers_agci.experiments.benchmarks.asking.run import AskOptions, ask_benchmark
@@ -115,7 +122,6 @@ def _benchmark(
         image_root=beside.benchmark_images,
         prompt=beside.benchmark_prompt,
     )
-    loaded = load(model)
     said, numbers = [f"{beside.benchmark}, each method at the strength that was chosen on the probe:"], {}
     for result in compared.chosen:
         lines: list[str] = []
@@ -125,7 +131,7 @@ def _benchmark(
         )
         file = folder / f"{beside.benchmark}.{arm.file_name}"
         lambdas = [] if arm.is_rival else [arm.value]
-        asked = ask_benchmark(source, file, AskOptions(lambdas, answers), lambda: loaded, lines.append)
+        asked = ask_benchmark(source, file, AskOptions(lambdas, answers), lambda: engine, lines.append)
         scored = sibling_path(asked.outputs[0], ".score.json")
         if asked.exit_code == 0 and scored.exists():
             numbers[arm.label] = read_json_object(scored)

@@ -2,17 +2,19 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.compare.arms import Arm
+from transformers_agci.experiments.engines import NEEDS_THE_MODEL, EngineOptions
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
 from transformers_agci.experiments.position.questions import PROMPT, prompt_form, questions
-from transformers_agci.inference.answering import AnswerOptions, answer_questions
-from transformers_agci.inference.load import LoadedModel, LoadOptions, load
+from transformers_agci.inference.answering import AnswerOptions, TransformersEngine, answer_questions
+from transformers_agci.inference.engine import Engine
+from transformers_agci.inference.load import LoadOptions
 from transformers_agci.inference.progress import Say
 from transformers_agci.inference.questions import QuestionSet
 from transformers_agci.inference.runner import RunOptions
@@ -27,6 +29,7 @@ class CompareOptions:
     data       rows of the position probe; None: composites of the embedded atlas
     negatives  rows whose right answer is No
     items      at most so many items (of the atlas: so many, 100 where None)
+    engine     transformers, or vllm for arms of AGCI and its controls
     """
 
     models: Sequence[LoadOptions]
@@ -39,6 +42,7 @@ class CompareOptions:
     seed: int = 0
     batch_size: int | None = None
     run: RunOptions = field(default_factory=RunOptions)
+    engine: EngineOptions = field(default_factory=EngineOptions)
 
 
 class ArmResult(NamedTuple):
@@ -69,16 +73,29 @@ def model_folder(options: CompareOptions, model: LoadOptions) -> Path:
     return options.folder / (name if names.count(name) == 1 else f"{name}-{number}")
 
 
-def ask_arms(options: CompareOptions, model: LoadOptions, data: ProbeData, say: Say) -> list[ArmResult]:
-    """Ask all rows with every arm; what is recorded already is not asked again."""
-    loaded = load(model)
-    folder = model_folder(options, model)
+def check_engine(engine: str, arms: Sequence[Arm]) -> None:
+    """InputError where an engine cannot apply one of the arms, before the first is asked."""
+    if engine == "openai":
+        raise InputError(
+            "`engine` openai: a server decides itself what it applies, so that no arm can be chosen there; ask each "
+            "server with `agci probe --engine openai` and hold the results against each other with `agci evidence`."
+        )
+    rival = next((arm.word for arm in arms if arm.is_rival), None)
+    if engine == "vllm" and rival is not None:
+        raise InputError(
+            f"`engine` vllm cannot apply {rival}: a rival {NEEDS_THE_MODEL}. Leave the arms of AGCI and its controls, "
+            "or omit `engine`."
+        )
+
+
+def ask_arms(options: CompareOptions, engine: Engine, folder: Path, data: ProbeData, say: Say) -> list[ArmResult]:
+    """Ask all rows with every arm, into `folder`; what is recorded already is not asked again."""
     folder.mkdir(parents=True, exist_ok=True)
-    return [_ask(options, loaded, folder / arm.file_name, arm, data, say) for arm in options.arms]
+    return [_ask(options, engine, folder / arm.file_name, arm, data, say) for arm in options.arms]
 
 
 def _ask(  # noqa: PLR0917 - what an arm is asked with
-    options: CompareOptions, loaded: LoadedModel, file: Path, arm: Arm, data: ProbeData, say: Say
+    options: CompareOptions, engine: Engine, file: Path, arm: Arm, data: ProbeData, say: Say
 ) -> ArmResult:
     forms = dict.fromkeys(prompt_form(row) for rows in data.items.values() for row in rows)
     settings: dict[str, Any] = {"experiment": "position probe", "prompt": "".join(forms) or PROMPT, **data.settings}
@@ -87,14 +104,15 @@ def _ask(  # noqa: PLR0917 - what an arm is asked with
         options.batch_size, method=arm.engine_method, run=options.run, method_options=arm.method_options
     )
     before, started = _memory_now(), time.process_time()
-    summary = answer_questions(loaded, asked, [arm.value], [file], answers)
+    summary = answer_questions(engine, asked, [arm.value], [file], answers)
     grown = _memory_peak() - before
     if summary.counts.rows:  # an arm that was there already keeps the cost that was measured when it was asked
         batch = read_json_object(manifest.path_of(file))["settings"].get("batch_size") or 1
         # On a CPU its own time: that of the wall depends on what else the machine does.
         spent = 1000 * (time.process_time() - started) / summary.counts.rows
-        ms = spent if loaded.device.type == "cpu" else _ms_per_row(file)
-        cost = {"ms_per_row": ms, "kib_per_row": max(0.0, grown) / 1024 / batch}
+        is_here = isinstance(engine, TransformersEngine)
+        ms = spent if is_here and engine.loaded.device.type == "cpu" else _ms_per_row(file)
+        cost = {"ms_per_row": ms, "kib_per_row": max(0.0, grown) / 1024 / batch if is_here else None}
         write_json(file.with_suffix(".cost.json"), cost, indent=1)
     say(f"{arm.label}: {summary.lines()[0]}")
     return ArmResult(arm, file, *_cost(file))
@@ -102,9 +120,14 @@ def _ask(  # noqa: PLR0917 - what an arm is asked with
 
 def _ms_per_row(file: Path) -> float | None:
     """Milliseconds per row, over all runs that the manifest has."""
-    runs = [run for run in read_json_object(manifest.path_of(file)).get("runs", ()) if run.get("answers")]
-    answers = sum(run["answers"] for run in runs)
-    return 1000 * sum(run["seconds"] for run in runs) / answers if answers else None
+    done = [(_rows(run), run["seconds"]) for run in read_json_object(manifest.path_of(file)).get("runs", ())]
+    rows = sum(number for number, _ in done)
+    return 1000 * sum(seconds for number, seconds in done if number) / rows if rows else None
+
+
+def _rows(run: Mapping[str, Any]) -> int:
+    """The rows of a manifest's run: each engine's under its own name."""
+    return int(run.get("answers") or run.get("rows") or 0)
 
 
 def _cost(file: Path) -> tuple[float | None, float | None]:
