@@ -14,13 +14,19 @@ Script = Callable[[int, dict], "Says | None"]  # number of the request (from 0) 
 
 @dataclass
 class Says:
-    """What is sent instead of the usual answer; `cut` closes the connection without a word."""
+    """What is sent instead of the usual answer.
+
+    `cut` closes the connection without a word, `broken_off` behind so many bytes of the body, and `drip` sends the
+    body byte by byte with so many seconds between.
+    """
 
     status: int = 200
-    body: str | dict = ""
+    body: str | dict | bytes = ""
     headers: dict[str, str] = field(default_factory=dict)
     cut: bool = False
     seconds: float = 0.0
+    broken_off: int | None = None
+    drip: float = 0.0
 
 
 def completion(text: str = "Yes", yes: float | None = -0.25, no: float | None = -1.5, **changes: Any) -> dict:
@@ -35,6 +41,19 @@ def completion(text: str = "Yes", yes: float | None = -0.25, no: float | None = 
         "system_fingerprint": "fp_1",
         **changes,
     }
+
+
+def _text(body: str | dict) -> str:
+    return body if isinstance(body, str) else json.dumps(body)
+
+
+def _parts(data: bytes, drip: float) -> Iterator[bytes]:
+    if not drip:
+        yield data
+        return
+    for number in range(len(data)):
+        time.sleep(drip)
+        yield data[number : number + 1]
 
 
 class StubServer:
@@ -83,13 +102,17 @@ class StubServer:
                 if says.cut:
                     self.close_connection = True
                     return
-                data = (says.body if isinstance(says.body, str) else json.dumps(says.body)).encode()
+                data = says.body if isinstance(says.body, bytes) else _text(says.body).encode()
                 with contextlib.suppress(OSError):
                     self.send_response(says.status)
                     for name, value in {"content-length": str(len(data)), **says.headers}.items():
                         self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(data)
+                    if says.broken_off is not None:
+                        self.close_connection = True
+                    for part in _parts(data[: says.broken_off], says.drip):
+                        self.wfile.write(part)
+                        self.wfile.flush()
 
         return Handler
 

@@ -185,12 +185,34 @@ def test_no_more_at_once_than_concurrency_and_no_faster_than_the_rate(tmp_path: 
         Says(503, ""),
         Says(cut=True),
         Says(200, {"error": {"code": 502, "message": "no provider"}}),
+        Says(429, "", {"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}),
+        Says(429, "", {"retry-after": "Mon, 01 Jan 0001 00:00:00 -0000"}),
+        Says(body=completion(), broken_off=40),
+        Says(body=json.dumps(completion())[:60]),
+        Says(body='{"choices": ' + 100_000 * "["),
+        Says(body=b"not packed at all", headers={"content-encoding": "gzip"}),
+        Says(500, b"not packed at all", headers={"content-encoding": "gzip"}),
+        Says(body=completion(), drip=0.2),
     ],
-    ids=["429", "500", "503", "cut", "error in 200"],
+    ids=[
+        "429",
+        "500",
+        "503",
+        "cut",
+        "error in 200",
+        "a date that is past",
+        "a date of the year 1",
+        "cut within the body",
+        "JSON that breaks off",
+        "JSON without bottom",
+        "broken gzip",
+        "500 in broken gzip",
+        "drips",
+    ],
 )
 def test_a_passing_failure_is_tried_again(tmp_path: Path, says: Says) -> None:
     with stub_server(lambda number, body: says if number in (0, 3, 4) else None) as server:
-        summary = ask(server, tmp_path / "A.jsonl")
+        summary = ask(server, tmp_path / "A.jsonl", timeout=0.4 if says.drip else 20.0)
     assert (summary.exit_code, summary.counts.rows, summary.counts.retries) == (0, ROWS, 3)
     assert len(server.bodies) == ROWS + 3
     assert "3 retries" in summary.lines()[0]
@@ -269,12 +291,30 @@ def test_a_question_that_the_server_cannot_take_is_skipped_and_named(tmp_path: P
             Says(302, "", {"location": f"http://elsewhere.example/?key={KEY}"}),
             "redirects to http://elsewhere.example, wh",
         ),
+        (Says(307, "", {"location": "http://[::1"}), "redirects to another address, wh"),
+        (Says(429, "", {"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}), r"asks to come back in \d+ s"),
+        (Says(body=" " * (client.LARGEST + 1)), "answers with more than 32 MB"),
+        (Says(body='{"choices": ' + 900 * "[" + 900 * "]" + "}"), "answers with something else"),
+        (Says(body=100_000 * "["), "answers with something else"),
         (
             Says(400, {"error": {"message": "no"}}),
             r"x.json:3: the server refuses it \(HTTP 400: no\), like the questions",
         ),
     ],
-    ids=["model", "key", "rights", "html", "no json", "redirect", "refuses all"],
+    ids=[
+        "model",
+        "key",
+        "rights",
+        "html",
+        "no json",
+        "redirect",
+        "redirect to nowhere",
+        "for a century",
+        "flood",
+        "deep",
+        "no bottom",
+        "refuses all",
+    ],
 )
 def test_what_no_further_try_mends_ends_the_run(tmp_path: Path, says: Says, said: str, capfd) -> None:
     with stub_server(lambda number, body: says) as server, pytest.raises(InputError, match=said) as raised:
@@ -299,6 +339,70 @@ def test_a_key_that_the_server_repeats_is_in_no_file(tmp_path: Path) -> None:
         ask(server, tmp_path / "A.jsonl")
     assert rows(tmp_path / "A.jsonl")[0]["prediction"] == "Your key is [key]"
     assert KEY not in everything_written(tmp_path)
+
+
+def test_a_key_that_the_server_repeats_in_another_spelling_is_in_no_file(tmp_path: Path) -> None:
+    """JSON may write any letter as an escape, also in the name of a field."""
+    spelled = "".join(f"\\u{ord(sign):04x}" for sign in KEY)
+    text = json.dumps(completion("Your key is STOLEN", model="STOLEN", system_fingerprint="STOLEN"))
+    with stub_server(lambda number, body: Says(body=text.replace("STOLEN", spelled))) as server:
+        ask(server, tmp_path / "A.jsonl")
+    assert rows(tmp_path / "A.jsonl")[0]["prediction"] == "Your key is [key]"
+    assert KEY not in everything_written(tmp_path)
+
+
+def test_a_short_key_is_in_no_file_and_no_message(tmp_path: Path, monkeypatch, capfd) -> None:
+    """It is cut out where it stands as a word; where it is a word of an answer it cannot be told from it."""
+    monkeypatch.setenv("OPENAI_API_KEY", "k3y")
+    with stub_server(lambda number, body: Says(body=completion(model="m k3y", system_fingerprint="k3y"))) as server:
+        ask(server, tmp_path / "A.jsonl")
+    assert {row["prediction"] for row in rows(tmp_path / "A.jsonl")} == {"Yes"}
+    assert '"m [key] [key]"' in (tmp_path / "A.manifest.json").read_text()
+    said = []
+    for number, says in enumerate(
+        (
+            Says(401, {"error": {"message": "wrong key: k3y"}}),
+            Says(400, {"error": {"message": "k3y?"}}),
+            Says(503, {"error": {"message": "k3y?"}}),
+            Says(404, {"error": {"message": "k3y?"}}),
+            Says(302, "", {"location": "http://k3y.example"}),
+            Says(200, "<p>k3y"),
+            Says(body=completion("the k3y")),
+        )
+    ):
+        with stub_server(lambda number, body, says=says: says) as server, pytest.raises(InputError) as raised:
+            ask(server, tmp_path / f"B{number}.jsonl", retries=0)
+        said.append(str(raised.value))
+    assert "too short to be told from words: take a key of at least 8 signs" in said[-1]
+    out = capfd.readouterr()
+    assert "k3y" not in "".join(said) + out.out + out.err + everything_written(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "given", [{"base_url": f"http://localhost:1/{KEY}/v1"}, {"extra_body": {"api_key": KEY}}], ids=["base_url", "body"]
+)
+def test_a_key_in_what_is_written_into_manifests_is_refused(tmp_path: Path, given: dict) -> None:
+    options = ServedOptions(**{"base_url": "http://localhost:1/v1", **given})
+    with pytest.raises(InputError, match=f"`{next(iter(given))}` holds the key of the environment variable") as raised:
+        client.ServerClient(options)
+    assert KEY not in str(raised.value)
+
+
+def test_a_proxy_that_cannot_be_used_is_one_sentence(monkeypatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "gopher://user:secret@localhost:1")
+    with pytest.raises(InputError, match="A proxy of the environment") as raised:
+        client.ServerClient(ServedOptions("http://localhost:1/v1"))
+    assert "secret" not in str(raised.value)
+
+
+def test_half_a_letter_in_an_answer_is_written_and_read_again(tmp_path: Path) -> None:
+    text = json.dumps(completion("Yes HALF")).replace("HALF", "\\ud83d")
+    question = Question({"id": 0}, "x.json:1", "What is it?", (), stop=up_to(8))
+    with stub_server(lambda number, body: Says(body=text)) as server:
+        ask(server, tmp_path / "A.jsonl", [question])
+        summary = ask(server, tmp_path / "A.jsonl", [question])
+    assert summary.counts.already_done == 1
+    assert rows(tmp_path / "A.jsonl")[0]["prediction"].startswith("Yes ")
 
 
 @pytest.mark.parametrize("key", ["sk-with space", "sk-line\nbreak", "schlüssel"])

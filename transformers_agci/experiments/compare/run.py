@@ -78,7 +78,7 @@ def check_engine(engine: str, arms: Sequence[Arm]) -> None:
     if engine == "openai":
         raise InputError(
             "`engine` openai: a server decides itself what it applies, so that no arm can be chosen there; ask each "
-            "server with `agci probe --engine openai` and hold the results against each other with `agci evidence`."
+            "server with `agci probe` and hold the results against each other with `agci evidence`."
         )
     rival = next((arm.word for arm in arms if arm.is_rival), None)
     if engine == "vllm" and rival is not None:
@@ -110,9 +110,9 @@ def _ask(  # noqa: PLR0917 - what an arm is asked with
         batch = read_json_object(manifest.path_of(file))["settings"].get("batch_size") or 1
         # On a CPU its own time: that of the wall depends on what else the machine does.
         spent = 1000 * (time.process_time() - started) / summary.counts.rows
-        is_here = isinstance(engine, TransformersEngine)
-        ms = spent if is_here and engine.loaded.device.type == "cpu" else _ms_per_row(file)
-        cost = {"ms_per_row": ms, "kib_per_row": max(0.0, grown) / 1024 / batch if is_here else None}
+        here = engine.loaded if isinstance(engine, TransformersEngine) else None
+        ms = spent if here is not None and here.device.type == "cpu" else _ms_per_row(file)
+        cost = {"ms_per_row": ms, "kib_per_row": max(0.0, grown) / 1024 / batch if here is not None else None}
         write_json(file.with_suffix(".cost.json"), cost, indent=1)
     say(f"{arm.label}: {summary.lines()[0]}")
     return ArmResult(arm, file, *_cost(file))

@@ -3,22 +3,25 @@
     429, 408, 5xx, a cut connection, no answer in time   tried again: after Retry-After, else ever longer pauses
     500 for one row while others are answered            the row is refused (RequestRefused), the run goes on
     400, 413, 422                                        the row is refused: too long, an image that it cannot read
-    401, 403, 404, a redirect, HTML, no answer at all    InputError: the run ends, what is finished is kept
+    an answer that is cut off, drips, or is packed badly tried again, too
+    401, 403, 404, a redirect, HTML, a flood, no answer  InputError: the run ends, what is finished is kept
 
 A row that is refused is recorded as bad and not asked again, so nothing that passes by itself may refuse one.
 """
 
+import contextlib
 import email.utils
 import importlib
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from transformers_agci.errors import InputError, short
@@ -27,7 +30,9 @@ LIBRARIES = ("httpx", "httpx2")  # of one kind; huggingface_hub brings the one o
 AGAIN = {408, 409, 425, 429}  # and everything from 500 on
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between two tries, doubled each time
 LONGEST_WAIT = 600.0  # seconds of a Retry-After that is waited for
-KEPT_APART = 8  # signs of a key from which on it is cut out of what the server says
+KEPT_APART = 8  # signs of a key from which on it is told from the words of an answer
+LARGEST = 32 * 2**20  # bytes of an answer
+DRIP = 5  # times `timeout`: for an answer that keeps coming
 QUOTED = 300  # signs of a server's message
 
 
@@ -88,6 +93,15 @@ class Pace:
             self._next = max(self._next, time.monotonic() + seconds)
 
 
+class _Response(NamedTuple):
+    """An answer, read to its end."""
+
+    status: int
+    phrase: str
+    headers: Mapping[str, str]
+    text: str
+
+
 class ServerClient:
     """Posts JSON to a server, from several threads."""
 
@@ -95,15 +109,27 @@ class ServerClient:
         self.base_url = checked_url(options.base_url)
         self._options, self._http = options, _http_library()
         self._key = _key(options.api_key_env)
+        self._told_apart = self._key is None or len(self._key) >= KEPT_APART
+        key = re.escape(self._key or "")
+        # A short key is cut out where it stands as a word: "EMPTY", not each "a" of a sentence.
+        self._key_in_text = re.compile(key if self._told_apart else rf"(?<![A-Za-z0-9]){key}(?![A-Za-z0-9])")
+        self._refuse_key_in("base_url", self.base_url)
+        self._refuse_key_in("extra_body", json.dumps(dict(options.extra_body)))
         self._stopped = threading.Event()
         self._pace = Pace(options.requests_per_minute, self._stopped)
         self.retries, self.answered, self._lock = 0, 0, threading.Lock()
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = self._http.Limits(max_connections=options.concurrency)
         # A redirect is never followed: the key is for the server that was named.
-        self._client = self._http.Client(
-            headers=headers, timeout=options.timeout, limits=limits, follow_redirects=False
-        )
+        try:
+            self._client = self._http.Client(
+                headers=headers, timeout=options.timeout, limits=limits, follow_redirects=False
+            )
+        except (ValueError, ImportError):  # its words may hold the proxy's password
+            raise InputError(
+                "A proxy of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used: it must be like "
+                "http://host:3128; socks5:// needs the package socksio."
+            ) from None
 
     def close(self) -> None:
         """End all waiting and all connections."""
@@ -118,15 +144,15 @@ class ServerClient:
             if self._stopped.is_set():
                 raise InputError("The run was ended.")
             try:
-                response = self._client.post(f"{self.base_url}{path}", json=dict(body))
-            except self._http.TransportError as error:
+                response = self._exchange(path, body)
+            except self._http.RequestError as error:  # cut off, too late, or not to be unpacked
                 status, reason, pause = 0, f"{type(error).__name__}: {self._without_key(str(error))}", None
             else:
-                status = response.status_code
+                status = response.status
                 if status == 200:
-                    found = self._object(response)
+                    found = self._object(response.text)
                     status, reason = self._error_in(found)
-                    if not status:
+                    if found is not None and not status:
                         with self._lock:
                             self.answered += 1
                         return found
@@ -146,21 +172,37 @@ class ServerClient:
             "blocks are kept; the same command goes on when it does."
         )
 
+    def _exchange(self, path: str, body: Mapping[str, Any]) -> _Response:
+        """One request and the whole answer; RequestError of the library where none comes, InputError for a flood."""
+        until = time.monotonic() + DRIP * self._options.timeout
+        content = bytearray()
+        with self._client.stream("POST", f"{self.base_url}{path}", json=dict(body)) as response:
+            for part in response.iter_bytes():
+                content += part
+                if len(content) > LARGEST:
+                    raise InputError(
+                        f"The server at {self.base_url} answers with more than {LARGEST // 2**20} MB, which is no "
+                        "answer to a question."
+                    )
+                if time.monotonic() > until:
+                    raise self._http.ReadTimeout("the answer keeps dripping")
+            text = content.decode("utf-8", "replace")
+            return _Response(response.status_code, response.reason_phrase, response.headers, text)
+
     def models(self) -> list[str]:
         """The names of the models that the server says it has; empty where it does not say."""
         try:
             found = self._client.get(f"{self.base_url}/models").json()
-            return [self._without_key(str(model["id"])) for model in found["data"]]
-        except (self._http.HTTPError, ValueError, TypeError, KeyError):
+            return [self._quoted(model["id"]) for model in found["data"]]
+        except (self._http.HTTPError, ValueError, TypeError, KeyError, RecursionError):
             return []
 
-    def _refuse(self, status: int, reason: str, response: Any) -> None:
+    def _refuse(self, status: int, reason: str, response: _Response) -> None:
         """Raise where another try would end the same way."""
-        if status in AGAIN or status >= 500:
+        if not status or status in AGAIN or status >= 500:
             return
         if 300 <= status < 400:
-            target = urlsplit(self._without_key(response.headers.get("location", "")))
-            place = f"{target.scheme}://{target.hostname}" if target.hostname else "another address"
+            place = _place(self._without_key(response.headers.get("location", "")))
             raise InputError(
                 f"The server at {self.base_url} redirects to {place}, which is not followed: the key is for the server "
                 "that was named. If you trust the other one, give it as `base_url`."
@@ -181,22 +223,47 @@ class ServerClient:
         lacks = f"The server at {self.base_url} has no /chat/completions (HTTP 404: {reason})"
         return f"{lacks}; `base_url` often ends in /v1."
 
-    def _object(self, response: Any) -> dict[str, Any]:
-        text = self._without_key(response.text)
+    def _object(self, text: str) -> dict[str, Any] | None:
+        """The JSON object of an answer, the key cut out of all that it says; None where it breaks off."""
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
+            if text.lstrip()[:1] == "{":
+                return None
             found = None
         if isinstance(found, dict):
-            return found
+            with contextlib.suppress(RecursionError):
+                return {
+                    self._without_key(name): self._cleaned(value, name == "choices") for name, value in found.items()
+                }
         kind = "HTML" if text.lstrip()[:1] == "<" else "something else"
         raise InputError(
-            f"The server at {self.base_url} answers with {kind} in place of a JSON object ({short(text)}); `base_url` "
-            "is that of a page or a proxy: it often ends in /v1."
+            f"The server at {self.base_url} answers with {kind} in place of a JSON object "
+            f"({short(self._without_key(text))}); `base_url` is that of a page or a proxy: it often ends in /v1."
         )
 
-    def _error_in(self, found: dict[str, Any]) -> tuple[int, str]:
+    def _cleaned(self, found: Any, answer: bool = False) -> Any:
+        """What the server says without the key; InputError where a short one is among the words of an answer."""
+        if self._key is None:
+            return found
+        if isinstance(found, str):
+            if answer and not self._told_apart and self._key_in_text.search(found):
+                name = self._options.api_key_env
+                raise InputError(
+                    f"The server at {self.base_url} repeats the key in the environment variable {name}, which is too "
+                    f"short to be told from words: take a key of at least {KEPT_APART} signs, or none."
+                )
+            return self._without_key(found)
+        if isinstance(found, list):
+            return [self._cleaned(each, answer) for each in found]
+        if isinstance(found, dict):
+            return {self._without_key(name): self._cleaned(value, answer) for name, value in found.items()}
+        return found
+
+    def _error_in(self, found: dict[str, Any] | None) -> tuple[int, str]:
         """Status and message of an error that stands in an answer of HTTP 200; (0, "") where there is none."""
+        if found is None:
+            return 0, "an answer whose JSON breaks off"
         error = found.get("error")
         if not isinstance(error, dict) or found.get("choices"):
             return 0, ""
@@ -204,15 +271,15 @@ class ServerClient:
         status = code if isinstance(code, int) and 400 <= code < 600 else 400
         return status, self._quoted(error.get("message") or "no message")
 
-    def _message(self, response: Any) -> str:
+    def _message(self, response: _Response) -> str:
         try:
             found = json.loads(response.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if isinstance(found, dict):
             error = found.get("error", found)
             found = error.get("message") if isinstance(error, dict) else error
-        return self._quoted(found or response.reason_phrase or "no message")
+        return self._quoted(found or response.phrase or "no message")
 
     def _quoted(self, message: object) -> str:
         text = " ".join(self._without_key(str(message)).split())
@@ -220,9 +287,14 @@ class ServerClient:
 
     def _without_key(self, text: str) -> str:
         """What the server says, without the key that it may repeat."""
-        if self._key is None or len(self._key) < KEPT_APART:
-            return text
-        return text.replace(self._key, "[key]")
+        return text if self._key is None else self._key_in_text.sub("[key]", text)
+
+    def _refuse_key_in(self, option: str, text: str) -> None:
+        if self._key is not None and self._told_apart and self._key in text:
+            raise InputError(
+                f"`{option}` holds the key of the environment variable {self._options.api_key_env}, but it is written "
+                "into manifests: omit it there."
+            )
 
     def _pause(self, tried: int, retry_after: float | None) -> None:
         if retry_after is not None:
@@ -257,6 +329,15 @@ def checked_url(url: str | None) -> str:
     return url.rstrip("/").removesuffix("/chat/completions")
 
 
+def _place(location: str) -> str:
+    """Scheme and host of a redirect, for a message."""
+    try:
+        target = urlsplit(location)
+        return f"{target.scheme}://{short(target.hostname, 80)[1:-1]}" if target.hostname else "another address"
+    except ValueError:
+        return "another address"
+
+
 def _key(name: str) -> str | None:
     """The key of the environment; InputError, which does not repeat it, where it cannot stand in a header."""
     key = os.environ.get(name, "").strip()
@@ -284,5 +365,5 @@ def _retry_after(value: str | None) -> float | None:
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         return None
