@@ -199,8 +199,12 @@ def test_recipes_are_found_where_only_the_package_is(
     monkeypatch.chdir(tmp_path)
     name = "configs/train_lora/llava1_5.yaml"
     assert recipe.recipe_path(Path(name)) == CONFIGS / "train_lora/llava1_5.yaml"
-    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert included["force-include"]["configs"] == "transformers_agci/configs"
+    targets = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    assert "custom" in targets["wheel"]["hooks"]
+    assert 'WHERE = "transformers_agci/configs"' in (ROOT / "hatch_build.py").read_text()
+    needed = {"/transformers_agci", "/configs", "/hatch_build.py"}  # a wheel is built from the sdist, too
+    assert needed <= set(targets["sdist"]["include"])
+    assert all(entry.startswith("/") for entry in targets["sdist"]["include"])  # else of every folder
     assert main(["check-recipe", "configs/train_lora/no_such.yaml"]) == 2
     assert "configs/train_lora/qwen2_5_vl.yaml" in capsys.readouterr().err
     own = tmp_path / name

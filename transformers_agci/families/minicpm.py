@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from transformers_agci.families.declaration import LINEAR_ATTENTION, NO_LAYOUT, Family, ForwardCall, ImageTokens
+from transformers_agci.families.declaration import LINEAR_ATTENTION, NO_LAYOUT, Family, ForwardCall, ImageTokens, Lacks
 from transformers_agci.families.image_tokens import encoded_lengths, slices_behind_whole
 
 
@@ -28,12 +28,21 @@ def _marks(config: Any) -> Sequence[int]:
 _SLICES = ImageTokens(_by_target_sizes, slices_behind_whole, marks=_marks)
 
 
-def _minicpm(model_type: str, name: str, hub_id: str, tokens: str) -> Family:
-    return Family(model_type, name, hub_id, tokens, _SLICES, NO_LAYOUT, flow=LINEAR_ATTENTION)
+_CANVAS = Lacks("it lays images, slices and their marks out on a canvas of positions of its own")
+
+
+def _minicpm(model_type: str, name: str, hub_id: str, tokens: str, **more: Any) -> Family:
+    return Family(model_type, name, hub_id, tokens, _SLICES, NO_LAYOUT, flow=LINEAR_ATTENTION, **more)
 
 
 FAMILIES = (
     _minicpm("minicpmv4_6", "MiniCPM-V 4.6", "openbmb/MiniCPM-V-4.6", "64 per slice, whole image included"),
-    _minicpm("minicpmv4_7", "MiniCPM-V 4.7", "openbmb/MiniCPM-V-4.7-1B", "64 per slice, whole image included"),
+    _minicpm(
+        "minicpmv4_7",
+        "MiniCPM-V 4.7",
+        "openbmb/MiniCPM-V-4.7-1B",
+        "64 per slice, whole image included",
+        positions=_CANVAS,
+    ),
     _minicpm("minicpm_ocr", "MiniCPM-OCR", "openbmb/MiniCPM-OCR-1.0", "256 per slice, whole image included"),
 )
