@@ -15,7 +15,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 COPY constraints.txt /opt/agci/
 RUN pip install --constraint /opt/agci/constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision
 
-COPY pyproject.toml README.md LICENSE CITATION.cff CHANGELOG.md /opt/agci/
+COPY pyproject.toml hatch_build.py README.md LICENSE CITATION.cff CHANGELOG.md /opt/agci/
 COPY configs /opt/agci/configs
 COPY transformers_agci /opt/agci/transformers_agci
 RUN pip install --constraint /opt/agci/constraints.txt '/opt/agci[eval]'

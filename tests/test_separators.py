@@ -155,7 +155,8 @@ def processed(family: str, marks: str, prompts: list[str], images: list[list[Ima
 
 def found(family: str, made: Any, token: int) -> list[tuple[int, int]]:
     """(row, tokens) of each image that we find."""
-    config = SimpleNamespace(image_token_id=token, downsample_factor=2)
+    text = SimpleNamespace(bos_token_id=1, pad_token_id=0)
+    config = SimpleNamespace(image_token_id=token, downsample_factor=2, get_text_config=lambda: text)
     call = ForwardCall(
         input_ids=made["input_ids"],
         attention_mask=made["attention_mask"],
@@ -227,3 +228,37 @@ def test_a_prompt_that_ends_in_an_image_is_refused() -> None:
     vlm = SimpleNamespace(config=SimpleNamespace(image_token_id=30))
     with pytest.raises(ValueError, match="ends with an image token"):
         image_positions(vlm, SUPPORTED_FAMILIES["aya_vision"], call, ids == 30)
+
+
+# S, E: marks; L: line break of a tile; T, W: words; I: an image of two tokens. What cannot be known raises.
+WORDS = {"S": 3, "E": 4, "L": 5, "T": 50, "W": 51, "B": 1}
+
+
+@pytest.mark.parametrize(
+    ("family", "prompt", "wanted"),
+    [
+        ("cohere2_vision", "B S I L I L I L E T", [6]),
+        ("cohere2_vision", "B S I L I L I L E T S I L E T", [6, 2]),
+        ("cohere2_vision", "B I T I T I T", None),  # what begins the row is no mark
+        ("cohere2_vision", "B W I T I T I T W T W", None),  # nor are words
+        ("cohere2_vision", "B W I T I T I T W W", None),
+        ("aria", "B S I I E T", [4]),
+        ("aria", "B S I E S I I E T", [2, 4]),
+        ("aria", "B T I I T W", None),
+        ("aria", "B W T I I W T", None),
+        ("aria", "B I I T", [2, 2]),
+        ("got_ocr2", "B S I I I E T", [6]),
+        ("got_ocr2", "B W I I I W", None),
+    ],
+)
+def test_prompts_written_by_hand(family: str, prompt: str, wanted: list[int] | None) -> None:
+    tokens = [[30, 30] if word == "I" else [WORDS[word]] for word in prompt.split()]
+    ids = torch.tensor([[token for word in tokens for token in word]])
+    config = SimpleNamespace(image_token_id=30, get_text_config=lambda: SimpleNamespace(bos_token_id=1, pad_token_id=0))
+    call = ForwardCall(input_ids=ids, pixel_values=torch.zeros(prompt.count("I"), 3, 4, 4))
+    vlm, rule = SimpleNamespace(config=config), SUPPORTED_FAMILIES[family]
+    if wanted is None:
+        with pytest.raises(ValueError, match="AGCI cannot tell whether"):
+            image_positions(vlm, rule, call, ids == 30)
+        return
+    assert [len(image) for image in image_positions(vlm, rule, call, ids == 30)] == wanted

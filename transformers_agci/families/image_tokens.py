@@ -165,7 +165,7 @@ def between_fakes(row: RowOfRuns) -> list[bool]:
 def line_breaks(row: RowOfRuns) -> list[bool]:
     """One line break behind every tile, the last one included: S [tile] L [tile] L [whole] L E (Cohere 2)."""
     inside = [len(gap) == 1 and gap[0] == _token_behind(row) for gap in row.gaps]
-    _refuse_unless_tiles(row, inside, lambda gaps: True)
+    _refuse_unless_tiles(row, inside, lambda gaps: _are_marks(row, [row.before[-1:], row.behind[:1]]))
     return inside
 
 
@@ -202,7 +202,24 @@ def between_marks(row: RowOfRuns) -> list[bool]:
     edges = [row.before[-1:], *(gap for gap in row.gaps if gap), row.behind]
     framed = {(tuple(a[-1:]), tuple(b[:1])) for a, b in pairwise(edges)}
     marked = len(framed) == 1 and len(row.before) > 0 and row.before[-1] not in row.marks
-    return [marked and not gap for gap in row.gaps]
+    inside = [marked and not gap for gap in row.gaps]
+    if any(inside) and not _are_marks(row, [row.before[-1:], row.behind[:1]]):
+        raise ValueError(
+            "AGCI cannot tell whether runs of image tokens that touch are crops of one image or images: the tokens "
+            "around them are no marks, for they are equal or stand elsewhere, too. Give the prompt as the family's "
+            "processor writes it, with its marks around every image."
+        )
+    return inside
+
+
+def _are_marks(row: RowOfRuns, marks: Sequence[Sequence[int]]) -> bool:
+    """Whether these stand beside image tokens only, as special tokens of a processor do and words do not."""
+    first, last = marks
+    if not first or not last or first == last or first[0] in row.marks:
+        return False
+    texts = [list(row.before), *map(list, row.gaps), list(row.behind)]
+    away = [*texts[0][:-1], *(token for text in texts[1:-1] for token in text[1:-1]), *texts[-1][1:]]
+    return not {first[0], last[0]} & set(away)
 
 
 def slices_behind_whole(row: RowOfRuns) -> list[bool]:

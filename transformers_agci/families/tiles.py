@@ -97,7 +97,7 @@ FAMILIES = (
         "Command A Vision",
         "CohereLabs/command-a-vision-07-2025",
         "256 per tile, thumbnail included",
-        ImageTokens(equal_shares, line_breaks),
+        ImageTokens(equal_shares, line_breaks, marks=_begins_a_row),
         NO_LAYOUT,
     ),
     Family(
