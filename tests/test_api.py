@@ -92,6 +92,8 @@ def test_a_run_is_rows_and_statistics_and_a_figure(run) -> None:
     baseline = frame[(frame["lambda"] == 0) & (frame["answer"] == "Yes")]
     assert statistics.results[0].yes.accuracy.estimate == pytest.approx(baseline["correct"].mean())
     assert statistics.pair is not None and statistics.verdict
+    assert list(statistics.unevenness) == ["baseline (lambda 0)", "AGCI (lambda 0.5)"]
+    assert all(f"{value:.2f}" in str(statistics) for value in statistics.unevenness.values())
     assert statistics.controls[0].name == "text only"
     assert isinstance(run.figure(draws=50), Figure)
     table = run.to_arrow()

@@ -18,7 +18,7 @@ from transformers_agci.experiments.position.ask import ProbeOptions, ask_probe
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.experiments.position.evidence import Evidence, gather
 from transformers_agci.experiments.position.maps import probe_figure
-from transformers_agci.experiments.position.measures import ResamplingConfig
+from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport
 from transformers_agci.experiments.position.metrics import Metrics, controls_table, evaluate, load_all, load_controls
 from transformers_agci.experiments.position.questions import Control
 from transformers_agci.experiments.position.results import ProbeResult, read_answer, read_letter
@@ -52,6 +52,12 @@ class ProbeStatistics(Metrics):
         ]
         tables = [_levels(self), Table("accuracy by position, %", ["result", *names], by_position)]
         return tables + ([controls_table(self.controls)] if self.controls else [])
+
+    @property
+    def unevenness(self) -> dict[str, float | None]:
+        """Per result the sd of its Yes margins over the cells, in sd within a cell: without the part that chance makes,
+        so negative where there is less than that. None for a result without margins."""
+        return {report.label: _uneven(report) for report in self.results}
 
     @property
     def verdict(self) -> str:
@@ -239,11 +245,16 @@ def _correct(row: Mapping[str, Any]) -> bool | None:
     return None if said is None else said == row["answer"]
 
 
+def _uneven(report: ResultReport) -> float | None:
+    level = report.yes.margin_unevenness if report.yes else None
+    return None if level is None else signed_root(level.estimate)
+
+
 def _levels(found: Metrics) -> Table:
     rows = []
     for report in found.results:
         yes = report.yes
-        level = yes.margin_unevenness if yes else None
+        level = _uneven(report)
         rows.append(
             [
                 report.label,
@@ -251,7 +262,7 @@ def _levels(found: Metrics) -> Table:
                 PERCENT.write(yes.accuracy if yes else None),
                 PERCENT.write(report.no.accuracy if report.no else None),
                 PERCENT.write(report.balanced),
-                ABSENT if level is None else NUMBER.value(signed_root(level.estimate)),
+                ABSENT if level is None else NUMBER.value(level),
                 ABSENT if yes is None else p_value((yes.margin_spread or yes.spread).sd.p),
             ]
         )
