@@ -17,10 +17,11 @@ CSS = """
 .agci-maps {display: flex; flex-wrap: wrap; gap: 1.5rem;}
 .agci-map {border: 0; margin: 0; padding: 0; min-width: 13rem; flex: 1;}
 .agci-map figcaption {font-weight: 600; margin-bottom: .4rem;}
-.agci-map .cells {display: grid; grid-template-columns: repeat(3, 1fr); gap: 3px; max-width: 24rem;}
+.agci-map .cells {display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 3px; max-width: 24rem;}
 .agci-map button {aspect-ratio: 1; border: 3px solid transparent; border-radius: 4px; cursor: pointer;
-  padding: 2px; font: inherit; font-size: .95rem; font-variant-numeric: tabular-nums; line-height: 1.3;}
-.agci-map button b {display: block; font-size: 1.15em;}
+  margin: 0 !important; padding: 2px; font: inherit; font-size: .95rem; font-variant-numeric: tabular-nums;
+  line-height: 1.3;}
+.agci-map button b {display: block; color: inherit !important; font-size: 1.15em;}
 .agci-map button:focus-visible {outline: 3px solid #d55e00; outline-offset: 1px;}
 .agci-map button[aria-pressed=true] {border-color: #d55e00;}
 .agci-map p {margin: .4rem 0 0; font-size: .9em;}

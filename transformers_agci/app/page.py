@@ -81,7 +81,7 @@ class _Live:
         names = page_atlas().names
         self.name = gr.Dropdown(names, value=FIRST, label="image of the atlas", filterable=True, render=False)
         self.upload = gr.File(
-            label="or an image of your own", file_types=["image"], type="filepath", height=110, render=False
+            label="or an image of your own", file_types=["image"], type="filepath", height=140, render=False
         )
         self.caption = gr.Textbox(FIRST, label="caption: is there a sub-image that shows ...", render=False)
         self.lam = gr.Slider(0, LARGEST_LAMBDA, value=0.5, step=0.05, label="lambda", render=False)
