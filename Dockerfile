@@ -11,9 +11,10 @@ FROM python:3.12-slim
 ARG TORCH_INDEX=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 
-# torch first: its layer is the large one and changes least
+# torch first: its layer is the large one and changes least. An extra index: that of torch's CPU builds has not every
+# version of torch's own requirements that constraints.txt names; of torch the build +cpu counts as the newer one
 COPY constraints.txt /opt/agci/
-RUN pip install --constraint /opt/agci/constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision
+RUN pip install --constraint /opt/agci/constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch torchvision
 
 COPY pyproject.toml hatch_build.py README.md LICENSE CITATION.cff CHANGELOG.md /opt/agci/
 COPY configs /opt/agci/configs

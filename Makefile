@@ -143,7 +143,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.torch: constraints.txt | $(VENV)/bin/python
 	@echo "Installing torch into $(VENV) (the CUDA build of PyPI is about 3 GB; TORCH_INDEX= in the Makefile for a CPU build)"
-	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch torchvision
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch torchvision
 	touch $@
 
 $(VENV)/.eval: pyproject.toml $(VENV)/.torch
