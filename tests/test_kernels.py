@@ -57,6 +57,19 @@ def test_norms_in_one_call(family: str, monkeypatch: pytest.MonkeyPatch) -> None
     made.remove()
 
 
+def test_a_norm_whose_squares_overflow_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float16: 300 * 300 is infinite. Values around 1 do not show it."""
+
+    def squared_in_half(x: torch.Tensor, shape: Any, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        variance = (x * x).mean(-1, keepdim=True)
+        return weight * x * (variance + epsilon).rsqrt()
+
+    monkeypatch.setattr(torch.nn.functional, "rms_norm", squared_in_half)
+    made = use_kernels(build_model("qwen2_5_vl").to(torch.float16), ["norms"])
+    assert not made.on
+    assert "differs from transformers' own" in dict(made.reasons)["norms"]
+
+
 def test_a_norm_that_differs_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.functional, "rms_norm", lambda x, *_: 2 * x)
     model = build_model("qwen2_5_vl")
@@ -80,6 +93,10 @@ def test_widths_are_padded_exactly() -> None:
     assert {mlp.gate_proj.weight.shape[0] for mlp in layers} == {64}
     assert {mlp.down_proj.in_features for mlp in layers} == {64}
     assert torch.allclose(logits(model), stock, atol=1e-6)
+    saved = model.state_dict()
+    assert {name: value.shape for name, value in saved.items()} == shapes  # as config.json says
+    assert torch.equal(saved["model.visual.blocks.0.mlp.down_proj.weight"], layers[0].down_proj.weight[:, :22])
+    assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(Disagreement, match="64 is aligned already"):
         pad_widths(layers)
     remove()

@@ -20,6 +20,7 @@ from transformers_agci.experiments.similarity.run import SimilarityRun
 from transformers_agci.inference.answering import AnswerCounts, AnswerOptions, answer_questions
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.questions import ImageFile, Question, QuestionSet, up_to
+from transformers_agci.inference.quick import ALL, OF_THE_MODEL
 from transformers_agci.inference.runner import RunOptions, output_paths
 from transformers_agci.inference.vision_tower import as_matrix_product, use_segments
 
@@ -55,7 +56,7 @@ def moved(loaded: LoadedModel, gpu: SimulatedCuda, place: Callable[[str], str] =
     use_segments(loaded.model)
     as_matrix_product(loaded.model)
     gpu.clear()
-    ways = frozenset({"host_values", "pinned", "first_token", "tails", "painting"})
+    ways = ALL - set(OF_THE_MODEL)
     return dataclasses.replace(loaded, device=torch.device("cuda:0"), quick=ways)
 
 

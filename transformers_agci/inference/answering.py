@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from transformers_agci.embedded.location import EMBEDDED, embedded_model_path
 from transformers_agci.families import find_vlm, image_token_id
 from transformers_agci.inference.answer import Answer, Answerer, recorded_settings
+from transformers_agci.inference.attention_plans import varying_lengths
 from transformers_agci.inference.batches import Column, Plan, make_plan, plan_columns
 from transformers_agci.inference.columns import BlockAnswers, ColumnWork, positions_by
 from transformers_agci.inference.dry_run import describe
@@ -274,6 +275,7 @@ class _Answering:
                 self.loaded.model, self.options.method, self.options.scope, self.options.method_options
             ) as handle,
             host or contextlib.nullcontext(),
+            varying_lengths(self.loaded),
             work.replaying(),
             contextlib.closing(upload.ahead(ahead)) as arriving,
         ):

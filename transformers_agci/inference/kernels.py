@@ -11,7 +11,7 @@ rounding, or where something else (accelerate) has put a forward on the module. 
 the model back as it was. Without a GPU only the norms are worth it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
@@ -25,9 +25,14 @@ from transformers_agci.inference.quick import OF_THE_MODEL
 from transformers_agci.inference.vision_tower import TOLERANCE
 
 MULTIPLE = 64  # of elements, to which a width is padded: 128 bytes in bfloat16
+BOTH = ("weight", "bias")
 ALIGNED = 16  # bytes that a kernel reads at a time
 COMPILER = "inductor"
 ROWS = 40  # of the random values
+LARGE, SMALL = (
+    300.0,
+    1e-3,
+)  # times the random values: squares that float16 does not hold, and those near a norm's epsilon
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,9 @@ def _norms(model: Any) -> Callable[[], None]:
     for module in found:
         kind = (type(module), tuple(module.weight.shape), module.weight.dtype, module.weight.device)
         if kind not in checked:
-            checked[kind] = _apart(module, partial(_put_forward, module, _rms_norm), module.weight.shape[-1])
+            checked[kind] = _apart_at_any_size(
+                module, partial(_put_forward, module, _rms_norm), module.weight.shape[-1]
+            )
         if checked[kind] is None:
             fitting.append(module)
     if not fitting:
@@ -123,17 +130,25 @@ def pad_widths(layers: Sequence[Any]) -> Callable[[], None]:
 
 
 def _pad(mlp: Any, more: int) -> Callable[[], None]:
-    """`more` zeros: rows and biases of gate and up, columns of down."""
+    """`more` zeros: rows and biases of gate and up, columns of down. What is saved of the model is without them."""
     pads = {"gate_proj": (0, 0, 0, more), "up_proj": (0, 0, 0, more), "down_proj": (0, more)}
     found = {name: (getattr(mlp, name).weight, getattr(mlp, name).bias) for name in pads}
     for name, pad in pads.items():
         linear = getattr(mlp, name)
-        linear.weight = _parameter(nn.functional.pad(linear.weight.data, pad))
+        linear.weight = _padded(linear.weight, pad)
         if linear.bias is not None and name != "down_proj":
-            linear.bias = _parameter(nn.functional.pad(linear.bias.data, (0, more)))
+            linear.bias = _padded(linear.bias, (0, more))
         linear.out_features, linear.in_features = linear.weight.shape
+    parts = (
+        (f"{name}.{part}", tensor)
+        for name, of_both in found.items()
+        for part, tensor in zip(BOTH, of_both, strict=True)
+    )
+    shapes = {name: tensor.shape for name, tensor in parts if tensor is not None}
+    hook = mlp.register_state_dict_post_hook(partial(_as_found, shapes))
 
     def remove() -> None:
+        hook.remove()
         for name, (weight, bias) in found.items():
             linear = getattr(mlp, name)
             linear.weight, linear.bias = weight, bias
@@ -142,8 +157,14 @@ def _pad(mlp: Any, more: int) -> Callable[[], None]:
     return remove
 
 
-def _parameter(values: torch.Tensor) -> nn.Parameter:
-    return nn.Parameter(values, requires_grad=False)
+def _padded(found: torch.Tensor, pad: tuple[int, ...]) -> nn.Parameter:
+    return nn.Parameter(nn.functional.pad(found.data, pad), requires_grad=found.requires_grad)
+
+
+def _as_found(shapes: Mapping[str, torch.Size], mlp: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Cut what `state_dict` gives back to the shapes that config.json speaks of."""
+    for name, shape in shapes.items():
+        state[f"{prefix}{name}"] = state[f"{prefix}{name}"][tuple(slice(size) for size in shape)]
 
 
 # --- compiled forwards ---
@@ -217,10 +238,15 @@ def _all(removers: Sequence[Callable[[], None]]) -> Callable[[], None]:
     return remove
 
 
-def _apart(module: Any, put_on: Callable[[], Callable[[], None]], width: int) -> str | None:
+def _apart_at_any_size(module: Any, put_on: Callable[[], Callable[[], None]], width: int) -> str | None:
+    """The first reason among random rows of several sizes."""
+    return next((why for scale in (1.0, LARGE, SMALL) if (why := _apart(module, put_on, width, scale))), None)
+
+
+def _apart(module: Any, put_on: Callable[[], Callable[[], None]], width: int, scale: float = 1.0) -> str | None:
     """Why the replacement must stay off, or None: both run on the same random rows of this width."""
     weight = next(module.parameters())
-    rows = torch.randn(ROWS, width, generator=torch.Generator().manual_seed(0))
+    rows = scale * torch.randn(ROWS, width, generator=torch.Generator().manual_seed(0))
     dtype = weight.dtype if weight.is_floating_point() else torch.bfloat16  # of a quantized matrix
     given = rows.to(weight.device, dtype)
     with torch.inference_mode():

@@ -16,6 +16,7 @@ WAYS = {
     "pinned": "pixels cross from pinned memory on a stream of their own, while the batch before is computed (GPU)",
     "first_token": "a Yes/No question is answered from one forward call, without generate",
     "tails": "many questions about the same images in one call, on keys and values that are there",
+    "varying_lengths": "attention on keys that are there goes without cuDNN, which plans for every length (GPU)",
     "equal_lengths": "prompts of the same number of tokens are batched together",
     "painting": "images cross as bytes and are normalised where the model is (GPU); occlusion paints its masks there",
 }
