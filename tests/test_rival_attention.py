@@ -6,6 +6,7 @@ here from the formula in each method's docstring, in float64, without any of the
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -226,6 +227,32 @@ def test_a_padded_batch_is_its_rows(method: str, backend: str) -> None:
             alone["pixel_values"] = batch.inputs["pixel_values"][image : image + 1]
             image += 1
         torch.testing.assert_close(model(**alone).logits[0, -1], together[row], atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["cca", "vcd", "pai with a second pass", *SCORED])
+@torch.no_grad()
+def test_threads_do_not_mix(method: str) -> None:
+    """Two prompts answered in four threads at once: the tokens of each are those that it has alone."""
+    family = TINY["vipllava"]
+    model = built("vipllava", "sdpa")
+    handle = attach(model, method=method.split()[0], **SCORED.get(method, {"strength": 1}))
+    prompts = [[[TEXT, "plain", TEXT]], [[TEXT, TEXT, "plain", "plain", TEXT]]]
+    batches = [make_batch(family, prompt, seed=number) for number, prompt in enumerate(prompts)]
+
+    def answer(number: int) -> list[torch.Tensor]:
+        given = batches[number].inputs
+        processor = handle.logits_processor(given)
+        more = {"logits_processor": [processor]} if processor is not None else {}
+        with torch.no_grad():
+            made = model.generate(**given, **GREEDY, **more, output_logits=True, return_dict_in_generate=True)
+        return [made.sequences, *made.logits]
+
+    wanted = [answer(number) for number in (0, 1)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(answer, [0, 1] * 6))
+    for number, answered in enumerate(found):
+        for mine, alone in zip(answered, wanted[number % 2], strict=True):
+            assert torch.equal(mine, alone)
 
 
 @pytest.mark.parametrize("method", ["pai", "uac", "cca"])

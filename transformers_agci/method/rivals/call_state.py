@@ -1,6 +1,8 @@
 """What the hooks of a rival hand to each other within a call, one state per thread."""
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -28,6 +30,7 @@ class CallState(threading.local):
         moved: how far the text was moved, of a call whose cache the decoder makes itself.
         plan: what its attention layers do, of such a call, too.
         weighing: the first pass of two is running.
+        contrasting: a second pass is running, which the rival leaves alone; other threads go on.
         weights: [B], which it chose.
         seen: per layer the attention that a blank image gets, while it is shown.
         bias: per layer [B, S], of the coming call.
@@ -39,6 +42,7 @@ class CallState(threading.local):
         self.moved: torch.Tensor | None = None
         self.plan: Plan | None = None
         self.weighing = False
+        self.contrasting = False
         self.weights: torch.Tensor | None = None
         self.seen: dict[int, torch.Tensor] | None = None
         self.bias: dict[int, torch.Tensor] | None = None
@@ -47,6 +51,15 @@ class CallState(threading.local):
         """A call of this vlm begins."""
         self.vlm, self.prompt = vlm, None
         self.moved = self.plan = self.bias = None
+
+    @contextlib.contextmanager
+    def second_pass(self) -> Iterator[None]:
+        """Stock in this thread."""
+        self.contrasting = True
+        try:
+            yield
+        finally:
+            self.contrasting = False
 
     def end(self) -> "tuple[torch.Tensor | None, Plan | None]":
         """The call has ended; returns what its cache has to keep."""

@@ -1,7 +1,7 @@
 """Logits of a prompt held against those of a second pass (VCD, PAI), as a processor for `generate`.
 
 The second pass has a cache of its own and goes on token by token with the first one; where the rows of the first one
-are reordered (beams), it starts over. The rival is suspended in it.
+are reordered (beams), it starts over. The rival does nothing in it.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from transformers_agci.families import find_vlm, image_token_id
+from transformers_agci.method.rivals.call_state import state
 
 if TYPE_CHECKING:
     from transformers_agci.method.rivals.handle import RivalHandle
@@ -34,7 +35,7 @@ class ContrastProcessor:
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [B, V] for the tokens behind `input_ids` [B, S]."""
-        with self.handle.suspended(), torch.no_grad():
+        with state.second_pass(), torch.no_grad():
             second = self._second_logits(input_ids).to(scores.device)
         combined, allowed = self.rule.combine(scores, second, self.handle.strength, self.handle.options)
         if self.first is None:

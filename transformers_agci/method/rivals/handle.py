@@ -22,6 +22,7 @@ from transformers_agci.method.attached import AttachedMethod
 from transformers_agci.method.compiled_graphs import forget_graphs_of
 from transformers_agci.method.rivals import RIVALS
 from transformers_agci.method.rivals.attention import RIVAL, register, use_ours
+from transformers_agci.method.rivals.call_state import state
 from transformers_agci.method.rivals.contrast import ContrastProcessor
 from transformers_agci.method.rivals.declaration import Rival
 from transformers_agci.method.rivals.hooks import check_combination, put_hooks_on, take_hooks_off
@@ -76,7 +77,7 @@ class RivalHandle(AttachedMethod):
 
     def is_on(self) -> bool:
         """Whether the hooks have something to do."""
-        return self.may_act() and self._strength != self.rival.neutral
+        return self.may_act() and self._strength != self.rival.neutral and not state.contrasting
 
     def outer(self) -> Any:
         """The model around the vlm that makes logits; None where there is none, or a copied handle cannot know it."""
