@@ -342,7 +342,7 @@ def test_replays_serve_position_methods(tmp_path: Path, monkeypatch: pytest.Monk
     from transformers_agci.embedded.probe_set import build_probe_set
     from transformers_agci.experiments.position.data import read_data
     from transformers_agci.experiments.position.run import PositionProbe
-    from transformers_agci.inference import replay
+    from transformers_agci.inference import prefix_replay
     from transformers_agci.inference.answering import AnswerOptions
     from transformers_agci.inference.load import LoadOptions, load
 
@@ -358,7 +358,7 @@ def test_replays_serve_position_methods(tmp_path: Path, monkeypatch: pytest.Monk
         return [json.loads(row)["margin"] for row in rows], counts.replayed_tokens
 
     replayed, tokens = margins("replayed")
-    monkeypatch.setattr(replay, "_recorded", lambda prompts, cache: None)
+    monkeypatch.setattr(prefix_replay, "_recorded", lambda prompts, cache: None)
     whole, none = margins("whole")
     assert tokens > 1000
     assert none == 0
