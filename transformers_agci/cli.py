@@ -157,14 +157,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        from transformers_agci.storage.reading import path_text
-
-        where = path_text(str(error.filename)) if error.filename else "a file of this run"
-        print(f"agci: {where} cannot be read or written ({error.strerror}).", file=sys.stderr)
+        print(f"agci: {_file_of(error)} cannot be read or written ({error.strerror}).", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("agci: interrupted; what was finished is kept, the same command goes on from there.", file=sys.stderr)
         return 130
+
+
+def _file_of(error: OSError) -> str:
+    from transformers_agci.storage.reading import path_text
+
+    return path_text(str(error.filename)) if error.filename else "a file of this run"
 
 
 class _UntilClosed(io.TextIOBase):

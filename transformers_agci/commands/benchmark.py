@@ -31,7 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `agci benchmark`."""
     parser.add_argument("name", metavar="NAME", help=", ".join(benchmark_names()))
     add_model_options(parser)
-    data = parser.add_argument_group("data")
+    _add_data_options(parser.add_argument_group("data"))
+    how = parser.add_argument_group("how it is asked")
+    _add_asking_options(how)
+    add_engine_options(parser)
+    add_answer_options(parser)
+    add_bootstrap_options(how)
+    add_tracking_option(parser)
+
+
+def _add_data_options(data: argparse._ArgumentGroup) -> None:
     data.add_argument(
         "--data",
         "--eval_file",
@@ -55,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "label files for LLaVA's questions, textvqa's TextVQA_0.5.1_val.json",
     )
     data.add_argument("--answer_file", "--answers_file", metavar="A", type=path, help="default: NAME.jsonl")
-    how = parser.add_argument_group("how it is asked")
+
+
+def _add_asking_options(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
         "--protocol",
         choices=PROTOCOLS,
@@ -74,10 +85,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead of the protocol's: {question} stands for the row's question without its instruction",
     )
     how.add_argument("--max_new_tokens", metavar="N", type=whole(1), help="instead of the protocol's limit")
-    add_engine_options(parser)
-    add_answer_options(parser)
-    add_bootstrap_options(how)
-    add_tracking_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,6 +22,32 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `agci score`."""
     parser.add_argument("name", metavar="NAME", help=", ".join(benchmark_names()))
+    _add_files(parser)
+    parser.add_argument(
+        "--judge",
+        choices=("auto", "codes", "replies", "yes-no"),
+        help="hallusionbench: score by recorded codes, by recorded replies of a judge, or by the "
+        "Yes/No rule (default: codes where the rows carry them)",
+    )
+    parser.add_argument(
+        "--official",
+        action="store_true",
+        help="score incomplete or repeated answers as the official program does, where it takes them",
+    )
+    parser.add_argument("--json", metavar="OUT", type=json_file, help="write the unrounded figures here")
+    parser.add_argument("--items", metavar="OUT", type=path, help="write one JSON line per answer here")
+    parser.add_argument(
+        "--against",
+        metavar="FILE",
+        type=path,
+        action="append",
+        help="answers of a second model: also print the paired difference, second minus first",
+    )
+    add_bootstrap_options(parser)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    """What is scored, and what scoring needs beside it."""
     parser.add_argument(
         "--answers",
         metavar="FILE",
@@ -46,27 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--problems", metavar="FILE", type=path, help="scienceqa: problems.json")
     parser.add_argument("--splits", metavar="FILE", type=path, help="scienceqa: pid_splits.json")
     parser.add_argument("--split", metavar="NAME", help="scienceqa: the split to score (default: test)")
-    parser.add_argument(
-        "--judge",
-        choices=("auto", "codes", "replies", "yes-no"),
-        help="hallusionbench: score by recorded codes, by recorded replies of a judge, or by the "
-        "Yes/No rule (default: codes where the rows carry them)",
-    )
-    parser.add_argument(
-        "--official",
-        action="store_true",
-        help="score incomplete or repeated answers as the official program does, where it takes them",
-    )
-    parser.add_argument("--json", metavar="OUT", type=json_file, help="write the unrounded figures here")
-    parser.add_argument("--items", metavar="OUT", type=path, help="write one JSON line per answer here")
-    parser.add_argument(
-        "--against",
-        metavar="FILE",
-        type=path,
-        action="append",
-        help="answers of a second model: also print the paired difference, second minus first",
-    )
-    add_bootstrap_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

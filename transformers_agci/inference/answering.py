@@ -34,6 +34,7 @@ from transformers_agci.inference.prefetch import default_workers
 from transformers_agci.inference.prefix_replay import PrefixReplay
 from transformers_agci.inference.prepare import (
     Batch,
+    Prepared,
     RawPixels,
     crossing_pixels,
     prepared_ahead,
@@ -271,9 +272,7 @@ class _Answering:
         with (
             self._counted_forwards(),
             prepared_ahead(columns, self.questions, processor, self._workers, positions) as ahead,
-            method_on(
-                self.loaded.model, self.options.method, self.options.scope, self.options.method_options
-            ) as handle,
+            self._method_on() as handle,
             host or contextlib.nullcontext(),
             varying_lengths(self.loaded),
             work.replaying(),
@@ -288,15 +287,23 @@ class _Answering:
                 failed: list[FailedRow] = []
                 for _ in self._columns(task):
                     prepared, sent = next(arriving)
-                    for row in prepared.failed:
-                        reporter.skip(row)
-                    failed += prepared.failed
-                    self.counts.image_changes += prepared.image_changes
-                    self._note_token_grid(prepared.batches)
+                    failed += self._noted(prepared, reporter)
                     work.answer(prepared.batches, made, at_lambda, reporter, sent)
                 failed += made.failed.values()
                 self._count(work.vision, work.prefix)
                 yield BlockResult([self._rows(made, i) for i in task.outputs], sorted(failed))
+
+    def _noted(self, prepared: Prepared, reporter: Reporter) -> Sequence[FailedRow]:
+        """Note what preparing a column showed; the rows that cannot be asked."""
+        for row in prepared.failed:
+            reporter.skip(row)
+        self.counts.image_changes += prepared.image_changes
+        self._note_token_grid(prepared.batches)
+        return prepared.failed
+
+    def _method_on(self) -> contextlib.AbstractContextManager[Any]:
+        options = self.options
+        return method_on(self.loaded.model, options.method, options.scope, options.method_options)
 
     @property
     def _workers(self) -> int:

@@ -10,14 +10,18 @@ import hashlib
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from transformers_agci.errors import InputError, short
 from transformers_agci.families import SUPPORTED_FAMILIES, remote_code_twin, todays_model_type, unsupported_config
 from transformers_agci.families.llava import is_original_llava, twin_of_original
+from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
 from transformers_agci.storage.json_file import read_json_object
 from transformers_agci.storage.reading import path_text, read_json
+
+if TYPE_CHECKING:
+    from transformers_agci.inference.load import LoadOptions
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -29,6 +33,41 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 # And for `agci convert-llava`, whose sources are older than safetensors.
 ORIGINAL_FILES = (*HUB_FILES, "pytorch_model*.bin")
+
+
+class Checkpoint(NamedTuple):
+    """A model folder that was looked at: its model type, and the lambda in its config.json."""
+
+    folder: Path
+    model_type: str
+    lam: float | None
+
+
+def checked_checkpoint(options: "LoadOptions", weights: bool) -> Checkpoint:
+    """The folder that the options name, fetched where it is on the hub; InputError for what is wrong with its files."""
+    folder = model_folder(options.model, options.revision)
+    config = read_config(folder)
+    _check_family(options, config["model_type"])
+    lam = config.get(LAMBDA_KEY)
+    if lam is not None:
+        lam = validate_lambda(lam, f"{LAMBDA_KEY} of {folder / CONFIG}")
+    if weights:
+        check_weights(folder)
+    return Checkpoint(folder, config["model_type"], lam)
+
+
+def _check_family(options: "LoadOptions", found: str) -> None:
+    """InputError where `family` asks for another model_type than the checkpoint's."""
+    wanted = options.family
+    if wanted is None or wanted == found:
+        return
+    if wanted not in SUPPORTED_FAMILIES:
+        raise InputError(f"Unknown family {wanted!r}. Available: {', '.join(SUPPORTED_FAMILIES)}.")
+    is_of, asked_for = SUPPORTED_FAMILIES[found].name, SUPPORTED_FAMILIES[wanted].name
+    raise InputError(
+        f"{options.model} is a {is_of} checkpoint (model_type {found!r}), but this command is for {asked_for} "
+        f"({wanted!r}); use the one of {is_of}."
+    )
 
 
 def model_folder(model: str, revision: str | None, files: tuple[str, ...] = HUB_FILES) -> Path:

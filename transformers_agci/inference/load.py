@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from transformers_agci.errors import EVERYTHING, InputError
 from transformers_agci.inference.quick import ALL, OF_THE_MODEL, chosen
-from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
+from transformers_agci.method.lam import LAMBDA_KEY
 
 
 @dataclass(frozen=True)
@@ -62,24 +62,15 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
     from transformers_agci.inference import checkpoint_files
     from transformers_agci.inference.processor import load_processor, processor_identity
 
-    folder = checkpoint_files.model_folder(options.model, options.revision)
-    config = checkpoint_files.read_config(folder)
-    check_family(options, config["model_type"], SUPPORTED_FAMILIES)
-    lam = config.get(LAMBDA_KEY)
-    if lam is not None:
-        lam = validate_lambda(lam, f"{LAMBDA_KEY} of {folder / checkpoint_files.CONFIG}")
-    if weights:
-        checkpoint_files.check_weights(folder)
+    folder, model_type, lam = checkpoint_files.checked_checkpoint(options, weights)
     with _missing_package_named(options.model), _bars_on_a_terminal_only():
-        processor = load_processor(
-            folder, SUPPORTED_FAMILIES[config["model_type"]], options.min_pixels, options.max_pixels
-        )
+        processor = load_processor(folder, SUPPORTED_FAMILIES[model_type], options.min_pixels, options.max_pixels)
         model, unexpected = _load_model(folder, options) if weights else (_shape_of(folder, options), [])
     device = model.device if weights else _device(options)
     attention, embedding = _quicken_vision(model, options, weights)
     kernels = _quicken_layers(model, quick, weights)
     identity = {
-        "family": config["model_type"],
+        "family": model_type,
         "weights_sha256": checkpoint_files.fingerprint(folder) if weights else None,
         **_model_identity(model, options, device),
         "vision_attention": attention.backend,
@@ -145,19 +136,6 @@ def one_thread_on_cpu() -> None:
         import torch
 
         torch.set_num_threads(1)
-
-
-def check_family(options: LoadOptions, found: str, supported: Mapping[str, Any]) -> None:
-    """InputError where `family` asks for another model_type than the checkpoint's."""
-    wanted = options.family
-    if wanted is None or wanted == found:
-        return
-    if wanted not in supported:
-        raise InputError(f"Unknown family {wanted!r}. Available: {', '.join(supported)}.")
-    raise InputError(
-        f"{options.model} is a {supported[found].name} checkpoint (model_type {found!r}), but this "
-        f"command is for {supported[wanted].name} ({wanted!r}); use the one of {supported[found].name}."
-    )
 
 
 # --- model ---------------------------------------------------------------------------------------------------------

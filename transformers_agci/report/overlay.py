@@ -47,19 +47,12 @@ def draw_overlays(
 
     The scale goes from zero to `top`, without it to the largest value: a map that is nearly flat looks flat.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     target = image_path(path)
     panels = 1 + len(overlays)
-    tall = PANEL_INCHES * min(2.0, image.height / image.width)
     notes = max(overlay.note.count("\n") + 1 if overlay.note else 0 for overlay in overlays)
     heading = textwrap.wrap(title, 28 * panels, max_lines=2, placeholder=" …")
-    height = tall + 0.95 + 0.15 * notes + 0.25 * len(heading) + (0.2 if footnote else 0)
-    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05, compress=True)
-    figure = Figure(figsize=(PANEL_INCHES * panels + 0.3, height), facecolor="white", layout=layout)
-    FigureCanvasAgg(figure)
+    tall = PANEL_INCHES * min(2.0, image.height / image.width)
+    figure = _figure(panels, tall + 0.95 + 0.15 * notes + 0.25 * len(heading) + (0.2 if footnote else 0))
     axes = figure.subplots(1, panels, squeeze=False)[0]
     _plain(axes[0], "image", notes)
     axes[0].imshow(image)
@@ -78,6 +71,18 @@ def draw_overlays(
         figure.supxlabel(footnote, fontsize=8, color=GREY)
     save_figure(figure, target)
     return target
+
+
+def _figure(panels: int, height: float) -> Any:
+    """An empty figure for so many panels in a row, of this height in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05, compress=True)
+    figure = Figure(figsize=(PANEL_INCHES * panels + 0.3, height), facecolor="white", layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _lay_over(axes: "Axes", overlay: Overlay, top: float) -> Any:

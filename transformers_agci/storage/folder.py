@@ -24,14 +24,12 @@ def committed_folder(
 ) -> Iterator[Path | None]:
     """A new, empty folder to fill, which takes the name `target` when the block ends without an exception.
 
-    Until then it is a hidden sibling (`unfinished_folder`). A killed run leaves that behind and the next one removes
-    it, under the lock that keeps a second process out. None is yielded, and nothing is to be done, where `target` is
-    finished already.
+    Until then it is a hidden sibling (`unfinished_folder`), which the next run removes, under the lock, where this one
+    was killed. None is yielded, and nothing is to be done, where `target` is finished already.
 
     Args:
-        doing: what another process is told that this one does, "converting into".
-        is_finished: asked, under the lock, about a `target` that holds something: True if it is what would be made.
-            It may raise an InputError that says what else it is.
+        doing: what another process is told of this one, "converting into".
+        is_finished: asked whether a `target` that holds something is what would be made; InputError: what else it is.
         replace: let the new folder take the place of another one, which is moved aside first and removed last.
         keep_equal: leave a `target` alone that holds the same files with the same bytes.
         wait: seconds to wait for another process that makes the same folder.

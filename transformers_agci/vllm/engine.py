@@ -22,14 +22,14 @@ from transformers_agci.inference import checkpoint_files
 from transformers_agci.inference.answer import Answer, verdict_is_fixed
 from transformers_agci.inference.batches import make_plan
 from transformers_agci.inference.engine import Answering, Answers, Numbered, QueuedAnswering
-from transformers_agci.inference.load import LoadOptions, check_family, hub_revision
+from transformers_agci.inference.load import LoadOptions, hub_revision
 from transformers_agci.inference.process_group import rank_and_size
 from transformers_agci.inference.processor import load_processor, processor_identity
 from transformers_agci.inference.progress import Counts, counted
 from transformers_agci.inference.prompt import answer_token_ids, chat_text
 from transformers_agci.inference.questions import Question
 from transformers_agci.method.injection import injection_of
-from transformers_agci.method.lam import LAMBDA_KEY, lambda_text, validate_lambda
+from transformers_agci.method.lam import lambda_text
 from transformers_agci.vllm.models import why_not_served
 from transformers_agci.vllm.running import RunningVllm, in_one_line, sampling
 
@@ -222,15 +222,8 @@ def open_vllm(model: LoadOptions, options: "VllmOptions", *, weights: bool = Tru
             "The engine vllm starts its own processes: run it without torchrun, with `tensor_parallel_size` or "
             "`data_parallel_size`."
         )
-    folder = checkpoint_files.model_folder(model.model, model.revision)
-    config = checkpoint_files.read_config(folder)
-    check_family(model, config["model_type"], SUPPORTED_FAMILIES)
-    lam = config.get(LAMBDA_KEY)
-    if lam is not None:
-        lam = validate_lambda(lam, f"{LAMBDA_KEY} of {folder / checkpoint_files.CONFIG}")
-    if weights:
-        checkpoint_files.check_weights(folder)
-    family = SUPPORTED_FAMILIES[config["model_type"]]
+    folder, model_type, lam = checkpoint_files.checked_checkpoint(model, weights)
+    family = SUPPORTED_FAMILIES[model_type]
     processor = load_processor(folder, family, model.min_pixels, model.max_pixels)
     own = _engine_args(options)
     arguments = {
@@ -243,7 +236,7 @@ def open_vllm(model: LoadOptions, options: "VllmOptions", *, weights: bool = Tru
         **own,
     }
     identity = {
-        "family": config["model_type"],
+        "family": model_type,
         "weights_sha256": checkpoint_files.fingerprint(folder) if weights else None,
         "vllm": vllm_version(),
         "dtype": model.dtype,

@@ -154,17 +154,12 @@ class OcclusionRun:
             if progress is not None:
                 progress(share)
 
-        image = ImageFile(self.img_path, row.image, row.where).open()
+        file = ImageFile(self.img_path, row.image, row.where)
+        image = file.open()
         raster = raster_on(image, self.masks.size, self.masks.stride, row.where)
         pixels = as_tensor(image)
         masks = [mask for mask in raster.masks() if not one_colour(pixels, mask)]
-        question = Question(
-            row=row.fields,
-            where=row.where,
-            text=PROMPT.format(caption=row.caption),
-            images=(ImageFile(self.img_path, row.image, row.where),),
-        )
-        asked = ForcedAnswer(self.loaded, question, self.max_new_tokens, self._painters.crossing)
+        asked = ForcedAnswer(self.loaded, _question(row, file), self.max_new_tokens, self._painters.crossing)
         with host_values(self.loaded) or contextlib.nullcontext():
             alone = asked.inputs([pixels])
             answered = asked.answer(alone)
@@ -217,6 +212,10 @@ class OcclusionRun:
     def batch(self) -> int:
         """The most masked copies in a forward call."""
         return self.batch_size or BATCH_SIZE.get(self.loaded.device.type, BATCH_SIZE["cpu"])
+
+
+def _question(row: ProbeRow, image: ImageFile) -> Question:
+    return Question(row=row.fields, where=row.where, text=PROMPT.format(caption=row.caption), images=(image,))
 
 
 def even_size(copies: int, most: int) -> int:

@@ -149,7 +149,6 @@ def read_results(
     if len(shapes) > 1:
         found = ", ".join(f"{r}x{c} ({where})" for (r, c), where in shapes.items())
         raise InputError(f"{path}: one map needs one grid, but the rows have several: {found}; split the file.")
-    shape = rows[0].shape
     names = item_names(rows)
     items = tuple(dict.fromkeys(names))
     place = {item: number for number, item in enumerate(items)}
@@ -157,24 +156,35 @@ def read_results(
         answer: _tables(
             [(place[n], row) for n, row in zip(names, rows, strict=True) if row.answer == answer],
             len(items),
-            math.prod(shape),
+            math.prod(rows[0].shape),
         )
         for answer in ANSWERS
     }
+    captions = _captions(names, rows)
+    kept = [
+        AnsweredRow(place[name], row.cell, row.answer, row.image, row.caption, row.prediction)
+        for name, row in zip(names if keep_rows else (), rows, strict=keep_rows)
+    ]
+    return ProbeResult(
+        label or label_of(path),
+        rows[0].shape,
+        items,
+        by_answer["Yes"],
+        by_answer["No"],
+        tuple(captions[i] for i in items),
+        tuple(kept),
+    )
+
+
+def _captions(names: Sequence[str], rows: Sequence[_Scored]) -> dict[str, str]:
+    """By item the caption of its Yes row, without one that of its No row."""
     captions: dict[str, str] = {}
     for name, row in zip(names, rows, strict=True):
         if row.answer == "Yes":
             captions[name] = row.caption
         else:
             captions.setdefault(name, row.caption)
-    captions_of_items = tuple(captions[item] for item in items)
-    kept = [
-        AnsweredRow(place[name], row.cell, row.answer, row.image, row.caption, row.prediction)
-        for name, row in zip(names if keep_rows else (), rows, strict=keep_rows)
-    ]
-    return ProbeResult(
-        label or label_of(path), shape, items, by_answer["Yes"], by_answer["No"], captions_of_items, tuple(kept)
-    )
+    return captions
 
 
 def is_right(row: Mapping[str, Any]) -> bool:
