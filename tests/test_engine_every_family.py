@@ -13,12 +13,20 @@ from typing import Any
 import pytest
 import torch
 from decoder_inputs import recorded_decoder_inputs
+from PIL import Image
+from test_benchmark_command import pope
 from tiny_checkpoints import random_image
 from tiny_families import TINY, TinyFamily
 from tiny_processor import MARK, NO, YES, TinyProcessor
 
 from transformers_agci import SUPPORTED_FAMILIES, InputError, agci
+from transformers_agci.data.probe_rows import ProbeRow
+from transformers_agci.experiments.benchmarks import benchmark as declared_benchmark
+from transformers_agci.experiments.benchmarks.asking.run import AskOptions, ask_benchmark
+from transformers_agci.experiments.benchmarks.asking.source import Source
 from transformers_agci.experiments.flow.flow import measure_flow
+from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun
+from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.experiments.similarity.run import SimilarityRun
 from transformers_agci.families import decoder_of, find_vlm, supports
 from transformers_agci.inference.answering import AnswerOptions, answer_questions
@@ -28,6 +36,7 @@ from transformers_agci.inference.questions import YES_NO, ImageFile, Question, Q
 from transformers_agci.inference.quick import ALL
 from transformers_agci.inference.runner import RunOptions, output_paths
 from transformers_agci.inference.vision_tower import as_matrix_product, use_segments
+from transformers_agci.storage.result_names import sibling_path
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
@@ -149,7 +158,7 @@ def test_similarity(family: TinyFamily, tmp_path: Path) -> None:
     rows: list[Any] = []
     for number, size in enumerate([(20, 20), (60, 20), (20, 30)]):
         random_image(number, *size).save(tmp_path / f"{number}.png")
-        rows.append(SimpleNamespace(fields={"id": number}, caption="a dog"))
+        rows.append(SimpleNamespace(fields={"id": number}, caption="a dog", where="rows.json"))
     job = SimilarityRun(loaded, rows, tmp_path, batch_size=2)
     batches = [job._measure([n], tokenize_row(loaded, tmp_path, n)) for n in range(3)]
     if loaded.family.alone:
@@ -167,6 +176,58 @@ def test_similarity(family: TinyFamily, tmp_path: Path) -> None:
         said = loaded.model.get_input_embeddings()(torch.tensor(loaded.processor.tokenizer("a dog")["input_ids"]))
         wanted = torch.cosine_similarity(said.amax(0), image.amax(0), dim=0)
         assert batches[number][0]["similarity"] == pytest.approx(float(wanted), abs=1e-4)
+
+
+@pytest.mark.slow
+@families
+@torch.no_grad()
+def test_occlusion(family: TinyFamily, tmp_path: Path) -> None:
+    """Every place's value is that of a plain forward call on the image with a white square there."""
+    loaded = loaded_of(family, ALL)
+    noise = torch.randint(0, 256, (16, 24, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    image = Image.fromarray(noise.numpy())
+    image.save(tmp_path / "a.png")
+    fields = {"id": 1, "image": "a.png", "caption": "a dog", "position": "center", "answer": "Yes"}
+    masked = OcclusionRun(
+        loaded, [ProbeRow.parse(fields, "rows.json:1")], tmp_path, MaskOptions(8, 8), 0.5, 3, max_new_tokens=2
+    )
+    with agci(loaded.model, 0.5):
+        found = masked.occlude(masked.rows[0])
+        question = Question({}, "rows.json:1", PROMPT.format(caption="a dog"), (ImageFile(tmp_path, "a.png", ""),))
+        word = found.tokens[0]
+
+        def logit(shown: Image.Image) -> float:
+            inputs = tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[shown]])
+            return float(loaded.model(**inputs).logits[0, -1, word])
+
+        wanted = []
+        for row, col in ((row, col) for row in range(2) for col in range(3)):
+            copy = image.copy()
+            copy.paste("white", (8 * col, 8 * row, 8 * col + 8, 8 * row + 8))
+            wanted.append(logit(copy))
+        assert found.original[0] == pytest.approx(logit(image), abs=1e-3, rel=1e-4)
+    got = [places[0] for places in found.masked if places is not None]
+    torch.testing.assert_close(torch.tensor(got), torch.tensor(wanted), atol=1e-3, rtol=1e-4)
+    assert found.differences.shape == (2, 3)
+    moved = torch.tensor(wanted) - found.original[0]
+    assert (found.differences.max() > 0) == bool(moved.abs().max() > 0)
+
+
+@pytest.mark.slow
+@families
+def test_a_benchmark(family: TinyFamily, tmp_path: Path) -> None:
+    """POPE is asked at both lambdas and scored; every answer is the plain forward call's."""
+    loaded = loaded_of(family, ALL)
+    source = Source(declared_benchmark("pope"), pope(tmp_path), limit=4)
+    options = AskOptions(LAMBDAS, AnswerOptions(batch_size=2, run=RunOptions(progress=False)))
+    said: list[str] = []
+    asked = ask_benchmark(source, tmp_path / "answers.jsonl", options, lambda: loaded, said.append)
+    assert (asked.exit_code, asked.complete) == (0, True), said
+    for path in asked.outputs:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert len(rows) == 4
+        assert all(row["answer"] for row in rows), rows
+        assert sibling_path(path, ".score.json").exists()
 
 
 def opened(folder: Path, number: int) -> Any:

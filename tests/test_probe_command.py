@@ -576,3 +576,20 @@ def test_processes_of_torchrun_write_the_same_bytes(data, tiny_checkpoint: Calla
         assert done.stdout.count("numbers and map: agci metrics") == 1
     for ending in ("lam0", "lam0.5", "text_only"):
         assert (data / f"one.{ending}.jsonl").read_bytes() == (data / f"two.{ending}.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("command", ["probe", "similarity", "occlusion", "flow"])
+def test_half_a_surrogate_pair_in_a_caption_is_named(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JSON can write it, and no tokenizer takes it."""
+    from tiny_checkpoints import random_image
+
+    monkeypatch.chdir(tmp_path)
+    random_image(0, 56, 56).save("a_4.png")
+    row = {"id": 4, "image": "a_4.png", "caption": "a \ud800 dog", "position": "center", "answer": "Yes"}
+    Path("rows.json").write_text(json.dumps(row) + "\n")
+    output = {"probe": "--answers_file", "similarity": "--answers_file"}.get(command, "--output_dir")
+    assert main([command, "--eval_file", "rows.json", "--img_path", ".", output, "out"]) in (1, 2)
+    said = capsys.readouterr()
+    assert "rows.json:1: the text holds half a surrogate pair" in said.out + said.err

@@ -4,6 +4,7 @@ An image that is wider than high is one of several tiles, or a larger one; its p
 the same image always gives the same ones. A letter is a token, Yes and No are one each.
 """
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,9 @@ class TinyTokenizer:
         words = {YES: "Yes", NO: "No"}
         return ["".join(words.get(int(token), "x") for token in row) for row in rows]
 
+    def decode(self, row: Any, **_: Any) -> str:
+        return self.batch_decode([row])[0]
+
 
 class TinyImageProcessor:
     """Images to pieces; `pieces` is what a real processor would keep as sizes."""
@@ -46,8 +50,11 @@ class TinyImageProcessor:
         rows = [[self.piece(image, alone=len(row) == 1) for image in row] for row in images]
         return BatchFeature({**self.family.collate(rows), "pieces": rows})
 
-    def piece(self, image: Image.Image, alone: bool) -> Piece:
-        seed = sum(map(sum, list(image.convert("RGB").getdata())[:200]))
+    def piece(self, image: Any, alone: bool) -> Piece:
+        """`image` is PIL's, or uint8 [3, H, W] as occlusion gives it."""
+        if isinstance(image, torch.Tensor):
+            image = Image.fromarray(image.permute(1, 2, 0).numpy())
+        seed = zlib.crc32(image.convert("RGB").tobytes())
         form = "tiled" if image.width > image.height else "plain"
         more = {"alone": alone} if self.family.piece is onevision_piece else {}
         return self.family.piece(form, torch.Generator().manual_seed(seed), **more)

@@ -318,7 +318,8 @@ class _Answering:
     def _tokens(self, text: str) -> int:
         """Of a question's own text."""
         if text not in self._lengths:
-            self._lengths[text] = len(self.loaded.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+            known = text.encode("utf-8", "replace").decode()  # half a surrogate pair is named when the row is prepared
+            self._lengths[text] = len(self.loaded.processor.tokenizer(known, add_special_tokens=False)["input_ids"])
         return self._lengths[text]
 
     @contextlib.contextmanager

@@ -31,9 +31,12 @@ def chat_content(question: Question) -> list[dict[str, str]]:
 def chat_text(processor: Any, question: Question) -> str:
     """The prompt as the model's chat template writes it, up to where the answer begins.
 
-    Raises InputError where the text holds the model's image token: the model would look for one more image.
+    Raises InputError where the text holds the model's image token (the model would look for one more image), or what no
+    tokenizer takes.
     """
     content = chat_content(question)
+    for part in content:
+        check_text(part.get("text", ""), question.where)
     image_token = str(getattr(processor, "image_token", IMAGE_MARK))
     if any(image_token in part.get("text", "") for part in content):
         raise InputError(
@@ -42,6 +45,12 @@ def chat_text(processor: Any, question: Question) -> str:
         )
     messages = [{"role": "user", "content": content}]
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def check_text(text: str, where: str) -> None:
+    """Raise InputError where a text holds half a surrogate pair: JSON can write it, tokenizers refuse it."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"{where}: the text holds half a surrogate pair (\\ud800 to \\udfff), which is no character.")
 
 
 def tokenize(processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:

@@ -211,6 +211,8 @@ class OcclusionRun:
     @property
     def batch(self) -> int:
         """The most masked copies in a forward call."""
+        if self.loaded.family.alone:
+            return 1
         return self.batch_size or BATCH_SIZE.get(self.loaded.device.type, BATCH_SIZE["cpu"])
 
 

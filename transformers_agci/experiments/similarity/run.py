@@ -24,6 +24,7 @@ from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prefetch import default_workers
 from transformers_agci.inference.prepare import crossing_pixels, prepared_ahead
 from transformers_agci.inference.progress import Counts, RunSummary, counted
+from transformers_agci.inference.prompt import check_text
 from transformers_agci.inference.questions import ImageFile, Question
 from transformers_agci.inference.runner import BlockResult, Job, Output, Reporter, Results, RunOptions, Task, run
 from transformers_agci.inference.upload import Upload
@@ -161,6 +162,7 @@ class SimilarityRun:
     def _similarity(self, tokens: torch.Tensor, number: int) -> torch.Tensor:
         pool = POOLINGS[self.pooling]
         seen = pool(inject_global_context(tokens, self.lam).float())
+        check_text(self.rows[number].caption, self.rows[number].where)
         said = pool(caption_embeddings(self.loaded, self.rows[number].caption).float())
         return cosine_similarity(said, seen.to(said.device), dim=0)
 
