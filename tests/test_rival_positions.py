@@ -339,7 +339,7 @@ def test_the_papers_families(name: str) -> None:
         options = {"first_layer": 0} if method == "pai" else {}
         handle = attach(model, method=method, strength=1, **options)
         if rival.positions is not None and rival.positions.needs_grid and name in without_grid:
-            with pytest.raises(ValueError, match="is no single grid in"):
+            with pytest.raises(InputError, match="is no single grid in"):
                 model(**inputs)
         else:
             changed = (model(**inputs).logits[:, -1] - stock).abs().max()

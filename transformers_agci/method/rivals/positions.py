@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from transformers_agci.errors import InputError
 from transformers_agci.families import Family, ForwardCall, family_of
 from transformers_agci.families.token_layout import ImageInfo
 from transformers_agci.method.image_positions import ImagePositions
@@ -50,7 +51,7 @@ def positions_of(given: torch.Tensor | None, rows: int, length: int, past: int, 
 def grid_of(image: ImagePositions, number: int, stock: torch.Tensor, vlm: Any, call: ForwardCall) -> Grid:
     """How the tokens of image `number` lie, from M-RoPE's positions [axes, B, S], the call's grids, or a square.
 
-    Raises ValueError where the image is no single grid of tokens.
+    Raises InputError where the image is no single grid of tokens.
     """
     count = len(image)
     place = image.row, image.index(stock.device)
@@ -64,7 +65,7 @@ def grid_of(image: ImagePositions, number: int, stock: torch.Tensor, vlm: Any, c
     if found is None and len({run.stop - run.start for run in image.runs}) == 1 and len(image.runs) > 1:
         found = Grid(len(image.runs), count // len(image.runs))  # Pixtral: a break token behind each row
     if found is None:
-        raise ValueError(
+        raise InputError(
             f"An image of {count} tokens is no single grid in {family.name}: where its rings lie is not defined. "
             "Take bapa or flat, or an image that is not cut into tiles."
         )
