@@ -18,6 +18,7 @@ from transformers_agci.experiments.occlusion.occlude import MaskOptions, Occlusi
 from transformers_agci.experiments.positives import Positives
 from transformers_agci.experiments.similarity.run import SimilarityRun
 from transformers_agci.inference.answering import AnswerCounts, AnswerOptions, answer_questions
+from transformers_agci.inference.host_values import HostValues
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.questions import ImageFile, Question, QuestionSet, up_to
 from transformers_agci.inference.quick import ALL, OF_THE_MODEL
@@ -303,3 +304,19 @@ def test_two_devices(
             similarity(there, rows, folder, tmp_path / f"similarity{number}.jsonl", gpu)
             flow(there, asked[0], gpu)
     compare(ours, stock)
+
+
+def test_flash_attention_reads_the_bounds_of_segments_on_the_device(loaded: LoadedModel) -> None:
+    """SDPA's loop and our kernels read them on the host, which does not wait; a kernel of flash attention cannot."""
+    if loaded.family.model_type != "qwen2_5_vl":
+        pytest.skip("a tower without segments")
+    with SimulatedCuda() as gpu:
+        there = moved(loaded, gpu)
+        tower = there.model.model.visual
+        for implementation, device in (("sdpa", "cpu"), ("flash_attention_2", "cuda")):
+            tower.config._attn_implementation = implementation
+            with HostValues(there.model) as host:
+                grid = torch.tensor([[1, 8, 8]])
+                _, given = host._give(tower, (torch.ones(64, 3).to("cuda"),), {"grid_thw": grid})
+            assert given["cu_seqlens"].device.type == given["cu_window_seqlens"].device.type == device
+            assert given["window_index"].device.type == given["position_ids"].device.type == "cuda"
