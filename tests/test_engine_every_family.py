@@ -210,7 +210,7 @@ def test_occlusion(family: TinyFamily, tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(got), torch.tensor(wanted), atol=1e-3, rtol=1e-4)
     assert found.differences.shape == (2, 3)
     moved = torch.tensor(wanted) - found.original[0]
-    assert (found.differences.max() > 0) == bool(moved.abs().max() > 0)
+    assert found.differences.max() > 0 or moved.abs().max() < 1e-4
 
 
 @pytest.mark.slow
