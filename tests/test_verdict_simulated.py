@@ -28,9 +28,26 @@ NOISES = {
 
 
 def results(
-    rng, items, *, bias=0.3, lean=ROWS, mean=1.28, shift=0.6, scale=1.0, gain=0.0, noise="normal", alike=0.9,
-    cells=1.0, sizes=0.0, own=0.0, step=0.0, bound=np.inf, missing=0.0, short=0.0, wrong_missing=0.0,
-):  # fmt: skip
+    rng,
+    items,
+    *,
+    bias=0.3,
+    lean=ROWS,
+    mean=1.28,
+    shift=0.6,
+    scale=1.0,
+    gain=0.0,
+    noise="normal",
+    alike=0.9,
+    cells=1.0,
+    sizes=0.0,
+    own=0.0,
+    step=0.0,
+    bound=np.inf,
+    missing=0.0,
+    short=0.0,
+    wrong_missing=0.0,
+):
     """[(first, second)] margins of Yes rows and of No rows, [items, 9].
 
     cells, sizes   noise differs by cell (factors) and by item (sd of its logarithm)

@@ -1,4 +1,4 @@
-"""How well the vision encoder understands an image in each place (METHOD of the paper: "understanding").
+"""How well the vision encoder understands an image in each place ("understanding" in the paper; docs/method.md).
 
 t = element-wise maximum over the caption's decoder input embeddings, v = element-wise maximum over the projected
 image tokens, similarity = cos(t, v). The images show the target alone, in one of nine cells. The decoder never
