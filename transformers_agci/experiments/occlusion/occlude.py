@@ -68,6 +68,12 @@ class OcclusionCounts(Counts):
     masked_copies_painted: int = 0  # of them: painted where the model is, instead of going through the processor
     one_colour_crops_not_run: int = 0
 
+    def note(self, crops: int, run: int, painted: bool) -> None:
+        """An image of so many crops was done, of which so many were run."""
+        self.masked_copies_run += run
+        self.masked_copies_painted += run if painted else 0
+        self.one_colour_crops_not_run += crops - run
+
     def details(self) -> list[str]:
         """Forward calls, and how many masked copies were run and were not."""
         return [
@@ -168,9 +174,7 @@ class OcclusionRun:
                 logits = self._logits(asked, answered, shown, [None, *masks], advance)
         if bool(logits.isnan().any()):
             raise InputError(f"{row.where}: the model gives logits that are not numbers; try `dtype` float32.")
-        counts.masked_copies_run += len(masks)
-        counts.masked_copies_painted += len(masks) if shown.painted else 0
-        counts.one_colour_crops_not_run += raster.rows * raster.cols - len(masks)
+        counts.note(raster.rows * raster.cols, len(masks), shown.painted)
         return Occluded(
             row.fields,
             answered.text,
