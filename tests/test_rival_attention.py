@@ -32,6 +32,7 @@ SCORED: dict[str, dict[str, Any]] = {
     "uac": {"strength": 1.0},
 }
 BACKENDS = ("eager", "sdpa")
+BLANKS_ALIKE = ("lfm3_vl",)  # its tiny model attends evenly to a blank image: UAC has nothing to even out
 
 
 def built(name: str, backend: str = "eager") -> Any:
@@ -227,6 +228,29 @@ def test_a_padded_batch_is_its_rows(method: str, backend: str) -> None:
             alone["pixel_values"] = batch.inputs["pixel_values"][image : image + 1]
             image += 1
         torch.testing.assert_close(model(**alone).logits[0, -1], together[row], atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize("method", SCORED)
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_every_family_is_served_or_says_why_not(name: str, method: str) -> None:
+    """It acts on each image and on nothing else: a prompt of text stays stock's, and so does all of it after detach."""
+    model, batch = TINY[name].build(), make_batch(TINY[name], [[TEXT, "tiled", TEXT, "plain", TEXT]])
+    text = make_batch(TINY[name], [[TEXT, TEXT]]).inputs
+    stock, stock_text = model(**batch.inputs).logits, model(**text).logits
+    try:
+        handle = attach(model, method=method, **SCORED[method])
+        changed = model(**batch.inputs).logits
+    except InputError as error:
+        assert RIVALS[method].title in str(error) or "attention" in str(error)  # a sentence with the reason
+        return
+    assert handle.injections == len(batch.images) == 2
+    assert torch.isfinite(changed).all()
+    assert not torch.equal(changed[:, -1], stock[:, -1]) or name in BLANKS_ALIKE
+    assert torch.equal(model(**text).logits, stock_text)
+    handle.detach()
+    assert torch.equal(model(**batch.inputs).logits, stock)
 
 
 @pytest.mark.parametrize("method", ["cca", "vcd", "pai with a second pass", *SCORED])

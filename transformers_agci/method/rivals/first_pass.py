@@ -57,7 +57,7 @@ def calibrate(handle: "RivalHandle", vlm: Any, call: ForwardCall, images: list[I
     given = dict(call.arguments)
     for name in _PIXELS:
         if given.get(name) is not None:
-            given[name] = torch.zeros_like(given[name])
+            given[name] = blank_like(given[name])
     if call.encoded is not None:
         blank = getattr(call.encoded, _BLANK, None)
         if blank is None:
@@ -84,6 +84,17 @@ def calibrate(handle: "RivalHandle", vlm: Any, call: ForwardCall, images: list[I
         state.bias[layer] = added
 
 
+def blank_like(pixels: torch.Tensor) -> torch.Tensor:
+    """An image of the mean colour. Of tiles [..., tiles, channels, height, width] those of zeros alone stay what they are.
+
+    They fill a batch up, and Idefics3 and SmolVLM drop them: a blank tile has to differ from them, by next to nothing.
+    """
+    if pixels.dim() < 5:
+        return torch.zeros_like(pixels)
+    held = (pixels != 0).flatten(-3).any(-1)[..., None, None, None]
+    return held.to(pixels.dtype).expand_as(pixels) * 1e-4
+
+
 class WithBlanks:
     """Stands in for `get_image_features` on one vlm: notes on what it returns the features of blank images, too.
 
@@ -97,7 +108,7 @@ class WithBlanks:
     def __call__(self, pixel_values: Any, *args: Any, **kwargs: Any) -> Any:
         output = self.stock(pixel_values, *args, **kwargs)
         if hasattr(output, "__dict__"):
-            setattr(output, _BLANK, self.stock(torch.zeros_like(pixel_values), *args, **kwargs))
+            setattr(output, _BLANK, self.stock(blank_like(pixel_values), *args, **kwargs))
         return output
 
 
