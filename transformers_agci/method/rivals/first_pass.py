@@ -85,7 +85,7 @@ def calibrate(handle: "RivalHandle", vlm: Any, call: ForwardCall, images: list[I
 
 
 def blank_like(pixels: torch.Tensor) -> torch.Tensor:
-    """An image of the mean colour. Of tiles [..., tiles, channels, height, width] those of zeros alone stay what they are.
+    """An image of the mean colour. Of tiles [..., tiles, channels, height, width], those of zeros alone stay so.
 
     They fill a batch up, and Idefics3 and SmolVLM drop them: a blank tile has to differ from them, by next to nothing.
     """
