@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from transformers_agci.statistics import evenness as ev
+from transformers_agci.statistics.matched_threshold import compare_at_one_threshold
 
 
 def margins(items: int, seed: int, bias: float = 0.3, cells: int = 9) -> np.ndarray:
@@ -133,3 +134,31 @@ def test_margins_that_end_at_a_bound_are_known():
     assert ev.are_cut_off(4 * (table / 4).round()) and ev.are_cut_off(np.ones((50, 9)))
     few = np.where(np.random.default_rng(21).random(table.shape) < 0.1, np.nan, table)
     assert not ev.are_cut_off(few)
+
+
+def test_answers_at_one_threshold_are_equally_uneven_if_the_shape_is_right() -> None:
+    """Rates of t(3)'s margins before and after a shift: normal d' calls them different, t(3)'s does not."""
+    items, places = 400, np.linspace(0.5, 2.5, 9)
+
+    def said(margin: np.ndarray) -> np.ndarray:
+        """[items, 9]: item i says Yes in the cells whose rate is above i's quantile, so that rates are exact."""
+        quantiles = np.random.default_rng(0).permuted(np.tile((np.arange(items)[:, None] + 0.5) / items, 9), axis=0)
+        return (quantiles < stats.t(3).cdf(margin)).astype(float)
+
+    no = said(np.full(9, -1.5)), said(np.full(9, -0.5))
+    first, second = (said(places), no[0]), (said(places + 1), no[1])
+    as_if_normal = ev.compare(ev.of_d_prime(*first), ev.of_d_prime(*second))
+    right, too_heavy = (compare_at_one_threshold(first, second, tails) for tails in ("t(3)", "Cauchy"))
+    assert as_if_normal.estimate < -0.05 and as_if_normal.direction == -1
+    assert abs(right.estimate) < 0.01 and right.direction == 0
+    assert too_heavy.estimate > 0
+    back = compare_at_one_threshold(second, first, "t(3)")
+    assert back.estimate == pytest.approx(-right.estimate)
+
+
+def test_a_cell_has_a_d_prime_with_three_answers_of_each_kind() -> None:
+    yes, no = np.zeros((10, 3)), np.zeros((10, 3))
+    yes[:3, :2], no[:3] = 1, 1
+    yes[3:, 1] = 1
+    yes[:8, 2] = 1
+    assert ev.cells_with_d_prime(yes, no).tolist() == [True, False, False]

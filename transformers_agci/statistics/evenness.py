@@ -23,11 +23,13 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from transformers_agci.statistics.intervals import Floats, t_quantile
 from transformers_agci.statistics.signal_detection import auc_without_each
 
+Bools = NDArray[np.bool_]
 Verdict = Literal["more even", "less even", "no difference shown", "cannot tell"]
 
 MARGIN_UNIT = "sd within a cell"
@@ -36,7 +38,8 @@ MARGIN_UNIT_NOTE = "sd within a cell: of margins of one cell and answer, pooled 
 MIN_ITEMS = 10  # with fewer the jackknife's interval cannot be relied on
 ROUNDING = 1e-12  # a standard error this small beside the mean square of what it was computed from is rounding
 EDGE_SHARE, EDGE_ROWS = 0.05, 5  # margins equal to the outermost one: from either on they are looked at as cut off
-MIN_COUNT = 3  # right and wrong answers that every cell needs before its d' is more than its correction
+MIN_COUNT = 3  # right and wrong answers that a cell needs before its d' is more than its correction
+MIN_CELLS, MIN_CELL_SHARE = 3, 0.5  # cells with a d' that are needed for its unevenness
 
 
 Shape = Literal["normal", "t(3)", "uniform"]
@@ -235,22 +238,33 @@ def of_margins_by_distance(yes: Floats, no: Floats, answer: Literal["yes", "no"]
     return pseudo_values(own.means / whole, own.deleted_means / deleted[:, None])
 
 
+def cells_with_d_prime(said_yes: Floats, said_yes_wrongly: Floats) -> Bools:
+    """[cells]: which have MIN_COUNT right and wrong answers of either kind.
+
+    In the others d' is mostly its correction, which makes cells alike.
+    """
+    enough: Bools = np.ones(said_yes.shape[1], dtype=bool)
+    for table in (said_yes, said_yes_wrongly):
+        yeses = np.nansum(table, axis=0)
+        enough &= np.minimum(yeses, np.isfinite(table).sum(axis=0) - yeses) >= MIN_COUNT
+    return enough
+
+
 def of_d_prime(
     said_yes: Floats, said_yes_wrongly: Floats, shape: Shape = "normal", relative: bool = False
 ) -> Floats | None:
     """Per-cell d' from the Yes answers to Yes rows and to No rows (tables of zeros and ones), log-linear correction.
 
-    None where a cell has fewer than MIN_COUNT right or wrong answers of either kind: its d' is then mostly the
-    correction, which makes cells alike. d' stays the same under a moved threshold only if margins are normal;
-    `shape` measures it as if they had the heavy tails of Student's t with three degrees of freedom, or none at all.
+    None where a cell is none of `cells_with_d_prime`. d' stays the same under a moved threshold only if margins are
+    normal; `shape` measures it as if they had the heavy tails of Student's t with three degrees of freedom, or none.
     `relative` is d' as a multiple of its mean over the cells, which noise added to all margins does not change.
     """
+    if not cells_with_d_prime(said_yes, said_yes_wrongly).all():
+        return None
     quantile = QUANTILES[shape]
     rates = []
     for table in (said_yes, said_yes_wrongly):
         sums = _Sums(table)
-        if min(sums.totals.min(), (sums.counts - sums.totals).min()) < MIN_COUNT:
-            return None
         whole = quantile((sums.totals + 0.5) / (sums.counts + 1))
         deleted = quantile((sums.totals - sums.values + 0.5) / (sums.deleted_counts + 1))
         rates.append((whole, deleted))

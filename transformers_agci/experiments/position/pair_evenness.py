@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from transformers_agci import statistics as st
-from transformers_agci.experiments.position.results import Tables
+from transformers_agci.experiments.position.evenness_verdict import Both, compare_d_prime, verdict_on_evenness
 from transformers_agci.statistics import Floats, evenness, signal_detection
 from transformers_agci.statistics.evenness import Change, Verdict
-
-Both = tuple[Tables, Tables]  # of the first and of the second result, NaN where either has no row
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class EvennessReport:
     margin             margins of the Yes rows in `evenness.MARGIN_UNIT`
     margin_other_unit  the same in the unit `other_unit`; a verdict needs both to agree
     margin_no          `margin` for the No rows
-    auc, d_prime       per-cell AUC and probit d'
+    auc, d_prime       per-cell AUC and probit d'; the latter over the cells that have enough answers in both results
     accuracy           accuracies of the Yes rows, or of the No rows where there are no Yes rows
     """
 
@@ -64,7 +62,7 @@ def compare_evenness(
     auc = d_prime = margin = other = margin_no = None
     other_unit = "the distance of Yes and No rows" if yes and no else "logits"
     if yes and no:
-        d_prime = evenness.compare(*(evenness.of_d_prime(yes[i].said_yes, no[i].said_yes) for i in (0, 1)))
+        d_prime = compare_d_prime(yes, no)
         if yes[0].has_margins and no[0].has_margins:
             auc = evenness.compare(*(evenness.of_auc(yes[i].margin, no[i].margin) for i in (0, 1)))
             other = evenness.compare(*(evenness.of_margins_by_distance(yes[i].margin, no[i].margin) for i in (0, 1)))
@@ -76,7 +74,7 @@ def compare_evenness(
     if no and no[0].has_margins:
         beside = [pair.margin for pair in yes] if yes and yes[0].has_margins else [None, None]
         margin_no = evenness.compare(*(evenness.of_standardized_margins(no[i].margin, beside[i]) for i in (0, 1)))
-    said, reason = _verdict(yes, no, items, (margin, other, other_unit), (d_prime, without_margins))
+    said, reason = verdict_on_evenness(yes, no, items, (margin, other, other_unit), without_margins)
     return EvennessReport(
         margin=margin,
         margin_other_unit=other,
@@ -89,80 +87,6 @@ def compare_evenness(
         verdict=said,
         reason=reason,
     )
-
-
-def _verdict(
-    yes: Both | None,
-    no: Both | None,
-    items: int,
-    margins: tuple[Change | None, Change | None, str],
-    d_prime: tuple[Change | None, str],
-) -> tuple[Verdict, str]:
-    """The verdict, and in words what it rests on or why it cannot be given."""
-    if yes is None or items < evenness.MIN_ITEMS:
-        few = f"{items} item{'s are' if items != 1 else ' is'} too few; at least {evenness.MIN_ITEMS} are needed"
-        return "cannot tell", "there are no Yes rows" if yes is None else few
-    if yes[0].has_margins:
-        return _verdict_by_margins(yes, *margins, items)
-    if no is None:
-        return "cannot tell", f"{d_prime[1]}, and accuracies of Yes rows alone move with the threshold"
-    return _verdict_by_d_prime(yes, no, *d_prime, items)
-
-
-def _verdict_by_margins(
-    yes: Both, margin: Change | None, other: Change | None, unit: str, items: int
-) -> tuple[Verdict, str]:
-    if margin is None or other is None:
-        lacking = (
-            "the margins do not vary, or a cell has too few" if margin is None else "Yes and No rows do not differ"
-        )
-        return "cannot tell", lacking
-    said = evenness.verdict(margin, other, items)
-    if said == "cannot tell":
-        units = f"{evenness.MARGIN_UNIT} or {unit}"
-        return said, f"the variance of the margins over the cells changes in one unit, {units}, only"
-    if said != "no difference shown" and any(evenness.are_cut_off(tables.margin) for tables in yes):
-        return "cannot tell", "the margins are cut off or too coarse: too many Yes rows share the outermost one"
-    return said, "variance of the margins of the Yes rows over the cells"
-
-
-def _verdict_by_d_prime(
-    yes: Both, no: Both, d_prime: Change | None, without_margins: str, items: int
-) -> tuple[Verdict, str]:
-    if d_prime is None:
-        return "cannot tell", f"{without_margins}, and {_why_no_d_prime(yes, no)}"
-    said_yes = [(yes[i].said_yes, no[i].said_yes) for i in (0, 1)]
-    confirming = evenness.compare(*(evenness.of_d_prime(*tables, relative=True) for tables in said_yes))
-    said = evenness.verdict(d_prime, confirming, items)
-    if said == "cannot tell":
-        return said, "the variance of d' over the cells changes only as d' itself does, or only beside it"
-    if signal_detection.criterion_difference(*said_yes).excludes(0):
-        # Under a moved threshold d' depends on the shape of margins that nobody has seen: it must hold for three,
-        # with heavy tails and with none. (For Cauchy's tails, too, it would hardly ever hold.)
-        shapes: tuple[evenness.Shape, ...] = ("t(3)", "uniform")
-        for shape in shapes:
-            confirming = evenness.compare(*(evenness.of_d_prime(*tables, shape=shape) for tables in said_yes))
-            if evenness.verdict(d_prime, confirming, items) != said:
-                reason = "the threshold moved, and without margins what d' then shows depends on their shape"
-                return "cannot tell", reason
-    return said, "variance of d' over the cells"
-
-
-def _why_no_d_prime(yes: Both, no: Both) -> str:
-    """Which answers some cell has too few of."""
-    fewest = min(
-        (int(counts.min()), kind, name)
-        for name, pair in (("Yes", yes), ("No", no))
-        for tables in pair
-        for kind, counts in (
-            ("right", np.nansum(tables.correct == 1, axis=0)),
-            ("wrong", np.nansum(tables.correct == 0, axis=0)),
-        )
-    )
-    if fewest[0] >= evenness.MIN_COUNT:
-        return "d' does not vary between items"
-    needed = f"d' needs {evenness.MIN_COUNT} right and {evenness.MIN_COUNT} wrong answers of either kind in every cell"
-    return f"{needed}, but some cell has {fewest[0]} {fewest[1]} on its {fewest[2]} rows"
 
 
 def _threshold_matched(yes: Both, no: Both | None) -> ThresholdMatched | None:

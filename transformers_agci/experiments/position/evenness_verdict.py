@@ -1,0 +1,136 @@
+"""What may be said about the evenness of two results, and what it rests on: by margins, or by the answers alone.
+
+From answers alone the unevenness of d' is compared. Where the threshold moved between the results, what the rates of
+two cells say depends on the distribution of the margins, which nobody has seen:
+
+    Yes said in two cells             .80 and .90, then .95 and .985
+    apart, if margins are uniform     .10, then .035: more even
+    apart, if they are normal         0.44, then 0.53: less even
+    apart, if they are Cauchy's       1.7, then 14.9: less even by far
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from transformers_agci.experiments.position.results import Tables
+from transformers_agci.statistics import Floats, evenness, signal_detection
+from transformers_agci.statistics.evenness import Bools, Change, Verdict
+from transformers_agci.statistics.matched_threshold import Answers, compare_at_one_threshold
+
+Both = tuple[Tables, Tables]  # of the first and of the second result, NaN where either has no row
+
+
+def verdict_on_evenness(
+    yes: Both | None,
+    no: Both | None,
+    items: int,
+    margins: tuple[Change | None, Change | None, str],
+    without_margins: str,
+) -> tuple[Verdict, str]:
+    """The verdict, and in words what it rests on or why it cannot be given.
+
+    `margins` are V of the margins in both units and the second unit's name; `without_margins` says whose are missing.
+    """
+    if yes is None or items < evenness.MIN_ITEMS:
+        few = f"{items} item{'s are' if items != 1 else ' is'} too few; at least {evenness.MIN_ITEMS} are needed"
+        return "cannot tell", "there are no Yes rows" if yes is None else few
+    if yes[0].has_margins:
+        return _by_margins(yes, *margins, items)
+    if no is None:
+        return "cannot tell", f"{without_margins}, and accuracies of Yes rows alone move with the threshold"
+    return _by_answers(yes, no, without_margins, items)
+
+
+def _by_margins(yes: Both, margin: Change | None, other: Change | None, unit: str, items: int) -> tuple[Verdict, str]:
+    if margin is None or other is None:
+        lacking = (
+            "the margins do not vary, or a cell has too few" if margin is None else "Yes and No rows do not differ"
+        )
+        return "cannot tell", lacking
+    said = evenness.verdict(margin, other, items)
+    if said == "cannot tell":
+        units = f"{evenness.MARGIN_UNIT} or {unit}"
+        return said, f"the variance of the margins over the cells changes in one unit, {units}, only"
+    if said != "no difference shown" and any(evenness.are_cut_off(tables.margin) for tables in yes):
+        return "cannot tell", "the margins are cut off or too coarse: too many Yes rows share the outermost one"
+    return said, "variance of the margins of the Yes rows over the cells"
+
+
+def compare_d_prime(yes: Both, no: Both) -> Change | None:
+    """V of d' over the cells that have enough answers of either kind in both results; None where these are too few."""
+    answers, cells = _answers(yes, no)
+    return _compare(answers, evenness.of_d_prime) if _enough(cells) else None
+
+
+def _answers(yes: Both, no: Both) -> tuple[list[Answers], Bools]:
+    """What both results said in the cells whose d' can be had in both, and which these are."""
+    said = [(yes[i].said_yes, no[i].said_yes) for i in (0, 1)]
+    cells = np.logical_and(*(evenness.cells_with_d_prime(*answers) for answers in said))
+    return [(answers[0][:, cells], answers[1][:, cells]) for answers in said], cells
+
+
+def _enough(cells: Bools) -> bool:
+    return bool(cells.sum() >= max(evenness.MIN_CELLS, evenness.MIN_CELL_SHARE * len(cells)))
+
+
+def _compare(answers: list[Answers], measure: Callable[[Floats, Floats], Floats | None]) -> Change | None:
+    return evenness.compare(*(measure(*of_one) for of_one in answers))
+
+
+def _by_answers(yes: Both, no: Both, without_margins: str, items: int) -> tuple[Verdict, str]:
+    answers, cells = _answers(yes, no)
+    d_prime = _compare(answers, evenness.of_d_prime) if _enough(cells) else None
+    if d_prime is None:
+        return "cannot tell", f"{without_margins}, and {_why_no_d_prime(yes, no, cells)}"
+    relative = _compare(answers, functools.partial(evenness.of_d_prime, relative=True))
+    said = evenness.verdict(d_prime, relative, items)
+    if said == "cannot tell":
+        return said, "the variance of d' over the cells changes only as d' itself does, or only beside it"
+    if said == "no difference shown" and not cells.all():
+        return "cannot tell", f"no difference is shown in {_share_of(cells)} cells; {_some_cell_has(yes, no)}"
+    whole = [(yes[i].said_yes, no[i].said_yes) for i in (0, 1)]
+    if signal_detection.criterion_difference(*whole).excludes(0) and not _whatever_the_shape(answers, said, items):
+        return "cannot tell", "the threshold moved, and without margins what d' then shows depends on their shape"
+    return said, f"variance of d' over {'the' if cells.all() else _share_of(cells)} cells"
+
+
+def _whatever_the_shape(answers: list[Answers], said: Verdict, items: int) -> bool:
+    """Whether the verdict is the same if margins are bounded, and if they have the heavy tails of t(3).
+
+    For these there are two measures, each sharper where the other one is not: one that shows the change is enough.
+    """
+    bounded = _compare(answers, functools.partial(evenness.of_d_prime, shape="uniform"))
+    if evenness.verdict(bounded, bounded, items) != said:
+        return False
+    heavy = (
+        _compare(answers, functools.partial(evenness.of_d_prime, shape="t(3)")),
+        compare_at_one_threshold(answers[0], answers[1], "t(3)"),
+    )
+    return any(evenness.verdict(change, change, items) == said for change in heavy)
+
+
+def _share_of(cells: Bools) -> str:
+    return f"{cells.sum()} of {len(cells)}"
+
+
+def _why_no_d_prime(yes: Both, no: Both, cells: Bools) -> str:
+    if _enough(cells):
+        return "d' does not vary between items"
+    needed = f"d' needs {evenness.MIN_COUNT} right and {evenness.MIN_COUNT} wrong answers of either kind in a cell"
+    return f"{needed}, which {_share_of(cells)} have, but {_some_cell_has(yes, no)}"
+
+
+def _some_cell_has(yes: Both, no: Both) -> str:
+    """Which answers some cell has fewest of."""
+    fewest = min(
+        (int(counts.min()), kind, name)
+        for name, pair in (("Yes", yes), ("No", no))
+        for tables in pair
+        for kind, counts in (
+            ("right", np.nansum(tables.correct == 1, axis=0)),
+            ("wrong", np.nansum(tables.correct == 0, axis=0)),
+        )
+    )
+    return f"some cell has {fewest[0]} {fewest[1]} on its {fewest[2]} rows"
