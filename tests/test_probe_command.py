@@ -593,3 +593,24 @@ def test_half_a_surrogate_pair_in_a_caption_is_named(
     assert main([command, "--eval_file", "rows.json", "--img_path", ".", output, "out"]) in (1, 2)
     said = capsys.readouterr()
     assert "rows.json:1: the text holds half a surrogate pair" in said.out + said.err
+
+
+@pytest.mark.parametrize("method", ["a/b", "../x", "/", "a\0b"])
+def test_a_method_that_no_file_can_be_named_after(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["probe", "--items", "1", "--limit", "1", "--answers_file", str(tmp_path / "o"), "--method", method]) == 2
+    )
+    assert "method" in capsys.readouterr().err
+
+
+def test_a_repetition_penalty_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers_agci.embedded import embedded_model_path
+
+    folder = tmp_path / "model"
+    shutil.copytree(embedded_model_path(), folder)
+    (folder / "generation_config.json").write_text('{"repetition_penalty": "x"}')
+    given = ["--items", "1", "--limit", "1", "--answers_file", str(tmp_path / "o"), "--model", str(folder)]
+    assert main(["probe", *given]) == 2
+    assert "repetition_penalty must be a number above 0" in capsys.readouterr().err

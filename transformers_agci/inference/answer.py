@@ -14,6 +14,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from transformers_agci.errors import InputError, short
 from transformers_agci.inference.prompt import answer_token_ids
 from transformers_agci.inference.questions import ANSWER_WORDS, StopRule
 from transformers_agci.method.rivals.handle import current_rival
@@ -107,6 +108,11 @@ class _StopAtVerdict(StoppingCriteria):
 def generation_settings(model: Any, tokenizer: Any) -> Any:
     """The checkpoint's own generation settings, made greedy: sampling off, everything else kept."""
     config = copy.deepcopy(model.generation_config)
+    penalty = config.repetition_penalty
+    if penalty is not None and not (isinstance(penalty, int | float) and penalty > 0):
+        raise InputError(
+            f"generation_config.json: repetition_penalty must be a number above 0, but it is {short(penalty, 40)}."
+        )
     config.do_sample, config.num_beams = False, 1
     config.temperature = config.top_p = config.top_k = None
     config.max_length = None

@@ -74,6 +74,10 @@ def output_paths(answer_file: Path, lambdas: Sequence[float], method: str = "agc
     ['A.random.jsonl']
     """
     if method != "agci":
+        if not method.replace("-", "").replace("_", "").isalnum():  # it could not stand in a file's name
+            from transformers_agci.method.arguments import is_rival
+
+            is_rival(method)
         answer_file = sibling_path(answer_file, f".{method}.jsonl")
     if len(set(lambdas)) != len(lambdas):
         raise InputError(f"Each lambda is run once, but the list is {' '.join(map(lambda_text, lambdas))}.")
