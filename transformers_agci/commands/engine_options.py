@@ -73,7 +73,7 @@ def engine_options(args: argparse.Namespace) -> "EngineOptions":
     return EngineOptions(args.engine, served, vllm)
 
 
-def refuse_other_engines(args: argparse.Namespace, command: str) -> None:
+def check_engine_is_transformers(args: argparse.Namespace, command: str) -> None:
     """InputError where a command that looks into the model is given another engine than transformers."""
     from transformers_agci.experiments.engines import NEEDS_THE_MODEL, EngineOptions
 

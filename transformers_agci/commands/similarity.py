@@ -7,7 +7,7 @@ Without --eval_file the images come from the embedded atlas, without --model_pat
 
 import argparse
 
-from transformers_agci.commands.engine_options import add_engine_option, refuse_other_engines
+from transformers_agci.commands.engine_options import add_engine_option, check_engine_is_transformers
 from transformers_agci.commands.options import (
     EMBEDDED,
     SEED,
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.experiments.similarity.measure import SimilarityOptions
     from transformers_agci.inference.process_group import main_process_output
 
-    refuse_other_engines(args, "agci similarity")
+    check_engine_is_transformers(args, "agci similarity")
     options = SimilarityOptions(
         model_options(args), args.pooling, lambdas(args)[0], args.limit, args.batch_size, args.workers
     )

@@ -104,7 +104,7 @@ def read_original(folder: Path) -> Original:
     for key in COUNTS:
         if not isinstance(config[key], int) or config[key] < 1:
             raise InputError(f"{path}: {key} must be a whole number of at least 1, but is {config[key]!r}.")
-    _refuse(path, config)
+    _check_convertible(path, config)
     original = Original(
         path, config, config.get("image_aspect_ratio") == "anyres", config["model_type"] == "llava_mistral"
     )
@@ -118,7 +118,7 @@ def read_original(folder: Path) -> Original:
     return original
 
 
-def _refuse(path: Path, config: Mapping[str, Any]) -> None:
+def _check_convertible(path: Path, config: Mapping[str, Any]) -> None:
     """Raise for what transformers' two LLaVA classes cannot express."""
     allowed: dict[str, tuple[Any, ...]] = {
         "mm_projector_type": ("mlp2x_gelu",),

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers_agci.errors import InputError
 from transformers_agci.families import REFUSED_FAMILIES, SUPPORTED_FAMILIES, todays_model_type, unsupported_config
-from transformers_agci.inference.checkpoint_files import CONFIG, refuse_original_llava
+from transformers_agci.inference.checkpoint_files import CONFIG, check_not_original_llava
 from transformers_agci.method.lam import LAMBDA_KEY, key_of, served_part
 from transformers_agci.storage.atomic import cannot_write, remove_leftovers, write_atomic
 from transformers_agci.storage.folder import committed_folder, same_bytes
@@ -117,7 +117,7 @@ def _read(path: Path, lam: float | None) -> _Config:
         raise InputError(f"There is no {path}; give the folder of a checkpoint on this machine.")
     found = read_json_object(path, "it is not a model's config")
     text = path.read_text(encoding="utf-8")
-    refuse_original_llava(path.parent, found)
+    check_not_original_llava(path.parent, found)
     model_type = todays_model_type(found.get("model_type"))
     if model_type in REFUSED_FAMILIES or (model_type not in SUPPORTED_FAMILIES and served_part(found) is None):
         raise unsupported_config(path, found.get("model_type"))

@@ -41,11 +41,11 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.name not in ENGINES:
             raise InputError(f"`engine` must be one of {', '.join(ENGINES)}, but is {self.name!r}.")
-        refuse_given(self.served, ServedOptions(), "openai", self.name)
-        refuse_given(self.vllm, VllmOptions(), "vllm", self.name)
+        check_not_given(self.served, ServedOptions(), "openai", self.name)
+        check_not_given(self.vllm, VllmOptions(), "vllm", self.name)
 
 
-def refuse_given(options: Any, defaults: Any, belongs_to: str, engine: str, names: Sequence[str] = ()) -> None:
+def check_not_given(options: Any, defaults: Any, belongs_to: str, engine: str, names: Sequence[str] = ()) -> None:
     """InputError where an option of the engine `belongs_to` is given to another one."""
     if engine == belongs_to:
         return
@@ -67,6 +67,6 @@ def open_engine(options: EngineOptions, model: LoadOptions, *, weights: bool = T
     if options.name == "openai":
         from transformers_agci.inference.served.engine import ServedEngine
 
-        refuse_given(model, LoadOptions(model.model), "transformers", "openai")
+        check_not_given(model, LoadOptions(model.model), "transformers", "openai")
         return ServedEngine(model.model, options.served)
     raise InputError(f"The engine {options.name} is not part of this version.")

@@ -69,7 +69,7 @@ def until_end_mark(row: RowOfRuns) -> list[bool]:
     end = _token_behind(row)
     inside = [0 < len(gap) <= LONGEST_SEPARATOR and end not in gap for gap in row.gaps]
     if end not in row.marks:
-        _refuse_unless_tiles(row, inside, lambda gaps: [len(gap) for gap in gaps] == [1] * (len(gaps) - 1) + [2])
+        _check_tiles(row, inside, lambda gaps: [len(gap) for gap in gaps] == [1] * (len(gaps) - 1) + [2])
     return inside
 
 
@@ -110,7 +110,7 @@ def _marked_tiles(row: RowOfRuns, possible: Sequence[bool]) -> list[bool]:
         within = fits and 0 < len(gap) <= LONGEST_SEPARATOR and end not in gap and tuple(gap) not in seen
         seen = seen | {tuple(gap)} if within else set()
         inside.append(within)
-    _refuse_unless_tiles(row, inside, _are_spelled_alike)
+    _check_tiles(row, inside, _are_spelled_alike)
     return inside
 
 
@@ -128,9 +128,7 @@ def _are_spelled_alike(gaps: Sequence[Sequence[int]]) -> bool:
     return all(len(gap) == 1 for gap in gaps) or len({gap[0] for gap in gaps}) == 1
 
 
-def _refuse_unless_tiles(
-    row: RowOfRuns, inside: Sequence[bool], likely: Callable[[Sequence[Sequence[int]]], bool]
-) -> None:
+def _check_tiles(row: RowOfRuns, inside: Sequence[bool], likely: Callable[[Sequence[Sequence[int]]], bool]) -> None:
     """Raise ValueError where gaps taken for separators do not look like a family's, as in a prompt written by hand."""
     within: list[Sequence[int]] = []
     for gap, joined in [*zip(row.gaps, inside, strict=True), ((), False)]:
@@ -165,7 +163,7 @@ def between_fakes(row: RowOfRuns) -> list[bool]:
 def line_breaks(row: RowOfRuns) -> list[bool]:
     """One line break behind every tile, the last one included: S [tile] L [tile] L [whole] L E (Cohere 2)."""
     inside = [len(gap) == 1 and gap[0] == _token_behind(row) for gap in row.gaps]
-    _refuse_unless_tiles(row, inside, lambda gaps: _are_marks(row, [row.before[-1:], row.behind[:1]]))
+    _check_tiles(row, inside, lambda gaps: _are_marks(row, [row.before[-1:], row.behind[:1]]))
     return inside
 
 
@@ -189,7 +187,7 @@ def visual_indicators(row: RowOfRuns) -> list[bool]:
               ^        ^        ^ gaps: G | C | E S
     """
     inside = [len(gap) == 1 and (not row.marks or gap[0] in row.marks) for gap in row.gaps]
-    _refuse_unless_tiles(row, inside, lambda gaps: True)
+    _check_tiles(row, inside, lambda gaps: True)
     return inside
 
 
@@ -233,7 +231,7 @@ def slices_behind_whole(row: RowOfRuns) -> list[bool]:
         return [len(gap) in _BEFORE_SLICE and gap[-1] in row.marks for gap in row.gaps]
     begin = tuple(row.before[-1:])
     inside = [len(gap) in _BEFORE_SLICE and tuple(gap[-1:]) != begin for gap in row.gaps]
-    _refuse_unless_tiles(row, inside, _are_before_slices)
+    _check_tiles(row, inside, _are_before_slices)
     return inside
 
 

@@ -90,7 +90,9 @@ def model_folder(model: str, revision: str | None, files: tuple[str, ...] = HUB_
     try:
         if files is HUB_FILES:  # before gigabytes go by
             with contextlib.suppress(EntryNotFoundError):  # an adapter has no config.json
-                refuse_original_llava(model, read_json_object(Path(hf_hub_download(model, CONFIG, revision=revision))))
+                check_not_original_llava(
+                    model, read_json_object(Path(hf_hub_download(model, CONFIG, revision=revision)))
+                )
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
     except InputError:
         raise
@@ -138,10 +140,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} holds no {CONFIG}, so it is not a model folder.")
     for file in sorted(folder.glob("*.json")):
         if file.name != INDEX and file.stat().st_size < 1 << 20:
-            _refuse_code(file)
+            _check_no_remote_code(file)
     _check_generation_config(folder / GENERATION_CONFIG)
     config = read_json_object(path)
-    refuse_original_llava(folder, config)
+    check_not_original_llava(folder, config)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or todays_model_type(model_type) not in SUPPORTED_FAMILIES:
         raise unsupported_config(path, model_type)
@@ -149,7 +151,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def refuse_original_llava(checkpoint: Path | str, config: dict[str, Any]) -> None:
+def check_not_original_llava(checkpoint: Path | str, config: dict[str, Any]) -> None:
     """Raise InputError with the command to run where the checkpoint is in the original LLaVA repository's layout."""
     if not is_original_llava(config):
         return
@@ -173,7 +175,7 @@ def _check_generation_config(path: Path) -> None:
             raise InputError(f"{path}: {key} must be a token id or a list of them, but is {short(value)}.")
 
 
-def _refuse_code(file: Path) -> None:
+def _check_no_remote_code(file: Path) -> None:
     content = read_json(file, nan=True)
     if isinstance(content, dict) and "auto_map" in content:
         twin = remote_code_twin(content.get("model_type"))

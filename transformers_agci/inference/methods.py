@@ -96,7 +96,7 @@ def replays_off(rival: Rival | None) -> dict[str, str]:
     return off
 
 
-def _refuse_attached_rival(model: Any, method: str) -> None:
+def _check_no_rival_attached(model: Any, method: str) -> None:
     """InputError where the model carries a rival that acts: its answers would be recorded as those of `method`."""
     from transformers_agci.method.rivals.handle import current_rival
 
@@ -113,7 +113,7 @@ def method_on(model: Any, method: str, scope: str, options: Mapping[str, Any]) -
     """The method on a model, at lambda 0 or its neutral strength until a strength is set on the handle."""
     rival = RIVALS.get(method)
     if rival is None:
-        _refuse_attached_rival(model, method)
+        _check_no_rival_attached(model, method)
         with agci(model, 0.0, scope, method) as handle:
             yield handle
         return

@@ -26,11 +26,11 @@ from transformers_agci.method.encoded_images import forget_units, note_units
 from transformers_agci.method.forward_call import embeds_of, forward_call, is_decoding_step, with_embeds
 from transformers_agci.method.image_positions import image_token_mask
 from transformers_agci.method.lost_images import (
+    bypass_error,
+    check_no_lost_images,
     images_went_into,
+    merged_embeds_error,
     note_images_in_cache,
-    refuse_bypass,
-    refuse_lost_images,
-    refuse_merged_embeds,
     warn_of_mates,
     with_whole_images,
 )
@@ -178,9 +178,9 @@ def _find_images(handle: "Handle", vlm: nn.Module, args: tuple[Any, ...], kwargs
     elif is_prefill:
         clear_mark(handle)
         if call.input_ids is not None:
-            refuse_lost_images(vlm, call)
+            check_no_lost_images(vlm, call)
         elif call.inputs_embeds is not None and merged_features(handle, vlm, call.inputs_embeds, waiting):
-            refuse_merged_embeds(vlm)
+            raise merged_embeds_error(vlm)
     if images is not None or is_prefill:
         put_hooks_on(handle, vlm)
         enter(handle, images)
@@ -205,17 +205,17 @@ def _update_images(
     if again is not None:
         return with_embeds(decoder, args, kwargs, again)
     if call is None and embeds.shape[1] > 1 and not _in_backward():
-        _refuse_way_around(handle, decoder, embeds)
+        _check_called_by_owner(handle, decoder, embeds)
     return None
 
 
-def _refuse_way_around(handle: "Handle", decoder: nn.Module, embeds: torch.Tensor) -> None:
+def _check_called_by_owner(handle: "Handle", decoder: nn.Module, embeds: torch.Tensor) -> None:
     """The decoder is called and no call of its vlm runs: text may come so, images may not."""
     waiting = features_wait(handle)
     clear_mark(handle)
     vlm = handle.vlm()
     if vlm is not None and merged_features(handle, vlm, embeds, waiting):
-        refuse_bypass(decoder)
+        raise bypass_error(decoder)
 
 
 def _end_call(handle: "Handle", output: Any) -> None:

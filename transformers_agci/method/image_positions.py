@@ -84,7 +84,7 @@ def image_positions(vlm: Any, family: Family, call: ForwardCall, mask: torch.Ten
     Raises:
         ValueError: the tokens do not divide into the images of the call, or an image is cut by chunked prefill.
     """
-    _refuse_cut_images(call)
+    _check_images_whole(call)
     rows = _runs(mask)
     total = sum(run.stop - run.start for runs in rows.values() for run in runs)
     lengths = family.images.lengths(vlm.config, call, total) if total else None
@@ -210,7 +210,7 @@ def _short(numbers: Sequence[int]) -> str:
     return f"[{', '.join(parts())}]"
 
 
-def _refuse_cut_images(call: ForwardCall) -> None:
+def _check_images_whole(call: ForwardCall) -> None:
     # Chunked prefill hands each chunk a slice of the encoded images, which carries the pooled features only.
     if call.encoded is not None and getattr(call.encoded, "last_hidden_state", None) is None:
         raise ValueError(

@@ -58,7 +58,7 @@ def with_whole_images(call: ForwardCall) -> ForwardCall:
     return call
 
 
-def refuse_lost_images(vlm: Any, call: ForwardCall) -> None:
+def check_no_lost_images(vlm: Any, call: ForwardCall) -> None:
     """Raise ValueError where a prompt of several tokens holds image tokens but no image came with it.
 
     Not where a user typed the image token, which stock takes for a word: that is shorter than any image. Nor in later
@@ -81,9 +81,9 @@ def refuse_lost_images(vlm: Any, call: ForwardCall) -> None:
     )
 
 
-def refuse_merged_embeds(vlm: nn.Module) -> None:
-    """Raise ValueError: image features were made, and then a prompt came as inputs_embeds without its images."""
-    raise ValueError(
+def merged_embeds_error(vlm: nn.Module) -> ValueError:
+    """Image features were made, and then a prompt came as inputs_embeds without its images."""
+    return ValueError(
         f"{type(vlm).__name__} was given inputs_embeds without pixel_values, after image features had been made "
         "outside of it: AGCI cannot tell where they were merged in, and would inject nothing. Give the model input_ids "
         "and pixel_values and let it merge them (ms-swift's own merging in training and ColQwen2 cannot be served); "
@@ -91,9 +91,9 @@ def refuse_merged_embeds(vlm: nn.Module) -> None:
     )
 
 
-def refuse_bypass(decoder: nn.Module) -> None:
-    """Raise ValueError: image features were made, and then the decoder was called around the vlm."""
-    raise ValueError(
+def bypass_error(decoder: nn.Module) -> ValueError:
+    """Image features were made, and then the decoder was called around the vlm."""
+    return ValueError(
         f"{type(decoder).__name__} was called directly after image features had been made: AGCI cannot tell where "
         "they were merged in, and would inject nothing. Call the model itself, not its .forward, with input_ids and "
         "pixel_values; or set lambda to 0."

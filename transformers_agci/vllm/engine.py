@@ -216,7 +216,7 @@ class VllmEngine:
 
 def open_vllm(model: LoadOptions, options: "VllmOptions", *, weights: bool = True) -> VllmEngine:
     """The engine on a checkpoint; vLLM itself starts with the first question. `weights=False` for a dry run."""
-    _refuse_transformers_options(model)
+    _check_no_transformers_options(model)
     if rank_and_size()[1] > 1:
         raise InputError(
             "The engine vllm starts its own processes: run it without torchrun, with `tensor_parallel_size` or "
@@ -264,7 +264,7 @@ def vllm_version() -> str:
     raise InputError("The engine vllm needs the package vllm: pip install vllm.")
 
 
-def _refuse_transformers_options(model: LoadOptions) -> None:
+def _check_no_transformers_options(model: LoadOptions) -> None:
     defaults = LoadOptions(model.model)
     for name in TRANSFORMERS_ONLY:
         if getattr(model, name) != getattr(defaults, name):

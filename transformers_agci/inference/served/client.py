@@ -113,8 +113,8 @@ class ServerClient:
         key = re.escape(self._key or "")
         # A short key is cut out where it stands as a word: "EMPTY", not each "a" of a sentence.
         self._key_in_text = re.compile(key if self._told_apart else rf"(?<![A-Za-z0-9]){key}(?![A-Za-z0-9])")
-        self._refuse_key_in("base_url", self.base_url)
-        self._refuse_key_in("extra_body", json.dumps(dict(options.extra_body)))
+        self._check_no_key_in("base_url", self.base_url)
+        self._check_no_key_in("extra_body", json.dumps(dict(options.extra_body)))
         self._stopped = threading.Event()
         self._pace = Pace(options.requests_per_minute, self._stopped)
         self.retries, self.answered, self._lock = 0, 0, threading.Lock()
@@ -289,7 +289,7 @@ class ServerClient:
         """What the server says, without the key that it may repeat."""
         return text if self._key is None else self._key_in_text.sub("[key]", text)
 
-    def _refuse_key_in(self, option: str, text: str) -> None:
+    def _check_no_key_in(self, option: str, text: str) -> None:
         if self._key is not None and self._told_apart and self._key in text:
             raise InputError(
                 f"`{option}` holds the key of the environment variable {self._options.api_key_env}, but it is written "

@@ -16,9 +16,9 @@ from transformers_agci.method.forward_call import embeds_of, forward_call, is_de
 from transformers_agci.method.hooks import HANDLE, outside_graphs, remove_hooks
 from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
 from transformers_agci.method.lost_images import (
+    check_no_lost_images,
     images_went_into,
     note_images_in_cache,
-    refuse_lost_images,
     with_whole_images,
 )
 from transformers_agci.method.rivals import RIVALS
@@ -149,7 +149,7 @@ def _find_images(handle: "RivalHandle", vlm: Any, args: tuple[Any, ...], kwargs:
         if handle.rival.bias is not None:
             calibrate(handle, vlm, call, images)
     elif call.input_ids is not None and call.input_ids.shape[1] > 1 and not call.has_videos:
-        refuse_lost_images(vlm, call)
+        check_no_lost_images(vlm, call)
 
 
 def _change_call(
