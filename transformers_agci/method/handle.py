@@ -2,7 +2,7 @@
 
     handle = attach(model, lam=0.5)     # attach.py
     handle.lam = 0.0                    # stock, bit for bit
-    print(handle)                       # AGCI(lam=0, scope=image, family=qwen2_5_vl, images=12)
+    print(handle)                       # AGCI(lam=0, scope=image, family=..., images=12)
     handle.detach()                     # the model is as it was
 
 Of a call, the hooks (hooks.py) find the images and hand them to `Handle.inject`, which applies the formula
