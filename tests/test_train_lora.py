@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import training_data as td
+import transformers
 from decoder_inputs import expected_embeds
 from safetensors.torch import load_file
 from tiny_checkpoints import FAMILIES, random_image
@@ -190,6 +191,29 @@ def test_each_family_has_a_template() -> None:
 
 class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.slow
+def test_a_run_killed_behind_its_last_step_makes_no_further_one(
+    keyed: Made, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = td.training_recipe("llava", keyed("llava"), data, tmp_path / "whole", max_steps=3, save_steps=1)
+    assert train(tmp_path / "r.yaml", raw) == 0
+    again = raw | {"output_dir": str(tmp_path / "killed")}
+    with monkeypatch.context() as patch:
+
+        def die(*_: Any, **__: Any) -> None:
+            raise Killed
+
+        patch.setattr(transformers.Trainer, "save_state", die)  # the last thing but the manifest
+        with pytest.raises(Killed):
+            train(tmp_path / "r.yaml", again)
+    assert (tmp_path / "killed" / "checkpoint-3").is_dir()
+    assert train(tmp_path / "r.yaml", again) == 0
+    whole, killed = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
+    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
+    assert not (tmp_path / "killed" / "checkpoint-4").exists()
 
 
 @pytest.mark.slow

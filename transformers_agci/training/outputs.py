@@ -108,6 +108,12 @@ def last_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
+def holds_last_step(checkpoint: Path) -> bool:
+    """Whether the training had made all of its steps when this was saved."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return bool(state["global_step"] >= state["max_steps"] > 0)
+
+
 def _step(checkpoint: Path) -> int:
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1

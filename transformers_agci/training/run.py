@@ -194,7 +194,10 @@ def _fit(
         speak(f"Going on from {resume}.")
     started, seconds = manifest.now(), time.monotonic()
     try:
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if resume and outputs.holds_last_step(resume):
+            _take(trainer, resume)
+        else:
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         trainer.save_model()
         trainer.save_state()
     except (InputError, OSError, SafetensorError, RuntimeError, ImportError) as error:
@@ -219,6 +222,12 @@ def _fit(
             },
             finished=True,
         )
+
+
+def _take(trainer: Any, checkpoint: Path) -> None:
+    """The result of a training that was killed behind its last step; Trainer would go on with one step more."""
+    trainer.model.load_adapter(str(checkpoint), trainer.model.active_adapter, is_trainable=True)
+    trainer.state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def _remedy(error: Exception, folder: Path) -> str | None:
