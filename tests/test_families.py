@@ -17,7 +17,7 @@ from transformers_agci.families.llava import anyres_layout, anyres_tokens, twin_
 from transformers_agci.families.training_support import TrainingSupport
 
 PACKAGE = Path(__file__).resolve().parents[1] / "transformers_agci"
-MAY_NAME_FAMILIES = ("families", "embedded", "conversion", "vllm")  # vLLM has classes of its own for them
+MAY_NAME_FAMILIES = ("families", "embedded", "conversion")
 
 families = pytest.mark.parametrize("family", SUPPORTED_FAMILIES.values(), ids=list(SUPPORTED_FAMILIES))
 

@@ -30,7 +30,7 @@ from transformers_agci.inference.prompt import answer_token_ids, chat_text, toke
 from transformers_agci.inference.questions import ImageFile, Question, QuestionSet
 from transformers_agci.method.lam import LAMBDA_KEY
 from transformers_agci.vllm.engine import VllmEngine, open_vllm
-from transformers_agci.vllm.models import SERVED_MODELS
+from transformers_agci.vllm.injection import served_classes
 from transformers_agci.vllm.plugin import check_engine
 from transformers_agci.vllm.running import sampling
 
@@ -347,11 +347,11 @@ def test_an_unknown_class_is_an_error() -> None:
         utils.get_model_architecture(arguments.create_engine_config().model_config)
 
 
-def test_vllm_has_the_classes_of_the_table() -> None:
+def test_vllm_has_the_classes_that_families_name() -> None:
     from vllm.model_executor.models.registry import _MULTIMODAL_MODELS
 
     there = {name for _, name in _MULTIMODAL_MODELS.values()}
-    assert set(SERVED_MODELS) <= there
+    assert set(served_classes()) <= there
 
 
 def test_pixel_limits(rows: list[Question], tmp_path: Path) -> None:

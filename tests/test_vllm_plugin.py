@@ -20,11 +20,11 @@ from stub_vllm import ModelConfig, model_class, tokens, vllm_config
 from transformers_agci import inject_global_context
 from transformers_agci.errors import InputError
 from transformers_agci.families import SUPPORTED_FAMILIES
+from transformers_agci.families.declaration import VllmClass
 from transformers_agci.method.injection import injection_of
 from transformers_agci.method.lam import LAMBDA_KEY
 from transformers_agci.vllm import plugin
-from transformers_agci.vllm.injection import METHOD_KEY
-from transformers_agci.vllm.models import NOT_SERVED, SERVED_MODELS, why_not_served
+from transformers_agci.vllm.injection import METHOD_KEY, served_classes
 from transformers_agci.vllm.worker import STARTED_BY
 
 QWEN, DEEPSTACK = "Qwen2VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"
@@ -267,14 +267,12 @@ def ended(pid: int) -> bool:
     return False
 
 
-def test_the_tables_name_families_of_ours() -> None:
-    listed = [name for row in SERVED_MODELS.values() for name in row.model_types]
-    assert len(set(listed)) == len(listed)
-    assert set(listed) <= set(SUPPORTED_FAMILIES)
-    assert set(NOT_SERVED) <= set(SUPPORTED_FAMILIES) - set(listed)
-    paper = [model_type for model_type, family in SUPPORTED_FAMILIES.items() if family.in_paper]
-    assert [why_not_served(model_type) for model_type in paper] == [None] * 6
-    assert all(why_not_served(model_type) for model_type in NOT_SERVED)
+def test_the_families_name_their_classes_of_vllm() -> None:
+    declared = {model_type: family.vllm for model_type, family in SUPPORTED_FAMILIES.items()}
+    classes = {each.name for each in declared.values() if isinstance(each, VllmClass)}
+    assert set(served_classes()) == classes
+    assert len(classes) == 29
+    assert all(isinstance(family.vllm, VllmClass) for family in SUPPORTED_FAMILIES.values() if family.in_paper)
 
 
 def test_vllm_finds_the_plugin() -> None:

@@ -110,6 +110,34 @@ Layout = Callable[["ImageInfo"], "list[TokenGrid]"]
 # image processor, least and most pixels (None: as they are) -> None; the processor then resizes into these bounds.
 PinImageSize = Callable[[Any, int | None, int | None], None]
 
+# config, tokens of an item of vLLM -> tokens of each image in it
+ImagesOfItem = Callable[[Any, int], list[int]]
+
+
+def one_image(config: Any, tokens: int) -> list[int]:
+    """The item is the image."""
+    return [tokens]
+
+
+@dataclass(frozen=True)
+class VllmClass:
+    """The class of vLLM that serves a family.
+
+    What vLLM calls an item of the modality image is what we call an image: all of its tiles, its thumbnail and
+    LLaVA-NeXT's newline tokens come in one tensor. `images_of_item` says otherwise where that is not so.
+
+    Attributes:
+        name: its `__name__`; other models that vLLM runs with it are not served.
+        images_of_item: how the tokens of an item divide into images.
+        extra_columns: whether features that are no input of the decoder may follow the visible ones in each row
+            (Qwen3-VL's DeepStack, positions that video pruning appends); they stay as they are.
+    """
+
+    name: str
+    images_of_item: ImagesOfItem = one_image
+    extra_columns: bool = False
+
+
 FIXED_SIZE = Lacks("the checkpoint fixes the size of its images itself")
 NOT_CONVERTED = Lacks("its checkpoints are published in transformers' own layout")
 NOT_TRAINED = Lacks(
@@ -118,6 +146,10 @@ NOT_TRAINED = Lacks(
 NO_CHAT = Lacks("it answers no questions in a chat: its checkpoints have no chat template")
 NO_LAYOUT = Lacks("where its tiles and rows lie on the image is not declared yet")
 NO_ROTARY = Lacks("its decoder has no rotary positions, so that moving them changes nothing")
+NOT_UNDER_VLLM = Lacks("which class of vLLM serves it, and what that returns for an image, is not declared yet")
+NO_CLASS_IN_VLLM = Lacks(
+    "vLLM has no class of its own for it and runs transformers' modules, where AGCI has not been tried"
+)
 LINEAR_ATTENTION = Lacks("some of its layers have linear attention, which has no weights on the image tokens to record")
 
 
@@ -138,6 +170,7 @@ class Family:
         image_size: how `min_pixels` and `max_pixels` are put into the image processor.
         conversion: the `model_type`s of the layout that `agci convert-llava` converts from.
         refusal: config -> why this checkpoint cannot be served although its model_type is right, or None.
+        vllm: the class of vLLM that serves it.
         vision_windows: whether the vision tower's first layers see windows only, so that occlusion may reuse them.
         grid_positions: whether the position ids of image tokens say in which row and column they lie (M-RoPE).
         positions: whether methods that move the positions of image tokens (bapa, flat, cca) can act on its decoder.
@@ -159,6 +192,7 @@ class Family:
     image_size: PinImageSize | Lacks = FIXED_SIZE
     conversion: tuple[str, ...] | Lacks = NOT_CONVERTED
     refusal: Callable[[Any], str | None] = lambda config: None
+    vllm: VllmClass | Lacks = NOT_UNDER_VLLM
     vision_windows: bool = False
     grid_positions: bool = False
     positions: Works | Lacks = WORKS
@@ -186,6 +220,7 @@ CAPABILITIES: Mapping[str, str] = {
     "training": "fine-tuning",
     "image_size": "bounds on the size of its images (min_pixels, max_pixels)",
     "conversion": "conversion from an original checkpoint",
+    "vllm": "vLLM",
 }
 # The same, for what lies below `training`.
 TRAINING_CAPABILITIES: Mapping[str, str] = {

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from transformers_agci.families.declaration import NO_LAYOUT, Family, ForwardCall, ImageTokens
+from transformers_agci.families.declaration import NO_CLASS_IN_VLLM, NO_LAYOUT, Family, ForwardCall, ImageTokens
 from transformers_agci.families.image_tokens import EQUAL, encoded_lengths, in_rows
 from transformers_agci.families.token_layout import ImageInfo, Region, TokenGrid
 
@@ -81,7 +81,15 @@ def _by_crops(config: Any, call: ForwardCall, total: int) -> Sequence[int] | Non
 
 
 FAMILIES = (
-    Family("deepseek_vl", "DeepSeek-VL", "deepseek-community/deepseek-vl-1.3b-chat", "576", EQUAL, _padded_square),
+    Family(
+        "deepseek_vl",
+        "DeepSeek-VL",
+        "deepseek-community/deepseek-vl-1.3b-chat",
+        "576",
+        EQUAL,
+        _padded_square,
+        vllm=NO_CLASS_IN_VLLM,
+    ),
     Family(
         "deepseek_vl_hybrid",
         "DeepSeek-VL hybrid",
@@ -89,8 +97,9 @@ FAMILIES = (
         "576",
         EQUAL,
         _padded_square,
+        vllm=NO_CLASS_IN_VLLM,
     ),
-    Family("janus", "Janus", "deepseek-community/Janus-Pro-1B", "576", EQUAL, _padded_square),
+    Family("janus", "Janus", "deepseek-community/Janus-Pro-1B", "576", EQUAL, _padded_square, vllm=NO_CLASS_IN_VLLM),
     Family(
         "deepseek_ocr2",
         "DeepSeek-OCR 2",

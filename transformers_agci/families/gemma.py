@@ -8,7 +8,15 @@ which is off by default, every crop is an image of its own: the prompt puts word
 from collections.abc import Sequence
 from typing import Any
 
-from transformers_agci.families.declaration import NO_CHAT, NO_LAYOUT, Family, ForwardCall, ImageTokens, Lacks
+from transformers_agci.families.declaration import (
+    NO_CHAT,
+    NO_LAYOUT,
+    Family,
+    ForwardCall,
+    ImageTokens,
+    Lacks,
+    VllmClass,
+)
 from transformers_agci.families.image_tokens import EQUAL, encoded_lengths
 from transformers_agci.families.token_layout import square
 from transformers_agci.families.training_support import Template, TrainingSupport, count_sequence_length
@@ -56,6 +64,12 @@ def _patches(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None
     return lengths
 
 
+def _crops_of_item(config: Any, tokens: int) -> list[int]:
+    """Gemma 3 under vLLM, with pan and scan: the whole and each crop are images of their own, words stand between."""
+    each = int(config.mm_tokens_per_image)
+    return [each] * (tokens // each)
+
+
 FAMILIES = (
     Family(
         "gemma3n",
@@ -66,10 +80,36 @@ FAMILIES = (
         layout=square,
         training=_GEMMA_3N,
         in_paper=True,
+        vllm=VllmClass("Gemma3nForConditionalGeneration"),
     ),
-    Family("gemma3", "Gemma3", "google/gemma-3-4b-it", "256", EQUAL, square),
-    Family("gemma4", "Gemma4", "google/gemma-4-e2b-it", "about 256", ImageTokens(_pooled_patches), NO_LAYOUT),
+    Family(
+        "gemma3",
+        "Gemma3",
+        "google/gemma-3-4b-it",
+        "256",
+        EQUAL,
+        square,
+        vllm=VllmClass("Gemma3ForConditionalGeneration", images_of_item=_crops_of_item),
+    ),
+    Family(
+        "gemma4",
+        "Gemma4",
+        "google/gemma-4-e2b-it",
+        "about 256",
+        ImageTokens(_pooled_patches),
+        NO_LAYOUT,
+        vllm=VllmClass("Gemma4ForConditionalGeneration"),
+    ),
     Family("gemma4_unified", "Gemma4 Unified", "google/gemma-4-12B-it", "about 256", ImageTokens(_patches), NO_LAYOUT),
-    Family("paligemma", "PaliGemma", "google/paligemma-3b-pt-224", "256 (224 pixels)", EQUAL, square, NO_CHAT),
+    Family(
+        "paligemma",
+        "PaliGemma",
+        "google/paligemma-3b-pt-224",
+        "256 (224 pixels)",
+        EQUAL,
+        square,
+        NO_CHAT,
+        vllm=VllmClass("PaliGemmaForConditionalGeneration"),
+    ),
     Family("shieldgemma2", "ShieldGemma 2", "google/shieldgemma-2-4b-it", "256", EQUAL, square, _POLICIES),
 )

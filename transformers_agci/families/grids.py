@@ -16,6 +16,7 @@ from transformers_agci.families.declaration import (
     ForwardCall,
     ImageTokens,
     Lacks,
+    VllmClass,
 )
 from transformers_agci.families.image_tokens import GRID, encoded_lengths, equal_shares, in_rows, pairs
 from transformers_agci.families.token_layout import ImageInfo, TokenGrid, grid_of_patches, patch_grid
@@ -115,8 +116,24 @@ def _by_codes(config: Any, call: ForwardCall, total: int) -> Sequence[int] | Non
 
 
 FAMILIES = (
-    Family("glm4v", "GLM-4.1V", "zai-org/GLM-4.1V-9B-Thinking", "900", GRID, patch_grid),
-    Family("glm4v_moe", "GLM-4.5V", "zai-org/GLM-4.5V", "900", GRID, patch_grid),
+    Family(
+        "glm4v",
+        "GLM-4.1V",
+        "zai-org/GLM-4.1V-9B-Thinking",
+        "900",
+        GRID,
+        patch_grid,
+        vllm=VllmClass("Glm4vForConditionalGeneration"),
+    ),
+    Family(
+        "glm4v_moe",
+        "GLM-4.5V",
+        "zai-org/GLM-4.5V",
+        "900",
+        GRID,
+        patch_grid,
+        vllm=VllmClass("Glm4vMoeForConditionalGeneration"),
+    ),
     Family("glm46v", "GLM-4.6V", "zai-org/GLM-4.6V-Flash", "900", GRID, patch_grid),
     Family(
         "mistral3",
@@ -125,6 +142,7 @@ FAMILIES = (
         "900",
         ImageTokens(_by_pixels, rows=in_rows),
         NO_LAYOUT,
+        vllm=VllmClass("Mistral3ForConditionalGeneration"),
     ),
     Family(
         "lighton_ocr",
@@ -133,8 +151,17 @@ FAMILIES = (
         "900",
         ImageTokens(_by_pixels, rows=in_rows),
         NO_LAYOUT,
+        vllm=VllmClass("LightOnOCRForConditionalGeneration"),
     ),
-    Family("kimi_k25", "Kimi K2.5", "moonshotai/Kimi-K2.6", "900", ImageTokens(_by_merge_kernel), _kimi_grid),
+    Family(
+        "kimi_k25",
+        "Kimi K2.5",
+        "moonshotai/Kimi-K2.6",
+        "900",
+        ImageTokens(_by_merge_kernel),
+        _kimi_grid,
+        vllm=Lacks("vLLM's class does not tell images from pieces of a video"),
+    ),
     Family(
         "ernie4_5_vl_moe",
         "ERNIE-4.5-VL",
@@ -143,9 +170,26 @@ FAMILIES = (
         GRID,
         patch_grid,
         remote_code=("ernie4_5_moe_vl",),
+        vllm=VllmClass("Ernie4_5_VLMoeForConditionalGeneration"),
     ),
-    Family("paddleocr_vl", "PaddleOCR-VL", "PaddlePaddle/PaddleOCR-VL", "900", GRID, patch_grid),
-    Family("exaone4_5", "EXAONE-4.5", "LGAI-EXAONE/EXAONE-4.5-33B", "900", GRID, patch_grid),
+    Family(
+        "paddleocr_vl",
+        "PaddleOCR-VL",
+        "PaddlePaddle/PaddleOCR-VL",
+        "900",
+        GRID,
+        patch_grid,
+        vllm=VllmClass("PaddleOCRVLForConditionalGeneration"),
+    ),
+    Family(
+        "exaone4_5",
+        "EXAONE-4.5",
+        "LGAI-EXAONE/EXAONE-4.5-33B",
+        "900",
+        GRID,
+        patch_grid,
+        vllm=VllmClass("Exaone4_5_ForConditionalGeneration"),
+    ),
     Family(
         "hunyuan_vl",
         "HunYuan-VL",
@@ -156,7 +200,13 @@ FAMILIES = (
         alone=True,  # it numbers the images of a whole batch in its positions
     ),
     Family(
-        "molmo2", "Molmo2", "allenai/Molmo2-8B", "196 per crop", ImageTokens(_by_two_views, rows=in_rows), NO_LAYOUT
+        "molmo2",
+        "Molmo2",
+        "allenai/Molmo2-8B",
+        "196 per crop",
+        ImageTokens(_by_two_views, rows=in_rows),
+        NO_LAYOUT,
+        vllm=Lacks("an image's tensor there also holds the embeddings of the words between its tiles"),
     ),
     Family("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", "900", GRID, patch_grid),
     Family("glmga", "GLM-GA", "its maker's repository", "900", GRID, patch_grid),

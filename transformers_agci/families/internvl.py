@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from transformers_agci.families.declaration import Family
+from transformers_agci.families.declaration import Family, VllmClass
 from transformers_agci.families.image_tokens import RUNS
 from transformers_agci.families.token_layout import ImageInfo, Region, TokenGrid
 from transformers_agci.families.training_support import CHATML, Pixels, Size, Template, TrainingSupport
@@ -67,6 +67,7 @@ FAMILIES = (
         ),
         in_paper=True,
         remote_code=("internvl_chat",),
+        vllm=VllmClass("InternS1ForConditionalGeneration"),  # for InternVL in transformers' layout, too
     ),
     Family(
         "qianfan_ocr",

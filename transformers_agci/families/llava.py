@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.families.declaration import NO_LAYOUT, Family, ForwardCall, ImageTokens
+from transformers_agci.families.declaration import (
+    NO_CLASS_IN_VLLM,
+    NO_LAYOUT,
+    Family,
+    ForwardCall,
+    ImageTokens,
+    Lacks,
+    VllmClass,
+)
 from transformers_agci.families.image_tokens import EQUAL, encoded_lengths, equal_shares, pairs
 from transformers_agci.families.token_layout import WHOLE, ImageInfo, Region, TokenGrid
 from transformers_agci.families.training_support import Pixels, Size, Template, TrainingSupport
@@ -227,6 +235,7 @@ FAMILIES = (
         ),
         conversion=("llava_mistral",),
         in_paper=True,
+        vllm=VllmClass("LlavaNextForConditionalGeneration"),
     ),
     Family(
         "llava",
@@ -254,6 +263,7 @@ FAMILIES = (
         other_processors=("PixtralProcessor",),
         refusal=_refusal,
         in_paper=True,
+        vllm=VllmClass("LlavaForConditionalGeneration"),
     ),
     Family(
         "llava_onevision",
@@ -263,6 +273,7 @@ FAMILIES = (
         ImageTokens(_by_shrunk_anyres),
         _base_and_shrunk_tiles,
         remote_code=("llava_qwen",),
+        vllm=VllmClass("LlavaOnevisionForConditionalGeneration"),
     ),
     Family(
         "llava_next_video",
@@ -271,8 +282,20 @@ FAMILIES = (
         "2928",
         ImageTokens(_by_anyres),
         _base_and_tiles,
+        vllm=Lacks("vLLM's class takes its videos only"),
     ),
-    Family("vipllava", "VipLLaVA", "llava-hf/vip-llava-7b-hf", "576", EQUAL, _cropped_square),
-    Family("video_llava", "Video-LLaVA", "LanguageBind/Video-LLaVA-7B-hf", "257", EQUAL, NO_LAYOUT),
-    Family("fast_vlm", "FastVLM", "KamilaMila/FastVLM-7B", "256", EQUAL, NO_LAYOUT, remote_code=("llava_qwen2",)),
+    Family("vipllava", "VipLLaVA", "llava-hf/vip-llava-7b-hf", "576", EQUAL, _cropped_square, vllm=NO_CLASS_IN_VLLM),
+    Family(
+        "video_llava", "Video-LLaVA", "LanguageBind/Video-LLaVA-7B-hf", "257", EQUAL, NO_LAYOUT, vllm=NO_CLASS_IN_VLLM
+    ),
+    Family(
+        "fast_vlm",
+        "FastVLM",
+        "KamilaMila/FastVLM-7B",
+        "256",
+        EQUAL,
+        NO_LAYOUT,
+        remote_code=("llava_qwen2",),
+        vllm=NO_CLASS_IN_VLLM,
+    ),
 )

@@ -6,7 +6,7 @@ Of the Omni models the thinker is served, and of what it takes the images.
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.families.declaration import LINEAR_ATTENTION, Family, Lacks
+from transformers_agci.families.declaration import LINEAR_ATTENTION, Family, Lacks, VllmClass
 from transformers_agci.families.image_tokens import GRID
 from transformers_agci.families.token_layout import patch_grid
 from transformers_agci.families.training_support import CHATML, Bound, Pixels, Size, Template, TrainingSupport
@@ -65,6 +65,7 @@ FAMILIES = (
         vision_windows=True,
         grid_positions=True,
         in_paper=True,
+        vllm=VllmClass("Qwen2_5_VLForConditionalGeneration", extra_columns=True),
     ),
     _qwen(
         "qwen3_vl",
@@ -81,12 +82,54 @@ FAMILIES = (
         ),
         grid_positions=True,
         in_paper=True,
+        vllm=VllmClass("Qwen3VLForConditionalGeneration", extra_columns=True),
     ),
-    _qwen("qwen2_vl", "Qwen2-VL", "Qwen/Qwen2-VL-7B-Instruct", "900", training=_QWEN_2),
-    _qwen("qwen3_vl_moe", "Qwen3-VL-MoE", "Qwen/Qwen3-VL-30B-A3B-Instruct", "676"),
-    _qwen("qwen3_5", "Qwen3.5", "Qwen/Qwen3.5-27B", "676", flow=LINEAR_ATTENTION),
-    _qwen("qwen3_5_moe", "Qwen3.5-MoE", "Qwen/Qwen3.5-35B-A3B", "676", flow=LINEAR_ATTENTION),
+    _qwen(
+        "qwen2_vl",
+        "Qwen2-VL",
+        "Qwen/Qwen2-VL-7B-Instruct",
+        "900",
+        training=_QWEN_2,
+        vllm=VllmClass("Qwen2VLForConditionalGeneration"),
+    ),
+    _qwen(
+        "qwen3_vl_moe",
+        "Qwen3-VL-MoE",
+        "Qwen/Qwen3-VL-30B-A3B-Instruct",
+        "676",
+        vllm=VllmClass("Qwen3VLMoeForConditionalGeneration", extra_columns=True),
+    ),
+    _qwen(
+        "qwen3_5",
+        "Qwen3.5",
+        "Qwen/Qwen3.5-27B",
+        "676",
+        flow=LINEAR_ATTENTION,
+        vllm=VllmClass("Qwen3_5ForConditionalGeneration", extra_columns=True),
+    ),
+    _qwen(
+        "qwen3_5_moe",
+        "Qwen3.5-MoE",
+        "Qwen/Qwen3.5-35B-A3B",
+        "676",
+        flow=LINEAR_ATTENTION,
+        vllm=VllmClass("Qwen3_5MoeForConditionalGeneration", extra_columns=True),
+    ),
     _qwen("qwen4_exp", "Qwen4 (experimental)", "Qwen/Qwen4-Exp", "676", flow=LINEAR_ATTENTION),
-    _qwen("qwen2_5_omni_thinker", "Qwen2.5-Omni thinker", "Qwen/Qwen2.5-Omni-7B", "900", probe=_OMNI),
-    _qwen("qwen3_omni_moe_thinker", "Qwen3-Omni thinker", "Qwen/Qwen3-Omni-30B-A3B-Instruct", "676", probe=_OMNI),
+    _qwen(
+        "qwen2_5_omni_thinker",
+        "Qwen2.5-Omni thinker",
+        "Qwen/Qwen2.5-Omni-7B",
+        "900",
+        probe=_OMNI,
+        vllm=VllmClass("Qwen2_5OmniThinkerForConditionalGeneration"),
+    ),
+    _qwen(
+        "qwen3_omni_moe_thinker",
+        "Qwen3-Omni thinker",
+        "Qwen/Qwen3-Omni-30B-A3B-Instruct",
+        "676",
+        probe=_OMNI,
+        vllm=VllmClass("Qwen3OmniMoeThinkerForConditionalGeneration", extra_columns=True),
+    ),
 )

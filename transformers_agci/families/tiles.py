@@ -6,10 +6,12 @@ from typing import Any
 from transformers_agci.families.declaration import (
     LINEAR_ATTENTION,
     NO_CHAT,
+    NO_CLASS_IN_VLLM,
     NO_LAYOUT,
     Family,
     ForwardCall,
     ImageTokens,
+    VllmClass,
 )
 from transformers_agci.families.image_tokens import (
     EQUAL,
@@ -67,6 +69,7 @@ FAMILIES = (
         "169 per tile, whole image included",
         ImageTokens(by_runs, between_fakes),
         NO_LAYOUT,
+        vllm=VllmClass("Idefics3ForConditionalGeneration"),
     ),
     Family(
         "smolvlm",
@@ -75,6 +78,7 @@ FAMILIES = (
         "81 per tile, whole image included",
         ImageTokens(by_runs, between_fakes),
         NO_LAYOUT,
+        vllm=VllmClass("SmolVLMForConditionalGeneration"),
     ),
     Family(
         "granite_docling",
@@ -83,6 +87,7 @@ FAMILIES = (
         "64 per tile, whole image included",
         ImageTokens(by_runs, tile_marks_at_start),
         NO_LAYOUT,
+        vllm=NO_CLASS_IN_VLLM,
     ),
     Family(
         "aya_vision",
@@ -91,6 +96,7 @@ FAMILIES = (
         "169 per tile, thumbnail included",
         ImageTokens(equal_shares, until_mark_returns),
         NO_LAYOUT,
+        vllm=NO_CLASS_IN_VLLM,
     ),
     Family(
         "cohere2_vision",
@@ -99,6 +105,7 @@ FAMILIES = (
         "256 per tile, thumbnail included",
         ImageTokens(equal_shares, line_breaks, marks=_begins_a_row),
         NO_LAYOUT,
+        vllm=VllmClass("Cohere2VisionForConditionalGeneration"),
     ),
     Family(
         "llama4",
@@ -107,6 +114,7 @@ FAMILIES = (
         "144 per tile, whole image included",
         ImageTokens(equal_shares, until_end_mark, marks=lambda config: (getattr(config, "eoi_token_index", -1),)),
         NO_LAYOUT,
+        vllm=VllmClass("Llama4ForConditionalGeneration"),
     ),
     Family(
         "ovis2",
@@ -120,6 +128,7 @@ FAMILIES = (
         ),
         NO_LAYOUT,
         remote_code=("ovis",),
+        vllm=NO_CLASS_IN_VLLM,
     ),
     Family(
         "lfm2_vl",
@@ -129,6 +138,7 @@ FAMILIES = (
         ImageTokens(_lfm_tiles, squares_until_mark_returns),
         NO_LAYOUT,
         flow=LINEAR_ATTENTION,
+        vllm=VllmClass("Lfm2VLForConditionalGeneration"),
     ),
     Family(
         "perception_lm",
@@ -137,6 +147,7 @@ FAMILIES = (
         "256 per tile, thumbnail included",
         ImageTokens(_tiles_of_images, units_are_lost=True),
         NO_LAYOUT,
+        vllm=NO_CLASS_IN_VLLM,
     ),
     Family(
         "got_ocr2",
@@ -147,8 +158,17 @@ FAMILIES = (
         NO_LAYOUT,
         NO_CHAT,
         remote_code=("GOT",),
+        vllm=NO_CLASS_IN_VLLM,
     ),
-    Family("aria", "Aria", "rhymes-ai/Aria", "256 per crop", _CROPS, NO_LAYOUT),
+    Family(
+        "aria",
+        "Aria",
+        "rhymes-ai/Aria",
+        "256 per crop",
+        _CROPS,
+        NO_LAYOUT,
+        vllm=VllmClass("AriaForConditionalGeneration"),
+    ),
     Family(
         "pp_chart2table", "PP-Chart2Table", "PaddlePaddle/PP-Chart2Table_safetensors", "576", EQUAL, NO_LAYOUT
     ),  # a kin of GOT-OCR2 that cuts nothing

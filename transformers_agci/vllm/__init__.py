@@ -1,7 +1,6 @@
 """AGCI under vLLM: the plugin that vLLM finds by its entry point, and the engine of our own commands.
 
 plugin.py     vLLM's way in: a model whose config carries lambda is built as a class that injects (docs/vllm.md)
-models.py     which model classes of vLLM are served, and what is peculiar to each
 injection.py  what is done to what a model's encoder returns; no vllm
 worker.py     what a worker process tells of it
 running.py    vLLM started with it; engine.py: the engine vllm of our own commands

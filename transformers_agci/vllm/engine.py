@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers_agci.data.images import changes_of
 from transformers_agci.errors import InputError
-from transformers_agci.families import SUPPORTED_FAMILIES, Family
+from transformers_agci.families import SUPPORTED_FAMILIES, Family, Lacks
 from transformers_agci.inference import checkpoint_files
 from transformers_agci.inference.answer import Answer, verdict_is_fixed
 from transformers_agci.inference.batches import make_plan
@@ -30,7 +30,6 @@ from transformers_agci.inference.prompt import answer_token_ids, chat_text
 from transformers_agci.inference.questions import Question
 from transformers_agci.method.injection import injection_of
 from transformers_agci.method.lam import lambda_text
-from transformers_agci.vllm.models import why_not_served
 from transformers_agci.vllm.running import RunningVllm, in_one_line, sampling
 
 if TYPE_CHECKING:
@@ -105,10 +104,10 @@ class VllmEngine:
                 f"`method` {options.method} needs the engine transformers: vLLM serves what changes image tokens only."
             )
         (lam,) = lambdas
-        reason = why_not_served(self.family.model_type)
-        if lam and reason is not None:
+        if lam and isinstance(self.family.vllm, Lacks):
             raise InputError(
-                f"AGCI does not serve {self.family.name} under vLLM: {reason}. Use the engine transformers."
+                f"AGCI does not serve {self.family.name} under vLLM: {self.family.vllm.reason}. Use the engine "
+                "transformers."
             )
         counts = VllmCounts()
         images = max((len(question.images) for question in questions), default=0)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from transformers_agci.errors import InputError, short
-from transformers_agci.families import todays_model_type
+from transformers_agci.families import SUPPORTED_FAMILIES, todays_model_type
+from transformers_agci.families.declaration import NOT_UNDER_VLLM, Lacks, VllmClass
 from transformers_agci.method.injection import METHODS, SEEDED, injection_of
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text, served_config, settle_key, validate_lambda
-from transformers_agci.vllm.models import SERVED_MODELS, ServedModel, why_not_served
 
 METHOD_KEY = "global_context_broadcast_method"  # in config.json or hf_overrides: a control instead of AGCI
 
@@ -35,11 +35,11 @@ OTHER_INPUTS = frozenset(
 
 @dataclass(frozen=True)
 class Served:
-    """A model that vLLM builds with AGCI: its lambda, its method, its row of the table."""
+    """A model that vLLM builds with AGCI: its lambda, its method, the class of vLLM."""
 
     lam: float
     method: str
-    model: ServedModel
+    model: VllmClass
     hidden_size: int  # D of the decoder's input
 
     @property
@@ -52,7 +52,7 @@ class Served:
 def served_by(config: Any, class_name: str, hidden_size: int) -> Served | None:
     """What the config of a checkpoint asks for; None where it does not carry the key, or lambda 0.
 
-    Raises InputError where the value is no lambda or no method, and where the class is not in the table.
+    Raises InputError where the value is no lambda or no method, and where no family declares the class.
     """
     settle_key(config)
     part = served_config(config)  # of an Omni checkpoint its thinker's
@@ -68,21 +68,29 @@ def served_by(config: Any, class_name: str, hidden_size: int) -> Served | None:
     return Served(lam, method, find_model(class_name, getattr(part, "model_type", None)), hidden_size)
 
 
-def find_model(class_name: str, model_type: object) -> ServedModel:
-    """The row of the table; InputError where vLLM's class, or this model in it, is not served."""
-    row = SERVED_MODELS.get(class_name)
+def find_model(class_name: str, model_type: object) -> VllmClass:
+    """What the family says of vLLM's class; InputError where the class, or this model in it, is not served."""
     kind = todays_model_type(model_type)
-    if row is not None and kind in row.model_types:
-        return row
-    why = why_not_served(kind) or f"it is served as {_class_of(kind)}"
+    found = declared(kind)
+    if isinstance(found, VllmClass) and found.name == class_name:
+        return found
+    why = found.reason if isinstance(found, Lacks) else f"it is served as {found.name}"
     raise InputError(
         f"The config carries {LAMBDA_KEY}, but AGCI does not serve vLLM's {class_name} (model_type {kind!r}): {why}. "
-        f"Remove the key or set TRANSFORMERS_AGCI=0 for the unmodified model; served: {', '.join(SERVED_MODELS)}."
+        f"Remove the key or set TRANSFORMERS_AGCI=0 for the unmodified model; served: {', '.join(served_classes())}."
     )
 
 
-def _class_of(model_type: str) -> str:
-    return next(name for name, row in SERVED_MODELS.items() if model_type in row.model_types)
+def declared(model_type: str) -> VllmClass | Lacks:
+    """The class of vLLM that serves checkpoints of this `model_type`, or why there is none."""
+    family = SUPPORTED_FAMILIES.get(model_type)
+    return NOT_UNDER_VLLM if family is None else family.vllm
+
+
+def served_classes() -> list[str]:
+    """The names of the classes of vLLM that AGCI serves."""
+    found = (family.vllm for family in SUPPORTED_FAMILIES.values())
+    return list(dict.fromkeys(each.name for each in found if isinstance(each, VllmClass)))
 
 
 def inject(served: Served, config: Any, items: Any, inputs: Mapping[str, Any]) -> tuple[Any, int]:
@@ -94,7 +102,7 @@ def inject(served: Served, config: Any, items: Any, inputs: Mapping[str, Any]) -
         items: what the stock method returned: tensors [N, D] in a sequence, or one [items, N, D].
         inputs: the arguments of the call, which say of what modality the items are.
 
-    Raises InputError where that cannot be told or a tensor is not what the table says.
+    Raises InputError where that cannot be told or a tensor is not what the family says.
     """
     if not holds_images(inputs) or items is None or len(items) == 0:
         return items, 0
