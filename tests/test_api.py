@@ -26,9 +26,10 @@ from transformers_agci.inference.engine import Engine
 from transformers_agci.inference.live import fingerprint
 from transformers_agci.method.rivals.handle import attach_from_position_key
 from transformers_agci.method.self_check import evaluating
+from transformers_agci.report.heatmap import write_figure
 from transformers_agci.report.table import Table
 
-MODULES = ("models", "data", "probe", "similarity", "occlusion", "flow")
+MODULES = ("models", "data", "probe", "results", "similarity", "occlusion", "flow")
 QUIET = {"progress": False}
 
 
@@ -155,8 +156,7 @@ def test_several_methods_and_joined_runs(model, data, run) -> None:
     assert len(joined) == 4
     assert len(joined.evidence(draws=50).comparisons) == 3
     assert [result.label for result in joined[1:3].results] == ["AGCI (lambda 0.5)", "uniform (lambda 0.5)"]
-    with pytest.raises(InputError, match="shows one or two results, but this run has 4"):
-        joined.figure()
+    assert sum(bool(axes.get_title()) for axes in joined.figure(draws=50).axes) == 2 * 4  # Yes and No rows of each
 
 
 def test_rows_that_cannot_be_asked_are_told(model, tmp_path: Path) -> None:
@@ -331,8 +331,78 @@ def test_similarity_occlusion_and_flow(model, tmp_path: Path) -> None:
     assert flowing.to_pandas()["text_on_image"].between(0, 1).all()
     assert "lambda 0.5, all" in flowing._repr_html_()
     assert isinstance(flowing.figure(0.5, "answer"), Figure)
-    one = transformers_agci.flow_of(data.img_path / "000000000_0.jpg", "What is there?", model, [0.5])
-    assert [found.lam for found in one] == [0.5]
+
+
+@pytest.mark.slow
+def test_flow_of_one_image_and_its_command(model, tmp_path: Path) -> None:
+    data = transformers_agci.probe_data(items=1, limit=1)
+    image, asked = str(data.img_path / "000000000_0.jpg"), "What is there?"
+    one = transformers_agci.flow_of(image, asked, model, [0, 0.5])
+    assert [found.lam for found in one] == [0, 0.5]
+    assert one._repr_html_().count("<tr>") == 3
+    assert one.write(tmp_path / "a.png") == [tmp_path / name for name in ("a.png", "a_answer.png", "a.json")]
+    assert main(["flow", "--image", image, "--question", asked, "--output_path", str(tmp_path / "b.png")]) == 0
+    for end in (".png", "_answer.png", ".json"):
+        assert (tmp_path / f"a{end}").read_bytes() == (tmp_path / f"b{end}").read_bytes(), end
+    in_memory = transformers_agci.flow_of(Image.open(image), asked, model, 0)
+    assert torch.equal(in_memory[0].answer, one[0].answer)
+    with pytest.raises(InputError, match="`image` must be a file, a PIL image or encoded bytes, but is a int"):
+        transformers_agci.flow_of(7, asked, model)
+    with pytest.raises(InputError, match="`source` must be one of text, answer"):
+        one.figure("image")
+
+
+def shown_by(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main([str(word) for word in words]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_metrics_and_evidence_say_and_write_what_the_api_gives(run, tmp_path: Path, capsys) -> None:
+    end = ["--draws", "50", "--labels", "a", "b", "--text_only_file", *run.control_files["text_only"], "--title", "T"]
+    end += ["--json", tmp_path / "c.json"]
+    read = transformers_agci.read_probe(*run.files, labels=["a", "b"], text_only_file=run.control_files["text_only"])
+    metrics = ["metrics", "--vmin", "10", "--output_heatmap", tmp_path / "c.png", "--results_file", *run.files, *end]
+    statistics = read.statistics(draws=50)
+    assert shown_by(metrics, capsys) == f"{statistics.text}\n\nmap: {tmp_path / 'c.png'}\n"
+    statistics.write_json(tmp_path / "a.json")
+    write_figure(read.figure("T", draws=50, vmin=10), tmp_path / "a.png")
+    assert [
+        (tmp_path / f"a{end}").read_bytes() == (tmp_path / f"c{end}").read_bytes() for end in (".json", ".png")
+    ] == [
+        True,
+        True,
+    ]
+
+    drawn = ["--margin", "2", "--output_figure", tmp_path / "c.png", "--output_curve", tmp_path / "d.png"]
+    evidence = read.evidence(margin=0.02, draws=50)
+    said = shown_by(["evidence", *run.files, *drawn, *end], capsys)
+    assert said == f"{evidence.text}\n\nfigure: {tmp_path / 'c.png'}\n\ncurve over lambda: {tmp_path / 'd.png'}\n"
+    evidence.write_json(tmp_path / "a.json")
+    write_figure(evidence.figure("T"), tmp_path / "a.png")
+    write_figure(evidence.curve("T"), tmp_path / "b.png")
+    for ours, theirs in (("a.json", "c.json"), ("a.png", "c.png"), ("b.png", "d.png")):
+        assert (tmp_path / ours).read_bytes() == (tmp_path / theirs).read_bytes(), ours
+
+
+def test_results_with_negatives_and_names_of_their_own_are_joined_and_picked(run, tmp_path: Path) -> None:
+    files: dict[str, list[Path]] = {"Yes": [], "No": []}
+    for source in run.files:
+        for answer, paths in files.items():
+            paths.append(tmp_path / f"{source.stem}.{answer}.jsonl")
+            lines = source.read_text().splitlines(keepends=True)
+            paths[-1].write_text("".join(line for line in lines if json.loads(line)["answer"] == answer))
+    one, two = (
+        transformers_agci.read_probe(yes, negatives_file=no, labels=name)
+        for yes, no, name in zip(files["Yes"], files["No"], "ab", strict=True)
+    )
+    joined = one + two
+    assert [result.label for result in joined.results] == ["a", "b"]
+    assert len(joined.rows) == len(run.rows) == 144
+    assert [result.label for result in joined[-1].results] == ["b"]
+    whole, apart = run.statistics(draws=10), joined.statistics(draws=10)
+    assert [report.balanced for report in apart.results] == [report.balanced for report in whole.results]
+    assert len((run + two).results) == 3
 
 
 def test_a_column_of_several_kinds_is_json_in_arrow() -> None:

@@ -529,27 +529,23 @@ def test_command_prints_draws_and_writes(two_files, tmp_path: Path, capsys: pyte
         assert image.width > image.height > 800
 
 
-def test_one_file_has_the_no_map_beside_the_yes_map(two_files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_file_has_the_no_map_beside_the_yes_map(two_files, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers_agci.experiments.position import maps
 
     drawn = []
     monkeypatch.setattr(maps, "compose", lambda panels, *_: drawn.extend(panels))
-    monkeypatch.setattr(maps, "save_figure", lambda *_: None)
-    maps.draw_maps([measure(load(two_files[:1])[0], RESAMPLING)], None, tmp_path / "m.png")
+    maps.probe_figure([measure(load(two_files[:1])[0], RESAMPLING)], None)
     assert [panel.title.split(":")[0] for panel in drawn[0]] == ["Yes rows", "No rows"]
     assert drawn[0][0].scale is drawn[0][1].scale
 
 
-def test_two_files_share_a_scale_and_the_difference_is_centred(
-    two_files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_files_share_a_scale_and_the_difference_is_centred(two_files, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers_agci.experiments.position import maps
 
     drawn = []
     monkeypatch.setattr(maps, "compose", lambda panels, *_: drawn.extend(panels))
-    monkeypatch.setattr(maps, "save_figure", lambda *_: None)
     metrics = evaluate(load(two_files), resampling=RESAMPLING)
-    maps.draw_maps(metrics.results, metrics.pair, tmp_path / "m.png")
+    maps.probe_figure(metrics.results, metrics.pair)
     for row in drawn:
         assert row[0].scale is row[1].scale and not row[0].scale.diverging
         assert row[2].scale.diverging and row[2].scale.low == -row[2].scale.high

@@ -8,8 +8,8 @@ from PIL import Image
 
 from transformers_agci.errors import InputError
 from transformers_agci.report import heatmap
-from transformers_agci.report.heatmap import Panel, Scale, draw, image_path, scale_about_zero, scale_over
-from transformers_agci.report.overlay import Overlay, draw_overlays
+from transformers_agci.report.heatmap import Panel, Scale, draw, image_path, scale_about_zero, scale_over, write_figure
+from transformers_agci.report.overlay import Overlay, overlay_figure
 from transformers_agci.report.table import format_table
 
 SCALE = Scale(0, 100, "correct, %")
@@ -101,5 +101,6 @@ def test_words_out_of_a_data_file_are_drawn_as_they_are(odd: str, tmp_path: Path
     one = panel(scale=Scale(0, 1, odd), title=odd, note=odd, texts=[odd] * 9)
     drawn = [draw([[one]], tmp_path / "heat.png", title=odd, footnote=odd)]
     overlay = Overlay(np.ones((8, 8)), odd, odd)
-    drawn.append(draw_overlays(Image.new("RGB", (8, 8)), [overlay], tmp_path / "over.png", label=odd, title=odd))
+    figure = overlay_figure(Image.new("RGB", (8, 8)), [overlay], label=odd, title=odd)
+    drawn.append(write_figure(figure, tmp_path / "over.png"))
     assert all(path.stat().st_size > 10_000 for path in drawn)

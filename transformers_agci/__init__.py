@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from transformers_agci.api.flow import flow, flow_of
     from transformers_agci.api.models import load, wrap
     from transformers_agci.api.occlusion import occlusion
-    from transformers_agci.api.probe import probe, read_probe
+    from transformers_agci.api.probe import probe
+    from transformers_agci.api.results import read_probe
     from transformers_agci.api.similarity import similarity
     from transformers_agci.errors import InputError
     from transformers_agci.families import SUPPORTED_FAMILIES
@@ -46,7 +47,7 @@ _PUBLIC = {
     "published_data": "transformers_agci.api.data",
     "composites": "transformers_agci.api.data",
     "probe": "transformers_agci.api.probe",
-    "read_probe": "transformers_agci.api.probe",
+    "read_probe": "transformers_agci.api.results",
     "similarity": "transformers_agci.api.similarity",
     "occlusion": "transformers_agci.api.occlusion",
     "flow": "transformers_agci.api.flow",

@@ -110,25 +110,26 @@ def _written(folder: Path, images: Sequence[Any], captions: Sequence[str] | None
     lines = []
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
         name = f"{number:06d}"
-        folder.joinpath(name).write_bytes(_encoded(image, number))
+        folder.joinpath(name).write_bytes(encoded(image, f"Image {number}"))
         lines.append(json.dumps({"file_name": name, "caption": caption}))
     folder.joinpath("metadata.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return folder
 
 
-def _encoded(image: Any, number: int) -> bytes:
+def encoded(image: Any, where: str) -> bytes:
+    """The bytes of an image: of a file, a PIL image or encoded bytes; `where` begins the InputError of another."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | Path):
         try:
             return Path(image).read_bytes()
         except OSError as error:
-            raise InputError(f"Image {number}: {image} cannot be read ({error.strerror}).") from None
+            raise InputError(f"{where}: {image} cannot be read ({error.strerror}).") from None
     if hasattr(image, "save"):
         file = io.BytesIO()
         image.save(file, "PNG")
         return file.getvalue()
-    raise InputError(f"Image {number} must be a file, a PIL image or encoded bytes, but is a {type(image).__name__}.")
+    raise InputError(f"{where} must be a file, a PIL image or encoded bytes, but is a {type(image).__name__}.")
 
 
 def _keeping(kept: "tempfile.TemporaryDirectory[str]", data: ProbeData) -> ProbeData:

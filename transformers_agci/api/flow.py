@@ -7,21 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers_agci.api.arguments import place_of_lambda, some_lambdas, whole_number
+from transformers_agci.api.data import encoded
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
 from transformers_agci.api.rows import Tabular, tables_html
 from transformers_agci.data.rows import read_rows
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.flow.flow import SOURCES, Flow, measure_flow
+from transformers_agci.experiments.flow.figure import as_json, headline, image_flow_figure, write_json
+from transformers_agci.experiments.flow.flow import SOURCES, Flow
 from transformers_agci.experiments.flow.maps import FlowMaps, aggregate, flow_figure, maps_table
-from transformers_agci.experiments.flow.measure import FlowOptions, flow_of_rows
+from transformers_agci.experiments.flow.measure import FlowOptions, flow_of_image, flow_of_rows
 from transformers_agci.experiments.flow.run import RESULTS
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.experiments.positives import RowsOptions
 from transformers_agci.inference.progress import Say
-from transformers_agci.inference.questions import ImageFile, Question
+from transformers_agci.inference.questions import ImageBytes, ImageFile, ImageSource
 from transformers_agci.inference.runner import RunOptions
+from transformers_agci.method.lam import lambda_text
+from transformers_agci.report.heatmap import image_path, write_figure
+from transformers_agci.report.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,10 +73,8 @@ class FlowRun(Tabular):
     def figure(self, lam: float, source: str = "text") -> "Figure":
         """Nine mean maps at one lambda, of the flow from the text after the image, or from the answer."""
         maps = self.statistics().maps
-        if source not in SOURCES:
-            raise InputError(f"`source` must be one of {', '.join(SOURCES)}, but is {source!r}.")
         lambdas = list(dict.fromkeys(each.lam for each in maps))
-        return flow_figure(maps, source, lambdas[place_of_lambda(lambdas, lam)])
+        return flow_figure(maps, _known(source), lambdas[place_of_lambda(lambdas, lam)])
 
     def _repr_html_(self) -> str:
         return self.statistics()._repr_html_()
@@ -110,20 +113,77 @@ def run_flow(options: FlowOptions, rows: RowsOptions, folder: Path, run: RunOpti
     return FlowRun(flow_of_rows(options, rows, folder, run, say), (), folder)
 
 
+@dataclass(frozen=True)
+class ImageFlow(Sequence[Flow]):
+    """The flow of one question about one image: a `Flow` per lambda. Shows itself as a table."""
+
+    image: ImageSource
+    question: str
+    flows: tuple[Flow, ...]
+    name: str = ""  # of the image's file
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.flows[place]
+
+    def __len__(self) -> int:
+        return len(self.flows)
+
+    @property
+    def lines(self) -> list[str]:
+        """Per lambda the answer and the shares on the image, in words."""
+        return [flow.in_words for flow in self.flows]
+
+    def figure(self, source: str = "text") -> "Figure":
+        """The image, and over it the flow at every lambda: from the text after the image, or from the answer."""
+        return image_flow_figure(self.flows, _known(source), self.image.open(), self.question)
+
+    def write(self, path: str | Path) -> list[Path]:
+        """Both figures, as `path` and with _answer in its name, and all numbers as JSON beside them."""
+        target = image_path(path)
+        numbers = target.with_suffix(".json")
+        files = [target if source == "text" else target.with_stem(f"{target.stem}_{source}") for source in SOURCES]
+        for source, file in zip(SOURCES, files, strict=True):
+            write_figure(self.figure(source), file)
+        write_json(as_json(self.flows, self.name, self.question), numbers)
+        return [*files, numbers]
+
+    def _repr_html_(self) -> str:
+        shares = [[f"{100 * float(flow.of(source).sum()):.1f}" for source in SOURCES] for flow in self.flows]
+        rows = [[lambda_text(flow.lam), flow.prediction, *each] for flow, each in zip(self.flows, shares, strict=True)]
+        header = ["lambda", "answer", *(f"attention on the image from {words}, %" for words in SOURCES.values())]
+        return tables_html([Table(headline(self.question), header, rows)])
+
+
 def flow_of(
-    image: str | Path,
+    image: Any,
     question: str,
     model: Model = EMBEDDED,
     lambdas: Sequence[float] | float = (0.0, 0.5),
     *,
     layers: str = "all",
     max_new_tokens: int = 32,
-) -> list[Flow]:
-    """The flow of one question about one image, at each lambda."""
-    path = Path(image)
-    asked = Question(row={}, where="`image`", text=question, images=(ImageFile(path.parent, path.name, "`image`"),))
+) -> ImageFlow:
+    """The flow of one question about one image (a file, a PIL image or encoded bytes), at each lambda."""
+    wanted, longest = some_lambdas(lambdas), whole_number("max_new_tokens", max_new_tokens)
     with looking_inside(model, "flow") as loaded:
-        return measure_flow(loaded, asked, some_lambdas(lambdas), layers, max_new_tokens)
+        return run_flow_of(FlowOptions(loaded, wanted, layers, longest), image, question)
+
+
+def run_flow_of(options: FlowOptions, image: Any, question: str) -> ImageFlow:
+    """The flow of one image, as the command runs it."""
+    source: ImageSource
+    if isinstance(image, str | Path):
+        path = Path(image)
+        source, name = ImageFile(path.parent, path.name, "`image`"), str(path)
+    else:
+        source, name = ImageBytes(encoded(image, "`image`"), "`image`"), ""
+    return ImageFlow(source, question, tuple(flow_of_image(options, source, question)), name)
+
+
+def _known(source: str) -> str:
+    if source not in SOURCES:
+        raise InputError(f"`source` must be one of {', '.join(SOURCES)}, but is {source!r}.")
+    return source
 
 
 def _plain(entry: dict[str, Any]) -> dict[str, Any]:

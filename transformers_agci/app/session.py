@@ -19,7 +19,7 @@ from transformers_agci.data.grid import POSITIONS, Grid
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.embedded.probe_set import GRID as EMBEDDED_GRID
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.flow.figure import draw_flow
+from transformers_agci.experiments.flow.figure import image_flow_figure
 from transformers_agci.experiments.flow.flow import layer_count, measure_flow
 from transformers_agci.experiments.occlusion.files import IMAGE, write_image_files
 from transformers_agci.experiments.occlusion.occlude import OcclusionRun
@@ -34,6 +34,7 @@ from transformers_agci.inference.vision_replay import VisionReplay
 from transformers_agci.method.injection import METHODS
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.method.rivals import RIVALS
+from transformers_agci.report.heatmap import write_figure
 
 PUBLISHED = Grid()
 
@@ -116,8 +117,8 @@ class Session:
         question = self._question(scene, caption, cell)
         with self._lock, tempfile.TemporaryDirectory() as folder:
             flows = measure_flow(self.loaded, question, lambdas, layers, max_new_tokens=4)
-            path = draw_flow(flows, "answer", question.images[0].open(), Path(folder, "flow.png"), question.text)
-            return _read(path)
+            figure = image_flow_figure(flows, "answer", question.images[0].open(), question.text)
+            return _read(write_figure(figure, Path(folder, "flow.png")))
 
     def occlusion(
         self, scene: Scene, caption: str, cell: int, setting: Setting, progress: Callable[[float], None]

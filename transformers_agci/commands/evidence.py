@@ -39,23 +39,30 @@ def _read(args: argparse.Namespace) -> "list[ProbeResult]":
 
 def run(args: argparse.Namespace) -> int:
     """Print the tables; draw and write what is asked for."""
-    from transformers_agci.experiments.position import curve, evidence_report
-    from transformers_agci.experiments.position.evidence import gather
-    from transformers_agci.experiments.position.measures import ResamplingConfig
-    from transformers_agci.experiments.position.metrics import check_outputs, load_controls
+    from transformers_agci.api.results import read_probe
+    from transformers_agci.experiments.position.curve import lambdas_of_files
+    from transformers_agci.experiments.position.metrics import check_outputs
+    from transformers_agci.report.heatmap import write_figure
 
     equal_within = margin(args)
     check_outputs(args.output_figure, args.output_curve)
-    lams = curve.lambdas_of_files(args.results) if args.output_curve else []
-    controls = load_controls(args.text_only_file, args.blank_image_file)
-    evidence = gather(_read(args), equal_within, ResamplingConfig(args.draws, args.seed))
-    print(evidence_report.evidence_text(evidence, controls))
-    if args.json:
-        evidence_report.write_json(evidence, controls, args.json)
-    if args.output_figure:
-        print(f"\nfigure: {evidence_report.draw_evidence(evidence, args.output_figure, args.title)}")
     if args.output_curve:
-        print(f"\ncurve over lambda: {curve.draw_curve(evidence, lams, args.output_curve, args.title)}")
+        lambdas_of_files(args.results)  # refuses results without a curve before the work
+    results = read_probe(
+        *args.results,
+        negatives_file=args.negatives_file,
+        labels=args.labels,
+        text_only_file=args.text_only_file,
+        blank_image_file=args.blank_image_file,
+    )
+    evidence = results.evidence(equal_within, args.draws, args.seed)
+    print(evidence.text)
+    if args.json:
+        evidence.write_json(args.json)
+    if args.output_figure:
+        print(f"\nfigure: {write_figure(evidence.figure(args.title), args.output_figure)}")
+    if args.output_curve:
+        print(f"\ncurve over lambda: {write_figure(evidence.curve(args.title), args.output_curve)}")
     return 0
 
 

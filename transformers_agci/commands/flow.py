@@ -7,6 +7,7 @@ the mean flow per place of the target, and the share of it on the target's cell.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers_agci.commands.options import (
     EMBEDDED,
@@ -23,6 +24,10 @@ from transformers_agci.commands.options import (
 )
 from transformers_agci.commands.parser import teller
 from transformers_agci.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers_agci.experiments.flow.measure import FlowOptions
+    from transformers_agci.inference.progress import Say
 
 LAMBDAS = ("0", "0.5")
 
@@ -57,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, draw, write; 1 where rows were bad."""
     from transformers_agci.api.flow import run_flow
-    from transformers_agci.experiments.flow.measure import FlowOptions, flow_of_image
+    from transformers_agci.experiments.flow.measure import FlowOptions
     from transformers_agci.experiments.positives import RowsOptions
     from transformers_agci.inference.process_group import main_process_output
 
@@ -69,6 +74,19 @@ def run(args: argparse.Namespace) -> int:
     say = teller(add_arguments)
     with main_process_output():
         if args.image is not None:
-            return flow_of_image(options, args.image, args.question, args.output_path, say)
+            return _flow_of_image(options, args, say)
         rows = RowsOptions(args.eval_file, args.img_path, args.items, args.seed)
         return run_flow(options, rows, args.output_dir, run_options(args), say).exit_code
+
+
+def _flow_of_image(options: "FlowOptions", args: argparse.Namespace, say: "Say") -> int:
+    """One image: its flow over it as two images, and all numbers as JSON."""
+    from transformers_agci.api.flow import run_flow_of
+    from transformers_agci.report.heatmap import image_path
+
+    target = image_path(args.output_path)  # refuses a bad suffix before the work
+    found = run_flow_of(options, args.image, args.question)
+    files = found.write(target)
+    for line in [*found.lines, *(f"Written: {file}" for file in files)]:
+        say(line)
+    return 0

@@ -6,14 +6,9 @@ Three or more: their maps on one scale, and the tables of `agci evidence`, each 
 """
 
 import argparse
-from typing import TYPE_CHECKING
 
 from transformers_agci.commands.options import add_draws_options, json_file, number, path
 from transformers_agci.commands.result_options import add_results_options
-
-if TYPE_CHECKING:
-    from transformers_agci.experiments.position.metrics import Control
-    from transformers_agci.experiments.position.results import ProbeResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,37 +54,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the numbers; draw and write what is asked for."""
-    from transformers_agci.experiments.position import metrics as position_metrics
-    from transformers_agci.experiments.position.measures import ResamplingConfig
+    from transformers_agci.api.results import read_probe
+    from transformers_agci.experiments.position.metrics import check_outputs
+    from transformers_agci.report.heatmap import write_figure
 
-    position_metrics.check_outputs(args.output_heatmap)
-    limits = position_metrics.Limits(args.vmin, args.vmax)
-    results = position_metrics.load_all(args.results_file, args.negatives_file, args.labels)
-    controls = position_metrics.load_controls(args.text_only_file, args.blank_image_file)
-    if len(results) > 2:
-        return _show_many(args, results, controls)
-    metrics = position_metrics.evaluate(results, controls, ResamplingConfig(args.draws, args.seed))
-    position_metrics.print_metrics(metrics)
+    check_outputs(args.output_heatmap)
+    results = read_probe(
+        *args.results_file,
+        negatives_file=args.negatives_file,
+        labels=args.labels,
+        text_only_file=args.text_only_file,
+        blank_image_file=args.blank_image_file,
+    )
+    draws = {"draws": args.draws, "seed": args.seed}
+    found = results.evidence(**draws) if len(results) > 2 else results.statistics(**draws)
+    print(found.text)
     if args.json:
-        position_metrics.write_json(metrics, args.json)
+        found.write_json(args.json)
     if args.output_heatmap:
-        print(f"\nmap: {position_metrics.write_maps(metrics, args.output_heatmap, args.title, limits)}")
-    return 0
-
-
-def _show_many(args: argparse.Namespace, results: "list[ProbeResult]", controls: "list[Control]") -> int:
-    """The maps of all results beside each other, and what `agci evidence` says about them."""
-    from transformers_agci.experiments.position import evidence_report
-    from transformers_agci.experiments.position.evidence import gather
-    from transformers_agci.experiments.position.maps import Limits, draw_maps
-    from transformers_agci.experiments.position.measures import ResamplingConfig
-
-    evidence = gather(results, None, ResamplingConfig(args.draws, args.seed))
-    print(evidence_report.evidence_text(evidence, controls))
-    if args.json:
-        evidence_report.write_json(evidence, controls, args.json)
-    if args.output_heatmap:
-        reports = [row.report for row in evidence.results]
-        limits = Limits(args.vmin, args.vmax)
-        print(f"\nmaps: {draw_maps(reports, None, args.output_heatmap, args.title, limits=limits)}")
+        drawn = write_figure(found.maps(args.title, args.vmin, args.vmax), args.output_heatmap)
+        print(f"\n{'maps' if len(results) > 2 else 'map'}: {drawn}")
     return 0

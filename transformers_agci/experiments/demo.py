@@ -12,10 +12,11 @@ from typing import IO
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.data import ProbeData, embedded_data
-from transformers_agci.experiments.position.metrics import evaluate, load, write_json, write_maps
+from transformers_agci.experiments.position.metrics import evaluate, load, metrics_figure, write_json
 from transformers_agci.experiments.position.tables import summary_text
 from transformers_agci.inference.progress import Progress, Say
 from transformers_agci.inference.runner import output_paths
+from transformers_agci.report.heatmap import write_figure
 from transformers_agci.storage.result_file import ResultFile, merge_shards
 from transformers_agci.storage.result_names import sibling_path
 
@@ -62,7 +63,7 @@ class Demo:
             merge_shards(path)
         asked = time.monotonic() - started
         metrics = evaluate(load(self.outputs))
-        image = write_maps(metrics, self.folder / "heatmap.png")
+        image = write_figure(metrics_figure(metrics), self.folder / "heatmap.png")
         write_json(metrics, self.folder / "metrics.json")
         assert metrics.pair is not None
         say(f"\n{summary_text(metrics.results, metrics.pair)}\n")

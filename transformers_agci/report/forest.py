@@ -2,13 +2,15 @@
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from transformers_agci.report.heatmap import GREY, INK, image_path, save_figure
+from transformers_agci.report.heatmap import GREY, INK, with_plain_words
 from transformers_agci.report.table import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LABEL_LETTERS = 34  # of a line's name before it is broken
 INCHES_PER_LINE = 0.34
@@ -22,16 +24,15 @@ class ForestPanel(NamedTuple):
     zero: bool = False
 
 
-def draw_forest(
-    panels: Sequence[ForestPanel], labels: Sequence[str], path: str | Path, title: str = "", footnote: str = ""
-) -> Path:
-    """Draw the panels side by side; the suffix of `path` decides the format."""
+def forest_figure(
+    panels: Sequence[ForestPanel], labels: Sequence[str], title: str = "", footnote: str = ""
+) -> "Figure":
+    """The panels side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator
 
-    target = image_path(path)
     names = [textwrap.fill(label, LABEL_LETTERS) for label in labels]
     lines = max(name.count("\n") + 1 for name in names)
     height = 1.4 + INCHES_PER_LINE * (0.55 + 0.45 * lines) * len(names)
@@ -55,5 +56,4 @@ def draw_forest(
             axes.spines[side].set_visible(False)
     figure.suptitle(title, fontsize=11, color=INK)
     figure.supxlabel(footnote, fontsize=7.5, color=GREY)
-    save_figure(figure, target)
-    return target
+    return with_plain_words(figure)

@@ -84,9 +84,7 @@ class Panel:
 
 def draw(panels: Sequence[Sequence[Panel | None]], path: str | Path, title: str = "", footnote: str = "") -> Path:
     """Draw rows of panels (None = empty place) into one image; the suffix of `path` decides the format."""
-    target = image_path(path)
-    save_figure(compose(panels, title, footnote), target)
-    return target
+    return write_figure(compose(panels, title, footnote), path)
 
 
 def compose(panels: Sequence[Sequence[Panel | None]], title: str = "", footnote: str = "") -> "Figure":
@@ -179,6 +177,13 @@ def save_figure(figure: Any, target: Path) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"The map cannot be written to '{target}': {reason}; choose another path.") from error
+
+
+def write_figure(figure: "Figure", path: str | Path) -> Path:
+    """Write a figure to `image_path` of `path`, and return the file."""
+    target = image_path(path)
+    save_figure(figure, target)
+    return target
 
 
 def minus(text: str) -> str:

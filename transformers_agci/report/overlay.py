@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,10 +10,11 @@ from PIL import Image
 
 from transformers_agci.data.grid import Box
 from transformers_agci.errors import clipped
-from transformers_agci.report.heatmap import GREY, INK, colour_bar, image_path, save_figure
+from transformers_agci.report.heatmap import GREY, INK, colour_bar, with_plain_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PANEL_INCHES = 2.9
 COLOURS = "viridis"
@@ -33,21 +33,19 @@ class Overlay(NamedTuple):
     box: Box | None = None
 
 
-def draw_overlays(
+def overlay_figure(
     image: Image.Image,
     overlays: Sequence[Overlay],
-    path: str | Path,
     *,
     label: str,
     title: str = "",
     footnote: str = "",
     top: float | None = None,
-) -> Path:
-    """Draw the image and every map over a grey copy of it.
+) -> "Figure":
+    """The image, and every map over a grey copy of it.
 
     The scale goes from zero to `top`, without it to the largest value: a map that is nearly flat looks flat.
     """
-    target = image_path(path)
     panels = 1 + len(overlays)
     notes = max(overlay.note.count("\n") + 1 if overlay.note else 0 for overlay in overlays)
     heading = textwrap.wrap(title, 28 * panels, max_lines=2, placeholder=" …")
@@ -69,11 +67,10 @@ def draw_overlays(
         figure.suptitle("\n".join(heading), fontsize=11.5, color=INK, fontweight="bold")
     if footnote:
         figure.supxlabel(footnote, fontsize=8, color=GREY)
-    save_figure(figure, target)
-    return target
+    return with_plain_words(figure)
 
 
-def _figure(panels: int, height: float) -> Any:
+def _figure(panels: int, height: float) -> "Figure":
     """An empty figure for so many panels in a row, of this height in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

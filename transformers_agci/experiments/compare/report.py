@@ -15,6 +15,7 @@ from transformers_agci.experiments.position.measures import ResamplingConfig
 from transformers_agci.experiments.position.results import read_results
 from transformers_agci.experiments.position.sweep import FEWEST, Choice, Split, part_of, score_of
 from transformers_agci.method.rivals import RIVALS
+from transformers_agci.report.heatmap import write_figure
 from transformers_agci.report.table import format_table
 
 
@@ -143,4 +144,4 @@ def _cost_of(result: ArmResult) -> Mapping[str, float | None]:
 
 def draw_compared(compared: Compared, path: Path, title: str) -> Path:
     """The evidence suite's figure of the held-out items."""
-    return Path(evidence_report.draw_evidence(compared.evidence, path, title))
+    return write_figure(evidence_report.evidence_figure(compared.evidence, title), path)

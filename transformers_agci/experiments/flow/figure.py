@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -11,8 +11,11 @@ from transformers_agci.data.probe_rows import PROMPT
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.flow import SOURCES, Flow, layers_text
 from transformers_agci.method.lam import lambda_text
-from transformers_agci.report.overlay import Overlay, draw_overlays
+from transformers_agci.report.overlay import Overlay, overlay_figure
 from transformers_agci.storage import json_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LARGEST = 1000  # pixels: a larger image is drawn at this size
 LABEL = "attention per area of the image (1: all attention, evenly spread)"
@@ -23,7 +26,7 @@ def density(flow: Flow, source: str, width: int, height: int) -> np.ndarray:
     return flow.layout.rasterize(flow.of(source), height, width).numpy() * (width * height)
 
 
-def draw_flow(flows: Sequence[Flow], source: str, image: Image.Image, path: Path, question: str) -> Path:
+def image_flow_figure(flows: Sequence[Flow], source: str, image: Image.Image, question: str) -> "Figure":
     """The image, and over it the flow at every lambda on one scale from zero, each with its answer and its range."""
     shown = image.copy()
     shown.thumbnail((LARGEST, LARGEST))
@@ -35,10 +38,9 @@ def draw_flow(flows: Sequence[Flow], source: str, image: Image.Image, path: Path
             f"per area: {values.min():.3g} to {values.max():.3g}"
         )
         overlays.append(Overlay(values, _name(flow.lam), note))
-    return draw_overlays(
+    return overlay_figure(
         shown,
         overlays,
-        path,
         label=LABEL,
         title=headline(question),
         footnote=f"from {SOURCES[source]}, {layers_text(flows[0].layers)}, mean over heads; n = 1, so no interval",

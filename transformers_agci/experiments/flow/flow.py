@@ -22,6 +22,7 @@ from transformers_agci.inference.prepare import to_device
 from transformers_agci.inference.prompt import chat_text, tokenize
 from transformers_agci.inference.questions import Question, up_to
 from transformers_agci.method.attach import agci
+from transformers_agci.method.lam import lambda_text
 
 SOURCES = {"text": "the text after the image", "answer": "the answer's position"}
 
@@ -40,6 +41,15 @@ class Flow:
     text: torch.Tensor
     answer: torch.Tensor
     layout: TokenLayout
+
+    @property
+    def in_words(self) -> str:
+        """The answer, and the share of the attention that is on the image."""
+        shares = ", ".join(
+            f"{100 * float(self.of(source).sum()):.1f} % of the attention from {words} is on the image"
+            for source, words in SOURCES.items()
+        )
+        return f"lambda {lambda_text(self.lam)}: {self.prediction!r}; {shares}"
 
     def of(self, source: str) -> torch.Tensor:
         """The flow from "text" or "answer"."""

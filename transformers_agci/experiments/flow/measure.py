@@ -5,18 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.flow.figure import as_json, draw_flow, write_json
-from transformers_agci.experiments.flow.flow import SOURCES, measure_flow
+from transformers_agci.experiments.flow.flow import Flow, measure_flow
 from transformers_agci.experiments.flow.maps import aggregate, draw_maps, maps_text
 from transformers_agci.experiments.flow.run import FlowRun
 from transformers_agci.experiments.positives import RowsOptions, draw_items, probe_positives
 from transformers_agci.inference.load import LoadedModel, LoadOptions, loaded_model
 from transformers_agci.inference.process_group import is_main_process
 from transformers_agci.inference.progress import Say
-from transformers_agci.inference.questions import ImageFile, Question
+from transformers_agci.inference.questions import ImageSource, Question
 from transformers_agci.inference.runner import RunOptions
 from transformers_agci.method.lam import lambda_text
-from transformers_agci.report.heatmap import image_path
 
 
 @dataclass(frozen=True)
@@ -34,26 +32,11 @@ class FlowOptions:
             raise InputError(f"Each lambda is measured once, but the list is {listed}.")
 
 
-def flow_of_image(options: FlowOptions, path: Path, question: str, output: Path, say: Say) -> int:
-    """Draw the flow over one image; written are `output`, the same with _answer in its name, and a JSON file."""
-    target = image_path(output)
+def flow_of_image(options: FlowOptions, image: ImageSource, question: str) -> list[Flow]:
+    """The flow of one question about one image, at every lambda."""
     loaded = loaded_model(options.model)
-    image = ImageFile(path.parent, path.name, "`image`")
     asked = Question(row={}, where="`image`", text=question, images=(image,))
-    flows = measure_flow(loaded, asked, options.lambdas, options.layers, options.max_new_tokens)
-    files = {source: target if source == "text" else target.with_stem(f"{target.stem}_{source}") for source in SOURCES}
-    for source, file in files.items():
-        draw_flow(flows, source, image.open(), file, question)
-    write_json(as_json(flows, str(path), question), target.with_suffix(".json"))
-    for flow in flows:
-        shares = ", ".join(
-            f"{100 * float(flow.of(source).sum()):.1f} % of the attention from {words} is on the image"
-            for source, words in SOURCES.items()
-        )
-        say(f"lambda {lambda_text(flow.lam)}: {flow.prediction!r}; {shares}")
-    for file in [*files.values(), target.with_suffix(".json")]:
-        say(f"Written: {file}")
-    return 0
+    return measure_flow(loaded, asked, options.lambdas, options.layers, options.max_new_tokens)
 
 
 def flow_of_rows(options: FlowOptions, rows: RowsOptions, output_dir: Path, run: RunOptions, say: Say) -> int:

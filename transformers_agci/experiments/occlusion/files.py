@@ -17,7 +17,8 @@ from transformers_agci.data.grid import POSITIONS
 from transformers_agci.errors import InputError, clipped
 from transformers_agci.experiments.items import target_box
 from transformers_agci.experiments.occlusion.masks import Raster
-from transformers_agci.report.overlay import Overlay, draw_overlays
+from transformers_agci.report.heatmap import write_figure
+from transformers_agci.report.overlay import Overlay, overlay_figure
 from transformers_agci.storage import manifest
 from transformers_agci.storage.json_file import write_json
 from transformers_agci.storage.reading import read_json
@@ -93,14 +94,14 @@ def _draw(path: Path, occluded: Occluded) -> None:
     change = f"largest change {largest:.3g} logits" if largest > 0 else "no mask changes the answer's logits"
     note = f"{change}\nanswer: {clipped(occluded.prediction, 24)}"
     shown = Overlay(raster.enlarged(occluded.scaled), "what the answer depends on", note, box)
-    draw_overlays(
+    figure = overlay_figure(
         occluded.image,
         [shown],
-        path,
         label="change of the answer's logits / largest change",
         title=str(row["caption"]),
         top=1.0,
     )
+    write_figure(figure, path)
 
 
 class ImageMap(NamedTuple):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,9 +10,12 @@ from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.position.evidence import Evidence
 from transformers_agci.experiments.position.evidence_report import figure_panels
 from transformers_agci.experiments.position.results import method_and_lambda
-from transformers_agci.report.heatmap import GREY, INK, image_path, save_figure
+from transformers_agci.report.heatmap import GREY, INK, with_plain_words
 from transformers_agci.statistics import Interval
 from transformers_agci.storage.reading import path_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def lambdas_of_files(paths: Sequence[str | Path]) -> list[float]:
@@ -34,13 +37,12 @@ def lambdas_of_files(paths: Sequence[str | Path]) -> list[float]:
     return found
 
 
-def draw_curve(evidence: Evidence, lambdas: Sequence[float], path: str | Path, title: str = "") -> Path:
+def curve_figure(evidence: Evidence, lambdas: Sequence[float], title: str = "") -> "Figure":
     """One panel per quantity: lambda to the right, the estimate and its 95 % interval upwards."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    target = image_path(path)
     panels = figure_panels(evidence)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -58,8 +60,7 @@ def draw_curve(evidence: Evidence, lambdas: Sequence[float], path: str | Path, t
             axes.axhline(0, color=GREY, linewidth=0.8, linestyle=":")
     figure.suptitle(title, fontsize=11, color=INK)
     figure.supxlabel(f"{counted(evidence.items, 'item')}; bars: 95 % intervals over items", fontsize=7.5, color=GREY)
-    save_figure(figure, target)
-    return target
+    return with_plain_words(figure)
 
 
 def _draw_points(axes: Any, lambdas: Sequence[float], points: Sequence[Interval]) -> None:

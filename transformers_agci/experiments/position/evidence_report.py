@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,11 +10,14 @@ from transformers_agci.errors import counted
 from transformers_agci.experiments.position.comparison import as_json
 from transformers_agci.experiments.position.evidence import Comparison, Evidence, ResultEvidence
 from transformers_agci.experiments.position.metrics import Control, controls_table
-from transformers_agci.report.forest import ForestPanel, draw_forest
+from transformers_agci.report.forest import ForestPanel, forest_figure
 from transformers_agci.report.table import ABSENT, NUMBER, PERCENT, POINTS, Style, Table, p_value
 from transformers_agci.statistics import NO_DATA, Interval
 from transformers_agci.statistics.evenness import MARGIN_UNIT, MARGIN_UNIT_NOTE, Change, signed_root
 from transformers_agci.storage.json_file import write_report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 THREE, THREE_CHANGE = Style(digits=3), Style(digits=3, signed=True)
 VARIANCE = Style(digits=4, signed=True)
@@ -148,13 +151,11 @@ def write_json(evidence: Evidence, controls: Sequence[Control], path: str | Path
     write_report(path, as_json(evidence) | {"without_image": as_json(list(controls))})
 
 
-def draw_evidence(evidence: Evidence, path: str | Path, title: str = "") -> Path:
+def evidence_figure(evidence: Evidence, title: str = "") -> "Figure":
     """One figure: a line per result, panels for accuracy, AUC, evenness of the margins, and each against the first."""
     panels = [ForestPanel(name, points, "against" in name) for name, points in figure_panels(evidence)]
     labels = [row.report.label for row in evidence.results]
-    return draw_forest(
-        panels, labels, path, title, f"{counted(evidence.items, 'item')}; lines: 95 % intervals over items"
-    )
+    return forest_figure(panels, labels, title, f"{counted(evidence.items, 'item')}; lines: 95 % intervals over items")
 
 
 def figure_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:

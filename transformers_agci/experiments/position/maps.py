@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,9 +13,7 @@ from transformers_agci.report.heatmap import (
     Panel,
     Scale,
     compose,
-    image_path,
     minus,
-    save_figure,
     scale_about_zero,
     scale_over,
 )
@@ -34,22 +31,6 @@ class Limits(NamedTuple):
     high: float | None = None
 
 
-def draw_maps(
-    results: Sequence[ResultReport],
-    pair: PairReport | None,
-    path: str | Path,
-    title: str = "",
-    remark: str = "",
-    *,
-    limits: Limits | None = None,
-) -> Path:
-    """Draw one result (Yes map, No map beside it), or several: a row for Yes, a row for No; with a pair, also the
-    difference."""
-    target = image_path(path)
-    save_figure(probe_figure(results, pair, title, remark, limits=limits), target)
-    return target
-
-
 def probe_figure(
     results: Sequence[ResultReport],
     pair: PairReport | None,
@@ -58,7 +39,8 @@ def probe_figure(
     *,
     limits: Limits | None = None,
 ) -> "Figure":
-    """The same as a figure, no file."""
+    """One result (Yes map, No map beside it), or several: a row for Yes, a row for No; with a pair, also the
+    difference."""
     sides = [name for name in ("yes", "no") if any(getattr(report, name) for report in results)]
     scale = accuracy_scale(results, limits)
     maps = {name: [accuracy_panel(report, name, scale, len(results) > 1) for report in results] for name in sides}

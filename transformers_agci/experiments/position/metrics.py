@@ -4,20 +4,23 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.comparison import PairReport, as_json, compare
-from transformers_agci.experiments.position.maps import Limits, draw_maps
+from transformers_agci.experiments.position.maps import Limits, probe_figure
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
 from transformers_agci.experiments.position.results import ProbeResult, label_of, read_results
 from transformers_agci.experiments.position.tables import pair_positions, pair_text, result_text
 from transformers_agci.report.heatmap import image_path
 from transformers_agci.report.table import PERCENT, Table, format_table
 from transformers_agci.storage.json_file import write_report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Paths = Sequence[str | Path]
 
@@ -51,14 +54,17 @@ def load(results: Paths, negatives: Paths = (), labels: Sequence[str] = ()) -> l
 
 
 def load_all(
-    results: Paths, negatives: Paths = (), labels: Sequence[str] = (), *, keep_rows: bool = False
+    results: Paths, negatives: Sequence[str | Path | None] = (), labels: Sequence[str] = (), *, keep_rows: bool = False
 ) -> list[ProbeResult]:
-    """Read any number of result files, with the text of their rows where it is asked for."""
+    """Read any number of result files, with the text of their rows where it is asked for.
+
+    `negatives` has an entry per result file, None where its No rows are in the same file.
+    """
     for name, given in (("`negatives_file`", negatives), ("`labels`", labels)):
         if given and len(given) != len(results):
             raise InputError(f"{name} needs one entry per result file ({len(results)}), but has {len(given)}.")
     names = list(labels) or _distinct(results)
-    apart: Sequence[str | Path | None] = list(negatives) or [None] * len(results)
+    apart = list(negatives) or [None] * len(results)
     return [
         read_results(path, no, name, keep_rows=keep_rows) for path, no, name in zip(results, apart, names, strict=True)
     ]
@@ -81,17 +87,17 @@ def evaluate(
     return Metrics([measure(result, resampling) for result in results], pair, list(controls))
 
 
-def print_metrics(metrics: Metrics) -> None:
-    """Print every table: the results one after another, then their difference, then the controls."""
+def metrics_text(metrics: Metrics) -> str:
+    """Every table: the results one after another, then their difference, then the controls."""
     blocks = [result_text(report) for report in metrics.results]
     if metrics.pair:
         blocks.append(pair_text(metrics.pair))
         blocks.append(pair_positions(metrics.pair, metrics.results[0].positions).text)
     if metrics.controls:
         blocks.append(controls_table(metrics.controls).text)
-    print("\n\n".join(blocks))
     if metrics.pair:
-        print(f"\n{metrics.pair.verdict}")
+        blocks.append(metrics.pair.verdict)
+    return "\n\n".join(blocks)
 
 
 def accuracies_text(paths: Paths) -> str:
@@ -111,9 +117,9 @@ def controls_table(controls: Sequence[Control]) -> Table:
     return Table("", ["says Yes without the image", "Yes rows % [95 %]", "No rows % [95 %]"], rows)
 
 
-def write_maps(metrics: Metrics, path: str | Path, title: str = "", limits: Limits | None = None) -> Path:
-    """Draw the maps; returns the file. `limits` are the ends of the accuracies' scale, in percent."""
-    return draw_maps(metrics.results, metrics.pair, path, title, _controls_line(metrics.controls), limits=limits)
+def metrics_figure(metrics: Metrics, title: str = "", limits: Limits | None = None) -> "Figure":
+    """The maps. `limits` are the ends of the accuracies' scale, in percent."""
+    return probe_figure(metrics.results, metrics.pair, title, _controls_line(metrics.controls), limits=limits)
 
 
 def write_json(metrics: Metrics, path: str | Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 
 from transformers_agci.experiments.position.results import ProbeResult, read_results
 from transformers_agci.experiments.study.run import LAMBDAS, Study
-from transformers_agci.report.forest import ForestPanel, draw_forest
+from transformers_agci.report.forest import ForestPanel, forest_figure
+from transformers_agci.report.heatmap import write_figure
 from transformers_agci.report.table import Style, markdown_table
 from transformers_agci.statistics import (
     Floats,
@@ -162,7 +163,8 @@ def draw_differences(study: Study, path: Path) -> Path:
     panels = [ForestPanel(name, [row[k] for row in found], zero=True) for k, name in enumerate(names)]
     seeds = f"{study.seeds} seed{'s' if study.seeds != 1 else ''}"
     note = f"{seeds} x {study.items} items; lines: 95 % intervals over seeds and items"
-    return draw_forest(panels, list(CONTRASTS), path, "What lambda does in training and in evaluation", note)
+    title = "What lambda does in training and in evaluation"
+    return write_figure(forest_figure(panels, list(CONTRASTS), title, note), path)
 
 
 def _all_models(study: Study) -> dict[Condition, Models]:
