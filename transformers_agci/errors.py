@@ -11,6 +11,13 @@ class InputError(ValueError):
     The message is one clear sentence: what was wrong, where (file, line, field), what is allowed, what to do.
     Commands print it without a traceback and exit with a non-zero code. It repeats what the user gave us, so whatever
     is no printable sign of one line is escaped.
+
+    >>> from transformers_agci import InputError, probe_data
+    >>> try:
+    ...     probe_data(items=0)
+    ... except InputError as error:
+    ...     print(error)
+    `items` must be a whole number of at least 1, but is 0.
     """
 
     def __init__(self, message: object) -> None:

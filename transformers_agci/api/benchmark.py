@@ -100,6 +100,19 @@ def benchmark(
 
     `data` is the question file or folder that eval/<Benchmark>/README.md describes. `resamples` of the bootstrap make
     the scores' intervals; 0: none. The rest is as in `probe`.
+
+    >>> import json, tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> from transformers_agci import benchmark
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> questions = Path(folder.name, "pope.jsonl")
+    >>> Image.new("RGB", (112, 112), "red").save(questions.with_name("red.jpg"))
+    >>> row = {"question_id": "1", "image": "red.jpg", "image_source": "1", "category": "random", "answer": "no"}
+    >>> _ = questions.write_text(json.dumps({**row, "question": "Is there a cat in the image?"}))
+    >>> run = benchmark("pope", data=questions, lambdas=[0, 0.5], resamples=0, progress=False)
+    >>> run.to_pandas()[["lambda", "question_id"]].shape
+    (2, 2)
     """
     place, lines = place_of(folder), list[str]()
     paths = [None if each is None else Path(each) for each in (data, image_root, annotations)]

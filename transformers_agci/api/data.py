@@ -51,7 +51,15 @@ def probe_data(
 
 
 def published_data(kind: str = "probe", folder: str | Path | None = None, items: int | None = None) -> ProbeData:
-    """The published probe or similarity set: the copy in `folder`, or from the hub where there is none yet."""
+    """The published probe or similarity set: the copy in `folder`, or from the hub where there is none yet.
+
+    A set in the published format is found in `folder` just so:
+
+    >>> from transformers_agci import probe_data, published_data
+    >>> built = probe_data(items=1)
+    >>> published_data("probe", built.img_path.parent).rows
+    9
+    """
     if kind not in ("probe", "similarity"):
         raise InputError(f"`kind` must be probe or similarity, but is {kind!r}.")
     items = maybe_whole("items", items)
@@ -77,6 +85,13 @@ def composites(
     `agci data build-probe` reads (a folder, parquet or tar files, a hub id). At least one image more than the grid has
     cells is needed: eight to stand beside the target, one whose caption is asked for the No rows. The set is written to
     `folder`, and found there again by the same call; without one it lives as long as what is returned.
+
+    >>> from PIL import Image
+    >>> from transformers_agci import composites
+    >>> shades = [Image.radial_gradient("L").point(lambda value, n=n: (value * n) % 256) for n in range(1, 12)]
+    >>> data = composites(shades, [f"rings, {number} of them" for number in range(1, 12)], canvas=252, items=2)
+    >>> data.rows
+    36
     """
     items, canvas = maybe_whole("items", items), whole_number("canvas", canvas)
     kept = None if folder is not None else tempfile.TemporaryDirectory(prefix="agci-")

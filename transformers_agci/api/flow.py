@@ -163,7 +163,14 @@ def flow_of(
     layers: str = "all",
     max_new_tokens: int = 32,
 ) -> ImageFlow:
-    """The flow of one question about one image (a file, a PIL image or encoded bytes), at each lambda."""
+    """The flow of one question about one image (a file, a PIL image or encoded bytes), at each lambda.
+
+    >>> from PIL import Image
+    >>> from transformers_agci import flow_of
+    >>> found = flow_of(Image.new("RGB", (112, 112), "red"), "Is it red?", lambdas=[0, 0.5])
+    >>> [flow.lam for flow in found]
+    [0.0, 0.5]
+    """
     wanted, longest = some_lambdas(lambdas), whole_number("max_new_tokens", max_new_tokens)
     with looking_inside(model, "flow") as loaded:
         return run_flow_of(FlowOptions(loaded, wanted, layers, longest), image, question)

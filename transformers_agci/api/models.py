@@ -59,6 +59,15 @@ def wrap(model: Any, processor: Any) -> Engine:
 
     A run answers in eval mode and leaves every module as it found it. Without `lambdas` it runs at the lambda that the
     model has now.
+
+    >>> from transformers import AutoModelForImageTextToText, AutoProcessor
+    >>> from transformers_agci import wrap
+    >>> from transformers_agci.embedded import embedded_model_path
+    >>> checkpoint = embedded_model_path()
+    >>> model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    >>> live = wrap(model, AutoProcessor.from_pretrained(checkpoint))
+    >>> live.description.endswith("in memory")
+    True
     """
     return TransformersEngine(live_model(model, processor))
 

@@ -1,6 +1,9 @@
 """The supported model families: everything that differs between them, one file per kin.
 
 `SUPPORTED_FAMILIES` is the table; nothing outside this folder asks for a model_type. A declaration loads no torch.
+
+>>> SUPPORTED_FAMILIES["llava"].name
+'LLaVA-v1.5'
 """
 
 from collections.abc import Iterable, Mapping
@@ -43,6 +46,7 @@ def _table(rows: Iterable[Family]) -> Mapping[str, Family]:
 _KIN = (qwen, gemma, internvl, llava, grids, tiles, deepseek, minicpm)
 
 SUPPORTED_FAMILIES = _table(family for kin in _KIN for family in kin.FAMILIES)
+"""Every family that AGCI serves, by its model_type in transformers."""
 REFUSED_FAMILIES: Mapping[str, RefusedFamily] = MappingProxyType(
     {family.model_type: family for family in refused.FAMILIES}
 )

@@ -51,6 +51,13 @@ def attach(
         InputError (a ValueError): unsupported model (the message lists the supported ones), bad lambda, scope, method,
             strength or option, or AGCI or a rival is already attached. A rival that only places image tokens
             (bapa, flat, cca_positions) may stand beside AGCI, which updates the tokens before.
+
+    >>> from transformers_agci import attach, load
+    >>> model = load().loaded.model
+    >>> handle = attach(model, lam=0.5)
+    >>> model.config.global_context_broadcast_lambda, handle.injections
+    (0.5, 0)
+    >>> handle.detach()
     """
     if is_rival(method):
         from transformers_agci.method.rivals.handle import attach_rival
@@ -85,6 +92,15 @@ def agci(model: nn.Module, lam: float | None = None, scope: str = "image", metho
     """AGCI, a control or a rival within a `with` block; arguments and errors as in `attach`.
 
     On a model that has AGCI already, the block changes lambda, scope and method; at its end all is as it was found.
+
+    >>> from transformers_agci import agci, attach, load
+    >>> model = load().loaded.model
+    >>> handle = attach(model, lam=0.5)
+    >>> with agci(model, lam=0.0):
+    ...     handle.lam
+    0.0
+    >>> handle.lam
+    0.5
     """
     if is_rival(method):
         from transformers_agci.method.rivals.handle import rival_scope

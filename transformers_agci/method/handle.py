@@ -40,6 +40,17 @@ class Handle(AttachedMethod):
         method: "agci" or one of its controls (`method/names.py`).
         injections: images updated so far; every beam copy counts, nothing counts while lambda is 0.
         from_config: put on by the config key alone, without a call of `attach`.
+
+    >>> from transformers_agci import Handle, attach, load
+    >>> model = load().loaded.model
+    >>> handle = attach(model, lam=0.5)
+    >>> isinstance(handle, Handle), handle.lam, handle.scope
+    (True, 0.5, 'image')
+    >>> handle.lam = -1
+    Traceback (most recent call last):
+    transformers_agci.errors.InputError: lambda must be a finite number >= 0 (0 is the unmodified model), but
+    handle.lam is -1.
+    >>> handle.detach()
     """
 
     config_key = LAMBDA_KEY

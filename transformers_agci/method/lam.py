@@ -1,4 +1,8 @@
-"""Lambda, the strength of AGCI: its name in config.json, its range, its spelling in file names."""
+"""Lambda, the strength of AGCI: its name in config.json, its range, its spelling in file names.
+
+>>> LAMBDA_KEY
+'global_context_broadcast_lambda'
+"""
 
 import logging
 import math
@@ -10,6 +14,7 @@ from transformers_agci.errors import InputError, short
 from transformers_agci.families import SUPPORTED_FAMILIES, todays_model_type
 
 LAMBDA_KEY = "global_context_broadcast_lambda"
+"""The key of config.json that holds lambda; a model attribute of the same name is a view of it."""
 
 _log = logging.getLogger("transformers_agci")
 

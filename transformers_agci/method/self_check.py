@@ -89,6 +89,15 @@ def self_check(model: nn.Module, inputs: Mapping[str, Any], images: int | None =
 
     Raises:
         InputError: unsupported model, or inputs without an image.
+
+    >>> from PIL import Image
+    >>> from transformers_agci import self_check, load
+    >>> model, processor = load().loaded.model, load().loaded.processor
+    >>> chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    >>> text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    >>> inputs = processor(text=text, images=[Image.new("RGB", (252, 252))], return_tensors="pt")
+    >>> self_check(model, inputs).passed
+    True
     """
     family, handle = family_of(model), current_handle(model)
     lam = handle.lam if handle is not None and handle.lam > 0 else DEFAULT_LAMBDA
