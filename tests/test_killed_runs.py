@@ -61,7 +61,7 @@ def checkpoint(folder: Path, step: int) -> Path:
     save_file({"a": torch.ones(4, 4)}, made / outputs.ADAPTER_WEIGHTS)
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         torch.save({"state": torch.ones(1000)}, made / name)
-    (made / "trainer_state.json").write_text("{}")
+    (made / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": 10}))
     return made
 
 
@@ -79,16 +79,16 @@ DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
 def test_a_damaged_checkpoint_makes_room_for_an_older_one(name: str, damage: str, tmp_path: Path) -> None:
     older, last = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
     said: list[str] = []
-    assert outputs.last_checkpoint(tmp_path, said.append) == last
+    assert outputs.last_checkpoint(tmp_path, said.append) == (last, True)
     assert not said
     data = DAMAGE[damage]((last / name).read_bytes())
     (last / name).unlink()
     if data is not None:
         (last / name).write_bytes(data)
     if (name, damage) == ("rng_state.pth", "removed"):  # Trainer goes on without it, and says so
-        assert outputs.last_checkpoint(tmp_path, said.append) == last
+        assert outputs.last_checkpoint(tmp_path, said.append) == (last, True)
         return
-    assert outputs.last_checkpoint(tmp_path, said.append) == older
+    assert outputs.last_checkpoint(tmp_path, said.append) == (older, False)
     assert len(said) == 1
     assert str(last) in said[0]
     assert name in said[0]
@@ -101,8 +101,17 @@ def test_a_flipped_bit_in_the_optimizer_is_seen(tmp_path: Path) -> None:
     data[data.index(b"\x00\x00\x80\x3f" * 9) + 20] ^= 1  # one of the ones
     (last / "optimizer.pt").write_bytes(data)
     said: list[str] = []
-    assert outputs.last_checkpoint(tmp_path, said.append) == older
+    assert outputs.last_checkpoint(tmp_path, said.append) == (older, False)
     assert "optimizer.pt holds other bytes than were written" in said[0]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"global_step": 3, "max_steps": null}'])
+def test_a_state_that_does_not_count_steps_is_damaged(content: str, tmp_path: Path) -> None:
+    older, last = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    (last / "trainer_state.json").write_text(content)
+    said: list[str] = []
+    assert outputs.last_checkpoint(tmp_path, said.append) == (older, False)
+    assert "does not say how many steps" in said[0]
 
 
 @pytest.mark.parametrize(

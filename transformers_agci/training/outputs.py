@@ -12,7 +12,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -94,24 +94,25 @@ def add_run(folder: Path, run: Mapping[str, Any], finished: bool) -> None:
 # --- checkpoints to go on from ---------------------------------------------------------------------------------------
 
 
-def last_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
+class Checkpoint(NamedTuple):
+    """A checkpoint that can be gone on from."""
+
+    path: Path
+    holds_last_step: bool  # the training had made all of its steps when this was saved
+
+
+def last_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that can be read; newer ones that a kill or a disk damaged are removed, and `say` says so.
 
     Under torchrun one process calls this before the others do.
     """
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
-        damage = _damage(checkpoint)
-        if damage is None:
-            return checkpoint
-        say(f"{checkpoint} is damaged ({damage}); it is removed, and an older one is looked for.")
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    for path in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
+        found = _read_checkpoint(path)
+        if isinstance(found, Checkpoint):
+            return found
+        say(f"{path} is damaged ({found}); it is removed, and an older one is looked for.")
+        shutil.rmtree(path, ignore_errors=True)
     return None
-
-
-def holds_last_step(checkpoint: Path) -> bool:
-    """Whether the training had made all of its steps when this was saved."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return bool(state["global_step"] >= state["max_steps"] > 0)
 
 
 def _step(checkpoint: Path) -> int:
@@ -119,17 +120,22 @@ def _step(checkpoint: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def _damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None where it can be gone on from."""
-    missing = next((name for name in CHECKPOINT_FILES if not (checkpoint / name).is_file()), None)
+def _read_checkpoint(path: Path) -> Checkpoint | str:
+    """A checkpoint, or what is wrong with it in a few words."""
+    missing = next((name for name in CHECKPOINT_FILES if not (path / name).is_file()), None)
     if missing is not None:
         return f"{missing} is missing"
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return "trainer_state.json is not JSON"
-    pickles = [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]
-    return _damage_of_weights(checkpoint / ADAPTER_WEIGHTS) or next(filter(None, map(_damage_of_zip, pickles)), None)
+    try:
+        finished = state["global_step"] >= state["max_steps"] > 0
+    except (KeyError, TypeError):
+        return "trainer_state.json does not say how many steps were made"
+    pickles = [*path.glob("*.pt"), *path.glob("*.pth")]
+    damage = _damage_of_weights(path / ADAPTER_WEIGHTS) or next(filter(None, map(_damage_of_zip, pickles)), None)
+    return damage or Checkpoint(path, finished)
 
 
 def _damage_of_weights(path: Path) -> str | None:

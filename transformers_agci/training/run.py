@@ -183,7 +183,13 @@ def _sha256(path: Path) -> str:
 
 
 def _fit(
-    recipe: TrainRecipe, loaded: LoadedModel, examples: Examples, arguments: Any, *, resume: Path | None, speak: Say
+    recipe: TrainRecipe,
+    loaded: LoadedModel,
+    examples: Examples,
+    arguments: Any,
+    *,
+    resume: outputs.Checkpoint | None,
+    speak: Say,
 ) -> None:
     folder = Path(recipe.output_dir)
     steps = Steps()
@@ -191,13 +197,13 @@ def _fit(
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     speak(f"{trainable} weights are trained.")
     if resume:
-        speak(f"Going on from {resume}.")
+        speak(f"Going on from {resume.path}.")
     started, seconds = manifest.now(), time.monotonic()
     try:
-        if resume and outputs.holds_last_step(resume):
-            _take(trainer, resume)
+        if resume and resume.holds_last_step:
+            _take(trainer, resume.path)
         else:
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
         trainer.save_model()
         trainer.save_state()
     except (InputError, OSError, SafetensorError, RuntimeError, ImportError) as error:
@@ -215,7 +221,7 @@ def _fit(
                 **manifest.environment(),
                 "started": started,
                 "seconds": round(time.monotonic() - seconds, 1),
-                "from_checkpoint": resume.name if resume else None,
+                "from_checkpoint": resume.path.name if resume else None,
                 "steps": trainer.state.global_step,
                 "losses": [[entry["step"], entry["loss"]] for entry in losses],
                 "peak_memory": manifest.peak_memory(),
