@@ -16,7 +16,7 @@ from transformers_agci.embedded.location import EMBEDDED, embedded_model_path
 from transformers_agci.families import find_vlm, image_token_id
 from transformers_agci.inference.answer import Answer, Answerer, recorded_settings
 from transformers_agci.inference.attention_plans import varying_lengths
-from transformers_agci.inference.batches import Column, Plan, make_plan, plan_columns
+from transformers_agci.inference.batches import BATCH_SIZE, Column, Plan, make_plan, plan_columns
 from transformers_agci.inference.columns import BlockAnswers, ColumnWork, positions_by
 from transformers_agci.inference.dry_run import describe
 from transformers_agci.inference.engine import (
@@ -228,7 +228,7 @@ class _Answering:
         self, loaded: LoadedModel, questions: Sequence[Question], lambdas: list[float], options: AnswerOptions
     ) -> None:
         self.loaded, self.questions, self.lambdas, self.options = loaded, questions, lambdas, options
-        size = 1 if loaded.family.alone else options.batch_size
+        size = loaded.batch_size(options.batch_size, BATCH_SIZE)
         self.plan: Plan = make_plan(questions, loaded.device.type, size, options.block_rows)
         self.answerer = Answerer(loaded.model, loaded.processor)
         self.raw: RawPixels | None = crossing_pixels(loaded)

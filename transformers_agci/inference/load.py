@@ -50,6 +50,13 @@ class LoadedModel:
     lam: float | None = None
     quick: frozenset[str] = ALL
 
+    def batch_size(self, asked: int | None, defaults: Mapping[str, int]) -> int:
+        """How much goes into a forward call: what was asked for, or the default of the device's type.
+
+        1 where the family's output for a prompt depends on its mates (`Family.alone`).
+        """
+        return 1 if self.family.alone else asked or defaults.get(self.device.type, defaults["cpu"])
+
 
 def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
     """Load model and processor; `weights=False` gives the model's shape only, on the meta device (for a dry run).

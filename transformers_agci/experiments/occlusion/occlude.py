@@ -215,9 +215,7 @@ class OcclusionRun:
     @property
     def batch(self) -> int:
         """The most masked copies in a forward call."""
-        if self.loaded.family.alone:
-            return 1
-        return self.batch_size or BATCH_SIZE.get(self.loaded.device.type, BATCH_SIZE["cpu"])
+        return self.loaded.batch_size(self.batch_size, BATCH_SIZE)
 
 
 def _question(row: ProbeRow, image: ImageFile) -> Question:

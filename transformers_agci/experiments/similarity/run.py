@@ -69,9 +69,7 @@ class SimilarityRun:
 
     @property
     def _batch_size(self) -> int:
-        if self.loaded.family.alone:
-            return 1
-        return self.batch_size or BATCH_SIZE.get(self.loaded.device.type, BATCH_SIZE["cpu"])
+        return self.loaded.batch_size(self.batch_size, BATCH_SIZE)
 
     @property
     def settings(self) -> dict[str, Any]:
