@@ -3,9 +3,13 @@
 import argparse
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers_agci.commands.options import EMBEDDED, SEED, add_planted_bias_option, path, whole
 from transformers_agci.commands.parser import teller
+
+if TYPE_CHECKING:
+    from transformers_agci.experiments.demo import Demo
 
 PLANTED_BIAS = 1.0  # of the demo, in attention logits between the top and the bottom row of cells
 
@@ -34,9 +38,28 @@ def run_demo(args: argparse.Namespace) -> int:
     """
     from transformers_agci.experiments.demo import Demo
 
-    demo = Demo(args.output_dir, args.items, args.seed, args.processes, args.model, args.planted_bias)
+    demo = Demo(args.output_dir, args.items, args.seed, args.processes, args.model, args.planted_bias, _probe_words)
     demo.run(teller(add_demo_arguments))
     return 0
+
+
+def _probe_words(demo: "Demo", index: int) -> list[str]:
+    """How `agci` is called to answer the share of process `index`."""
+    from transformers_agci.embedded.probe_set import IMAGE_FOLDER, NEGATIVES_FILE, ROWS_FILE
+    from transformers_agci.experiments.demo import LAMBDAS
+
+    options = {
+        "--model_path": demo.model,
+        "--device": "cpu",
+        "--eval_file": demo.probe_set / ROWS_FILE,
+        "--img_path": demo.probe_set / IMAGE_FOLDER,
+        "--negatives_file": demo.probe_set / NEGATIVES_FILE,
+        "--answer_file": demo.answer_file,
+        "--shard": f"{index}/{demo.processes}",
+    }
+    words = [word for option, value in options.items() for word in (option, str(value))]
+    lambdas = ["--global_context_lambda", *map(str, LAMBDAS)]
+    return ["probe", "--quiet", *words, f"--planted_bias={demo.beta}", *lambdas]
 
 
 def add_ruler_arguments(parser: argparse.ArgumentParser) -> None:

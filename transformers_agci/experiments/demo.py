@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -30,7 +31,8 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 class Demo:
     """`items` items of nine composites, Yes and No, at two lambdas, by `processes` processes; writes to `folder`.
 
-    `beta` is the size of the decoder bias that is planted in the model, 0 for none.
+    `beta` is the size of the decoder bias that is planted in the model, 0 for none. `probe_words` says how `agci` is
+    called to answer the share of one process, by its number.
     """
 
     folder: Path
@@ -39,17 +41,28 @@ class Demo:
     processes: int
     model: str
     beta: float
+    probe_words: Callable[["Demo", int], list[str]]
+
+    @property
+    def probe_set(self) -> Path:
+        """The folder of the composites and their rows."""
+        return self.folder / "probe_set"
+
+    @property
+    def answer_file(self) -> Path:
+        """What the result files of the lambdas are named after."""
+        return self.folder / "answers.jsonl"
 
     @property
     def outputs(self) -> list[Path]:
         """One result file per lambda."""
-        return output_paths(self.folder / "answers.jsonl", LAMBDAS)
+        return output_paths(self.answer_file, LAMBDAS)
 
     def run(self, say: Say = print) -> None:
         """Build the images, ask, print the table, draw the map, say what it shows."""
         started = time.monotonic()
         self._clear()
-        data = embedded_data(self.folder / "probe_set", self.items, self.seed)
+        data = embedded_data(self.probe_set, self.items, self.seed)
         answers = data.rows * len(LAMBDAS)
         say(self._what_is_planted())
         if self.model == EMBEDDED:
@@ -113,29 +126,7 @@ class Demo:
                 raise InputError(f"A process of the demo failed; it said: {log.read().strip()}")
 
     def _start(self, index: int, log: IO[str]) -> subprocess.Popen[str]:
-        probe_set = self.folder / "probe_set"
-        words = [
-            "probe",
-            "--model_path",
-            self.model,
-            "--device",
-            "cpu",
-            "--quiet",
-            "--eval_file",
-            probe_set / "embedded_probe.json",
-            "--img_path",
-            probe_set / "images",
-            "--negatives_file",
-            probe_set / "embedded_probe_negatives.json",
-            "--answer_file",
-            self.folder / "answers.jsonl",
-            "--global_context_lambda",
-            *map(str, LAMBDAS),
-            f"--planted_bias={self.beta}",
-            "--shard",
-            f"{index}/{self.processes}",
-        ]
-        command = [sys.executable, "-m", "transformers_agci.cli", *map(str, words)]
+        command = [sys.executable, "-m", "transformers_agci.cli", *self.probe_words(self, index)]
         environment = {**os.environ, **ENVIRONMENT}
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, text=True, env=environment)
 
