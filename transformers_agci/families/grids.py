@@ -4,7 +4,8 @@ Most say the grid of each image in `image_grid_thw`, Mistral 3 and LightOnOCR it
 rows and columns of its two views in `image_grids`.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers_agci.families.declaration import (
@@ -22,38 +23,29 @@ from transformers_agci.families.image_tokens import GRID, encoded_lengths, equal
 from transformers_agci.families.token_layout import ImageInfo, TokenGrid, grid_of_patches, patch_grid
 
 
-def _by_merge_kernel(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
-    """Kimi: merge_kernel_size (rows, columns) of patches make a token."""
-    if call.image_grid_thw is None:
-        return encoded_lengths(call)
-    rows, columns = config.vision_config.merge_kernel_size
-    lengths: list[int] = (call.image_grid_thw.prod(dim=-1) // (rows * columns)).tolist()
-    return lengths
+def _by_patches(merged: Callable[[Any, ForwardCall], Any]) -> ImageTokens:
+    """image_grid_thw counts patches; so many of them make a token: a number, a tensor [images], None where not said."""
+
+    def lengths(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+        count = merged(config, call)
+        if call.image_grid_thw is None or count is None:
+            return encoded_lengths(call)
+        found: list[int] = (call.image_grid_thw.prod(dim=-1) // count).tolist()
+        return found
+
+    return ImageTokens(lengths)
 
 
-def _by_merge_size(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
-    """Muse Glimmer: as `by_grid`, under another name in the config."""
-    if call.image_grid_thw is None:
-        return encoded_lengths(call)
-    lengths: list[int] = (call.image_grid_thw.prod(dim=-1) // config.vision_config.merge_size**2).tolist()
-    return lengths
-
-
-def _by_tokens(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
-    """Inkling 2: image_grid_thw counts tokens."""
-    if call.image_grid_thw is None:
-        return encoded_lengths(call)
-    lengths: list[int] = call.image_grid_thw.prod(dim=-1).tolist()
-    return lengths
-
-
-def _by_own_merge_size(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+def _merged_of_images(config: Any, call: ForwardCall) -> Any:
     """VideoLLaMA 3: image_merge_sizes [images] says of each image how many patches are merged, squared."""
     sizes = call.arguments.get("image_merge_sizes")
-    if call.image_grid_thw is None or sizes is None:
-        return encoded_lengths(call)
-    lengths: list[int] = (call.image_grid_thw.prod(dim=-1) // sizes**2).tolist()
-    return lengths
+    return None if sizes is None else sizes**2
+
+
+_MERGE_KERNEL = _by_patches(lambda config, call: math.prod(config.vision_config.merge_kernel_size))  # rows, columns
+_MERGE_SIZE = _by_patches(lambda config, call: config.vision_config.merge_size**2)
+_TOKENS = _by_patches(lambda config, call: 1)  # what is counted are tokens
+_OWN_MERGE_SIZE = _by_patches(_merged_of_images)
 
 
 def _kimi_grid(image: ImageInfo) -> list[TokenGrid]:
@@ -158,7 +150,7 @@ FAMILIES = (
         "Kimi K2.5",
         "moonshotai/Kimi-K2.6",
         "900",
-        ImageTokens(_by_merge_kernel),
+        _MERGE_KERNEL,
         _kimi_grid,
         vllm=Lacks("vLLM's class does not tell images from pieces of a video"),
     ),
@@ -231,15 +223,13 @@ FAMILIES = (
     ),
     Family("lfm3_vl", "LFM3-VL", "LiquidAI/LFM3-VL-2B", "676", GRID, patch_grid, flow=LINEAR_ATTENTION),
     Family("minimax_m3_vl", "MiniMax-M3-VL", "MiniMaxAI/MiniMax-M3", "576", GRID, patch_grid),
-    Family(
-        "muse_glimmer", "Muse Glimmer", "meta-models/Muse-Glimmer-30B", "900", ImageTokens(_by_merge_size), NO_LAYOUT
-    ),
+    Family("muse_glimmer", "Muse Glimmer", "meta-models/Muse-Glimmer-30B", "900", _MERGE_SIZE, NO_LAYOUT),
     Family(
         "video_llama_3",
         "VideoLLaMA 3",
         "lkhl/VideoLLaMA3-2B-Image-HF",
         "3600",
-        ImageTokens(_by_own_merge_size),
+        _OWN_MERGE_SIZE,
         NO_LAYOUT,
     ),
     Family(
@@ -256,7 +246,7 @@ FAMILIES = (
         "Muse Spark",
         "meta-models/Muse-Spark-Open-816B-A42B",
         "900",
-        ImageTokens(_by_merge_size),
+        _MERGE_SIZE,
         NO_LAYOUT,
     ),
     Family(
@@ -264,7 +254,7 @@ FAMILIES = (
         "Inkling 2",
         "thinkingmachines/Inkling-2-Small-MXFP8",
         "441",
-        ImageTokens(_by_tokens),
+        _TOKENS,
         NO_LAYOUT,
         positions=NO_ROTARY,
     ),
