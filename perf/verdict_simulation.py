@@ -32,10 +32,20 @@ SCENARIOS = {
 }
 
 
-def draw(rng, items, *, bias=(0.0, 0.0), shift=0.0, scale=1.0, louder=1.0, tails=False, alike=0.9):
+def draw(
+    rng: np.random.Generator,
+    items: int,
+    *,
+    bias: tuple[float, float] = (0.0, 0.0),
+    shift: float = 0.0,
+    scale: float = 1.0,
+    louder: float = 1.0,
+    tails: bool = False,
+    alike: float = 0.9,
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """(Yes, No), each the margins of two results, [items, 9]: noise of variance 1, half of it the item's own."""
 
-    def noise():
+    def noise() -> np.ndarray:
         sizes = (items, 1), (items, 9)
         drawn = [rng.standard_t(3, size=s) / np.sqrt(3) if tails else rng.normal(size=s) for s in sizes]
         return np.sqrt(0.5) * (drawn[0] + drawn[1])
@@ -49,7 +59,7 @@ def draw(rng, items, *, bias=(0.0, 0.0), shift=0.0, scale=1.0, louder=1.0, tails
     return answers
 
 
-def of_first_version(yes, seed):
+def of_first_version(yes: tuple[np.ndarray, np.ndarray], seed: int) -> str:
     """Deviation of the accuracies, percentile bootstrap."""
     correct = [(margins > 0).astype(float) for margins in yes]
     samples = st.bootstrap(correct, RESAMPLES, seed)
@@ -58,7 +68,7 @@ def of_first_version(yes, seed):
     return "less even" if change.low > 0 else "more even" if change.high < 0 else "neither"
 
 
-def tables(margins, right):
+def tables(margins: np.ndarray, right: bool) -> Tables:
     said = (margins > 0).astype(float)
     return Tables(said if right else 1 - said, said, 0 * said, margins)
 
@@ -94,7 +104,7 @@ def main() -> None:
     print("\n" + markdown_table(header, rows))
 
 
-def _said(verdicts):
+def _said(verdicts: list[str]) -> str:
     more, less, unknown = (100 * verdicts.count(w) / len(verdicts) for w in ("more even", "less even", "cannot tell"))
     return f"{more:.0f} / {less:.0f}" + (f" ({unknown:.0f} cannot tell)" if unknown else "")
 

@@ -20,7 +20,9 @@ HOSTILE = (
 )
 
 
-def write_results(folder: Path, items: int, *, hostile: bool = False, images: bool = False, margin: bool = True):
+def write_results(
+    folder: Path, items: int, *, hostile: bool = False, images: bool = False, margin: bool = True
+) -> list[Path]:
     """Two result files of `items` items, Yes and No rows, the second with other answers; returns their paths."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +48,9 @@ def write_results(folder: Path, items: int, *, hostile: bool = False, images: bo
     return paths
 
 
-def _row(item, side, cell, position, answer, margins, hostile, margin):
+def _row(
+    item: int, side: int, cell: int, position: str, answer: str, margins: np.ndarray, hostile: bool, margin: bool
+) -> dict[str, str]:
     value = float(margins[item, side, cell]) * (1 if answer == "Yes" else -1)
     row = {
         "image": image_name(item, cell, hostile),

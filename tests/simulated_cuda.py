@@ -63,7 +63,9 @@ class SimulatedTensor(torch.Tensor):
     made: tuple["Stream", int]
 
     @staticmethod
-    def __new__(cls, values: torch.Tensor, device: torch.device, made: tuple["Stream", int]) -> "SimulatedTensor":
+    def __new__(
+        cls: type["SimulatedTensor"], values: torch.Tensor, device: torch.device, made: tuple["Stream", int]
+    ) -> "SimulatedTensor":
         tensor = torch.Tensor._make_wrapper_subclass(
             cls,
             values.size(),

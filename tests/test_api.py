@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -20,9 +22,11 @@ from stub_server import Says, completion, stub_server
 
 import transformers_agci
 from transformers_agci.api.models import as_model
+from transformers_agci.api.probe import ProbeRun
 from transformers_agci.api.rows import tables_html, to_arrow
 from transformers_agci.cli import main
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.inference.engine import Engine
 from transformers_agci.inference.live import fingerprint
 from transformers_agci.method.rivals.handle import attach_from_position_key
@@ -40,16 +44,16 @@ def model() -> Engine:
 
 
 @pytest.fixture(scope="module")
-def data():
+def data() -> ProbeData:
     return transformers_agci.probe_data(items=4)
 
 
 @pytest.fixture(scope="module")
-def run(model: Engine, data):
+def run(model: Engine, data: ProbeData) -> ProbeRun:
     return transformers_agci.probe(model, data, [0, 0.5], controls=["text_only"], **QUIET)
 
 
-def live(model: Engine):
+def live(model: Engine) -> tuple[Any, Any]:
     """The embedded model's module and processor, as a user holds them."""
     return model.loaded.model, model.loaded.processor  # type: ignore[attr-defined]
 
@@ -87,7 +91,7 @@ def test_every_public_name_has_an_example_that_runs(module: str) -> None:
 # --- the probe ---
 
 
-def test_a_run_is_rows_and_statistics_and_a_figure(run) -> None:
+def test_a_run_is_rows_and_statistics_and_a_figure(run: ProbeRun) -> None:
     frame = run.to_pandas()
     assert isinstance(frame, pd.DataFrame)
     assert frame.shape[0] == 2 * 4 * 18
@@ -109,7 +113,7 @@ def test_a_run_is_rows_and_statistics_and_a_figure(run) -> None:
         statistics.results = []  # frozen
 
 
-def test_statistics_show_themselves_as_tables(run) -> None:
+def test_statistics_show_themselves_as_tables(run: ProbeRun) -> None:
     statistics = run.statistics(draws=50)
     page = statistics._repr_html_()
     assert page.count("<table>") == 3
@@ -126,7 +130,9 @@ def test_what_stands_in_tables_is_text() -> None:
     assert page.count("&lt;script&gt;") == 5
 
 
-def test_the_command_and_the_api_write_the_same_bytes_and_go_on_in_each_others_files(model, tmp_path: Path) -> None:
+def test_the_command_and_the_api_write_the_same_bytes_and_go_on_in_each_others_files(
+    model: Engine, tmp_path: Path
+) -> None:
     rows = tmp_path / "set"
     words = ["--items", "2", "--answer_file", str(rows / "answers.jsonl"), "--global_context_lambda", "0", "0.5"]
     assert main(["probe", *words, "--quiet"]) == 0
@@ -145,7 +151,9 @@ def test_the_command_and_the_api_write_the_same_bytes_and_go_on_in_each_others_f
         transformers_agci.probe(model, data, [0, 0.5], folder=rows, planted_bias=1.0, **QUIET)
 
 
-def test_without_a_folder_no_file_is_left(model, data, tmp_path: Path, monkeypatch) -> None:
+def test_without_a_folder_no_file_is_left(
+    model: Engine, data: ProbeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     run = transformers_agci.probe(model, transformers_agci.probe_data(items=2, limit=18), [0.5], **QUIET)
     assert len(run.to_pandas()) == 18
@@ -154,7 +162,7 @@ def test_without_a_folder_no_file_is_left(model, data, tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
-def test_several_methods_and_joined_runs(model, data, run) -> None:
+def test_several_methods_and_joined_runs(model: Engine, data: ProbeData, run: ProbeRun) -> None:
     others = transformers_agci.probe(model, data, [0.5], method=["uniform", "random"], **QUIET)
     assert list(others.to_pandas()["method"].unique()) == ["uniform", "random"]
     joined = run + others
@@ -164,7 +172,7 @@ def test_several_methods_and_joined_runs(model, data, run) -> None:
     assert sum(bool(axes.get_title()) for axes in joined.figure(draws=50).axes) == 2 * 4  # Yes and No rows of each
 
 
-def test_rows_that_cannot_be_asked_are_told(model, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_asked_are_told(model: Engine, tmp_path: Path) -> None:
     data = transformers_agci.probe_data(items=2)
     (data.img_path / "000000001_4.jpg").write_bytes(b"no image")
     run = transformers_agci.probe(model, data, [0], **QUIET)
@@ -178,7 +186,9 @@ def test_rows_that_cannot_be_asked_are_told(model, tmp_path: Path) -> None:
 # --- models ---
 
 
-def test_a_live_model_answers_like_the_one_from_disk_and_is_left_as_it_was(model, data, run) -> None:
+def test_a_live_model_answers_like_the_one_from_disk_and_is_left_as_it_was(
+    model: Engine, data: ProbeData, run: ProbeRun
+) -> None:
     module, processor = live(model)
     side, template = processor.tokenizer.padding_side, processor.chat_template
     module.train()
@@ -196,7 +206,7 @@ def test_a_live_model_answers_like_the_one_from_disk_and_is_left_as_it_was(model
     assert (found.to_pandas()["margin"] - run.to_pandas()["margin"]).abs().max() < 1e-4
 
 
-def test_an_attached_model_is_probed_at_its_lambda_and_keeps_it(model, data, run) -> None:
+def test_an_attached_model_is_probed_at_its_lambda_and_keeps_it(model: Engine, data: ProbeData, run: ProbeRun) -> None:
     module, processor = live(model)
     handle = transformers_agci.attach(module, 0.5)
     try:
@@ -210,7 +220,7 @@ def test_an_attached_model_is_probed_at_its_lambda_and_keeps_it(model, data, run
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
-def test_a_model_with_lora_is_probed_and_another_state_of_it_does_not_go_on(data, tmp_path: Path) -> None:
+def test_a_model_with_lora_is_probed_and_another_state_of_it_does_not_go_on(data: ProbeData, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     module, processor = live(transformers_agci.load())
@@ -227,7 +237,7 @@ def test_a_model_with_lora_is_probed_and_another_state_of_it_does_not_go_on(data
         transformers_agci.probe(transformers_agci.wrap(tuned, processor), data, [0.5], folder=tmp_path, **QUIET)
 
 
-def test_a_fingerprint_sees_a_changed_value_and_eval_mode_ends_with_an_error(model) -> None:
+def test_a_fingerprint_sees_a_changed_value_and_eval_mode_ends_with_an_error(model: Engine) -> None:
     layer = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout())
     before = fingerprint(layer)
     layer[0].weight.data[0, 0] += 1
@@ -239,7 +249,7 @@ def test_a_fingerprint_sees_a_changed_value_and_eval_mode_ends_with_an_error(mod
     assert (layer.training, layer[0].training, layer[1].training) == (True, True, False)
 
 
-def test_mistakes_about_models_are_sentences(model) -> None:
+def test_mistakes_about_models_are_sentences(model: Engine) -> None:
     with pytest.raises(InputError, match=r"has no option `dtyp`\. Did you mean `dtype`"):
         transformers_agci.load(dtyp="float32")
     with pytest.raises(InputError, match="`base_url` is for the engine openai"):
@@ -250,7 +260,7 @@ def test_mistakes_about_models_are_sentences(model) -> None:
         as_model("./nowhere")
 
 
-def test_a_served_model_is_probed_and_does_not_show_its_inside(data) -> None:
+def test_a_served_model_is_probed_and_does_not_show_its_inside(data: ProbeData) -> None:
     with stub_server(lambda number, body: Says(body=completion("No", -3.0, -0.1))) as server:
         served = transformers_agci.load("stub", engine="openai", base_url=server.url)
         frame = transformers_agci.probe(served, data, **QUIET).to_pandas()
@@ -270,7 +280,7 @@ def coloured(number: int) -> Image.Image:
     return Image.fromarray(small.numpy()).resize((240, 200))
 
 
-def test_images_of_ones_own_become_a_probe_set(model, tmp_path: Path) -> None:
+def test_images_of_ones_own_become_a_probe_set(model: Engine, tmp_path: Path) -> None:
     captions = [f"the card with {number} on it" for number in range(10)]
     files = []
     for number in range(10):
@@ -296,7 +306,7 @@ def test_images_of_ones_own_become_a_probe_set(model, tmp_path: Path) -> None:
         ([coloured(0)], ["a"], "needs at least 10 good pairs"),
     ],
 )
-def test_images_that_are_refused(images, captions, said: str) -> None:
+def test_images_that_are_refused(images: list[Any], captions: list[str] | None, said: str) -> None:
     with pytest.raises(InputError, match=said):
         transformers_agci.composites(images, captions)
 
@@ -314,7 +324,7 @@ def test_rows_need_their_images() -> None:
 
 
 @pytest.mark.slow
-def test_similarity_occlusion_and_flow(model, tmp_path: Path) -> None:
+def test_similarity_occlusion_and_flow(model: Engine, tmp_path: Path) -> None:
     similar = transformers_agci.similarity(model, lambdas=[0, 0.5], items=2, folder=tmp_path / "s", **QUIET)
     assert list(similar.to_pandas()["lambda"].value_counts()) == [18, 18]
     assert similar.statistics(0.5, draws=50).items == 2
@@ -419,7 +429,7 @@ def test_a_column_of_several_kinds_is_json_in_arrow() -> None:
     ]
 
 
-def test_a_benchmark_is_asked_and_scored(model, tmp_path: Path) -> None:
+def test_a_benchmark_is_asked_and_scored(model: Engine, tmp_path: Path) -> None:
     image = tmp_path / "COCO_val2014_000000000001.jpg"
     coloured(3).save(image)
     questions = [
@@ -440,7 +450,7 @@ def test_a_benchmark_is_asked_and_scored(model, tmp_path: Path) -> None:
 # --- a model in memory that changes between runs ---
 
 
-def fresh():
+def fresh() -> tuple[Any, Any]:
     """The embedded model of its own, that a test may change."""
     return live(transformers_agci.load())
 
@@ -523,13 +533,13 @@ def test_a_run_without_lambdas_takes_the_lambda_that_the_model_has_now() -> None
         ({"method": "pai", "method_options": {"strength": float("nan")}}, "strength"),
     ],
 )
-def test_arguments_of_a_probe_that_cannot_be_meant(model, given: dict, said: str) -> None:
+def test_arguments_of_a_probe_that_cannot_be_meant(model: Engine, given: dict, said: str) -> None:
     with pytest.raises(InputError) as refused:
         transformers_agci.probe(model, transformers_agci.probe_data(items=1, limit=2), **given, **QUIET)
     assert said in str(refused.value)
 
 
-def test_one_lambda_and_one_control_need_no_list(model) -> None:
+def test_one_lambda_and_one_control_need_no_list(model: Engine) -> None:
     small = transformers_agci.probe_data(items=2, limit=2)
     found = transformers_agci.probe(model, small, 0.5, controls="text_only", **QUIET)
     assert {row["lambda"] for row in found.rows} == {0.5}
@@ -550,26 +560,28 @@ def test_one_lambda_and_one_control_need_no_list(model) -> None:
         (lambda m: transformers_agci.probe_data(limit=True), "`limit`"),
     ],
 )
-def test_arguments_of_the_other_experiments_that_cannot_be_meant(model, ask, said: str) -> None:
+def test_arguments_of_the_other_experiments_that_cannot_be_meant(
+    model: Engine, ask: Callable[..., Any], said: str
+) -> None:
     with pytest.raises(InputError) as refused:
         ask(model)
     assert said in str(refused.value)
 
 
 @pytest.mark.parametrize("margin", [float("nan"), 0, 5, -0.1, "0.02"])
-def test_an_equivalence_margin_that_is_no_share(run, margin) -> None:
+def test_an_equivalence_margin_that_is_no_share(run: ProbeRun, margin: float | int | str) -> None:
     with pytest.raises(InputError, match="`margin` must lie between 0 and 1"):
         run.evidence(margin=margin, draws=10)
 
 
-def test_statistics_without_draws_and_results_without_files_are_refused(run) -> None:
+def test_statistics_without_draws_and_results_without_files_are_refused(run: ProbeRun) -> None:
     with pytest.raises(InputError, match="`draws` must be a whole number of at least 1, but is 0"):
         run.statistics(draws=0)
     with pytest.raises(InputError, match="no result file: it is an empty slice"):
         run[5:].statistics()
 
 
-def test_a_lambda_that_a_run_does_not_have(model) -> None:
+def test_a_lambda_that_a_run_does_not_have(model: Engine) -> None:
     found = transformers_agci.similarity(model, items=1, **QUIET)
     with pytest.raises(InputError, match=r"This run is at lambda 0, but 0\.5 is asked for"):
         found.statistics(0.5)
@@ -580,7 +592,7 @@ def test_a_lambda_that_a_run_does_not_have(model) -> None:
         flowed.figure(0, "image")
 
 
-def test_two_threads_measure_similarity_of_one_model_at_their_own_lambda(model) -> None:
+def test_two_threads_measure_similarity_of_one_model_at_their_own_lambda(model: Engine) -> None:
     wrapped = transformers_agci.wrap(*live(model))
     alone = {lam: transformers_agci.similarity(wrapped, lambdas=lam, items=1, **QUIET).rows for lam in (0, 1)}
     found: dict[float, list] = {}

@@ -1,8 +1,10 @@
 """The live page: what it shows a model, what it says of the answers, and what a request may not do."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -156,7 +158,7 @@ def test_a_shift_of_all_places_alike_has_no_colour() -> None:
 
 
 @pytest.fixture(scope="module")
-def client(session: Session, tmp_path_factory: pytest.TempPathFactory):
+def client(session: Session, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from fastapi.testclient import TestClient
 
     from transformers_agci.app import serve
@@ -173,7 +175,7 @@ def client(session: Session, tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.app
-def test_the_page_names_no_other_host_and_asks_for_no_font(client) -> None:
+def test_the_page_names_no_other_host_and_asks_for_no_font(client: Any) -> None:
     page = client.get("/").text
     assert "fonts.googleapis" not in page and "cdnjs" not in page
     config = client.get("/config").json()
@@ -186,13 +188,13 @@ def test_the_page_names_no_other_host_and_asks_for_no_font(client) -> None:
 @pytest.mark.parametrize(
     "path", ["/etc/passwd", str(Path(__file__)), str(embedded_model_path() / "config.json"), "../x"]
 )
-def test_no_file_of_the_server_is_handed_out(path: str, client) -> None:
+def test_no_file_of_the_server_is_handed_out(path: str, client: Any) -> None:
     got = client.get(f"/gradio_api/file={path}")
     assert got.status_code in (403, 404)
 
 
 @pytest.mark.app
-def test_an_upload_beyond_ten_megabytes_is_refused(client) -> None:
+def test_an_upload_beyond_ten_megabytes_is_refused(client: Any) -> None:
     small = client.post("/gradio_api/upload", files={"files": ("a.png", b"x" * 1000)})
     assert small.status_code == 200
     large = client.post("/gradio_api/upload", files={"files": ("a.png", b"x" * (11 * 2**20))})
@@ -200,7 +202,7 @@ def test_an_upload_beyond_ten_megabytes_is_refused(client) -> None:
 
 
 @pytest.mark.app
-def test_what_a_request_says_is_checked(client, session: Session) -> None:
+def test_what_a_request_says_is_checked(client: Any, session: Session) -> None:
     from transformers_agci.app.page import _Live
 
     live = _Live(session, ("agci",))

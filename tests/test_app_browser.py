@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -41,7 +42,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(address: str):
+def page(address: str) -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine")
     from playwright.sync_api import sync_playwright
@@ -58,17 +59,17 @@ def page(address: str):
         browser.close()
 
 
-def margins(page) -> list[str]:
+def margins(page: Any) -> list[str]:
     """The nine margins of the second map."""
     return [re.sub(r".*%, ", "", each) for each in labels(page, 1)]
 
 
-def labels(page, number: int) -> list[str]:
+def labels(page: Any, number: int) -> list[str]:
     buttons = page.locator(".agci-map").nth(number).locator("button")
     return [buttons.nth(k).get_attribute("aria-label") for k in range(buttons.count())]
 
 
-def test_a_click_on_a_cell_and_a_move_of_lambda_change_the_maps(page) -> None:
+def test_a_click_on_a_cell_and_a_move_of_lambda_change_the_maps(page: Any) -> None:
     assert [len(labels(page, number)) for number in range(3)] == [9, 9, 9]
     page.click(".agci-map button[data-cell='6']")
     page.wait_for_selector(".agci-map button[data-cell='6'][aria-pressed=true]")
@@ -81,20 +82,20 @@ def test_a_click_on_a_cell_and_a_move_of_lambda_change_the_maps(page) -> None:
     assert {url.split("/")[2] for url in page.asked if url.startswith("http")} == {page.url.split("/")[2]}
 
 
-def test_the_maps_are_reached_by_the_keyboard(page) -> None:
+def test_the_maps_are_reached_by_the_keyboard(page: Any) -> None:
     page.locator(".agci-map button").first.focus()
     page.keyboard.press("Enter")
     page.wait_for_selector(".agci-map button[data-cell='0'][aria-pressed=true]")
 
 
-def test_attention_and_occlusion_show_a_picture(page) -> None:
+def test_attention_and_occlusion_show_a_picture(page: Any) -> None:
     page.get_by_role("button", name="Attention of this layer").click()
     attention = page.wait_for_selector("#inside img").get_attribute("src")
     page.get_by_role("button", name="Occlusion").click()
     page.wait_for_function("(before) => document.querySelector('#inside img')?.src !== before", arg=attention)
 
 
-def test_an_image_of_ones_own_is_asked_about_and_a_broken_one_named(page, tmp_path: Path) -> None:
+def test_an_image_of_ones_own_is_asked_about_and_a_broken_one_named(page: Any, tmp_path: Path) -> None:
     before = labels(page, 0)
     Image.new("RGB", (300, 200), "red").save(tmp_path / "red.png")
     page.set_input_files("input[type=file]", tmp_path / "red.png")
@@ -104,14 +105,14 @@ def test_an_image_of_ones_own_is_asked_about_and_a_broken_one_named(page, tmp_pa
     assert labels(page, 0) != before
 
 
-def test_a_broken_image_is_one_sentence_without_a_traceback(page, tmp_path: Path) -> None:
+def test_a_broken_image_is_one_sentence_without_a_traceback(page: Any, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG no more")
     page.set_input_files("input[type=file]", tmp_path / "broken.png")
     page.wait_for_selector("text=the uploaded file")
     assert "Traceback" not in page.content()
 
 
-def test_the_report_is_shown_in_its_tab(page) -> None:
+def test_the_report_is_shown_in_its_tab(page: Any) -> None:
     page.get_by_role("tab", name="Report").click()
     page.frame_locator("iframe").get_by_text("a report").wait_for()
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import benchmark_samples as samples
 import pytest
@@ -142,7 +143,7 @@ def test_names_that_are_no_text_for_a_terminal(tmp_path: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize("value", [None, 3, ["A"], {"a": 1}, True, 1.5])
 def test_an_answer_that_is_no_text_is_refused_by_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], value
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: Any
 ) -> None:
     questions = write_json(tmp_path / "q.json", samples.scienceqa_questions())
     rows = [{**row, "text": value} for row in samples.scienceqa_answers(["A"] * 4)]
@@ -152,7 +153,7 @@ def test_an_answer_that_is_no_text_is_refused_by_name(
 
 
 @pytest.mark.parametrize("key", [None, ["4"], {"a": 1}, 1.5])
-def test_an_id_that_is_no_key_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], key) -> None:
+def test_an_id_that_is_no_key_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: Any) -> None:
     questions = write_json(tmp_path / "q.json", samples.scienceqa_questions())
     rows = [{**row, "question_id": key} for row in samples.scienceqa_answers(["A"] * 4)]
     answers = write_rows(tmp_path / "a.jsonl", rows)

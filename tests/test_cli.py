@@ -80,7 +80,7 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch, caps
 
 
 @pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["prob"], 2)])
-def test_a_process_of_torchrun_ends_with_the_commands_code(words, code) -> None:
+def test_a_process_of_torchrun_ends_with_the_commands_code(words: list[str], code: int) -> None:
     """It leaves without Python's shutdown, so that what it printed must be out by then."""
     done = subprocess.run(
         [sys.executable, "-m", "transformers_agci.cli", *words],

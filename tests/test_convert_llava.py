@@ -51,7 +51,7 @@ def inputs_for(family: str, model: Any, image_id: int) -> dict[str, torch.Tensor
     ("kind", "shards", "inside"),
     [("safetensors", 3, True), ("safetensors", 1, False), ("bin", 3, False), ("bin", 1, True)],
 )
-def test_equal_tensors_and_logits(family, kind, shards, inside, tmp_path: Path) -> None:
+def test_equal_tensors_and_logits(family: str, kind: str, shards: int, inside: bool, tmp_path: Path) -> None:
     model = llava.reference_model(family)
     source = llava.write_original(family, model, tmp_path / "original", kind=kind, shards=shards, tower=inside)
     tower = None if inside else llava.write_tower(model, tmp_path / "clip", kind=kind)
@@ -77,7 +77,7 @@ def test_equal_tensors_and_logits(family, kind, shards, inside, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("family", VERSIONS)
-def test_every_tensor_once_under_names_that_4_57_reads(family, tmp_path: Path) -> None:
+def test_every_tensor_once_under_names_that_4_57_reads(family: str, tmp_path: Path) -> None:
     model = llava.reference_model(family)
     source = llava.write_original(family, model, tmp_path / "original", shards=3)
     folder = convert(source, tmp_path / "hf").folder
@@ -98,7 +98,7 @@ def test_every_tensor_once_under_names_that_4_57_reads(family, tmp_path: Path) -
     [(True, "vision_model."), (False, "vision_model."), (False, "")],
     ids=["CLIPModel", "CLIPVisionModel", "CLIPVisionModel of transformers 5"],
 )
-def test_layouts_of_the_tower(whole, prefix, tmp_path: Path) -> None:
+def test_layouts_of_the_tower(whole: bool, prefix: str, tmp_path: Path) -> None:
     model = llava.reference_model("llava")
     source = llava.write_original("llava", model, tmp_path / "original", tower=False)
     tower = llava.write_tower(model, tmp_path / "clip", kind="safetensors", whole=whole, prefix=prefix)
@@ -241,7 +241,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return folder
 
 
-def test_token_ids_are_those_of_sentencepiece(converted) -> None:
+def test_token_ids_are_those_of_sentencepiece(converted: Callable[[str], Path]) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(converted("llava"))
     assert len(RECORDED) > 20
     for text, ids in RECORDED.items():
@@ -252,7 +252,7 @@ def test_token_ids_are_those_of_sentencepiece(converted) -> None:
     assert tokenizer.model_max_length == 2048
 
 
-def test_text_around_an_image_is_split_as_separate_pieces(converted) -> None:
+def test_text_around_an_image_is_split_as_separate_pieces(converted: Callable[[str], Path]) -> None:
     """The original code tokenizes what stands before and after <image> by itself."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(converted("llava"))
     before, after = "USER: ", "\nIs there a dog? ASSISTANT:"
@@ -283,7 +283,7 @@ CONVERSATION = [turn("user", "<image>", "Is there a dog?"), turn("assistant", "Y
         ),
     ],
 )
-def test_prompt_forms(family, prompt, with_system, converted) -> None:
+def test_prompt_forms(family: str, prompt: str, with_system: str, converted: Callable[[str], Path]) -> None:
     processor = transformers.AutoProcessor.from_pretrained(converted(family))
     assert processor.apply_chat_template(CONVERSATION, add_generation_prompt=True) == prompt
     system = [turn("system", "Be kind."), turn("user", "Hi")]
@@ -302,7 +302,7 @@ def by_hand(image: Image.Image, side: int = 56) -> np.ndarray:
     return ((pixels - mean) / std).transpose(2, 0, 1)
 
 
-def test_images_are_padded_as_in_the_original(converted) -> None:
+def test_images_are_padded_as_in_the_original(converted: Callable[[str], Path]) -> None:
     processor = transformers.AutoProcessor.from_pretrained(converted("llava"))
     image = tiny.random_image(width=120, height=60)
     found = np.asarray(processor.image_processor(image, return_tensors="np")["pixel_values"][0])
@@ -328,7 +328,9 @@ def test_images_without_padding_are_cropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("family", "tokens"), [("llava", 16), ("llava_next", 16 + 64 + 8)])
-def test_an_image_takes_the_tokens_that_the_model_expects(family, tokens, converted) -> None:
+def test_an_image_takes_the_tokens_that_the_model_expects(
+    family: str, tokens: int, converted: Callable[[str], Path]
+) -> None:
     processor = transformers.AutoProcessor.from_pretrained(converted(family))
     inputs = tiny.prompt_inputs(processor, "Is there a dog?", tiny.random_image(width=112, height=112))
     assert int((inputs["input_ids"] == ROWS).sum()) == tokens
@@ -340,7 +342,7 @@ def test_an_image_takes_the_tokens_that_the_model_expects(family, tokens, conver
 
 
 @pytest.mark.parametrize("family", VERSIONS)
-def test_the_probe_runs_on_it_with_agci_on_by_the_key(family, tmp_path: Path) -> None:
+def test_the_probe_runs_on_it_with_agci_on_by_the_key(family: str, tmp_path: Path) -> None:
     samples = Path(__file__).parents[1] / "probe_datasets"
     source = llava.write_original(family, llava.reference_model(family), tmp_path / "original", **{LAMBDA_KEY: 0.5})
     folder = convert(source, tmp_path / "hf").folder
@@ -396,7 +398,7 @@ def test_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_nothing_is_left_of_a_conversion_that_did_not_finish(
-    failure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    failure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = llava.write_original("llava", llava.reference_model("llava"), tmp_path / "in" / "original")
     calls = []

@@ -83,15 +83,17 @@ def change(file: Path, edit: Any) -> None:
         ("global_context_broadcast_lambda", -1, ("global_context_broadcast_lambda", "-1")),
     ],
 )
-def test_configs_of_another_form(key, value, words, tmp_path: Path, model, refuse) -> None:
+def test_configs_of_another_form(
+    key: str, value: Any, words: tuple[Any, ...], tmp_path: Path, model: Any, refuse: Any
+) -> None:
     refuse(original(tmp_path, model, **{key: value}), *words)
 
 
-def test_transformers_own_layout_is_not_converted(tiny_checkpoint: Callable[[str], Path], refuse) -> None:
+def test_transformers_own_layout_is_not_converted(tiny_checkpoint: Callable[[str], Path], refuse: Any) -> None:
     refuse(tiny_checkpoint("llava"), "is used as it is")
 
 
-def test_no_such_folder_or_config(tmp_path: Path, model, refuse) -> None:
+def test_no_such_folder_or_config(tmp_path: Path, model: Any, refuse: Any) -> None:
     refuse(tmp_path / "nowhere", "no model folder")
     source = original(tmp_path, model)
     (source / "config.json").write_text("{")
@@ -103,12 +105,12 @@ def test_no_such_folder_or_config(tmp_path: Path, model, refuse) -> None:
 # --- weights -------------------------------------------------------------------------------------------------------
 
 
-def test_tower_that_is_nowhere(tmp_path: Path, model, refuse) -> None:
+def test_tower_that_is_nowhere(tmp_path: Path, model: Any, refuse: Any) -> None:
     source = original(tmp_path, model, tower=False)
     refuse(source, llava.TOWER_NAME, "--vision_tower")
 
 
-def test_tower_of_another_kind(tmp_path: Path, model, refuse) -> None:
+def test_tower_of_another_kind(tmp_path: Path, model: Any, refuse: Any) -> None:
     source = original(tmp_path, model, tower=False)
     tower = llava.write_tower(model, tmp_path / "clip")
     change(tower / "config.json", lambda config: config["vision_config"].update(num_hidden_layers=2))
@@ -127,7 +129,7 @@ def test_tower_of_another_kind(tmp_path: Path, model, refuse) -> None:
         "model.vision_tower.vision_tower.vision_model.encoder.layers.1.mlp.fc1.bias",
     ],
 )
-def test_a_missing_tensor(name, tmp_path: Path, model, refuse) -> None:
+def test_a_missing_tensor(name: str, tmp_path: Path, model: Any, refuse: Any) -> None:
     source = original(tmp_path, model, shards=1)
     tensors = load_file(source / "model.safetensors")
     del tensors[name]
@@ -136,13 +138,13 @@ def test_a_missing_tensor(name, tmp_path: Path, model, refuse) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj.bias", "model.vision_resampler.query", "score"])
-def test_a_tensor_without_a_place(name, tmp_path: Path, model, refuse) -> None:
+def test_a_tensor_without_a_place(name: str, tmp_path: Path, model: Any, refuse: Any) -> None:
     source = original(tmp_path, model, shards=1)
     llava.write_weights(source, load_file(source / "model.safetensors") | {name: torch.ones(2)}, "safetensors", 1)
     refuse(source, name.removeprefix("model."), "nothing was converted")
 
 
-def test_a_tensor_twice(tmp_path: Path, model, refuse) -> None:
+def test_a_tensor_twice(tmp_path: Path, model: Any, refuse: Any) -> None:
     source = original(tmp_path, model, shards=1)
     tensors = load_file(source / "model.safetensors")
     long = "model.vision_tower.vision_tower.vision_model.post_layernorm.bias"
@@ -150,7 +152,7 @@ def test_a_tensor_twice(tmp_path: Path, model, refuse) -> None:
     refuse(source, "post_layernorm.bias", "twice")
 
 
-def test_quantized_weights(tmp_path: Path, model, refuse) -> None:
+def test_quantized_weights(tmp_path: Path, model: Any, refuse: Any) -> None:
     source = original(tmp_path, model, shards=1)
     tensors = load_file(source / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
@@ -159,7 +161,7 @@ def test_quantized_weights(tmp_path: Path, model, refuse) -> None:
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_a_truncated_file(kind, tmp_path: Path, model, refuse) -> None:
+def test_a_truncated_file(kind: str, tmp_path: Path, model: Any, refuse: Any) -> None:
     source = original(tmp_path, model, kind=kind)
     file = sorted(source.glob(f"*.{kind}"))[1]
     os.truncate(file, file.stat().st_size // 2)
@@ -169,7 +171,7 @@ def test_a_truncated_file(kind, tmp_path: Path, model, refuse) -> None:
 
 
 @pytest.mark.parametrize(("kind", "index"), [("safetensors", INDEX), ("bin", BIN_INDEX)])
-def test_an_index_that_does_not_fit_its_files(kind, index, tmp_path: Path, model, refuse) -> None:
+def test_an_index_that_does_not_fit_its_files(kind: str, index: str, tmp_path: Path, model: Any, refuse: Any) -> None:
     source = original(tmp_path, model, kind=kind)
     whole = (source / index).read_text()
     change(source / index, lambda content: content["weight_map"].pop("lm_head.weight"))
@@ -199,7 +201,7 @@ class Hostile:
         return Path.touch, (self.mark,)
 
 
-def test_a_pickle_that_runs_code_is_not_opened(tmp_path: Path, model, refuse) -> None:
+def test_a_pickle_that_runs_code_is_not_opened(tmp_path: Path, model: Any, refuse: Any) -> None:
     source = original(tmp_path, model, kind="bin", shards=1)
     mark = tmp_path / "it ran"
     tensors = torch.load(source / "pytorch_model.bin", weights_only=True)
@@ -213,14 +215,14 @@ def test_a_pickle_that_runs_code_is_not_opened(tmp_path: Path, model, refuse) ->
     refuse(source, "something else than tensors")
 
 
-def test_files_of_the_oldest_torch_format(tmp_path: Path, model, refuse) -> None:
+def test_files_of_the_oldest_torch_format(tmp_path: Path, model: Any, refuse: Any) -> None:
     source = original(tmp_path, model, kind="bin", shards=1)
     tensors = torch.load(source / "pytorch_model.bin", weights_only=True)
     torch.save(tensors, source / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     refuse(source, "pytorch_model.bin")
 
 
-def test_values_that_the_dtype_cannot_hold(tmp_path: Path, model, refuse) -> None:
+def test_values_that_the_dtype_cannot_hold(tmp_path: Path, model: Any, refuse: Any) -> None:
     source = original(tmp_path, model, shards=1)
     tensors = load_file(source / "model.safetensors")
     tensors["model.norm.weight"][3] = 1e6
@@ -243,13 +245,21 @@ def test_values_that_the_dtype_cannot_hold(tmp_path: Path, model, refuse) -> Non
         ({}, {}, (("<mine>", 0.0, 4),), "user-defined"),
     ],
 )
-def test_tokenizers_of_another_kind(trainer, normalizer, more, words, tmp_path: Path, model, refuse) -> None:
+def test_tokenizers_of_another_kind(
+    trainer: dict[Any, Any] | dict[str, Any],
+    normalizer: dict[str, Any] | dict[Any, Any],
+    more: tuple[Any, ...],
+    words: str,
+    tmp_path: Path,
+    model: Any,
+    refuse: Any,
+) -> None:
     source = original(tmp_path, model)
     (source / "tokenizer.model").write_bytes(llava.tokenizer_model(trainer, normalizer, more))
     refuse(source, "tokenizer.model", words)
 
 
-def test_a_missing_or_broken_tokenizer(tmp_path: Path, model, refuse) -> None:
+def test_a_missing_or_broken_tokenizer(tmp_path: Path, model: Any, refuse: Any) -> None:
     source = original(tmp_path, model)
     whole = (source / "tokenizer.model").read_bytes()
     for broken in (whole[: len(whole) // 2], b"", b"version https://git-lfs.github.com/spec/v1\n"):
@@ -259,7 +269,7 @@ def test_a_missing_or_broken_tokenizer(tmp_path: Path, model, refuse) -> None:
     refuse(source, "holds no tokenizer.model")
 
 
-def test_added_tokens(tmp_path: Path, model, refuse) -> None:
+def test_added_tokens(tmp_path: Path, model: Any, refuse: Any) -> None:
     source = original(tmp_path, model)
     rows = len(llava.pieces())
     llava.write_json(source / "added_tokens.json", {"<|im_start|>": rows})
@@ -274,7 +284,7 @@ def test_added_tokens(tmp_path: Path, model, refuse) -> None:
 
 
 def test_too_little_room_is_told_before_anything_is_written(
-    tmp_path: Path, model, refuse, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: Any, refuse: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = original(tmp_path, model)
     free = converting.shutil.disk_usage(tmp_path)._replace(free=1000)
@@ -283,7 +293,7 @@ def test_too_little_room_is_told_before_anything_is_written(
     refuse(source, "needs about", "make room")
 
 
-def test_the_room_that_is_asked_for_is_what_is_written(tmp_path: Path, model) -> None:
+def test_the_room_that_is_asked_for_is_what_is_written(tmp_path: Path, model: Any) -> None:
     source = original(tmp_path, model, kind="bin", shards=1)
     for dtype in ("float32", "bfloat16"):
         plan = converting.make_plan(source, None, dtype)
@@ -291,7 +301,9 @@ def test_the_room_that_is_asked_for_is_what_is_written(tmp_path: Path, model) ->
         assert plan.size == json.loads((folder / INDEX).read_text())["metadata"]["total_size"]
 
 
-def test_an_output_that_cannot_be_made(tmp_path: Path, model, refuse, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_that_cannot_be_made(
+    tmp_path: Path, model: Any, refuse: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = original(tmp_path, model)
     (tmp_path / "hf").write_text("a file")
     refuse(source, "exists already")
@@ -300,7 +312,7 @@ def test_an_output_that_cannot_be_made(tmp_path: Path, model, refuse, capsys: py
     assert "could not be written" in capsys.readouterr().err
 
 
-def test_two_conversions_into_one_folder(tmp_path: Path, model, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_conversions_into_one_folder(tmp_path: Path, model: Any, capsys: pytest.CaptureFixture[str]) -> None:
     source = original(tmp_path, model)
     with exclusive_lock(tmp_path / "hf", "testing"):
         assert cli.main(["convert-llava", str(source), str(tmp_path / "hf")]) == 2

@@ -60,7 +60,7 @@ def under(overlay: str, *command: str) -> str:
 
 @needs_overlays
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
-def test_loads_alike_on_every_version(family, tmp_path: Path) -> None:
+def test_loads_alike_on_every_version(family: str, tmp_path: Path) -> None:
     model = llava.reference_model(family)
     source = llava.write_original(family, model, tmp_path / "original", **{LAMBDA_KEY: 0.5})
     folder = convert(source, tmp_path / "hf").folder

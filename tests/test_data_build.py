@@ -12,9 +12,10 @@ import sys
 import tarfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 import numpy as np
 import pytest
@@ -38,24 +39,24 @@ pytest.importorskip("datasets")
 SMALL = Grid(canvas=30, box=8, margin=2, gutter=1)
 
 
-def picture(number: int, size=(96, 72)) -> Image.Image:
+def picture(number: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
     """A coarse random pattern: unlike every other number's."""
     coarse = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
-def jpeg(image: Image.Image, quality=90) -> bytes:
+def jpeg(image: Image.Image, quality: int = 90) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
-def good_pairs(count=14):
+def good_pairs(count: int = 14) -> list[tuple[str, str, bytes]]:
     shapes = [(96, 72), (72, 96), (120, 120), (300, 70)]
     return [(f"{n:09d}", f"image number {n}", jpeg(picture(n, shapes[n % 4]))) for n in range(count)]
 
 
-def as_folder(pairs, folder: Path, captions="metadata.csv") -> Path:
+def as_folder(pairs: list[tuple[str, str, bytes]], folder: Path, captions: str = "metadata.csv") -> Path:
     folder.mkdir(parents=True)
     for key, _, data in pairs:
         (folder / f"{key}.jpg").write_bytes(data)
@@ -70,7 +71,7 @@ def as_folder(pairs, folder: Path, captions="metadata.csv") -> Path:
     return folder
 
 
-def as_img2dataset_tars(pairs, folder: Path) -> Path:
+def as_img2dataset_tars(pairs: list[tuple[str, str, bytes]], folder: Path) -> Path:
     """Two shards as img2dataset writes them: key.jpg, key.txt, key.json."""
     folder.mkdir(parents=True)
     for shard, part in enumerate((pairs[:8], pairs[8:])):
@@ -84,7 +85,7 @@ def as_img2dataset_tars(pairs, folder: Path) -> Path:
     return folder
 
 
-def as_table(pairs, folder: Path, kind="parquet") -> Path:
+def as_table(pairs: list[tuple[str, str, bytes]], folder: Path, kind: str = "parquet") -> Path:
     import datasets
 
     folder.mkdir(parents=True)
@@ -105,7 +106,7 @@ def as_table(pairs, folder: Path, kind="parquet") -> Path:
     return folder
 
 
-def as_img2dataset_parquet(pairs, folder: Path) -> Path:
+def as_img2dataset_parquet(pairs: list[tuple[str, str, bytes]], folder: Path) -> Path:
     """The image as plain binary under `jpg`."""
     import pyarrow
     import pyarrow.parquet
@@ -126,11 +127,11 @@ KINDS = {
 }
 
 
-def options(source: Path, folder: Path, **changes) -> BuildOptions:
+def options(source: Path, folder: Path, **changes: Any) -> BuildOptions:
     return replace(BuildOptions("probe", Source(str(source)), folder, "set", grid=SMALL), **changes)
 
 
-def content(folder: Path, without=("manifest",)) -> dict[str, bytes]:
+def content(folder: Path, without: tuple[str] = ("manifest",)) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(p.relative_to(folder)): p.read_bytes() for p in files if not any(w in p.name for w in without)}
 
@@ -141,21 +142,21 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("built")
     build(options(source, folder))
     return folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_source_gives_the_same_set(kind, built, tmp_path: Path) -> None:
+def test_every_kind_of_source_gives_the_same_set(kind: str, built: Path, tmp_path: Path) -> None:
     made = KINDS[kind](good_pairs(), tmp_path / "source")
     summary = build(options(made, tmp_path / "out"))
     assert content(tmp_path / "out") == content(built)
     assert (summary.items, summary.composites, summary.dropped) == (14, 126, {})
 
 
-def test_rows_and_composites_are_what_the_draw_says(built) -> None:
+def test_rows_and_composites_are_what_the_draw_says(built: Path) -> None:
     """Every composite against its definition, before and after the JPEG."""
     rows = read_probe_rows(built / "set.json")
     negatives = read_probe_rows(built / "set_negatives.json")
@@ -173,7 +174,7 @@ def test_rows_and_composites_are_what_the_draw_says(built) -> None:
         assert (built / "set_images" / row.image).read_bytes() == encode_jpeg(expected)
 
 
-def test_the_similarity_set_shows_the_target_alone(source, tmp_path: Path) -> None:
+def test_the_similarity_set_shows_the_target_alone(source: Path, tmp_path: Path) -> None:
     build(options(source, tmp_path, kind="similarity", name="sim"))
     assert not (tmp_path / "sim_negatives.json").exists()
     rows = read_probe_rows(tmp_path / "sim.json")
@@ -185,7 +186,7 @@ def test_the_similarity_set_shows_the_target_alone(source, tmp_path: Path) -> No
 
 @settings(deadline=None)
 @given(st.integers(10, 40), st.integers(0, 3), st.data())
-def test_a_draw_never_repeats_and_never_holds_the_target(pool, seed, data) -> None:
+def test_a_draw_never_repeats_and_never_holds_the_target(pool: int, seed: int, data: bytes) -> None:
     item = data.draw(st.integers(0, pool - 1))
     drawn = draw(item, pool, seed)
     everything = {item, drawn.absent, *drawn.distractors}
@@ -292,7 +293,9 @@ def test_awkward_names_and_captions(tmp_path: Path) -> None:
         (lambda p: Path("nobody/such-a-set-of-ours"), "as a hub id it could not be opened"),
     ],
 )
-def test_a_source_that_is_none_is_one_sentence(make, message, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_is_none_is_one_sentence(
+    make: Callable[..., Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "p").mkdir()
     with pytest.raises(InputError, match=message) as error:
@@ -302,7 +305,7 @@ def test_a_source_that_is_none_is_one_sentence(make, message, tmp_path: Path, mo
 
 
 def test_a_hub_id_is_streamed_with_its_split_and_nothing_is_decoded(
-    built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
 
@@ -310,7 +313,7 @@ def test_a_hub_id_is_streamed_with_its_split_and_nothing_is_decoded(
     local = as_table(good_pairs(), tmp_path / "source")
     real = datasets.load_dataset
 
-    def hub(name, **options):
+    def hub(name: str, **options: Any) -> Any:
         asked.update(options, name=name)
         return real("parquet", data_files=str(local / "00000.parquet"), split="train", streaming=True)
 
@@ -328,7 +331,7 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
         build(replace(chosen, source=Source(str(made), caption_column="title")))
 
 
-def test_a_tar_cut_short_keeps_what_was_read(built, tmp_path: Path) -> None:
+def test_a_tar_cut_short_keeps_what_was_read(built: Path, tmp_path: Path) -> None:
     made = as_img2dataset_tars(good_pairs(), tmp_path / "source")
     shard = made / "00001.tar"
     whole = shard.read_bytes()
@@ -347,7 +350,7 @@ class Stop(Exception):
 def interrupt(chosen: BuildOptions, after: int) -> Path:
     """Build until `after` items are painted; returns the scratch folder."""
 
-    def stop(done, items) -> None:
+    def stop(done: int, items: int) -> None:
         if done == after:
             raise Stop
 
@@ -357,7 +360,7 @@ def interrupt(chosen: BuildOptions, after: int) -> Path:
 
 
 @pytest.mark.parametrize("after", [1, 5, 14])
-def test_an_interrupted_build_goes_on(after, source, built, tmp_path: Path) -> None:
+def test_an_interrupted_build_goes_on(after: int, source: Path, built: Path, tmp_path: Path) -> None:
     interrupt(options(source, tmp_path), after)
     assert not (tmp_path / "set.json").exists()
     summary = build(options(source, tmp_path))
@@ -366,7 +369,7 @@ def test_an_interrupted_build_goes_on(after, source, built, tmp_path: Path) -> N
     assert build(options(source, tmp_path)).painted == 0
 
 
-def cut_everywhere(source, tmp_path, step):
+def cut_everywhere(source: Path, tmp_path: Path, step: int) -> int:
     """Cut each file of the last item, and each journal, at every `step`-th byte; resume; compare all bytes.
 
     Returns how many cuts of a file were tried. A similarity set of two items, because each cut verifies the whole set.
@@ -395,17 +398,19 @@ def cut_everywhere(source, tmp_path, step):
     return cuts
 
 
-def test_truncation_of_the_last_item_is_survived(source, tmp_path: Path) -> None:
+def test_truncation_of_the_last_item_is_survived(source: Path, tmp_path: Path) -> None:
     assert cut_everywhere(source, tmp_path, step=397) >= 20
 
 
 @pytest.mark.slow
-def test_truncation_at_every_byte_of_the_last_items_files_is_survived(source, tmp_path: Path, monkeypatch) -> None:
+def test_truncation_at_every_byte_of_the_last_items_files_is_survived(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "fsync", lambda file: None)  # no power fails here, and each of 3,000 builds syncs six times
     assert cut_everywhere(source, tmp_path, step=1) > 6000
 
 
-def test_truncation_of_a_finished_set_is_repaired(source, built, tmp_path: Path) -> None:
+def test_truncation_of_a_finished_set_is_repaired(source: Path, built: Path, tmp_path: Path) -> None:
     build(options(source, tmp_path))
     for name in ("set.json", "set_negatives.json", "set_images/000000013_8.jpg"):
         path = tmp_path / name
@@ -415,7 +420,7 @@ def test_truncation_of_a_finished_set_is_repaired(source, built, tmp_path: Path)
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_the_number_of_workers_changes_no_byte(workers, source, built, tmp_path: Path) -> None:
+def test_the_number_of_workers_changes_no_byte(workers: int, source: Path, built: Path, tmp_path: Path) -> None:
     assert build(options(source, tmp_path), workers=workers).painted == 14
     assert content(tmp_path, without=()) == content(built, without=())
 
@@ -473,7 +478,7 @@ def test_bad_captions_are_one_sentence(
     assert printed.count("\n") == 1
 
 
-def test_a_fifo_among_the_images_is_dropped_and_not_waited_for(source, tmp_path: Path) -> None:
+def test_a_fifo_among_the_images_is_dropped_and_not_waited_for(source: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(source, tmp_path / "fifo"))
     first = sorted(folder.glob("*.jpg"))[0]
     first.unlink()
@@ -504,13 +509,13 @@ def test_a_source_that_no_file_can_be_is_one_sentence(
     ],
 )
 def test_a_canvas_of_no_bearable_size_is_one_sentence(
-    source, tmp_path: Path, capsys: pytest.CaptureFixture[str], look
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], look: list[str]
 ) -> None:
     assert main(["data", "build-probe", "--source", str(source), "--output_dir", str(tmp_path / "out"), *look]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_other_settings_are_refused_and_overwrite_is_explicit(source, built, tmp_path: Path) -> None:
+def test_other_settings_are_refused_and_overwrite_is_explicit(source: Path, built: Path, tmp_path: Path) -> None:
     interrupt(options(source, tmp_path), 2)
     with pytest.raises(InputError, match=r"begun with other settings \(seed was 0, now 1\)"):
         build(options(source, tmp_path, seed=1))
@@ -522,10 +527,10 @@ def test_other_settings_are_refused_and_overwrite_is_explicit(source, built, tmp
     assert content(tmp_path) != content(built)
 
 
-def test_an_interrupted_overwrite_goes_on_without_the_word(source, tmp_path: Path) -> None:
+def test_an_interrupted_overwrite_goes_on_without_the_word(source: Path, tmp_path: Path) -> None:
     build(options(source, tmp_path))
 
-    def stop(done, items) -> Never:
+    def stop(done: int, items: int) -> Never:
         raise Stop
 
     with pytest.raises(Stop):
@@ -533,14 +538,14 @@ def test_an_interrupted_overwrite_goes_on_without_the_word(source, tmp_path: Pat
     assert build(options(source, tmp_path, seed=1)).painted == 13
 
 
-def test_two_sets_never_share_an_image_folder(source, tmp_path: Path) -> None:
+def test_two_sets_never_share_an_image_folder(source: Path, tmp_path: Path) -> None:
     build(options(source, tmp_path, images="images"))
     with pytest.raises(InputError, match="holds the images of"):
         build(options(source, tmp_path, name="other", images="images"))
 
 
-def test_a_second_process_on_the_same_set_is_refused(source, tmp_path: Path) -> None:
-    def again(done, items) -> None:
+def test_a_second_process_on_the_same_set_is_refused(source: Path, tmp_path: Path) -> None:
+    def again(done: int, items: int) -> None:
         build(options(source, tmp_path))
 
     with pytest.raises(InputError, match="Another program is building"):
@@ -553,13 +558,13 @@ def test_a_killed_worker_is_an_error_and_not_a_hang() -> None:
 
 
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
-    source, built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers_agci.data import painting
 
     real, calls = painting.open_atomic, Counter()
 
-    def full(*args, **options):
+    def full(*args: Any, **options: Any) -> Any:
         calls["write"] += 1
         if calls["write"] > 30:
             raise OSError(28, "No space left on device")
@@ -586,7 +591,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
     ],
 )
 def test_bad_options_are_one_sentence(
-    flags, message, source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str], message: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["data", "build-probe", "--source", str(source), "--output_dir", str(tmp_path), *flags]
     assert main(arguments) == 2
@@ -595,7 +600,7 @@ def test_bad_options_are_one_sentence(
     assert printed.count("\n") == 1
 
 
-def test_a_few_items_draw_their_distractors_from_a_larger_pool(source, built, tmp_path: Path) -> None:
+def test_a_few_items_draw_their_distractors_from_a_larger_pool(source: Path, built: Path, tmp_path: Path) -> None:
     summary = build(options(source, tmp_path, items=2, pool=14))
     assert summary.items == 2
     whole = content(built)
@@ -608,7 +613,7 @@ def test_a_few_items_draw_their_distractors_from_a_larger_pool(source, built, tm
 
 
 def test_each_source_is_decoded_once_and_each_composite_encoded_once(
-    source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers_agci.data import painting, screening
 
@@ -616,7 +621,7 @@ def test_each_source_is_decoded_once_and_each_composite_encoded_once(
     for module, name in ((screening, "decode_image"), (painting, "encode_jpeg")):
         real = getattr(module, name)
 
-        def counted(*args, real=real, name=name, **kwargs):
+        def counted(*args: Any, real: Callable[..., Any] = real, name: str = name, **kwargs: Any) -> Any:
             calls[name] += 1
             return real(*args, **kwargs)
 
@@ -625,7 +630,7 @@ def test_each_source_is_decoded_once_and_each_composite_encoded_once(
     assert calls == {"decode_image": 14, "encode_jpeg": 14 * 9}
 
 
-def test_the_command_prints_what_it_built(source, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_what_it_built(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["data", "build-similarity", "--source", str(source), "--output_dir", str(tmp_path), "--items", "2"]
     assert main([*arguments, "--workers", "1", "--canvas", "90", "--box", "28", "--gutter", "1"]) == 0
     assert "2 items, 18 composites" in capsys.readouterr().out

@@ -5,9 +5,10 @@ import json
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Never
+from typing import Any, Never
 
 import pytest
 from PIL import Image
@@ -21,13 +22,13 @@ from transformers_agci.errors import InputError, counted
 NAME = "laion_bias_test_easy_10k_840_840.json"
 
 
-def jpeg(colour) -> bytes:
+def jpeg(colour: str | tuple[int, int, int]) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (40, 40), colour).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
-def rows(items=2):
+def rows(items: int = 2) -> list[dict[str, Any]]:
     return [
         {"id": item * 9 + k, "image": f"{item:09d}_{k}.jpg", "caption": f"c {item}", "position": name, "answer": "Yes"}
         for item in range(items)
@@ -35,7 +36,7 @@ def rows(items=2):
     ]
 
 
-def write_rows(path: Path, written=None) -> Path:
+def write_rows(path: Path, written: list[dict[str, Any]] | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in (rows() if written is None else written)))
     return path
@@ -53,7 +54,7 @@ def loose(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_sound_set_has_no_errors(loose, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sound_set_has_no_errors(loose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = check(loose / NAME, loose / "pictures")
     assert (report.rows, report.items, report.errors) == (18, 2, [])
     assert report.answers == {"Yes": 18}
@@ -63,14 +64,14 @@ def test_a_sound_set_has_no_errors(loose, capsys: pytest.CaptureFixture[str]) ->
     assert "images: 18 of 40x40" in capsys.readouterr().out
 
 
-def change(index, **fields):
-    def apply(written, pictures) -> None:
+def change(index: Any, **fields: Any) -> Any:
+    def apply(written: list[dict[str, Any]], pictures: Path) -> None:
         written[index].update(fields)
 
     return apply
 
 
-def swap(written, pictures) -> None:
+def swap(written: list[dict[str, Any]], pictures: Path) -> None:
     written[3], written[12] = written[12], written[3]
 
 
@@ -89,7 +90,9 @@ def swap(written, pictures) -> None:
         (lambda w, p: (p / w[4]["image"]).write_bytes(b"x"), ["is not an image"]),
     ],
 )
-def test_every_harm_is_an_error_with_its_line(harm, errors, loose, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_harm_is_an_error_with_its_line(
+    harm: Callable[..., Any], errors: list[str], loose: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     written = rows()
     harm(written, loose / "pictures")
     write_rows(loose / NAME, written)
@@ -100,7 +103,7 @@ def test_every_harm_is_an_error_with_its_line(harm, errors, loose, capsys: pytes
     assert counted(len(report.errors), "error") in capsys.readouterr().out
 
 
-def test_a_malformed_line_is_counted_and_the_rest_is_checked(loose) -> None:
+def test_a_malformed_line_is_counted_and_the_rest_is_checked(loose: Path) -> None:
     with (loose / NAME).open("a") as file:
         file.write("{oops\n")
     report = check(loose / NAME)
@@ -109,7 +112,7 @@ def test_a_malformed_line_is_counted_and_the_rest_is_checked(loose) -> None:
     assert any("not checked" in note for note in report.notes)
 
 
-def test_many_errors_are_counted_and_not_all_printed(loose) -> None:
+def test_many_errors_are_counted_and_not_all_printed(loose: Path) -> None:
     shutil.rmtree(loose / "pictures")
     with pytest.raises(InputError, match="There is no image folder"):
         check(loose / NAME, loose / "pictures")
@@ -136,7 +139,7 @@ def as_tar(loose: Path, folder: Path) -> Path:
     return folder
 
 
-def as_parquet(loose: Path, folder: Path, with_path=True) -> Path:
+def as_parquet(loose: Path, folder: Path, with_path: bool = True) -> Path:
     import pyarrow
     import pyarrow.parquet
 
@@ -162,7 +165,7 @@ def as_parquet(loose: Path, folder: Path, with_path=True) -> Path:
     ids=["loose", "zip", "tar", "parquet", "parquet_without_names"],
 )
 def test_a_local_copy_in_every_shape_is_arranged_and_checked(
-    shape, loose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shape: Callable[..., Any], loose: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = shape(loose, tmp_path / "copy")
     for _ in range(2):  # the second time all of it stands already
@@ -175,14 +178,14 @@ def test_a_local_copy_in_every_shape_is_arranged_and_checked(
         assert (found.images / row["image"]).read_bytes() == jpeg((row["id"] * 9, 0, 0))
 
 
-def test_what_is_found_is_said(loose, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_found_is_said(loose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["data", "fetch", "similarity", "--local_copy", str(loose)])
     assert "holds 18 .jpg, 1 .json, 1 .md" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["../outside.jpg", "/tmp/outside.jpg", "a/../../outside.jpg", "..\\outside.jpg"])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_nothing_is_unpacked_out_of_the_folder(kind, name, tmp_path: Path) -> None:
+def test_nothing_is_unpacked_out_of_the_folder(kind: str, name: str, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
     archive = target / f"evil.{kind}"
@@ -198,7 +201,7 @@ def test_nothing_is_unpacked_out_of_the_folder(kind, name, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, "zip"])
-def test_links_and_devices_are_not_unpacked(kind, tmp_path: Path) -> None:
+def test_links_and_devices_are_not_unpacked(kind: bytes | str, tmp_path: Path) -> None:
     if kind == "zip":
         entry = zipfile.ZipInfo("link.jpg")
         entry.external_attr = 0o120777 << 16
@@ -213,7 +216,7 @@ def test_links_and_devices_are_not_unpacked(kind, tmp_path: Path) -> None:
         unpack(next(tmp_path.iterdir()), tmp_path)
 
 
-def test_nothing_is_written_through_links_of_the_copy(loose, tmp_path: Path) -> None:
+def test_nothing_is_written_through_links_of_the_copy(loose: Path, tmp_path: Path) -> None:
     """Links where earlier versions kept unfinished files, and a folder of images that lies elsewhere."""
     precious = tmp_path / "precious"
     precious.write_text("mine")
@@ -239,7 +242,7 @@ def test_nothing_is_written_through_links_of_the_copy(loose, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_an_archive_made_to_fill_the_disk_is_refused_unless_allowed(
-    kind, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     big = b"\0" * 40_000_000
     archive = tmp_path / f"bomb.{kind}"
@@ -263,7 +266,7 @@ def test_an_archive_made_to_fill_the_disk_is_refused_unless_allowed(
 
 @pytest.mark.parametrize("shape", [as_zip, as_tar])
 def test_a_broken_archive_is_one_sentence_and_a_whole_one_goes_on(
-    shape, loose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shape: Callable[..., Any], loose: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = shape(loose, tmp_path / "copy")
     (archive,) = (path for path in copy.iterdir() if path.suffix in (".zip", ".gz"))
@@ -283,7 +286,7 @@ def test_a_broken_archive_is_one_sentence_and_a_whole_one_goes_on(
         (lambda folder: shutil.rmtree(folder / "pictures"), "is nowhere below"),
     ],
 )
-def test_a_copy_that_is_none_is_one_sentence(harm, message, loose) -> None:
+def test_a_copy_that_is_none_is_one_sentence(harm: Callable[..., Any], message: str, loose: Path) -> None:
     harm(loose)
     with pytest.raises(InputError, match=message):
         arrange(loose)
@@ -294,7 +297,7 @@ def test_offline_is_one_sentence(
 ) -> None:
     import huggingface_hub
 
-    def offline(*args, **kwargs) -> Never:
+    def offline(*args: Any, **kwargs: Any) -> Never:
         raise huggingface_hub.errors.OfflineModeIsEnabled("Cannot reach https://huggingface.co: offline mode.\nmore")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
@@ -307,14 +310,14 @@ def test_offline_is_one_sentence(
 
 
 @pytest.mark.parametrize("there", [0, 1, 2])
-def test_the_older_name_is_the_fallback(there, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_older_name_is_the_fallback(there: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     asked = []
 
     response = SimpleNamespace(headers={}, request=None)
 
-    def answer(name, repo_type, local_dir) -> None:
+    def answer(name: str, repo_type: str, local_dir: Path) -> None:
         asked.append(name)
         if len(asked) <= there:
             raise huggingface_hub.errors.RepositoryNotFoundError("404", response=response)

@@ -1,7 +1,9 @@
 """Geometry of the grid, insertion of the target, and golden composites."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -37,7 +39,7 @@ def test_published_boxes_cover_these_pixels() -> None:
 
 @settings(deadline=None)
 @given(grids)
-def test_boxes_are_disjoint_on_the_canvas_and_symmetric(grid) -> None:
+def test_boxes_are_disjoint_on_the_canvas_and_symmetric(grid: Grid) -> None:
     boxes = grid.boxes()
     assert len(boxes) == grid.rows * grid.cols
     for number, box in enumerate(boxes):
@@ -54,7 +56,7 @@ def test_boxes_are_disjoint_on_the_canvas_and_symmetric(grid) -> None:
 
 @settings(deadline=None)
 @given(grids, sizes)
-def test_an_image_keeps_its_aspect_fills_its_box_and_is_centred(grid, size) -> None:
+def test_an_image_keeps_its_aspect_fills_its_box_and_is_centred(grid: Grid, size: tuple[int, int]) -> None:
     width, height = grid.fitted(size)
     assert max(width, height) == grid.box
     scale = grid.box / max(size)
@@ -68,7 +70,7 @@ def test_an_image_keeps_its_aspect_fills_its_box_and_is_centred(grid, size) -> N
 
 @settings(deadline=None)
 @given(st.lists(st.integers(), min_size=8, max_size=8), st.integers(0, 8))
-def test_the_target_is_inserted_and_the_distractors_keep_their_order(distractors, k) -> None:
+def test_the_target_is_inserted_and_the_distractors_keep_their_order(distractors: list[int], k: int) -> None:
     cells = with_target("target", distractors, k)
     assert cells[k] == "target"
     assert cells[:k] + cells[k + 1 :] == distractors
@@ -76,7 +78,7 @@ def test_the_target_is_inserted_and_the_distractors_keep_their_order(distractors
 
 
 @pytest.mark.parametrize("k", [-1, 9])
-def test_a_cell_that_does_not_exist_is_refused(k) -> None:
+def test_a_cell_that_does_not_exist_is_refused(k: int) -> None:
     with pytest.raises(InputError, match="cells are 0 to 8"):
         with_target("t", list("abcdefgh"), k)
 
@@ -91,7 +93,7 @@ def test_a_cell_that_does_not_exist_is_refused(k) -> None:
         lambda: compose([None] * 4, Grid()),
     ],
 )
-def test_a_grid_that_cannot_be_is_refused_in_one_sentence(make) -> None:
+def test_a_grid_that_cannot_be_is_refused_in_one_sentence(make: Callable[..., Any]) -> None:
     with pytest.raises(InputError) as error:
         make()
     assert "\n" not in str(error.value)
@@ -108,7 +110,7 @@ def painted(number: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("k", range(9))
-def test_golden_composites_pixel_by_pixel(k) -> None:
+def test_golden_composites_pixel_by_pixel(k: int) -> None:
     """The recorded canvases were looked at once; `python tests/test_data_grid.py` records them anew."""
     made = compose(with_target(painted(0), [painted(n) for n in range(1, 9)], k), Grid())
     with Image.open(GOLDEN / f"probe_{k}.png") as golden:

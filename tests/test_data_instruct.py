@@ -3,7 +3,7 @@
 import errno
 import json
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 import pytest
 
@@ -13,7 +13,7 @@ from transformers_agci.data.scienceqa import conversations
 from transformers_agci.errors import InputError
 
 
-def talk(number, image="default", question="<image>\nWhat?"):
+def talk(number: int, image: str = "default", question: str = "<image>\nWhat?") -> dict[str, Any]:
     record = {
         "id": f"{number}",
         "conversations": [
@@ -50,7 +50,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_sample_is_the_first_n_of_a_seeded_shuffle(tree) -> None:
+def test_the_sample_is_the_first_n_of_a_seeded_shuffle(tree: Path) -> None:
     everything = draw_sample(tree / "mix.json", tree / "root", 31, seed=3)
     assert everything.read == 39
     assert len(everything.rows) == 31
@@ -67,7 +67,7 @@ def test_the_sample_is_the_first_n_of_a_seeded_shuffle(tree) -> None:
     assert sorted(map(str, other.rows)) == sorted(map(str, everything.rows))
 
 
-def test_every_record_is_equally_likely(tree) -> None:
+def test_every_record_is_equally_likely(tree: Path) -> None:
     counts = dict.fromkeys((str(n) for n in range(30)), 0) | {"100": 0}
     for seed in range(400):
         for row in draw_sample(tree / "mix.json", tree / "root", 10, seed).rows:
@@ -75,7 +75,7 @@ def test_every_record_is_equally_likely(tree) -> None:
     assert 90 < min(counts.values()) <= max(counts.values()) < 170  # expected 129, standard deviation 9.4
 
 
-def test_both_forms_and_dataset_info_are_written(tree, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_forms_and_dataset_info_are_written(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tree / "data"
     arguments = [
         "data",
@@ -111,7 +111,7 @@ def test_both_forms_and_dataset_info_are_written(tree, capsys: pytest.CaptureFix
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
-    tree, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*args: object, **options: object) -> Never:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -125,7 +125,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
     assert "--name must be a plain name without '/', but is '../x'" in capsys.readouterr().err
 
 
-def test_odd_speakers_and_half_a_surrogate_pair(tree) -> None:
+def test_odd_speakers_and_half_a_surrogate_pair(tree: Path) -> None:
     odd = talk(1) | {"conversations": [{"from": ["human"], "value": "<image>"}]}
     half = talk(2, question="<image>\ud800")
     (tree / "mix.json").write_text(json.dumps([odd, half]))
@@ -135,7 +135,7 @@ def test_odd_speakers_and_half_a_surrogate_pair(tree) -> None:
     assert json.loads(written.read_text()) == [half]
 
 
-def test_text_only_is_kept_when_asked(tree) -> None:
+def test_text_only_is_kept_when_asked(tree: Path) -> None:
     sample = draw_sample(tree / "mix.json", tree / "root", 32, seed=0, keep_text_only=True)
     (text,) = (row for row in sample.rows if "image" not in row)
     assert text["id"] == "102"
@@ -143,13 +143,13 @@ def test_text_only_is_kept_when_asked(tree) -> None:
     assert to_sharegpt(text)["images"] == []
 
 
-def test_ten_thousand_is_named_10k(tree, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ten_thousand_is_named_10k(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "sample-instruct", "--mix", str(tree / "mix.json"), "--image_root", str(tree / "root")]) == 2
     assert "Only 31 of 10000 conversations" in capsys.readouterr().err
     assert not (tree / "data").exists()
 
 
-def test_check_images_counts_by_folder(tree, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_images_counts_by_folder(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["data", "check-images", str(tree / "mix.json"), "--image_root", str(tree / "root")]
     assert main(arguments) == 1
     printed = capsys.readouterr().out
@@ -163,14 +163,14 @@ def test_check_images_counts_by_folder(tree, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("content", ["", "[", '[{"id": 1},', "[]", "nonsense", '[{"id": 1}} ]'])
-def test_a_broken_mix_is_one_sentence(content, tmp_path: Path) -> None:
+def test_a_broken_mix_is_one_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "mix.json").write_text(content)
     with pytest.raises(InputError) as error:
         list(read_conversations(tmp_path / "mix.json"))
     assert "\n" not in str(error.value)
 
 
-def test_an_image_outside_the_root_stops_the_sample(tree) -> None:
+def test_an_image_outside_the_root_stops_the_sample(tree: Path) -> None:
     (tree / "mix.json").write_text(json.dumps([talk(1, "../../etc/passwd")]))
     with pytest.raises(InputError, match=r"mix.json:1: the path '\.\./\.\./etc/passwd'"):
         draw_sample(tree / "mix.json", tree / "root", 1, seed=0)
@@ -227,7 +227,9 @@ def test_scienceqa_conversations(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ([], {"test": []}, "must hold a JSON object, but holds a list"),
     ],
 )
-def test_bad_scienceqa_files_are_one_sentence(problems, splits, message, tmp_path: Path) -> None:
+def test_bad_scienceqa_files_are_one_sentence(
+    problems: dict[str, Any] | list[Any], splits: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     (tmp_path / "p.json").write_text(json.dumps(problems))
     (tmp_path / "s.json").write_text(json.dumps(splits))
     with pytest.raises(InputError, match=message):

@@ -9,7 +9,9 @@ import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,14 +37,14 @@ from transformers_agci.errors import InputError
 from transformers_agci.storage.reading import read_json
 
 
-def rows():
+def rows() -> list[dict[str, Any]]:
     return [
         {"id": k, "image": f"a_{k}.jpg", "caption": "a dög", "position": name, "answer": "Yes", "extra": [k]}
         for k, name in enumerate(POSITIONS)
     ]
 
 
-def write(path, kind):
+def write(path: Path, kind: str) -> Path:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows())
     if kind == "array":
         path.write_text(json.dumps(rows(), indent=1), "utf-8")
@@ -71,7 +73,7 @@ def write(path, kind):
         ("a.parquet", "parquet"),
     ],
 )
-def test_every_format_gives_the_same_rows(tmp_path: Path, name, kind) -> None:
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, kind: str) -> None:
     path = write(tmp_path / name, kind)
     assert [row for _, row in read_rows(path)] == rows()
     read = read_probe_rows(path)
@@ -111,7 +113,7 @@ GOOD = '{"id": 1, "image": "a.jpg", "caption": "c", "position": "center", "answe
         ("a.parquet", b"PAR1 no", "cannot be read"),
     ],
 )
-def test_a_broken_file_is_one_sentence(tmp_path: Path, name, content, message) -> None:
+def test_a_broken_file_is_one_sentence(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message) as error:
         list(read_rows(tmp_path / name))
@@ -137,7 +139,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("answer", "yes", "\"answer\" is 'yes', but must be one of: Yes, No"),
     ],
 )
-def test_a_bad_field_is_named_with_its_line(tmp_path: Path, field, value, message) -> None:
+def test_a_bad_field_is_named_with_its_line(tmp_path: Path, field: str, value: Any, message: str) -> None:
     row = json.loads(GOOD)
     row.pop(field)
     if value is not None:
@@ -160,7 +162,9 @@ def test_bad_lines_can_be_collected_while_reading_goes_on(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_an_array_is_read_piece_by_piece_and_gives_the_same_rows(tmp_path, monkeypatch, chunk):
+def test_an_array_is_read_piece_by_piece_and_gives_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
     monkeypatch.setattr("transformers_agci.data.rows.CHUNK", chunk)
     odd = [{"text": 'a "quoted" ] } \\ dög \ud800', "number": -1.5e3, "n": 12345, "none": None, "list": [[1], {}]}, {}]
     path = tmp_path / "a.json"
@@ -171,7 +175,7 @@ def test_an_array_is_read_piece_by_piece_and_gives_the_same_rows(tmp_path, monke
     assert [where for where, _ in read_rows(path)] == [f"a.json:{line}" for line in begins]
 
 
-def test_the_rows_before_the_damage_of_an_array_come_first(tmp_path):
+def test_the_rows_before_the_damage_of_an_array_come_first(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("[" + ",\n".join(json.dumps({"id": k, "text": "x" * 999}) for k in range(500)) + ', {"id":')
     found = []
@@ -195,7 +199,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("form", ["{}", "[{}]"], ids=["line", "array"])
 @pytest.mark.parametrize(("text", "message"), HOSTILE.values(), ids=HOSTILE)
-def test_hostile_json_is_one_sentence(tmp_path, text, message, form):
+def test_hostile_json_is_one_sentence(tmp_path: Path, text: str, message: str, form: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(form.replace("{}", text))
     with pytest.raises(InputError, match=message) as error:
@@ -207,7 +211,7 @@ def test_hostile_json_is_one_sentence(tmp_path, text, message, form):
         read_json(path)
 
 
-def test_numbers_of_64_bits_and_nan_pass_where_they_may(tmp_path):
+def test_numbers_of_64_bits_and_nan_pass_where_they_may(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"id": 18446744073709551615, "margin": NaN, "exact": 0.12345678901234567890123}')
     ((_, row),) = read_rows(path, nan=True)
@@ -216,11 +220,11 @@ def test_numbers_of_64_bits_and_nan_pass_where_they_may(tmp_path):
     assert math.isnan(row["margin"])
 
 
-def make_fifo(path):
+def make_fifo(path: Path) -> None:
     os.mkfifo(path)
 
 
-def make_circle(path):
+def make_circle(path: Path) -> None:
     path.symlink_to(path.with_name("other"))
     path.with_name("other").symlink_to(path)
 
@@ -236,7 +240,7 @@ def make_circle(path):
     ],
     ids=["FIFO", "folder", "circle", "device", "dangling link"],
 )
-def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, make, message):
+def test_what_is_no_file_is_named_and_never_waited_for(tmp_path: Path, make: Callable[..., Any], message: str) -> None:
     path = tmp_path / "a.json"
     make(path)
     for read in (lambda: list(read_rows(path)), lambda: read_json(path)):
@@ -245,14 +249,14 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, make, message):
 
 
 @pytest.mark.parametrize("name", ["x" * 5000 + ".json", "\ud800.json", "a\0b.json"], ids=["long", "surrogate", "NUL"])
-def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path, name):
+def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError) as error:
         list(read_rows(tmp_path / name))
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 700
 
 
-def test_a_gzip_line_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+def test_a_gzip_line_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers_agci.data.rows.MAX_ROW", 1 << 20)
     for begin in (b'{"id": "', b'[{"id": "'):
         (tmp_path / "a.json.gz").write_bytes(gzip.compress(begin + b"x" * (5 << 20) + b'"}'))
@@ -260,7 +264,7 @@ def test_a_gzip_line_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch
             list(read_rows(tmp_path / "a.json.gz"))
 
 
-def test_odd_parquet_values_become_json_or_are_named(tmp_path):
+def test_odd_parquet_values_become_json_or_are_named(tmp_path: Path) -> None:
     import datetime
     import decimal
 
@@ -294,7 +298,7 @@ def test_odd_parquet_values_become_json_or_are_named(tmp_path):
         list(read_rows(tmp_path / "far.parquet"))
 
 
-def test_a_file_of_any_name_is_known_by_its_content(tmp_path):
+def test_a_file_of_any_name_is_known_by_its_content(tmp_path: Path) -> None:
     for kind in ("lines", "array", "gz", "parquet"):
         path = write(tmp_path / f"answers of {kind}", kind)
         assert [row for _, row in read_rows(path, any_name=True)] == rows()
@@ -305,7 +309,7 @@ def test_a_file_of_any_name_is_known_by_its_content(tmp_path):
 @pytest.mark.parametrize(
     "name", ["", "/etc/passwd", "../x.jpg", "a/../../x.jpg", "a\\..\\x", "C:\\x", "C:x", "a\0b", "\\\\h\\x"]
 )
-def test_a_path_that_leaves_its_root_is_refused(tmp_path: Path, name) -> None:
+def test_a_path_that_leaves_its_root_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"^rows\.json:3: .*relative and without"):
         resolve_below(tmp_path, name, "rows.json:3")
 
@@ -324,7 +328,7 @@ def test_a_link_out_of_the_root_is_refused_and_one_inside_is_not(tmp_path: Path)
     assert resolve_below(root, "a..b.jpg", "r:1").name == "a..b.jpg"
 
 
-def jpeg(size=(40, 30), mode="RGB"):
+def jpeg(size: tuple[int, int] = (40, 30), mode: str = "RGB") -> bytes:
     buffer = io.BytesIO()
     Image.effect_noise(size, 50).convert(mode).save(buffer, "JPEG")
     return buffer.getvalue()
@@ -347,7 +351,7 @@ def test_an_image_is_opened_as_rgb(tmp_path: Path) -> None:
         (jpeg((200, 100)), "has 200x100 pixels, more than the 10000"),
     ],
 )
-def test_a_bad_image_is_one_sentence(tmp_path: Path, content, message) -> None:
+def test_a_bad_image_is_one_sentence(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "a.jpg"
     if content is not None:
         path.write_bytes(content)
@@ -367,17 +371,17 @@ def test_a_folder_is_not_a_image(tmp_path: Path) -> None:
         open_image(tmp_path, "r:1")
 
 
-def saved(image, kind, **options) -> bytes:
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def grey16(values) -> Image.Image:
+def grey16(values: Any) -> Image.Image:
     return Image.fromarray(np.array([values], dtype=np.uint16))
 
 
-def half_transparent(mode) -> Image.Image:
+def half_transparent(mode: Any) -> Image.Image:
     """Red, of which the right half is transparent."""
     image = Image.new("RGBA", (2, 1), (200, 0, 0, 255))
     image.putpixel((1, 0), (200, 0, 0, 0))
@@ -408,7 +412,9 @@ RED_ON_WHITE = [(200, 0, 0), (255, 255, 255)]
         (saved(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "TIFF"), [(255, 0, 0)], ()),
     ],
 )
-def test_a_model_sees_what_a_viewer_shows(data, pixels, changes) -> None:
+def test_a_model_sees_what_a_viewer_shows(
+    data: bytes, pixels: list[tuple[int, int, int]], changes: tuple[Any, ...]
+) -> None:
     image = visible_image(data, "it")
     assert image.mode == "RGB"
     assert [image.getpixel((x, 0)) for x in range(image.width)] == pixels
@@ -430,7 +436,7 @@ def test_an_image_stands_upright_and_only_its_first_frame_counts() -> None:
 
 
 @pytest.mark.parametrize(("mode", "message"), [("F", "has floating-point numbers"), ("I", "has 32-bit numbers")])
-def test_pixels_of_unknown_range_are_refused(mode, message) -> None:
+def test_pixels_of_unknown_range_are_refused(mode: str, message: str) -> None:
     with pytest.raises(InputError, match=f"^it {message} for pixels"):
         visible_image(saved(Image.new(mode, (2, 2), 1), "TIFF"), "it")
 
@@ -444,12 +450,12 @@ def test_a_text_in_a_file_cannot_pose_as_a_change() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (100_000, 1), (1, 100_000)])
-def test_thin_images_are_read(size) -> None:
+def test_thin_images_are_read(size: tuple[int, int]) -> None:
     assert visible_image(saved(Image.new("RGB", size), "PNG"), "it").size == size
 
 
 @pytest.mark.parametrize("make", [make_fifo, make_circle, lambda path: path.symlink_to("/dev/zero")])
-def test_an_image_that_is_no_file_is_not_waited_for(tmp_path: Path, make) -> None:
+def test_an_image_that_is_no_file_is_not_waited_for(tmp_path: Path, make: Callable[..., Any]) -> None:
     make(tmp_path / "x.jpg")
     for read in (open_image, image_size):
         with pytest.raises(InputError, match=r"^r:1: the image .*x\.jpg cannot be read"):
@@ -457,7 +463,7 @@ def test_an_image_that_is_no_file_is_not_waited_for(tmp_path: Path, make) -> Non
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a/" * 2500 + "x", "\ud800.jpg", "circle", "circle/x.jpg"])
-def test_a_name_that_leads_nowhere_is_one_sentence(tmp_path: Path, name) -> None:
+def test_a_name_that_leads_nowhere_is_one_sentence(tmp_path: Path, name: str) -> None:
     make_circle(tmp_path / "circle")
     with pytest.raises(InputError, match=r"^r:1: ") as error:
         open_image(resolve_below(tmp_path, name, "r:1"), "r:1")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import PIL
 import pytest
@@ -27,7 +28,7 @@ NAME = "sample_noto_840_840"
         (f"similarity_data/{NAME}.json", 4, {"Yes": 36}),
     ],
 )
-def test_the_shipped_samples_pass_our_own_check(rows, items, answers) -> None:
+def test_the_shipped_samples_pass_our_own_check(rows: str, items: int, answers: dict[str, Any]) -> None:
     path = ROOT / rows
     report = check(path, path.parent / "images")
     assert report.errors == []

@@ -5,7 +5,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -30,16 +30,24 @@ class ScriptedEngine:
     lam = None
     lambdas_together = False
 
-    def __init__(self, name="scripted", broken=(), killed_at=None, sets_lambda=True) -> None:
+    def __init__(
+        self,
+        name: str = "scripted",
+        broken: tuple[Any, ...] = (),
+        killed_at: int | None = None,
+        sets_lambda: bool = True,
+    ) -> None:
         self.name, self.identity = name, {"weights_sha256": "0"}
         self.broken, self.killed_at, self.sets_lambda = broken, killed_at, sets_lambda
         self.asked: list[tuple[float, int]] = []
 
-    def answering(self, questions, lambdas, options):
+    def answering(
+        self, questions: list[Question], lambdas: list[float], options: AnswerOptions
+    ) -> QueuedAnswering | None:
         assert len(lambdas) == 1
         return QueuedAnswering(self, questions, options, functools.partial(self.answers, lam=lambdas[0]), Counts())
 
-    def answers(self, numbered, lam) -> Iterator:
+    def answers(self, numbered: Iterator[Any], lam: float) -> Iterator:
         numbered = iter(numbered)
         for first in numbered:
             pair = [first, *itertools.islice(numbered, 1)]
@@ -50,14 +58,16 @@ class ScriptedEngine:
                 bad = InputError(f"{question.where}: no answer")
                 yield number, bad if number in self.broken else Answer("Yes", -0.5 - lam, -1.5)
 
-    def describe(self, *_):
+    def describe(self, *_: Any) -> Any:
         return []
 
     def close(self) -> None:
         pass
 
 
-def ask(engine, path: Path, lambdas=(0.0,), strict=False, **options) -> RunSummary:
+def ask(
+    engine: ScriptedEngine, path: Path, lambdas: tuple[float] = (0.0,), strict: bool = False, **options: Any
+) -> RunSummary:
     questions = [Question({"id": number}, f"x.json:{number + 1}", f"Is it {number}?") for number in range(ROWS)]
     run = RunOptions(progress=False, strict=strict)
     outputs = output_paths(path, lambdas)
@@ -163,6 +173,8 @@ def test_options_of_another_engine_are_refused(tmp_path: Path) -> None:
         (["similarity", "--engine", "vllm"], "--engine vllm: agci similarity needs what happens inside the model"),
     ],
 )
-def test_mistakes_in_engine_options_are_sentences(words, said, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_in_engine_options_are_sentences(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words) == 2
     assert said in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """Evenness over the cells: exact against slow versions, invariant where it must be, honest where nothing is known."""
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,44 +17,44 @@ def margins(items: int, seed: int, bias: float = 0.3, cells: int = 9) -> np.ndar
     return 1.3 + bias * np.linspace(1, -1, cells) + rng.normal(size=(items, 1)) + rng.normal(size=(items, cells))
 
 
-def test_unevenness_is_the_mean_product_of_different_items():
+def test_unevenness_is_the_mean_product_of_different_items() -> None:
     table = margins(7, seed=0)
     centred = table - table.mean(axis=1, keepdims=True)
     products = [centred[i] @ centred[j] / 9 for i, j in itertools.permutations(range(7), 2)]
     assert ev.unevenness(table) == pytest.approx(np.mean(products))
 
 
-def test_unevenness_has_no_bias_where_the_plain_variance_has():
+def test_unevenness_has_no_bias_where_the_plain_variance_has() -> None:
     estimates = [ev.unevenness(margins(20, seed, bias=0.0)) for seed in range(400)]
     plain = [margins(20, seed, bias=0.0).mean(axis=0).var() for seed in range(400)]
     assert abs(np.mean(estimates)) < 0.003
     assert np.mean(plain) > 0.03
 
 
-def test_leave_one_out_is_the_same_as_leaving_one_out():
+def test_leave_one_out_is_the_same_as_leaving_one_out() -> None:
     table = margins(8, seed=1)
     assert ev.leave_one_out(table) == pytest.approx([ev.unevenness(np.delete(table, i, axis=0)) for i in range(8)])
 
 
-def _standardized(yes, no):
+def _standardized(yes: np.ndarray, no: np.ndarray) -> np.ndarray:
     squares = sum(((t - np.nanmean(t, axis=0)) ** 2)[~np.isnan(t)].sum() for t in (yes, no))
     freedom = sum((~np.isnan(t)).sum() - t.shape[1] for t in (yes, no))
     return np.nanmean(yes, axis=0) / np.sqrt(squares / freedom)
 
 
-def _distances(yes, no):
+def _distances(yes: np.ndarray, no: np.ndarray) -> np.ndarray:
     return np.nanmean(yes, axis=0) / (np.nanmean(yes, axis=0).mean() - np.nanmean(no, axis=0).mean())
 
 
-def _auc(yes, no):
-    def of_cell(y, n):
+def _auc(yes: np.ndarray, no: np.ndarray) -> np.ndarray:
+    def of_cell(y: np.ndarray, n: np.ndarray) -> float:
         pairs = [(a > b) + 0.5 * (a == b) for a in y[~np.isnan(y)] for b in n[~np.isnan(n)]]
         return np.mean(pairs)
 
     return np.array([of_cell(y, n) for y, n in zip(yes.T, no.T, strict=True)])
 
 
-def _d_prime(yes, no):
+def _d_prime(yes: np.ndarray, no: np.ndarray) -> np.ndarray:
     rates = [((t > 0).sum(axis=0) + 0.5) / (len(t) + 1) for t in (yes, no)]
     return stats.norm.ppf(rates[0]) - stats.norm.ppf(rates[1])
 
@@ -66,7 +68,9 @@ def _d_prime(yes, no):
         (lambda yes, no: ev.of_d_prime((yes > 0) * 1.0, (no > 0) * 1.0), _d_prime, False),
     ],
 )
-def test_contributions_are_jackknife_pseudo_values(measure, slow, gaps):
+def test_contributions_are_jackknife_pseudo_values(
+    measure: Callable[..., Any], slow: Callable[..., Any], gaps: bool
+) -> None:
     yes, no = margins(40, seed=2).round(1) - 0.5, margins(40, seed=3).round(1) - 2.0
     if gaps:
         yes[3, 2] = no[5, 0] = no[3, 2] = np.nan
@@ -77,7 +81,7 @@ def test_contributions_are_jackknife_pseudo_values(measure, slow, gaps):
 
 
 @pytest.mark.parametrize("shift, scale", [(0.6, 1.0), (-2.0, 3.0), (0.0, 0.2)])
-def test_a_shift_and_a_change_of_scale_are_no_change_of_evenness(shift, scale):
+def test_a_shift_and_a_change_of_scale_are_no_change_of_evenness(shift: float, scale: float) -> None:
     yes, no = margins(50, seed=4), margins(50, seed=5) - 2.5
     moved = [scale * (table + shift) for table in (yes, no)]
     changes = [
@@ -92,7 +96,7 @@ def test_a_shift_and_a_change_of_scale_are_no_change_of_evenness(shift, scale):
     assert ev.verdict(changes[0], changes[1], 50) == "no difference shown"
 
 
-def test_added_noise_is_no_repair():
+def test_added_noise_is_no_repair() -> None:
     """In units of its own sd a noisier result looks more even; in units of the distance of Yes and No it does not."""
     rng = np.random.default_rng(6)
     yes, no = margins(300, seed=7), margins(300, seed=8) - 2.5
@@ -104,7 +108,7 @@ def test_added_noise_is_no_repair():
 
 
 @pytest.mark.parametrize("before, after, said", [(0.3, 0.1, "more even"), (0.1, 0.3, "less even")])
-def test_a_real_change_is_found(before, after, said):
+def test_a_real_change_is_found(before: float, after: float, said: str) -> None:
     no = margins(300, seed=9, bias=0) - 2.5
     sides = [(margins(300, seed=seed, bias=bias), no) for seed, bias in ((10, before), (11, after))]
     own = ev.compare(*(ev.of_standardized_margins(*side) for side in sides))
@@ -112,7 +116,7 @@ def test_a_real_change_is_found(before, after, said):
     assert ev.verdict(own, distance, 300) == said
 
 
-def test_what_cannot_be_had_is_none_and_never_an_interval_without_width():
+def test_what_cannot_be_had_is_none_and_never_an_interval_without_width() -> None:
     ones = np.ones((50, 9))
     assert ev.of_standardized_margins(ones) is None
     assert ev.of_d_prime(ones, 1 - ones) is None
@@ -125,7 +129,7 @@ def test_what_cannot_be_had_is_none_and_never_an_interval_without_width():
     assert ev.verdict(few, few, 5) == "cannot tell"
 
 
-def test_margins_that_end_at_a_bound_are_known():
+def test_margins_that_end_at_a_bound_are_known() -> None:
     """Cut off at 3 sd or rounded to steps of 4, a shift is no shift any more; to steps of a half sd it still is."""
     table = margins(300, seed=20)
     assert not ev.are_cut_off(table) and not ev.are_cut_off((2 * table).round() / 2)

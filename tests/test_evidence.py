@@ -1,8 +1,10 @@
 """agci evidence, sweep and plan: several results at once, lambda chosen honestly, how many items are needed."""
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,9 @@ from transformers_agci.statistics import planning, regression
 from transformers_agci.statistics.equivalence import equivalence
 
 
-def rows(yes, no=None, margin=True, shape=None):
+def rows(
+    yes: bool, no: np.ndarray | None = None, margin: np.ndarray = True, shape: tuple[int, int] | None = None
+) -> list[dict[str, str]]:
     """Rows of a result from margins [items, cells]; caption and image name the item."""
     found = []
     for answer, table in (("Yes", yes), ("No", no)):
@@ -42,12 +46,12 @@ def rows(yes, no=None, margin=True, shape=None):
     return found
 
 
-def write(path: Path, content) -> str:
+def write(path: Path, content: list[dict[str, str]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
     return str(path)
 
 
-def margins(items, seed, bias=0.0, mean=1.3, cells=9):
+def margins(items: int, seed: int, bias: float = 0.0, mean: float = 1.3, cells: int = 9) -> np.ndarray:
     rng = np.random.default_rng(seed)
     lean = bias * np.linspace(1, -1, cells)
     return mean + lean + 0.7 * rng.normal(size=(items, 1)) + 0.7 * rng.normal(size=(items, cells))
@@ -62,7 +66,9 @@ def three(tmp_path: Path) -> list[str]:
     return [write(tmp_path / f"r{number}.jsonl", rows(*pair)) for number, pair in enumerate(pairs)]
 
 
-def test_everything_in_one_table_one_figure_and_one_file(three, tmp_path: Path, capsys) -> None:
+def test_everything_in_one_table_one_figure_and_one_file(
+    three: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, figure = tmp_path / "o" / "e.json", tmp_path / "e.png"
     words = ["--json", str(out), "--output_figure", str(figure), "--margin", "3", "--draws", "50"]
     assert main(["evidence", *three, *words, "--text_only_file", three[0]]) == 0
@@ -94,13 +100,15 @@ def test_everything_in_one_table_one_figure_and_one_file(three, tmp_path: Path, 
 
 
 @pytest.fixture
-def sweep_of_lambdas(three) -> list[str]:
+def sweep_of_lambdas(three: list[str]) -> list[str]:
     for path, lam in zip(three, (0, 0.25, 0.5)):
         Path(path).with_suffix(".manifest.json").write_text(json.dumps({"settings": {"lambda": lam, "method": "agci"}}))
     return three
 
 
-def test_metrics_take_any_number_of_results(three, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_take_any_number_of_results(
+    three: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers_agci.experiments.position import maps
 
     drawn = []
@@ -116,7 +124,9 @@ def test_metrics_take_any_number_of_results(three, tmp_path: Path, capsys, monke
     assert len({panel.scale for row in drawn for panel in row}) == 1
 
 
-def test_a_curve_over_lambda(sweep_of_lambdas, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_curve_over_lambda(
+    sweep_of_lambdas: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers_agci.experiments.position import curve
 
     lines = []
@@ -132,7 +142,9 @@ def test_a_curve_over_lambda(sweep_of_lambdas, tmp_path: Path, capsys, monkeypat
         assert image.width > image.height > 300
 
 
-def test_what_is_no_curve_is_refused(sweep_of_lambdas, tmp_path: Path, capsys) -> None:
+def test_what_is_no_curve_is_refused(
+    sweep_of_lambdas: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second, third = sweep_of_lambdas
     words = ["--output_curve", str(tmp_path / "c.png"), "--draws", "50"]
     assert main(["evidence", first, second, second, *words]) == 2
@@ -143,7 +155,9 @@ def test_what_is_no_curve_is_refused(sweep_of_lambdas, tmp_path: Path, capsys) -
 
 
 @pytest.mark.parametrize("command", ["evidence", "sweep"])
-def test_figures_that_cannot_be_written_are_one_sentence(command, three, tmp_path: Path, capsys) -> None:
+def test_figures_that_cannot_be_written_are_one_sentence(
+    command: str, three: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--draws", "50"] if command == "evidence" else []
     assert main([command, *three, "--json", f"{three[0]}/x.json", *words]) == 2
     said = capsys.readouterr().err
@@ -212,13 +226,20 @@ def test_equivalence_is_that_of_statsmodels() -> None:
         ),
     ],
 )
-def test_results_that_do_not_belong_together(three, tmp_path: Path, capsys, other, words, sentence) -> None:
+def test_results_that_do_not_belong_together(
+    three: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    other: Callable[..., Any],
+    words: list[Any],
+    sentence: str,
+) -> None:
     assert main(["evidence", three[0], write(tmp_path / "x.jsonl", other()), *words]) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1
 
 
-def test_what_cannot_be_had_is_said(tmp_path: Path, capsys) -> None:
+def test_what_cannot_be_had_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     right = write(tmp_path / "right.jsonl", rows(np.ones((40, 9)), -np.ones((40, 9)), margin=False))
     other = write(tmp_path / "other.jsonl", rows(margins(40, 6), margins(40, 7, mean=-1.3), margin=False))
     out, labels = tmp_path / "e.json", ["--labels", "right", "other", "again"]
@@ -229,7 +250,7 @@ def test_what_cannot_be_had_is_said(tmp_path: Path, capsys) -> None:
     assert "No equivalence is tested, because no margin was stated" in text and "nan" not in text
     found = json.loads(out.read_text())
 
-    def bounds(content):
+    def bounds(content: Any) -> Iterator[Any]:
         if isinstance(content, dict):
             if content.get("low") is not None:
                 yield content["low"], content["high"]
@@ -246,7 +267,9 @@ def test_what_cannot_be_had_is_said(tmp_path: Path, capsys) -> None:
     assert "has one item: nothing can be tested on it" in capsys.readouterr().err
 
 
-def test_a_sweep_chooses_on_some_items_and_reports_on_others(three, tmp_path: Path, capsys) -> None:
+def test_a_sweep_chooses_on_some_items_and_reports_on_others(
+    three: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "s.json"
     assert main(["sweep", *three, "--choose_by", "evenness", "--json", str(out)]) == 0
     text = capsys.readouterr().out
@@ -268,7 +291,9 @@ def test_a_sweep_chooses_on_some_items_and_reports_on_others(three, tmp_path: Pa
         (["--held_out", "SAME"], "80 captions"),
     ],
 )
-def test_a_lambda_is_not_reported_on_the_items_that_chose_it(three, capsys, words, sentence) -> None:
+def test_a_lambda_is_not_reported_on_the_items_that_chose_it(
+    three: list[str], capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
     words = [part for word in words for part in (three if word == "SAME" else [word])]
     assert main(["sweep", *three, *words]) == 2
     error = capsys.readouterr().err
@@ -300,7 +325,7 @@ def test_the_best_of_several_equal_lambdas_is_no_better_on_held_out_items(tmp_pa
     assert len(gains) >= 8 and inside > 0.02 and abs(outside) < inside / 2
 
 
-def test_plans_agree_with_simulation(tmp_path: Path, capsys) -> None:
+def test_plans_agree_with_simulation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plans = planning.items_for_position(9, 0.3, 0.5)
     needed = plans[0].items
     lean = 0.3 * np.repeat([1, 0, -1], 3) * np.sqrt(1.5)
@@ -330,7 +355,7 @@ def test_plans_agree_with_simulation(tmp_path: Path, capsys) -> None:
     assert "do not vary within its items" in capsys.readouterr().err
 
 
-def _within_f(table):
+def _within_f(table: np.ndarray) -> float:
     """F of the cells in a table [items, cells] with items as blocks."""
     n, cells = table.shape
     between = n * ((table.mean(axis=0) - table.mean()) ** 2).sum() / (cells - 1)

@@ -42,7 +42,7 @@ def results(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_write_what_one_writes(name, tmp_path: Path) -> None:
+def test_two_processes_write_what_one_writes(name: str, tmp_path: Path) -> None:
     said, found = [], []
     for launcher, folder in ((ALONE, "one"), (TEAM, "two")):
         done = run(launcher, name, tmp_path / folder)

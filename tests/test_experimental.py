@@ -1,5 +1,6 @@
 """agci self-check --experimental: a model of no family is looked at, and nothing of it is changed."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,9 @@ def test_a_model_without_the_place_is_said_to_have_none() -> None:
     assert "Linear cannot be served" in str(found)
 
 
-def test_the_command_looks_at_a_checkpoint(tiny_checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_looks_at_a_checkpoint(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tiny_checkpoint("llava")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert main(["self-check", str(folder), "--experimental"]) == 0

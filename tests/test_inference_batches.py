@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ class Named:
     key: str
 
 
-def question(*images: str, group: object = None, text: str = "Is it?", **more) -> Question:
+def question(*images: str, group: object = None, text: str = "Is it?", **more: Any) -> Question:
     return Question({}, "x", text, tuple(map(Named, images)), group, **more)
 
 
@@ -31,7 +32,7 @@ GROUPS = st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_s
 
 
 @given(GROUPS, st.integers(1, 9))
-def test_blocks_are_whole_groups_of_at_least_so_many_rows(groups, block_rows) -> None:
+def test_blocks_are_whole_groups_of_at_least_so_many_rows(groups: list[tuple[int, bool]], block_rows: int) -> None:
     questions = [
         question(group=None if alone else name) for name, (size, alone) in enumerate(groups) for _ in range(size)
     ]
@@ -51,7 +52,7 @@ def test_more_input_does_not_move_the_blocks_before_it() -> None:
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=2), min_size=1, max_size=30), st.integers(1, 5))
-def test_columns_ask_everything_once_about_one_list_of_images_each_slot(lists, batch_size) -> None:
+def test_columns_ask_everything_once_about_one_list_of_images_each_slot(lists: list[Any], batch_size: int) -> None:
     questions = [question(*images) for images in lists]
     columns = plan_columns(questions, range(len(questions)), batch_size)
     asked = Counter(number for column in columns for batch in column.batches for number in batch)
@@ -115,7 +116,7 @@ def test_images_come_first_or_where_their_marks_are() -> None:
 
 
 @given(st.text("YyEeSsNnOo ,.\n", max_size=10) | st.sampled_from(["yes, it is", "no\n, x", "Yes.", "NO", "yes,"]))
-def test_stopping_early_never_changes_the_verdict(reply) -> None:
+def test_stopping_early_never_changes_the_verdict(reply: str) -> None:
     stopped = next((reply[:end] for end in range(len(reply)) if verdict_is_fixed(reply[:end])), reply)
     assert read_answer(stopped.strip()) == read_answer(reply.strip())
 
@@ -133,7 +134,7 @@ def test_yes_and_no_stop_at_once() -> None:
         ("maybe", 1.0, 2.0, False),
     ],
 )
-def test_logits_against_the_answer(text, yes, no, disagrees) -> None:
+def test_logits_against_the_answer(text: str, yes: float, no: float, disagrees: bool) -> None:
     answer = Answer(text, yes, no)
     assert answer.logits_disagree is disagrees
     assert answer.fields == {"prediction": text, "yes_logit": yes, "no_logit": no, "margin": yes - no}

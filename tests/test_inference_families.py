@@ -51,7 +51,7 @@ def answers(
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batch_1_and_batch_5_agree_in_float32(
-    tiny_checkpoint: Callable[[str], Path], questions, tmp_path: Path, family
+    tiny_checkpoint: Callable[[str], Path], questions: list[Question], tmp_path: Path, family: str
 ) -> None:
     alone = answers(tiny_checkpoint(family), questions, tmp_path, 1)
     together = answers(tiny_checkpoint(family), questions, tmp_path, 5)
@@ -66,7 +66,7 @@ def test_batch_1_and_batch_5_agree_in_float32(
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_bfloat16_only_close_calls_may_flip(
-    tiny_checkpoint: Callable[[str], Path], questions, tmp_path: Path, family
+    tiny_checkpoint: Callable[[str], Path], questions: list[Question], tmp_path: Path, family: str
 ) -> None:
     alone = answers(tiny_checkpoint(family), questions, tmp_path, 1, "bfloat16")
     together = answers(tiny_checkpoint(family), questions, tmp_path, 5, "bfloat16")
@@ -85,7 +85,9 @@ def test_in_bfloat16_only_close_calls_may_flip(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_vision_record_is_exact_and_not_changed_by_its_use(tiny_checkpoint: Callable[[str], Path], family) -> None:
+def test_the_vision_record_is_exact_and_not_changed_by_its_use(
+    tiny_checkpoint: Callable[[str], Path], family: str
+) -> None:
     loaded = load(LoadOptions(str(tiny_checkpoint(family))))
     model, processor = loaded.model, loaded.processor
     first = prompt_inputs(processor, "Is there a dog?", random_image(1), random_image(2))
@@ -108,7 +110,7 @@ def test_the_vision_record_is_exact_and_not_changed_by_its_use(tiny_checkpoint: 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_caption_cannot_bring_an_image_of_its_own(tiny_checkpoint: Callable[[str], Path], family) -> None:
+def test_a_caption_cannot_bring_an_image_of_its_own(tiny_checkpoint: Callable[[str], Path], family: str) -> None:
     processor = load(LoadOptions(str(tiny_checkpoint(family)))).processor
     token = processor.image_token
     with pytest.raises(InputError, match="x:1: the text holds"):
@@ -118,7 +120,7 @@ def test_a_caption_cannot_bring_an_image_of_its_own(tiny_checkpoint: Callable[[s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_images_taken_once_are_the_processors_own(family) -> None:
+def test_images_taken_once_are_the_processors_own(family: str) -> None:
     processor = build_processor(family)
     shown = [[random_image(number, *size)] for number, size in enumerate(SIZES)]
     if family in ("qwen2_5_vl", "qwen3_vl"):

@@ -44,7 +44,7 @@ def change_weights(folder: Path, edit: Callable[[dict], None]) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
 
-def test_what_the_manifest_learns(folder) -> None:
+def test_what_the_manifest_learns(folder: Path) -> None:
     loaded = load(LoadOptions(str(folder), dtype="bfloat16"))
     assert loaded.model.dtype == torch.bfloat16
     assert not loaded.model.training
@@ -60,7 +60,7 @@ def test_what_the_manifest_learns(folder) -> None:
     assert load(LoadOptions(str(folder), attn_implementation="eager")).identity["attention"] == "eager"
 
 
-def test_float16_becomes_float32_on_a_cpu_only(folder) -> None:
+def test_float16_becomes_float32_on_a_cpu_only(folder: Path) -> None:
     change(folder / "config.json", dtype="float16", torch_dtype="float16")
     assert load(LoadOptions(str(folder), device="cpu")).model.dtype == torch.float32
     assert load(LoadOptions(str(folder), device="cpu"), weights=False).model.dtype == torch.float32
@@ -69,7 +69,7 @@ def test_float16_becomes_float32_on_a_cpu_only(folder) -> None:
     assert load(LoadOptions(str(folder), device="cpu")).model.dtype == torch.bfloat16
 
 
-def test_the_hash_of_large_files_is_sampled(folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hash_of_large_files_is_sampled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint_files, "WHOLE", 1000)
     monkeypatch.setattr(checkpoint_files, "SAMPLE", 1000)
     before = checkpoint_files.fingerprint(folder)
@@ -78,7 +78,7 @@ def test_the_hash_of_large_files_is_sampled(folder, monkeypatch: pytest.MonkeyPa
     assert checkpoint_files.fingerprint(folder) != before
 
 
-def test_lambda_comes_from_the_command_line_then_the_config_then_zero(folder) -> None:
+def test_lambda_comes_from_the_command_line_then_the_config_then_zero(folder: Path) -> None:
     assert lambdas_of([], load(LoadOptions(str(folder))))[0] == [0.0]
     change(folder / "config.json", **{LAMBDA_KEY: 0.25})
     loaded = load(LoadOptions(str(folder)))
@@ -98,12 +98,12 @@ def test_no_such_folder(tmp_path: Path) -> None:
     refuse("nobody/nothing", "neither a folder here nor a checkpoint that the hub gave us")
 
 
-def test_a_folder_without_weights(folder) -> None:
+def test_a_folder_without_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     refuse(folder, "holds no weights")
 
 
-def test_pickled_weights_are_refused_with_the_remedy(folder) -> None:
+def test_pickled_weights_are_refused_with_the_remedy(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refuse(folder, r"pickles \(pytorch_model.bin\).*save_pretrained")
 
@@ -158,7 +158,7 @@ def test_a_tokenizer_without_a_maximal_length(folder: Path) -> None:
     assert load(LoadOptions(str(folder)), weights=False).processor.tokenizer.model_max_length == int(1e30)
 
 
-def test_a_missing_shard_is_named(folder) -> None:
+def test_a_missing_shard_is_named(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     change(folder / "model.safetensors.index.json", **index)
@@ -167,30 +167,30 @@ def test_a_missing_shard_is_named(folder) -> None:
     refuse(folder, "outside its folder")
 
 
-def test_an_unsupported_model_lists_the_supported_ones(folder) -> None:
+def test_an_unsupported_model_lists_the_supported_ones(folder: Path) -> None:
     change(folder / "config.json", model_type="bert")
     said = refuse(folder, "model_type 'bert'")
     assert all(name in said for name in ("Qwen2.5-VL", "Qwen3-VL", "Gemma3n", "InternVL3", "LLaVA-v1.6", "LLaVA-v1.5"))
 
 
 @pytest.mark.parametrize(("model_type", "twin"), [("llava_llama", "llava-1.5"), ("llava_mistral", "llava-v1.6")])
-def test_the_original_llava_layout_names_its_twin(folder, model_type, twin) -> None:
+def test_the_original_llava_layout_names_its_twin(folder: Path, model_type: str, twin: str) -> None:
     change(folder / "config.json", model_type=model_type)
     refuse(folder, twin)
 
 
-def test_a_checkpoint_of_another_family(folder) -> None:
+def test_a_checkpoint_of_another_family(folder: Path) -> None:
     refuse(folder, r"is a LLaVA-v1.5 checkpoint.*is for Qwen2.5-VL", family="qwen2_5_vl")
     refuse(folder, "Unknown family 'qwen'. Available: qwen2_5_vl", family="qwen")
     load(LoadOptions(str(folder), family=FAMILY))
 
 
-def test_an_adapter_is_to_be_merged_first(folder) -> None:
+def test_an_adapter_is_to_be_merged_first(folder: Path) -> None:
     change(folder / "adapter_config.json", base_model_name_or_path="elsewhere")
     refuse(folder, "holds a LoRA adapter.*merge it")
 
 
-def test_broken_json(folder) -> None:
+def test_broken_json(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     refuse(folder, "config.json: the file is not valid JSON")
 
@@ -201,7 +201,7 @@ def test_broken_json(folder) -> None:
 @pytest.mark.parametrize(
     "file", ["config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"]
 )
-def test_code_of_its_own_is_refused_and_never_run(folder, tmp_path: Path, file) -> None:
+def test_code_of_its_own_is_refused_and_never_run(folder: Path, tmp_path: Path, file: str) -> None:
     proof = tmp_path / "it_ran"
     (folder / "evil.py").write_text(f"open({str(proof)!r}, 'w')\nclass Evil: pass\n")
     autos = {"AutoConfig": "evil.Evil", "AutoTokenizer": ["evil.Evil", None], "AutoProcessor": "evil.Evil"}
@@ -211,7 +211,7 @@ def test_code_of_its_own_is_refused_and_never_run(folder, tmp_path: Path, file) 
     assert not any(name.endswith("evil") for name in sys.modules)
 
 
-def test_a_chat_template_cannot_reach_python(folder) -> None:
+def test_a_chat_template_cannot_reach_python(folder: Path) -> None:
     from transformers_agci.inference.prompt import chat_text
     from transformers_agci.inference.questions import Question
 
@@ -224,12 +224,12 @@ def test_a_chat_template_cannot_reach_python(folder) -> None:
 # --- weights ---
 
 
-def test_missing_weights_are_an_error(folder) -> None:
+def test_missing_weights_are_an_error(folder: Path) -> None:
     change_weights(folder, lambda weights: weights.pop(next(key for key in weights if "projector" in key)))
     refuse(folder, "lacks 1 of the model's weights, for instance .*projector")
 
 
-def test_weights_of_another_shape_are_an_error(folder) -> None:
+def test_weights_of_another_shape_are_an_error(folder: Path) -> None:
     def squash(weights: dict) -> None:
         key = next(key for key in weights if key.endswith("q_proj.weight") and "language" in key)
         weights[key] = weights[key][:5].clone()
@@ -251,7 +251,7 @@ def test_weights_of_another_shape_are_an_error(folder) -> None:
         ("language_model.model.layers.0.self_attn.rotary_emb.inv_freq", False),
     ],
 )
-def test_unknown_weights(folder, name, refused) -> None:
+def test_unknown_weights(folder: Path, name: str, refused: bool) -> None:
     change_weights(folder, lambda weights: weights.update({name: torch.zeros(2)}))
     if refused:
         refuse(folder, "does not know in its vision tower, projector or decoder")
@@ -262,13 +262,13 @@ def test_unknown_weights(folder, name, refused) -> None:
 # --- processor and options ---
 
 
-def test_a_processor_that_is_not_there(folder) -> None:
+def test_a_processor_that_is_not_there(folder: Path) -> None:
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
         (folder / file).unlink(missing_ok=True)
     refuse(folder, "processor")
 
 
-def test_no_chat_template(folder) -> None:
+def test_no_chat_template(folder: Path) -> None:
     for file in folder.glob("chat_template*"):
         file.unlink()
     for file in ("processor_config.json", "tokenizer_config.json"):
@@ -279,7 +279,9 @@ def test_no_chat_template(folder) -> None:
     refuse(folder, "no chat template")
 
 
-def test_the_image_size_can_be_pinned_where_the_family_has_one(folder, tiny_checkpoint: Callable[[str], Path]) -> None:
+def test_the_image_size_can_be_pinned_where_the_family_has_one(
+    folder: Path, tiny_checkpoint: Callable[[str], Path]
+) -> None:
     from tiny_checkpoints import prompt_inputs, random_image
 
     refuse(folder, "does not support bounds on the size of its images", max_pixels=1000)
@@ -291,7 +293,7 @@ def test_the_image_size_can_be_pinned_where_the_family_has_one(folder, tiny_chec
     assert loaded.identity["pictures"]["size"]["longest_edge"] == 28 * 28 * 9
 
 
-def test_devices(folder) -> None:
+def test_devices(folder: Path) -> None:
     refuse(folder, "give only one", device="cpu", device_map="auto")
     refuse(folder, "not one that PyTorch knows", device="abacus")
     refuse(folder, "is a folder", revision="main")
@@ -301,7 +303,7 @@ def test_devices(folder) -> None:
     assert load(LoadOptions(str(folder), device_map="auto")).device.type in ("cpu", "cuda")
 
 
-def test_every_process_of_a_torchrun_has_its_gpu(folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_process_of_a_torchrun_has_its_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the device being set, what is made on "cuda" lands on the first GPU for all processes."""
     from transformers_agci.inference import load as loading
 
@@ -318,7 +320,7 @@ def test_every_process_of_a_torchrun_has_its_gpu(folder, monkeypatch: pytest.Mon
     assert len(chosen) == 3
 
 
-def test_a_process_without_a_gpu_is_refused(folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_a_gpu_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise CUDA's own "invalid device ordinal" ends it, with a traceback."""
     from transformers_agci.inference import load as loading
 
@@ -332,7 +334,7 @@ def test_a_process_without_a_gpu_is_refused(folder, monkeypatch: pytest.MonkeyPa
         loading._placement(folder, LoadOptions(str(folder), device="cuda:7"), torch)
 
 
-def test_a_device_map_is_for_one_process(folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_map_is_for_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     refuse(folder, "gives one process all GPUs, but torchrun has started 2", device_map="auto")
@@ -362,7 +364,7 @@ def test_four_bits_leave_what_sees_the_image(
     assert quantized
 
 
-def test_a_missing_package_is_named(folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
     refuse(folder, "`device_map` needs the package accelerate: pip install accelerate", device_map="auto")
 

@@ -84,7 +84,7 @@ def build(family: str) -> Any:
 
 
 @pytest.mark.parametrize("family", paper_families())
-def test_image_tokens_at_840(family) -> None:
+def test_image_tokens_at_840(family: str) -> None:
     processor = build(family)
     ids = prompt_inputs(processor, "Is it?", Image.new("RGB", (840, 840), "white"))["input_ids"][0]
     image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)

@@ -98,7 +98,9 @@ def written(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_checkpoint: Callable[[str], Path], probe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(
+    tiny_checkpoint: Callable[[str], Path], probe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
     """What one undisturbed process writes with the LLaVA checkpoint."""
     folder = tmp_path_factory.mktemp("whole")
     agci("probe", *arguments(tiny_checkpoint("llava"), probe, folder / "A.jsonl"))
@@ -131,7 +133,7 @@ def start_and_kill(words: list[str], answers: Path, when: int) -> None:
 
 
 def test_killed_twice_and_resumed_it_writes_the_same_bytes(
-    tiny_checkpoint: Callable[[str], Path], probe, tmp_path: Path, whole
+    tiny_checkpoint: Callable[[str], Path], probe: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
     words = ["probe", *arguments(tiny_checkpoint("llava"), probe, tmp_path / "A.jsonl")]
     for when in (1, len(whole["A.lam0.jsonl"]) // 2):
@@ -141,7 +143,7 @@ def test_killed_twice_and_resumed_it_writes_the_same_bytes(
 
 
 def test_a_killed_shard_is_redone_and_merged_to_the_same_bytes(
-    tiny_checkpoint: Callable[[str], Path], probe, tmp_path: Path, whole
+    tiny_checkpoint: Callable[[str], Path], probe: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
     words = ["probe", *arguments(tiny_checkpoint("llava"), probe, tmp_path / "A.jsonl")]
     start_and_kill([*words, "--shard", "1/3"], tmp_path / "A.jsonl", 1)
@@ -154,7 +156,7 @@ def test_a_killed_shard_is_redone_and_merged_to_the_same_bytes(
 
 
 def test_a_second_process_is_refused_while_the_first_writes(
-    tiny_checkpoint: Callable[[str], Path], probe, tmp_path: Path, whole
+    tiny_checkpoint: Callable[[str], Path], probe: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
     words = ["probe", *arguments(tiny_checkpoint("llava"), probe, tmp_path / "A.jsonl")]
     first = subprocess.Popen(
@@ -176,7 +178,7 @@ def test_a_second_process_is_refused_while_the_first_writes(
 
 @pytest.mark.parametrize(("family", "most"), [(family, 3 if family == "llava" else 2) for family in FAMILIES])
 def test_the_familys_own_command_with_several_processes(
-    tiny_checkpoint: Callable[[str], Path], probe, tmp_path: Path, family, most
+    tiny_checkpoint: Callable[[str], Path], probe: Path, tmp_path: Path, family: str, most: int
 ) -> None:
     script = ROOT / "scripts" / paper_families()[family].name / "eval_laion_bias_data.py"
     results = []
@@ -201,7 +203,7 @@ def test_the_familys_own_command_with_several_processes(
 
 
 def test_another_number_of_processes_goes_on_where_the_first_stopped(
-    tiny_checkpoint: Callable[[str], Path], probe, tmp_path: Path, whole
+    tiny_checkpoint: Callable[[str], Path], probe: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
     words = arguments(tiny_checkpoint("llava"), probe, tmp_path / "A.jsonl", "--quiet")
     start_and_kill(["probe", *words], tmp_path / "A.jsonl", 1)
@@ -210,7 +212,7 @@ def test_another_number_of_processes_goes_on_where_the_first_stopped(
 
 
 def test_a_checkpoint_of_another_family_is_refused(
-    tiny_checkpoint: Callable[[str], Path], probe, tmp_path: Path
+    tiny_checkpoint: Callable[[str], Path], probe: Path, tmp_path: Path
 ) -> None:
     script = ROOT / "scripts" / "Qwen3-VL" / "eval_laion_bias_data.py"
     words = arguments(tiny_checkpoint("llava"), probe, tmp_path / "A.jsonl")

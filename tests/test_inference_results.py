@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,11 @@ def rows_of(block: int, bad: dict[int, list[FailedRow]]) -> list[dict]:
 
 
 def fill(
-    path: Path, shard: Shard | None = None, bad: dict[int, list[FailedRow]] | None = None, stop: int = 99, **options
+    path: Path,
+    shard: Shard | None = None,
+    bad: dict[int, list[FailedRow]] | None = None,
+    stop: int = 99,
+    **options: Any,
 ) -> None:
     """Write every unfinished block of the shard, at most `stop` of them, and merge where one process does all."""
     bad = bad or {}
@@ -54,7 +59,7 @@ def bad(request: pytest.FixtureRequest) -> dict:
 
 
 @pytest.fixture
-def whole(tmp_path: Path, bad) -> tuple[bytes, bytes]:
+def whole(tmp_path: Path, bad: dict) -> tuple[bytes, bytes]:
     """The bytes of an undisturbed run, and of its list of bad rows."""
     fill(tmp_path / "whole.jsonl", bad=bad)
     return contents(tmp_path / "whole.jsonl")
@@ -69,14 +74,18 @@ def names(folder: Path, stem: str) -> set[str]:
     return {file.name for file in folder.iterdir() if file.name.startswith(f"{stem}.")}
 
 
-def test_rows_stand_in_input_order_and_nothing_else_is_left(tmp_path: Path, whole, bad) -> None:
+def test_rows_stand_in_input_order_and_nothing_else_is_left(
+    tmp_path: Path, whole: tuple[bytes, bytes], bad: dict
+) -> None:
     written = [json.loads(line)["id"] for line in whole[0].splitlines()]
     assert written == [n for n in range(sum(SIZES)) if n != 5 or not bad]
     expected = {"whole.jsonl", "whole.manifest.json"} | ({"whole.bad.jsonl"} if bad else set())
     assert names(tmp_path, "whole") == expected
 
 
-def test_truncated_at_every_byte_of_its_last_block_it_resumes_to_the_same_bytes(tmp_path: Path, whole, bad) -> None:
+def test_truncated_at_every_byte_of_its_last_block_it_resumes_to_the_same_bytes(
+    tmp_path: Path, whole: tuple[bytes, bytes], bad: dict
+) -> None:
     path = tmp_path / "whole.jsonl"
     end = len(whole[0])
     last_block = end - sum(map(len, whole[0].splitlines(keepends=True)[-SIZES[-1] :]))
@@ -86,7 +95,7 @@ def test_truncated_at_every_byte_of_its_last_block_it_resumes_to_the_same_bytes(
         assert contents(path) == whole, size
 
 
-def test_a_bad_row_whose_block_was_not_written_is_forgotten(tmp_path: Path, whole) -> None:
+def test_a_bad_row_whose_block_was_not_written_is_forgotten(tmp_path: Path, whole: tuple[bytes, bytes]) -> None:
     """The list of bad rows is written before its block: a kill between the two leaves it alone."""
     path = tmp_path / "A.jsonl"
     fill(path, bad=BAD, stop=2)
@@ -97,7 +106,9 @@ def test_a_bad_row_whose_block_was_not_written_is_forgotten(tmp_path: Path, whol
 
 
 @pytest.mark.parametrize("counts", [(1,), (2,), (3,), (3, 2), (2, 1), (7,)], ids=str)
-def test_any_number_of_shards_gives_the_same_bytes(tmp_path: Path, whole, bad, counts) -> None:
+def test_any_number_of_shards_gives_the_same_bytes(
+    tmp_path: Path, whole: tuple[bytes, bytes], bad: dict, counts: tuple[Any, ...]
+) -> None:
     path = tmp_path / "A.jsonl"
     for count in counts[:-1]:  # interrupted: each shard does one block
         for index in range(count):
@@ -110,7 +121,9 @@ def test_any_number_of_shards_gives_the_same_bytes(tmp_path: Path, whole, bad, c
     assert names(tmp_path, "A") == {name.replace("whole", "A") for name in names(tmp_path, "whole")}
 
 
-def test_one_process_goes_on_where_shards_and_a_single_run_stopped(tmp_path: Path, whole, bad) -> None:
+def test_one_process_goes_on_where_shards_and_a_single_run_stopped(
+    tmp_path: Path, whole: tuple[bytes, bytes], bad: dict
+) -> None:
     path = tmp_path / "A.jsonl"
     fill(path, bad=bad, stop=1)
     fill(path, Shard(0, 2), bad)
@@ -120,7 +133,7 @@ def test_one_process_goes_on_where_shards_and_a_single_run_stopped(tmp_path: Pat
     assert contents(path) == whole
 
 
-def test_a_killed_shard_is_done_again(tmp_path: Path, whole, bad) -> None:
+def test_a_killed_shard_is_done_again(tmp_path: Path, whole: tuple[bytes, bytes], bad: dict) -> None:
     path = tmp_path / "A.jsonl"
     for index in (0, 1):
         fill(path, Shard(index, 2), bad)
@@ -175,7 +188,7 @@ def test_more_rows_than_asked_for_are_not_cut(tmp_path: Path) -> None:
     assert len(path.read_bytes().splitlines()) == 14
 
 
-def test_fewer_rows_then_all(tmp_path: Path, whole) -> None:
+def test_fewer_rows_then_all(tmp_path: Path, whole: tuple[bytes, bytes]) -> None:
     """--limit cuts the last block short; without it that block is done again."""
     path = tmp_path / "A.jsonl"
     with ResultFile(path, [4, 1], SETTINGS) as file:
@@ -185,7 +198,7 @@ def test_fewer_rows_then_all(tmp_path: Path, whole) -> None:
     assert len(path.read_bytes().splitlines()) == sum(SIZES)
 
 
-def _hold(path: Path, shard: Shard | None, ready, release) -> None:
+def _hold(path: Path, shard: Shard | None, ready: Any, release: Any) -> None:
     with ResultFile(path, SIZES, SETTINGS, shard=shard):
         ready.set()
         release.wait(30)
@@ -203,7 +216,7 @@ def _hold(path: Path, shard: Shard | None, ready, release) -> None:
     ids=str,
 )
 def test_a_second_process_on_the_same_output_is_refused(
-    tmp_path: Path, first, second, clash, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, first: Shard | None, second: Shard | None, clash: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = multiprocessing.get_context("fork")
     ready, release = context.Event(), context.Event()

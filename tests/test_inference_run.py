@@ -76,7 +76,7 @@ def probe(folder: Path, items: int = ITEMS) -> list[Question]:
 
 
 def ask(
-    loaded: LoadedModel, questions: list[Question], path: Path, lambdas: list[float] = LAMBDAS, **options
+    loaded: LoadedModel, questions: list[Question], path: Path, lambdas: list[float] = LAMBDAS, **options: Any
 ) -> RunSummary:
     """`options` are those of AnswerOptions, RunOptions and QuestionSet by name."""
     given = {"batch_size": CELLS, "block_rows": 8, "progress": False, **options}
@@ -111,7 +111,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- what a run does and writes ---
 
 
-def test_result_rows_are_the_input_rows_with_the_answer(loaded, pictures, tmp_path: Path) -> None:
+def test_result_rows_are_the_input_rows_with_the_answer(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     questions = probe(pictures)
     ask(loaded, questions, tmp_path / "A.jsonl")
     for lam in ("0", "0.5"):
@@ -125,7 +125,9 @@ def test_result_rows_are_the_input_rows_with_the_answer(loaded, pictures, tmp_pa
     assert rows(tmp_path / "A.lam0.jsonl") != rows(tmp_path / "A.lam0.5.jsonl")
 
 
-def test_vision_runs_once_per_image_and_each_row_takes_one_forward(loaded, pictures, tmp_path: Path) -> None:
+def test_vision_runs_once_per_image_and_each_row_takes_one_forward(
+    loaded: LoadedModel, pictures: Path, tmp_path: Path
+) -> None:
     counts = ask(loaded, probe(pictures), tmp_path / "A.jsonl").counts
     assert counts.vision_images == ITEMS * CELLS  # for two questions and two lambdas on each
     assert counts.vision_calls == ITEMS
@@ -133,7 +135,9 @@ def test_vision_runs_once_per_image_and_each_row_takes_one_forward(loaded, pictu
     assert counts.rows == ITEMS * CELLS * 2 * len(LAMBDAS)
 
 
-def test_images_with_unequal_question_counts_are_encoded_and_prefilled_once(loaded, pictures, tmp_path: Path) -> None:
+def test_images_with_unequal_question_counts_are_encoded_and_prefilled_once(
+    loaded: LoadedModel, pictures: Path, tmp_path: Path
+) -> None:
     texts = ("Is there a dog?", "Is there a cat?", "Is there a red square?", "Is there an image?")
     asked = [
         Question({}, f"x:{image_number}.{number}", text, (ImageFile(pictures, f"{image_number}.jpg", "x"),))
@@ -155,7 +159,7 @@ def test_images_with_unequal_question_counts_are_encoded_and_prefilled_once(load
 
 @pytest.mark.parametrize(("scope", "spared"), [("image", True), ("batch", False)])
 def test_a_batch_that_lost_a_row_shares_nothing_that_depends_on_its_mates(
-    loaded, pictures, tmp_path: Path, scope, spared
+    loaded: LoadedModel, pictures: Path, tmp_path: Path, scope: str, spared: bool
 ) -> None:
     questions = probe(pictures, items=1)
     # A text of the second batch, since it is the shorter one.
@@ -167,7 +171,7 @@ def test_a_batch_that_lost_a_row_shares_nothing_that_depends_on_its_mates(
     assert whole.replayed_tokens > 0
 
 
-def test_answers_are_those_of_generate_on_each_row_alone(loaded, pictures, tmp_path: Path) -> None:
+def test_answers_are_those_of_generate_on_each_row_alone(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     questions = probe(pictures)
     ask(loaded, questions, tmp_path / "A.jsonl")
     tokenizer, model = loaded.processor.tokenizer, loaded.model
@@ -189,7 +193,7 @@ def test_answers_are_those_of_generate_on_each_row_alone(loaded, pictures, tmp_p
                 assert row["no_logit"] == pytest.approx(float(logits[no]), abs=1e-4)
 
 
-def test_the_model_is_as_it_was(loaded, pictures, tmp_path: Path) -> None:
+def test_the_model_is_as_it_was(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in loaded.model.modules()]
     ask(loaded, probe(pictures, 1), tmp_path / "A.jsonl")
     assert [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in loaded.model.modules()] == hooks
@@ -202,7 +206,7 @@ def test_the_model_is_as_it_was(loaded, pictures, tmp_path: Path) -> None:
     assert contents(tmp_path)["A.lam0.5.jsonl"] == contents(tmp_path)["B.lam0.5.jsonl"]
 
 
-def test_free_text_text_only_bytes_and_several_images(loaded, pictures, tmp_path: Path) -> None:
+def test_free_text_text_only_bytes_and_several_images(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     data = (pictures / "0.jpg").read_bytes()
     two = (ImageBytes(data, "x"), ImageFile(pictures, "1.jpg", "x"))
     questions = [
@@ -221,7 +225,9 @@ def test_free_text_text_only_bytes_and_several_images(loaded, pictures, tmp_path
     assert loaded.processor.tokenizer(found[1]["prediction"])["input_ids"].__len__() <= 8
 
 
-def test_dry_run_tells_the_plan_without_weights(loaded, pictures, tiny_checkpoint: Callable[[str], Path]) -> None:
+def test_dry_run_tells_the_plan_without_weights(
+    loaded: LoadedModel, pictures: Path, tiny_checkpoint: Callable[[str], Path]
+) -> None:
     shape = load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl"))), weights=False)
     assert all(parameter.is_meta for parameter in shape.model.parameters())
     questions = probe(pictures)
@@ -237,7 +243,7 @@ def test_dry_run_tells_the_plan_without_weights(loaded, pictures, tiny_checkpoin
 
 
 def test_truncated_at_every_byte_of_the_last_block_it_resumes_to_the_same_bytes(
-    loaded, pictures, tmp_path: Path
+    loaded: LoadedModel, pictures: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "A.jsonl"
     ask(loaded, probe(pictures), path, [0.5])
@@ -250,7 +256,7 @@ def test_truncated_at_every_byte_of_the_last_block_it_resumes_to_the_same_bytes(
         assert path.read_bytes() == whole
 
 
-def test_ctrl_c_keeps_finished_blocks(loaded, pictures, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_finished_blocks(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     ask(loaded, probe(pictures), tmp_path / "whole" / "A.jsonl")
     calls = iter([*[None] * 6, KeyboardInterrupt])
 
@@ -267,7 +273,7 @@ def test_ctrl_c_keeps_finished_blocks(loaded, pictures, tmp_path: Path) -> None:
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_only_the_lambda_that_lacks_a_block_is_run(loaded, pictures, tmp_path: Path) -> None:
+def test_only_the_lambda_that_lacks_a_block_is_run(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     ask(loaded, probe(pictures), tmp_path / "A.jsonl")
     whole = contents(tmp_path)
     (tmp_path / "A.lam0.5.jsonl").write_bytes(b"")
@@ -276,7 +282,7 @@ def test_only_the_lambda_that_lacks_a_block_is_run(loaded, pictures, tmp_path: P
     assert contents(tmp_path) == whole
 
 
-def test_shards_and_one_process_write_the_same_bytes(loaded, pictures, tmp_path: Path) -> None:
+def test_shards_and_one_process_write_the_same_bytes(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     ask(loaded, probe(pictures), tmp_path / "one" / "A.jsonl")
     for index in (1, 0):
         summary = ask(loaded, probe(pictures), tmp_path / "two" / "A.jsonl", shard=Shard(index, 2))
@@ -287,7 +293,7 @@ def test_shards_and_one_process_write_the_same_bytes(loaded, pictures, tmp_path:
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
-def test_a_shard_counts_its_own_blocks_only(loaded, pictures, tmp_path: Path) -> None:
+def test_a_shard_counts_its_own_blocks_only(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     """24 rows in 3 blocks for 2 shards: 16 and 8 rows at each lambda."""
     path = tmp_path / "A.jsonl"
     for index, own in ((0, 32), (1, 16), (0, 32)):
@@ -297,7 +303,7 @@ def test_a_shard_counts_its_own_blocks_only(loaded, pictures, tmp_path: Path) ->
     assert "32 already done" in summary.lines()[0]
 
 
-def test_a_shard_without_a_block_says_so(loaded, pictures, tmp_path: Path) -> None:
+def test_a_shard_without_a_block_says_so(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     path = tmp_path / "A.jsonl"
     for index in range(3):
         ask(loaded, probe(pictures), path, [0.5], shard=Shard(index, 5))
@@ -309,7 +315,7 @@ def test_a_shard_without_a_block_says_so(loaded, pictures, tmp_path: Path) -> No
     assert len(rows(path)) == 24
 
 
-def test_swapped_rows_are_refused_when_a_run_goes_on(loaded, pictures, tmp_path: Path) -> None:
+def test_swapped_rows_are_refused_when_a_run_goes_on(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     path = tmp_path / "A.jsonl"
     ask(loaded, probe(pictures), path, [0.5])
     lines = path.read_bytes().splitlines(keepends=True)
@@ -318,7 +324,9 @@ def test_swapped_rows_are_refused_when_a_run_goes_on(loaded, pictures, tmp_path:
         ask(loaded, probe(pictures), path, [0.5])
 
 
-def test_rows_that_have_a_prediction_already_are_asked_and_continued(loaded, pictures, tmp_path: Path) -> None:
+def test_rows_that_have_a_prediction_already_are_asked_and_continued(
+    loaded: LoadedModel, pictures: Path, tmp_path: Path
+) -> None:
     """The input is an earlier result file: its answers give way to the new ones."""
     path = tmp_path / "A.jsonl"
     asked = [replace(each, row={**each.row, "prediction": "Maybe", "qs": ""}) for each in probe(pictures)]
@@ -327,7 +335,7 @@ def test_rows_that_have_a_prediction_already_are_asked_and_continued(loaded, pic
     assert ask(loaded, asked, path, [0.5]).counts.already_done == 24
 
 
-def test_one_of_a_thing_is_singular(loaded, pictures, tmp_path: Path) -> None:
+def test_one_of_a_thing_is_singular(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     spoil(tmp_path, pictures)
     summary = ask(loaded, probe(tmp_path)[1:2], tmp_path / "A.jsonl", [0.5])
     assert "1 row was skipped:" in summary.lines()
@@ -345,7 +353,9 @@ def test_one_of_a_thing_is_singular(loaded, pictures, tmp_path: Path) -> None:
         ({"settings": {"prompt": "other"}}, "prompt is 'not set' there and 'other' now"),
     ],
 )
-def test_other_settings_are_refused(loaded, pictures, tmp_path: Path, change, named) -> None:
+def test_other_settings_are_refused(
+    loaded: LoadedModel, pictures: Path, tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
     ask(loaded, probe(pictures, 1), tmp_path / "A.jsonl", [0.5])
     with pytest.raises(InputError, match=named):
         ask(loaded, probe(pictures, 1), tmp_path / "A.jsonl", [0.5], **change)
@@ -354,7 +364,7 @@ def test_other_settings_are_refused(loaded, pictures, tmp_path: Path, change, na
     ask(loaded, probe(pictures, 1), tmp_path / "A.jsonl", [0.5], overwrite=True, **change)
 
 
-def test_the_manifest_says_how_it_was_made(loaded, pictures, tmp_path: Path) -> None:
+def test_the_manifest_says_how_it_was_made(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     ask(loaded, probe(pictures), tmp_path / "A.jsonl", [0.5], settings={"data_sha256": "1"}, notes={"from": "x"})
     found = manifest.read(tmp_path / "A.jsonl")
     assert found is not None
@@ -382,7 +392,9 @@ def spoil(folder: Path, source: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_rows_are_named_and_the_rest_is_answered(loaded, pictures, tmp_path: Path, workers, capfd) -> None:
+def test_bad_rows_are_named_and_the_rest_is_answered(
+    loaded: LoadedModel, pictures: Path, tmp_path: Path, workers: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     spoil(tmp_path, pictures)
     questions = probe(tmp_path)
     unread = FailedRow(0, "rows.json:99", "rows.json:99: caption is missing.")
@@ -399,13 +411,13 @@ def test_bad_rows_are_named_and_the_rest_is_answered(loaded, pictures, tmp_path:
     assert (again.exit_code, again.counts.rows) == (1, 0)
 
 
-def test_strict_stops_at_the_first_bad_row(loaded, pictures, tmp_path: Path) -> None:
+def test_strict_stops_at_the_first_bad_row(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     spoil(tmp_path, pictures)
     with pytest.raises(InputError, match=r"rows\.json:2: .*1\.jpg does not exist"):
         ask(loaded, probe(tmp_path), tmp_path / "A.jsonl", strict=True)
 
 
-def test_a_text_that_holds_the_image_token_is_a_bad_row(loaded, pictures, tmp_path: Path) -> None:
+def test_a_text_that_holds_the_image_token_is_a_bad_row(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     questions = probe(pictures)
     questions[2] = Question({}, "rows.json:3", "Is there <|image_pad|>?", questions[2].images, 0)
     summary = ask(loaded, questions, tmp_path / "A.jsonl", [0.5])
@@ -413,7 +425,7 @@ def test_a_text_that_holds_the_image_token_is_a_bad_row(loaded, pictures, tmp_pa
     assert "<|image_pad|>" in summary.counts.failed[0].error
 
 
-def test_a_path_that_leaves_its_root_is_a_bad_row(loaded, pictures, tmp_path: Path) -> None:
+def test_a_path_that_leaves_its_root_is_a_bad_row(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     random_image().save(tmp_path / "secret.jpg")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
@@ -425,7 +437,7 @@ def test_a_path_that_leaves_its_root_is_a_bad_row(loaded, pictures, tmp_path: Pa
     assert len(rows(tmp_path / "A.jsonl")) == 8
 
 
-def test_nothing_to_ask(loaded, tmp_path: Path) -> None:
+def test_nothing_to_ask(loaded: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no row to ask"):
         ask(loaded, [], tmp_path / "A.jsonl")
 
@@ -440,7 +452,7 @@ def test_nothing_to_ask(loaded, tmp_path: Path) -> None:
     ids=["gpu", "cpu", "cublas"],
 )
 def test_out_of_memory_halves_the_batch_and_says_so(
-    loaded, pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error
+    loaded: LoadedModel, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
 ) -> None:
     ask(loaded, probe(pictures), tmp_path / "whole.jsonl")
     tried: list[int] = []
@@ -472,7 +484,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
             assert row["margin"] == pytest.approx(expected["margin"], abs=1e-4)
 
 
-def test_one_row_that_does_not_fit_is_named(loaded, pictures, tmp_path: Path) -> None:
+def test_one_row_that_does_not_fit_is_named(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     def full(size: int) -> Never:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -481,7 +493,9 @@ def test_one_row_that_does_not_fit_is_named(loaded, pictures, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("stop", [YES_NO, up_to(3)], ids=["yes or no", "free text"])
-def test_logits_that_are_not_numbers_are_no_answer(loaded, pictures, tmp_path: Path, stop) -> None:
+def test_logits_that_are_not_numbers_are_no_answer(
+    loaded: LoadedModel, pictures: Path, tmp_path: Path, stop: Any
+) -> None:
     """A row whose mask hides all its keys gives such logits; their largest one is a token like any other."""
     questions = [replace(question, stop=stop) for question in probe(pictures, 1)]
 
@@ -511,7 +525,7 @@ class Deadly:
         os._exit(66)
 
 
-def test_a_worker_that_dies_is_an_error_with_the_rows_name(loaded, pictures, tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_an_error_with_the_rows_name(loaded: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     questions = probe(pictures)
     questions[9] = Question({}, "rows.json:10", "Is it?", (Deadly(),), 1)
     with pytest.raises(InputError, match=r"^rows\.json:10: .*died at this row"):
@@ -519,7 +533,7 @@ def test_a_worker_that_dies_is_an_error_with_the_rows_name(loaded, pictures, tmp
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_workers_change_nothing(loaded, pictures, tmp_path: Path, workers) -> None:
+def test_workers_change_nothing(loaded: LoadedModel, pictures: Path, tmp_path: Path, workers: int) -> None:
     ask(loaded, probe(pictures), tmp_path / "none" / "A.jsonl")
     ask(loaded, probe(pictures), tmp_path / "some" / "A.jsonl", workers=workers)
     assert contents(tmp_path / "some") == contents(tmp_path / "none")
@@ -541,7 +555,9 @@ def test_workers_are_only_a_little_ahead(tmp_path: Path) -> None:
         assert list(ahead) == list(range(1, 40))
 
 
-def test_images_are_let_go(loaded, pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_let_go(
+    loaded: LoadedModel, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However long the run, the tensors of two columns are alive at most: the one at hand and the one before."""
     from transformers_agci.inference import prepare
 
@@ -549,7 +565,7 @@ def test_images_are_let_go(loaded, pictures, tmp_path: Path, monkeypatch: pytest
     most: list[int] = []
     real = prepare.prepare
 
-    def counted(*args):
+    def counted(*args: Any) -> Any:
         prepared = real(*args)
         alive.add(id(prepared))
         weakref.finalize(prepared, alive.discard, id(prepared))
@@ -562,7 +578,7 @@ def test_images_are_let_go(loaded, pictures, tmp_path: Path, monkeypatch: pytest
     assert max(most) <= 2
 
 
-def test_an_answer_goes_on_until_its_verdict_is_fixed(pictures, tmp_path: Path) -> None:
+def test_an_answer_goes_on_until_its_verdict_is_fixed(pictures: Path, tmp_path: Path) -> None:
     """A model that says anything: the prediction is the beginning of what generate says, up to the fixed verdict."""
     loaded = load(LoadOptions(str(checkpoint("llava", tmp_path / "model", yes_no=False))))
     questions = probe(pictures)

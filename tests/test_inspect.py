@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ async def no_tokens(*_: object) -> int:
 
 
 @pytest.fixture
-def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Inspect's log of 54 rows that its mock model answers."""
     monkeypatch.setenv("INSPECT_LOG_DIR", str(tmp_path / "logs"))
     from inspect_ai import eval as inspect_eval
@@ -36,7 +37,7 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return log
 
 
-def test_every_row_is_asked_and_the_figures_are_ours(evaluated, tmp_path: Path) -> None:
+def test_every_row_is_asked_and_the_figures_are_ours(evaluated: Any, tmp_path: Path) -> None:
     assert evaluated.status == "success", evaluated.error
     rows = [{**each.metadata["row"], "prediction": each.output.completion} for each in evaluated.samples]
     assert len(rows) == 18 * ITEMS
@@ -55,7 +56,7 @@ def test_every_row_is_asked_and_the_figures_are_ours(evaluated, tmp_path: Path) 
     assert found["accuracy"] == pytest.approx(right / len(rows))
 
 
-def test_the_question_and_its_image_are_those_of_agci_probe(evaluated) -> None:
+def test_the_question_and_its_image_are_those_of_agci_probe(evaluated: Any) -> None:
     for sample in evaluated.samples:
         image, text = sample.input[0].content
         assert text.text == PROMPT.format(caption=sample.metadata["row"]["caption"])

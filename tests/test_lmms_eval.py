@@ -146,7 +146,9 @@ def ours(model: Path, parquet: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("lam", LAMBDAS)
-def test_the_same_answers(lam, models, parquet, theirs, tmp_path: Path) -> None:
+def test_the_same_answers(
+    lam: str, models: dict[str, Path], parquet: Path, theirs: dict[str, Answers], tmp_path: Path
+) -> None:
     found = ours(models[lam], parquet, tmp_path / "answers.jsonl", "--vision", "stock", "--kernels", "stock")
     rows = len(theirs[lam].texts)
     agreed = sum(mine == other for mine, other in zip(found, theirs[lam].texts, strict=True))
@@ -154,7 +156,7 @@ def test_the_same_answers(lam, models, parquet, theirs, tmp_path: Path) -> None:
     assert (agreed, rows) == (18 * ITEMS, 18 * ITEMS)
 
 
-def test_agci_was_on_under_lmms_eval(theirs) -> None:
+def test_agci_was_on_under_lmms_eval(theirs: dict[str, Answers]) -> None:
     assert "AGCI is on: lambda 0.5 from config.json" in theirs["0.5"].log
     assert "AGCI is on" not in theirs["0"].log
     changed = sum(off != on for off, on in zip(theirs["0"].texts, theirs["0.5"].texts, strict=True))
@@ -164,7 +166,7 @@ def test_agci_was_on_under_lmms_eval(theirs) -> None:
 
 @pytest.mark.parametrize("lam", LAMBDAS)
 def test_our_quicker_vision_tower_differs_only_where_bfloat16_does(
-    lam, models, parquet, theirs, tmp_path: Path
+    lam: str, models: dict[str, Path], parquet: Path, theirs: dict[str, Answers], tmp_path: Path
 ) -> None:
     """`--vision auto` rounds otherwise, because it attends over all windows in one call: a near tie may fall anew."""
     found = ours(models[lam], parquet, tmp_path / "answers.jsonl")
@@ -212,7 +214,9 @@ def probed(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return rows, json.loads(figures.read_text())["results"]["agci_position_probe"]
 
 
-def test_the_probe_s_rows_are_those_of_agci_probe(probed, models, tmp_path: Path) -> None:
+def test_the_probe_s_rows_are_those_of_agci_probe(
+    probed: tuple[list[dict], dict], models: dict[str, Path], tmp_path: Path
+) -> None:
     out = tmp_path / "probe.jsonl"
     words = ["probe", "--model_path", str(models["0.5"]), "--items", str(PROBE_ITEMS), "--answer_file", str(out)]
     words += ["--dtype", "bfloat16", "--batch_size", "1", "--vision", "stock", "--kernels", "stock", "--quiet"]
@@ -225,7 +229,9 @@ def test_the_probe_s_rows_are_those_of_agci_probe(probed, models, tmp_path: Path
     assert theirs == ours
 
 
-def test_the_probe_s_figures_are_ours_and_its_errors_are_over_items(probed, tmp_path: Path) -> None:
+def test_the_probe_s_figures_are_ours_and_its_errors_are_over_items(
+    probed: tuple[list[dict], dict], tmp_path: Path
+) -> None:
     from transformers_agci.integrations.probe_task import figures
 
     rows, written = probed

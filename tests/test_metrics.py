@@ -4,7 +4,9 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,9 @@ from transformers_agci.statistics import evenness
 RESAMPLING = ResamplingConfig(200)
 
 
-def result_rows(items, correct, margin=True, answers=("Yes", "No")):
+def result_rows(
+    items: int, correct: Callable[..., Any], margin: bool = True, answers: tuple[str, str] = ("Yes", "No")
+) -> list[dict[str, Any]]:
     """Rows of a result; `correct(item, answer, cell)` says whether the reply is right."""
     rows = []
     for item in range(items):
@@ -46,12 +50,12 @@ def result_rows(items, correct, margin=True, answers=("Yes", "No")):
     return rows
 
 
-def write(path: Path, rows) -> Path:
+def write(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def coin(p, seed):
+def coin(p: float | Callable[..., Any], seed: int) -> Callable[..., Any]:
     """A reply that is right with probability p(cell), drawn per row."""
     draws = np.random.default_rng(seed).random((500, 2, 9))
     return lambda item, answer, cell: bool(draws[item, int(answer == "No"), cell] < (p(cell) if callable(p) else p))
@@ -78,7 +82,7 @@ def coin(p, seed):
         ("The answer is Yes", None),
     ],
 )
-def test_the_published_scoring_rule(reply, answer) -> None:
+def test_the_published_scoring_rule(reply: str, answer: str | None) -> None:
     assert read_answer(reply) == answer
 
 
@@ -171,7 +175,7 @@ def test_the_verdict_follows_the_interval(tmp_path: Path) -> None:
         assert text.endswith(".") and "\n" not in text
 
 
-def margin_rows(tables, margin=True):
+def margin_rows(tables: dict[str, np.ndarray], margin: bool = True) -> list[Any]:
     """Rows of a result from margins {answer: [items, 9]}; NaN: no row."""
     return [
         {
@@ -188,14 +192,16 @@ def margin_rows(tables, margin=True):
     ]
 
 
-def margins(items, bias, seed):
+def margins(items: int, bias: float, seed: int) -> dict[str, np.ndarray]:
     """Yes rows lean to No by `bias` per row of the grid; an item has much in common with itself."""
     rng = np.random.default_rng(seed)
     tables = {answer: 0.7 * rng.normal(size=(items, 1)) + 0.7 * rng.normal(size=(items, 9)) for answer in ("Yes", "No")}
     return {"Yes": tables["Yes"] + 1.3 + bias * np.repeat([1, 0, -1], 3), "No": tables["No"] - 1.3}
 
 
-def evenness_of(tmp_path: Path, first, second, **options):
+def evenness_of(
+    tmp_path: Path, first: dict[str, np.ndarray], second: dict[str, np.ndarray], **options: Any
+) -> dict[str, Any]:
     """The JSON that the command writes of two results given as margins."""
     paths = []
     for name, tables in (("a", first), ("b", second)):
@@ -218,7 +224,9 @@ def test_a_moved_threshold_is_no_repair(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before, after, said", [(0.4, 0.1, "more even"), (0.1, 0.4, "less even")])
-def test_a_change_of_the_margins_is_found_through_a_moved_threshold(tmp_path: Path, before, after, said) -> None:
+def test_a_change_of_the_margins_is_found_through_a_moved_threshold(
+    tmp_path: Path, before: float, after: float, said: str
+) -> None:
     second = {answer: table - 0.8 for answer, table in margins(100, after, seed=2).items()}
     found = evenness_of(tmp_path, margins(100, before, seed=1), second)
     assert found["verdict"] == said
@@ -236,12 +244,12 @@ def test_without_margins_the_verdict_needs_no_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("items", [1, 2, 5])
-def test_few_items_allow_no_verdict(tmp_path: Path, items) -> None:
+def test_few_items_allow_no_verdict(tmp_path: Path, items: int) -> None:
     found = evenness_of(tmp_path, margins(items, 1, seed=5), margins(items, 0, seed=6))
     assert found["verdict"] == "cannot tell"
 
 
-def all_intervals(content, path=""):
+def all_intervals(content: Any, path: Path = "") -> Iterator[Any]:
     """Every object with bounds in a JSON text."""
     if isinstance(content, dict):
         if "low" in content:
@@ -258,7 +266,7 @@ def all_intervals(content, path=""):
 @pytest.mark.parametrize("answers", [("Yes", "No"), ("Yes",)])
 @pytest.mark.parametrize("right", [True, False])
 def test_no_interval_has_the_width_zero(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], items, answers, right
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], items: int, answers: tuple[Any, ...], right: bool
 ) -> None:
     """Everything right, or everything wrong, with margins that are all equal, and two equal results."""
     path = str(write(tmp_path / "a.jsonl", result_rows(items, lambda *_: right, answers=answers)))
@@ -302,7 +310,9 @@ def test_a_constant_map_is_no_evidence_of_evenness(tmp_path: Path) -> None:
     assert [found[name] for name in ("margin", "auc", "d_prime", "accuracy")] == [None] * 4
 
 
-def test_the_verdict_says_whose_margins_are_missing_and_what_a_cell_lacks(tmp_path: Path, capsys) -> None:
+def test_the_verdict_says_whose_margins_are_missing_and_what_a_cell_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tables = margins(100, 0.4, seed=10)
     tables["No"][:, 2:] = -1.0
     tables["No"][0, 2:] = 1.0
@@ -326,7 +336,9 @@ def test_the_verdict_says_whose_margins_are_missing_and_what_a_cell_lacks(tmp_pa
 
 
 @pytest.mark.parametrize("answers", [("Yes",), ("Yes", "No"), ("No",)])
-def test_one_item_makes_whole_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str], answers) -> None:
+def test_one_item_makes_whole_sentences(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], answers: tuple[Any, ...]
+) -> None:
     tables = [{answer: margins(1, 0, seed)[answer] for answer in answers} for seed in (11, 12)]
     paths = [str(write(tmp_path / f"{number}.jsonl", margin_rows(of_one))) for number, of_one in enumerate(tables)]
     for files in (paths, paths[:1] * 2):
@@ -347,7 +359,9 @@ def test_one_item_makes_whole_sentences(tmp_path: Path, capsys: pytest.CaptureFi
         (["x/a.jsonl", "y/a.jsonl"], [None, None], ["{}/x/a.jsonl", "{}/y/a.jsonl"]),
     ],
 )
-def test_results_are_called_by_what_they_are(tmp_path: Path, files, lambdas, labels) -> None:
+def test_results_are_called_by_what_they_are(
+    tmp_path: Path, files: list[str], lambdas: list[Any], labels: list[str] | None
+) -> None:
     rows = margin_rows({"Yes": margins(2, 0, 0)["Yes"]})
     for name, lam in zip(files, lambdas, strict=True):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -425,7 +439,7 @@ def test_rows_that_only_one_result_has_are_counted(tmp_path: Path) -> None:
         compare(first, other)
 
 
-def grid_rows(side):
+def grid_rows(side: int) -> list[dict[str, Any]]:
     return [
         {
             "id": k,
@@ -463,7 +477,7 @@ def test_other_grids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ({"image": "0000_0.jpg", "position": "top_left"}, r"a.jsonl:2: .* is there already \(a.jsonl:1\)"),
     ],
 )
-def test_bad_result_rows_are_named(tmp_path: Path, change, sentence) -> None:
+def test_bad_result_rows_are_named(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
     rows = result_rows(1, lambda *_: True)
     rows[1] |= change
     with pytest.raises(InputError, match=sentence):
@@ -474,7 +488,7 @@ def test_bad_result_rows_are_named(tmp_path: Path, change, sentence) -> None:
 
 
 @pytest.fixture
-def two_files(tmp_path: Path):
+def two_files(tmp_path: Path) -> list[str]:
     for name, lam, seed in (("A.lam0", 0.0, 1), ("A.lam0.5", 0.5, 2)):
         write(tmp_path / f"{name}.jsonl", result_rows(20, coin(0.85, seed)))
         (tmp_path / f"{name}.manifest.json").write_text(json.dumps({"settings": {"lambda": lam}}))
@@ -482,7 +496,9 @@ def two_files(tmp_path: Path):
 
 
 @pytest.mark.parametrize("flag", ["--results_file", "--result_file"])
-def test_command_prints_draws_and_writes(two_files, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag) -> None:
+def test_command_prints_draws_and_writes(
+    two_files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
     picture, numbers = tmp_path / "map.png", tmp_path / "out" / "numbers.json"
     code = main(
         [
@@ -529,7 +545,7 @@ def test_command_prints_draws_and_writes(two_files, tmp_path: Path, capsys: pyte
         assert image.width > image.height > 800
 
 
-def test_one_file_has_the_no_map_beside_the_yes_map(two_files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_file_has_the_no_map_beside_the_yes_map(two_files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers_agci.experiments.position import maps
 
     drawn = []
@@ -539,7 +555,9 @@ def test_one_file_has_the_no_map_beside_the_yes_map(two_files, monkeypatch: pyte
     assert drawn[0][0].scale is drawn[0][1].scale
 
 
-def test_two_files_share_a_scale_and_the_difference_is_centred(two_files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_files_share_a_scale_and_the_difference_is_centred(
+    two_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers_agci.experiments.position import maps
 
     drawn = []
@@ -565,7 +583,12 @@ def test_two_files_share_a_scale_and_the_difference_is_centred(two_files, monkey
     ],
 )
 def test_mistakes_are_one_sentence(
-    two_files, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words, sentence
+    two_files: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    sentence: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty.jsonl").write_text("")
@@ -577,7 +600,7 @@ def test_mistakes_are_one_sentence(
     assert sentence in error and error.count("\n") == 1
 
 
-def test_script_runs_from_any_folder(two_files, tmp_path: Path) -> None:
+def test_script_runs_from_any_folder(two_files: list[str], tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "scripts" / "metrics.py"
     done = subprocess.run(
         [sys.executable, script, "--result_file", two_files[0], "--draws", "10"],

@@ -95,7 +95,7 @@ def original_folder(folder: Path, **config: Any) -> Path:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_names_the_conversion_and_the_twin(
-    name, mmmu, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, mmmu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = original_folder(tmp_path / "llava-v1.5-7b", model_type="llava_llama", image_aspect_ratio="pad")
     given = [
@@ -124,7 +124,7 @@ def test_every_command_names_the_conversion_and_the_twin(
     ],
 )
 def test_the_twin_follows_from_the_config(
-    model_type, aspect, twin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_type: str, aspect: str, twin: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = original_folder(tmp_path / "original", model_type=model_type, image_aspect_ratio=aspect)
     assert cli.main(["self-check", str(folder)]) == 2

@@ -59,7 +59,7 @@ every_family = pytest.mark.parametrize("loaded", FAMILIES, indirect=True)
 @pytest.mark.sampled(3)
 @every_family
 @pytest.mark.parametrize("lam", [0.0, 0.5])
-def test_answers_are_those_of_the_whole_prompt(loaded, lam) -> None:
+def test_answers_are_those_of_the_whole_prompt(loaded: LoadedModel, lam: float) -> None:
     model, keys = loaded.model, ("a", "b", "c")
     asked = [batch(loaded, texts) for texts in SLOTS]
     with agci(model, lam):
@@ -81,7 +81,7 @@ def test_answers_are_those_of_the_whole_prompt(loaded, lam) -> None:
 
 
 @every_family
-def test_the_recorded_keys_and_values_matter(loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recorded_keys_and_values_matter(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison above can fail: keys and values one column further make other logits."""
 
     def fill_wrongly(cache: Any, record: Any, reuse: Any) -> None:
@@ -100,7 +100,7 @@ def test_the_recorded_keys_and_values_matter(loaded, monkeypatch: pytest.MonkeyP
 
 
 @every_family
-def test_what_is_computed_is_the_longest_question_tail(loaded) -> None:
+def test_what_is_computed_is_the_longest_question_tail(loaded: LoadedModel) -> None:
     """Two prompts that differ in their last word cost what stands from that word on."""
     model = loaded.model
     first, second = (batch(loaded, (f"Is there a red {word}?",)) for word in ("dog", "cat"))
@@ -116,7 +116,7 @@ def test_what_is_computed_is_the_longest_question_tail(loaded) -> None:
 
 
 @every_family
-def test_rows_may_come_in_another_order_and_leave_some_out(loaded) -> None:
+def test_rows_may_come_in_another_order_and_leave_some_out(loaded: LoadedModel) -> None:
     model = loaded.model
     first = batch(loaded, SLOTS[0])
     later = batch(loaded, SLOTS[1][1:], order=(2, 1))
@@ -134,7 +134,7 @@ def test_rows_may_come_in_another_order_and_leave_some_out(loaded) -> None:
 @pytest.mark.sampled(4)
 @every_family
 @pytest.mark.parametrize("case", ["other images", "not named", "forgotten", "other text before", "static cache"])
-def test_where_it_cannot_be_the_decoder_computes_everything(loaded, case) -> None:
+def test_where_it_cannot_be_the_decoder_computes_everything(loaded: LoadedModel, case: str) -> None:
     model = loaded.model
     first, later = (batch(loaded, texts[:1]) for texts in SLOTS[:2])
     known = prompts(later, ("a",))
@@ -155,7 +155,9 @@ def test_where_it_cannot_be_the_decoder_computes_everything(loaded, case) -> Non
 
 
 @pytest.mark.parametrize("window", [24, 4096])
-def test_a_window_that_has_forgotten_the_image_is_not_replayed(window, tiny_checkpoint: Callable[[str], Path]) -> None:
+def test_a_window_that_has_forgotten_the_image_is_not_replayed(
+    window: int, tiny_checkpoint: Callable[[str], Path]
+) -> None:
     loaded = load(LoadOptions(str(tiny_checkpoint("llava_next"))))
     config = loaded.model.config.get_text_config()
     config.sliding_window = window

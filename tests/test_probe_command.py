@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -22,7 +23,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 ITEMS = 2
 
 
-def probe_rows(answer="Yes", items=ITEMS):
+def probe_rows(answer: str = "Yes", items: int = ITEMS) -> list[dict[str, Any]]:
     return [
         {
             "id": 9 * item + k,
@@ -37,17 +38,17 @@ def probe_rows(answer="Yes", items=ITEMS):
     ]
 
 
-def write_rows(path, rows):
+def write_rows(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
 
 
-def read(path):
+def read(path: Path | str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 @pytest.fixture
-def data(tmp_path: Path):
+def data(tmp_path: Path) -> Path:
     """Two items of tiny composites: folder with x.json, x_negatives.json and images/."""
     images = tmp_path / "images"
     images.mkdir()
@@ -63,10 +64,10 @@ def data(tmp_path: Path):
 
 
 @pytest.fixture
-def probe(data, tiny_checkpoint: Callable[[str], Path]):
+def probe(data: Path, tiny_checkpoint: Callable[[str], Path]) -> Callable[..., Any]:
     """Run `agci probe` on the data; words may replace the defaults."""
 
-    def run(*words, family="qwen2_5_vl", **changes):
+    def run(*words: Any, family: str = "qwen2_5_vl", **changes: Any) -> int:
         options = {
             "model_path": tiny_checkpoint(family),
             "eval_file": data / "x.json",
@@ -83,7 +84,7 @@ def probe(data, tiny_checkpoint: Callable[[str], Path]):
 
 
 @pytest.mark.parametrize("family", paper_families())
-def test_rows_out_are_rows_in_with_the_answer(probe, data, family) -> None:
+def test_rows_out_are_rows_in_with_the_answer(probe: Callable[..., Any], data: Path, family: str) -> None:
     assert probe("--global_context_lambda", "0", "0.5", family=family) == 0
     baseline, agci = read(data / "A.lam0.jsonl"), read(data / "A.lam0.5.jsonl")
     for given, row in zip(probe_rows(), baseline, strict=True):
@@ -97,19 +98,19 @@ def test_rows_out_are_rows_in_with_the_answer(probe, data, family) -> None:
         assert settings["lambda"] == lam and settings["prompt"] == PROMPT and len(settings["data_sha256"]) == 64
 
 
-def test_lambda_zero_is_the_stock_model(probe, data) -> None:
+def test_lambda_zero_is_the_stock_model(probe: Callable[..., Any], data: Path) -> None:
     probe("--global_context_lambda", "0")
     at_zero = read(data / "A.jsonl")
     probe("--global_context_lambda", "0", "--method", "uniform", answer_file=data / "B.jsonl")
     assert read(data / "B.uniform.jsonl") == at_zero
 
 
-def test_one_lambda_writes_the_file_that_was_named(probe, data) -> None:
+def test_one_lambda_writes_the_file_that_was_named(probe: Callable[..., Any], data: Path) -> None:
     assert probe("--global_context_lambda", "0.5") == 0
     assert len(read(data / "A.jsonl")) == 9 * ITEMS and not list(data.glob("A.lam*"))
 
 
-def test_negatives_stand_with_their_item(probe, data) -> None:
+def test_negatives_stand_with_their_item(probe: Callable[..., Any], data: Path) -> None:
     assert probe(negatives_file=data / "x_negatives.json") == 0
     assert [(row["image"][:3], row["answer"]) for row in read(data / "A.jsonl")] == [
         (f"{item:03d}", answer) for item in range(ITEMS) for answer in ("Yes", "No") for _ in range(9)
@@ -118,7 +119,7 @@ def test_negatives_stand_with_their_item(probe, data) -> None:
     assert result.label == "baseline (lambda 0)" and result.yes.rows == result.no.rows == 9 * ITEMS
 
 
-def test_items_and_limit(probe, data) -> None:
+def test_items_and_limit(probe: Callable[..., Any], data: Path) -> None:
     probe("--items", "1")
     assert len(read(data / "A.jsonl")) == 9
     probe("--limit", "12", answer_file=data / "B.jsonl")
@@ -126,13 +127,13 @@ def test_items_and_limit(probe, data) -> None:
 
 
 @pytest.mark.parametrize("model, answers", [("--model", "--answers_file"), ("--model_path", "--answer_file")])
-def test_both_spellings(data, tiny_checkpoint: Callable[[str], Path], model, answers) -> None:
+def test_both_spellings(data: Path, tiny_checkpoint: Callable[[str], Path], model: str, answers: str) -> None:
     words = ["--eval_file", data / "x.json", "--img_path", data / "images", "--limit", 2, "--quiet"]
     assert main(list(map(str, ["probe", model, tiny_checkpoint("llava"), answers, data / "S.jsonl", *words]))) == 0
     assert len(read(data / "S.jsonl")) == 2
 
 
-def test_dry_run_writes_nothing(probe, data, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_writes_nothing(probe: Callable[..., Any], data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(data.rglob("*"))
     assert probe("--dry_run", "--global_context_lambda", "0", "0.5", "--text_only") == 0
     out = capsys.readouterr().out
@@ -147,19 +148,19 @@ def test_dry_run_writes_nothing(probe, data, capsys: pytest.CaptureFixture[str])
 # --- which lambda --------------------------------------------------------------------------------------------------
 
 
-def with_key(checkpoint, folder, value):
+def with_key(checkpoint: Path, folder: Path, value: object) -> Path:
     shutil.copytree(checkpoint, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {LAMBDA_KEY: value}))
     return folder
 
 
-def first_line(capsys):
+def first_line(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out.splitlines()[0]
 
 
 def test_first_line_says_which_lambda_and_whence(
-    probe, data, tiny_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+    probe: Callable[..., Any], data: Path, tiny_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     keyed = with_key(tiny_checkpoint("qwen2_5_vl"), data / "keyed", 0.7)
     capsys.readouterr()
@@ -176,7 +177,7 @@ def test_first_line_says_which_lambda_and_whence(
 # --- without the image -------------------------------------------------------------------------------------------
 
 
-def test_yes_rates_without_the_image(probe, data, capsys: pytest.CaptureFixture[str]) -> None:
+def test_yes_rates_without_the_image(probe: Callable[..., Any], data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         probe(
             "--text_only",
@@ -232,7 +233,7 @@ def embedded(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Callable[[str], P
 
 
 def test_without_model_and_file_the_embedded_ones_serve(
-    embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    embedded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["probe", "--items", "1", "--device", "cpu", "--quiet"]
@@ -251,7 +252,7 @@ def test_without_model_and_file_the_embedded_ones_serve(
     assert "data_sha256" in capsys.readouterr().err
 
 
-def test_embedded_model_is_of_one_family(embedded, capsys: pytest.CaptureFixture[str]) -> None:
+def test_embedded_model_is_of_one_family(embedded: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "--family", "gemma3n"]) == 2
     assert "--model_path is needed: without it the embedded model answers" in capsys.readouterr().err
 
@@ -259,16 +260,16 @@ def test_embedded_model_is_of_one_family(embedded, capsys: pytest.CaptureFixture
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 
-def remove_image(data) -> None:
+def remove_image(data: Path) -> None:
     (data / "images" / "000_4.jpg").unlink()
 
 
-def break_image(data) -> None:
+def break_image(data: Path) -> None:
     (data / "images" / "000_4.jpg").write_bytes((data / "images" / "000_4.jpg").read_bytes()[:100])
 
 
-def change_row(**fields):
-    def change(data) -> None:
+def change_row(**fields: Any) -> Any:
+    def change(data: Path) -> None:
         rows = probe_rows()
         rows[4] = {name: value for name, value in (rows[4] | fields).items() if value is not None}
         write_rows(data / "x.json", rows)
@@ -276,7 +277,7 @@ def change_row(**fields):
     return change
 
 
-def malformed_line(data) -> None:
+def malformed_line(data: Path) -> None:
     rows = probe_rows()
     write_rows(data / "x.json", [*rows[:4], '{"id": 4, "image"', *rows[5:]])
 
@@ -294,7 +295,9 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("kind", BAD_ROWS)
-def test_a_bad_row_is_named_and_the_rest_is_answered(probe, data, capsys: pytest.CaptureFixture[str], kind) -> None:
+def test_a_bad_row_is_named_and_the_rest_is_answered(
+    probe: Callable[..., Any], data: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     spoil, sentence = BAD_ROWS[kind]
     spoil(data)
     assert probe() == 1
@@ -304,8 +307,8 @@ def test_a_bad_row_is_named_and_the_rest_is_answered(probe, data, capsys: pytest
     assert [row["id"] for row in read(data / "A.jsonl")] == [n for n in range(18) if n != 4]
 
 
-def put(name: str, make):
-    def change(data) -> None:
+def put(name: str, make: Any) -> Any:
+    def change(data: Path) -> None:
         path = data / "images" / name
         path.unlink()
         make(path)
@@ -313,7 +316,7 @@ def put(name: str, make):
     return change
 
 
-def image_of(mode: str, size: tuple[int, int] = (40, 40), value: object = 0, kind: str = "PNG"):
+def image_of(mode: str, size: tuple[int, int] = (40, 40), value: object = 0, kind: str = "PNG") -> Any:
     return lambda path: Image.new(mode, size, value).save(path, kind)
 
 
@@ -332,7 +335,9 @@ ODD_IMAGES = {
 
 
 @pytest.mark.parametrize("kind", ODD_IMAGES)
-def test_an_odd_image_is_shown_counted_or_named(probe, data, capsys: pytest.CaptureFixture[str], kind) -> None:
+def test_an_odd_image_is_shown_counted_or_named(
+    probe: Callable[..., Any], data: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     spoil, sentence = ODD_IMAGES[kind]
     spoil(data)
     code = probe()
@@ -347,7 +352,9 @@ def test_an_odd_image_is_shown_counted_or_named(probe, data, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("kind", ["missing image", "malformed line"])
-def test_strict_stops_at_a_bad_row(probe, data, capsys: pytest.CaptureFixture[str], kind) -> None:
+def test_strict_stops_at_a_bad_row(
+    probe: Callable[..., Any], data: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     spoil, sentence = BAD_ROWS[kind]
     spoil(data)
     assert probe("--strict") == 2
@@ -355,29 +362,29 @@ def test_strict_stops_at_a_bad_row(probe, data, capsys: pytest.CaptureFixture[st
     assert error.startswith("agci: ") and sentence.format(images=data / "images") in error
 
 
-def no_weights(data, checkpoint):
+def no_weights(data: Path, checkpoint: Path) -> dict[str, Path]:
     shutil.copytree(checkpoint, data / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     return {"model_path": data / "model"}
 
 
-def unsupported(data, checkpoint):
+def unsupported(data: Path, checkpoint: Path) -> dict[str, Path]:
     shutil.copytree(checkpoint, data / "model")
     config = json.loads((data / "model" / "config.json").read_text())
     (data / "model" / "config.json").write_text(json.dumps(config | {"model_type": "unheard_of"}))
     return {"model_path": data / "model"}
 
 
-def empty_file(data, checkpoint):
+def empty_file(data: Path, checkpoint: Path) -> dict[str, Any]:
     (data / "x.json").write_text("\n")
     return {}
 
 
-def under_a_file(data, checkpoint):
+def under_a_file(data: Path, checkpoint: Path) -> dict[str, Path]:
     (data / "file").write_text("")
     return {"answer_file": data / "file" / "A.jsonl"}
 
 
-def bad_key(data, checkpoint):
+def bad_key(data: Path, checkpoint: Path) -> dict[str, Path]:
     return {"model_path": with_key(checkpoint, data / "model", "half")}
 
 
@@ -409,7 +416,11 @@ MISTAKES = {
 
 @pytest.mark.parametrize("kind", MISTAKES)
 def test_a_mistake_is_one_sentence(
-    probe, data, tiny_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str], kind
+    probe: Callable[..., Any],
+    data: Path,
+    tiny_checkpoint: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
 ) -> None:
     make, sentence = MISTAKES[kind]
     changes = make(data, tiny_checkpoint("qwen2_5_vl"))
@@ -421,14 +432,14 @@ def test_a_mistake_is_one_sentence(
 
 
 def test_interrupted_rows_are_kept_and_the_same_command_goes_on(
-    probe, data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    probe: Callable[..., Any], data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from transformers_agci.storage.result_file import ResultFile
 
     probe("--batch_size", "1", answer_file=data / "whole.jsonl")
     original, written = ResultFile.write, []
 
-    def write_once(self, *arguments, **others) -> None:
+    def write_once(self: Any, *arguments: Any, **others: Any) -> None:
         if written:
             raise KeyboardInterrupt
         written.append(original(self, *arguments, **others))
@@ -467,7 +478,7 @@ def test_every_family_has_its_script_and_they_are_alike() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", paper_families())
-def test_scripts_run_from_any_folder(data, tiny_checkpoint: Callable[[str], Path], family) -> None:
+def test_scripts_run_from_any_folder(data: Path, tiny_checkpoint: Callable[[str], Path], family: str) -> None:
     script = SCRIPTS / paper_families()[family].name / "eval_laion_bias_data.py"
     other = "llava" if family != "llava" else "llava_next"
     elsewhere = data / "elsewhere"
@@ -496,7 +507,7 @@ def test_scripts_run_from_any_folder(data, tiny_checkpoint: Callable[[str], Path
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_process_of_its_own(data, tiny_checkpoint: Callable[[str], Path]) -> None:
+def test_ctrl_c_in_a_process_of_its_own(data: Path, tiny_checkpoint: Callable[[str], Path]) -> None:
     """A real signal after the first finished block; then the same command, and the bytes of an undisturbed run.
 
     The process is stopped in between, so that it surely has work left when the signal is sent.
@@ -522,7 +533,7 @@ def test_ctrl_c_in_a_process_of_its_own(data, tiny_checkpoint: Callable[[str], P
         "cpu",
     ]
 
-    def start(name):
+    def start(name: str) -> Any:
         return subprocess.Popen(
             [*map(str, command), "--answer_file", str(data / name)],
             stderr=subprocess.PIPE,
@@ -549,7 +560,7 @@ def test_ctrl_c_in_a_process_of_its_own(data, tiny_checkpoint: Callable[[str], P
 
 
 @pytest.mark.slow
-def test_processes_of_torchrun_write_the_same_bytes(data, tiny_checkpoint: Callable[[str], Path]) -> None:
+def test_processes_of_torchrun_write_the_same_bytes(data: Path, tiny_checkpoint: Callable[[str], Path]) -> None:
     """The probe and a control, one process after the other's work on the same file."""
     script = SCRIPTS / "LLaVA-v1.5" / "eval_laion_bias_data.py"
     words = [

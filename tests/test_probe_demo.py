@@ -60,7 +60,7 @@ def test_demo_says_what_a_process_said(tmp_path: Path, capsys: pytest.CaptureFix
     ],
 )
 def test_mistakes_of_the_demo(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words, sentence
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")

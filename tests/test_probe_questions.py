@@ -14,7 +14,9 @@ from transformers_agci.inference.prompt import chat_content
 from transformers_agci.inference.questions import YES_NO
 
 
-def rows(items=2, answers=("Yes", "No"), name="{item:03d}_{cell}.jpg"):
+def rows(
+    items: int = 2, answers: tuple[str, str] = ("Yes", "No"), name: str = "{item:03d}_{cell}.jpg"
+) -> list[ProbeRow]:
     """File by file as docs/method.md has them: all Yes rows, then all No rows."""
     return [
         ProbeRow.parse(

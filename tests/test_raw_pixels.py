@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ AS_BYTES = [family for family in FAMILIES if family != "llava_next"]
 
 
 @pytest.mark.parametrize("family", AS_BYTES)
-def test_the_device_makes_what_the_processor_makes(family) -> None:
+def test_the_device_makes_what_the_processor_makes(family: str) -> None:
     processor = build_processor(family)
     raw = raw_pixels(processor)
     assert raw is not None
@@ -52,7 +53,7 @@ def test_the_engine_gives_the_same_answers(
     ask(loaded, questions, tmp_path / "floats.jsonl")
     normalised = []
 
-    def counted(self, pixels):
+    def counted(self: Any, pixels: torch.Tensor) -> torch.Tensor:
         normalised.append(pixels.dtype)
         return original(self, pixels)
 

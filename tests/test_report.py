@@ -1,6 +1,7 @@
 """The look of maps and tables."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from transformers_agci.report.table import format_table
 SCALE = Scale(0, 100, "correct, %")
 
 
-def panel(shape=(3, 3), **changes):
+def panel(shape: tuple[int, int] = (3, 3), **changes: Any) -> Panel:
     values = np.linspace(0, 100, shape[0] * shape[1]).reshape(shape)
     texts = [f"{v:.0f}" for v in values.ravel()]
     return Panel(**({"values": values, "scale": SCALE, "title": "t", "note": "n = 5\nx", "texts": texts} | changes))
@@ -42,7 +43,7 @@ def test_difference_scale_is_centred_on_zero() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 4), (5, 5), (20, 20)])
-def test_a_map_of_any_grid_is_drawn(tmp_path: Path, shape) -> None:
+def test_a_map_of_any_grid_is_drawn(tmp_path: Path, shape: tuple[int, int]) -> None:
     one = panel(shape) if shape != (20, 20) else panel(shape, texts=())
     path = draw([[one, None], [one, one]], tmp_path / "deep" / "map.png", "title", "foot\nnote")
     with Image.open(path) as image:

@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_results import HOSTILE, write_results
@@ -18,7 +20,7 @@ WAIT = 60_000  # milliseconds
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser() -> Iterator[Any]:
     """A browser that must not reach for anything."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine")
@@ -31,11 +33,11 @@ def browser():
 
 
 @pytest.fixture
-def opened(browser):
+def opened(browser: Any) -> Iterator[Any]:
     """Make and open a report; `page.asked` are the addresses it asked for, `page.said` what its console says."""
     pages = []
 
-    def open_report(folder: Path, *options, scheme: str = "light", **kinds):
+    def open_report(folder: Path, *options: Any, scheme: str = "light", **kinds: Any) -> Any:
         results = write_results(folder, kinds.pop("items", 12), **kinds)
         words = ["--output", str(folder / "r.html"), "--draws", "20", *map(str, options)]
         assert main(["report", *map(str, results), *words]) == 0
@@ -56,24 +58,24 @@ def opened(browser):
         page.close()
 
 
-def count(page) -> tuple[int, int]:
+def count(page: Any) -> tuple[int, int]:
     """How many rows are shown, of how many."""
     found = re.match(r"(\d+) of (\d+) ", page.locator("#count").inner_text())
     return int(found[1]), int(found[2])
 
 
-def width(page) -> int:
+def width(page: Any) -> int:
     """Pixels of the first card's image once it is decoded; an image that is not there raises."""
     return page.locator(".card img").first.evaluate(
         "async (image) => { await image.decode(); return image.naturalWidth; }"
     )
 
 
-def cell(page, map_number: int, cell_number: int):
+def cell(page: Any, map_number: int, cell_number: int) -> Any:
     return page.locator(".map").nth(map_number).locator(".cell").nth(cell_number)
 
 
-def test_a_cell_opens_its_items_and_filters_agree_with_the_table(opened, tmp_path: Path) -> None:
+def test_a_cell_opens_its_items_and_filters_agree_with_the_table(opened: Any, tmp_path: Path) -> None:
     page = opened(tmp_path, items=40, images=True)
     results = [read_results(tmp_path / f"answers.lam{lam}.jsonl") for lam in ("0", "0.5")]
     pair = compare(*results)
@@ -98,7 +100,7 @@ def test_a_cell_opens_its_items_and_filters_agree_with_the_table(opened, tmp_pat
     assert page.said == [] and {url.partition(":")[0] for url in page.asked} <= {"file", "data"}
 
 
-def test_cards_show_image_caption_replies_and_margins_by_size_of_change(opened, tmp_path: Path) -> None:
+def test_cards_show_image_caption_replies_and_margins_by_size_of_change(opened: Any, tmp_path: Path) -> None:
     page = opened(tmp_path, items=40, images=True)
     cell(page, 2, 7).click()
     page.locator("#sort").select_option("gain")
@@ -123,7 +125,7 @@ def test_cards_show_image_caption_replies_and_margins_by_size_of_change(opened, 
     assert not page.locator("#large").is_visible()
 
 
-def test_pages_are_turned(opened, tmp_path: Path) -> None:
+def test_pages_are_turned(opened: Any, tmp_path: Path) -> None:
     page = opened(tmp_path, items=12)
     page.locator("#filter").select_option("all")
     assert page.locator("#page").inner_text() == "page 1 of 5" and page.locator(".card").count() == 24
@@ -134,7 +136,7 @@ def test_pages_are_turned(opened, tmp_path: Path) -> None:
     assert page.locator("#next").is_disabled()
 
 
-def test_the_keyboard_alone_reaches_everything(opened, tmp_path: Path) -> None:
+def test_the_keyboard_alone_reaches_everything(opened: Any, tmp_path: Path) -> None:
     page = opened(tmp_path)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to what was found"
@@ -155,7 +157,7 @@ def test_the_keyboard_alone_reaches_everything(opened, tmp_path: Path) -> None:
     assert page.evaluate("document.activeElement.id") == "answer"
 
 
-def test_a_screen_reader_finds_names_and_headings(opened, tmp_path: Path) -> None:
+def test_a_screen_reader_finds_names_and_headings(opened: Any, tmp_path: Path) -> None:
     page = opened(tmp_path, images=True)
     tree = page.locator("body").aria_snapshot()
     assert re.search(r'table "baseline \(lambda 0\), Yes rows', tree)
@@ -168,7 +170,7 @@ def test_a_screen_reader_finds_names_and_headings(opened, tmp_path: Path) -> Non
     assert nameless == 0
 
 
-def test_dark_light_and_print(opened, tmp_path: Path) -> None:
+def test_dark_light_and_print(opened: Any, tmp_path: Path) -> None:
     page = opened(tmp_path, scheme="dark")
     background = "getComputedStyle(document.body).backgroundColor"
     assert page.evaluate(background) == "rgb(22, 24, 28)"
@@ -181,20 +183,20 @@ def test_dark_light_and_print(opened, tmp_path: Path) -> None:
     assert page.pdf().startswith(b"%PDF")
 
 
-def test_plots_are_as_large_as_they_were_drawn(opened, tmp_path: Path) -> None:
+def test_plots_are_as_large_as_they_were_drawn(opened: Any, tmp_path: Path) -> None:
     page = opened(tmp_path)
     sizes = "svgs => svgs.map(svg => [svg.getBoundingClientRect().width, Number(svg.getAttribute('width'))])"
     found = page.locator("section[aria-labelledby] .plot > svg").evaluate_all(sizes)
     assert len(found) >= 6 and all(shown == pytest.approx(drawn, abs=1) and drawn > 200 for shown, drawn in found)
 
 
-def test_nothing_runs_out_of_a_phone_s_screen(opened, tmp_path: Path) -> None:
+def test_nothing_runs_out_of_a_phone_s_screen(opened: Any, tmp_path: Path) -> None:
     page = opened(tmp_path)
     page.set_viewport_size({"width": 360, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
-def test_hostile_captions_names_replies_and_manifests_run_nothing(opened, tmp_path: Path) -> None:
+def test_hostile_captions_names_replies_and_manifests_run_nothing(opened: Any, tmp_path: Path) -> None:
     page = opened(tmp_path, "--labels", HOSTILE[1], HOSTILE[3], hostile=True, items=len(HOSTILE), images=True)
     title = page.title()
     page.locator("#filter").select_option("all")
@@ -213,7 +215,7 @@ def test_hostile_captions_names_replies_and_manifests_run_nothing(opened, tmp_pa
     assert {url.partition(":")[0] for url in page.asked} <= {"file", "data"} and page.said == []
 
 
-def test_the_policy_stops_what_gets_into_the_page(opened, tmp_path: Path) -> None:
+def test_the_policy_stops_what_gets_into_the_page(opened: Any, tmp_path: Path) -> None:
     """Were a text ever taken for markup, its script, style, image and request would still not run."""
     page = opened(tmp_path)
     page.evaluate(
@@ -229,7 +231,7 @@ def test_the_policy_stops_what_gets_into_the_page(opened, tmp_path: Path) -> Non
     assert sum("Content Security Policy" in text for text in page.said) >= 2
 
 
-def test_images_in_a_folder_are_shown(opened, tmp_path: Path) -> None:
+def test_images_in_a_folder_are_shown(opened: Any, tmp_path: Path) -> None:
     page = opened(tmp_path, "--images", "folder", images=True)
     page.locator("#filter").select_option("all")
     page.locator(".card img").first.scroll_into_view_if_needed()

@@ -6,6 +6,7 @@ import html.parser
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,13 +33,13 @@ class Elements(html.parser.HTMLParser):
         self.raw: list[tuple[str, dict, str]] = []
         self.feed(text)
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag: str, attributes: list[Any]) -> None:
         self.tags.append((tag, dict(attributes)))
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         self.tags.append(("/" + tag, {}))
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         if self.tags and self.tags[-1][0] in ("script", "style"):
             self.raw.append((*self.tags[-1], data))
 
@@ -46,7 +47,7 @@ class Elements(html.parser.HTMLParser):
         return json.loads(next(text for tag, names, text in self.raw if names.get("type") == "application/json"))
 
 
-def report(folder: Path, *options, **kinds) -> tuple[str, Elements]:
+def report(folder: Path, *options: Any, **kinds: Any) -> tuple[str, Elements]:
     """The page of two results of six items."""
     results = write_results(folder, kinds.pop("items", 6), **kinds)
     assert main(["report", *map(str, results), "--output", str(folder / "r.html"), *DRAWS, *map(str, options)]) == 0

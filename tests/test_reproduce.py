@@ -26,7 +26,7 @@ def values(family: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("family", paper_families())
-def test_every_command_can_be_typed(family) -> None:
+def test_every_command_can_be_typed(family: str) -> None:
     known = values(family)
     assert len(commands()) >= 12
     for line in commands():

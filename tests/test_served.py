@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -35,7 +36,9 @@ def quick_and_keyed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 
-def ask(server: StubServer | str, path: Path, questions: list[Question] | None = None, block_rows: int = 2, **served):
+def ask(
+    server: StubServer | str, path: Path, questions: list[Question] | None = None, block_rows: int = 2, **served: Any
+) -> Any:
     asked = questions or [
         Question({"id": number}, f"x.json:{number + 1}", f"Is it {number}?", (BlankImage(8, 6, (number, 0, 0)),))
         for number in range(ROWS)
@@ -130,8 +133,10 @@ def test_a_word_that_was_not_returned_leaves_the_margin_empty(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("most", "expected"), [(5, 5), (0, None)])
-def test_a_server_that_gives_fewer_log_probabilities_is_asked_for_fewer(tmp_path: Path, most, expected) -> None:
-    def script(number, body):
+def test_a_server_that_gives_fewer_log_probabilities_is_asked_for_fewer(
+    tmp_path: Path, most: int, expected: int | None
+) -> None:
+    def script(number: int, body: dict) -> Any:
         if body.get("top_logprobs", 0) > most:
             return Says(400, {"error": {"message": f"top_logprobs must be at most {most}"}})
         return None
@@ -143,7 +148,7 @@ def test_a_server_that_gives_fewer_log_probabilities_is_asked_for_fewer(tmp_path
 
 
 def test_a_server_that_calls_the_limit_otherwise_is_asked_so(tmp_path: Path) -> None:
-    def script(number, body):
+    def script(number: int, body: dict) -> Any:
         if "max_tokens" in body:
             return Says(400, {"error": {"message": "Unsupported parameter 'max_tokens'. Use 'max_completion_tokens'."}})
         return None
@@ -261,7 +266,7 @@ def test_a_run_goes_on_with_what_is_not_written(tmp_path: Path) -> None:
 
 
 def test_a_question_that_the_server_cannot_take_is_skipped_and_named(tmp_path: Path) -> None:
-    def script(number, body):
+    def script(number: int, body: dict) -> Any:
         text = body["messages"][0]["content"][1]["text"]
         if "2?" in text:
             return Says(400, {"error": {"message": "too long"}})
@@ -316,7 +321,9 @@ def test_a_question_that_the_server_cannot_take_is_skipped_and_named(tmp_path: P
         "refuses all",
     ],
 )
-def test_what_no_further_try_mends_ends_the_run(tmp_path: Path, says: Says, said: str, capfd) -> None:
+def test_what_no_further_try_mends_ends_the_run(
+    tmp_path: Path, says: Says, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     with stub_server(lambda number, body: says) as server, pytest.raises(InputError, match=said) as raised:
         ask(server, tmp_path / "A.jsonl", block_rows=4)
     assert len(server.bodies) <= 9  # three questions in three forms, at most
@@ -351,7 +358,9 @@ def test_a_key_that_the_server_repeats_in_another_spelling_is_in_no_file(tmp_pat
     assert KEY not in everything_written(tmp_path)
 
 
-def test_a_short_key_is_in_no_file_and_no_message(tmp_path: Path, monkeypatch, capfd) -> None:
+def test_a_short_key_is_in_no_file_and_no_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """It is cut out where it stands as a word; where it is a word of an answer it cannot be told from it."""
     monkeypatch.setenv("OPENAI_API_KEY", "k3y")
     with stub_server(lambda number, body: Says(body=completion(model="m k3y", system_fingerprint="k3y"))) as server:
@@ -388,7 +397,7 @@ def test_a_key_in_what_is_written_into_manifests_is_refused(tmp_path: Path, give
     assert KEY not in str(raised.value)
 
 
-def test_a_proxy_that_cannot_be_used_is_one_sentence(monkeypatch) -> None:
+def test_a_proxy_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "gopher://user:secret@localhost:1")
     with pytest.raises(InputError, match="A proxy of the environment") as raised:
         client.ServerClient(ServedOptions("http://localhost:1/v1"))
@@ -406,14 +415,16 @@ def test_half_a_letter_in_an_answer_is_written_and_read_again(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("key", ["sk-with space", "sk-line\nbreak", "schlüssel"])
-def test_a_key_that_cannot_be_sent_is_refused_without_its_text(tmp_path: Path, monkeypatch, key: str) -> None:
+def test_a_key_that_cannot_be_sent_is_refused_without_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     monkeypatch.setenv("MY_KEY", key)
     with pytest.raises(InputError, match="MY_KEY does not hold a key") as raised:
         ask("http://127.0.0.1:1/v1", tmp_path / "A.jsonl", api_key_env="MY_KEY")
     assert key not in str(raised.value)
 
 
-def test_without_a_key_no_header_is_sent(tmp_path: Path, monkeypatch) -> None:
+def test_without_a_key_no_header_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     with stub_server() as server:
         ask(server, tmp_path / "A.jsonl")
@@ -436,7 +447,7 @@ def test_without_a_key_no_header_is_sent(tmp_path: Path, monkeypatch) -> None:
         ("http://[::1/v1", "must be like"),
     ],
 )
-def test_base_urls_that_are_refused(url, said: str) -> None:
+def test_base_urls_that_are_refused(url: str | None, said: str) -> None:
     with pytest.raises(InputError, match=said) as raised:
         checked_url(url)
     assert KEY not in str(raised.value)
@@ -462,7 +473,9 @@ def by_caption(number: int, body: dict) -> Says:
     return Says(body=completion(*(("Yes", -0.1, -2.0) if len(text) % 2 else ("No", -2.0, -0.1))))
 
 
-def test_the_probe_of_a_served_model(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_the_probe_of_a_served_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
     with stub_server(by_caption) as server:
         words = [*WORDS, "--base_url", server.url, "--answer_file", str(tmp_path / "A.jsonl"), "--text_only"]
@@ -480,7 +493,7 @@ def test_the_probe_of_a_served_model(tmp_path: Path, capsys, monkeypatch) -> Non
     assert KEY not in everything_written(tmp_path)
 
 
-def test_a_benchmark_of_a_served_model(tmp_path: Path, capsys) -> None:
+def test_a_benchmark_of_a_served_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (60, 40)).save(tmp_path / "1.jpg")
     rows = [
         {"question_id": str(n), "image": "1.jpg", "image_source": "1", "category": "random", "answer": answer}
@@ -497,7 +510,7 @@ def test_a_benchmark_of_a_served_model(tmp_path: Path, capsys) -> None:
     assert (score["lambda"], score["categories"]["random"]["accuracy"]) == ("as served", 0.5)
 
 
-def test_mistakes_of_the_command_line(tmp_path: Path, capsys) -> None:
+def test_mistakes_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (["--engine", "openai"], "--model is needed with --engine openai"),
         (["--engine", "openai", "--model", "m"], "--base_url is needed"),
@@ -516,7 +529,9 @@ def test_mistakes_of_the_command_line(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_probe_goes_on_and_its_bytes_are_those_of_an_unbroken_one(tmp_path: Path, monkeypatch) -> None:
+def test_a_killed_probe_goes_on_and_its_bytes_are_those_of_an_unbroken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
 
     def slow(number: int, body: dict) -> Says:

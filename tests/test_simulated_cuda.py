@@ -1,6 +1,8 @@
 """The simulated GPU itself: it computes what the CPU does, counts the waits, refuses what CUDA refuses."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +41,7 @@ def test_the_cpus_values_under_another_label() -> None:
         (lambda x: torch.tensor([x.sum(), x.sum()]), 2),
     ],
 )
-def test_waits_are_counted(reads, waits: int) -> None:
+def test_waits_are_counted(reads: Callable[..., Any], waits: int) -> None:
     with SimulatedCuda() as gpu:
         there = torch.arange(4.0).reshape(2, 2).to("cuda")
         gpu.clear()

@@ -20,7 +20,7 @@ def coins(items: int, p: float, seed: int, cells: int = 9) -> np.ndarray:
 
 
 @pytest.mark.parametrize("hits, n", [(0, 5), (5, 5), (9, 10), (77, 100), (1, 10_000)])
-def test_wilson_is_that_of_statsmodels(hits, n) -> None:
+def test_wilson_is_that_of_statsmodels(hits: int, n: int) -> None:
     assert st.wilson(hits, n)[1:3] == pytest.approx(proportion_confint(hits, n, method="wilson"), abs=1e-12)
 
 
@@ -181,7 +181,7 @@ def test_balanced_accuracy_of_an_always_yes_model_is_a_half() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_mcnemar_is_that_of_statsmodels(seed) -> None:
+def test_mcnemar_is_that_of_statsmodels(seed: int) -> None:
     first, second = coins(60, 0.7, seed, cells=1)[:, 0], coins(60, 0.8, seed + 50, cells=1)[:, 0]
     counts = [[((first == a) & (second == b)).sum() for b in (1, 0)] for a in (1, 0)]
     result = st.mcnemar(first, second)

@@ -5,7 +5,7 @@ unless it is said to be cautious. The seeds are fixed. `perf/verdict_simulation.
 """
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ ROWS = np.repeat([1.0, 0.0, -1.0], 3) * np.sqrt(1.5)  # a bias of sd 1 over nine
 def noise(rng: np.random.Generator, items: int, within: float = 0.5, kind: str = "normal") -> np.ndarray:
     """[items, 9] with variance 1 and correlation `within` between the cells of an item."""
 
-    def draw(shape):
+    def draw(shape: Any) -> Any:
         return rng.normal(size=shape) if kind == "normal" else rng.standard_t(3, size=shape) / np.sqrt(3)
 
     if kind == "rows":  # cells of one row of the grid are nearly alike
@@ -54,8 +54,17 @@ def coverage(draw: Callable[[np.random.Generator], tuple[st.Interval, float]], r
 
 
 def two_results(
-    rng, items, *, bias=(0.0, 0.0), shift=0.0, scale=1.0, kind="normal", louder=1.0, missing=0.0, alike=0.9
-):
+    rng: np.random.Generator,
+    items: int,
+    *,
+    bias: tuple[float, float] = (0.0, 0.0),
+    shift: float = 0.0,
+    scale: float = 1.0,
+    kind: str = "normal",
+    louder: float = 1.0,
+    missing: float = 0.0,
+    alike: float = 0.9,
+) -> Any:
     """Two results of one model in its margins, the second one's noise being correlated with the first's by `alike`."""
     sides = []
     for answer, mean in (("yes", 1.28), ("no", -1.28)):
@@ -83,7 +92,7 @@ def without_margins(result: ProbeResult) -> ProbeResult:
     return ProbeResult(result.label, result.shape, result.items, *sides)
 
 
-def verdicts(items: int, replicates: int, seed: int, margins: bool = True, **truth) -> dict[str, float]:
+def verdicts(items: int, replicates: int, seed: int, margins: bool = True, **truth: Any) -> dict[str, float]:
     """Shares of the four verdicts."""
     rng = np.random.default_rng(seed)
     said = []
@@ -111,7 +120,9 @@ NO_CHANGE = {
 @pytest.mark.parametrize("items", SIZES)
 @pytest.mark.parametrize("truth", NO_CHANGE.values(), ids=NO_CHANGE)
 @pytest.mark.parametrize("margins", [True, False], ids=["margins", "answers only"])
-def test_no_change_of_evenness_is_called_one_in_eight_percent_at_most(items, truth, margins) -> None:
+def test_no_change_of_evenness_is_called_one_in_eight_percent_at_most(
+    items: int, truth: dict[str, Any], margins: bool
+) -> None:
     found = verdicts(items, 100, seed=items, margins=margins, **truth)
     assert found["more even"] + found["less even"] <= 0.08
     if margins:  # and it does say something
@@ -120,21 +131,21 @@ def test_no_change_of_evenness_is_called_one_in_eight_percent_at_most(items, tru
 
 @pytest.mark.parametrize("after, said", [(0.0, "more even"), (0.1, "more even"), (0.4, "less even")])
 @pytest.mark.parametrize("other", [{}, {"shift": 0.6}, {"scale": 2.0}, {"kind": "t"}, {"missing": 0.1}], ids=str)
-def test_a_real_change_is_found_in_93_percent_at_300_items(after, said, other) -> None:
+def test_a_real_change_is_found_in_93_percent_at_300_items(after: float, said: str, other: dict[str, Any]) -> None:
     assert verdicts(300, 100, seed=1, bias=(0.2, after), **other)[said] >= 0.93
 
 
 @pytest.mark.parametrize("before, after", [(0.5, 0.1), (0.6, 0.0)])
-def test_a_real_change_is_found_in_answers_only(before, after) -> None:
+def test_a_real_change_is_found_in_answers_only(before: float, after: float) -> None:
     """Cells that are nearly always right have no d' and are left out."""
     assert verdicts(300, 60, seed=2, margins=False, bias=(before, after))["more even"] >= 0.93
 
 
 @pytest.mark.parametrize("items", SIZES)
-def test_the_difference_of_evenness_covers_the_truth(items) -> None:
+def test_the_difference_of_evenness_covers_the_truth(items: int) -> None:
     """In the own sd of the margins, .3 -> .1; V of deviations would be a difference of noisy, biased numbers."""
 
-    def draw(rng):
+    def draw(rng: np.random.Generator) -> Any:
         first, second = two_results(rng, items, bias=(0.3, 0.1), shift=0.5)
         change = compare_unevenness(
             of_standardized_margins(first.yes.margin, first.no.margin),
@@ -146,12 +157,12 @@ def test_the_difference_of_evenness_covers_the_truth(items) -> None:
 
 
 @pytest.mark.parametrize("items", [100, 300])
-def test_evenness_of_auc_and_d_prime_covers_the_truth(items) -> None:
+def test_evenness_of_auc_and_d_prime_covers_the_truth(items: int) -> None:
     cells = 1.28 + 0.5 * ROWS
     auc = np.var(stats.norm.cdf((cells + 1.28) / np.sqrt(2)))
 
-    def draw(measure, truth):
-        def once(rng):
+    def draw(measure: Callable[..., Any], truth: float) -> Any:
+        def once(rng: np.random.Generator) -> Any:
             first, second = two_results(rng, items, bias=(0.5, 0.0), alike=0.5)
             return st.Interval(*compare_unevenness(measure(first), measure(second))[2:], 1), truth
 
@@ -173,8 +184,8 @@ def test_evenness_of_auc_and_d_prime_covers_the_truth(items) -> None:
 
 @pytest.mark.parametrize("items", SIZES)
 @pytest.mark.parametrize("within", [0.0, 0.3, 0.9])
-def test_differences_of_proportions_cover_the_truth(items, within) -> None:
-    def draw(rng):
+def test_differences_of_proportions_cover_the_truth(items: int, within: float) -> None:
+    def draw(rng: np.random.Generator) -> Any:
         before, fresh = noise(rng, items, within), noise(rng, items, within)
         after = 0.9 * before + np.sqrt(0.19) * fresh
         first, second = ((z < stats.norm.ppf(p)).astype(float) for z, p in ((before, 0.9), (after, 0.93)))
@@ -188,11 +199,11 @@ def test_differences_of_proportions_cover_the_truth(items, within) -> None:
 
 
 @pytest.mark.parametrize("items", SIZES)
-def test_clustered_proportions_of_unequal_items_cover_the_truth(items) -> None:
+def test_clustered_proportions_of_unequal_items_cover_the_truth(items: int) -> None:
     """Half of the items have one row of nine: where the wrong rows are all in these, items seem to know more than they
     do (79 % at 30 items by the variance between items alone)."""
 
-    def draw(rng):
+    def draw(rng: np.random.Generator) -> Any:
         table = (rng.random((items, 9)) < rng.beta(0.1, 0.9 / 81, size=(items, 1))).astype(float)
         table[: items // 2, 1:] = np.nan
         return st.clustered_proportion(table), 0.9
@@ -202,11 +213,11 @@ def test_clustered_proportions_of_unequal_items_cover_the_truth(items) -> None:
 
 @pytest.mark.parametrize("items", SIZES)
 @pytest.mark.parametrize("hits, alarms", [(0.99, 0.01), (0.9, 0.1)])
-def test_d_prime_and_criterion_cover_the_truth(items, hits, alarms) -> None:
+def test_d_prime_and_criterion_cover_the_truth(items: int, hits: float, alarms: float) -> None:
     z = stats.norm.ppf([hits, alarms])
 
-    def of(measure, truth):
-        def draw(rng):
+    def of(measure: Callable[..., Any], truth: float) -> Any:
+        def draw(rng: np.random.Generator) -> Any:
             return measure(coins(rng, items, hits, 0.3), coins(rng, items, alarms, 0.3)).overall, truth
 
         return draw
@@ -217,17 +228,17 @@ def test_d_prime_and_criterion_cover_the_truth(items, hits, alarms) -> None:
 
 @pytest.mark.parametrize("items", SIZES)
 @pytest.mark.parametrize("d_prime", [2.56, 4.5])
-def test_auc_and_accuracy_at_a_matched_no_rate_cover_the_truth(items, d_prime) -> None:
+def test_auc_and_accuracy_at_a_matched_no_rate_cover_the_truth(items: int, d_prime: float) -> None:
     """At d' 4.5 the AUC is .9993 and some samples have hardly a pair out of order."""
 
-    def of(measure, cell, truth):
-        def draw(rng):
+    def of(measure: Callable[..., Any], cell: bool, truth: float) -> Any:
+        def draw(rng: np.random.Generator) -> Any:
             measured = measure(d_prime / 2 + noise(rng, items), -d_prime / 2 + noise(rng, items))
             return measured.cells[4] if cell else measured.overall, truth
 
         return draw
 
-    def matched(yes, no):
+    def matched(yes: np.ndarray, no: np.ndarray) -> Any:
         return signal_detection.yes_accuracy_at_no_rate(yes, no).accuracy
 
     auc, hits = stats.norm.cdf(d_prime / 2**0.5), stats.norm.cdf(d_prime - stats.norm.ppf(0.9))
@@ -238,12 +249,12 @@ def test_auc_and_accuracy_at_a_matched_no_rate_cover_the_truth(items, d_prime) -
 
 
 @pytest.mark.parametrize("items", [10, 30])
-def test_t_over_few_items_covers_the_truth_where_a_bootstrap_does_not(items) -> None:
+def test_t_over_few_items_covers_the_truth_where_a_bootstrap_does_not(items: int) -> None:
     """Skewed shares between 0 and 1, as occlusion and flow have them."""
     rng = np.random.default_rng(8)
     truth = float(np.clip(rng.beta(1.5, 0.8, size=(200_000, 1)) + 0.1 * rng.normal(size=(200_000, 9)), 0, 1).mean())
 
-    def draw(rng):
+    def draw(rng: np.random.Generator) -> Any:
         shares = np.clip(rng.beta(1.5, 0.8, size=(items, 1)) + 0.1 * rng.normal(size=(items, 9)), 0, 1)
         return st.mean_over_items(shares).overall, truth
 
@@ -251,8 +262,8 @@ def test_t_over_few_items_covers_the_truth_where_a_bootstrap_does_not(items) -> 
 
 
 @pytest.mark.parametrize("apart", [0.0, 0.05, 0.3])
-def test_two_way_t_covers_the_truth_however_much_seeds_differ(apart) -> None:
-    def draw(rng):
+def test_two_way_t_covers_the_truth_however_much_seeds_differ(apart: float) -> None:
+    def draw(rng: np.random.Generator) -> Any:
         seeds, items = rng.normal(size=(5, 1)) * apart, rng.normal(size=(1, 100)) * 0.2
         return st.mean_over_seeds_and_items(1 + seeds + items + 0.3 * rng.normal(size=(5, 100))), 1.0
 
@@ -261,7 +272,7 @@ def test_two_way_t_covers_the_truth_however_much_seeds_differ(apart) -> None:
 
 @pytest.mark.parametrize("items", SIZES)
 @pytest.mark.parametrize("kind", ["normal", "rows"])
-def test_size_of_the_tests_of_a_position_effect(items, kind) -> None:
+def test_size_of_the_tests_of_a_position_effect(items: int, kind: str) -> None:
     """At the 5 % level; the permutation null needs cells that are exchangeable, Hotelling's T^2 does not."""
     rng = np.random.default_rng(items)
     rejected = {"Hotelling": 0, "permutation": 0, "Cochran": 0}
@@ -288,7 +299,7 @@ def test_the_normal_limit_of_the_null_is_the_null(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("items", [100, 300])
-def test_holm_keeps_the_family_at_five_percent(items) -> None:
+def test_holm_keeps_the_family_at_five_percent(items: int) -> None:
     rng = np.random.default_rng(items)
     some = corrected = 0
     for _ in range(200):
@@ -302,7 +313,7 @@ def test_holm_keeps_the_family_at_five_percent(items) -> None:
 
 @pytest.mark.parametrize("items", SIZES)
 @pytest.mark.parametrize("within", [0.0, 0.8])
-def test_intervals_of_all_cells_at_once_cover_all_truths(items, within) -> None:
+def test_intervals_of_all_cells_at_once_cover_all_truths(items: int, within: float) -> None:
     """Nine intervals of 95 % each hold all truths in two thirds of the samples."""
     rng, held, alone = np.random.default_rng(items), 0, 0
     for _ in range(200):
@@ -315,7 +326,7 @@ def test_intervals_of_all_cells_at_once_cover_all_truths(items, within) -> None:
 
 
 @pytest.mark.parametrize("items", SIZES)
-def test_failures_that_do_not_depend_on_the_position_are_not_reported(items) -> None:
+def test_failures_that_do_not_depend_on_the_position_are_not_reported(items: int) -> None:
     rng = np.random.default_rng(items)
     found = seen = 0
     for _ in range(200):

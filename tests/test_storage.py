@@ -7,7 +7,9 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Never
 
 import pytest
 
@@ -27,7 +29,7 @@ def names(place: Path) -> list[str]:
 # --- whole files ---
 
 
-def test_a_file_is_the_old_one_until_it_is_complete(tmp_path):
+def test_a_file_is_the_old_one_until_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_atomic(path, b"old")
     with open_atomic(path) as file:
@@ -38,11 +40,11 @@ def test_a_file_is_the_old_one_until_it_is_complete(tmp_path):
     assert names(tmp_path) == ["a.json"]
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_atomic(path, b"old")
 
-    def parts():
+    def parts() -> Iterator[Any]:
         yield b"begun"
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -52,7 +54,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert names(tmp_path) == ["a.json"]
 
 
-def test_the_bytes_are_forced_to_disk_before_the_name_changes(tmp_path, monkeypatch):
+def test_the_bytes_are_forced_to_disk_before_the_name_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(atomic.os, "fsync", lambda descriptor: (order.append("sync"), fsync(descriptor)))
@@ -61,7 +63,7 @@ def test_the_bytes_are_forced_to_disk_before_the_name_changes(tmp_path, monkeypa
     assert order == ["sync", "rename", "sync"]  # the file, its name, the folder
 
 
-def test_a_link_is_replaced_and_never_written_through(tmp_path):
+def test_a_link_is_replaced_and_never_written_through(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     link = tmp_path / "a.json"
@@ -72,7 +74,9 @@ def test_a_link_is_replaced_and_never_written_through(tmp_path):
     assert link.read_bytes() == b"new"
 
 
-def test_the_unfinished_name_cannot_be_foreseen_and_an_existing_one_is_not_opened(tmp_path, monkeypatch):
+def test_the_unfinished_name_cannot_be_foreseen_and_an_existing_one_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = set()
     for number in range(20):
         with open_atomic(tmp_path / "a") as file:
@@ -91,7 +95,7 @@ def test_the_unfinished_name_cannot_be_foreseen_and_an_existing_one_is_not_opene
     assert victim.read_bytes() == b"precious"
 
 
-def test_permissions_stay_those_of_the_replaced_file(tmp_path):
+def test_permissions_stay_those_of_the_replaced_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write_atomic(path, b"1")
     path.chmod(0o640)
@@ -100,7 +104,7 @@ def test_permissions_stay_those_of_the_replaced_file(tmp_path):
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"] == [0o640, 0o640]
 
 
-def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -110,13 +114,13 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     os.close(reader)
 
 
-def test_a_name_of_255_bytes_can_be_written(tmp_path):
+def test_a_name_of_255_bytes_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / ("n" * 255)
     write_atomic(path, b"x")
     assert path.read_bytes() == b"x"
 
 
-def test_leftovers_of_a_killed_write_are_removed_and_nothing_else(tmp_path):
+def test_leftovers_of_a_killed_write_are_removed_and_nothing_else(tmp_path: Path) -> None:
     write_atomic(tmp_path / "a.json", b"x")
     leftover = tmp_path / f".a.json.{'0123456789abcdef'}.new"
     others = [tmp_path / ".a.json.new", tmp_path / f".b.json.{'0' * 16}.new", tmp_path / "a.json.part"]
@@ -127,7 +131,7 @@ def test_leftovers_of_a_killed_write_are_removed_and_nothing_else(tmp_path):
     assert all(path.exists() for path in others)
 
 
-def test_a_process_killed_while_it_writes_leaves_the_old_file_and_a_removable_rest(tmp_path):
+def test_a_process_killed_while_it_writes_leaves_the_old_file_and_a_removable_rest(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_atomic(path, b"old")
     program = (
@@ -147,7 +151,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file_and_a_removable_re
 # --- locks ---
 
 
-def test_one_holder_at_a_time_and_no_file_afterwards(tmp_path):
+def test_one_holder_at_a_time_and_no_file_afterwards(tmp_path: Path) -> None:
     first, second = Lock(tmp_path / "lock"), Lock(tmp_path / "lock")
     assert first.acquire()
     assert not second.acquire(wait=0.05)
@@ -158,7 +162,7 @@ def test_one_holder_at_a_time_and_no_file_afterwards(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_lock_on_a_removed_file_does_not_count(tmp_path, monkeypatch):
+def test_a_lock_on_a_removed_file_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gap that filelock up to 3.20 has: opened before the holder removed the file, locked afterwards."""
     path = tmp_path / "lock"
     first, second, third = Lock(path), Lock(path), Lock(path)
@@ -178,7 +182,7 @@ def test_a_lock_on_a_removed_file_does_not_count(tmp_path, monkeypatch):
     second.release()
 
 
-def test_releasing_does_not_remove_the_file_of_another_holder(tmp_path):
+def test_releasing_does_not_remove_the_file_of_another_holder(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     first, second = Lock(path), Lock(path)
     assert first.acquire()
@@ -190,7 +194,7 @@ def test_releasing_does_not_remove_the_file_of_another_holder(tmp_path):
     second.release()
 
 
-def test_contending_processes_never_overlap(tmp_path):
+def test_contending_processes_never_overlap(tmp_path: Path) -> None:
     """Four processes add to a counter that only the lock protects; every one of their additions is in the sum."""
     program = (
         "import sys, pathlib\n"
@@ -209,7 +213,7 @@ def test_contending_processes_never_overlap(tmp_path):
     assert names(tmp_path) == ["counter"]
 
 
-def test_a_killed_holder_frees_the_lock(tmp_path):
+def test_a_killed_holder_frees_the_lock(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys, pathlib\n"
         "from transformers_agci.storage.lock import Lock\n"
@@ -258,7 +262,7 @@ def test_a_worker_that_outlives_its_killed_holder_does_not_keep_the_lock(tmp_pat
         os.kill(worker, signal.SIGKILL)
 
 
-def test_the_second_process_is_told_who_is_at_work(tmp_path):
+def test_the_second_process_is_told_who_is_at_work(tmp_path: Path) -> None:
     with (
         exclusive_lock(tmp_path / "new" / "out", "converting into"),
         pytest.raises(InputError, match=r"Another program is converting into .*out; wait for it"),
@@ -268,7 +272,7 @@ def test_the_second_process_is_told_who_is_at_work(tmp_path):
     assert names(tmp_path / "new") == []
 
 
-def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path):
+def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "victim").write_bytes(b"precious")
     (tmp_path / "lock").symlink_to(tmp_path / "victim")
     with pytest.raises(OSError, match="symbolic"):
@@ -278,7 +282,7 @@ def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path):
 # --- whole folders ---
 
 
-def test_a_folder_appears_when_it_is_complete(tmp_path):
+def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with committed_folder(target, "making") as made:
         assert made is not None
@@ -289,14 +293,14 @@ def test_a_folder_appears_when_it_is_complete(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt(), InputError("no")])
-def test_a_folder_that_fails_is_removed(tmp_path, error):
+def test_a_folder_that_fails_is_removed(tmp_path: Path, error: Any) -> Never:
     with pytest.raises(type(error)), committed_folder(tmp_path / "out", "making") as made:
         (made / "a").write_bytes(b"1")
         raise error
     assert names(tmp_path) == []
 
 
-def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     target = tmp_path / "out"
     unfinished_folder(target).mkdir()
     (unfinished_folder(target) / "old").write_bytes(b"")
@@ -305,7 +309,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
-def test_a_linked_unfinished_folder_is_not_entered(tmp_path):
+def test_a_linked_unfinished_folder_is_not_entered(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "precious").write_bytes(b"")
@@ -316,7 +320,7 @@ def test_a_linked_unfinished_folder_is_not_entered(tmp_path):
     assert names(tmp_path / "out") == ["a"]
 
 
-def test_a_finished_folder_needs_no_work_and_another_one_is_refused(tmp_path):
+def test_a_finished_folder_needs_no_work_and_another_one_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
     (target / "a").write_bytes(b"1")
@@ -331,14 +335,14 @@ def test_a_finished_folder_needs_no_work_and_another_one_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "link to nowhere"])
-def test_what_is_no_folder_is_refused(tmp_path, kind):
+def test_what_is_no_folder_is_refused(tmp_path: Path, kind: str) -> None:
     target = tmp_path / "out"
     target.write_bytes(b"x") if kind == "file" else target.symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match="exists and is not empty"), committed_folder(target, "making"):
         pass
 
 
-def test_an_empty_folder_is_filled_and_another_one_replaced_on_demand(tmp_path):
+def test_an_empty_folder_is_filled_and_another_one_replaced_on_demand(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
     for content in (b"1", b"2"):
@@ -348,7 +352,7 @@ def test_an_empty_folder_is_filled_and_another_one_replaced_on_demand(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
-def test_an_equal_folder_is_kept(tmp_path):
+def test_an_equal_folder_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "out"
     numbers = set()
     for _ in range(2):
@@ -362,7 +366,7 @@ def test_an_equal_folder_is_kept(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
-def test_a_run_killed_between_its_two_renames_loses_nothing(tmp_path, monkeypatch):
+def test_a_run_killed_between_its_two_renames_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "out"
     target.mkdir()
     (target / "a").write_bytes(b"old")
@@ -384,7 +388,7 @@ def test_a_run_killed_between_its_two_renames_loses_nothing(tmp_path, monkeypatc
     assert (target / "a").read_bytes() == b"old"
 
 
-def test_two_processes_make_one_folder(tmp_path):
+def test_two_processes_make_one_folder(tmp_path: Path) -> None:
     with (
         committed_folder(tmp_path / "out", "making") as made,
         pytest.raises(InputError, match="Another program is making"),
@@ -395,7 +399,7 @@ def test_two_processes_make_one_folder(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
-def test_damaged_file(tmp_path):
+def test_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"12")
     sizes = file_sizes(tmp_path, "*.safetensors", "*.json")
     assert sizes == {"a.safetensors": 2}
@@ -406,7 +410,7 @@ def test_damaged_file(tmp_path):
     assert damaged_file(tmp_path, sizes) == "a.safetensors is missing"
 
 
-def test_same_files(tmp_path):
+def test_same_files(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep" / "x").write_bytes(b"1")
@@ -421,7 +425,7 @@ def test_same_files(tmp_path):
 # --- JSON and settings ---
 
 
-def test_json_is_written_as_ever(tmp_path):
+def test_json_is_written_as_ever(tmp_path: Path) -> None:
     assert json_bytes({"a": "ü"}) == b'{"a": "\\u00fc"}\n'
     assert json_bytes({"a": "ü"}, ascii_only=False) == '{"a": "ü"}\n'.encode()
     assert json.loads(json_bytes("\ud800", ascii_only=False)) == "\ud800"
@@ -441,7 +445,7 @@ def test_json_is_written_as_ever(tmp_path):
         (b"[" * 200_000, "nested deeper than 100"),
     ],
 )
-def test_a_file_that_is_no_json_object_is_one_sentence(tmp_path, content, says):
+def test_a_file_that_is_no_json_object_is_one_sentence(tmp_path: Path, content: bytes | None, says: str) -> None:
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)
@@ -452,7 +456,7 @@ def test_a_file_that_is_no_json_object_is_one_sentence(tmp_path, content, says):
     assert "\n" not in str(error.value)
 
 
-def test_differences_name_every_setting():
+def test_differences_name_every_setting() -> None:
     assert differences({"a": [1], "b": {"c": 1}}, {"a": (1,), "b": {"c": 2}, "d": 3}) == [
         "b.c is 1 there and 2 now",
         "d is 'not set' there and 3 now",

@@ -4,7 +4,7 @@ The position's effect is the same in both results of every scenario, in sd withi
 may be "more even" or "less even", with margins, from the answers alone, and from Yes rows alone.
 """
 
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -28,26 +28,26 @@ NOISES = {
 
 
 def results(
-    rng,
-    items,
+    rng: np.random.Generator,
+    items: int,
     *,
-    bias=0.3,
-    lean=ROWS,
-    mean=1.28,
-    shift=0.6,
-    scale=1.0,
-    gain=0.0,
-    noise="normal",
-    alike=0.9,
-    cells=1.0,
-    sizes=0.0,
-    own=0.0,
-    step=0.0,
-    bound=np.inf,
-    missing=0.0,
-    short=0.0,
-    wrong_missing=0.0,
-):
+    bias: float = 0.3,
+    lean: Any = ROWS,
+    mean: float = 1.28,
+    shift: float = 0.6,
+    scale: float = 1.0,
+    gain: float = 0.0,
+    noise: str = "normal",
+    alike: float = 0.9,
+    cells: float = 1.0,
+    sizes: float = 0.0,
+    own: float = 0.0,
+    step: float = 0.0,
+    bound: Any = np.inf,
+    missing: float = 0.0,
+    short: float = 0.0,
+    wrong_missing: float = 0.0,
+) -> Any:
     """[(first, second)] margins of Yes rows and of No rows, [items, 9].
 
     cells, sizes   noise differs by cell (factors) and by item (sd of its logarithm)
@@ -59,7 +59,7 @@ def results(
     for sign in (1, -1):
         spread = np.exp(sizes * rng.normal(size=(items, 1))) * cells
 
-        def draw(spread=spread):
+        def draw(spread: Any = spread) -> Any:
             parts = (NOISES[noise](rng, (items, 1)), NOISES[noise](rng, (items, 9)))
             return np.sqrt(0.5) * (parts[0] + parts[1]) * spread
 
@@ -85,7 +85,9 @@ def tables(margins: np.ndarray, right: bool, with_margins: bool = True) -> Table
     )
 
 
-def verdicts(items: int, seed: int, kinds=("margins", "answers", "Yes rows"), **truth) -> dict[str, dict[str, float]]:
+def verdicts(
+    items: int, seed: int, kinds: tuple[str, str, str] = ("margins", "answers", "Yes rows"), **truth: Any
+) -> dict[str, dict[str, float]]:
     """Shares of the four verdicts, with margins, from answers only, from Yes rows with margins only."""
     rng, said = np.random.default_rng(seed), {kind: [] for kind in kinds}
     for _ in range(REPLICATES):
@@ -127,7 +129,7 @@ DECEIVING = {
 
 @pytest.mark.parametrize("items", [10, 20, 100, 300])
 @pytest.mark.parametrize("truth", DECEIVING.values(), ids=DECEIVING)
-def test_no_change_is_called_one_in_eight_percent_at_most(items, truth) -> None:
+def test_no_change_is_called_one_in_eight_percent_at_most(items: int, truth: dict[str, Any]) -> None:
     for kind, found in verdicts(items, seed=items, **truth).items():
         assert found["more even"] + found["less even"] <= 0.08, (kind, found)
 
@@ -139,7 +141,7 @@ def test_answers_of_many_items_with_bounded_margins_show_no_change() -> None:
 
 
 @pytest.mark.parametrize("items", [5, 9])
-def test_few_items_get_no_verdict_whatever_they_show(items) -> None:
+def test_few_items_get_no_verdict_whatever_they_show(items: int) -> None:
     for found in verdicts(items, seed=items, bias=0.8).values():
         assert found["cannot tell"] == 1
 

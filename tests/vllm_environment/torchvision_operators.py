@@ -4,6 +4,7 @@
 """
 
 import sys
+from typing import Any
 
 OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -16,7 +17,7 @@ class Finder:
 
     library = None  # a Library takes its declarations back when it is collected
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: Any, path: Any = None, target: Any = None) -> None:
         if name == "torchvision" and Finder.library is None:
             import torch
 
