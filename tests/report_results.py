@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -50,7 +51,7 @@ def write_results(
 
 def _row(
     item: int, side: int, cell: int, position: str, answer: str, margins: np.ndarray, hostile: bool, margin: bool
-) -> dict[str, str]:
+) -> dict[str, Any]:
     value = float(margins[item, side, cell]) * (1 if answer == "Yes" else -1)
     row = {
         "image": image_name(item, cell, hostile),

@@ -349,7 +349,7 @@ def test_similarity_occlusion_and_flow(model: Engine, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_flow_of_one_image_and_its_command(model, tmp_path: Path) -> None:
+def test_flow_of_one_image_and_its_command(model: Engine, tmp_path: Path) -> None:
     data = transformers_agci.probe_data(items=1, limit=1)
     image, asked = str(data.img_path / "000000000_0.jpg"), "What is there?"
     one = transformers_agci.flow_of(image, asked, model, [0, 0.5])
@@ -373,7 +373,9 @@ def shown_by(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.slow
-def test_metrics_and_evidence_say_and_write_what_the_api_gives(run, tmp_path: Path, capsys) -> None:
+def test_metrics_and_evidence_say_and_write_what_the_api_gives(
+    run: ProbeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     end = ["--draws", "50", "--labels", "a", "b", "--text_only_file", *run.control_files["text_only"], "--title", "T"]
     end += ["--json", tmp_path / "c.json"]
     read = transformers_agci.read_probe(*run.files, labels=["a", "b"], text_only_file=run.control_files["text_only"])
@@ -400,7 +402,7 @@ def test_metrics_and_evidence_say_and_write_what_the_api_gives(run, tmp_path: Pa
         assert (tmp_path / ours).read_bytes() == (tmp_path / theirs).read_bytes(), ours
 
 
-def test_results_with_negatives_and_names_of_their_own_are_joined_and_picked(run, tmp_path: Path) -> None:
+def test_results_with_negatives_and_names_of_their_own_are_joined_and_picked(run: ProbeRun, tmp_path: Path) -> None:
     files: dict[str, list[Path]] = {"Yes": [], "No": []}
     for source in run.files:
         for answer, paths in files.items():

@@ -26,7 +26,7 @@ from transformers_agci.statistics.equivalence import equivalence
 
 def rows(
     yes: bool, no: np.ndarray | None = None, margin: np.ndarray = True, shape: tuple[int, int] | None = None
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """Rows of a result from margins [items, cells]; caption and image name the item."""
     found = []
     for answer, table in (("Yes", yes), ("No", no)):
@@ -46,7 +46,7 @@ def rows(
     return found
 
 
-def write(path: Path, content: list[dict[str, str]]) -> str:
+def write(path: Path, content: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
     return str(path)
 

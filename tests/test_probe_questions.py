@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -14,9 +15,7 @@ from transformers_agci.inference.prompt import chat_content
 from transformers_agci.inference.questions import YES_NO
 
 
-def rows(
-    items: int = 2, answers: tuple[str, str] = ("Yes", "No"), name: str = "{item:03d}_{cell}.jpg"
-) -> list[ProbeRow]:
+def rows(items: int = 2, answers: Sequence[str] = ("Yes", "No"), name: str = "{item:03d}_{cell}.jpg") -> list[ProbeRow]:
     """File by file as docs/method.md has them: all Yes rows, then all No rows."""
     return [
         ProbeRow.parse(
