@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from engine import engine
-from flops import TOLERANCE, Formula, counter, matmul_rate
-from machine import clock_name, peak_memory, say, seconds
+from flops import TOLERANCE, Formula, counter, figures
+from machine import clock_name, say, timed
 from models import quick_vision
 from plain_loop import plain_loop
 from split import Split, heading
@@ -33,20 +33,20 @@ class Comparison:
     plain_asked: Sequence[Question]
     at_most: float = 30.0
     batch_size: int | None = None  # the engine's own
-    rates: dict[str, list[float]] = field(default_factory=dict)  # answers per second, round by round
+    rates: dict[str, list[float]] = field(default_factory=dict)  # rows per second, round by round
 
     def run(self) -> None:
         """Print everything."""
         unit = clock_name(self.loaded.device)
         say(
-            f"{len(self.asked)} questions x {len(self.lambdas)} lambdas, {self.loaded.model.dtype}, answers per {unit} "
+            f"{len(self.asked)} questions x {len(self.lambdas)} lambdas, {self.loaded.model.dtype}, rows per {unit} "
             "(and per second of the clock)\n"
         )
         self._warm_up()
         for number in range(1, self.rounds + 1):  # in turn, so that a machine that changes changes for all
             for name, work in self._contenders():
                 counts = self._measure(number, name, work)
-        say(f"\n| | answers per {unit}, median | to the plain loop |\n|---|---|---|")
+        say(f"\n| | rows per {unit}, median | to the plain loop |\n|---|---|---|")
         for name, rates in self.rates.items():
             say(f"| {name} | {median(rates):.1f} | {median(rates) / median(self.rates['plain loop']):.2f}x |")
         say(
@@ -81,9 +81,9 @@ class Comparison:
         engine(self.loaded, self.asked[: max(1, len(self.asked) // 4)], self.lambdas[:1], workers=0)
 
     def _measure(self, number: int, name: str, work: Callable[[], tuple[int, Any]]) -> Any:
-        begin, wall = seconds(self.loaded.device), time.perf_counter()
-        answers, counts = work()
-        took, wall = seconds(self.loaded.device) - begin, time.perf_counter() - wall
+        wall = time.perf_counter()
+        (answers, counts), took = timed(self.loaded.device, work)
+        wall = time.perf_counter() - wall
         self.rates.setdefault(name, []).append(answers / took)
         say(f"round {number}: {answers / took:7.1f} ({answers / wall:.1f})  {name}")
         return counts
@@ -98,7 +98,7 @@ class Comparison:
         say(split.row(answers, "ours"))
 
     def _arithmetic(self) -> None:
-        """Operations per answer, counted and by formula, and how much of the device's own rate that is."""
+        """Operations per row, counted and by formula, and how much of the device's own rate that is."""
         device = self.loaded.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -107,14 +107,10 @@ class Comparison:
                 answers, _ = self._ours(workers=0)
             total = counted.get_total_flops()
             apart = total / formula.flops - 1
-            rate = matmul_rate(device, self.loaded.model.dtype)
             best = max(median(rates) for name, rates in self.rates.items() if name.startswith("ours"))
-            done = best * total / answers
             say(
-                f"\nours: {total / answers / 1e12:.4g} TFLOP per answer by torch's counter, {100 * apart:+.2f} % from "
-                f"the formula; {done / 1e12:.4g} TFLOP/s, {100 * done / rate:.0f} % of the device's matrix product, "
-                f"which does {rate / 1e12:.4g}"
+                f"\nours: {total / answers / 1e12:.4g} TFLOP per row by torch's counter, {100 * apart:+.2f} % from the "
+                f"formula\n{figures(self.loaded, answers, answers / best, total)}"
             )
-            say(f"peak memory: {peak_memory(device)}")
         if abs(apart) > TOLERANCE:
             raise SystemExit(f"counter and formula differ by {100 * apart:.2f} %, more than {100 * TOLERANCE:.0f} %")

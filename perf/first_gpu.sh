@@ -9,9 +9,9 @@ out=${1:?usage: perf/first_gpu.sh FILE.md [--small]}
 shape=${2:---random_7b}
 python=${PYTHON:-python}
 limit=${LIMIT:-480}
-short=() ; items=8 ; pictures=54 ; sizes="9 18 36 72" ; mask=42 ; rows=200 ; plain=9 ; alone=(1 18)
+short=() ; own=() ; items=8 ; pictures=54 ; sizes="9 18 36 72" ; mask=42 ; rows=200 ; plain=9 ; alone=(1 18) ; profiled=18
 if [ "$shape" = --small ]; then
-    short=(--quick) ; items=1 ; pictures=2 ; sizes="9" ; mask=420 ; rows=4 ; plain=2 ; alone=(1)
+    short=(--quick) ; own=(--small --times 2) ; items=1 ; pictures=2 ; sizes="9" ; mask=420 ; rows=4 ; plain=2 ; alone=(1) ; profiled=1
 fi
 failed=0
 
@@ -29,11 +29,16 @@ measure() {  # title, command
 
 printf '# First measurements, %s\n\n' "$(date -u +%F)" >"$out"
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem --format=csv >>"$out"
-[ "$shape" = --small ] || measure "GPU tests" -m pytest -q -p no:cacheprovider tests/test_vision_attention.py tests/test_kernels.py
+measure "The device's own rates, widths and attention kernels" perf/primitives.py "${own[@]}"
+if [ "$shape" != --small ]; then
+    measure "GPU tests" -m pytest -q -p no:cacheprovider tests/test_vision_attention.py tests/test_kernels.py
+    measure "Memory that runs out" -m pytest -q -p no:cacheprovider -m slow tests/test_on_simulated_gpu.py -k on_a_gpu
+fi
 for size in $sizes; do
     measure "Position probe, $size images per call" perf/probe_speed.py "$shape" --items "$items" --rounds 1 \
         --plain_rows "$plain" --batch_size "$size"
 done
+measure "Kernel by kernel" perf/profiles.py "$shape" --images "$profiled"
 measure "POPE" perf/pope_speed.py "$shape" --pictures "$pictures" --plain_rows "$plain" --rounds 1
 measure "Occlusion" perf/occlusion.py "$shape" --pictures 1 --mask_size "$mask" --plain_copies 4
 measure "Similarity" perf/similarity.py "$shape" --images $((9 * items))

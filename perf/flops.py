@@ -128,11 +128,11 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 * count / timed(device, lambda: products(count))[1]
 
 
-def figures(loaded: LoadedModel, rows: int, took: float, flops: float, what: str = "rows") -> str:
+def figures(loaded: LoadedModel, rows: int, took: float, flops: float) -> str:
     """One line for every measurement: rows/s, TFLOP/s, the share of the sustained matrix product, the peak memory."""
     device = loaded.device
     able = matmul_rate(device, loaded.model.dtype)
     return (
-        f"{rows / took:.4g} {what}/s; {flops / took / 1e12:.4g} TFLOP/s, {100 * flops / took / able:.0f} % of the "
+        f"{rows / took:.4g} rows/s; {flops / took / 1e12:.4g} TFLOP/s, {100 * flops / took / able:.0f} % of the "
         f"sustained matrix product, which does {able / 1e12:.4g}; peak memory {peak_memory(device)}"
     )

@@ -7,23 +7,25 @@ first one's raw logit; one copy at a time. Both sides get the same images, masks
     python perf/occlusion.py --random_7b --mask_size 42       a GPU: Qwen2.5-VL-7B's shape, bfloat16
     python perf/occlusion.py --small --mask_size 210          the same with a small shape, on any machine
 
-Processor seconds are printed beside wall seconds: on a busy machine only they mean something. With random weights the
+The core's own seconds are printed beside the clock's (on a GPU those between two of its events): on a busy machine only
+they mean something. With random weights the
 images are enlarged to 840x840, so that all 400 masks run, and the plain loop masks the first `--plain_copies` only.
 """
 
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import machine
 import numpy as np
 import torch
 from flops import counter, figures
-from machine import announce, say
+from machine import announce, clock_name, say
 from models import add_model_arguments, chosen_model, quick_vision
 from PIL import Image, ImageDraw
 from split import Split, heading
@@ -39,17 +41,17 @@ from transformers_agci.inference.load import LoadedModel
 
 
 class Timed(NamedTuple):
-    """What came out, and the wall and processor seconds it took."""
+    """What came out, the wall seconds it took, and the device's own: between two events of a GPU, or of the core."""
 
     result: Any
     wall: float
-    cpu: float
+    own: float
 
 
-def timed(work: Callable[[], Any]) -> Timed:
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = work()
-    return Timed(result, time.perf_counter() - wall, time.process_time() - cpu)
+def timed(device: torch.device, work: Callable[[], Any]) -> Timed:
+    wall = time.perf_counter()
+    result, own = machine.timed(device, work)
+    return Timed(result, time.perf_counter() - wall, own)
 
 
 def plain_loop(
@@ -85,19 +87,40 @@ def enlarge(files: list[Path]) -> None:
         Image.open(file).convert("RGB").resize((840, 840), Image.Resampling.BICUBIC).save(file)
 
 
-def arithmetic(run: OcclusionRun, rows: list[ProbeRow], rate: float) -> str:
-    """Operations per masked copy by torch's counter, and their share of the device's matrix product."""
+def arithmetic(run: OcclusionRun, rows: list[ProbeRow], took: float) -> str:
+    """Operations per masked copy by torch's counter, and what the device does with them in the seconds they `took`."""
     with counter() as counted:
         copies = sum(copies_of(run.occlude(row)) for row in rows)
-    done = rate * counted.get_total_flops() / copies
-    each = counted.get_total_flops() / copies
-    line = figures(run.loaded, copies, copies * each / done, copies * each, "copies")
-    return f"{each / 1e12:.4g} TFLOP per copy by torch's counter; {line}"
+    total = counted.get_total_flops()
+    line = figures(run.loaded, copies, took, total)
+    return f"{total / copies / 1e12:.4g} TFLOP per row (copy) by torch's counter\n{line}"
 
 
 def copies_of(occluded: Occluded) -> int:
     """Masked copies that were run."""
     return sum(logits is not None for logits in occluded.masked)
+
+
+def opened(data: Any, row: ProbeRow) -> Image.Image:
+    return Image.open(data.img_path / row.image).convert("RGB")
+
+
+def beside(
+    device: torch.device, plain: Sequence[Timed], ours: Sequence[Timed], at_most: int | None, copies: int
+) -> None:
+    """Both sides' time per copy, and how far their maps lie apart where both have masked a copy."""
+    each = {}
+    unit = clock_name(device).removeprefix("second of ")
+    for name, runs, count in (("plain loop", plain, at_most or copies), ("batched", ours, copies)):
+        each[name] = [sum(getattr(one, kind) for one in runs) / count for kind in ("wall", "own")]
+        wall, own = (1000 * took for took in each[name])
+        say(f"{name:>10}: {wall:7.1f} ms wall, {own:7.1f} ms of {unit} a copy, over {count}")
+    wall, own = (one / other for one, other in zip(each["plain loop"], each["batched"], strict=True))
+    apart = max(
+        float(np.abs(one.result.differences - other.result).flat[:at_most].max())
+        for one, other in zip(ours, plain, strict=False)
+    )
+    say(f"     ratio: {wall:.2f}x wall, {own:.2f}x of {unit}; the maps differ by {apart:.1e}")
 
 
 def main() -> None:
@@ -125,40 +148,23 @@ def main() -> None:
             args.batch_size,
             max_new_tokens=1,
         )
-        plain = []
-        if random:
-            image = Image.open(data.img_path / rows[0].image).convert("RGB")
-            alone = timed(lambda: plain_loop(loaded, rows[0], image, args.mask_size, args.plain_copies))
-            say(f"plain loop: {1000 * alone.wall / args.plain_copies:.1f} ms wall a copy, over {args.plain_copies}")
-        for row in [] if random else rows:
-            image = Image.open(data.img_path / row.image).convert("RGB")
-            plain.append(timed(lambda row=row, image=image: plain_loop(loaded, row, image, args.mask_size)))
+        at_most = args.plain_copies if random else None
+        plain = [
+            timed(loaded.device, lambda row=row: plain_loop(loaded, row, opened(data, row), args.mask_size, at_most))
+            for row in rows[: 1 if random else None]
+        ]
         say(f"vision tower: {stack.enter_context(quick_vision(loaded.model))}")
         run.occlude(rows[0])  # warm up
-        ours = [timed(lambda row=row: run.occlude(row)) for row in rows]
+        ours = [timed(loaded.device, lambda row=row: run.occlude(row)) for row in rows]
         copies = sum(copies_of(each.result) for each in ours)
         say(f"{len(rows)} images, {copies} masked copies run, batches of up to {run.batch}, {loaded.model.dtype}")
-        for name, runs in (("plain loop", plain), ("batched", ours)):
-            wall, cpu = sum(each.wall for each in runs), sum(each.cpu for each in runs)
-            if runs:
-                say(f"{name:>10}: {1000 * wall / copies:7.1f} ms wall, {1000 * cpu / copies:7.1f} ms processor a copy")
-        if plain:
-            ratio = [
-                sum(getattr(each, name) for each in plain) / sum(getattr(each, name) for each in ours)
-                for name in ("wall", "cpu")
-            ]
-            apart = max(
-                float(np.abs(one.result.differences - other.result).max())
-                for one, other in zip(ours, plain, strict=True)
-            )
-            say(f"     ratio: {ratio[0]:.2f}x wall, {ratio[1]:.2f}x processor; the maps differ by {apart:.1e}")
+        beside(loaded.device, plain, ours, at_most, copies)
         made_by = [(ForcedAnswer, "inputs", "preprocess"), (Painter, "copies", "preprocess")]
         with Split(loaded, made_by) as split:
             for row in rows:
                 run.occlude(row)
-        say(f"{heading(loaded.device).replace('answer', 'masked copy')}\n{split.row(copies, 'batched')}")
-        clock = sum(each.wall if loaded.device.type == "cuda" else each.cpu for each in ours)
-        say(f"\n{arithmetic(run, rows, copies / clock)}")
+        say(f"{heading(loaded.device).replace('per row', 'per masked copy')}\n{split.row(copies, 'batched')}")
+        say(f"\n{arithmetic(run, rows, sum(each.own for each in ours))}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from engine import engine
 from flops import counter, figures
-from machine import announce, clock_name, say, seconds, timed
+from machine import announce, clock_name, say, timed
 from models import SEVEN_B, SMALL, Shape, quick_vision, random_weights
 from rows import probe_questions
 from scaling_figure import draw
@@ -81,9 +81,7 @@ def measure(loaded: LoadedModel, folder: Path, sweep: str, at: int, rounds: int)
     patches, tokens = len(batch.inputs["pixel_values"]), batch.inputs["input_ids"].shape[1]
     times = []
     for _ in range(rounds):
-        begin = seconds(loaded.device)
-        engine(loaded, asked, lambdas, workers=0)
-        times.append(seconds(loaded.device) - begin)
+        times.append(timed(loaded.device, lambda: engine(loaded, asked, lambdas, workers=0))[1])
     return Point(sweep, at, given["rows"], patches, tokens, given["questions"], given["lambdas"], min(times))
 
 

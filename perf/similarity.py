@@ -50,7 +50,7 @@ def main() -> None:
         with counter() as counted:
             run(2)
     say(f"{len(rows)} images; {how}; {loaded.model.dtype}")
-    say(figures(loaded, len(rows), took, counted.get_total_flops(), "images"))
+    say(figures(loaded, len(rows), took, counted.get_total_flops()))
 
 
 if __name__ == "__main__":

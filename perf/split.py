@@ -65,7 +65,7 @@ class Split:
             self._end()
 
     def row(self, answers: int, name: str) -> str:
-        """A row of milliseconds per answer; `heading` stands above."""
+        """A row of milliseconds per row; `heading` stands above."""
         total = sum(self.seconds.values())
         shares = [self.seconds[part] for part in PARTS]
         cells = [f"{1000 * share / answers:.2f} ({100 * share / total:.0f} %)" for share in shares]
@@ -99,6 +99,6 @@ class Split:
 def heading(device: torch.device) -> str:
     kind = "clock" if device.type == "cuda" else "core"
     return (
-        f"\nms of the {kind} per answer, in a pass of its own:\n\n| | {' | '.join(PARTS)} | all |\n"
+        f"\nms of the {kind} per row, in a pass of its own:\n\n| | {' | '.join(PARTS)} | all |\n"
         f"|---|{'---|' * (len(PARTS) + 1)}"
     )

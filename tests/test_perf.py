@@ -9,12 +9,15 @@ import pytest
 PERF = Path(__file__).parents[1] / "perf"
 ABSENT = ("datasets", "psutil", "statsmodels")
 
+FIGURES = (" rows/s; ", " TFLOP/s, ", " % of the sustained matrix product", "; peak memory ")  # of every measurement
+
 # command -> what it must have printed
 COMMANDS = {
     "probe_speed.py --items 1 --rounds 1": (
         "| plain loop |",
         "36 answers: 9 images through the vision side in 1 calls",
         "+0.00 % from the formula",
+        *FIGURES,
         "| | decode | preprocess | vision | decoder | write |",
     ),
     "probe_speed.py --small --items 1 --plain_rows 2 --rounds 1": ("+0.00 % from the formula",),
@@ -22,14 +25,18 @@ COMMANDS = {
         "36 answers: 2 images through the vision side in 1 calls",
         "taken over",
         "+0.00 % from the formula",
+        *FIGURES,
     ),
     "convert_llava.py --layers 1 --narrow 32": ("| 407 |",),
-    "own_share.py --rows 4 --batch_sizes 1": ("| 1 | 4 |", "batch 1: ", "of the sustained matrix product"),
-    "similarity.py --images 4": ("images/s", "of the sustained matrix product"),
+    "own_share.py --rows 4 --batch_sizes 1": ("| 1 | 4 |", "batch 1: ", *FIGURES),
+    "similarity.py --images 4": ("4 images; ", *FIGURES),
     "memory.py --rows 1800 --run 400": ("1800 rows open", "growth after row 200"),
     "parity.py --items 1": ("36 answers", "| quick, float32 | sdpa by segment length |", "| quick, bfloat16 |"),
-    "occlusion.py --pictures 1 --mask_size 84": ("the maps differ by", "| batched |", "TFLOP per copy"),
-    "scaling.py --quick --rounds 1 --figure {folder}/scaling.png": ("the model's constants", "| 64 |"),
+    "occlusion.py --pictures 1 --mask_size 84": ("the maps differ by", "| batched |", "TFLOP per row", *FIGURES),
+    "occlusion.py --small --pictures 1 --mask_size 420 --plain_copies 2": ("the maps differ by", "over 2", *FIGURES),
+    "primitives.py --small --times 2": ("| 3456 |", "| math | left padding |", "| torch varlen | not here"),
+    "profiles.py --small --images 1": ("aten::addmm", "POPE's shape, 18 questions"),
+    "scaling.py --quick --rounds 1 --figure {folder}/scaling.png": ("the model's constants", "| 64 |", *FIGURES),
 }
 
 # what needs no GPU machine, with everything installed

@@ -10,6 +10,10 @@ Within `HostValues`, on the instances of one model:
     the vision tower        is given positions, segments and windows, made by transformers' own functions from the
                             grid on the host; equal grids share them
 
+Of a model over several devices accelerate's hooks move all arguments to each module's device, where Qwen's tower would
+read the bounds of segments back four times per layer: within `HostValues` these hooks leave them, and image grids,
+where they are.
+
 Copies are found on the tensors themselves (`forward_call.on_host`); a tensor without one is read back, as ever.
 """
 
@@ -27,22 +31,23 @@ from transformers_agci.method.forward_call import on_host
 
 UTILITIES = "transformers.vision_utils"  # of transformers 5.20 and newer
 REMEMBERED = 4  # batches' grids
+GRID = "image_grid_thw"
+GRIDS, BOUNDS = [GRID, "grid_thw"], ["cu_seqlens", "cu_window_seqlens"]  # arguments of model, tower and its layers
 
 
 class HostValues:
-    """While entered, the model asks the host; `grids_stay`: image grids need not be on the device at all."""
+    """While entered, the model asks the host; `grids_stay`: image grids are not needed on the device."""
 
     def __init__(self, model: nn.Module) -> None:
         self.vlm: Any = find_vlm(model)
         tower = getattr(self.vlm, "visual", None)
         self._tower = tower if _is_windowed(tower) and find_spec(UTILITIES) is not None else None
-        self._split_over_devices = len(set((getattr(model, "hf_device_map", None) or {"": 0}).values())) > 1
+        self._model = model
         self._given: dict[Any, dict[str, torch.Tensor]] = {}
 
     @property
     def grids_stay(self) -> bool:
-        """A model over several devices gets everything moved by accelerate's hooks."""
-        return self._tower is not None and not self._split_over_devices
+        return self._tower is not None
 
     def __enter__(self) -> "HostValues":
         self._found = {}
@@ -50,8 +55,9 @@ class HostValues:
             if hasattr(self.vlm, name):
                 self._found[name] = vars(self.vlm).get(name)
                 vars(self.vlm)[name] = make(getattr(self.vlm, name), self.vlm)
-        self._hook = None
+        self._hook, self._moved_by = None, []
         if self._tower is not None:
+            self._moved_by = _stay(self._model, read_on_device=_reads_on_device(self._tower))
             self._hook = self._tower.register_forward_pre_hook(self._give, with_kwargs=True)
         return self
 
@@ -63,6 +69,8 @@ class HostValues:
                 vars(self.vlm)[name] = found
         if self._hook is not None:
             self._hook.remove()
+        for mover, found in self._moved_by:
+            mover.skip_keys = found
         self._given.clear()
 
     def _give(self, tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any] | None:
@@ -99,13 +107,32 @@ def _from_grid(tower: Any, grid: torch.Tensor, device: torch.device) -> dict[str
         window_size=tower.window_size,
         patch_size=tower.patch_size,
     )
-    read_on = device if "flash" in str(tower.config._attn_implementation) else grid.device
+    read_on = device if _reads_on_device(tower) else grid.device
     return {
         "position_ids": crossing(ask.get_vision_position_ids(grid, tower.spatial_merge_size), device),
         "cu_seqlens": crossing(ask.get_vision_cu_seqlens(grid), read_on),
         "window_index": crossing(window_index, device),
         "cu_window_seqlens": crossing(cu_window_seqlens, read_on),
     }
+
+
+def _reads_on_device(tower: Any) -> bool:
+    """Whether the attention's kernels read the bounds of segments."""
+    return "flash" in str(tower.config._attn_implementation)
+
+
+def _stay(model: nn.Module, read_on_device: bool) -> list[tuple[Any, Any]]:
+    """Tell accelerate's hooks what not to move; returns each with the `skip_keys` that it had."""
+    kept = GRIDS if read_on_device else [*GRIDS, *BOUNDS]
+    found = []
+    for module in model.modules():
+        hook = vars(module).get("_hf_hook")
+        for mover in getattr(hook, "hooks", [hook]):  # several in a row, or one
+            if hasattr(mover, "skip_keys"):
+                before = mover.skip_keys
+                found.append((mover, before))
+                mover.skip_keys = [*kept, *([before] if isinstance(before, str) else before or ())]
+    return found
 
 
 def crossing(values: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from transformers_agci.inference.host_values import GRID
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prepare import Batch, Prepared, RawPixels
 from transformers_agci.inference.runner import out_of_memory
 from transformers_agci.method.forward_call import keep_on_host
-
-GRID = "image_grid_thw"
 
 
 class OnDevice(NamedTuple):
