@@ -570,6 +570,32 @@ def test_arguments_of_the_other_experiments_that_cannot_be_meant(
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (
+            lambda m: transformers_agci.probe(m, "rows.json", **QUIET),
+            "a str: a file is read by probe_data(rows, images)",
+        ),
+        (lambda m: transformers_agci.similarity(m, [1], **QUIET), "`data` must be what `probe_data`"),
+        (lambda m: transformers_agci.occlusion(m, [1], **QUIET), "`data` must be what `probe_data`"),
+        (lambda m: transformers_agci.flow(m, [1], **QUIET), "`data` must be what `probe_data`"),
+        (lambda m: transformers_agci.probe(live(m)[0], **QUIET), "as transformers_agci.wrap(model, processor)"),
+        (lambda m: transformers_agci.wrap(3, 4), "`model` must be a model of transformers, but is a int."),
+    ],
+)
+def test_what_is_no_data_and_no_model(model, ask, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        ask(model)
+    assert said in str(refused.value)
+
+
+def test_what_a_notebook_shows_of_models_rows_and_runs_is_short(model, data, run) -> None:
+    assert repr(model) == "<Qwen2.5-VL, model embedded>"
+    assert repr(data) == "<72 rows, 4 items from the embedded atlas>"
+    assert repr(run) == "<probe: answers.lam0.jsonl, answers.lam0.5.jsonl>"
+
+
 @pytest.mark.parametrize("margin", [float("nan"), 0, 5, -0.1, "0.02"])
 def test_an_equivalence_margin_that_is_no_share(run: ProbeRun, margin: float | int | str) -> None:
     with pytest.raises(InputError, match="`margin` must lie between 0 and 1"):

@@ -5,6 +5,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.experiments.position.questions import Control
 from transformers_agci.method.lam import lambda_text, validate_lambda
 
@@ -59,6 +60,16 @@ def control_list(given: str | Sequence[str]) -> list[Control]:
     if (wrong := next((name for name in names if name not in known), None)) is not None:
         raise InputError(f"`controls` must be of {' and '.join(known)}, but has {wrong!r}.")
     return [Control(name) for name in names]
+
+
+def needed_data(given: Any) -> ProbeData | None:
+    """Rows with their images, or None for the embedded atlas."""
+    if given is None or isinstance(given, ProbeData):
+        return given
+    raise InputError(
+        "`data` must be what `probe_data`, `published_data` or `composites` give, or None for the embedded atlas, but is "
+        f"a {type(given).__name__}: a file is read by probe_data(rows, images)."
+    )
 
 
 def whole_number(name: str, given: Any, least: int = 1) -> int:

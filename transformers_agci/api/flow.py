@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.api.arguments import place_of_lambda, some_lambdas, whole_number
+from transformers_agci.api.arguments import needed_data, place_of_lambda, some_lambdas, whole_number
 from transformers_agci.api.data import encoded
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
@@ -70,8 +70,8 @@ class FlowRun(Tabular):
         """Mean maps and shares by the target's place."""
         return FlowStatistics(aggregate(self.folder / RESULTS))
 
-    def figure(self, lam: float, source: str = "text") -> "Figure":
-        """Nine mean maps at one lambda, of the flow from the text after the image, or from the answer."""
+    def figure(self, lam: float | None = None, source: str = "text") -> "Figure":
+        """Nine mean maps at one lambda (the first if none is named): from the text after the image, or the answer."""
         maps = self.statistics().maps
         lambdas = list(dict.fromkeys(each.lam for each in maps))
         return flow_figure(maps, _known(source), lambdas[place_of_lambda(lambdas, lam)])
@@ -101,7 +101,7 @@ def flow(
     (4, 2)
     """
     place, lines = place_of(folder), list[str]()
-    rows, wanted = RowsOptions(None, None, whole_number("items", items), seed, data), some_lambdas(lambdas)
+    rows, wanted = RowsOptions(None, None, whole_number("items", items), seed, needed_data(data)), some_lambdas(lambdas)
     with looking_inside(model, "flow") as loaded:
         options = FlowOptions(loaded, wanted, layers, whole_number("max_new_tokens", max_new_tokens))
         found = run_flow(options, rows, place.folder, RunOptions(None, overwrite, False, progress), quiet(lines))
@@ -113,7 +113,7 @@ def run_flow(options: FlowOptions, rows: RowsOptions, folder: Path, run: RunOpti
     return FlowRun(flow_of_rows(options, rows, folder, run, say), (), folder)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageFlow(Sequence[Flow]):
     """The flow of one question about one image: a `Flow` per lambda. Shows itself as a table."""
 
@@ -146,6 +146,11 @@ class ImageFlow(Sequence[Flow]):
             write_figure(self.figure(source), file)
         write_json(as_json(self.flows, self.name, self.question), numbers)
         return [*files, numbers]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         shares = [[f"{100 * float(flow.of(source).sum()):.1f}" for source in SOURCES] for flow in self.flows]

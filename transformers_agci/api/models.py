@@ -69,12 +69,21 @@ def wrap(model: Any, processor: Any) -> Engine:
     >>> live.description.endswith("in memory")
     True
     """
+    if not hasattr(model, "modules"):
+        raise InputError(f"`model` must be a model of transformers, but is a {type(model).__name__}.")
     return TransformersEngine(live_model(model, processor))
 
 
 def as_model(model: Model) -> Engine:
     """What an experiment is given, as an engine; a name or path is loaded."""
-    return load(model) if isinstance(model, str | Path) else as_engine(model)
+    if isinstance(model, str | Path):
+        return load(model)
+    if not isinstance(model, LoadedModel) and not hasattr(model, "answering"):
+        raise InputError(
+            f"`model` must be a folder, a hub id or what `load` and `wrap` give, but is a {type(model).__name__}: a "
+            "live model is given as transformers_agci.wrap(model, processor)."
+        )
+    return as_engine(model)
 
 
 @contextlib.contextmanager

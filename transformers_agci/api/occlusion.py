@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.api.arguments import maybe_whole, place_of_lambda, some_lambdas, whole_number
+from transformers_agci.api.arguments import maybe_whole, needed_data, place_of_lambda, some_lambdas, whole_number
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
 from transformers_agci.api.rows import Tabular, rows_of_files, tables_html
@@ -104,7 +104,7 @@ def occlusion(
     folders = tuple(place.folder / (f"lam{lambda_text(lam)}" if len(wanted) > 1 else "maps") for lam in wanted)
     side = whole_number("mask_size", mask_size)
     masks = MaskOptions(side, side if stride is None else whole_number("stride", stride), parse_colour(colour))
-    rows = RowsOptions(None, None, whole_number("items", items), seed, data)
+    rows = RowsOptions(None, None, whole_number("items", items), seed, needed_data(data))
     run = RunOptions(None, overwrite, False, progress)
     size, longest = maybe_whole("batch_size", batch_size), whole_number("max_new_tokens", max_new_tokens)
     codes = []

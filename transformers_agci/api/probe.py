@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.api.arguments import control_list, lambda_list, maybe_whole, method_list
+from transformers_agci.api.arguments import control_list, lambda_list, maybe_whole, method_list, needed_data
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, answering
 from transformers_agci.api.results import ProbeRun
@@ -70,7 +70,7 @@ def probe(
                 planted_bias=planted_bias,
                 answers=replace(given, method=name),
                 engine=engine,
-                data=data,
+                data=needed_data(data),
                 items=None if data else 20,
             )
             lines: list[str] = []

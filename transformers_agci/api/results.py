@@ -209,12 +209,15 @@ class ProbeRun(Tabular):
         def of(whole: tuple[Any, ...]) -> tuple[Any, ...]:
             return whole[place] if isinstance(place, slice) else whole[place : place + 1 or None]
 
-        if isinstance(place, int):
-            self.files[place]  # IndexError where there is none
+        if not isinstance(place, slice):
+            self.files[place]  # IndexError, or TypeError for what is no place
         return replace(self, files=of(self.files), negatives=of(self.negatives), labels=of(self.labels))
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def __repr__(self) -> str:
+        return f"<probe: {', '.join(path.name for path in self.files) or 'no result'}>"
 
     def _repr_html_(self) -> str:
         return tables_html([_levels(self.statistics())], self.log[-1:] if self.exit_code else ())

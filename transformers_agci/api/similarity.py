@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.api.arguments import maybe_whole, place_of_lambda, some_lambdas, whole_number
+from transformers_agci.api.arguments import maybe_whole, needed_data, place_of_lambda, some_lambdas, whole_number
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
 from transformers_agci.api.rows import Tabular, rows_of_files, tables_html
@@ -108,7 +108,7 @@ def similarity(
     place, lines = place_of(folder), list[str]()
     wanted = some_lambdas(lambdas)
     files = output_paths(place.folder / "similarity.jsonl", wanted)
-    rows = RowsOptions(None, None, whole_number("items", items), seed, data)
+    rows = RowsOptions(None, None, whole_number("items", items), seed, needed_data(data))
     run = RunOptions(None, overwrite, False, progress)
     size = maybe_whole("batch_size", batch_size)
     codes = []

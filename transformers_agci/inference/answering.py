@@ -133,6 +133,9 @@ class TransformersEngine:
     sets_lambda: ClassVar[bool] = True
     lambdas_together: ClassVar[bool] = True
 
+    def __repr__(self) -> str:
+        return f"<{self.description}>"  # a notebook shows it; the fields are pages long
+
     @property
     def description(self) -> str:
         """Family, and where the model lay."""

@@ -6,7 +6,7 @@ text after the image (mean over its tokens), and from the answer's position (the
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,9 +38,9 @@ class Flow:
     lam: float
     prediction: str
     layers: tuple[int, ...]
-    text: torch.Tensor
-    answer: torch.Tensor
-    layout: TokenLayout
+    text: torch.Tensor = field(repr=False)
+    answer: torch.Tensor = field(repr=False)
+    layout: TokenLayout = field(repr=False)
 
     @property
     def in_words(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.data.probe_rows import ProbeRow, read_probe_rows
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.position.questions import by_item
 from transformers_agci.storage.atomic import cannot_write
 from transformers_agci.storage.folder import committed_folder
@@ -25,6 +25,9 @@ class ProbeData:
     bad_rows: list[FailedRow]
     settings: dict[str, Any] = field(default_factory=dict)
     source: str = "rows"  # what a reader calls it: the file, the embedded atlas
+
+    def __repr__(self) -> str:
+        return f"<{counted(self.rows, 'row')}, {counted(len(self.items), 'item')} from {self.source}>"
 
     @property
     def rows(self) -> int:
