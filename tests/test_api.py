@@ -584,13 +584,13 @@ def test_arguments_of_the_other_experiments_that_cannot_be_meant(
         (lambda m: transformers_agci.wrap(3, 4), "`model` must be a model of transformers, but is a int."),
     ],
 )
-def test_what_is_no_data_and_no_model(model, ask, said: str) -> None:
+def test_what_is_no_data_and_no_model(model: Engine, ask: Callable[[Engine], Any], said: str) -> None:
     with pytest.raises(InputError) as refused:
         ask(model)
     assert said in str(refused.value)
 
 
-def test_what_a_notebook_shows_of_models_rows_and_runs_is_short(model, data, run) -> None:
+def test_what_a_notebook_shows_of_models_rows_and_runs_is_short(model: Engine, data: ProbeData, run: ProbeRun) -> None:
     assert repr(model) == "<Qwen2.5-VL, model embedded>"
     assert repr(data) == "<72 rows, 4 items from the embedded atlas>"
     assert repr(run) == "<probe: answers.lam0.jsonl, answers.lam0.5.jsonl>"

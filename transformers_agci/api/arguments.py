@@ -67,8 +67,8 @@ def needed_data(given: Any) -> ProbeData | None:
     if given is None or isinstance(given, ProbeData):
         return given
     raise InputError(
-        "`data` must be what `probe_data`, `published_data` or `composites` give, or None for the embedded atlas, but is "
-        f"a {type(given).__name__}: a file is read by probe_data(rows, images)."
+        "`data` must be what `probe_data`, `published_data` or `composites` give, or None for the embedded atlas, but "
+        f"is a {type(given).__name__}: a file is read by probe_data(rows, images)."
     )
 
 
