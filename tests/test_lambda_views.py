@@ -259,6 +259,20 @@ def test_top_level_wins(
     assert LAMBDA_KEY not in config.to_dict()["text_config"]
 
 
+def test_key_in_text_config_of_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The decoder is built as a model of its own: it is not said to be unsupported."""
+    autoload._warned.clear()
+    build_model("llava").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    config[LAMBDA_KEY], config["text_config"][LAMBDA_KEY] = 0, 0.2
+    file.write_text(json.dumps(config))
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert model.global_context_broadcast_lambda == 0
+    said = [r.getMessage() for r in caplog.records if r.name == "transformers_agci"]
+    assert said == [f"{LAMBDA_KEY} is 0 at the top of config.json and 0.2 in text_config: the top level wins."]
+
+
 def test_key_in_the_vision_config_is_named(caplog: pytest.LogCaptureFixture) -> None:
     config = build_config("llava")
     vars(config.vision_config)[LAMBDA_KEY] = 0.5
@@ -309,6 +323,16 @@ def test_replaced_config(family: str, where: str, by: str, caplog: pytest.LogCap
     assert len([r for r in caplog.records if "was given another config" in r.getMessage()]) == 2
 
 
+def test_key_set_on_another_config_of_a_model_without_it() -> None:
+    model = served(build_config("llava"), "llava")
+    stock = logits(model)
+    model.config = copy.deepcopy(model.config)  # the vlm inside keeps the old one
+    setattr(model.config, LAMBDA_KEY, 0.7)
+    assert model.global_context_broadcast_lambda == 0.7
+    assert not torch.equal(logits(model), stock)
+    assert current_handle(model).injections == 1
+
+
 @pytest.mark.parametrize("how", ["attach", "key", "nothing"])
 def test_attribute_of_a_wrapper(how: str) -> None:
     import peft
@@ -322,7 +346,7 @@ def test_attribute_of_a_wrapper(how: str) -> None:
     wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], r=2)).eval()
     autoload.activate()  # the start-up hook does so when peft is imported
     parallel = torch.nn.DataParallel(wrapped)
-    for wrapper, lam in ((wrapped, 0.7), (parallel, 0.3), (wrapped, 0)):
+    for wrapper, lam in ((wrapped, 0.7), (parallel, 0.3), (wrapped.base_model, 0.6), (wrapped, 0)):
         wrapper.global_context_broadcast_lambda = lam
         assert LAMBDA_KEY not in vars(wrapper)
         assert wrapper.global_context_broadcast_lambda == current_handle(model).lam == lam

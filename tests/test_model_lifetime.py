@@ -135,6 +135,16 @@ def test_lambda_that_the_dtype_cannot_hold(family: str) -> None:
     assert torch.isfinite(logits(model, inputs)).all()
 
 
+def test_lambda_that_the_decoder_cannot_hold() -> None:
+    """Its image tokens are finite, but not their squares: the logits would be NaN."""
+    model = build_model("gemma3n").half()
+    inputs = make_inputs("gemma3n", model)
+    inputs["pixel_values"] = inputs["pixel_values"].half()
+    attach(model, 1000.0)
+    with pytest.raises(ValueError, match=r"lambda 1000 is too large for this model in torch\.float16"):
+        logits(model, inputs)
+
+
 @pytest.mark.parametrize("huge", [10**400, 10**5000, -(10**400)], ids=["400 digits", "5000 digits", "negative"])
 def test_lambda_beyond_every_float(huge: int) -> None:
     model = build_model("llava")

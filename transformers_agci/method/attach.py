@@ -170,6 +170,7 @@ _MODEL_CLASSES = (
     ("transformers.modeling_utils", "PreTrainedModel"),
     ("peft.peft_model", "PeftModel"),
     ("peft.mixed_model", "PeftMixedModel"),
+    ("peft.tuners.tuners_utils", "BaseTuner"),
     ("torch.nn.parallel", "DataParallel"),
     ("torch.nn.parallel", "DistributedDataParallel"),
     ("torch.distributed.fsdp", "FullyShardedDataParallel"),

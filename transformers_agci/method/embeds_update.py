@@ -1,15 +1,34 @@
 """The update of one call: the formula on the image tokens of a decoder's input, the text around them as it was."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from transformers_agci.errors import InputError
 from transformers_agci.method.image_positions import ImagePositions
 from transformers_agci.method.injection import global_context, injection_of
+from transformers_agci.method.thread_state import Images
 
 # Below this lambda no image token leaves the range of bfloat16 and float32; asking makes the device wait.
 _SURELY_FINITE = 1e4
+# Below this lambda a decoder's own arithmetic holds what it holds without AGCI (Gemma 3n's squares in float16 do not
+# at a few hundred).
+_SURELY_HELD = 10.0
+
+
+def check_output_finite(output: Any, images: Images) -> None:
+    """InputError where a large lambda made the decoder's own arithmetic overflow: its answers would be NaN.
+
+    Asked of the output [B, S, D] at image tokens, which is never that of padding.
+    """
+    hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+    if images.lam <= _SURELY_HELD or not isinstance(hidden, torch.Tensor) or hidden.shape[:2] != images.mask.shape:
+        return
+    if not bool(torch.isfinite(hidden[images.mask.to(hidden.device)]).all()):
+        raise InputError(
+            f"lambda {images.lam:g} is too large for this model in {hidden.dtype}: its decoder's output at the image "
+            "tokens is infinite or no number."
+        )
 
 
 class EmbedsUpdate(NamedTuple):

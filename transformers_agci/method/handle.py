@@ -146,13 +146,16 @@ class Handle(AttachedMethod):
     # --- the model -------------------------------------------------------------------------------------------------
 
     def belongs_to(self, *modules: nn.Module) -> None:
-        """Learn the model (its vlm first) and the modules around it that show its config."""
+        """Learn the model (its vlm first) and the modules around it that show its config.
+
+        A model may have been given another config before AGCI came, which its vlm does not have: that one counts.
+        """
         if self._vlm is None:
             self._vlm = weakref.ref(modules[0])
         known = [view.module() for view in self._views]
         for module in modules:
-            if not any(module is one for one in known) and getattr(module, "config", None) is self._config:
-                self._views.append(_View(module))
+            if not any(module is one for one in known) and type(getattr(module, "config", None)) is type(self._config):
+                self._views.append(_View(module, self._config))
 
     def learns_prompts(self) -> bool:
         """Whether PEFT puts learnt embeddings before the prompt, which look like image features."""
@@ -189,11 +192,14 @@ class Handle(AttachedMethod):
 
 
 class _View:
-    """A module whose `config` is the model's: the vlm, the model around it, a PEFT wrapper. It may be replaced."""
+    """A module whose `config` is the model's: the vlm, the model around it, a PEFT wrapper. It may be replaced.
 
-    def __init__(self, module: nn.Module) -> None:
+    `config` is the one that it was last seen with.
+    """
+
+    def __init__(self, module: nn.Module, config: Any) -> None:
         self.module = weakref.ref(module)
-        self.config = getattr(module, "config", None)
+        self.config = config
 
 
 def current_handle(model: nn.Module) -> Handle | None:

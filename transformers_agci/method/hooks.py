@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from transformers_agci.families import decoder_of
+from transformers_agci.method.embeds_update import check_output_finite
 from transformers_agci.method.encoded_images import forget_units, note_units
 from transformers_agci.method.forward_call import embeds_of, forward_call, is_decoding_step, with_embeds
 from transformers_agci.method.image_positions import image_token_mask
@@ -228,6 +229,7 @@ def _end_call(handle: "Handle", output: Any) -> None:
                 "Images came with this prompt, but the decoder was not called through its hooks: AGCI injected "
                 "nothing. Call the module `language_model`, not its .forward, and in the same thread."
             )
+        check_output_finite(output, call.images)
         note_images_in_cache(images_went_into(output))
 
 

@@ -86,15 +86,22 @@ def _is_served(model_type: object) -> bool:
 
 
 def hand_down_key(config: dict[str, Any]) -> None:
-    """Move the key of a larger model's config.json to the part that is the vlm's, where it is read, set and saved.
+    """Move the key of a config.json that was read to where it is read, set and saved: the top of the vlm's config.
 
-    Done while the file is read: a thinker that is loaded alone from an Omni checkpoint is given its own part only. The
-    top of the file wins, and a conflict is warned of.
+    The key of a larger model goes down to the part that is the vlm's: a thinker that is loaded alone from an Omni
+    checkpoint is given its own part only. A key in text_config goes up, lest the decoder, which is a model of its own,
+    be said not to be supported. The top of the file wins, and a conflict is warned of.
     """
     name = served_part(config)
     if name is not None and LAMBDA_KEY in config:
         _warn_of_two(config[LAMBDA_KEY], config[name].get(LAMBDA_KEY, config[LAMBDA_KEY]), name)
         config[name] = config[name] | {LAMBDA_KEY: config.pop(LAMBDA_KEY)}
+    served = config if name is None else config[name]
+    text = served.get("text_config")
+    if _is_served(served.get("model_type")) and isinstance(text, dict) and LAMBDA_KEY in text:
+        nested = text[LAMBDA_KEY]
+        served["text_config"] = {key: value for key, value in text.items() if key != LAMBDA_KEY}
+        _warn_of_two(served.setdefault(LAMBDA_KEY, nested), nested, "text_config")
 
 
 def settle_key(config: Any) -> None:
