@@ -178,6 +178,31 @@ def test_json_to_the_standard_output_is_json_alone(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 
 
+def test_json_to_a_standard_output_that_is_a_file_follows_what_stands_there(tmp_path: Path) -> None:
+    """`(echo first; agci ... --json -) > log 2>&1`: the file is one place for both streams, and is not cut."""
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        file.write(b"first\n")
+        file.flush()
+        program = (
+            "import sys; from pathlib import Path; from transformers_agci.storage.json_file import write_report;"
+            "print('table', file=sys.stderr); write_report(Path('/dev/stdout'), [1]); print('last', file=sys.stderr)"
+        )
+        subprocess.run([sys.executable, "-c", program], stdout=file, stderr=file, check=True)
+    assert log.read_text() == "first\ntable\n[\n 1\n]\nlast\n"
+
+
+def test_json_to_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "from pathlib import Path; import transformers_agci.storage.json_file as j;"
+    program += f"j.write_report(Path('/dev/fd/{writing}'), ['x' * 100000])"
+    try:
+        subprocess.run([sys.executable, "-c", program], pass_fds=[writing], check=True)
+    finally:
+        os.close(writing)
+
+
 def test_a_positional_may_stand_behind_options() -> None:
     words = ["self-check", "--engine", "vllm", "models/mine", "--dtype", "float32"]
     command = cli.find_command(words)

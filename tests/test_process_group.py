@@ -15,7 +15,7 @@ from transformers_agci.inference.process_group import (
 )
 from transformers_agci.storage.result_file import Shard
 
-NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,7 @@ WRONG = {
     "negative": ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK must be a whole number of at least 0"),
     "empty": ({"RANK": "", "WORLD_SIZE": "2"}, "RANK must be a whole number of at least 0"),
     "other digits": ({"RANK": "٣", "WORLD_SIZE": "4"}, "RANK must be a whole number of at least 0"),
+    "number on the machine": ({"LOCAL_RANK": "x"}, "LOCAL_RANK must be a whole number of at least 0"),
     "no process": ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number of at least 1"),
     "beyond": ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 but WORLD_SIZE is 2"),
     "rank alone": ({"RANK": "1"}, "RANK is 1 but WORLD_SIZE is not set"),

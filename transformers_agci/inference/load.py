@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from transformers_agci.errors import EVERYTHING, InputError
+from transformers_agci.inference.process_group import local_rank, rank_and_size
 from transformers_agci.inference.quick import ALL, OF_THE_MODEL, chosen
 from transformers_agci.method.lam import LAMBDA_KEY
 
@@ -239,7 +240,7 @@ def _device(options: LoadOptions) -> Any:
     """The device that was asked for, else this process's GPU, else the CPU; "cuda" is this process's GPU, too."""
     import torch
 
-    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    own = f"cuda:{local_rank()}"
     wanted = options.device or (own if torch.cuda.is_available() else "cpu")
     wanted = own if wanted == "cuda" else wanted
     try:
@@ -252,8 +253,8 @@ def _check_number(device: Any, count: int) -> None:
     """InputError where there is no GPU with this number: more processes than GPUs, or a number that is too large."""
     if device.index is None or device.index < count:
         return
-    rank = os.environ.get("LOCAL_RANK")
-    if rank is not None and device.index == int(rank):
+    rank = local_rank()
+    if "LOCAL_RANK" in os.environ and device.index == rank:
         raise InputError(
             f"This is process {rank} of torchrun on this machine and would take GPU {rank}, but there are {count} "
             f"(0 to {count - 1}): start {count} processes (--nproc_per_node {count})."
@@ -263,8 +264,6 @@ def _check_number(device: Any, count: int) -> None:
 
 def _check_one_process(device_map: str) -> None:
     """InputError under torchrun: every process would spread its model over the GPUs of all."""
-    from transformers_agci.inference.process_group import rank_and_size
-
     size = rank_and_size()[1]
     if size > 1:
         raise InputError(

@@ -20,8 +20,10 @@ TIMEOUT = timedelta(days=7)  # how long a process that is done waits for the slo
 def rank_and_size() -> tuple[int, int]:
     """RANK and WORLD_SIZE as torchrun sets them; (0, 1) where neither is set.
 
-    Raises InputError for values that no torchrun sets: a word, a size of 0, a rank beyond the size.
+    Raises InputError for values that no torchrun sets: a word, a size of 0, a rank beyond the size; of LOCAL_RANK, too,
+    which only a GPU would ask for.
     """
+    local_rank()
     size = _whole_number("WORLD_SIZE", least=1, default=1)
     rank = _whole_number("RANK", least=0, default=0)
     if rank >= size:
@@ -31,6 +33,11 @@ def rank_and_size() -> tuple[int, int]:
             "torchrun, which sets both, or unset them."
         )
     return rank, size
+
+
+def local_rank() -> int:
+    """LOCAL_RANK as torchrun sets it: this process's number on its machine; 0 where it is not set."""
+    return _whole_number("LOCAL_RANK", least=0, default=0)
 
 
 def _whole_number(name: str, least: int, default: int) -> int:

@@ -15,6 +15,7 @@ from transformers_agci.errors import InputError
 
 # The standard streams by name. They are written to, not replaced: the reader on the other side has them open already.
 STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
+_OWN_STREAM = re.compile(r"(?:/dev/fd|/proc/self/fd)/([0-9]{1,6})")
 
 
 def write_atomic(path: Path, data: bytes | Iterable[bytes], *, mode_of: Path | None = None, sync: bool = True) -> None:
@@ -45,7 +46,7 @@ def open_atomic(
         OSError: the disk is full, the folder is gone or may not be written.
     """
     if _is_stream(path):
-        with path.open("wb") as stream:
+        with contextlib.suppress(BrokenPipeError), _open_stream(path) as stream:  # a reader that has seen enough
             yield stream
         return
     temporary = (temporary_in or path.parent) / f".{_short_name(path)}.{secrets.token_hex(8)}.new"
@@ -105,6 +106,17 @@ def _is_stream(path: Path) -> bool:
     except OSError:
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _open_stream(path: Path) -> IO[bytes]:
+    """A stream to write to; those of this process at the place where they are.
+
+    Opened by its name, a standard output that the shell has redirected to a file would be cut to nothing and written
+    from the file's beginning, over what stands there: `(date; agci metrics ...) > file`.
+    """
+    own = _OWN_STREAM.fullmatch(str(path))
+    number = {"/dev/stdout": 1, "/dev/stderr": 2}.get(str(path), int(own[1]) if own else None)
+    return path.open("wb") if number is None else os.fdopen(os.dup(number), "wb")
 
 
 def _copy_mode(like: Path, path: Path) -> None:
