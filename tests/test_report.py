@@ -80,6 +80,15 @@ def test_words_on_colours_can_be_read() -> None:
     assert heatmap.ink_on((0.99, 0.9, 0.14, 1)) == "black"
 
 
+def test_ink_keeps_the_contrast_that_wcag_asks_for_on_every_colour() -> None:
+    shades = np.linspace(0, 1, 400)
+    luminances = np.where(shades <= 0.03928, shades / 12.92, ((shades + 0.055) / 1.055) ** 2.4)
+    inks = [heatmap.ink_on((shade, shade, shade, 1)) for shade in shades]
+    assert {"white", "black"} == set(inks)
+    for luminance, ink in zip(luminances, inks, strict=True):
+        assert (1.05 / (luminance + 0.05) if ink == "white" else (luminance + 0.05) / 0.05) >= 4.5
+
+
 def test_path_of_a_image(tmp_path: Path) -> None:
     assert image_path(tmp_path / "map").name == "map.png"
     assert image_path("map.pdf").name == "map.pdf"

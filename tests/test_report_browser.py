@@ -183,6 +183,15 @@ def test_dark_light_and_print(opened: Any, tmp_path: Path) -> None:
     assert page.pdf().startswith(b"%PDF")
 
 
+def test_no_table_is_cut_where_the_page_is_printed(opened: Any, tmp_path: Path) -> None:
+    page = opened(tmp_path)
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 between Chromium's margins, in its pixels
+    ends = "tables => tables.map(table => table.getBoundingClientRect().right)"
+    found = page.locator(".numbers").evaluate_all(ends)
+    assert len(found) >= 6 and max(found) <= 718
+
+
 def test_plots_are_as_large_as_they_were_drawn(opened: Any, tmp_path: Path) -> None:
     page = opened(tmp_path)
     sizes = "svgs => svgs.map(svg => [svg.getBoundingClientRect().width, Number(svg.getAttribute('width'))])"

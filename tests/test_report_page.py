@@ -198,6 +198,9 @@ def test_ruler_and_flow_stand_in_the_page(tmp_path: Path, capsys: pytest.Capture
     assert len(overlays) == 18 and [name for name, _ in overlays["0"]] == [
         f"flow from {source}, lambda {lam}" for lam in ("0", "0.5") for source in ("text", "answer")
     ]
+    assert set(overlays) <= set(Elements(text).data()["thumbnails"])  # whether their answers changed or not
+    assert main(["report", *map(str, results), "--thumbnails", "3", *words, *DRAWS]) == 0
+    assert list(Elements((tmp_path / "r.html").read_text()).data()["thumbnails"]) == ["0", "1", "2"]
     (tmp_path / "wrong.json").write_text("{}")
     assert main(["report", *map(str, results), "--ruler", str(tmp_path / "wrong.json"), *DRAWS]) == 2
     assert "is not a ruler.json of ours" in capsys.readouterr().err

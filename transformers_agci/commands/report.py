@@ -39,7 +39,8 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
         "--images",
         choices=("page", "folder", "none"),
         default="page",
-        help="page (default): thumbnails of answers that changed, or with one result of the wrong ones; folder: of "
+        help="page (default): thumbnails of images under a map and of answers that changed, or with one result of the "
+        "wrong ones; folder: of "
         "all images; or none",
     )
     images.add_argument(

@@ -240,4 +240,5 @@ def _write_cells(axes: "Axes", panel: Panel, image: Any) -> None:
 def ink_on(rgba: Sequence[float]) -> str:
     """Black or white, whichever reads better on this colour (by relative luminance as in WCAG)."""
     red, green, blue = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3])
-    return "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.2 else "black"
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers_agci import __version__
-from transformers_agci.errors import InputError, printable
+from transformers_agci.errors import InputError, counted, printable
 from transformers_agci.experiments.position.evidence import Evidence, gather
 from transformers_agci.experiments.position.measures import ResamplingConfig
 from transformers_agci.experiments.position.metrics import load_all, load_controls
@@ -72,7 +72,7 @@ def make_report(options: ReportOptions) -> Written:
     inside = gather_inside(options.occlusion, options.flow)
     answers = Answers(results)
     data = answers.data()
-    shown, remarks = _thumbnails(options, answers, data)
+    shown, remarks = _thumbnails(options, answers, data, list(inside.overlays))
     page = _page(options, results, evidence, inside, data | _images(options, shown, remarks, inside, data))
     content = render(page).encode("utf-8", "backslashreplace")
     try:
@@ -85,7 +85,10 @@ def make_report(options: ReportOptions) -> Written:
     return Written(options.output, len(content), len(shown.content), [*inside.notes, *remarks])
 
 
-def _thumbnails(options: ReportOptions, answers: Answers, data: Mapping[str, Any]) -> tuple[Thumbnails, list[str]]:
+def _thumbnails(
+    options: ReportOptions, answers: Answers, data: Mapping[str, Any], with_maps: Sequence[str]
+) -> tuple[Thumbnails, list[str]]:
+    """In the page first the images that a map can be laid over, then those of changed or wrong answers."""
     nothing = Thumbnails({}, [], None)
     if options.images == "none":
         return nothing, []
@@ -95,7 +98,10 @@ def _thumbnails(options: ReportOptions, answers: Answers, data: Mapping[str, Any
     if not folder.is_dir():
         raise InputError(f"`img_path`: there is no folder {folder}; give the folder that holds the rows' images.")
     in_folder = options.images == "folder"
-    names = data["images"] if in_folder else list(islice(answers.failures(), options.thumbnails))
+    there = set(data["images"])
+    first = [name for name in with_maps if name in there]
+    worth = dict.fromkeys(chain(first, answers.failures()))
+    names = data["images"] if in_folder else list(islice(worth, options.thumbnails))
     shown = thumbnails(names, data["images"], folder, FOLDER_SIDE if in_folder else SIDE, results_shape(data))
     remarks = []
     if shown.unreadable:
@@ -131,7 +137,7 @@ def _images(
             "No image: it could not be read."
             if in_folder
             else (
-                f"No image: the page holds those of {len(shown.content)} changed or wrong answers only; "
+                f"No image: the page holds {len(shown.content)} only, of changed or wrong answers and under maps; "
                 "a report with its images in a folder has all."
             )
         )
@@ -168,11 +174,10 @@ def _page(
     controls = load_controls(options.text_only, options.blank_image)
     cells = len(results[0].cells)
     labels = [result.label for result in results]
-    title = "Position probe: " + (labels[0] if len(labels) == 1 else " against ".join(labels[:2]))
-    counted = f"{len(results)} result{'s' if len(results) > 1 else ''}"
+    title = "Position probe: " + " against ".join(filter(None, [labels[0], listed(labels[1:])]))
     return Page(
         title=printable(options.title or title),
-        summary=f"{counted} on {evidence.items} items in {cells} positions",
+        summary=f"{counted(len(results), 'result')} on {evidence.items} items in {cells} positions",
         verdicts=_printable(sections.verdicts(evidence)),
         notes=_printable([*evidence.notes, *inside.notes]),
         maps=sections.map_rows(evidence),
@@ -189,6 +194,15 @@ def _page(
         footer=f"agci report, transformers-agci {__version__}. The page loads nothing from elsewhere.",
         image_folder=bool(data["folder"]),
     )
+
+
+def listed(labels: Sequence[str]) -> str:
+    """Labels as words.
+
+    >>> listed(["a", "b", "c"]), listed(["a"])
+    ('a, b and c', 'a')
+    """
+    return " and ".join(filter(None, [", ".join(labels[:-1]), *labels[-1:]]))
 
 
 def _printable(texts: Sequence[str]) -> list[str]:

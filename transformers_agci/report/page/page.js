@@ -204,7 +204,7 @@
   function replies(at) {
     const table = element("table", "replies");
     const head = table.createTHead().insertRow();
-    ["Result", "Reply", "", "Margin", "All cells"].forEach((name) => {
+    ["Result", "Reply", "Right?", "Margin", "All cells"].forEach((name) => {
       const th = element("th", name === "Margin" ? "number" : "", name);
       th.scope = "col";
       head.append(th);
