@@ -79,7 +79,7 @@ def idefics(marks: Sequence[str], name: str = "Idefics3", split: bool = True) ->
         sizes = {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}, "do_image_splitting": split}
     images = image_processor(f"{name}ImageProcessor")(**sizes)
     words = tokenizer([], specials, image_token="<image>", fake_image_token="<fake_token_around_image>")
-    processor = getattr(transformers, f"{name}Processor")(images, words, image_seq_len=3, **more)
+    processor = getattr(transformers, f"{name}Processor")(images, words, image_seq_len=4, **more)
     return processor, "<image>", "<image>"
 
 
@@ -156,7 +156,10 @@ def processed(family: str, marks: str, prompts: list[str], images: list[list[Ima
 def found(family: str, made: Any, token: int) -> list[tuple[int, int]]:
     """(row, tokens) of each image that we find."""
     text = SimpleNamespace(bos_token_id=1, pad_token_id=0)
-    config = SimpleNamespace(image_token_id=token, downsample_factor=2, get_text_config=lambda: text)
+    vision = SimpleNamespace(patch_size=7 if family.startswith("granite") else 14)
+    config = SimpleNamespace(
+        image_token_id=token, downsample_factor=2, scale_factor=2, vision_config=vision, get_text_config=lambda: text
+    )
     call = ForwardCall(
         input_ids=made["input_ids"],
         attention_mask=made["attention_mask"],

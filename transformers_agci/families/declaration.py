@@ -80,6 +80,7 @@ class RowOfRuns:
     behind: Sequence[int]  # the tokens behind the last run
     lengths: Sequence[int] = ()  # tokens of each unit
     marks: Sequence[int] = ()  # what `marks` of the family found in the config
+    frame: Sequence[int] = ()  # the marks before and behind an image, where their ids are known
 
 
 # row -> for every gap, whether it lies within an image. Raises ValueError where that cannot be known.
@@ -93,14 +94,18 @@ class ImageTokens:
     Attributes:
         lengths: the tokens of each unit, in order. A unit is an image, or a tile of one.
         inside: which gaps between units lie within an image; None: a unit is an image.
+        touching: whether units of one run are one image.
         marks: config -> ids of the tokens that may stand around units, as far as the config says them.
+        frame: config -> ids of the marks before and behind an image, empty where they are not known.
         rows: config -> whether a unit is cut into rows by tokens of its own, at most ROW_SEPARATOR at a time.
         units_are_lost: whether encoded images no longer tell how many units each has, so that it is noted on them.
     """
 
     lengths: Lengths
     inside: Inside | None = None
+    touching: bool = False
     marks: Callable[[Any], Sequence[int]] = lambda config: ()
+    frame: Callable[[Any], Sequence[int]] = lambda config: ()
     rows: Callable[[Any], bool] = lambda config: False
     units_are_lost: bool = False
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from transformers_agci.families.declaration import ForwardCall, ImageTokens, RowOfRuns
+from transformers_agci.families.special_tokens import token_ids
 
 # --- how many tokens a unit has ------------------------------------------------------------------------------------
 
@@ -51,10 +52,52 @@ def pairs(sizes: Any) -> list[tuple[int, int]]:
     return [(int(height), int(width)) for height, width in (sizes if isinstance(sizes, list) else sizes.tolist())]
 
 
+def per_tile(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """Idefics3's kin: all tiles of a call are of one size, and squares of their patches are merged into a token.
+
+    364 pixels, patches of 14, scale_factor 2: (26 // 2) * (26 // 2) = 169 tokens.
+    """
+    if call.arguments.get("tile_fine_mask") is not None:  # Granite-Docling: four times as many in some tiles
+        return None
+    vision = config.vision_config
+    sides = [vision.image_size] * 2 if call.encoded is not None else call.pixel_values.shape[-2:]
+    height, width = (side // vision.patch_size for side in sides)
+    tokens = height * width // getattr(config, "scale_factor", getattr(vision, "scale_factor", 1)) ** 2
+    if total % tokens and call.encoded is not None:
+        return encoded_lengths(call)
+    return [tokens] * (total // tokens)
+
+
 # --- which gaps lie within an image --------------------------------------------------------------------------------
 
 LONGEST_SEPARATOR = 24  # tokens; "<|img_row_10_col_10|>" spelled in bytes has 21
 LEAST_UNITS = 3  # of an image that is cut: two tiles and the whole
+
+
+def framed_by(*texts: str) -> Callable[[Any], Sequence[int]]:
+    """`ImageTokens.frame` of a family whose marks are these special tokens, where the checkpoint has a tokenizer."""
+    return lambda config: token_ids(config, texts)
+
+
+def check_frames(row: RowOfRuns, inside: Sequence[bool]) -> None:
+    """Where the ids of the marks around an image are known: raise ValueError unless they say the same as `inside`."""
+    if len(set(row.frame)) < 2:
+        return
+    begin, end = row.frame
+    opened = False  # whether the mark before an image is the last one so far
+    for number, text in enumerate([row.before, *row.gaps, row.behind]):
+        marks = [token for token in text if token in row.frame]
+        if 0 < number <= len(inside) and inside[number - 1]:
+            fits = opened and not marks
+        else:
+            fits = number == 0 or opened == (marks[:1] == [end])
+            opened = marks[-1:] == [begin]
+        if not fits:
+            raise ValueError(
+                f"AGCI cannot tell which runs of image tokens are one image: the marks of {begin} and {end} (token "
+                "ids), which the family's processor writes around every image, do not stand around these. Give the "
+                "prompt as that processor writes it."
+            )
 
 
 def until_end_mark(row: RowOfRuns) -> list[bool]:
@@ -67,10 +110,20 @@ def until_end_mark(row: RowOfRuns) -> list[bool]:
     The row ends with E, so the gap E S G lies between two images, and the other gaps within one.
     """
     end = _token_behind(row)
-    inside = [0 < len(gap) <= LONGEST_SEPARATOR and end not in gap for gap in row.gaps]
-    if end not in row.marks:
-        _check_tiles(row, inside, lambda gaps: [len(gap) for gap in gaps] == [1] * (len(gaps) - 1) + [2])
+    inside = [0 < len(gap) <= LONGEST_SEPARATOR and not {end, *row.frame} & set(gap) for gap in row.gaps]
+    if end not in row.frame:
+        _check_tiles(row, inside, _are_in_a_grid)
     return inside
+
+
+def _are_in_a_grid(opening: Sequence[int], gaps: Sequence[Sequence[int]], closing: Sequence[int]) -> bool:
+    """X between the tiles of a row, Y behind each row, and before the whole a mark of its own."""
+    if [len(gap) for gap in gaps] != [1] * (len(gaps) - 1) + [2]:
+        return False
+    separators = [gap[0] for gap in gaps]
+    columns = separators.index(separators[-1]) + 1
+    row, rows = separators[:columns], len(separators) // columns
+    return separators == row * rows and len(set(row[:-1])) < 2
 
 
 def until_mark_returns(row: RowOfRuns) -> list[bool]:
@@ -114,6 +167,16 @@ def _marked_tiles(row: RowOfRuns, possible: Sequence[bool]) -> list[bool]:
     return inside
 
 
+def _are_spelled_alike(opening: Sequence[int], gaps: Sequence[Sequence[int]], closing: Sequence[int]) -> bool:
+    """Whether these may be marks of tiles, as there is one before the first tile, and one of the image before that.
+
+    A token each, or several that begin with the same one (<row_1_col_2>).
+    """
+    if all(len(gap) == 1 for gap in gaps):
+        return len(opening) > 1
+    return len({gap[0] for gap in gaps}) == 1 and gaps[0][0] in opening[1:][-LONGEST_SEPARATOR:]
+
+
 def _token_behind(row: RowOfRuns) -> int:
     if not row.behind:
         raise ValueError(
@@ -123,25 +186,39 @@ def _token_behind(row: RowOfRuns) -> int:
     return row.behind[0]
 
 
-def _are_spelled_alike(gaps: Sequence[Sequence[int]]) -> bool:
-    """Whether these may be marks of tiles: a token each, or several that begin with the same one (<row_1_col_2>)."""
-    return all(len(gap) == 1 for gap in gaps) or len({gap[0] for gap in gaps}) == 1
+# The text before an image, the gaps within it, the text behind it -> whether these may be a family's separators.
+Likely = Callable[[Sequence[int], Sequence[Sequence[int]], Sequence[int]], bool]
 
 
-def _check_tiles(row: RowOfRuns, inside: Sequence[bool], likely: Callable[[Sequence[Sequence[int]]], bool]) -> None:
+def _check_tiles(row: RowOfRuns, inside: Sequence[bool], likely: Likely) -> None:
     """Raise ValueError where gaps taken for separators do not look like a family's, as in a prompt written by hand."""
+    opening: Sequence[int] = row.before
     within: list[Sequence[int]] = []
-    for gap, joined in [*zip(row.gaps, inside, strict=True), ((), False)]:
+    for gap, joined in [*zip(row.gaps, inside, strict=True), (row.behind, False)]:
         if joined:
             within.append(gap)
             continue
-        if within and (len(within) + 1 < LEAST_UNITS or not likely(within)):
-            raise ValueError(
-                f"AGCI cannot tell whether {len(within) + 1} runs of image tokens with {len(within[0])} other token(s) "
-                "between them are tiles of one image or images: give the prompt as the family's processor writes it, "
-                "with its marks around every image."
-            )
-        within = []
+        if within and (len(within) + 1 < LEAST_UNITS or not likely(opening, within, gap)):
+            raise _unclear(within)
+        opening, within = gap, []
+
+
+def _unclear(gaps: Sequence[Sequence[int]]) -> ValueError:
+    return ValueError(
+        f"AGCI cannot tell whether {len(gaps) + 1} runs of image tokens with {len(gaps[0])} other token(s) between "
+        "them are tiles of one image or images: give the prompt as the family's processor writes it, with its marks "
+        "around every image."
+    )
+
+
+def _check_apart(row: RowOfRuns, inside: Sequence[bool], mark: int) -> None:
+    """Raise ValueError where gaps without the family's mark share a token, as those between tiles do.
+
+    Words that images stand between are other ones each time; tiles whose image has lost its marks are not.
+    """
+    for (a, b), joined in zip(pairwise(row.gaps), pairwise(inside), strict=True):
+        if not any(joined) and mark not in (*a, *b) and max(len(a), len(b)) <= LONGEST_SEPARATOR and set(a) & set(b):
+            raise _unclear([a, b])
 
 
 def between_fakes(row: RowOfRuns) -> list[bool]:
@@ -152,18 +229,35 @@ def between_fakes(row: RowOfRuns) -> list[bool]:
         F R1C1 [tile] F R1C2 [tile] N N F G [whole] F  F G [whole] F
                       ^             ^               ^ gaps: F R1C2 | N N F G | F F G
     """
-    fake, seen, inside = _token_behind(row), set[tuple[int, ...]](), []
+    fake, seen, inside = row.frame[0] if row.frame else _token_behind(row), set[tuple[int, ...]](), []
     for gap in row.gaps:
         within = gap.count(fake) == 1 and len(gap) <= LONGEST_SEPARATOR and tuple(gap) not in seen
         seen = seen | {tuple(gap)} if within else set()
         inside.append(within)
+    _check_tiles(row, inside, lambda opening, gaps, closing: _are_faked(fake, opening, gaps) and fake in closing[:1])
+    _check_apart(row, inside, fake)
     return inside
+
+
+def _are_faked(fake: int, opening: Sequence[int], gaps: Sequence[Sequence[int]]) -> bool:
+    """F and a mark before every tile, and line breaks only before F: one behind each row, and more before the whole."""
+    if fake not in opening[-LONGEST_SEPARATOR:-1] or any(gap[-1] == fake for gap in gaps):
+        return False
+    *rows, last = [list(gap[: gap.index(fake)]) for gap in gaps]
+    return 0 < len(last) <= LINE_BREAKS and last not in rows and all(len(breaks) <= LINE_BREAKS for breaks in rows)
+
+
+LINE_BREAKS = 2  # tokens at most
 
 
 def line_breaks(row: RowOfRuns) -> list[bool]:
     """One line break behind every tile, the last one included: S [tile] L [tile] L [whole] L E (Cohere 2)."""
-    inside = [len(gap) == 1 and gap[0] == _token_behind(row) for gap in row.gaps]
-    _check_tiles(row, inside, lambda gaps: _are_marks(row, [row.before[-1:], row.behind[:1]]))
+    end = _token_behind(row)
+    inside = [len(gap) == 1 and gap[0] == end for gap in row.gaps]
+    _check_tiles(row, inside, lambda opening, gaps, closing: _are_marks(row, [row.before[-1:], row.behind[:1]]))
+    for (a, b), joined in zip(pairwise(row.gaps), pairwise(inside), strict=True):
+        if len(a) == 1 and a == b and not any(joined):
+            raise _unclear([a, b])
     return inside
 
 
@@ -173,11 +267,14 @@ def tile_marks_at_start(row: RowOfRuns) -> list[bool]:
     F R1C1 [tile] F R1C2 [tile] N N F G [whole] F  F R1C1 [tile] N
                   ^             ^                  ^ gaps: F R1C2 | N N F G | F F R1C1
     """
-    first = tuple(row.before[-2:])
-    return [
-        0 < len(gap) <= LONGEST_SEPARATOR and first[0] in gap and tuple(gap[-2:]) != first if len(first) == 2 else False
-        for gap in row.gaps
-    ]
+    first = list(row.before[-2:])
+    fake = (*row.frame, *first, -1)[0]
+    if len(first) < 2 or (first[0] != fake and any(fake in gap for gap in row.gaps)):
+        raise _unclear(row.gaps)
+    inside = [0 < len(gap) <= LONGEST_SEPARATOR and fake in gap and list(gap[-2:]) != first for gap in row.gaps]
+    _check_tiles(row, inside, lambda opening, gaps, closing: _are_faked(fake, opening, gaps))
+    _check_apart(row, inside, fake)
+    return inside
 
 
 def visual_indicators(row: RowOfRuns) -> list[bool]:
@@ -186,8 +283,10 @@ def visual_indicators(row: RowOfRuns) -> list[bool]:
     S [whole] G [tile] C [tile] E  S [whole] G E
               ^        ^        ^ gaps: G | C | E S
     """
-    inside = [len(gap) == 1 and (not row.marks or gap[0] in row.marks) for gap in row.gaps]
-    _check_tiles(row, inside, lambda gaps: True)
+    closing = [token for token in row.behind[:2] if token in row.marks]  # E, or G E
+    ends = {*row.before[-1:], *closing[-1:]}
+    inside = [len(gap) == 1 and (not row.marks or gap[0] in row.marks) and gap[0] not in ends for gap in row.gaps]
+    _check_tiles(row, inside, lambda opening, gaps, closing: True)
     return inside
 
 
@@ -238,9 +337,9 @@ def slices_behind_whole(row: RowOfRuns) -> list[bool]:
 _BEFORE_SLICE = (2, 3)  # tokens
 
 
-def _are_before_slices(gaps: Sequence[Sequence[int]]) -> bool:
+def _are_before_slices(opening: Sequence[int], gaps: Sequence[Sequence[int]], closing: Sequence[int]) -> bool:
     first, *others = gaps
-    same = len({gap[-1] for gap in gaps}) == 1 and len({gap[0] for gap in others}) == 1
+    same = len({gap[-1] for gap in gaps}) == 1 and {gap[0] for gap in others} == set(closing[:1])
     return same and len(first) == 2 and first[0] != others[0][0]
 
 
@@ -252,6 +351,6 @@ def in_rows(config: Any) -> bool:
     return True
 
 
-RUNS = ImageTokens(by_runs)
+TOUCHING = ImageTokens(equal_shares, touching=True, frame=framed_by("<img>", "</img>"))
 GRID = ImageTokens(by_grid)
 EQUAL = ImageTokens(equal_shares)

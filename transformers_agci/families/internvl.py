@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from transformers_agci.families.declaration import Family, VllmClass
-from transformers_agci.families.image_tokens import RUNS
+from transformers_agci.families.image_tokens import TOUCHING
 from transformers_agci.families.token_layout import ImageInfo, Region, TokenGrid
 from transformers_agci.families.training_support import CHATML, Pixels, Size, Template, TrainingSupport
 
@@ -47,7 +47,7 @@ FAMILIES = (
         "InternVL3",
         "OpenGVLab/InternVL3-8B-hf",
         "256 per tile, thumbnail included",
-        images=RUNS,
+        images=TOUCHING,
         layout=_tiles_and_thumbnail,
         training=TrainingSupport(
             (
@@ -74,7 +74,7 @@ FAMILIES = (
         "Qianfan-OCR",
         "baidu/Qianfan-OCR",
         "256 per tile, thumbnail included",
-        RUNS,
+        TOUCHING,
         _tiles_and_thumbnail,
     ),
 )

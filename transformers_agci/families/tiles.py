@@ -1,6 +1,8 @@
 """Families that cut an image into tiles with separators between them: one image is several runs of image tokens."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from transformers_agci.families.declaration import (
@@ -17,17 +19,19 @@ from transformers_agci.families.image_tokens import (
     EQUAL,
     between_fakes,
     between_marks,
-    by_runs,
     encoded_lengths,
     equal_shares,
+    framed_by,
     line_breaks,
     pairs,
+    per_tile,
     squares_until_mark_returns,
     tile_marks_at_start,
     until_end_mark,
     until_mark_returns,
     visual_indicators,
 )
+from transformers_agci.families.special_tokens import token_ids
 
 
 def _lfm_tiles(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
@@ -57,9 +61,23 @@ def _begins_a_row(config: Any) -> list[int]:
     return [number for number in (text.bos_token_id, text.pad_token_id) if isinstance(number, int)]
 
 
+def _llama_marks(config: Any) -> Sequence[int]:
+    """The marks before and behind an image, from the checkpoint's tokenizer or config; those beyond the vocabulary
+    are nobody's."""
+    known = token_ids(config, ("<|image_start|>", "<|image_end|>"))
+    if known:
+        return known
+    marks = [getattr(config, name, None) for name in ("boi_token_index", "eoi_token_index")]
+    size = getattr(config.get_text_config(), "vocab_size", math.inf)
+    return [mark for mark in marks if mark is not None] if all(mark is None or mark < size for mark in marks) else []
+
+
+_COHERE = framed_by("<|START_OF_IMG|>", "<|END_OF_IMG|>")
+_FAKES = framed_by("<fake_token_around_image>")
+
 # The crops of an image are one run between two marks. So are the pages of a GOT-OCR2 document (multi_page): the prompt
 # makes one image of them, and nothing in the call says where a page ends.
-_CROPS = ImageTokens(equal_shares, between_marks, marks=_begins_a_row)
+_CROPS = partial(ImageTokens, equal_shares, between_marks, marks=_begins_a_row)
 
 FAMILIES = (
     Family(
@@ -67,7 +85,7 @@ FAMILIES = (
         "Idefics3",
         "HuggingFaceM4/Idefics3-8B-Llama3",
         "169 per tile, whole image included",
-        ImageTokens(by_runs, between_fakes),
+        ImageTokens(per_tile, between_fakes, frame=_FAKES),
         NO_LAYOUT,
         vllm=VllmClass("Idefics3ForConditionalGeneration"),
     ),
@@ -76,7 +94,7 @@ FAMILIES = (
         "SmolVLM",
         "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
         "81 per tile, whole image included",
-        ImageTokens(by_runs, between_fakes),
+        ImageTokens(per_tile, between_fakes, frame=_FAKES),
         NO_LAYOUT,
         vllm=VllmClass("SmolVLMForConditionalGeneration"),
     ),
@@ -85,7 +103,7 @@ FAMILIES = (
         "Granite-Docling",
         "ibm-granite/granite-for-docling-500m",
         "64 per tile, whole image included",
-        ImageTokens(by_runs, tile_marks_at_start),
+        ImageTokens(per_tile, tile_marks_at_start, frame=_FAKES),
         NO_LAYOUT,
         vllm=NO_CLASS_IN_VLLM,
     ),
@@ -94,7 +112,7 @@ FAMILIES = (
         "Aya Vision",
         "CohereForAI/aya-vision-8b",
         "169 per tile, thumbnail included",
-        ImageTokens(equal_shares, until_mark_returns),
+        ImageTokens(equal_shares, until_mark_returns, frame=_COHERE),
         NO_LAYOUT,
         vllm=NO_CLASS_IN_VLLM,
     ),
@@ -103,7 +121,7 @@ FAMILIES = (
         "Command A Vision",
         "CohereLabs/command-a-vision-07-2025",
         "256 per tile, thumbnail included",
-        ImageTokens(equal_shares, line_breaks, marks=_begins_a_row),
+        ImageTokens(equal_shares, line_breaks, marks=_begins_a_row, frame=_COHERE),
         NO_LAYOUT,
         vllm=VllmClass("Cohere2VisionForConditionalGeneration"),
     ),
@@ -112,7 +130,7 @@ FAMILIES = (
         "Llama 4",
         "meta-llama/Llama-4-Scout-17B-16E",
         "144 per tile, whole image included",
-        ImageTokens(equal_shares, until_end_mark, marks=lambda config: (getattr(config, "eoi_token_index", -1),)),
+        ImageTokens(equal_shares, until_end_mark, frame=_llama_marks),
         NO_LAYOUT,
         vllm=VllmClass("Llama4ForConditionalGeneration"),
     ),
@@ -135,7 +153,7 @@ FAMILIES = (
         "LFM2-VL",
         "LiquidAI/LFM2-VL-1.6B",
         "256 per tile, and a thumbnail",
-        ImageTokens(_lfm_tiles, squares_until_mark_returns),
+        ImageTokens(_lfm_tiles, squares_until_mark_returns, frame=framed_by("<|image_start|>", "<|image_end|>")),
         NO_LAYOUT,
         flow=LINEAR_ATTENTION,
         vllm=VllmClass("Lfm2VLForConditionalGeneration"),
@@ -154,7 +172,7 @@ FAMILIES = (
         "GOT-OCR2",
         "stepfun-ai/GOT-OCR-2.0-hf",
         "256 per tile",
-        _CROPS,
+        _CROPS(frame=framed_by("<img>", "</img>")),
         NO_LAYOUT,
         NO_CHAT,
         remote_code=("GOT",),
@@ -165,7 +183,7 @@ FAMILIES = (
         "Aria",
         "rhymes-ai/Aria",
         "256 per crop",
-        _CROPS,
+        _CROPS(frame=framed_by("<fim_prefix>", "<fim_suffix>")),
         NO_LAYOUT,
         vllm=VllmClass("AriaForConditionalGeneration"),
     ),

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from transformers_agci.families import Family, ForwardCall, image_token_id
-from transformers_agci.families.declaration import RowOfRuns
-from transformers_agci.families.image_tokens import ROW_SEPARATOR
+from transformers_agci.families.declaration import Inside, RowOfRuns
+from transformers_agci.families.image_tokens import ROW_SEPARATOR, check_frames
 
 
 class Run(NamedTuple):
@@ -91,10 +91,15 @@ def image_positions(vlm: Any, family: Family, call: ForwardCall, mask: torch.Ten
     units: dict[int, list[Unit]] = {row: [(run,) for run in runs] for row, runs in rows.items()}
     if lengths is not None:
         units = _count_off(rows, lengths, family.images.rows(vlm.config))
-    if family.images.inside is not None:
-        marks = tuple(family.images.marks(vlm.config))
-        tokens = _token_numbers(vlm, call, [row for row, found in units.items() if len(found) > 1], marks)
-        units = {row: _join(found, family, tokens.get(row), marks) for row, found in units.items()}
+    if family.images.touching:
+        merged = {row: _touching(found) for row, found in units.items()}
+        _check_touching(call, units, merged, family.images.frame(vlm.config))
+        units = merged
+    several = [row for row, found in units.items() if len(found) > 1]
+    if family.images.inside is not None and several:
+        known = Marks(family.images.marks(vlm.config), family.images.frame(vlm.config))
+        tokens = _token_numbers(vlm, call, several, [*known.around, *known.frame])
+        units |= {row: _join(units[row], family.images.inside, tokens[row], known) for row in several}
     images = [ImagePositions(row, runs) for row, found in units.items() for runs in found]
     return _visible(images, call, mask.shape[1])
 
@@ -146,16 +151,53 @@ def _count_off(rows: dict[int, list[Run]], lengths: Sequence[int], cut_into_rows
     return units
 
 
-def _join(units: list[Unit], family: Family, tokens: Sequence[int] | None, marks: Sequence[int]) -> list[Unit]:
+def _touching(units: list[Unit]) -> list[Unit]:
+    """Units of a row put together where nothing stands between them."""
+    images = units[:1]
+    for unit in units[1:]:
+        if images[-1][-1].stop == unit[0].start:
+            images[-1] = (*images[-1][:-1], Run(images[-1][-1].start, unit[0].stop), *unit[1:])
+        else:
+            images.append(unit)
+    return images
+
+
+def _check_touching(
+    call: ForwardCall, units: dict[int, list[Unit]], images: dict[int, list[Unit]], frame: Sequence[int]
+) -> None:
+    """Raise ValueError where units were put together and the marks around an image, if known, are not around them."""
+    ids = call.input_ids
+    if ids is None or len(frame) < 2:
+        return
+    alone = {unit for found in units.values() for unit in found}
+    for row, image in ((row, image) for row, found in images.items() for image in found if image not in alone):
+        around = [*ids[row, : image[0].start][-1:].tolist(), *ids[row, image[-1].stop :][:1].tolist()]
+        if around != list(frame):
+            raise ValueError(
+                f"AGCI cannot tell whether {len(range(image[0].start, image[-1].stop))} image tokens in one run are "
+                f"one image or several: the marks of {frame[0]} and {frame[1]} (token ids), which the family's "
+                "processor writes around every image, do not stand around them. Give the prompt as that processor "
+                "writes it."
+            )
+
+
+class Marks(NamedTuple):
+    """Ids of tokens around image tokens, as far as they are known."""
+
+    around: Sequence[int]  # `ImageTokens.marks`
+    frame: Sequence[int]  # `ImageTokens.frame`
+
+
+def _join(units: list[Unit], inside: Inside, tokens: Sequence[int], known: Marks) -> list[Unit]:
     """Units of a row put together into images, as the family reads the gaps between them."""
-    if tokens is None or len(units) < 2 or family.images.inside is None:
-        return units
     gaps = [tokens[a[-1].stop : b[0].start] for a, b in pairwise(units)]
     behind = tokens[units[-1][-1].stop :]
     lengths = [sum(run.stop - run.start for run in unit) for unit in units]
-    inside = family.images.inside(RowOfRuns(tokens[: units[0][0].start], gaps, behind, lengths, marks))
+    row = RowOfRuns(tokens[: units[0][0].start], gaps, behind, lengths, known.around, known.frame)
+    joins = inside(row)
+    check_frames(row, joins)
     images = [units[0]]
-    for unit, joined in zip(units[1:], inside, strict=True):
+    for unit, joined in zip(units[1:], joins, strict=True):
         if joined:
             images[-1] += unit
         else:
@@ -166,8 +208,6 @@ def _join(units: list[Unit], family: Family, tokens: Sequence[int] | None, marks
 def _token_numbers(vlm: Any, call: ForwardCall, rows: Sequence[int], marks: Sequence[int]) -> dict[int, list[int]]:
     """Row -> its token ids; of embeddings, numbers that are equal where the embeddings are: the ids of marks, and
     negative ones for other tokens."""
-    if not rows:
-        return {}
     if call.input_ids is not None:
         found = call.input_ids[list(rows)].tolist()
     else:

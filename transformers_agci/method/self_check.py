@@ -20,7 +20,6 @@ from torch import nn
 
 from transformers_agci.errors import InputError
 from transformers_agci.families import Family, decoder_of, family_of, find_vlm, image_token_id
-from transformers_agci.families.image_tokens import by_runs
 from transformers_agci.method.attach import agci
 from transformers_agci.method.autoload import SWITCH, active
 from transformers_agci.method.forward_call import embeds_of, forward_call
@@ -370,7 +369,7 @@ def _count_images(vlm: Any, inputs: Mapping[str, Any]) -> int | None:
     images = family_of(vlm).images
     if images.inside is not None:
         return None
-    if images.lengths is not by_runs:
+    if not images.touching:
         return len(inputs["pixel_values"])
     is_image = (inputs["input_ids"] == image_token_id(vlm.config)).int()  # pixel_values holds tiles
     return int((is_image.diff(dim=1, prepend=torch.zeros_like(is_image[:, :1])) == 1).sum())
