@@ -181,7 +181,11 @@ def test_ruler_and_flow_stand_in_the_page(tmp_path: Path, capsys: pytest.Capture
                         "lambda": lam,
                         "prediction": "Yes",
                         **{
-                            s: {"on_picture": 0.1, "on_target": 0.2 + 0.1 * item + lam / 10, "map": grid}
+                            s: {
+                                "on_picture": 0.1,
+                                "on_target": 0.2 + 0.1 * item + lam / 10,
+                                "map": (np.array(grid) * (1 - lam)).tolist(),
+                            }
                             for s in ("text", "answer")
                         },
                     }
@@ -196,8 +200,10 @@ def test_ruler_and_flow_stand_in_the_page(tmp_path: Path, capsys: pytest.Capture
     assert text.count("flow from text, lambda 0.5 minus 0") == 1 and "on target +5.0 [" in text
     overlays = Elements(text).data()["overlays"]
     assert len(overlays) == 18 and [name for name, _ in overlays["0"]] == [
-        f"flow from {source}, lambda {lam}" for lam in ("0", "0.5") for source in ("text", "answer")
+        f"flow from {source}, lambda {lam}" for source in ("text", "answer") for lam in ("0", "0.5")
     ]
+    stronger, weaker = (uri for name, uri in overlays["0"] if "text" in name)
+    assert stronger != weaker  # half the flow on the same scale
     assert set(overlays) <= set(Elements(text).data()["thumbnails"])  # whether their answers changed or not
     assert main(["report", *map(str, results), "--thumbnails", "3", *words, *DRAWS]) == 0
     assert list(Elements((tmp_path / "r.html").read_text()).data()["thumbnails"]) == ["0", "1", "2"]

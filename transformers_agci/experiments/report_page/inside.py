@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,11 +79,13 @@ def _add_flow(inside: Inside, folder: Path) -> None:
             if maps.change is not None and maps.mean_changes is not None:
                 inside.grids.append(_change_grid(maps, maps.change, maps.mean_changes, changes, of_source[0].lam))
     for _, fields in read_rows(path):
-        for entry in fields["flows"]:
-            for source in ("text", "answer"):
-                values = np.array(entry[source]["map"], dtype=float)
-                name = f"flow from {source}, lambda {lambda_text(entry['lambda'])}"
-                inside.add_overlay(str(fields["image"]), name, map_uri(values, Scale(0, float(values.max()), "")))
+        entries: Any = fields["flows"]
+        for source in dict.fromkeys(maps.source for maps in summed):
+            flows = {entry["lambda"]: np.array(entry[source]["map"], dtype=float) for entry in entries}
+            scale = Scale(0, float(max(values.max() for values in flows.values())), "")  # a weaker flow looks weaker
+            for lam, values in flows.items():
+                name = f"flow from {source}, lambda {lambda_text(lam)}"
+                inside.add_overlay(str(fields["image"]), name, map_uri(values, scale))
 
 
 def _flow_grid(maps: FlowMaps, scale: Scale) -> ImageGrid:
