@@ -579,6 +579,21 @@ QWEN2 = text(model_type="qwen2")
 LAYERS = {"vision_feature_layer": -1, "vision_feature_select_strategy": "default"}
 INDEX = {"image_token_index": IMG}
 CLIP_SIZES = {name: value for name, value in CLIP.items() if name not in ("model_type", "image_size", "projection_dim")}
+PIXTRAL = {**CLIP, "model_type": "pixtral", "image_size": 64, "head_dim": 16}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+WINDOWS = {"fullatt_block_indexes": [1], "window_size": 16}
+QWEN_ROPE = {"rope_parameters": MROPE, "rope_scaling": MROPE}
+QWEN_ROPE_INTERLEAVED = {"rope_parameters": MROPE_INTERLEAVED, "rope_scaling": MROPE_INTERLEAVED}
+QWEN3_VISION = {**QWEN_VISION, "deepstack_visual_indexes": [0]}
+OMNI_AUDIO = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "output_dim": WIDTH,
+}
+GLM_VISION = {**QWEN_VISION, "image_size": 32}
+GLM_ROPE = {"rope_scaling": MROPE, "rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}}
 GLM_IDS = {
     "image_token_id": IMG,
     "video_token_id": VIDEO,
@@ -613,15 +628,15 @@ MUSE_V = {
     "intermediate_size": 64,
 }
 
-QWEN3_5 = text(
-    model_type="qwen3_5_text",
-    rope_parameters={**MROPE_INTERLEAVED, "partial_rotary_factor": 1.0},
-    layer_types=["linear_attention", "full_attention"],
-    linear_key_head_dim=8,
-    linear_value_head_dim=8,
-    linear_num_key_heads=2,
-    linear_num_value_heads=2,
-)
+QWEN3_5_LAYERS = {
+    "rope_parameters": {**MROPE_INTERLEAVED, "partial_rotary_factor": 1.0},
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+}
+QWEN3_5 = text(model_type="qwen3_5_text", **QWEN3_5_LAYERS)
 SAM = {
     "hidden_size": WIDTH,
     "output_channels": 16,
@@ -632,8 +647,8 @@ SAM = {
     "global_attn_indexes": [1],
     "window_size": 2,
     "mlp_dim": 64,
-    "downsample_channels": [16, WIDTH],
 }
+SAM_HALVED = {**SAM, "downsample_channels": [16, WIDTH]}
 DEEPSEEK_MOE = {
     "n_routed_experts": 4,
     "n_shared_experts": 1,
@@ -649,7 +664,7 @@ _ROWS = (
         "Qwen2VL",
         config(
             "Qwen2VLConfig",
-            text_config=text(rope_parameters=MROPE, rope_scaling=MROPE),
+            text_config=text(**QWEN_ROPE),
             vision_config={**QWEN_VISION, "mlp_ratio": 2},
             **QWEN_IDS,
         ),
@@ -660,8 +675,8 @@ _ROWS = (
         "Qwen3VLMoe",
         config(
             "Qwen3VLMoeConfig",
-            text_config=text(rope_parameters=MROPE_INTERLEAVED, rope_scaling=MROPE_INTERLEAVED, **MOE),
-            vision_config={**QWEN_VISION, "deepstack_visual_indexes": [0]},
+            text_config=text(**QWEN_ROPE_INTERLEAVED, **MOE),
+            vision_config=QWEN3_VISION,
             **QWEN_IDS,
         ),
         QWEN_PATCH,
@@ -671,14 +686,7 @@ _ROWS = (
         "Qwen3_5",
         config(
             "Qwen3_5Config",
-            text_config=text(
-                rope_parameters={**MROPE_INTERLEAVED, "partial_rotary_factor": 1.0},
-                layer_types=["linear_attention", "full_attention"],
-                linear_key_head_dim=8,
-                linear_value_head_dim=8,
-                linear_num_key_heads=2,
-                linear_num_value_heads=2,
-            ),
+            text_config=text(**QWEN3_5_LAYERS),
             vision_config=QWEN_VISION,
             **QWEN_IDS,
         ),
@@ -690,12 +698,7 @@ _ROWS = (
         config(
             "Qwen3_5MoeConfig",
             text_config=text(
-                rope_parameters={**MROPE_INTERLEAVED, "partial_rotary_factor": 1.0},
-                layer_types=["linear_attention", "full_attention"],
-                linear_key_head_dim=8,
-                linear_value_head_dim=8,
-                linear_num_key_heads=2,
-                linear_num_value_heads=2,
+                **QWEN3_5_LAYERS,
                 **MOE,
             ),
             vision_config=QWEN_VISION,
@@ -708,15 +711,9 @@ _ROWS = (
         "Qwen2_5OmniThinker",
         config(
             "Qwen2_5OmniThinkerConfig",
-            text_config=text(rope_parameters=MROPE, rope_scaling=MROPE),
-            vision_config={**QWEN_VISION, "fullatt_block_indexes": [1], "window_size": 16},
-            audio_config={
-                "d_model": 32,
-                "encoder_layers": 1,
-                "encoder_attention_heads": 2,
-                "encoder_ffn_dim": 32,
-                "output_dim": WIDTH,
-            },
+            text_config=text(**QWEN_ROPE),
+            vision_config={**QWEN_VISION, **WINDOWS},
+            audio_config=OMNI_AUDIO,
             image_token_index=IMG,
             video_token_index=VIDEO,
             audio_token_index=AUDIO,
@@ -732,15 +729,9 @@ _ROWS = (
         "Qwen3OmniMoeThinker",
         config(
             "Qwen3OmniMoeThinkerConfig",
-            text_config=text(rope_parameters=MROPE_INTERLEAVED, rope_scaling=MROPE_INTERLEAVED, **MOE),
-            vision_config={**QWEN_VISION, "deepstack_visual_indexes": [0]},
-            audio_config={
-                "d_model": 32,
-                "encoder_layers": 1,
-                "encoder_attention_heads": 2,
-                "encoder_ffn_dim": 32,
-                "output_dim": WIDTH,
-            },
+            text_config=text(**QWEN_ROPE_INTERLEAVED, **MOE),
+            vision_config=QWEN3_VISION,
+            audio_config=OMNI_AUDIO,
             image_token_id=IMG,
             video_token_id=VIDEO,
             audio_token_id=AUDIO,
@@ -778,9 +769,7 @@ _ROWS = (
                 "hidden_size": WIDTH,
                 "intermediate_size": 64,
                 "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "head_dim": 16,
+                **HEADS,
                 "pooling_kernel_size": 2,
                 "patch_size": 4,
                 "position_embedding_size": 64,
@@ -870,14 +859,9 @@ _ROWS = (
         "Glm4v",
         config(
             "Glm4vConfig",
-            text_config=text(rope_scaling=MROPE, rope_parameters={**MROPE, "partial_rotary_factor": 1.0}),
-            vision_config={**QWEN_VISION, "image_size": 32},
-            image_token_id=IMG,
-            video_token_id=VIDEO,
-            image_start_token_id=3,
-            image_end_token_id=4,
-            video_start_token_id=11,
-            video_end_token_id=12,
+            text_config=text(**GLM_ROPE),
+            vision_config=GLM_VISION,
+            **GLM_IDS,
         ),
         QWEN_PATCH,
     ),
@@ -894,13 +878,8 @@ _ROWS = (
                 first_k_dense_replace=1,
                 **MOE,
             ),
-            vision_config={**QWEN_VISION, "image_size": 32},
-            image_token_id=IMG,
-            video_token_id=VIDEO,
-            image_start_token_id=3,
-            image_end_token_id=4,
-            video_start_token_id=11,
-            video_end_token_id=12,
+            vision_config=GLM_VISION,
+            **GLM_IDS,
         ),
         QWEN_PATCH,
     ),
@@ -909,16 +888,9 @@ _ROWS = (
         "Glm46V",
         config(
             "Glm46VConfig",
-            text_config=text(
-                model_type="glm4v_text", rope_scaling=MROPE, rope_parameters={**MROPE, "partial_rotary_factor": 1.0}
-            ),
+            text_config=text(model_type="glm4v_text", **GLM_ROPE),
             vision_config={**QWEN_VISION, "image_size": 32, "model_type": "glm4v_vision"},
-            image_token_id=IMG,
-            video_token_id=VIDEO,
-            image_start_token_id=3,
-            image_end_token_id=4,
-            video_start_token_id=11,
-            video_end_token_id=12,
+            **GLM_IDS,
         ),
         QWEN_PATCH,
     ),
@@ -928,7 +900,7 @@ _ROWS = (
         config(
             "Mistral3Config",
             text_config=text(model_type="mistral"),
-            vision_config={**CLIP, "model_type": "pixtral", "image_size": 64, "head_dim": 16},
+            vision_config=PIXTRAL,
             spatial_merge_size=2,
             **INDEX,
         ),
@@ -941,7 +913,7 @@ _ROWS = (
         config(
             "LlavaConfig",
             text_config=text(model_type="mistral"),
-            vision_config={**CLIP, "model_type": "pixtral", "image_size": 64, "head_dim": 16},
+            vision_config=PIXTRAL,
             vision_feature_layer=-1,
             vision_feature_select_strategy="full",
             **INDEX,
@@ -955,7 +927,7 @@ _ROWS = (
         config(
             "LightOnOcrConfig",
             text_config=text(model_type="qwen3"),
-            vision_config={**CLIP, "model_type": "pixtral", "image_size": 64, "head_dim": 16},
+            vision_config=PIXTRAL,
             image_token_id=IMG,
         ),
         partial(pixtral_piece, merge=2, breaks=False),
@@ -990,10 +962,7 @@ _ROWS = (
                 "intermediate_size": 64,
             },
             projection_hidden_size=WIDTH,
-            image_token_id=IMG,
-            video_token_id=VIDEO,
-            vision_start_token_id=3,
-            vision_end_token_id=4,
+            **QWEN_IDS,
         ),
         conv_piece,
         lora="q_a_proj|o_proj",
@@ -1012,12 +981,7 @@ _ROWS = (
                 mlp_layer_types=["dense", "sparse"],
             ),
             vision_config=QWEN_VISION,
-            image_token_id=IMG,
-            video_token_id=VIDEO,
-            image_start_token_id=3,
-            image_end_token_id=4,
-            video_start_token_id=11,
-            video_end_token_id=12,
+            **GLM_IDS,
         ),
         partial(grid_piece, values=3 * 4 * 4),
         notes={"no cache": "generate() does not lengthen moe_mm_token_type_ids"},
@@ -1029,10 +993,7 @@ _ROWS = (
             "PaddleOCRVLConfig",
             text_config=text(rope_parameters=MROPE),
             vision_config={**QWEN_VISION, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16},
-            image_token_id=IMG,
-            video_token_id=VIDEO,
-            vision_start_token_id=3,
-            vision_end_token_id=4,
+            **QWEN_IDS,
         ),
         conv_piece,
     ),
@@ -1081,9 +1042,7 @@ _ROWS = (
                 "hidden_size": WIDTH,
                 "intermediate_size": 64,
                 "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "head_dim": 16,
+                **HEADS,
                 "image_size": [16, 16],
                 "patch_size": 4,
                 "num_position_embeddings": 16,
@@ -1091,9 +1050,7 @@ _ROWS = (
             adapter_config={
                 "vision_feature_layer": [0, 1],
                 "hidden_size": WIDTH,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "head_dim": 16,
+                **HEADS,
                 "intermediate_size": 64,
                 "text_hidden_size": WIDTH,
             },
@@ -1262,17 +1219,7 @@ _ROWS = (
         config(
             "GotOcr2Config",
             text_config=QWEN2,
-            vision_config={
-                "hidden_size": WIDTH,
-                "output_channels": 16,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "image_size": 64,
-                "patch_size": 4,
-                "global_attn_indexes": [1],
-                "window_size": 2,
-                "mlp_dim": 64,
-            },
+            vision_config=SAM,
             **INDEX,
         ),
         ocr_piece,
@@ -1302,18 +1249,7 @@ _ROWS = (
             "DeepseekVLHybridConfig",
             text_config=LLAMA,
             vision_config=SIGLIP,
-            high_res_vision_config={
-                "model_type": "sam_vision_model",
-                "hidden_size": WIDTH,
-                "output_channels": 16,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "image_size": 64,
-                "patch_size": 4,
-                "global_attn_indexes": [1],
-                "window_size": 2,
-                "mlp_dim": 64,
-            },
+            high_res_vision_config={"model_type": "sam_vision_model", **SAM},
             image_token_id=IMG,
         ),
         partial(
@@ -1357,7 +1293,7 @@ _ROWS = (
         config(
             "GlmOcrConfig",
             text_config=text(rope_parameters={**MROPE, "partial_rotary_factor": 1.0}),
-            vision_config={**QWEN_VISION, "image_size": 32},
+            vision_config=GLM_VISION,
             **GLM_IDS,
         ),
         QWEN_PATCH,
@@ -1367,9 +1303,7 @@ _ROWS = (
         "Glm46V",
         config(
             "GlmgaConfig",
-            text_config=text(
-                model_type="glm4v_text", rope_scaling=MROPE, rope_parameters={**MROPE, "partial_rotary_factor": 1.0}
-            ),
+            text_config=text(model_type="glm4v_text", **GLM_ROPE),
             vision_config={**QWEN_VISION, "image_size": 32, "model_type": "glm4v_vision"},
             **GLM_IDS,
         ),
@@ -1381,7 +1315,7 @@ _ROWS = (
         config(
             "CohereCompassConfig",
             text_config=text(rope_parameters={"full_attention": MROPE_INTERLEAVED}),
-            vision_config={**QWEN_VISION, "deepstack_visual_indexes": [0]},
+            vision_config=QWEN3_VISION,
             **QWEN_IDS,
         ),
         QWEN_PATCH,
@@ -1445,16 +1379,7 @@ _ROWS = (
         config(
             "MuseGlimmerConfig",
             text_config=text(sliding_window=64, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
-            vision_config={
-                "patch_size": 4,
-                "pos_emb_height": 8,
-                "pos_emb_width": 8,
-                "max_position_embeddings": 64,
-                "num_attention_heads": 2,
-                "num_hidden_layers": 2,
-                "hidden_size": WIDTH,
-                "intermediate_size": 64,
-            },
+            vision_config=MUSE_V,
             image_token_id=IMG,
             video_token_id=VIDEO,
             out_hidden_size=4 * WIDTH,
@@ -1519,17 +1444,7 @@ _ROWS = (
         config(
             "PPChart2TableConfig",
             text_config=QWEN2,
-            vision_config={
-                "hidden_size": WIDTH,
-                "output_channels": 16,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "image_size": 64,
-                "patch_size": 4,
-                "global_attn_indexes": [1],
-                "window_size": 2,
-                "mlp_dim": 64,
-            },
+            vision_config=SAM,
             image_seq_length=16,
             tie_word_embeddings=False,
             **INDEX,
@@ -1542,22 +1457,10 @@ _ROWS = (
         config(
             "MistralLarge4Config",
             text_config=text(
-                kv_lora_rank=8,
-                q_lora_rank=8,
-                qk_nope_head_dim=8,
-                qk_rope_head_dim=8,
-                v_head_dim=8,
-                n_shared_experts=1,
-                num_key_value_heads=4,
+                **DSA,
                 first_k_dense_replace=1,
-                n_routed_experts=4,
-                num_experts_per_tok=2,
-                moe_intermediate_size=32,
-                index_topk=256,
-                index_head_dim=16,
-                index_n_heads=2,
             ),
-            vision_config={**CLIP, "model_type": "pixtral", "image_size": 64, "head_dim": 16},
+            vision_config=PIXTRAL,
             spatial_merge_size=2,
             **INDEX,
         ),
@@ -1727,7 +1630,7 @@ _ROWS = (
         config(
             "DeepseekOcr2Config",
             text_config=text(mlp_layer_types=["dense", "sparse"], **DEEPSEEK_MOE),
-            vision_config={"sam_config": SAM, "encoder_config": text(num_hidden_layers=1)},
+            vision_config={"sam_config": SAM_HALVED, "encoder_config": text(num_hidden_layers=1)},
             image_token_id=IMG,
         ),
         partial(views_piece, image=lambda crops: [IMG] * (144 * crops + 145), size=64),
@@ -1742,7 +1645,7 @@ _ROWS = (
                 mlp_layer_types=["dense", "sparse"], sliding_window=64, num_key_value_heads=4, **DEEPSEEK_MOE
             ),
             vision_config={
-                "sam_config": SAM,
+                "sam_config": SAM_HALVED,
                 "encoder_config": {
                     "hidden_size": WIDTH,
                     "intermediate_size": 64,
