@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: more threads are slower on a busy machine, and no test may reach for the network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,6 +11,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+
+from transformers_agci.families import paper_families
+
+
+@pytest.fixture(params=paper_families())
+def family(request: pytest.FixtureRequest) -> str:
+    """Each of the paper's families in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def model(family: str) -> Any:
+    """Its tiny model."""
+    from tiny_checkpoints import build_model
+
+    return build_model(family)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
 """What the contract tests look at: what the decoder receives, and what it should receive."""
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from transformers_agci import attach
 from transformers_agci.families import decoder_of, find_vlm
 
 
@@ -22,6 +24,30 @@ def recorded_decoder_inputs(model: Any, before_injection: bool = False) -> Itera
         yield seen
     finally:
         hook.remove()
+
+
+def logits(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """[B, S, V] without gradients."""
+    with torch.no_grad():
+        found: torch.Tensor = model(**inputs).logits
+    return found
+
+
+def training_gradients(
+    model: Any, inputs: Mapping[str, Any], labels: torch.Tensor, lam: float, checkpointing: bool
+) -> tuple[dict[str, torch.Tensor], int]:
+    """The gradients of a training step of a copy of `model` at `lam`, by weight, and how many images were injected."""
+    work = copy.deepcopy(model).train()
+    for module in work.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.BatchNorm2d):
+            module.eval()
+    if checkpointing:
+        enable = getattr(work, "activation_checkpointing_enable", None) or work.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    handle = attach(work, lam)
+    torch.manual_seed(0)
+    work(**inputs, labels=labels, use_cache=False).loss.backward()
+    return {name: p.grad for name, p in work.named_parameters() if p.grad is not None}, handle.injections
 
 
 def formula(tokens: torch.Tensor, lam: float, context: torch.Tensor | None = None) -> torch.Tensor:

@@ -10,22 +10,12 @@ import pytest
 import torch
 import transformers
 from decoder_inputs import expected_embeds, images_of, recorded_decoder_inputs
-from tiny_checkpoints import FAMILIES, TRANSFORMERS_5, build_model, image_tokens, make_inputs
+from tiny_checkpoints import TRANSFORMERS_5, build_model, image_tokens, make_inputs
 
 from transformers_agci import attach
 from transformers_agci.method.handle import current_handle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def model(family: str) -> Any:
-    return build_model(family)
 
 
 def same_as_stock_fails(stock: Callable[[], Any], ours: Callable[[], Any]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from decoder_inputs import formula, recorded_decoder_inputs
+from decoder_inputs import formula, recorded_decoder_inputs, training_gradients
 from tiny_families import ROWS, TEXT, TINY, Batch, TinyFamily, make_batch
 
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, attach
@@ -232,17 +232,7 @@ def test_gradient_checkpointing_gives_equal_gradients(family: TinyFamily) -> Non
     labels = batch.inputs["input_ids"].where(batch.inputs["input_ids"] >= 40, -100)
 
     def gradients(lam: float, checkpointing: bool) -> dict[str, torch.Tensor]:
-        work = copy.deepcopy(model).train()
-        for module in work.modules():
-            if isinstance(module, torch.nn.Dropout | torch.nn.BatchNorm2d):
-                module.eval()
-        if checkpointing:
-            enable = getattr(work, "activation_checkpointing_enable", None) or work.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
-        attach(work, lam)
-        torch.manual_seed(0)
-        work(**batch.inputs, labels=labels, use_cache=False).loss.backward()
-        return {name: p.grad for name, p in work.named_parameters() if p.grad is not None}
+        return training_gradients(model, batch.inputs, labels, lam, checkpointing)[0]
 
     plain, checkpointed, stock = gradients(0.5, False), gradients(0.5, True), gradients(0.0, False)
     assert plain.keys() == checkpointed.keys()

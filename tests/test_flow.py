@@ -133,17 +133,7 @@ def test_probe_file_shares_and_maps(
     for row in rows[::5]:
         values = np.array(row["flows"][1]["text"]["map"])  # 27 x 27, nine to a cell
         down, across = divmod(
-            (
-                "top_left",
-                "top_center",
-                "top_right",
-                "left",
-                "center",
-                "right",
-                "bottom_left",
-                "bottom_center",
-                "bottom_right",
-            ).index(row["position"]),
+            POSITIONS.index(row["position"]),
             3,
         )
         cell = values[9 * down : 9 * down + 9, 9 * across : 9 * across + 9]

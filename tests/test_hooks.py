@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from decoder_inputs import expected_embeds, images_of, left_padded, recorded_decoder_inputs
-from tiny_checkpoints import FAMILIES, build_model, image_tokens, make_inputs, make_pixels
+from decoder_inputs import expected_embeds, images_of, left_padded, recorded_decoder_inputs, training_gradients
+from tiny_checkpoints import build_model, image_tokens, make_inputs, make_pixels
 
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, agci, attach, image_embeddings
 from transformers_agci.method.handle import current_handle
@@ -19,16 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # peft asks by the old name
 ]
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def model(family: str) -> Any:
-    return build_model(family)
 
 
 def decoder_input(model: Any, inputs: dict[str, torch.Tensor], before: bool = False) -> torch.Tensor:
@@ -240,17 +230,9 @@ def test_gradient_checkpointing_gives_equal_gradients(family: str, model: Any) -
     labels = inputs["input_ids"].where(inputs["input_ids"] < 200, -100)
 
     def gradients(lam: float, checkpointing: bool) -> dict[str, torch.Tensor]:
-        work = copy.deepcopy(model).train()
-        for module in work.modules():
-            if isinstance(module, torch.nn.Dropout | torch.nn.BatchNorm2d):
-                module.eval()
-        if checkpointing:
-            enable = getattr(work, "activation_checkpointing_enable", None) or work.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
-        handle = attach(work, lam)
-        work(**inputs, labels=labels, use_cache=False).loss.backward()
-        assert handle.injections >= 2 * bool(lam)
-        return {name: p.grad for name, p in work.named_parameters() if p.grad is not None}
+        found, injections = training_gradients(model, inputs, labels, lam, checkpointing)
+        assert injections >= 2 * bool(lam)
+        return found
 
     plain, checkpointed, stock = gradients(0.5, False), gradients(0.5, True), gradients(0.0, False)
     assert plain.keys() == checkpointed.keys()

@@ -9,23 +9,13 @@ from typing import Any
 import pytest
 import torch
 from decoder_inputs import recorded_decoder_inputs
-from tiny_checkpoints import FAMILIES, TRANSFORMERS_5, build_model, make_inputs
+from tiny_checkpoints import TRANSFORMERS_5, build_model, make_inputs
 
 from transformers_agci import attach
 from transformers_agci.families import decoder_of
 from transformers_agci.method import thread_state
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def model(family: str) -> Any:
-    return build_model(family)
 
 
 def image_features(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

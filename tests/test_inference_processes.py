@@ -6,26 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from tiny_checkpoints import FAMILIES, random_image
 
+from transformers_agci.data.grid import POSITIONS
 from transformers_agci.families import paper_families
 
 ROOT = Path(__file__).resolve().parents[1]
-POSITIONS = (
-    "top_left",
-    "top_center",
-    "top_right",
-    "left",
-    "center",
-    "right",
-    "bottom_left",
-    "bottom_center",
-    "bottom_right",
-)
 ITEMS = 12
 
 pytestmark = pytest.mark.slow
@@ -80,6 +70,19 @@ def agci(*words: str, expect: int = 0) -> str:
     )
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def run_script(script: Path, words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """One process of a family's own script, started in `folder`."""
+    return subprocess.run(
+        [sys.executable, str(script), *words],
+        env=environment(),
+        text=True,
+        cwd=folder,
+        capture_output=True,
+        timeout=600,
+        check=False,
+    )
 
 
 def torchrun(processes: int, script: Path, *words: str) -> None:
@@ -186,15 +189,7 @@ def test_the_familys_own_command_with_several_processes(
         folder = tmp_path / str(processes)
         words = arguments(tiny_checkpoint(family), probe, folder / "A.jsonl", "--quiet")
         if processes == 1:
-            done = subprocess.run(
-                [sys.executable, str(script), *words],
-                env=environment(),
-                text=True,
-                cwd=tmp_path,
-                capture_output=True,
-                timeout=600,
-                check=False,
-            )
+            done = run_script(script, words, tmp_path)
             assert done.returncode == 0, done.stdout + done.stderr
         else:
             torchrun(processes, script, *words)
@@ -216,14 +211,6 @@ def test_a_checkpoint_of_another_family_is_refused(
 ) -> None:
     script = ROOT / "scripts" / "Qwen3-VL" / "eval_laion_bias_data.py"
     words = arguments(tiny_checkpoint("llava"), probe, tmp_path / "A.jsonl")
-    done = subprocess.run(
-        [sys.executable, str(script), *words],
-        env=environment(),
-        text=True,
-        cwd=tmp_path,
-        capture_output=True,
-        timeout=600,
-        check=False,
-    )
+    done = run_script(script, words, tmp_path)
     assert done.returncode == 2
     assert "is a LLaVA-v1.5 checkpoint" in done.stderr

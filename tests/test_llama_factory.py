@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from training_data import FAMILY
 
 from transformers_agci import LAMBDA_KEY, cli
 
@@ -25,14 +26,6 @@ pytestmark = pytest.mark.train
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "probe_datasets"
-FAMILY = {  # recipe -> model_type of its checkpoint
-    "qwen2_5_vl": "qwen2_5_vl",
-    "qwen3_vl": "qwen3_vl",
-    "gemma3n": "gemma3n",
-    "internvl3": "internvl",
-    "llava1_6": "llava_next",
-    "llava1_5": "llava",
-}
 RECIPES = [pytest.param(recipe, marks=pytest.mark.xdist_group(recipe)) for recipe in FAMILY]
 ONE = pytest.mark.xdist_group("qwen2_5_vl")  # beside that recipe's other tests, which train the same checkpoint
 LAM = 0.5

@@ -67,6 +67,23 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
+def lmms_eval(arguments: str, task: str, tasks: Path, output: Path, variables: dict[str, str]) -> str:
+    """Run lmms-eval's own command line on the CPU; what it printed."""
+    words = ["--model", "qwen2_5_vl", "--model_args", arguments, "--tasks", task, "--include_path", str(tasks)]
+    words += ["--batch_size", "1", "--log_samples", "--output_path", str(output)]
+    done = subprocess.run(
+        [str(PYTHON), "-m", "lmms_eval", *words],
+        env=os.environ | variables | {"CUDA_VISIBLE_DEVICES": ""},
+        check=False,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=output,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def theirs(parquet: Path, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answers]:
     """lambda -> what lmms-eval's own command line answers."""
@@ -78,36 +95,10 @@ def theirs(parquet: Path, models: dict[str, Path], tmp_path_factory: pytest.Temp
     for lam, model in models.items():
         output = tmp_path_factory.mktemp("output")
         arguments = f"pretrained={model},device=cpu,device_map=cpu,min_pixels={PIXELS},max_pixels={PIXELS}"
-        done = subprocess.run(
-            [
-                str(PYTHON),
-                "-m",
-                "lmms_eval",
-                "--model",
-                "qwen2_5_vl",
-                "--model_args",
-                arguments,
-                "--tasks",
-                "agci_pope_local",
-                "--include_path",
-                str(task),
-                "--batch_size",
-                "1",
-                "--log_samples",
-                "--output_path",
-                str(output),
-            ],
-            env=os.environ | {"HF_HOME": str(cache), "CUDA_VISIBLE_DEVICES": ""},
-            check=False,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=output,
-        )
-        assert done.returncode == 0, done.stdout[-5000:]
+        said = lmms_eval(arguments, "agci_pope_local", task, output, {"HF_HOME": str(cache)})
         [samples] = output.rglob("*_samples_agci_pope_local.jsonl")
         rows = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])
-        found[lam] = Answers([row["filtered_resps"] for row in rows], done.stdout)
+        found[lam] = Answers([row["filtered_resps"] for row in rows], said)
     return found
 
 
@@ -190,24 +181,8 @@ def probed(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     """The rows that lmms-eval answered at lambda 0.5, and the figures that it wrote."""
     output, cache = (tmp_path_factory.mktemp(name) for name in ("probe_output", "probe_cache"))
     arguments = f"pretrained={models['0.5']},device=cpu,device_map=cpu,min_pixels={PIXELS},max_pixels={PIXELS}"
-    words = ["--model", "qwen2_5_vl", "--model_args", arguments, "--tasks", "agci_position_probe"]
-    words += ["--batch_size", "1", "--log_samples", "--output_path", str(output)]
-    words += ["--include_path", str(lmms_eval_tasks())]
-    plugin = {
-        "AGCI_PROBE_ITEMS": str(PROBE_ITEMS),
-        "HF_HOME": str(cache),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    done = subprocess.run(
-        [str(PYTHON), "-m", "lmms_eval", *words],
-        env=os.environ | plugin,
-        check=False,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=output,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    variables = {"AGCI_PROBE_ITEMS": str(PROBE_ITEMS), "HF_HOME": str(cache)}
+    lmms_eval(arguments, "agci_position_probe", lmms_eval_tasks(), output, variables)
     [samples] = output.rglob("*_samples_agci_position_probe.jsonl")
     [figures] = output.rglob("*_results.json")
     rows = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])

@@ -8,22 +8,12 @@ import pytest
 import torch
 import transformers
 from decoder_inputs import expected_embeds, images_of, recorded_decoder_inputs
-from tiny_checkpoints import FAMILIES, build_model, image_tokens, make_inputs
+from tiny_checkpoints import build_model, image_tokens, make_inputs
 
 from transformers_agci import attach
 from transformers_agci.method.handle import current_handle
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def model(family: str) -> Any:
-    return build_model(family)
 
 
 def text_of(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoints import FAMILIES, build_model, make_inputs
+from decoder_inputs import logits
+from tiny_checkpoints import build_model, make_inputs
 
 from transformers_agci import LAMBDA_KEY, attach
 from transformers_agci.families import decoder_of
@@ -18,21 +19,6 @@ from transformers_agci.method.handle import current_handle
 from transformers_agci.method.hooks import HANDLE
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def model(family: str) -> Any:
-    return build_model(family)
-
-
-def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    with torch.no_grad():
-        return model(**inputs).logits
 
 
 @pytest.mark.sampled(3)

@@ -11,20 +11,13 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from training_data import FAMILY
 
 from transformers_agci.cli import main
 from transformers_agci.families import paper_families
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
-FAMILY = {
-    "qwen2_5_vl": "qwen2_5_vl",
-    "qwen3_vl": "qwen3_vl",
-    "gemma3n": "gemma3n",
-    "internvl3": "internvl",
-    "llava1_6": "llava_next",
-    "llava1_5": "llava",
-}
 # What may differ between the six. Everything else is one setting for all.
 MODEL = {"model_name_or_path", "template", "output_dir"}
 SETTINGS = {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_families import TEXT, TINY, make_batch
+from tiny_families import TEXT, TINY, make_batch, wide_image
 
 from transformers_agci import InputError, attach
 from transformers_agci.families import decoder_of, find_vlm
@@ -166,30 +166,12 @@ def test_uac_against_naive_attention(backend: str, monkeypatch: pytest.MonkeyPat
             torch.testing.assert_close(call["out"][row, column, 0].double(), wanted, atol=2e-5, rtol=1e-4)
 
 
-def wide_image(backend: str) -> tuple[Any, dict[str, torch.Tensor], list[int]]:
-    """Qwen with one image of 3 x 4 tokens, its inputs, and where they stand."""
-    model = built("qwen2_vl", backend)
-    batch = make_batch(TINY["qwen2_vl"], [[TEXT, "plain", TEXT]])
-    ids = batch.inputs["input_ids"][0].tolist()
-    first = ids.index(30)
-    ids[first : first + 4] = [30] * 12
-    values = batch.inputs["pixel_values"].shape[1]
-    inputs = {
-        "input_ids": torch.tensor([ids]),
-        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
-        "pixel_values": torch.randn(48, values, generator=torch.Generator().manual_seed(0)),
-        "image_grid_thw": torch.tensor([[1, 6, 8]]),
-    }
-    if "mm_token_type_ids" in batch.inputs:
-        inputs["mm_token_type_ids"] = (inputs["input_ids"] == 30).long()
-    return model, inputs, list(range(first, first + 12))
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @torch.no_grad()
 def test_cca_mask_against_naive_attention(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A border token sees the border only, later tokens too; a middle token sees all; text is causal."""
-    model, inputs, places = wide_image(backend)
+    model = built("qwen2_vl", backend)
+    inputs, places = wide_image()
     layers = Layers(monkeypatch)
     attach(model, method="cca")
     model.generate(**inputs, **GREEDY)

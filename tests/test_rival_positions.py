@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_families import TEXT, TINY, TinyFamily, make_batch
+from tiny_families import TEXT, TINY, TinyFamily, make_batch, wide_image
 
 from transformers_agci import attach
 from transformers_agci.errors import InputError
@@ -194,25 +194,13 @@ def test_rings_of_the_published_grid() -> None:
 def test_cca_positions_on_a_wide_grid() -> None:
     """M-RoPE with 6 x 8 patches: 3 x 4 tokens, whose two middle ones are ring 1; the text goes on at s + 2."""
     model = TINY["qwen2_vl"].build()
-    batch = make_batch(TINY["qwen2_vl"], [[TEXT, "plain", TEXT]])
-    values = batch.inputs["pixel_values"].shape[1]
-    ids = batch.inputs["input_ids"][0].tolist()
-    image = [place for place, token in enumerate(ids) if token == 30]
-    ids[image[0] : image[-1] + 1] = [30] * 12
-    inputs = {
-        "input_ids": torch.tensor([ids]),
-        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
-        "pixel_values": torch.randn(48, values, generator=torch.Generator().manual_seed(0)),
-        "image_grid_thw": torch.tensor([[1, 6, 8]]),
-    }
-    if "mm_token_type_ids" in batch.inputs:
-        inputs["mm_token_type_ids"] = (inputs["input_ids"] == 30).long()
+    inputs, image = wide_image()
     attach(model, method="cca_positions")
     with Positions(model) as seen:
         model.generate(**inputs, **GREEDY)
     s = image[0]
     ring = [0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
-    text = len(ids) - s - 12
+    text = inputs["input_ids"].shape[1] - s - 12
     wanted = [*range(s), *(s + r for r in ring), *range(s + 2, s + 2 + text)]
     assert seen.calls[0][-3:, 0].tolist() == [wanted] * 3
     assert [int(call[-1, 0, 0]) for call in seen.calls[1:]] == [s + 2 + text + step for step in range(3)]

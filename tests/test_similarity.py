@@ -86,23 +86,17 @@ def assert_written(loaded: Any, file: Path, images: Path, answers: Path) -> None
             assert row["similarity"] == pytest.approx(expected, abs=1e-4)
 
 
+def similarity_command(tiny_checkpoint: Any, file: Path, images: Path, *more: str) -> list[str]:
+    data = ["--eval_file", str(file), "--img_path", str(images)]
+    return ["similarity", "--model_path", str(tiny_checkpoint("llava")), *data, *more]
+
+
 def test_command_resumes_and_offers_mean_pooling_and_lambda(tiny_checkpoint: Any, tmp_path: Path) -> None:
     file, images = write_rows(tmp_path)
     answers = tmp_path / "A.jsonl"
-    command = [
-        "similarity",
-        "--model_path",
-        str(tiny_checkpoint("llava")),
-        "--eval_file",
-        str(file),
-        "--img_path",
-        str(images),
-        "--answers_file",
-        str(answers),
-        "--batch_size",
-        "2",
-        "--quiet",
-    ]
+    command = similarity_command(
+        tiny_checkpoint, file, images, "--answers_file", str(answers), "--batch_size", "2", "--quiet"
+    )
     assert main(command) == 0
     whole = answers.read_bytes()
     answers.write_bytes(b"".join(whole.splitlines(keepends=True)[:11])[:-3])  # a torn row in the second block
@@ -183,17 +177,7 @@ def test_bad_rows_are_named_and_the_others_go_on(
 ) -> None:
     file, images = write_rows(tmp_path, items=1)
     (images / "0_3.png").write_bytes(b"no image")
-    command = [
-        "similarity",
-        "--model_path",
-        str(tiny_checkpoint("llava")),
-        "--eval_file",
-        str(file),
-        "--img_path",
-        str(images),
-        "--answer_file",
-        str(tmp_path / "A.jsonl"),
-    ]
+    command = similarity_command(tiny_checkpoint, file, images, "--answer_file", str(tmp_path / "A.jsonl"))
     assert main(command) == 1
     assert "rows.json:4: the image" in capsys.readouterr().out
     assert len((tmp_path / "A.jsonl").read_text().splitlines()) == 8
@@ -203,18 +187,7 @@ def test_bad_rows_are_named_and_the_others_go_on(
 
 def test_shards_make_the_same_file(tiny_checkpoint: Any, tmp_path: Path) -> None:
     file, images = write_rows(tmp_path, items=2)
-    command = [
-        "similarity",
-        "--model_path",
-        str(tiny_checkpoint("llava")),
-        "--eval_file",
-        str(file),
-        "--img_path",
-        str(images),
-        "--batch_size",
-        "1",
-        "--quiet",
-    ]
+    command = similarity_command(tiny_checkpoint, file, images, "--batch_size", "1", "--quiet")
     assert main([*command, "--answer_file", str(tmp_path / "whole.jsonl")]) == 0
     for shard in ("1/2", "0/2"):
         assert main([*command, "--answer_file", str(tmp_path / "A.jsonl"), "--shard", shard]) == 0

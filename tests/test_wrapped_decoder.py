@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from decoder_inputs import expected_embeds, images_of, recorded_decoder_inputs
-from tiny_checkpoints import FAMILIES, build_model, image_tokens, make_inputs
+from decoder_inputs import expected_embeds, images_of, logits, recorded_decoder_inputs
+from tiny_checkpoints import build_model, image_tokens, make_inputs
 from torch.utils.checkpoint import checkpoint
 
 from transformers_agci import agci, attach, self_check
@@ -16,21 +16,6 @@ from transformers_agci.method.handle import current_handle
 from transformers_agci.method.hooks import HANDLE
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def model(family: str) -> Any:
-    return build_model(family)
-
-
-def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    with torch.no_grad():
-        return model(**inputs).logits
 
 
 def our_traces(model: Any) -> list[str]:

@@ -182,6 +182,24 @@ def make_batch(family: TinyFamily, rows: Sequence[Sequence[str]], side: str = "l
     return Batch(inputs | _type_ids(family, input_ids), images)
 
 
+def wide_image() -> tuple[dict[str, torch.Tensor], list[int]]:
+    """Inputs of the tiny Qwen2-VL with one image of 3 x 4 tokens, and where they stand."""
+    batch = make_batch(TINY["qwen2_vl"], [[TEXT, "plain", TEXT]])
+    ids = batch.inputs["input_ids"][0].tolist()
+    first = ids.index(IMG)
+    ids[first : first + 4] = [IMG] * 12
+    values = batch.inputs["pixel_values"].shape[1]
+    inputs = {
+        "input_ids": torch.tensor([ids]),
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+        "pixel_values": torch.randn(48, values, generator=torch.Generator().manual_seed(0)),
+        "image_grid_thw": torch.tensor([[1, 6, 8]]),
+    }
+    if "mm_token_type_ids" in batch.inputs:
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMG).long()
+    return inputs, list(range(first, first + 12))
+
+
 def _type_ids(family: TinyFamily, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Which tokens are image tokens, under the name that the model's forward takes."""
     names = inspect.signature(getattr(transformers, family.model).forward).parameters

@@ -7,6 +7,15 @@ from typing import Any
 import yaml
 from tiny_checkpoints import random_image
 
+# recipe -> model_type of its checkpoint
+FAMILY = {
+    "qwen2_5_vl": "qwen2_5_vl",
+    "qwen3_vl": "qwen3_vl",
+    "gemma3n": "gemma3n",
+    "internvl3": "internvl",
+    "llava1_6": "llava_next",
+    "llava1_5": "llava",
+}
 TEMPLATE_OF = {
     "qwen2_5_vl": "qwen2_vl",
     "qwen3_vl": "qwen3_vl",
