@@ -95,6 +95,14 @@ def test_attention_and_occlusion_show_a_picture(page: Any) -> None:
     page.wait_for_function("(before) => document.querySelector('#inside img')?.src !== before", arg=attention)
 
 
+def test_cancel_ends_an_occlusion_that_still_waits_for_its_turn(page: Any) -> None:
+    page.get_by_role("button", name="Attention of this layer").click()  # the model has one thing to do before
+    page.get_by_role("button", name="Occlusion").click()
+    page.wait_for_timeout(200)
+    page.get_by_role("button", name="Cancel").click()
+    page.wait_for_selector("text=Cancelled.")
+
+
 def test_an_image_of_ones_own_is_asked_about_and_a_broken_one_named(page: Any, tmp_path: Path) -> None:
     before = labels(page, 0)
     Image.new("RGB", (300, 200), "red").save(tmp_path / "red.png")

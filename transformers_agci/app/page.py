@@ -23,6 +23,13 @@ Controls = Mapping[Any, Any]  # Gradio component -> its value
 PROGRESS = gr.Progress()  # Gradio finds it as the default of a parameter
 KEPT = 600  # seconds that an uploaded image is kept
 FONTS = ("system-ui", "sans-serif")  # the reader's own: no font is fetched
+ONE_QUEUE: dict[str, Any] = {  # for everything that asks the model
+    "concurrency_limit": 1,
+    "concurrency_id": "model",
+    "trigger_mode": "always_last",
+    "show_progress": "minimal",
+    "api_visibility": "private",
+}
 NOTE = (
     "One image stands in each of nine places among eight others; everything else is equal. Each cell shows P(Yes), "
     "given Yes or No, and the margin (Yes logit minus No logit) for the question whether the caption's image is there. "
@@ -122,22 +129,14 @@ class _Live:
         self._on(asks, self.ask, [maps, composite])
         self._on([maps.select], self.choose, [self.place, maps, composite])
         self._on([look.click], self.attention, [inside])
-        self._on([hide.click], self.occlusion, [inside])
+        # What is cancelled is what was asked for last, even where it still waits for its turn.
+        begun = hide.click(self.begin, None, None, queue=False, api_visibility="private")
+        begun.then(shown_errors(self.occlusion), self.controls, [inside], **ONE_QUEUE)
         stop.click(self.cancel, None, None, queue=False, api_visibility="private")
 
     def _on(self, triggers: list[Any], work: Callable[..., Any], outputs: list[Any]) -> None:
-        """One queue for everything that asks the model; of moves of a slider the last one counts."""
-        gr.on(
-            triggers,
-            shown_errors(work),
-            self.controls,
-            outputs,
-            concurrency_limit=1,
-            concurrency_id="model",
-            trigger_mode="always_last",
-            show_progress="minimal",
-            api_visibility="private",
-        )
+        """Of several moves of a slider the last one counts."""
+        gr.on(triggers, shown_errors(work), self.controls, outputs, **ONE_QUEUE)
 
     def ask(self, controls: Controls) -> tuple[str, Image.Image]:
         """The maps of baseline and setting, their difference, and the composite of the chosen cell."""
@@ -156,7 +155,6 @@ class _Live:
     def occlusion(self, controls: Controls, request: gr.Request, progress: gr.Progress = PROGRESS) -> Image.Image:
         """The occlusion map of the chosen composite; ends when the user cancels."""
         asked, user = self._asked(controls), str(request.session_hash)
-        self.cancelled.discard(user)
 
         def advance(share: float) -> None:
             if user in self.cancelled:
@@ -164,9 +162,14 @@ class _Live:
             progress(share, desc="hiding one place after another")
 
         try:
+            advance(0.0)
             return self.session.occlusion(asked.scene, asked.caption, asked.cell, asked.setting, advance)
         finally:
             self.cancelled.discard(user)
+
+    def begin(self, request: gr.Request) -> None:
+        """This user asks for an occlusion map; an older Cancel is none of it."""
+        self.cancelled.discard(str(request.session_hash))
 
     def cancel(self, request: gr.Request) -> None:
         """End this user's occlusion map after its present forward call."""
