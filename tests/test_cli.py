@@ -39,6 +39,18 @@ def test_help_and_static_tables_load_nothing_large() -> None:
         assert done.stdout.strip(), argument
 
 
+@pytest.mark.slow
+def test_what_reads_results_loads_no_torch() -> None:
+    code = (
+        "import sys; from transformers_agci.experiments.report_page import make\n"
+        "from transformers_agci.experiments.position import metrics, evidence_report, sweep\n"
+        "from transformers_agci.experiments.occlusion import maps\n"
+        "from transformers_agci.experiments.similarity import report\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_list_of_commands_loads_no_command() -> None:
     code = (
         "import sys; from transformers_agci.cli import main\n"

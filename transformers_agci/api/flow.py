@@ -15,8 +15,8 @@ from transformers_agci.data.rows import read_rows
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.figure import as_json, headline, image_flow_figure, write_json
-from transformers_agci.experiments.flow.flow import SOURCES, Flow
-from transformers_agci.experiments.flow.maps import FlowMaps, aggregate, flow_figure, maps_table
+from transformers_agci.experiments.flow.flow import Flow
+from transformers_agci.experiments.flow.maps import SOURCES, FlowMaps, aggregate, flow_figure, maps_table
 from transformers_agci.experiments.flow.measure import FlowOptions, flow_of_image, flow_of_rows
 from transformers_agci.experiments.flow.run import RESULTS
 from transformers_agci.experiments.position.data import ProbeData

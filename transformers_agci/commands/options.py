@@ -60,6 +60,8 @@ def path(text: str) -> Path:
     """The type of an option that names a file or folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError(f"must be a file or folder, but is {text!r}")
+    if "\0" in text:  # from a program that calls `main`; a shell cannot give one
+        raise argparse.ArgumentTypeError(f"must be a file or folder, but {short(text)} holds a NUL character")
     return Path(text)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.attention_rows import AttentionRows
+from transformers_agci.experiments.flow.maps import SOURCES
 from transformers_agci.families import decoder_of, find_vlm, image_token_id, require
 from transformers_agci.families.token_layout import ImageInfo, TokenLayout, token_layout
 from transformers_agci.inference.answer import Answerer
@@ -23,8 +24,6 @@ from transformers_agci.inference.prompt import chat_text, tokenize
 from transformers_agci.inference.questions import Question, up_to
 from transformers_agci.method.attach import agci
 from transformers_agci.method.lam import lambda_text
-
-SOURCES = {"text": "the text after the image", "answer": "the answer's position"}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from transformers_agci.data.grid import POSITIONS, Box
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.flow.flow import SOURCES
 from transformers_agci.experiments.items import item_names, target_box
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.report.heatmap import Scale
@@ -21,6 +20,7 @@ from transformers_agci.report.table import PERCENT, POINTS, Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SOURCES = {"text": "the text after the image", "answer": "the answer's position"}
 LABEL = "attention per area of the image (1: all attention, evenly spread)"
 CELL_SHARE = 1 / 9  # of the image's area, about: what a flow without an aim would have on the target
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, ImageColor
 
 from transformers_agci.errors import InputError
+
+if TYPE_CHECKING:  # maps and reports need the raster, and no torch
+    import torch
 
 MASK = 42  # pixels; with an 840x840 image the paper's 20x20 raster
 WHITE = (255, 255, 255)
@@ -92,22 +94,24 @@ def parse_colour(text: str) -> tuple[int, int, int]:
         raise InputError(f"`colour` {text!r} is not a colour; give a name such as white, or #808080.") from error
 
 
-def as_tensor(image: Image.Image) -> torch.Tensor:
+def as_tensor(image: Image.Image) -> "torch.Tensor":
     """The pixels of an RGB image, [3, H, W] uint8."""
+    import torch
+
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def one_colour(pixels: torch.Tensor, mask: Mask) -> bool:
+def one_colour(pixels: "torch.Tensor", mask: Mask) -> bool:
     """Whether all pixels of [3, H, W] under the mask are the same: there is nothing to hide."""
     crop = pixels[:, mask.top : mask.bottom, mask.left : mask.right].flatten(1)
     return bool((crop == crop[:, :1]).all())
 
 
 def masked_copies(
-    pixels: torch.Tensor, masks: Sequence[Mask | None], colour: tuple[int, int, int]
-) -> list[torch.Tensor]:
+    pixels: "torch.Tensor", masks: Sequence[Mask | None], colour: tuple[int, int, int]
+) -> "list[torch.Tensor]":
     """One copy of [3, H, W] per mask with the square painted; None is the image itself."""
-    paint = torch.tensor(colour, dtype=pixels.dtype)[:, None, None]
+    paint = pixels.new_tensor(colour)[:, None, None]
     copies = []
     for mask in masks:
         copy = pixels.clone()
