@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_families import TEXT, TINY, make_batch
+from tiny_families import TEXT, TINY, Batch, TinyFamily, make_batch, type_ids
 
 from transformers_agci import SUPPORTED_FAMILIES, InputError, attach
 from transformers_agci.families import REFUSED_FAMILIES, image_token_id
@@ -25,28 +25,39 @@ def test_a_config_without_an_image_token() -> None:
         image_token_id(Bare())
 
 
-@pytest.mark.parametrize("family", ["aya_vision", "mistral3", "lfm2_vl", "qwen2_vl"])
-@torch.no_grad()
-def test_fewer_image_tokens_than_features(family: str) -> None:
-    model = TINY[family].build()
-    batch = make_batch(TINY[family], [[TEXT, "plain", TEXT]])
-    attach(model, 0.5)
-    ids = batch.inputs["input_ids"]
-    ids[0, batch.images[0][1][-1]] = 50
-    with pytest.raises(ValueError, match=r"do not match|do not divide"):
-        model(**batch.inputs)
+def with_ids(family: TinyFamily, batch: Batch, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The batch's inputs with other ids, cut behind where these are shorter."""
+    length = ids.shape[1]
+    mask = batch.inputs["attention_mask"][:, :length]
+    return batch.inputs | {"input_ids": ids, "attention_mask": mask} | type_ids(family, ids)
 
 
-@pytest.mark.parametrize("family", ["aya_vision", "mistral3", "idefics3", "paligemma"])
+def damaged(family: TinyFamily, batch: Batch) -> dict[str, torch.Tensor]:
+    """What is wrong -> the ids of a prompt with two images: tokens too few, too many, of the wrong image; a cut."""
+    ids, (_, first), (_, second) = batch.inputs["input_ids"], *batch.images
+    fewer, more, moved = ids.clone(), ids.clone(), ids.clone()
+    fewer[0, first[-1]] = 50
+    more[0, second[-1] + 1] = family.image_token
+    moved[0, first[-1]], moved[0, second[-1] + 1] = 50, family.image_token
+    return {"fewer": fewer, "more": more, "moved": moved, "cut": ids[:, : second[-2]]}
+
+
+@pytest.mark.sampled(8)
+@pytest.mark.parametrize("family", TINY.values(), ids=list(TINY))
 @torch.no_grad()
-def test_a_prompt_cut_within_an_image(family: str) -> None:
-    model = TINY[family].build()
-    batch = make_batch(TINY[family], [[TEXT, "tiled", TEXT]])
-    attach(model, 0.5)
-    end = batch.images[0][1][-2]
-    inputs = {name: v[:, :end] if name in ("input_ids", "attention_mask") else v for name, v in batch.inputs.items()}
-    with pytest.raises(ValueError, match=r"do not match|do not divide|ends with an image token"):
-        model(**inputs)
+def test_image_tokens_that_are_not_those_of_the_images(family: TinyFamily) -> None:
+    model = family.build()
+    batch = make_batch(family, [[TEXT, "plain", TEXT, "tiled", TEXT]])
+    handle = attach(model, 0.5)
+    for wrong, ids in damaged(family, batch).items():
+        if (family.model_type, wrong) == ("inkling_mm_model", "moved"):
+            continue  # the prompt alone says how long each image is
+        inputs = with_ids(family, batch, ids)
+        with pytest.raises(
+            ValueError, match=r"do not match|do not divide|does not match|placeholder tokens|in runs of"
+        ):
+            model(**inputs)
+    assert handle.injections == 0
 
 
 @torch.no_grad()

@@ -179,7 +179,7 @@ def make_batch(family: TinyFamily, rows: Sequence[Sequence[str]], side: str = "l
     names = inspect.signature(getattr(transformers, family.model).forward).parameters
     if "pixel_values_images" in names and "pixel_values" not in names:  # Video-LLaVA in older versions
         inputs["pixel_values_images"] = inputs.pop("pixel_values")
-    return Batch(inputs | _type_ids(family, input_ids), images)
+    return Batch(inputs | type_ids(family, input_ids), images)
 
 
 def wide_image() -> tuple[dict[str, torch.Tensor], list[int]]:
@@ -200,7 +200,7 @@ def wide_image() -> tuple[dict[str, torch.Tensor], list[int]]:
     return inputs, list(range(first, first + 12))
 
 
-def _type_ids(family: TinyFamily, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+def type_ids(family: TinyFamily, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Which tokens are image tokens, under the name that the model's forward takes."""
     names = inspect.signature(getattr(transformers, family.model).forward).parameters
     marked = (ids == family.image_token).long()

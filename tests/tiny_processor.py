@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tiny_families import BOS, EOS, PAD, VOCABULARY, Piece, TinyFamily, _type_ids, onevision_piece
+from tiny_families import BOS, EOS, PAD, VOCABULARY, Piece, TinyFamily, onevision_piece, type_ids
 from transformers import BatchFeature
 
 MARK = "\N{REPLACEMENT CHARACTER}"
@@ -85,7 +85,7 @@ class TinyProcessor:
         width = max(map(len, rows))
         ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        return {"input_ids": ids, "attention_mask": mask, **made, **_type_ids(self.family, ids)}
+        return {"input_ids": ids, "attention_mask": mask, **made, **type_ids(self.family, ids)}
 
     def _ids(self, text: str, pieces: list[Piece]) -> list[int]:
         first, *others = text.split(MARK)
