@@ -10,6 +10,7 @@ import torch
 from tiny_families import TEXT, TINY, Batch, TinyFamily, make_batch, type_ids
 
 from transformers_agci import SUPPORTED_FAMILIES, InputError, attach
+from transformers_agci.cli import main
 from transformers_agci.families import REFUSED_FAMILIES, image_token_id
 from transformers_agci.inference.checkpoint_files import read_config
 from transformers_agci.inference.load import LoadOptions, load
@@ -110,6 +111,19 @@ def test_a_processor_of_another_family(tiny_checkpoint: Callable[[str], Path], t
             shutil.copy(file, folder / file.name)
     with pytest.raises(InputError, match="but a LlavaNextProcessor, where LlavaProcessor belongs to it"):
         load(LoadOptions(str(folder)))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_a_config_json_without_an_image_token(
+    family: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers fills in its default, which the tiny tokenizer does not have."""
+    folder = shutil.copytree(tiny_checkpoint(family), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    without = {key: value for key, value in config.items() if key not in ("image_token_id", "image_token_index")}
+    (folder / "config.json").write_text(json.dumps(without))
+    assert main(["self-check", str(folder)]) == 2
+    assert "the image token (image_token_id or image_token_index" in capsys.readouterr().err
 
 
 def test_the_older_name_of_a_family(tmp_path: Path) -> None:

@@ -66,14 +66,15 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
     """
     one_thread_on_cpu()
     quick = chosen(options.kernels)
-    from transformers_agci.families import SUPPORTED_FAMILIES, family_of
+    from transformers_agci.families import SUPPORTED_FAMILIES, family_of, find_vlm, image_token_id
     from transformers_agci.inference import checkpoint_files
-    from transformers_agci.inference.processor import load_processor, processor_identity
+    from transformers_agci.inference.processor import check_image_token, load_processor, processor_identity
 
     folder, model_type, lam = checkpoint_files.checked_checkpoint(options, weights)
     with _missing_package_named(options.model), _bars_on_a_terminal_only():
         processor = load_processor(folder, SUPPORTED_FAMILIES[model_type], options.min_pixels, options.max_pixels)
         model, unexpected = _load_model(folder, options) if weights else (_shape_of(folder, options), [])
+    check_image_token(folder, processor, image_token_id(find_vlm(model).config))
     device = model.device if weights else _device(options)
     attention, embedding = _quicken_vision(model, options, weights)
     kernels = _quicken_layers(model, quick, weights)

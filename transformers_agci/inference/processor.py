@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from transformers_agci.errors import InputError, error_line
+from transformers_agci.inference.prompt import tokenize
 
 
 def load_processor(folder: Path, family: Any, min_pixels: int | None = None, max_pixels: int | None = None) -> Any:
@@ -62,6 +65,26 @@ def _check_processor(folder: Path, processor: Any, family: Any) -> None:
         raise InputError(
             f"{folder} holds a {family.name} model ({family.model_type}) but a {found}, where {own} belongs to it; "
             f"take processor and tokenizer files of the same checkpoint, for instance from {family.hub_id}."
+        )
+
+
+def check_image_token(folder: Path, processor: Any, token: int) -> None:
+    """InputError where a prompt with an image, as this processor writes it, does not hold the config's image token.
+
+    A config.json that says none is given the default of its class by transformers, without a word.
+    """
+    image = Image.new("RGB", (64, 64), "white")
+    content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    try:
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+        ids = tokenize(processor, [prompt], [[image]])["input_ids"]
+    except Exception:  # processors raise what they like at a small image; a prompt of the user's shows it
+        return
+    if not bool((ids == token).any()):
+        raise InputError(
+            f"{folder / 'config.json'} makes token {token} the image token (image_token_id or image_token_index; where "
+            "it says none, transformers takes its default), but this checkpoint's processor writes none into a prompt "
+            "with an image: take config.json and the processor of the same checkpoint."
         )
 
 
