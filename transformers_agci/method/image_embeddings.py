@@ -32,6 +32,16 @@ def image_embeddings(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.
     [81]
     """
     family, vlm = family_of(model), cast(Any, find_vlm(model))
+    seen, embeds = _before_decoder(model, vlm, inputs)
+    if not seen or embeds is None:
+        raise InputError("These inputs hold no image: give the processor's output with pixel_values.")
+    return [image.take(embeds) for image in image_positions(vlm, family, *seen[0])]
+
+
+def _before_decoder(
+    model: nn.Module, vlm: Any, inputs: Mapping[str, Any]
+) -> tuple[list[tuple[ForwardCall, torch.Tensor]], torch.Tensor | None]:
+    """The calls of the vlm with images and their image tokens, and what its decoder was about to receive."""
     thread = threading.get_ident()
     seen: list[tuple[ForwardCall, torch.Tensor]] = []
 
@@ -57,9 +67,7 @@ def image_embeddings(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.
     finally:
         for hook in hooks:
             hook.remove()
-    if not seen or embeds is None:
-        raise InputError("These inputs hold no image: give the processor's output with pixel_values.")
-    return [image.take(embeds) for image in image_positions(vlm, family, *seen[0])]
+    return seen, embeds
 
 
 class _Reached(Exception):

@@ -200,17 +200,7 @@ def _fit(
         speak(f"Going on from {resume.path}.")
     started, seconds = manifest.now(), time.monotonic()
     try:
-        if resume and resume.holds_last_step:
-            _take(trainer, resume.path)
-        else:
-            trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
-        trainer.save_model()
-        trainer.save_state()
-    except (InputError, OSError, SafetensorError, RuntimeError, ImportError) as error:
-        remedy = _remedy(error, folder)
-        if remedy is None:
-            raise
-        raise InputError(remedy) from error
+        _train(trainer, resume, folder)
     finally:
         steps.close()
     if trainer.is_world_process_zero():
@@ -228,6 +218,22 @@ def _fit(
             },
             finished=True,
         )
+
+
+def _train(trainer: Any, resume: outputs.Checkpoint | None, folder: Path) -> None:
+    """Make the steps that are left and save the adapter; InputError where a remedy is known for what fails."""
+    try:
+        if resume and resume.holds_last_step:
+            _take(trainer, resume.path)
+        else:
+            trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+        trainer.save_model()
+        trainer.save_state()
+    except (InputError, OSError, SafetensorError, RuntimeError, ImportError) as error:
+        remedy = _remedy(error, folder)
+        if remedy is None:
+            raise
+        raise InputError(remedy) from error
 
 
 def _take(trainer: Any, checkpoint: Path) -> None:
