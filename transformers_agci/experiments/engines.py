@@ -4,7 +4,7 @@ open_engine(EngineOptions(), LoadOptions("Qwen/Qwen2.5-VL-3B-Instruct"))
 open_engine(EngineOptions("openai", ServedOptions("http://localhost:8000/v1")), LoadOptions("served-name"))
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -12,22 +12,13 @@ from typing import TYPE_CHECKING, Any
 from transformers_agci.errors import InputError
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.served.client import ServedOptions
+from transformers_agci.vllm.options import VllmOptions
 
 if TYPE_CHECKING:
     from transformers_agci.inference.engine import Engine
 
 ENGINES = ("transformers", "vllm", "openai")
 NEEDS_THE_MODEL = "needs what happens inside the model, which only the engine transformers shows"
-
-
-@dataclass(frozen=True)
-class VllmOptions:
-    """What vLLM is started with; None leaves the choice to it. `engine_args` are further arguments of its `LLM`."""
-
-    tensor_parallel_size: int | None = None
-    data_parallel_size: int | None = None
-    gpu_memory_utilization: float | None = None
-    engine_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

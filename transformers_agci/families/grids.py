@@ -107,26 +107,14 @@ def _by_codes(config: Any, call: ForwardCall, total: int) -> Sequence[int] | Non
     return [(height // code) * (width // code + 1) for height, width in pairs(call.image_sizes)]
 
 
+def _grid(model_type: str, name: str, hub_id: str, tokens: str, **more: Any) -> Family:
+    return Family(model_type, name, hub_id, tokens, GRID, patch_grid, **more)
+
+
 FAMILIES = (
-    Family(
-        "glm4v",
-        "GLM-4.1V",
-        "zai-org/GLM-4.1V-9B-Thinking",
-        "900",
-        GRID,
-        patch_grid,
-        vllm=VllmClass("Glm4vForConditionalGeneration"),
-    ),
-    Family(
-        "glm4v_moe",
-        "GLM-4.5V",
-        "zai-org/GLM-4.5V",
-        "900",
-        GRID,
-        patch_grid,
-        vllm=VllmClass("Glm4vMoeForConditionalGeneration"),
-    ),
-    Family("glm46v", "GLM-4.6V", "zai-org/GLM-4.6V-Flash", "900", GRID, patch_grid),
+    _grid("glm4v", "GLM-4.1V", "zai-org/GLM-4.1V-9B-Thinking", "900", vllm=VllmClass("Glm4vForConditionalGeneration")),
+    _grid("glm4v_moe", "GLM-4.5V", "zai-org/GLM-4.5V", "900", vllm=VllmClass("Glm4vMoeForConditionalGeneration")),
+    _grid("glm46v", "GLM-4.6V", "zai-org/GLM-4.6V-Flash", "900"),
     Family(
         "mistral3",
         "Mistral 3",
@@ -154,32 +142,26 @@ FAMILIES = (
         _kimi_grid,
         vllm=Lacks("vLLM's class does not tell images from pieces of a video"),
     ),
-    Family(
+    _grid(
         "ernie4_5_vl_moe",
         "ERNIE-4.5-VL",
         "baidu/ERNIE-4.5-VL-28B-A3B-PT",
         "900",
-        GRID,
-        patch_grid,
         remote_code=("ernie4_5_moe_vl",),
         vllm=VllmClass("Ernie4_5_VLMoeForConditionalGeneration"),
     ),
-    Family(
+    _grid(
         "paddleocr_vl",
         "PaddleOCR-VL",
         "PaddlePaddle/PaddleOCR-VL",
         "900",
-        GRID,
-        patch_grid,
         vllm=VllmClass("PaddleOCRVLForConditionalGeneration"),
     ),
-    Family(
+    _grid(
         "exaone4_5",
         "EXAONE-4.5",
         "LGAI-EXAONE/EXAONE-4.5-33B",
         "900",
-        GRID,
-        patch_grid,
         vllm=VllmClass("Exaone4_5_ForConditionalGeneration"),
     ),
     Family(
@@ -200,29 +182,20 @@ FAMILIES = (
         NO_LAYOUT,
         vllm=Lacks("an image's tensor there also holds the embeddings of the words between its tiles"),
     ),
-    Family("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", "900", GRID, patch_grid),
-    Family("glmga", "GLM-GA", "its maker's repository", "900", GRID, patch_grid),
-    Family(
+    _grid("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", "900"),
+    _grid("glmga", "GLM-GA", "its maker's repository", "900"),
+    _grid(
         "cohere_compass",
         "Cohere Compass",
         "CohereLabs/North-Micro-Vision-Instruct",
         "676",
-        GRID,
-        patch_grid,
         positions=Lacks("generate() numbers the text behind an image otherwise than a forward call does"),
     ),
-    Family("cosmos3_omni", "Cosmos 3 Omni", "nvidia/Cosmos3-Nano", "676", GRID, patch_grid),
-    Family("cosmos3_edge", "Cosmos 3 Edge", "nvidia/Cosmos3-Edge", "676", GRID, patch_grid),
-    Family(
-        "hyperclovax_vision_v2",
-        "HyperCLOVA X Vision",
-        "naver-hyperclovax/HyperCLOVAX-SEED-Think-32B",
-        "900",
-        GRID,
-        patch_grid,
-    ),
-    Family("lfm3_vl", "LFM3-VL", "LiquidAI/LFM3-VL-2B", "676", GRID, patch_grid, flow=LINEAR_ATTENTION),
-    Family("minimax_m3_vl", "MiniMax-M3-VL", "MiniMaxAI/MiniMax-M3", "576", GRID, patch_grid),
+    _grid("cosmos3_omni", "Cosmos 3 Omni", "nvidia/Cosmos3-Nano", "676"),
+    _grid("cosmos3_edge", "Cosmos 3 Edge", "nvidia/Cosmos3-Edge", "676"),
+    _grid("hyperclovax_vision_v2", "HyperCLOVA X Vision", "naver-hyperclovax/HyperCLOVAX-SEED-Think-32B", "900"),
+    _grid("lfm3_vl", "LFM3-VL", "LiquidAI/LFM3-VL-2B", "676", flow=LINEAR_ATTENTION),
+    _grid("minimax_m3_vl", "MiniMax-M3-VL", "MiniMaxAI/MiniMax-M3", "576"),
     Family("muse_glimmer", "Muse Glimmer", "meta-models/Muse-Glimmer-30B", "900", _MERGE_SIZE, NO_LAYOUT),
     Family(
         "video_llama_3",
@@ -258,16 +231,7 @@ FAMILIES = (
         NO_LAYOUT,
         positions=NO_ROTARY,
     ),
-    Family(
-        "glm5_next",
-        "GLM-5 Next",
-        "zai-org/GLM-5.3-Flash",
-        "900",
-        GRID,
-        patch_grid,
-        flow=LINEAR_ATTENTION,
-        positions=NO_ROTARY,
-    ),
+    _grid("glm5_next", "GLM-5 Next", "zai-org/GLM-5.3-Flash", "900", flow=LINEAR_ATTENTION, positions=NO_ROTARY),
     Family(
         "inkling_mm_model",
         "Inkling",

@@ -3,6 +3,7 @@
 plugin.py     vLLM's way in: a model whose config carries lambda is built as a class that injects (docs/vllm.md)
 injection.py  what is done to what a model's encoder returns; no vllm
 worker.py     what a worker process tells of it
+options.py    what it is started with
 running.py    vLLM started with it; engine.py: the engine vllm of our own commands
 
 vLLM starts processes of its own that import plugin.py before a model is built; the other files import vllm only when

@@ -30,10 +30,10 @@ from transformers_agci.inference.prompt import answer_token_ids, chat_text
 from transformers_agci.inference.questions import Question
 from transformers_agci.method.injection import injection_of
 from transformers_agci.method.lam import lambda_text
+from transformers_agci.vllm.options import VllmOptions
 from transformers_agci.vllm.running import RunningVllm, in_one_line, sampling
 
 if TYPE_CHECKING:
-    from transformers_agci.experiments.engines import VllmOptions
     from transformers_agci.inference.answering import AnswerOptions
 
 # Options of LoadOptions that say how transformers runs a model; vLLM has its own.
@@ -213,7 +213,7 @@ class VllmEngine:
         return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
 
-def open_vllm(model: LoadOptions, options: "VllmOptions", *, weights: bool = True) -> VllmEngine:
+def open_vllm(model: LoadOptions, options: VllmOptions, *, weights: bool = True) -> VllmEngine:
     """The engine on a checkpoint; vLLM itself starts with the first question. `weights=False` for a dry run."""
     _check_no_transformers_options(model)
     if rank_and_size()[1] > 1:
@@ -270,13 +270,13 @@ def _check_no_transformers_options(model: LoadOptions) -> None:
             raise InputError(f"`{name}` is for the engine transformers; under vllm use `engine_args`, or omit it.")
 
 
-def _sizes(options: "VllmOptions") -> dict[str, Any]:
+def _sizes(options: VllmOptions) -> dict[str, Any]:
     """The options that are named, as vLLM calls them, where they are given."""
     names = [each.name for each in fields(options) if each.name != "engine_args"]
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
-def _engine_args(options: "VllmOptions") -> dict[str, Any]:
+def _engine_args(options: VllmOptions) -> dict[str, Any]:
     """`engine_args`; InputError where it holds what has an option of its own or what is ours to set."""
     given = dict(options.engine_args)
     for name in (*OURS, *(each.name for each in fields(options))):
