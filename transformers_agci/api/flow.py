@@ -173,8 +173,8 @@ def flow_of(
     >>> from PIL import Image
     >>> from transformers_agci import flow_of
     >>> found = flow_of(Image.new("RGB", (112, 112), "red"), "Is it red?", lambdas=[0, 0.5])
-    >>> [flow.lam for flow in found]
-    [0.0, 0.5]
+    >>> found[0].lam, found[1].lam
+    (0.0, 0.5)
     """
     wanted, longest = some_lambdas(lambdas), whole_number("max_new_tokens", max_new_tokens)
     with looking_inside(model, "flow") as loaded:

@@ -28,8 +28,8 @@ def image_embeddings(model: nn.Module, inputs: Mapping[str, Any]) -> list[torch.
     >>> chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     >>> text = processor.apply_chat_template(chat, add_generation_prompt=True)
     >>> inputs = processor(text=text, images=[Image.new("RGB", (252, 252))], return_tensors="pt")
-    >>> [len(tokens) for tokens in image_embeddings(model, inputs)]
-    [81]
+    >>> tuple(len(tokens) for tokens in image_embeddings(model, inputs))
+    (81,)
     """
     family, vlm = family_of(model), cast(Any, find_vlm(model))
     seen, embeds = _before_decoder(model, vlm, inputs)
