@@ -18,7 +18,7 @@
 # make notebooks     the notebooks of examples/ executed anew, with their outputs: minutes
 # make notebooks-test  the same, compared with what is committed
 # make vllm-env   vLLM for a CPU in .venv-vllm (VLLM_VENV=... elsewhere), laid over the environment: 3.5 GB, 4 minutes
-# make vllm-test  AGCI under the real vLLM: our hooks' answers, its server, four families, two processes: half an hour
+# make vllm-test  AGCI under the real vLLM: our hooks' answers, its server, every family's class, two processes: half an hour
 # make vllm-smoke one start of it: two minutes
 #
 # The environment is .venv (VENV=... elsewhere). PyPI's torch for Linux brings CUDA: about 3 GB to download, 6.5 GB on
@@ -131,7 +131,7 @@ vllm-test vllm-smoke: export VLLM_CPU_KVCACHE_SPACE = 1
 vllm-test vllm-smoke: export VLLM_CPU_OMP_THREADS_BIND = nobind
 
 vllm-test: $(VENV)/.dev $(VLLM_VENV)/.done
-	$(VLLM_VENV)/bin/python -m pytest -m vllm -rs --durations 10 tests/test_vllm.py tests/test_vllm_server.py
+	$(VLLM_VENV)/bin/python -m pytest -m vllm -rs --durations 10 tests/test_vllm.py tests/test_vllm_server.py tests/test_vllm_families.py
 
 vllm-smoke: $(VENV)/.dev $(VLLM_VENV)/.done
 	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/test_vllm.py -k smoke

@@ -3,6 +3,7 @@
 `make vllm-test` makes its environment and runs this there. Every engine that is started takes a minute.
 """
 
+import inspect
 import itertools
 import json
 import re
@@ -347,11 +348,21 @@ def test_an_unknown_class_is_an_error() -> None:
         utils.get_model_architecture(arguments.create_engine_config().model_config)
 
 
-def test_vllm_has_the_classes_that_families_name() -> None:
+@pytest.mark.parametrize("name", served_classes())
+def test_vllm_has_the_class_and_the_method_that_is_wrapped(name: str) -> None:
+    """Of its own or inherited: what the protocol alone gives is no method, and returns None."""
+    from importlib import import_module
+
+    from vllm.model_executor.models.interfaces import SupportsMultiModal
     from vllm.model_executor.models.registry import _MULTIMODAL_MODELS
 
-    there = {name for _, name in _MULTIMODAL_MODELS.values()}
-    assert set(served_classes()) <= there
+    modules = {module for module, found in _MULTIMODAL_MODELS.values() if found == name}
+    assert len(modules) == 1
+    (module,) = modules
+    method = getattr(import_module(f"vllm.model_executor.models.{module}"), name).embed_multimodal
+    assert method is not SupportsMultiModal.embed_multimodal
+    (_, keywords) = inspect.signature(method).parameters.values()
+    assert keywords.kind is inspect.Parameter.VAR_KEYWORD
 
 
 def test_pixel_limits(rows: list[Question], tmp_path: Path) -> None:

@@ -1,0 +1,243 @@
+"""The plugin in vLLM's real classes, family by family: an image has the values that the decoder of transformers gets.
+
+A tiny random checkpoint of transformers' classes is saved, vLLM builds the encoder of its own class from it (no
+decoder runs), and what `embed_multimodal` gives of each image is held against transformers with our hooks. Run by
+`make vllm-test`.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoder_inputs import recorded_decoder_inputs
+from tiny_families import ROWS, TILE, Piece, concatenated, make_batch, onevision_piece
+
+from transformers_agci import agci
+from transformers_agci.families import SUPPORTED_FAMILIES
+from transformers_agci.families.declaration import VllmClass
+from transformers_agci.method.lam import LAMBDA_KEY
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed here: make vllm-test"),
+]
+
+LAM = 0.5
+EXACT = 1e-4  # of values of about 1, in float32
+Inputs = dict[str, Any]
+
+# --- pixels as vLLM's input processing hands them on ----------------------------------------------------------------
+
+
+def whole(pieces: list[Piece]) -> Inputs:
+    return dict(concatenated([pieces]))
+
+
+def one_by_one(pieces: list[Piece]) -> Inputs:
+    """Images of different size, or number of tiles, in a list."""
+    given: Inputs = {"pixel_values": [piece.pixels["pixel_values"][0] for piece in pieces]}
+    sizes = [piece.pixels["image_sizes"] for piece in pieces]
+    return {**given, "image_sizes": torch.cat(sizes)}
+
+
+def with_counts(pieces: list[Piece]) -> Inputs:
+    return {**whole(pieces), "num_patches": torch.tensor([len(piece.pixels["pixel_values"]) for piece in pieces])}
+
+
+def with_masks(pieces: list[Piece]) -> Inputs:
+    given = with_counts(pieces)
+    mask = torch.ones(len(given["pixel_values"]), TILE, TILE, dtype=torch.bool)
+    return {**given, "pixel_attention_mask": mask}
+
+
+def llama(pieces: list[Piece]) -> Inputs:
+    counts = with_counts(pieces).pop("num_patches")
+    ratios = torch.ones(len(pieces), 2, dtype=torch.long)
+    return {**whole(pieces), "patches_per_image": counts, "aspect_ratios": ratios}
+
+
+def lfm(pieces: list[Piece]) -> Inputs:
+    return {name: value for name, value in with_counts(pieces).items() if name != "pixel_attention_mask"}
+
+
+def paddle(pieces: list[Piece]) -> Inputs:
+    return {**whole(pieces), "pixel_values": [piece.pixels["pixel_values"] for piece in pieces]}
+
+
+def gemma4(pieces: list[Piece]) -> Inputs:
+    given = whole(pieces)
+    return {**given, "pixel_position_ids": given.pop("image_position_ids")}
+
+
+PIXELS: dict[str, Callable[[list[Piece]], Inputs]] = {
+    **dict.fromkeys(("llava", "llava_onevision", "mistral3", "lighton_ocr"), one_by_one),
+    **dict.fromkeys(("gemma3", "cohere2_vision"), with_counts),
+    **dict.fromkeys(("idefics3", "smolvlm"), with_masks),
+    "llama4": llama,
+    "lfm2_vl": lfm,
+    "gemma4": gemma4,
+    "paddleocr_vl": paddle,
+}
+# vLLM takes one tile per image of Aria; PaddleOCR's other grids have their positions interpolated in another way by
+# transformers before 5.23, with AGCI and without.
+PLAIN_ONLY = ("aria", "paddleocr_vl")
+
+# --- checkpoints as the hub has them, where transformers 5 saves them in another way ---------------------------------
+
+ARCHITECTURES = {
+    "lighton_ocr": "LightOnOCRForConditionalGeneration",
+    "qwen2_5_omni_thinker": "Qwen2_5OmniModel",
+    "qwen3_omni_moe_thinker": "Qwen3OmniMoeForConditionalGeneration",
+}
+# What vLLM reads from config.json, and transformers' classes leave out or call otherwise.
+SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0]}
+KEYS: dict[str, dict[str, Any]] = {
+    "glm4v": {"text_config": {"rope_parameters": {**SECTIONS, "partial_rotary_factor": 0.5}}},
+    "glm4v_moe": {"text_config": {"use_qk_norm": False}},
+    "lfm2_vl": {"text_config": {"conv_dim": 32, "block_dim": 32}},
+    "lighton_ocr": {"vision_feature_layer": -1, "projector_hidden_act": "gelu", "multimodal_projector_bias": False},
+    "qwen3_omni_moe_thinker": {
+        "text_config": {"norm_topk_prob": True},
+        "vision_config": {"image_size": 16, "apply_vit_abs_pos_embed": True},
+    },
+    "qwen3_vl_moe": {"text_config": {"norm_topk_prob": True}},
+}
+
+
+def as_on_the_hub(model_type: str, folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    if config["vision_config"].get("model_type", "").startswith("siglip"):
+        weights = {name.replace("vision_tower.", "vision_tower.vision_model."): weights[name] for name in weights}
+    for name, value in KEYS.get(model_type, {}).items():
+        config[name] = {**config.get(name, {}), **value} if isinstance(value, dict) else value
+    if model_type.endswith("_thinker"):
+        config = {"model_type": model_type.removesuffix("_thinker"), "thinker_config": config}
+        weights = {f"thinker.{name}": value for name, value in weights.items()}
+    if model_type in ARCHITECTURES:
+        config["architectures"] = [ARCHITECTURES[model_type]]
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+# ERNIE 4.5 VL: vLLM's class wants a list for moe_num_experts, the config of transformers a number.
+NOT_BUILT = ("ernie4_5_vl_moe",)
+# The others (the embedded model, Qwen3-VL, InternVL, LLaVA-1.6) answer questions in test_vllm.py.
+SERVED = [
+    name
+    for name, family in SUPPORTED_FAMILIES.items()
+    if isinstance(family.vllm, VllmClass) and name in ROWS and name not in NOT_BUILT
+]
+
+
+def pieces_of(model_type: str, generator: torch.Generator) -> list[Piece]:
+    """The two images of `prompt`."""
+    piece: Callable[..., Piece] = ROWS[model_type].piece
+    more = {"alone": False} if piece is onevision_piece else {}
+    return [piece(form, generator, **more) for form in forms(model_type)]
+
+
+def forms(model_type: str) -> tuple[str, str]:
+    return ("plain" if model_type in PLAIN_ONLY else "tiled"), "plain"
+
+
+def decoder_images(model: Any, model_type: str, lam: float) -> list[torch.Tensor]:
+    """What the decoder of transformers gets of each image under our hooks: [N, D]."""
+    batch = make_batch(ROWS[model_type], [forms(model_type)])
+    with agci(model, lam), torch.inference_mode(), recorded_decoder_inputs(model) as seen:
+        model(**batch.inputs)
+    return [seen[0][row][positions] for row, positions in batch.images]
+
+
+# --- the test ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def build() -> Iterator[Callable[[Path], tuple[Any, Any]]]:
+    """Folder -> config and model of vLLM, as a worker builds it, in this process."""
+    from vllm import EngineArgs, distributed
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader import get_model
+
+    from transformers_agci.vllm.plugin import register
+
+    register()
+    patch = pytest.MonkeyPatch()
+    if not torch.accelerator.is_available():  # as vLLM's worker for the CPU does
+        patch.setattr(torch.accelerator, "get_memory_info", lambda *_: (2**30, 2**30))
+        for name in ("empty_cache", "synchronize"):
+            patch.setattr(torch.accelerator, name, lambda *_, **__: None)
+
+    def built(folder: Path) -> tuple[Any, Any]:
+        arguments = EngineArgs(
+            model=str(folder),
+            dtype="float32",
+            skip_tokenizer_init=True,
+            mm_encoder_only=True,
+            max_model_len=256,
+            gpu_memory_utilization=0.1,
+            hf_overrides={LAMBDA_KEY: LAM},
+        )
+        config = arguments.create_engine_config()
+        with set_current_vllm_config(config):
+            if not torch.distributed.is_initialized():
+                store = (folder / "store").as_uri()
+                distributed.init_distributed_environment(1, 0, store, 0, "gloo")
+            distributed.destroy_model_parallel()  # a decoder of experts has a group more
+            distributed.ensure_model_parallel_initialized(1, 1)
+            return config, get_model(vllm_config=config)
+
+    yield built
+    patch.undo()
+    distributed.destroy_model_parallel()
+    distributed.destroy_distributed_environment()
+
+
+@pytest.mark.parametrize("model_type", SERVED)
+def test_each_image_is_that_of_transformers(
+    model_type: str, build: Callable[[Path], tuple[Any, Any]], tmp_path: Path
+) -> None:
+    stock = ROWS[model_type].build()
+    expected = {lam: decoder_images(stock, model_type, lam) for lam in (0.0, LAM)}
+    stock.save_pretrained(tmp_path)
+    as_on_the_hub(model_type, tmp_path)
+    pieces = pieces_of(model_type, torch.Generator().manual_seed(0))
+    check_items(build(tmp_path), PIXELS.get(model_type, whole)(pieces), expected)
+
+
+def test_gemma3n(build: Callable[[Path], tuple[Any, Any]], tmp_path: Path) -> None:
+    """Its tower is timm's; the checkpoint is that of tests/tiny_checkpoints.py."""
+    from tiny_checkpoints import checkpoint, make_inputs
+    from transformers import AutoModelForImageTextToText
+
+    folder = tmp_path / "gemma3n"
+    checkpoint("gemma3n", folder, num_attention_heads=1, num_key_value_heads=1, head_dim=32)
+    stock = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    inputs = make_inputs("gemma3n", stock, batch=2)
+    image = inputs["input_ids"] == stock.config.image_token_id
+    expected = {}
+    for lam in (0.0, LAM):
+        with agci(stock, lam), torch.inference_mode(), recorded_decoder_inputs(stock) as seen:
+            stock(**inputs)
+        expected[lam] = [seen[0][row][image[row]] for row in range(2)]
+    check_items(build(folder), {"pixel_values": inputs["pixel_values"]}, expected)
+
+
+def check_items(built: tuple[Any, Any], inputs: Inputs, expected: dict[float, list[torch.Tensor]]) -> None:
+    """`embed_multimodal` gives one tensor for each image: what the decoder of transformers gets of it."""
+    from vllm.config import set_current_vllm_config
+
+    config, model = built
+    with set_current_vllm_config(config), torch.inference_mode():
+        items = model.embed_multimodal(**inputs)
+    assert model.agci_images == len(items) == 2
+    for item, injected, before in zip(items, expected[LAM], expected[0.0], strict=True):
+        assert len(item) == len(injected)
+        assert (item[:, : injected.shape[1]] - injected).abs().max() <= EXACT
+        assert (injected - before).abs().max() > 0.1
