@@ -300,6 +300,39 @@ def test_a_lambda_is_not_reported_on_the_items_that_chose_it(
     assert sentence in error and "not reported on the items on which it was chosen" in error
 
 
+@pytest.mark.parametrize("planted", [0.0, 0.3])
+def test_two_engines_differ_where_one_was_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], planted: float
+) -> None:
+    """Rounding everywhere, and a change at one position: that one is found, by its margins, and no other."""
+    yes, no = margins(60, 0), margins(60, 1, mean=-1.3)
+    noise = np.random.default_rng(2)
+    others = [table + 1e-5 * noise.normal(size=table.shape) for table in (yes, no)]
+    others[0][:, 8] += planted * noise.uniform(0.5, 1.5, len(yes))
+    first, second = write(tmp_path / "a.jsonl", rows(yes, no)), write(tmp_path / "b.jsonl", rows(*others))
+    out = tmp_path / "e.json"
+    assert main(["evidence", first, second, "--draws", "20", "--json", str(out)]) == 0
+    assert "by position (paired)" in capsys.readouterr().out
+    (comparison,) = json.loads(out.read_text())["comparisons"]
+    found = {side: comparison["pair"][side]["margin_cells"] for side in ("yes", "no")}
+    shown = [(side, POSITIONS[cell]) for side, values in found.items() for cell, p in enumerate(values) if p < 0.05]
+    assert shown == ([("yes", "bottom_right")] if planted else [])
+    assert comparison["pair"]["yes"]["margin"]["cells"][8]["estimate"] == pytest.approx(planted, abs=0.05)
+
+
+def test_results_that_are_equal_have_no_p(three: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "e.json"
+    assert main(["evidence", three[0], three[0], "--draws", "20", "--json", str(out)]) == 0
+    (comparison,) = json.loads(out.read_text())["comparisons"]
+    assert comparison["pair"]["no"]["margin_cells"] == [None] * 9
+    assert comparison["pair"]["no"]["holm_cells"] == [1.0] * 9
+
+
+def test_a_sweep_asks_no_engine(three: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", *three, "--engine", "vllm"]) == 2
+    assert "agci sweep asks nothing" in capsys.readouterr().err
+
+
 def as_tables(margin: np.ndarray, yes: bool = True) -> Tables:
     """What `read_results` makes of such rows."""
     said = (margin > 0) * 1.0

@@ -14,6 +14,7 @@ from transformers_agci.commands.result_options import (
     add_results_arguments,
     margin,
 )
+from transformers_agci.errors import InputError
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.position.results import ProbeResult
@@ -88,6 +89,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", metavar="OUT", type=json_file, help="write all numbers here, and the split to the manifest beside it"
     )
+    parser.add_argument("--engine", help=argparse.SUPPRESS)  # of the commands that ask; here it gets a sentence
 
 
 def run_sweep(args: argparse.Namespace) -> int:
@@ -101,6 +103,12 @@ def run_sweep(args: argparse.Namespace) -> int:
     from transformers_agci.experiments.position.metrics import load_all
     from transformers_agci.experiments.position.sweep import NestedSweep, Sweep, nested, sweep, sweep_apart
 
+    if args.engine is not None:
+        raise InputError(
+            f"--engine {args.engine}: agci sweep asks nothing, it reads results, which may be of any engine. Ask with "
+            "`agci probe --engine ... --global_context_lambda 0 0.1 ...` and give sweep what it writes, or let "
+            "`agci compare --engine ...` do both."
+        )
     results = _read(args)
     found: Sweep | NestedSweep
     if args.nested:
@@ -131,7 +139,6 @@ def run_plan(args: argparse.Namespace) -> int:
     Two effects: positions whose accuracies differ with that standard deviation, and two results whose balanced
     accuracies differ by that much. The latter needs two pilots; with one, the two results are taken as unrelated.
     """
-    from transformers_agci.errors import InputError
     from transformers_agci.experiments.position.metrics import load
     from transformers_agci.experiments.position.sweep_report import plan_text
 

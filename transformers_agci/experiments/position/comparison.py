@@ -12,6 +12,8 @@ from transformers_agci.experiments.position.results import ProbeResult, Tables
 from transformers_agci.report.table import PERCENT, POINTS
 from transformers_agci.statistics import Interval, McNemar, Measured, evenness, signal_detection
 from transformers_agci.statistics.evenness import signed_root
+from transformers_agci.statistics.intervals import Floats
+from transformers_agci.statistics.regression import two_sided_p
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class AnswerChange:
     """second - first on the rows of one answer: accuracy, its plain deviation over the cells, who changed sides.
 
     `simultaneous_cells` are the differences of `accuracy.cells` with intervals that hold in all cells at once;
-    `holm_cells` are McNemar's p corrected for the number of cells of both answers.
+    `holm_cells` are McNemar's p corrected for the number of cells of both answers. `margin` is the change of the
+    margins (None without them), `margin_cells` its p per cell, corrected in the same way.
     """
 
     accuracy: Measured
@@ -28,6 +31,8 @@ class AnswerChange:
     simultaneous_cells: list[Interval]
     mcnemar_cells: list[McNemar]
     holm_cells: list[float]
+    margin: Measured | None
+    margin_cells: list[float]
 
 
 @dataclass(frozen=True)
@@ -102,13 +107,14 @@ def _common_rows(first: Tables | None, second: Tables | None) -> Both | None:
 
 
 def _changes(yes: Both | None, no: Both | None) -> list[AnswerChange | None]:
-    """The change on Yes rows and on No rows; Holm's correction is over the cells of both."""
+    """The change on Yes rows and on No rows; Holm's corrections are over the cells of both."""
     tests = [
         [st.mcnemar(a, b) for a, b in zip(pair[0].correct.T, pair[1].correct.T, strict=True)] if pair else []
         for pair in (yes, no)
     ]
-    corrected = st.holm([test.p for side in tests for test in side])
-    places = {0: corrected[: len(tests[0])], 1: corrected[len(tests[0]) :]}
+    moved = [pair[1].margin - pair[0].margin if pair and _have_margins(pair) else None for pair in (yes, no)]
+    answers = _holm_by_side([[test.p for test in side] for side in tests])
+    margins = _holm_by_side([[] if side is None else [_moved_p(cell) for cell in side.T] for side in moved])
     return [
         AnswerChange(
             accuracy=st.proportion_difference(pair[0].correct, pair[1].correct),
@@ -116,12 +122,37 @@ def _changes(yes: Both | None, no: Both | None) -> list[AnswerChange | None]:
             sd_second=float(st.deviation(st.cell_means(pair[1].correct))),
             simultaneous_cells=st.simultaneous_differences(pair[0].correct, pair[1].correct),
             mcnemar_cells=tests[side],
-            holm_cells=places[side],
+            holm_cells=answers[side],
+            margin=None if (change := moved[side]) is None else st.mean_over_items(change),
+            margin_cells=margins[side],
         )
         if pair
         else None
         for side, pair in enumerate((yes, no))
     ]
+
+
+def _have_margins(pair: Both) -> bool:
+    return not bool(np.isnan(pair[1].margin - pair[0].margin).all())
+
+
+def _holm_by_side(values: list[list[float]]) -> list[list[float]]:
+    """Corrected over the Yes and the No rows together."""
+    corrected = st.holm([p for side in values for p in side])
+    return [corrected[: len(values[0])], corrected[len(values[0]) :]]
+
+
+def _moved_p(change: Floats) -> float:
+    """p of the items' changes [items] in one cell against none, by the paired t test; NaN where nothing has moved.
+
+    Where all have moved by the same amount there is no t: then by the sign test.
+    """
+    known = change[~np.isnan(change)]
+    (cell,) = st.mean_over_items(change[:, None]).cells
+    p = two_sided_p(cell, len(known))
+    if np.isnan(p) and len(known) > 1 and (np.all(known > 0) or np.all(known < 0)):
+        return float(2.0 ** (1 - len(known)))
+    return p
 
 
 def _sensitivity(yes: Both | None, no: Both | None) -> dict[str, Any]:

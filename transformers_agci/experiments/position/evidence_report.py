@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 THREE, THREE_CHANGE = Style(digits=3), Style(digits=3, signed=True)
 VARIANCE = Style(digits=4, signed=True)
+MARGIN_CHANGE = Style(digits=5, signed=True)  # engines that do the same differ by their rounding
 
 
 def evidence_text(evidence: Evidence, controls: Sequence[Control] = ()) -> str:
@@ -28,6 +29,8 @@ def evidence_text(evidence: Evidence, controls: Sequence[Control] = ()) -> str:
     results, items = counted(len(evidence.results), "result"), counted(evidence.items, "item")
     head = f"{results} on the same {items}; 95 % intervals count items"
     blocks = [head, *(table.text for table in evidence_tables(evidence))]
+    if len(evidence.comparisons) == 1:  # two engines, two versions of one: where they differ
+        blocks.append(_by_position(evidence).text)
     if controls:
         blocks.append(controls_table(controls).text)
     if any(side.margin for row in evidence.results for side in (row.report.yes, row.report.no) if side):
@@ -144,6 +147,26 @@ def _test_table(comparisons: Sequence[Comparison]) -> Table:
         return write
 
     return _table("test", [(row.pair.second, row) for row in comparisons], [(name, test(name)) for name in names])
+
+
+def _by_position(evidence: Evidence) -> Table:
+    """Answers and margins at each position, second - first, with p corrected over the positions."""
+    (comparison,) = evidence.comparisons
+    header, columns = ["position"], [list(evidence.results[0].report.positions)]
+    for name, change in (("Yes", comparison.pair.yes), ("No", comparison.pair.no)):
+        if change is None:
+            continue
+        header += [f"{name}, points", "p"]
+        columns += [[POINTS.write(cell) for cell in change.accuracy.cells], list(map(p_value, change.holm_cells))]
+        if change.margin is not None:
+            header += [f"margin of {name} rows, logits", "p"]
+            margins = [MARGIN_CHANGE.write(cell) for cell in change.margin.cells]
+            columns += [margins, list(map(p_value, change.margin_cells))]
+    title = (
+        "by position (paired): answers by McNemar's test, margins by the t test; p with Holm's correction over the "
+        "positions of Yes and No rows, for each of the two"
+    )
+    return Table(title, header, list(zip(*columns, strict=True)))
 
 
 def write_json(evidence: Evidence, controls: Sequence[Control], path: str | Path) -> None:
