@@ -112,6 +112,19 @@ def test_the_table_is_the_readme_s(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(family.reason in printed for family in REFUSED_FAMILIES.values())
 
 
+def test_the_table_says_why_a_family_lacks_what(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every reason that a family declares for a column of the table, and for methods that move positions."""
+    assert main(["families"]) == 0
+    printed = capsys.readouterr().out
+    for family in SUPPORTED_FAMILIES.values():
+        for capability in ("probe", "layout", "flow", "training", "conversion", "positions"):
+            found = getattr(family, capability)
+            if isinstance(found, Lacks):
+                assert f": {found.reason}." in printed, (family.model_type, capability)
+            if capability == "positions" and isinstance(found, Lacks):
+                assert re.search(rf"No methods that move.*`{family.model_type}`.*: {re.escape(found.reason)}", printed)
+
+
 def test_every_family_of_transformers_is_served_or_refused_by_name() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as MAPPING
 
