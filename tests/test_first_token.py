@@ -38,7 +38,8 @@ def answers(
 ) -> tuple[list[dict[str, Any]], AnswerCounts]:
     """All result rows, at two lambdas, and what they took."""
     paths = output_paths(folder / "A.jsonl", LAMBDAS)
-    given = AnswerOptions(3, 18, workers=0, run=RunOptions(progress=False, overwrite=True), **options)
+    run = RunOptions(progress=False, overwrite=True)
+    given = AnswerOptions(**{"batch_size": 3, "block_rows": 18, "workers": 0, "run": run} | options)
     counts = answer_questions(loaded, QuestionSet(asked), LAMBDAS, paths, given).counts
     assert isinstance(counts, AnswerCounts)
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()], counts
@@ -117,3 +118,15 @@ def test_generate_answers_where_the_first_token_is_no_verdict(
     stock, before = answers(with_ways(loaded), questions, tmp_path)
     assert ours == stock
     assert counts.forwards == before.forwards + len(LAMBDAS)  # tried once for the column, at each lambda
+
+
+def test_a_model_that_answers_in_other_words_is_not_called_twice_for_long(
+    tiny_checkpoint: Callable[[str], Path], questions: list[Question], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers_agci.inference.first_token.verdict_is_fixed", lambda text: False)
+    loaded = load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl"))))
+    asked = questions[:: len(TEXTS)] * 3  # one question about an image: nine columns of one
+    ours, counts = answers(loaded, asked, tmp_path, batch_size=1)
+    stock, before = answers(with_ways(loaded), asked, tmp_path, batch_size=1)
+    assert ours == stock
+    assert counts.forwards == before.forwards + 2

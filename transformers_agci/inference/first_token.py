@@ -6,7 +6,8 @@ checkpoint has one. Calling the model for these logits instead of `generate` sav
 many questions about the same images share one call (`tails`): the decoder then sees the questions' own tokens only.
 
 Where some row of a batch has no verdict yet, or the checkpoint's settings shape the answer in another way, None is
-returned and `generate` answers; both give the same bits for the same batch.
+returned and `generate` answers; both give the same bits for the same batch. A model that often answers in other words
+pays for each such call twice: once calls without a verdict are more than one in eight, no further one is tried.
 """
 
 import inspect
@@ -25,6 +26,7 @@ from transformers_agci.method.lost_images import note_images_in_cache
 # Settings that leave the first token alone, or that are followed here.
 FOLLOWED = {"decoding", "repetition_penalty", "eos_token_id", "pad_token_id"}
 GIVEN = {"position_ids", "past_key_values", "attention_mask", "logits_to_keep"}
+ANSWERED_PER_MISS = 8  # calls with a verdict for each one without, beyond the first
 TEXT = {"input_ids", "attention_mask", "mm_token_type_ids"}
 
 
@@ -36,6 +38,7 @@ class FirstToken:
         penalty = answerer.settings.repetition_penalty
         self._processor = None if penalty in (None, 1.0) else RepetitionPenaltyLogitsProcessor(float(penalty))
         self.reason = self._why_not()
+        self._answered = self._missed = 0  # calls
 
     def _why_not(self) -> str | None:
         others = recorded_settings(self.answerer.settings).keys() - FOLLOWED
@@ -47,8 +50,9 @@ class FirstToken:
         return None
 
     def serves(self, text: dict[str, torch.Tensor]) -> bool:
-        """Whether prompts with these tensors can be answered here."""
-        return self.reason is None and text.keys() <= TEXT
+        """Whether prompts with these tensors can be answered here, and are likely to be."""
+        worth_it = ANSWERED_PER_MISS * (self._missed - 1) <= self._answered
+        return self.reason is None and worth_it and text.keys() <= TEXT
 
     def whole(
         self, inputs: dict[str, torch.Tensor], positions: torch.Tensor, padded: bool, cache: bool
@@ -95,7 +99,9 @@ class FirstToken:
             for text, token in zip(texts, tokens, strict=True)
         )
         if not all(is_fixed or nan for is_fixed, nan in zip(fixed, bad, strict=True)):
+            self._missed += 1
             return None
+        self._answered += 1
         return [
             Answer(text.strip(), yes, no, not_a_number=nan)
             for text, (yes, no, *_), nan in zip(texts, read, bad, strict=True)
