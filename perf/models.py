@@ -20,6 +20,9 @@ from transformers_agci.inference.quick import ALL
 from transformers_agci.inference.vision_tower import as_matrix_product, use_segments
 
 
+LOUD = 1e5  # at 100 three prompts in a hundred begin their answer with another word, and are answered by generate
+
+
 class Shape(NamedTuple):
     """Text and vision configuration."""
 
@@ -128,11 +131,11 @@ def random_weights(shape: Shape) -> LoadedModel:
 
 
 def _answer_yes_or_no(model: Any, ids: tuple[int, int]) -> None:
-    """Two opposite rows of the output matrix that outweigh all others: one of them wins at every position."""
+    """Two opposite rows of the output matrix that outweigh all others: one of them wins at (nearly) every position."""
     yes, no = ids
     weight = model.get_output_embeddings().weight
     with torch.no_grad():
-        weight[yes] = 100 * weight[yes]
+        weight[yes] = LOUD * weight[yes]
         weight[no] = -weight[yes]
 
 

@@ -4,6 +4,7 @@ The queries, keys, values and masks that every layer gives to its backend are re
 here from the formula in each method's docstring, in float64, without any of the code under test.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +51,14 @@ class Layers:
 
         def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **more: Any) -> Any:
             output = stock(module, query, key, value, mask, **more)
-            given = {"q": query, "k": key, "v": value, "mask": mask, "scaling": more.get("scaling")}
+            given = {
+                "q": query,
+                "k": key,
+                "v": value,
+                "mask": mask,
+                "scaling": more.get("scaling"),
+                "bias": more.get("position_bias"),
+            }
             self.calls.append({**given, "layer": module.layer_idx, "out": output[0].clone()})
             return output
 
@@ -65,7 +73,11 @@ def naive(call: dict[str, Any], row: int, head: int, column: int, change: Callab
     group = call["q"].shape[1] // call["k"].shape[1]
     keys, values = (call[name][row, head // group].double() for name in ("k", "v"))
     scaling = call["scaling"] or call["q"].shape[-1] ** -0.5
-    scores = change([float(query @ key) * scaling for key in keys])
+    scores = [float(query @ key) * scaling for key in keys]
+    if call["bias"] is not None:
+        added = call["bias"][row if len(call["bias"]) > 1 else 0, head, column].tolist()
+        scores = [score + bias for score, bias in zip(scores, added, strict=True)]
+    scores = change(scores)
     past = len(keys) - call["q"].shape[2]
     mask = call["mask"]
     for number in range(len(scores)):
@@ -164,6 +176,58 @@ def test_uac_against_naive_attention(backend: str, monkeypatch: pytest.MonkeyPat
             length = call["q"].shape[2]
             wanted = naive(call, row, 0, length + column, calibrated)
             torch.testing.assert_close(call["out"][row, column, 0].double(), wanted, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.sampled(9)
+@pytest.mark.parametrize("method", SCORED)
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_scores_against_naive_attention_on_every_family(
+    name: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last query of every prompt of a padded batch, in every attention layer that can be recorded."""
+    family = TINY[name]
+    model, batch = family.build(), make_batch(family, RICH)
+    confidence = model(**batch.inputs).logits[:, -1].softmax(-1).amax(-1)
+    threshold = float(confidence.sort().values[1:3].mean())
+    options = {"pai": {"first_layer": 0}, "adaptvis": {"threshold": threshold}, "uac": {}}[method]
+    try:
+        attach(model, method=method, **{**SCORED[method], **options})
+        layers = Layers(monkeypatch)
+        model(**batch.inputs)
+    except InputError as error:
+        pytest.skip(str(error))
+    count = len(layers.calls) // (1 if method == "pai" else 2)
+    assert count >= 1
+    before, shown = layers.calls[:count], layers.calls[-count:]
+    columns = images_by_row(batch, len(RICH))
+    for stock, call in zip(before, shown, strict=True):
+        length = call["q"].shape[2]
+        for row in range(len(RICH)):
+            weight = 0.5 if confidence[row] < threshold else 1.5
+            evened: dict[int, float] = {}
+            for image in (places for r, places in batch.images if r == row and method == "uac"):
+                b = torch.stack([blank_attention(stock, row, head, image) for head in range(stock["q"].shape[1])])
+                b = (b.mean(0) / b.mean(0).sum()).clamp_min(1e-6)  # below, a logarithm would be noise
+                evened |= dict(zip(image, (b.mean() / b).log().tolist(), strict=True))
+
+            def changed(scores: list[float], row: int = row, w: float = weight, e: Any = evened) -> list[float]:
+                ways = {"pai": lambda s: s + 0.5 * abs(s), "adaptvis": lambda s: s * w}
+                return [
+                    s if key not in columns[row] else s + e[key] if method == "uac" else ways[method](s)
+                    for key, s in enumerate(scores)
+                ]
+
+            wanted = naive(call, row, 1, length - 1, changed)
+            torch.testing.assert_close(call["out"][row, -1, 1].double(), wanted, atol=2e-4, rtol=1e-3)
+
+
+def blank_attention(call: dict[str, Any], row: int, head: int, image: list[int]) -> Any:
+    """The share of each of the image's keys in what the last query of a row attends to, one head."""
+    length = call["q"].shape[2]
+    keys = call["k"].shape[2]
+    unit = {**call, "v": torch.eye(keys).expand(call["v"].shape[0], call["v"].shape[1], -1, -1)}
+    return naive(unit, row, head, length - 1, lambda scores: scores)[image]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -296,6 +360,37 @@ def test_a_second_turn_acts_on_the_images_in_the_cache(method: str) -> None:
         assert (last(2) - ours).abs().max() > 1e-7
 
 
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_adaptvis_weighs_a_second_turn_by_its_own_confidence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last token of the turn looks at the image in the cache with the weight of what stock would say."""
+    model, batch = built(name), make_batch(TINY[name], [[TEXT, "plain", TEXT]])
+    handle = attach(model, method="adaptvis", strength=1, threshold=0)  # never below: w_high
+    cache = transformers.DynamicCache(config=model.config.get_text_config())
+    model(**batch.inputs, past_key_values=cache)
+    past, more = cache.get_seq_length(), torch.tensor([[50, 51, 52]])
+    turn = {"input_ids": more, "attention_mask": torch.ones(1, past + 3, dtype=torch.long)}
+    with handle.suspended():
+        stock = model(**turn, past_key_values=copy.deepcopy(cache)).logits[0, -1]
+    columns = images_by_row(batch, 1)[0]
+    for threshold, weight in ((0.0, 1.5), (1.0, 0.5)):
+        handle.detach()
+        handle = attach(model, method="adaptvis", strength=1, threshold=threshold)
+        layers = Layers(monkeypatch)
+        answer = model(**turn, past_key_values=copy.deepcopy(cache)).logits[0, -1]
+        first, second = layers.calls[:2], layers.calls[2:]
+        assert len(second) == 2
+        for factor, calls in ((1.0, first), (weight, second)):
+            for call in calls:
+
+                def scaled(scores: list[float], factor: float = factor) -> list[float]:
+                    return [s * factor if key in columns else s for key, s in enumerate(scores)]
+
+                wanted = naive(call, 0, 2, 2, scaled)
+                torch.testing.assert_close(call["out"][0, -1, 2].double(), wanted, atol=2e-5, rtol=1e-4)
+        assert (answer - stock).abs().max() > 1e-7
+
+
 @torch.no_grad()
 def test_beams() -> None:
     model, batch = built("vipllava"), make_batch(TINY["vipllava"], [[TEXT, "plain", TEXT]])
@@ -417,6 +512,28 @@ def test_vcd_against_whole_prompts(name: str, beams: int) -> None:
             scores[both[0] < both[0].max() + math.log(0.1)] = -math.inf
             scores[MARKS] = -math.inf
             assert int(scores.argmax()) == int(ids[0, prompt + step])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_vcd_in_a_second_turn_is_vcd_on_the_whole_conversation(name: str) -> None:
+    model, batch = built(name), make_batch(TINY[name], [[TEXT, "plain", TEXT]])
+    handle = attach(model, method="vcd", strength=1, seed=3)
+    more = torch.tensor([[50, 51, 52]])
+    whole = dict(batch.inputs)
+    whole["input_ids"] = torch.cat([whole["input_ids"], more], dim=1)
+    whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+    if "mm_token_type_ids" in whole:
+        whole["mm_token_type_ids"] = (whole["input_ids"] == 30).long()
+    once = handle.logits_processor(whole)
+    wanted = model.generate(**whole, **GREEDY, logits_processor=[once])
+    cache = transformers.DynamicCache(config=model.config.get_text_config())
+    model(**batch.inputs, past_key_values=cache)
+    later = handle.logits_processor(whole)
+    text = {key: whole[key] for key in ("input_ids", "attention_mask")}
+    found = model.generate(**text, **GREEDY, past_key_values=cache, logits_processor=[later])
+    assert torch.equal(found, wanted)
+    torch.testing.assert_close(later.first, once.first, atol=2e-5, rtol=1e-4)
 
 
 def _row(name: str, inputs: Any, row: int) -> dict[str, torch.Tensor]:

@@ -187,6 +187,9 @@ def _last_query(
     keys, values = (part.repeat_interleave(groups, dim=1) if groups > 1 else part for part in (key, value))
     scaling = more.get("scaling")
     scores = own @ keys.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    bias = more.get("position_bias")  # [B, H, Q, K] of Inkling, whose layers know distances by it
+    if bias is not None:
+        scores = scores + bias.expand(batch, heads, -1, -1)[torch.arange(batch), :, columns][:, :, None]
     if rescore is not None:
         scores = rescore(scores)
     hidden = _additive(mask, query, key, plan)
