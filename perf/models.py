@@ -19,7 +19,6 @@ from transformers_agci.inference.prompt import answer_token_ids
 from transformers_agci.inference.quick import ALL
 from transformers_agci.inference.vision_tower import as_matrix_product, use_segments
 
-
 LOUD = 1e5  # at 100 three prompts in a hundred begin their answer with another word, and are answered by generate
 
 

@@ -11,6 +11,8 @@ from tiny_checkpoints import FAMILIES, build_model, make_inputs
 
 from transformers_agci.errors import InputError
 from transformers_agci.inference import kernels
+from transformers_agci.inference.attention_plans import VaryingLengths
+from transformers_agci.inference.host_values import HostValues
 from transformers_agci.inference.kernels import Disagreement, pad_widths, use_kernels
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.quick import ALL, chosen
@@ -146,6 +148,21 @@ def test_what_is_on_stands_in_the_notes(tiny_checkpoint: Callable[[str], Path]) 
     assert stock.notes["kernels"] == []
     assert not forwards(stock.model)
     assert load(LoadOptions(folder, kernels="tails,first_token")).notes["kernels"] == ["first_token", "tails"]
+
+
+def test_no_class_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With everything on that can be put on a model, its classes hold what they held."""
+    monkeypatch.setattr(kernels, "_need_gpu", lambda device: None)
+    monkeypatch.setattr(kernels, "_compile", lambda module: kernels._put_forward(module, type(module).forward))
+    model = build_model("qwen2_5_vl")
+    classes = {kind for module in model.modules() for kind in type(module).__mro__}
+    before = {kind: dict(vars(kind)) for kind in classes}
+    made = use_kernels(model, ["norms", "rotary", "activation"])
+    assert made.on == ("norms", "rotary", "activation")
+    assert use_segments(model).backend != "stock"
+    with VaryingLengths(model), HostValues(model):
+        logits(model)
+        assert {kind: dict(vars(kind)) for kind in classes} == before
 
 
 def test_names_of_ways() -> None:

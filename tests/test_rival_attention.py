@@ -370,6 +370,8 @@ def test_adaptvis_weighs_a_second_turn_by_its_own_confidence(name: str, monkeypa
     model(**batch.inputs, past_key_values=cache)
     past, more = cache.get_seq_length(), torch.tensor([[50, 51, 52]])
     turn = {"input_ids": more, "attention_mask": torch.ones(1, past + 3, dtype=torch.long)}
+    if name == "qwen2_vl":
+        turn["position_ids"] = (torch.arange(past, past + 3) + int(model.model.rope_deltas[0])).expand(3, 1, -1)
     with handle.suspended():
         stock = model(**turn, past_key_values=copy.deepcopy(cache)).logits[0, -1]
     columns = images_by_row(batch, 1)[0]

@@ -162,6 +162,10 @@ def _backend(module: nn.Module) -> Callable[..., Any]:
     return ALL_ATTENTION_FUNCTIONS[name]  # type: ignore[no-any-return]
 
 
+# What a decoder may give its backend beside queries and keys that the score-by-score way does not compute.
+UNSERVED = {"softcap": "caps its scores", "s_aux": "has attention sinks", "sinks": "has attention sinks"}
+
+
 class _Call(NamedTuple):
     """A layer's arguments: query [B, H, Q, D], key and value [B, fewer H, K, D], mask, and scaling among the rest."""
 
@@ -177,7 +181,7 @@ def _last_query(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output [B, 1, H, D] and weights [B, H, 1, K] of each row's last query, score by score."""
     query, key, value, mask, more = call
-    for name, what in (("softcap", "caps its scores"), ("s_aux", "has attention sinks")):
+    for name, what in UNSERVED.items():
         if more.get(name) is not None:
             raise InputError(f"{plan.handle.method} cannot be computed: this decoder {what}. Take a position method.")
     batch, heads = query.shape[:2]

@@ -6,7 +6,7 @@ method, DAC, is fine-tuning and not here.) As the abstract has it, one meaningle
 is calibrated by it. Here:
 
     b_i   attention of the prompt's last token on token i of a blank image (all pixel inputs 0, the same token grid),
-          mean over heads, per layer, divided by its sum over the image
+          mean over heads, per layer, divided by its sum over the image; at least 1e-6
     W_i   mean(b) / b_i
     a'    proportional to a W: log W_i times our strength is added to the scores of text on token i, before the softmax,
           in every layer, in the prefill and when decoding
