@@ -200,7 +200,7 @@ def _fit(
         speak(f"Going on from {resume.path}.")
     started, seconds = manifest.now(), time.monotonic()
     try:
-        _train(trainer, resume, folder)
+        _make_steps(trainer, resume, folder)
     finally:
         steps.close()
     if trainer.is_world_process_zero():
@@ -220,7 +220,7 @@ def _fit(
         )
 
 
-def _train(trainer: Any, resume: outputs.Checkpoint | None, folder: Path) -> None:
+def _make_steps(trainer: Any, resume: outputs.Checkpoint | None, folder: Path) -> None:
     """Make the steps that are left and save the adapter; InputError where a remedy is known for what fails."""
     try:
         if resume and resume.holds_last_step:
