@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from tiny_checkpoints import FAMILIES, build_model, checkpoint, make_inputs
+from tiny_families import TEXT, TINY, TinyFamily, make_batch
 
 from transformers_agci import LAMBDA_KEY, attach, self_check
 from transformers_agci.method import autoload, embeds_update, hooks, injection
@@ -41,6 +42,16 @@ def row(result: SelfCheck, name: str) -> Check:
 @pytest.fixture
 def model() -> Any:
     return build_model("llava")
+
+
+@pytest.mark.sampled(8)
+@pytest.mark.parametrize("family", TINY.values(), ids=list(TINY))
+def test_sound_model_of_every_family(family: TinyFamily) -> None:
+    """With a tiled image: what a family hands over besides tensors, or in a strip, is doubled for the batch mates."""
+    batch = make_batch(family, [[TEXT, "tiled", "plain", TEXT]])
+    result = self_check(family.build(), batch.inputs, images=2)
+    assert failed(result) == [], str(result)
+    assert row(result, "once per image").figure == 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -350,10 +350,18 @@ def _observe(model: Any, inputs: Mapping[str, Any]) -> _Seen:
 
 def _with_mates(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The prompts, and after them the same prompts with their images in negative."""
-    return {
-        name: torch.cat([value, -value if name == "pixel_values" else value]) if torch.is_tensor(value) else value
-        for name, value in inputs.items()
-    }
+    return {name: _twice(name, value, strip="target_sizes" in inputs) for name, value in inputs.items()}
+
+
+def _twice(name: str, value: Any, strip: bool) -> Any:
+    """A list or tensor and itself once more; pixels may be one strip [1, 3, patch, all patches * patch]."""
+    if isinstance(value, list):
+        return value + value
+    if not torch.is_tensor(value):
+        return value
+    if name == "pixel_values":
+        return torch.cat([value, -value], dim=-1 if strip and len(value) == 1 else 0)
+    return torch.cat([value, value])
 
 
 def _count_images(vlm: Any, inputs: Mapping[str, Any]) -> int | None:
