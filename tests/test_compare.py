@@ -47,7 +47,7 @@ def test_words_of_arms() -> None:
         (["bapa"], "`methods` needs stock"),
         (["stock"], "`methods` names stock alone"),
         (["stock", "bapa", "bapa:1"], "`methods` names 'bapa:1' twice"),
-        (["stock", "papa"], "the methods are stock, agci, uniform, random, noise, shuffled, bapa"),
+        (["stock", "papa"], "the methods are stock, agci, uniform, random, noise, shuffled, other, bapa"),
         (["stock", "agci"], "agci needs a lambda alone, as in agci:0.5"),
         (["stock", "agci:x"], "in which 'x' is no number"),
         (["stock", "bapa:2"], "The strength of bapa is 0"),

@@ -143,8 +143,8 @@ def test_shuffled_gives_the_doses_to_other_tokens() -> None:
 
 
 def test_names_of_methods_carry_a_seed() -> None:
-    assert tuple(SEEDED) == names.SEEDED
-    assert {*METHODS, *SEEDED} == {"agci", *names.CONTROLS}  # what help and messages list
+    assert (*SEEDED, names.OTHER) == names.SEEDED
+    assert {*METHODS, *SEEDED, names.OTHER} == {"agci", *names.CONTROLS}  # what help and messages list
     tokens = torch.randn(5, 16)
     torch.testing.assert_close(injection_of("random-3")(tokens, 1.0), inject_random(tokens, 1.0, seed=3))
     assert injection_of("random") is METHODS["random"]

@@ -30,6 +30,7 @@ from transformers_agci.inference.engine import (
 from transformers_agci.inference.host_values import host_values
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.methods import method_notes, method_on, method_settings, replays_off
+from transformers_agci.inference.other_image import check_other, other_image_on, seed_of_other
 from transformers_agci.inference.prefetch import default_workers
 from transformers_agci.inference.prefix_replay import PrefixReplay
 from transformers_agci.inference.prepare import (
@@ -230,6 +231,7 @@ class _Answering:
     def __init__(
         self, loaded: LoadedModel, questions: Sequence[Question], lambdas: list[float], options: AnswerOptions
     ) -> None:
+        check_other(options.method, options.scope)
         self.loaded, self.questions, self.lambdas, self.options = loaded, questions, lambdas, options
         size = loaded.batch_size(options.batch_size, BATCH_SIZE)
         self.plan: Plan = make_plan(questions, loaded.device.type, size, options.block_rows)
@@ -306,6 +308,9 @@ class _Answering:
 
     def _method_on(self) -> contextlib.AbstractContextManager[Any]:
         options = self.options
+        seed = seed_of_other(options.method)
+        if seed is not None:
+            return other_image_on(self.loaded, seed)
         return method_on(self.loaded.model, options.method, options.scope, options.method_options)
 
     @property

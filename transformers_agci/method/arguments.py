@@ -6,6 +6,7 @@ from typing import Any
 from transformers_agci.errors import InputError, short
 from transformers_agci.method.injection import METHODS, SEEDED, injection_of
 from transformers_agci.method.lam import validate_lambda
+from transformers_agci.method.names import OTHER
 from transformers_agci.method.rivals import RIVALS
 
 SCOPES = ("image", "batch")
@@ -15,6 +16,11 @@ def is_rival(method: str) -> bool:
     """Whether this names a rival; InputError where it names no method at all."""
     if isinstance(method, str) and method in RIVALS:
         return True
+    if isinstance(method, str) and method.partition("-")[0] == OTHER:
+        raise InputError(
+            f"method {short(method, 40)} needs another image, which a run of the commands encodes: attach agci and set "
+            "handle.context to the mean of that image's tokens."
+        )
     if not isinstance(method, str) or injection_of(method) is None:
         _one_of("method", method, tuple(dict.fromkeys((*METHODS, *SEEDED, *RIVALS))))
     return False

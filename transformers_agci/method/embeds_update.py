@@ -38,6 +38,7 @@ class EmbedsUpdate(NamedTuple):
     lam: float
     scope: str
     method: str
+    context: torch.Tensor | None = None  # [D], g of all images where it is not the mean of their own tokens
 
     def apply(self, embeds: torch.Tensor) -> torch.Tensor:
         """A copy of the decoder's input [B, S, D] with every image's tokens updated."""
@@ -46,7 +47,9 @@ class EmbedsUpdate(NamedTuple):
         inject = injection_of(self.method)
         assert inject is not None  # `attach` has checked the name
         tokens = [image.take(embeds) for image in self.images]  # each [N_i, D]
-        context = global_context(torch.cat(tokens)) if self.scope == "batch" else None
+        context = self.context
+        if context is None and self.scope == "batch":
+            context = global_context(torch.cat(tokens))
         # Only the image rows are widened to float32: a whole batch of long sequences would take gigabytes.
         updated = embeds.clone()
         changed = [inject(own, self.lam, context) for own in tokens]

@@ -38,6 +38,7 @@ class Handle(AttachedMethod):
         scope: "image" (the mean of each image's own tokens) or "batch" (one mean over all image tokens of a call, as
             the published code computes it; a sample's result then depends on its batch mates).
         method: "agci" or one of its controls (`method/names.py`).
+        context: [D], g of all images in place of the mean of their own tokens; None: each image's own.
         injections: images updated so far; every beam copy counts, nothing counts while lambda is 0.
         from_config: put on by the config key alone, without a call of `attach`.
 
@@ -61,6 +62,7 @@ class Handle(AttachedMethod):
         super().__init__(vlm)
         self.scope = scope
         self.method = method
+        self.context: torch.Tensor | None = None
         self.warned_of_rows = False  # see merged_embeds.py
         self.warned_of_mates = False  # see lost_images.py
         self.made_features = False  # the vision side has run, in whichever thread and at whichever lambda
@@ -128,7 +130,7 @@ class Handle(AttachedMethod):
                 "another hook changed the sequence after AGCI had found its images. Register that hook first."
             )
         positions = image_positions(self.vlm(), self.family, images.call, images.mask)
-        update = EmbedsUpdate(positions, images.lam, self.scope, self.method)
+        update = EmbedsUpdate(positions, images.lam, self.scope, self.method, self.context)
         self.count(len(positions))
         if torch.is_grad_enabled() and positions:
             self._updates[embeds] = update

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers_agci.errors import InputError, short
 from transformers_agci.method.lam import lambda_text, validate_lambda
+from transformers_agci.method.names import CONTROLS
 from transformers_agci.method.rivals import RIVALS
 
 STOCK = "stock"
@@ -80,10 +81,11 @@ def parse_arm(word: str) -> Arm:
         found = {name: _number(text, word) for name, _, text in (option.partition("=") for option in options)}
         rival.settings(found)
         return Arm(word, method, strength, found)
-    from transformers_agci.method.injection import METHODS, SEEDED, injection_of
+    from transformers_agci.inference.other_image import seed_of_other
+    from transformers_agci.method.injection import injection_of
 
-    if injection_of(method) is None:
-        known = ", ".join((STOCK, *dict.fromkeys((*METHODS, *SEEDED)), *RIVALS))
+    if injection_of(method) is None and seed_of_other(method) is None:
+        known = ", ".join((STOCK, "agci", *CONTROLS, *RIVALS))
         raise InputError(f"`methods` has {short(word)}, but the methods are {known}.")
     if not value or options:
         raise InputError(f"`methods` has {short(word)}: {method} needs a lambda alone, as in {method}:0.5.")

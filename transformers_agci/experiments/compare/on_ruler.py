@@ -15,6 +15,7 @@ from transformers_agci.experiments.compare.arms import STOCK, Arm
 from transformers_agci.experiments.ruler.analysis import summarize
 from transformers_agci.experiments.ruler.conditions import LAMBDA, NOTHING, REPAIR, Condition
 from transformers_agci.experiments.ruler.run import ItemRun
+from transformers_agci.method.names import OTHER
 from transformers_agci.method.rivals import RIVALS
 from transformers_agci.report.table import format_table
 from transformers_agci.statistics.evenness import signed_root
@@ -28,6 +29,9 @@ def ruler_arms(arms: Sequence[Arm]) -> tuple[list[str], list[str]]:
     served, left_out = [], []
     for arm in arms:
         if arm.method == STOCK:
+            continue
+        if arm.method.partition("-")[0] == OTHER:
+            left_out.append(f"{arm.word} is not on the ruler, which encodes its own images only.")
             continue
         if arm.is_rival and (RIVALS[arm.method].contrast is not None or arm.options):
             why = "it acts on generate's logits" if not arm.options else "the ruler takes a strength alone"
