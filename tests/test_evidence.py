@@ -1,5 +1,6 @@
 """agci evidence, sweep and plan: several results at once, lambda chosen honestly, how many items are needed."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
+from scipy import special, stats
 from statsmodels.genmod.cov_struct import Independence
 from statsmodels.genmod.families import Binomial
 from statsmodels.genmod.generalized_estimating_equations import GEE
@@ -18,6 +19,7 @@ from statsmodels.stats.weightstats import ttost_paired
 from transformers_agci import statistics as st
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
+from transformers_agci.experiments.position.calibration import calibration
 from transformers_agci.experiments.position.results import Tables
 from transformers_agci.experiments.position.sweep import part_of
 from transformers_agci.statistics import planning, regression
@@ -95,6 +97,11 @@ def test_everything_in_one_table_one_figure_and_one_file(
     flat = [p for comparison in found["comparisons"] for p in comparison["tests"].values()]
     assert [p for c in found["comparisons"] for p in c["holm"].values()] == pytest.approx(st.holm(flat))
     assert len(found["results"][0]["calibration"]["cells"]) == 9
+    curve = found["results"][0]["calibration"]["curve"]
+    assert sum(of_bin["share"]["n"] for of_bin in curve) == 2 * 80 * 9
+    assert all(a["probability"] < b["probability"] for a, b in itertools.pairwise(curve))
+    assert all(of_bin["share"]["low"] < of_bin["share"]["high"] for of_bin in curve)
+    assert (found["results"][0]["roc"]["hits"][0], found["results"][0]["roc"]["hits"][-1]) == (0, 1)
     with Image.open(figure) as image:
         assert image.width > image.height > 300
 
@@ -196,6 +203,19 @@ def test_odds_ratio_of_yes_and_truth_is_that_of_a_regression() -> None:
     assert (shift.estimate, truth.estimate) == pytest.approx((fit.params[1], fit.params[3]), abs=1e-6)
     half = stats.t.ppf(0.975, 49) * fit.bse[3] * np.sqrt(50 / 49)
     assert truth.high - truth.estimate == pytest.approx(half, rel=1e-6)
+
+
+def test_reliability_by_hand() -> None:
+    """sigma(2) = .88 twice as a Yes row's and as a No row's (1 - .12), and .52 of one row of either answer."""
+    yes, no = as_tables(np.array([[2.0, 0.1], [2.0, np.nan]])), as_tables(np.array([[-2.0, 0.1], [-2.0, 0.0]]), False)
+    found = calibration(yes, no)
+    assert [of_bin.share.n for of_bin in found.curve] == [2, 3, 2]
+    assert [of_bin.share.estimate for of_bin in found.curve] == pytest.approx([0, 1 / 3, 1])
+    middle = special.expit([0.1, 0.1, 0.0]).mean()
+    assert [of_bin.probability for of_bin in found.curve] == pytest.approx(
+        [special.expit(-2), middle, special.expit(2)]
+    )
+    assert calibration(yes, None) is None
 
 
 def test_equivalence_is_that_of_statsmodels() -> None:

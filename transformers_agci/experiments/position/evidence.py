@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError, counted
+from transformers_agci.experiments.position.calibration import Calibration, Roc, calibration, roc_curve
 from transformers_agci.experiments.position.comparison import PairReport, compare
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
 from transformers_agci.experiments.position.results import ProbeResult, Tables
@@ -23,24 +23,13 @@ class Consistency:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """sigma(margin) as the probability of Yes: Brier score, and mean probability of the right answer - accuracy.
-
-    `cells` are those gaps per cell, over Yes and No rows together: above zero the model is surer than it is right.
-    """
-
-    brier: Interval
-    gap: Interval
-    cells: list[Interval]
-
-
-@dataclass(frozen=True)
 class ResultEvidence:
     """One result by itself."""
 
     report: ResultReport
     consistency: Consistency | None
     calibration: Calibration | None
+    roc: Roc | None
 
 
 @dataclass(frozen=True)
@@ -156,18 +145,8 @@ def _single(result: ProbeResult, resampling: ResamplingConfig | None) -> ResultE
         right = int((np.nanmin(correct, axis=1) == 1).sum())
         alike = int((np.nanmin(said, axis=1) == np.nanmax(said, axis=1)).sum())
         consistency = Consistency(st.wilson(right, n), st.wilson(alike, n))
-    return ResultEvidence(measure(result, resampling), consistency, _calibration(result.yes, result.no))
-
-
-def _calibration(yes: Tables | None, no: Tables | None) -> Calibration | None:
-    if not (yes and no and yes.has_margins and no.has_margins):
-        return None
-    sure = [special.expit(yes.margin), special.expit(-no.margin)]  # probability of the right answer
-    brier = np.concatenate([(1 - p) ** 2 for p in sure], axis=1)
-    gaps = [np.where(np.isnan(p), np.nan, p - t.correct) for p, t in zip(sure, (yes, no), strict=True)]
-    cells = [st.mean_over_items(np.stack([a, b], axis=1)).overall for a, b in zip(gaps[0].T, gaps[1].T, strict=True)]
-    overall = st.mean_over_items(np.concatenate(gaps, axis=1)).overall
-    return Calibration(st.mean_over_items(brier).overall, overall, cells)
+    answers = result.yes, result.no
+    return ResultEvidence(measure(result, resampling), consistency, calibration(*answers), roc_curve(*answers))
 
 
 def _compare(baseline: ProbeResult, result: ProbeResult, margin: float | None) -> Comparison:

@@ -10,7 +10,7 @@ from transformers_agci.errors import counted
 from transformers_agci.experiments.position.comparison import as_json
 from transformers_agci.experiments.position.evidence import Comparison, Evidence, ResultEvidence
 from transformers_agci.experiments.position.metrics import Control, controls_table
-from transformers_agci.report.forest import ForestPanel, forest_figure
+from transformers_agci.report.forest import CurvePanel, ForestPanel, forest_figure
 from transformers_agci.report.table import ABSENT, NUMBER, PERCENT, POINTS, Style, Table, p_value
 from transformers_agci.statistics import NO_DATA, Interval
 from transformers_agci.statistics.evenness import MARGIN_UNIT, MARGIN_UNIT_NOTE, Change, signed_root
@@ -74,12 +74,23 @@ def _levels(results: Sequence[ResultEvidence]) -> Table:
         yes = row.report.yes
         return ABSENT if yes is None else p_value((yes.margin_spread or yes.spread).sd.p)
 
+    def hotelling(row: ResultEvidence) -> str:
+        yes = row.report.yes
+        test = yes and (yes.margin_hotelling if yes.margin else yes.hotelling)
+        return p_value(test.p) if test else ABSENT
+
+    def failures(row: ResultEvidence) -> str:
+        tests = [side.failures for side in (row.report.yes, row.report.no) if side and side.failures]
+        return p_value(min(1.0, len(tests) * min(test.p for test in tests))) if tests else ABSENT
+
     columns: list[Column] = [
         ("Yes %", lambda row: PERCENT.write(row.report.yes and row.report.yes.accuracy)),
         ("No %", lambda row: PERCENT.write(row.report.no and row.report.no.accuracy)),
         ("balanced %", lambda row: PERCENT.write(row.report.balanced)),
         (f"sd of margins over cells, in {MARGIN_UNIT}", sd),
         ("position effect, p", p),
+        ("Hotelling's T^2, p", hotelling),
+        ("failures by position, p", failures),
         ("all cells right %", lambda row: PERCENT.write(row.consistency and row.consistency.all_right)),
         ("all cells alike %", lambda row: PERCENT.write(row.consistency and row.consistency.all_alike)),
     ]
@@ -175,10 +186,31 @@ def write_json(evidence: Evidence, controls: Sequence[Control], path: str | Path
 
 
 def evidence_figure(evidence: Evidence, title: str = "") -> "Figure":
-    """One figure: a line per result, panels for accuracy, AUC, evenness of the margins, and each against the first."""
+    """One figure: a line per result, panels for accuracy, AUC, evenness of the margins, and each against the first.
+
+    Below them, where there are margins of both answers, the ROC and the reliability of sigma(margin).
+    """
     panels = [ForestPanel(name, points, "against" in name) for name, points in figure_panels(evidence)]
     labels = [row.report.label for row in evidence.results]
-    return forest_figure(panels, labels, title, f"{counted(evidence.items, 'item')}; lines: 95 % intervals over items")
+    footnote = f"{counted(evidence.items, 'item')}; lines: 95 % intervals over items"
+    return forest_figure(panels, labels, title, footnote, _curve_panels(evidence))
+
+
+def _curve_panels(evidence: Evidence) -> list[CurvePanel]:
+    rocs, curves = {}, {}
+    for row in evidence.results:
+        label = row.report.label
+        if row.roc:
+            rocs[label] = [
+                (x, Interval(y, np.nan, np.nan, 1)) for x, y in zip(row.roc.false_alarms, row.roc.hits, strict=True)
+            ]
+        if row.calibration:
+            curves[label] = [(of_bin.probability, of_bin.share) for of_bin in row.calibration.curve]
+    panels = [
+        CurvePanel("ROC of the margins", "share of No rows with a Yes", "share of Yes rows with a Yes", rocs),
+        CurvePanel("reliability", "sigma(margin), mean of a bin", "share whose right answer is Yes", curves),
+    ]
+    return [panel for panel in panels if panel.lines]
 
 
 def figure_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:

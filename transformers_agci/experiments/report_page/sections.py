@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from transformers_agci.experiments.position.evidence import Evidence
 from transformers_agci.experiments.position.evidence_report import evidence_tables, figure_panels
 from transformers_agci.experiments.position.maps import (
@@ -23,9 +21,7 @@ from transformers_agci.report.page.plots import Plot, Point, Series, interval_pl
 from transformers_agci.report.page.render import CellMap, MapRow
 from transformers_agci.report.table import PERCENT, Table, p_text
 from transformers_agci.statistics import Interval
-from transformers_agci.statistics.signal_detection import roc
 
-ROC_POINTS = 200  # of a curve: more cannot be seen
 SIDES = (("yes", "Yes"), ("no", "No"))
 WORDS = {"yes": "the target is there", "no": "the target is not there"}
 
@@ -105,11 +101,11 @@ def roc_plot(results: Sequence[ProbeResult], evidence: Evidence) -> Plot | None:
     """A curve per result that has margins on both answers, its AUC in the legend."""
     series = []
     for result, row in zip(results, evidence.results, strict=True):
-        if not (result.yes and result.no and result.yes.has_margins and result.no.has_margins and row.report.auc):
+        if not (row.roc and row.report.auc):
             continue
-        false_alarms, hits = roc(result.yes.margin, result.no.margin)
-        kept = np.unique(np.linspace(0, len(hits) - 1, min(len(hits), ROC_POINTS)).round().astype(int))
-        points = [Point(float(hits[k]), x=float(false_alarms[k])) for k in kept]
+        points = [
+            Point(hit, x=false_alarm) for false_alarm, hit in zip(row.roc.false_alarms, row.roc.hits, strict=True)
+        ]
         auc = row.report.auc
         label = f"{result.label}: AUC {auc.estimate:.3f} ({auc.low:.3f} to {auc.high:.3f})"
         series.append(Series(label, points, marked=False))
