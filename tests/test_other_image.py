@@ -11,7 +11,7 @@ from transformers_agci.cli import main
 from transformers_agci.embedded.location import embedded_model_path
 from transformers_agci.errors import InputError
 from transformers_agci.inference.batches import Column
-from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.other_image import context_of_other_image, seed_of_other
 from transformers_agci.inference.prepare import prepare
 from transformers_agci.inference.prompt import answer_token_ids
@@ -20,12 +20,12 @@ from transformers_agci.method.embeds_update import EmbedsUpdate
 
 
 @pytest.fixture(scope="module")
-def loaded():
+def loaded() -> LoadedModel:
     return load(LoadOptions(str(embedded_model_path())))
 
 
 @pytest.mark.slow
-def test_context_is_the_mean_of_the_other_image(loaded) -> None:
+def test_context_is_the_mean_of_the_other_image(loaded: LoadedModel) -> None:
     first, again, other = (context_of_other_image(loaded, seed) for seed in (0, 0, 1))
     assert first.shape == (loaded.model.get_input_embeddings().weight.shape[1],)
     assert torch.equal(first, again)
@@ -36,10 +36,10 @@ def test_a_given_context_takes_the_place_of_every_mean() -> None:
     """By hand: tokens (1, 0), g' = (0, 2), lambda 0.5: cos 0, so that 0.5 * 1 * (0, 2) is added."""
 
     class Image:
-        def take(self, embeds):
+        def take(self, embeds: torch.Tensor) -> torch.Tensor:
             return embeds[0]
 
-        def put(self, embeds, tokens):
+        def put(self, embeds: torch.Tensor, tokens: torch.Tensor) -> None:
             embeds[0] = tokens
 
     embeds = torch.tensor([[[1.0, 0.0]]])
@@ -49,7 +49,7 @@ def test_a_given_context_takes_the_place_of_every_mean() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_agci_with_that_context(loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_agci_with_that_context(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Margins of the run are those of a handle with the context set by hand, whatever stands in the batch."""
     monkeypatch.chdir(tmp_path)
     for batch in ("1", "9"):
@@ -76,7 +76,7 @@ def test_a_run_is_agci_with_that_context(loaded, tmp_path: Path, monkeypatch: py
     assert abs(margins[1] - margins[0]) > 0.1
 
 
-def test_names_and_refusals(loaded, capsys) -> None:
+def test_names_and_refusals(loaded: LoadedModel, capsys: pytest.CaptureFixture[str]) -> None:
     assert [seed_of_other(name) for name in ("other", "other-7", "other-x", "agci", "random-1")] == [0, 7, *3 * [None]]
     with pytest.raises(InputError, match="attach agci and set handle"):
         attach(loaded.model, lam=0.5, method="other")
