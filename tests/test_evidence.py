@@ -353,6 +353,14 @@ def test_a_sweep_asks_no_engine(three: list[str], capsys: pytest.CaptureFixture[
     assert "agci sweep asks nothing" in capsys.readouterr().err
 
 
+def test_pilots_of_different_grids_plan_nothing(
+    three: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write(tmp_path / "g.jsonl", rows(margins(80, 3, cells=4), margins(80, 4, cells=4, mean=-1.3), shape=(2, 2)))
+    assert main(["plan", three[0], other, "--difference", "2"]) == 2
+    assert "'r0' has a 3x3 grid and 'g' a 2x2 one" in capsys.readouterr().err
+
+
 def as_tables(margin: np.ndarray, yes: bool = True) -> Tables:
     """What `read_results` makes of such rows."""
     said = (margin > 0) * 1.0
@@ -399,7 +407,9 @@ def test_plans_agree_with_simulation(tmp_path: Path, capsys: pytest.CaptureFixtu
     two = write(tmp_path / "q.jsonl", rows(margins(60, 8) + 0.1, margins(60, 9, mean=-1.3) + 0.1))
     assert main(["plan", one, two, "--difference", "2"]) == 0
     text = capsys.readouterr().out
-    assert "positions differ with an sd of 2 points" in text and "that of the two pilots' items" in text
+    assert (
+        "positions differ with an sd of 2 points" in text and "that of the 60 items that the two pilots share" in text
+    )
     assert main(["plan", one, "--difference", "2"]) == 0
     assert "give a second pilot" in capsys.readouterr().out
     assert main(["plan", one, "--difference", "0"]) == 2

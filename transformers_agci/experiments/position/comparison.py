@@ -59,11 +59,7 @@ class PairReport:
 
 def compare(first: ProbeResult, second: ProbeResult) -> PairReport:
     """second - first, on the rows that both have. InputError where there is none, or the grids differ."""
-    if first.shape != second.shape:
-        raise InputError(
-            f"'{first.label}' has a {_x(first.shape)} grid and '{second.label}' a {_x(second.shape)} one; "
-            "only results on the same grid can be compared."
-        )
+    check_same_grid(first, second)
     known = set(second.items)
     common = [item for item in first.items if item in known]
     yes, no = (
@@ -88,6 +84,16 @@ def compare(first: ProbeResult, second: ProbeResult) -> PairReport:
         evenness=compare_evenness(yes, no, len(common), _why_no_margins(first, second)),
         left_out=total - 2 * shared,
     )
+
+
+def check_same_grid(first: ProbeResult, second: ProbeResult) -> None:
+    """InputError where two results have different grids."""
+    if first.shape != second.shape:
+        shapes = ["x".join(map(str, result.shape)) for result in (first, second)]
+        raise InputError(
+            f"'{first.label}' has a {shapes[0]} grid and '{second.label}' a {shapes[1]} one; "
+            "only results on the same grid can be compared."
+        )
 
 
 def _common_rows(first: Tables | None, second: Tables | None) -> Both | None:
@@ -230,10 +236,6 @@ def _threshold_words(pair: PairReport) -> str:
         f"; the threshold moves: it says {word} more often (Yes rows {100 * yes.estimate:+.1f} points, "
         f"No rows {100 * no.estimate:+.1f})"
     )
-
-
-def _x(shape: tuple[int, int]) -> str:
-    return f"{shape[0]}x{shape[1]}"
 
 
 def as_json(report: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.position.calibration import Calibration, Roc, calibration, roc_curve
-from transformers_agci.experiments.position.comparison import PairReport, compare
+from transformers_agci.experiments.position.comparison import PairReport, check_same_grid, compare
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
 from transformers_agci.experiments.position.results import ProbeResult, Tables
 from transformers_agci.statistics import Floats, Interval, equivalence, regression
@@ -80,12 +80,7 @@ def check_same_items(results: Sequence[ProbeResult]) -> None:
     """InputError where results have different grids or items, or too few items to test anything."""
     first = results[0]
     for other in results[1:]:
-        if other.shape != first.shape:
-            shapes = ["x".join(map(str, result.shape)) for result in (first, other)]
-            raise InputError(
-                f"'{first.label}' has a {shapes[0]} grid and '{other.label}' a {shapes[1]} one; "
-                "only results on the same grid can be compared."
-            )
+        check_same_grid(first, other)
         differ = set(first.items) ^ set(other.items)
         if differ:
             raise InputError(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from transformers_agci.errors import InputError
-from transformers_agci.experiments.position.comparison import PairReport, as_json
+from transformers_agci.errors import InputError, counted
+from transformers_agci.experiments.position.comparison import PairReport, as_json, check_same_grid
 from transformers_agci.experiments.position.results import ProbeResult, Tables
 from transformers_agci.experiments.position.sweep import FOLDS, NestedSweep, Sweep
 from transformers_agci.experiments.position.tables import pair_text
@@ -91,15 +91,15 @@ def _difference_variance(pilots: Sequence[ProbeResult]) -> tuple[float, str]:
     """The variance between items of their balanced accuracies' difference, and where it comes from."""
     first = pilots[0]
     if len(pilots) == 2:
+        check_same_grid(first, pilots[1])
         common = [item for item in first.items if item in set(pilots[1].items)]
         if len(common) < 2:
             raise InputError(
                 f"'{first.label}' and '{pilots[1].label}' have {len(common)} items in common; give two of one set."
             )
         sides = [_by_item(result.select(common)) for result in pilots]
-        return float(
-            np.nanvar(sides[1] - sides[0], ddof=1)
-        ), "the difference's variance is that of the two pilots' items"
+        whose = f"the {counted(len(common), 'item')} that the two pilots share"
+        return float(np.nanvar(sides[1] - sides[0], ddof=1)), f"the difference's variance is that of {whose}"
     means = _by_item(first)
     if np.isfinite(means).sum() < 2:
         raise InputError(
