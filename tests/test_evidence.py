@@ -84,6 +84,10 @@ def test_everything_in_one_table_one_figure_and_one_file(
         "lambda x truth",
         "within 3 points",
         "balanced at the same Yes-rate",
+        "V of AUC",
+        "cells that differ (McNemar, Holm)",
+        "Hotelling's T^2, p",
+        "failures by position, p",
         "for all 12 tests",
         "text only",
     ):

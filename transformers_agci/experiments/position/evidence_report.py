@@ -101,6 +101,12 @@ def _detection(results: Sequence[ResultEvidence]) -> Table:
     def matched(row: ResultEvidence) -> Interval | None:
         return row.report.matched.accuracy if row.report.matched else None
 
+    def in_cells(row: ResultEvidence) -> str:
+        if row.calibration is None:
+            return ABSENT
+        gaps = [gap.estimate for gap in row.calibration.cells]
+        return f"{POINTS.value(np.nanmin(gaps))} to {POINTS.value(np.nanmax(gaps))}"
+
     columns: list[Column] = [
         ("d'", lambda row: NUMBER.write(row.report.d_prime)),
         ("c", lambda row: NUMBER.write(row.report.criterion)),
@@ -108,6 +114,7 @@ def _detection(results: Sequence[ResultEvidence]) -> Table:
         ("Yes % at 90 % of No right", lambda row: PERCENT.write(matched(row))),
         ("Brier", lambda row: THREE.write(row.calibration and row.calibration.brier)),
         ("surer than right, points", lambda row: POINTS.write(row.calibration and row.calibration.gap)),
+        ("in the cells", in_cells),
     ]
     return _table("result", [(row.report.label, row) for row in results], columns)
 
@@ -135,15 +142,21 @@ def _evenness(comparisons: Sequence[Comparison]) -> Table:
         found = row.pair.evenness.threshold_matched
         return ABSENT if found is None else POINTS.write(found.balanced)
 
+    def differing(row: Comparison) -> str:
+        cells = [p for side in (row.pair.yes, row.pair.no) if side for p in side.holm_cells]
+        return f"{sum(p <= 0.05 for p in cells)} of {len(cells)}"
+
     def change(name: str, style: Style = VARIANCE) -> Callable[[Comparison], str]:
         return lambda row: style.write(getattr(row.pair.evenness, name))
 
     columns: list[Column] = [
         (f"V of margins, in {MARGIN_UNIT}", change("margin")),
+        ("V of AUC, points^2", change("auc", Style(1e4, 1, signed=True))),
         ("V of d'", change("d_prime")),
         ("V of accuracy, points^2", change("accuracy", Style(1e4, 1, signed=True))),
         ("evenness", lambda row: row.pair.evenness.verdict),
         ("balanced at the same Yes-rate, points", matched),
+        ("cells that differ (McNemar, Holm)", differing),
     ]
     return _table("change over the cells", [(row.pair.second, row) for row in comparisons], columns)
 
