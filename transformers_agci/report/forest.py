@@ -55,7 +55,8 @@ def forest_figure(
     FigureCanvasAgg(figure)
     upper: Any = figure
     if curves:
-        upper, lower = figure.subfigures(2, 1, height_ratios=(height, CURVE_INCHES))
+        halves: Any = figure.subfigures(2, 1, height_ratios=(height, CURVE_INCHES))
+        upper, lower = halves
         _draw_curves(lower, curves, labels)
     for number, (axes, panel) in enumerate(
         zip(upper.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True)
