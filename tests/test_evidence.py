@@ -121,10 +121,11 @@ def test_metrics_take_any_number_of_results(
     three: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers_agci.experiments.position import maps
+    from transformers_agci.report import heatmap
 
     drawn = []
     monkeypatch.setattr(maps, "compose", lambda panels, *_: drawn.extend(panels))
-    monkeypatch.setattr(maps, "save_figure", lambda *_: None)
+    monkeypatch.setattr(heatmap, "write_figure", lambda *_: None)
     out = tmp_path / "m.json"
     words = ["--json", str(out), "--output_heatmap", str(tmp_path / "m.png"), "--draws", "50"]
     assert main(["metrics", "--results_file", *three, *words]) == 0
