@@ -335,6 +335,12 @@ def test_the_verdict_says_whose_margins_are_missing_and_what_a_cell_lacks(
     assert "there are no margins, and accuracies of Yes rows alone move with" in capsys.readouterr().out
 
 
+def test_one_row_is_counted_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = write(tmp_path / "one.jsonl", result_rows(1, lambda *_: True)[:1])
+    assert main(["metrics", "--results_file", str(one), "--draws", "20"]) == 0
+    assert "1 item on a 3x3 grid, 1 Yes row\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("answers", [("Yes",), ("Yes", "No"), ("No",)])
 def test_one_item_makes_whole_sentences(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], answers: tuple[Any, ...]

@@ -12,6 +12,7 @@ from transformers_agci.api.models import Model, looking_inside
 from transformers_agci.api.rows import Tabular, rows_of_files, tables_html
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.embedded.location import EMBEDDED
+from transformers_agci.errors import counted
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.experiments.positives import RowsOptions
 from transformers_agci.experiments.similarity.measure import SimilarityOptions, measure_rows
@@ -42,7 +43,7 @@ class SimilarityStatistics(SimilarityReport):
             [name, COSINE.write(cell), COSINE_CHANGE.write(effect), str(cell.n)]
             for name, cell, effect in zip(POSITIONS, self.cells, self.effects, strict=True)
         ]
-        title = f"similarity {COSINE.write(self.overall)}, {self.items} items; 95 % intervals over items"
+        title = f"similarity {COSINE.write(self.overall)}, {counted(self.items, 'item')}; 95 % intervals over items"
         return [Table(title, ["position", "similarity", "from the item's mean", "n"], rows)]
 
     def _repr_html_(self) -> str:

@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.benchmarks import benchmark
 from transformers_agci.experiments.compare.on_ruler import measure_on_ruler, ruler_text
 from transformers_agci.experiments.compare.report import (
@@ -69,7 +69,7 @@ def compare_models(
             arms = [result.arm for result in compared.chosen]
             summary, left_out = measure_on_ruler(folder, arms, beside.ruler, options.seed, beside.processes)
             numbers["ruler"] = {"items": beside.ruler, "conditions": summary, "left_out": left_out}
-            blocks.append(f"on the ruler, {beside.ruler} items:\n\n{ruler_text(summary, left_out)}")
+            blocks.append(f"on the ruler, {counted(beside.ruler, 'item')}:\n\n{ruler_text(summary, left_out)}")
         say("\n" + "\n\n".join(blocks))
         file = target if target is not None and len(options.models) == 1 else folder / "compared.json"
         say(_write(file, folder, blocks, numbers, compared))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.position.comparison import AnswerChange, PairReport
 from transformers_agci.experiments.position.measures import AnswerReport, ResultReport
 from transformers_agci.report.heatmap import (
@@ -146,7 +146,7 @@ def difference_panel(pair: PairReport, name: str, shape: tuple[int, int], scale:
         values=100 * np.array([cell.estimate for cell in change.accuracy.cells]).reshape(shape),
         scale=scale,
         title=f"difference, {name.capitalize()} rows",
-        note=f"mean {_cell(overall, '{:+.1f}')} ({_range(overall, '{:+.1f}')})\n{pair.items} items, paired",
+        note=f"mean {_cell(overall, '{:+.1f}')} ({_range(overall, '{:+.1f}')})\n{counted(pair.items, 'item')}, paired",
         texts=[_cell(cell, "{:+.1f}") for cell in change.accuracy.cells],
         subtexts=[_range(cell, "{:+.0f}") for cell in change.accuracy.cells],
     )

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from transformers_agci import statistics as st
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.position.comparison import PairReport, compare
 from transformers_agci.experiments.position.evidence import check_same_items
 from transformers_agci.experiments.position.results import ProbeResult
@@ -104,7 +104,7 @@ def _report(
     for name, items in zip(("choose", "report"), parts, strict=True):
         if len(items) < FEWEST:
             raise InputError(
-                f"Only {len(items)} items are left to {name}; at least {FEWEST} are needed: probe more of them."
+                f"Only {counted(len(items), 'item')} left to {name}; at least {FEWEST} are needed: probe more of them."
             )
     scores = {result.label: score_of(result.select(parts[0]), choice) for result in dev}
     chosen = _best(list(scores.values()))

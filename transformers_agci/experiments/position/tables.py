@@ -28,7 +28,7 @@ POINTS_SQUARED_CHANGE = Style(1e4, 2, signed=True)
 
 def result_text(report: ResultReport) -> str:
     """The numbers of one result: overall, evenness, per position."""
-    counts = ", ".join(f"{side.accuracy.n} {name} rows" for name, side in _sides(report))
+    counts = ", ".join(counted(side.accuracy.n, f"{name} row") for name, side in _sides(report))
     lines = [
         f"{report.label}: {counted(report.items, 'item')} on a {report.shape[0]}x{report.shape[1]} grid, {counts}",
         "",
