@@ -96,3 +96,23 @@ def test_probe_and_self_check(family: str, tmp_path: Path, capsys: pytest.Captur
     }
     for check in ("once per image", "decoder input is the formula", "two adjacent images", "a long image"):
         assert table[check] == "ok", (check, table)
+
+
+@pytest.mark.slow
+def test_occlusion_says_what_a_family_without_layout_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = checkpoint("aya_vision", tmp_path / "model")
+    for number in range(9):
+        random_image(number, 90, 45).save(tmp_path / f"a_{number}.jpg")
+    row = {"id": 0, "caption": "a dog", "position": "center", "answer": "Yes"}
+    rows = [json.dumps({**row, "image": f"a_{number}.jpg"}) for number in range(9)]
+    (tmp_path / "rows.json").write_text("\n".join(rows))
+    words = [
+        "--eval_file",
+        str(tmp_path / "rows.json"),
+        "--img_path",
+        str(tmp_path),
+        "--output_dir",
+        str(tmp_path / "O"),
+    ]
+    assert main(["occlusion", "--model", str(folder), *words, "--max_new_tokens", "2"]) == 0
+    assert "for Aya Vision they cannot be laid over image tokens: where its tiles" in capsys.readouterr().out

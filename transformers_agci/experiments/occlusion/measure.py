@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers_agci.errors import counted
 from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun
 from transformers_agci.experiments.positives import Positives, RowsOptions, draw_items, probe_positives
+from transformers_agci.families import Lacks
 from transformers_agci.inference.load import LoadedModel, LoadOptions, loaded_model
 from transformers_agci.inference.progress import Say
 from transformers_agci.inference.runner import RunOptions
@@ -32,6 +33,9 @@ def occlude_rows(options: OcclusionOptions, rows: RowsOptions, output_dir: Path,
         f"{_drawn(rows, data)}: {counted(len(drawn), 'image')}; {loaded.family.name}, "
         f"lambda {lambda_text(options.lam)}, masks of {masks.size} px every {masks.stride} px"
     )
+    layout = loaded.family.layout
+    if isinstance(layout, Lacks):
+        say(f"Maps are by pixels; for {loaded.family.name} they cannot be laid over image tokens: {layout.reason}.")
     if data.negatives:
         say(f"{counted(data.negatives, 'row')} whose answer is No are omitted.")
     measured = OcclusionRun(
