@@ -27,6 +27,7 @@ from transformers_agci.api.rows import tables_html, to_arrow
 from transformers_agci.cli import main
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.data import ProbeData
+from transformers_agci.experiments.tracking import benchmark_figures
 from transformers_agci.inference.engine import Engine
 from transformers_agci.inference.live import fingerprint
 from transformers_agci.method.rivals.handle import attach_from_position_key
@@ -444,7 +445,9 @@ def test_a_benchmark_is_asked_and_scored(model: Engine, tmp_path: Path) -> None:
     assert list(run.to_pandas()["lambda"]) == [0.0, 0.0, 0.5, 0.5]
     assert [score.lam for score in run.scores] == [0.0, 0.5]
     assert "difference" in run.scores[1].figures
-    assert "<table>" in run._repr_html_()
+    assert '<th scope="row">categories/random/accuracy</th>' in run._repr_html_()
+    given = benchmark_figures(run.files[1])
+    assert given["categories/random/accuracy"] == run.scores[1].figures["categories"]["random"]["accuracy"]
     with pytest.raises(InputError, match=r"Unknown benchmark 'popes'\. Did you mean: pope"):
         transformers_agci.benchmark("popes", model)
 

@@ -15,7 +15,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.benchmarks import benchmark as declared_benchmark
 from transformers_agci.experiments.benchmarks.asking.run import AskOptions, ask_benchmark
 from transformers_agci.experiments.benchmarks.asking.source import Source
-from transformers_agci.experiments.benchmarks.score_report import Bootstrap
+from transformers_agci.experiments.benchmarks.score_report import Bootstrap, flat_figures
 from transformers_agci.inference.answering import AnswerOptions
 from transformers_agci.inference.engine import Engine
 from transformers_agci.inference.load import LoadedModel
@@ -35,7 +35,7 @@ class BenchmarkScore:
     figures: dict[str, Any]
 
     def _repr_html_(self) -> str:
-        rows = [[name, _number(value)] for name, value in self.figures.items() if not isinstance(value, dict | list)]
+        rows = [[name, _number(value)] for name, value in flat_figures(self.figures).items()]
         return tables_html([Table(f"{self.name}, lambda {self.lam}", ["figure", "value"], rows)])
 
 
@@ -159,4 +159,6 @@ def run_benchmark(
 
 
 def _number(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(map(_number, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

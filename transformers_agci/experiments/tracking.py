@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.benchmarks.score_report import flat_figures
 from transformers_agci.experiments.position.results import read_results
 from transformers_agci.storage import manifest
 from transformers_agci.storage.json_file import read_json_object
@@ -54,4 +55,5 @@ def benchmark_figures(file: Path) -> dict[str, float]:
         report = read_json_object(sibling_path(file, ".score.json"))
     except InputError:
         return {}
-    return {name: float(v) for name, v in report.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    figures = flat_figures(report).items()
+    return {name: float(v) for name, v in figures if isinstance(v, int | float) and not isinstance(v, bool)}

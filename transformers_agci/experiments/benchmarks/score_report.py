@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,3 +159,15 @@ def figure_text(name: str, value: Any, signed: bool = False) -> str:
         return str(value)
     sign = "+" if signed else ""
     return f"{value:{sign}.2f} %" if name.endswith("_pct") else f"{value:{sign}.4f}"
+
+
+def flat_figures(report: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """A score's figures with those of its parts under the parts' names.
+
+    >>> flat_figures({"count": 2, "categories": {"random": {"f1": 0.5}}})
+    {'count': 2, 'categories/random/f1': 0.5}
+    """
+    found: dict[str, Any] = {}
+    for name, value in report.items():
+        found |= flat_figures(value, f"{within}{name}/") if isinstance(value, Mapping) else {f"{within}{name}": value}
+    return found
