@@ -170,6 +170,14 @@ class TestPope:
         message = refusal(capsys, "pope", "--answers", write_rows(tmp_path / "a.jsonl", [*rows, rows[0]]))
         assert "1 duplicate (('random', 'COCO_0', 'Is there a dog in the image?') in a.jsonl:13)" in message
 
+    def test_a_label_is_yes_or_no(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """The official program takes "No", like everything but "no", for yes."""
+        rows = self.published()
+        rows[2]["answer"] = "No"
+        answers = write_rows(tmp_path / "a.jsonl", rows)
+        assert "a.jsonl:3: the label must be yes or no, but is 'No'" in refusal(capsys, "pope", "--answers", answers)
+        assert score(tmp_path, "pope", "--official", "--answers", answers)["count"] == 12
+
     def test_question_rows_with_a_prediction(self, tmp_path: Path) -> None:
         rows = [{**row, "prediction": "Yes"} for row in samples.pope_questions()]
         found = score(

@@ -154,14 +154,19 @@ def _from_labelled_rows(inputs: Inputs) -> list[tuple[Answer, Label | None]]:
         key = _row_key(sourced.row, category) or (category, identity_of(sourced, "question_id", "id"))
         image = _image_name(sourced.row) or str(key)
         keys.append((key, sourced))
-        pairs.append((Answer(sourced, category, key), Label(key, image, field_of(sourced, "answer", "label") != "no")))
+        pairs.append(
+            (
+                Answer(sourced, category, key),
+                Label(key, image, _is_positive(sourced, inputs.official, "answer", "label")),
+            )
+        )
     if not inputs.official:
         check_join(inputs, dict(keys), keys)
     return pairs
 
 
 def _from_label_files(inputs: Inputs, folder: Path) -> list[tuple[Answer, Label | None]]:
-    labels = _labels(folder)
+    labels = _labels(folder, inputs.official)
     answers = _answers(inputs)
     without = sorted({answer.category for answer in answers} - set(labels))
     if without and not inputs.official:
@@ -202,7 +207,15 @@ def _join(
     return list(zip(answers, lines, strict=True))
 
 
-def _labels(folder: Path) -> dict[str, list[Label]]:
+def _is_positive(sourced: SourcedRow, official: bool, *names: str) -> bool:
+    """Whether the label is yes; the official program takes everything but "no" for it."""
+    label = field_of(sourced, *names)
+    if not official and label not in ("yes", "no"):
+        raise InputError(f"{sourced.where}: the label must be yes or no, but is {short(label, 60)}.")
+    return bool(label != "no")
+
+
+def _labels(folder: Path, official: bool) -> dict[str, list[Label]]:
     paths = sorted(folder.glob(f"{PREFIX}*{SUFFIX}")) if folder.is_dir() else []
     if not paths:
         raise InputError(f"{folder}: this is not a folder with {PREFIX}<category>{SUFFIX} files.")
@@ -213,7 +226,7 @@ def _labels(folder: Path) -> dict[str, list[Label]]:
             Label(
                 _row_key(sourced.row, category) or (category, sourced.where),
                 _image_name(sourced.row) if _question(sourced.row) else "",
-                field_of(sourced, "label") != "no",
+                _is_positive(sourced, official, "label"),
             )
             for sourced in read_scored(path)
         ]
