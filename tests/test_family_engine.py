@@ -103,8 +103,12 @@ def test_occlusion_says_what_a_family_without_layout_lacks(tmp_path: Path, capsy
     folder = checkpoint("aya_vision", tmp_path / "model")
     for number in range(9):
         random_image(number, 90, 45).save(tmp_path / f"a_{number}.jpg")
-    row = {"id": 0, "caption": "a dog", "position": "center", "answer": "Yes"}
-    rows = [json.dumps({**row, "image": f"a_{number}.jpg"}) for number in range(9)]
+    names = ("top_left", "top_center", "top_right", "left", "center", "right")
+    names += ("bottom_left", "bottom_center", "bottom_right")
+    rows = [
+        json.dumps({"id": number, "image": f"a_{number}.jpg", "caption": "a dog", "position": name, "answer": "Yes"})
+        for number, name in enumerate(names)
+    ]
     (tmp_path / "rows.json").write_text("\n".join(rows))
     words = [
         "--eval_file",
