@@ -638,3 +638,30 @@ def test_two_threads_measure_similarity_of_one_model_at_their_own_lambda(model: 
         thread.join()
     assert alone[0] != alone[1]
     assert found == alone
+
+
+def test_results_of_other_items_whose_images_are_named_alike_are_not_compared(model: Engine, run: ProbeRun) -> None:
+    other = transformers_agci.probe(model, transformers_agci.probe_data(items=4, seed=5), [0.5], **QUIET)
+    for ask in (ProbeRun.statistics, ProbeRun.evidence):
+        with pytest.raises(InputError, match="not of the same items: 000000000 has the caption"):
+            ask(run[:1] + other)
+
+
+@pytest.mark.parametrize("kind", [{"method": "uniform"}, {"scope": "batch"}])
+def test_a_control_that_is_attached_is_not_recorded_as_agci(kind: dict[str, str], data: ProbeData) -> None:
+    module, processor = live(transformers_agci.load())
+    handle = transformers_agci.attach(module, lam=0.5, **kind)
+    with pytest.raises(InputError, match="would be recorded as those of agci with the scope image"):
+        transformers_agci.probe(transformers_agci.wrap(module, processor), data, **QUIET)
+    as_attached = transformers_agci.probe(transformers_agci.wrap(module, processor), data, **kind, **QUIET)
+    assert len(as_attached.rows) == 72 * 2 // 2 * len(as_attached) and handle.lam == 0.5
+
+
+def test_equal_labels_and_columns_of_ones_own_stay_apart(run: ProbeRun, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no two of them alike"):
+        transformers_agci.read_probe(*run.files, labels=["x", "x"]).statistics(draws=10)
+    path = tmp_path / "own.jsonl"
+    rows = [{**row, "result": "other", "lambda": 99} for row in map(json.loads, run.files[0].read_text().splitlines())]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = transformers_agci.read_probe(path).to_pandas()
+    assert set(table["result"]) == {"own"} and set(table["input_result"]) == {"other"} and set(table["lambda"]) == {99}

@@ -56,7 +56,7 @@ def report(folder: Path, *options: Any, **kinds: Any) -> tuple[str, Elements]:
 
 
 def numbers(entry: dict) -> np.ndarray:
-    kinds = {"u8": "<u1", "u16": "<u2", "u32": "<u4", "i16": "<i2"}
+    kinds = {"u8": "<u1", "u16": "<u2", "u32": "<u4", "f32": "<f4"}
     return np.frombuffer(base64.b64decode(entry["data"]), dtype=kinds[entry["type"]])
 
 
@@ -74,8 +74,7 @@ def test_the_page_holds_every_answer_and_says_the_verdict(tmp_path: Path) -> Non
     side = data["sides"]["Yes"]
     assert [data["captions"][k] for k in numbers(side["caption"])[::9]] == [f"Yes {item}" for item in range(30)]
     assert data["images"][numbers(side["image"])[9 * 7 + 4]] == "00007_4.jpg"
-    shown = numbers(side["margin"][1]).astype(float) * side["margin"][1]["scale"]
-    assert np.allclose(shown, results[1].yes.margin.ravel(), atol=side["margin"][1]["scale"])
+    assert np.array_equal(numbers(side["margin"][1]), results[1].yes.margin.ravel().astype("f4"))
 
 
 def test_every_cell_of_every_map_is_a_button(tmp_path: Path) -> None:
@@ -215,8 +214,8 @@ def test_ruler_and_flow_stand_in_the_page(tmp_path: Path, capsys: pytest.Capture
 def test_columns_take_as_few_bytes_as_their_values_need() -> None:
     assert [column([0, most])["type"] for most in (255, 256, 65535, 65536)] == ["u8", "u16", "u16", "u32"]
     assert margins(np.array([np.nan, np.nan])) is None
-    found = margins(np.array([-4.0, 2.0, np.nan]))
-    assert numbers(found).tolist() == [-32767, 16384, -32768] and found["scale"] == pytest.approx(4 / 32767)
+    found = numbers(margins(np.array([-4.25, 1e9, 2.5, np.nan])))  # a far one does not coarsen the others
+    assert found[[0, 2]].tolist() == [-4.25, 2.5] and np.isnan(found[3])
     texts = Texts()
     assert [texts.number(text) for text in ("a", "b", "a")] == [0, 1, 0] and texts.all == ["a", "b"]
 
@@ -228,3 +227,24 @@ def test_the_roc_encloses_the_auc() -> None:
     false_alarms, hits = roc(yes, no)
     assert (false_alarms[0], hits[0], false_alarms[-1], hits[-1]) == (0, 0, 1, 1)
     assert np.trapezoid(hits, false_alarms) == pytest.approx(auc_without_each(yes, no)[0])
+
+
+def test_a_page_is_never_written_over_a_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = write_results(tmp_path, 6)
+    before = first.read_bytes()
+    assert main(["report", str(first), str(second), "--output", str(first), *DRAWS]) == 2
+    assert "must end in .html" in capsys.readouterr().err and first.read_bytes() == before
+
+
+def test_images_that_moved_with_their_result_are_found(tmp_path: Path) -> None:
+    results = write_results(tmp_path / "there", 6, images=True)
+    for path in results:
+        described = path.with_name(path.stem + ".manifest.json")
+        described.write_text(described.read_text().replace(str(tmp_path / "there"), "run"))
+    assert main(["report", *map(str, results), "--output", str(tmp_path / "r.html"), *DRAWS]) == 0
+    assert Elements((tmp_path / "r.html").read_text()).data()["thumbnails"]
+
+
+def test_letters_that_turn_the_text_around_are_written_out_in_labels(tmp_path: Path) -> None:
+    text, _ = report(tmp_path, "--labels", "first", "turned \u202e around")
+    assert "turned \\u202e around" in html.unescape(text) and "\u202e" not in html.unescape(text)

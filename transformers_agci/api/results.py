@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers_agci.api.arguments import share, whole_number
-from transformers_agci.api.rows import Tabular, tables_html
+from transformers_agci.api.rows import Tabular, labelled, tables_html
 from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position import evidence_report
@@ -162,7 +162,8 @@ class ProbeRun(Tabular):
             settings = (manifest.read(path) or {}).get("settings", {})
             made_with = {name: settings[name] for name in SETTINGS if name in settings}
             found += [
-                {"result": result.label, **made_with, **row, "correct": _correct(row)} for _, row in read_rows(path)
+                labelled({"result": result.label, **made_with}, row) | {"correct": _correct(row)}
+                for _, row in read_rows(path)
             ]
         return found
 

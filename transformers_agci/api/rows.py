@@ -35,9 +35,20 @@ class Tabular(ABC):
         return to_arrow(self.rows)
 
 
+def labelled(ours: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """A result row with what it was made with in front; a column of its own that is called alike is input_<name>.
+
+    >>> labelled({"lambda": 0.5}, {"lambda": 99, "image": "a.jpg"})
+    {'lambda': 0.5, 'input_lambda': 99, 'image': 'a.jpg'}
+    """
+    return {**ours, **{f"input_{name}" if name in ours else name: value for name, value in row.items()}}
+
+
 def rows_of_files(lambdas: Sequence[float], files: Sequence[Path]) -> list[dict[str, Any]]:
     """All rows of result files, each with the lambda of its file."""
-    return [{"lambda": lam, **row} for lam, path in zip(lambdas, files, strict=True) for _, row in read_rows(path)]
+    return [
+        labelled({"lambda": lam}, row) for lam, path in zip(lambdas, files, strict=True) for _, row in read_rows(path)
+    ]
 
 
 def to_pandas(rows: Rows) -> "pd.DataFrame":

@@ -108,12 +108,29 @@ def _check_no_rival_attached(model: Any, method: str) -> None:
         )
 
 
+def _check_no_other_kind_attached(model: Any, method: str, scope: str) -> None:
+    """InputError where a control or another scope was attached and acts: it would be recorded as `method`'s own."""
+    from transformers_agci.method.handle import current_handle
+
+    found = current_handle(model)
+    if found is None or not found.lam:
+        return
+    other_method = found.method not in (method, "agci")
+    if other_method or found.scope not in (scope, "image"):
+        name, value = ("method", found.method) if other_method else ("scope", found.scope)
+        raise InputError(
+            f"{found!r} is on this model, and the answers would be recorded as those of {method} with the scope "
+            f"{scope}: run with `{name}` {value}, or set its lam to 0 or detach it first."
+        )
+
+
 @contextlib.contextmanager
 def method_on(model: Any, method: str, scope: str, options: Mapping[str, Any]) -> "Iterator[Handle | RivalHandle]":
     """The method on a model, at lambda 0 or its neutral strength until a strength is set on the handle."""
     rival = RIVALS.get(method)
     if rival is None:
         _check_no_rival_attached(model, method)
+        _check_no_other_kind_attached(model, method, scope)
         with agci(model, 0.0, scope, method) as handle:
             yield handle
         return

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from transformers_agci import statistics as st
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, printable, short
 from transformers_agci.experiments.position.pair_evenness import Both, EvennessReport, compare_evenness
 from transformers_agci.experiments.position.results import ProbeResult, Tables
 from transformers_agci.report.table import PERCENT, POINTS
@@ -57,9 +57,31 @@ class PairReport:
         return verdict(self)
 
 
+def check_same_captions(first: ProbeResult, second: ProbeResult) -> None:
+    """InputError where two data sets name their images alike: an item of both then has another caption in each.
+
+    Only items that have Yes rows in both are looked at, whose captions these are.
+    """
+    asked = [_captions_of_yes_rows(result) for result in (first, second)]
+    for item, caption in asked[0].items():
+        if caption != (other := asked[1].get(item, caption)):
+            raise InputError(
+                f"'{first.label}' and '{second.label}' are not of the same items: {printable(item)} has the caption "
+                f"{short(caption)} in one and {short(other)} in the other; give results of one data set."
+            )
+
+
+def _captions_of_yes_rows(result: ProbeResult) -> dict[str, str]:
+    if result.yes is None or not result.captions:
+        return {}
+    asked = np.flatnonzero((~np.isnan(result.yes.correct)).any(axis=1))
+    return {result.items[k]: caption for k in asked if (caption := result.captions[k])}
+
+
 def compare(first: ProbeResult, second: ProbeResult) -> PairReport:
-    """second - first, on the rows that both have. InputError where there is none, or the grids differ."""
+    """second - first, on the rows that both have. InputError where there is none, or grids or captions differ."""
     check_same_grid(first, second)
+    check_same_captions(first, second)
     known = set(second.items)
     common = [item for item in first.items if item in known]
     yes, no = (

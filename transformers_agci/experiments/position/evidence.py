@@ -73,7 +73,7 @@ def gather(
     corrected = st.holm([pairs[number].tests[name] for number, name in names])
     for (number, name), p in zip(names, corrected, strict=True):
         pairs[number].holm[name] = p
-    return Evidence(len(baseline.items), singles, pairs, margin, _notes(results, margin))
+    return Evidence(len(baseline.items), singles, pairs, margin, _notes(results, pairs, margin))
 
 
 def check_same_items(results: Sequence[ProbeResult]) -> None:
@@ -100,8 +100,20 @@ def check_same_items(results: Sequence[ProbeResult]) -> None:
         raise InputError(f"'{first.label}' has one item: nothing can be tested on it; give results of more items.")
 
 
-def _notes(results: Sequence[ProbeResult], margin: float | None) -> list[str]:
-    notes = []
+def _notes(results: Sequence[ProbeResult], pairs: Sequence[Comparison], margin: float | None) -> list[str]:
+    notes = [
+        f"{counted(pair.pair.left_out, 'row')} that only one of {pair.pair.first} and {pair.pair.second} has "
+        f"{'is' if pair.pair.left_out == 1 else 'are'} left out of their comparison."
+        for pair in pairs
+        if pair.pair.left_out
+    ]
+    for result in results:
+        tables = [t for t in (result.yes, result.no) if t]
+        if unreadable := sum(int(np.nansum(t.unreadable)) for t in tables):
+            notes.append(
+                f"{unreadable} of {sum(t.rows for t in tables)} replies of {result.label} are neither Yes nor No and "
+                "count as wrong."
+            )
     bare = [r.label for r in results if not any(t.has_margins for t in (r.yes, r.no) if t)]
     if bare:
         notes.append(

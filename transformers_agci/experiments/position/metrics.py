@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transformers_agci import statistics as st
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, printable, short
 from transformers_agci.experiments.position.comparison import PairReport, as_json, compare
 from transformers_agci.experiments.position.maps import Limits, probe_figure
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
@@ -63,7 +63,9 @@ def load_all(
     for name, given in (("`negatives_file`", negatives), ("`labels`", labels)):
         if given and len(given) != len(results):
             raise InputError(f"{name} needs one entry per result file ({len(results)}), but has {len(given)}.")
-    names = list(labels) or _distinct(results)
+    if any(not isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
+        raise InputError(f"`labels` must be texts, no two of them alike, but are {short(list(labels))}.")
+    names = [printable(name) for name in list(labels) or _distinct(results)]
     apart = list(negatives) or [None] * len(results)
     return [
         read_results(path, no, name, keep_rows=keep_rows) for path, no, name in zip(results, apart, names, strict=True)

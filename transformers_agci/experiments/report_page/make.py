@@ -66,7 +66,12 @@ class Written:
 
 
 def make_report(options: ReportOptions) -> Written:
-    """Write the page, and the folder of thumbnails beside it where that is asked for."""
+    """Write the page, and the folder of thumbnails beside it where that is asked for.
+
+    InputError, before anything is read, where the page would be written over something else.
+    """
+    if options.output.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"`output` is a page and must end in .html, but is {options.output}.")
     results = load_all(options.results, options.negatives, options.labels, keep_rows=True)
     evidence = gather(results, options.margin, options.resampling)
     inside = gather_inside(options.occlusion, options.flow)
@@ -123,7 +128,12 @@ def _recorded_folder(result: Path) -> Path | None:
     except InputError:
         return None
     name = found["notes"].get("img_path") if found else None
-    return Path(name) if isinstance(name, str) and Path(name).is_dir() else None
+    if not isinstance(name, str):
+        return None
+    parts = Path(name).parts
+    # A relative one was relative to where the run was started; a result that moved has its images beside it.
+    beside = (result.parent.joinpath(*parts[start:]) for start in range(1, len(parts)))
+    return next((folder for folder in (Path(name), *beside) if folder.is_dir()), None)
 
 
 def _images(

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-NO_MARGIN = -32768
 MOST_LETTERS = 300  # of a text that is shown; the files have the rest
 
 
@@ -38,13 +37,8 @@ def column(values: NDArray[Any] | Sequence[int]) -> dict[str, str]:
 
 
 def margins(values: NDArray[np.floating]) -> dict[str, Any] | None:
-    """Margins in 65,535 steps between -max and max; None where there are none, NO_MARGIN where one is missing."""
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return None
-    scale = float(np.abs(finite).max()) / 32767 or 1.0
-    steps = np.where(np.isfinite(values), np.round(np.nan_to_num(values) / scale), NO_MARGIN)
-    return {"type": "i16", "scale": scale, "data": _base64(steps.astype("<i2"))}
+    """Margins as 32-bit floats, NaN where one is missing; None where there are none."""
+    return {"type": "f32", "data": _base64(values.astype("<f4"))} if np.isfinite(values).any() else None
 
 
 def _base64(array: NDArray[Any]) -> str:

@@ -2,8 +2,7 @@
 "use strict";
 (() => {
   const PER_PAGE = 24;
-  const NO_MARGIN = -32768;
-  const KINDS = { u8: Uint8Array, u16: Uint16Array, u32: Uint32Array, i16: Int16Array };
+  const KINDS = { u8: Uint8Array, u16: Uint16Array, u32: Uint32Array, f32: Float32Array };
   const [MISSING, NO, YES, UNREADABLE] = [0, 1, 2, 3];
   const data = JSON.parse(document.getElementById("data").textContent);
   const cells = data.cells.length;
@@ -33,8 +32,7 @@
   function right(result, at) { return said(result, at) === (state.answer === "Yes" ? YES : NO); }
   function margin(result, at) {
     const column = data.sides[state.answer].margin[result];
-    const value = column ? numbers(column)[at] : NO_MARGIN;
-    return value === NO_MARGIN ? NaN : value * column.scale;
+    return column ? numbers(column)[at] : NaN;
   }
   // Logits by which the right answer gained; with one result, by which it leads; right or wrong where there are none.
   function change(at) {
