@@ -665,3 +665,30 @@ def test_equal_labels_and_columns_of_ones_own_stay_apart(run: ProbeRun, tmp_path
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = transformers_agci.read_probe(path).to_pandas()
     assert set(table["result"]) == {"own"} and set(table["input_result"]) == {"other"} and set(table["lambda"]) == {99}
+
+
+@pytest.mark.parametrize("given", [{"negatives_file": 3}, {"text_only_file": [None]}, {"labels": None}, {"files": 3}])
+def test_files_and_labels_that_cannot_be_meant(given: dict[str, Any], run: ProbeRun) -> None:
+    files = [given.pop("files", run.files[0])]
+    with pytest.raises(InputError, match="must be a"):
+        transformers_agci.read_probe(*files, **given)
+    assert len(transformers_agci.read_probe(list(run.files))) == len(run)
+
+
+def test_an_unreadable_reply_is_not_right_and_half_a_surrogate_pair_goes_into_arrow(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    replies = ["Yes", "\ud800", ""]
+    rows = [{"image": f"{n}_0.jpg", "position": "top_left", "answer": "Yes"} for n in range(3)]
+    lines = [json.dumps({**row, "prediction": reply}) for row, reply in zip(rows, replies, strict=True)]
+    path.write_text("\n".join(lines))
+    table = transformers_agci.read_probe(path).to_arrow()
+    assert table["correct"].to_pylist() == [True, False, False] and table["prediction"][1].as_py() == "\\ud800"
+
+
+def test_composites_of_the_atlas_stay_in_a_named_folder(tmp_path: Path) -> None:
+    data = transformers_agci.probe_data(items=1, folder=tmp_path / "set")
+    kept = data.img_path
+    del data
+    assert kept.is_relative_to(tmp_path) and len(list(kept.iterdir())) == 9
+    with pytest.raises(InputError, match="`folder` is where composites"):
+        transformers_agci.probe_data("rows.json", "images", folder=tmp_path)

@@ -104,7 +104,7 @@ def test_unwritable_image_is_one_sentence(tmp_path: Path) -> None:
         draw([[panel()]], tmp_path / "file" / "map.png")
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("odd", ["a\x19b", r"what $\frac$ costs"])
 def test_words_out_of_a_data_file_are_drawn_as_they_are(odd: str, tmp_path: Path) -> None:
     """A control character has no sign in any font, and between two dollar signs matplotlib expects a formula."""

@@ -28,11 +28,14 @@ def probe_data(
     items: int | None = None,
     limit: int | None = None,
     seed: int = 0,
+    folder: str | Path | None = None,
 ) -> ProbeData:
     """Rows of a probe file with the folder of their images, or composites of the embedded atlas.
 
-    `negatives` are rows whose right answer is No, on the same images; of the atlas both kinds are made. At most `items`
-    items and `limit` rows. Rows that cannot be read are named by the run; a missing file is an InputError.
+    `negatives` are rows whose right answer is No, on the same images; of the atlas both kinds are made, and written to
+    `folder`: name one where results are kept, since a report shows their images; without one they go with what is
+    returned. At most `items` items and `limit` rows. Rows that cannot be read are named by the run; a missing file is
+    an InputError.
 
     >>> from transformers_agci import probe_data
     >>> data = probe_data(items=2)
@@ -43,9 +46,15 @@ def probe_data(
     if rows is not None:
         if images is None:
             raise InputError("`images` is needed with `rows`: the folder that holds the rows' images.")
+        if folder is not None:
+            raise InputError(
+                "`folder` is where composites of the embedded atlas are written; `rows` have their images."
+            )
         return read_data(Path(rows), Path(images), Path(negatives) if negatives else None, items, limit)
     if images is not None or negatives is not None:
         raise InputError("`images` and `negatives` belong to `rows`; without it the embedded atlas makes both.")
+    if folder is not None:
+        return embedded_data(Path(folder), items or ATLAS_ITEMS, seed, limit)
     kept = tempfile.TemporaryDirectory(prefix="agci-")
     return _keeping(kept, embedded_data(Path(kept.name, "probe_set"), items or ATLAS_ITEMS, seed, limit))
 

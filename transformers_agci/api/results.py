@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers_agci.api.arguments import share, whole_number
 from transformers_agci.api.rows import Tabular, labelled, tables_html
 from transformers_agci.data.rows import read_rows
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.position import evidence_report
 from transformers_agci.experiments.position.curve import curve_figure, lambdas_of_files
 from transformers_agci.experiments.position.evidence import Evidence, gather
@@ -156,7 +156,7 @@ class ProbeRun(Tabular):
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """All result rows: the input row, prediction, scores and margin, with what they were made with and whether the
-        answer is right (None: unreadable)."""
+        answer is right. An unreadable one is not, as in every statistic."""
         found: list[dict[str, Any]] = []
         for result, path in self._files_of_results():
             settings = (manifest.read(path) or {}).get("settings", {})
@@ -225,13 +225,14 @@ class ProbeRun(Tabular):
 
 
 def read_probe(
-    *files: str | Path,
+    *files: str | Path | Sequence[str | Path],
     negatives_file: Sequence[str | Path] | str | Path = (),
     labels: Sequence[str] | str = (),
     text_only_file: Sequence[str | Path] | str | Path = (),
     blank_image_file: Sequence[str | Path] | str | Path = (),
 ) -> ProbeRun:
-    """Result files that are there already, the baseline first, as `agci metrics` and `agci evidence` take them.
+    """Result files that are there already, the baseline first (one by one or as a list), as `agci metrics` and
+    `agci evidence` take them.
 
     `negatives_file` are the results on No rows where they are files of their own, one per result file; `labels` names
     the results; the others are answers without the image.
@@ -241,28 +242,35 @@ def read_probe(
     >>> read_probe(*run.files, labels=["before"]).statistics(draws=10).results[0].label
     'before'
     """
-    controls = {"text_only": _paths(text_only_file), "blank_image": _paths(blank_image_file)}
+    controls = {
+        "text_only": _paths("text_only_file", text_only_file),
+        "blank_image": _paths("blank_image_file", blank_image_file),
+    }
+    if not isinstance(labels, Sequence):
+        raise InputError(f"`labels` must be a text or a list of texts, but is {short(labels)}.")
     return ProbeRun(
         0,
         (),
-        tuple(Path(file) for file in files),
+        _paths("files", files[0] if len(files) == 1 else files),
         {name: paths for name, paths in controls.items() if paths},
-        negatives=_paths(negatives_file),
+        negatives=_paths("negatives_file", negatives_file),
         labels=(labels,) if isinstance(labels, str) else tuple(labels),
     )
 
 
-def _paths(given: Sequence[str | Path] | str | Path) -> tuple[Path, ...]:
-    return (Path(given),) if isinstance(given, str | Path) else tuple(Path(each) for each in given)
+def _paths(name: str, given: Any) -> tuple[Path, ...]:
+    found = [given] if isinstance(given, str | Path) else given
+    if not isinstance(found, Sequence) or any(not isinstance(each, str | Path) for each in found):
+        raise InputError(f"`{name}` must be a file or a list of files, but is {short(given)}.")
+    return tuple(map(Path, found))
 
 
 def _resampling(draws: int, seed: int) -> ResamplingConfig:
     return ResamplingConfig(whole_number("draws", draws), whole_number("seed", seed, least=0))
 
 
-def _correct(row: Mapping[str, Any]) -> bool | None:
-    said = (read_letter if row.get("options") else read_answer)(str(row["prediction"]))
-    return None if said is None else said == row["answer"]
+def _correct(row: Mapping[str, Any]) -> bool:
+    return bool((read_letter if row.get("options") else read_answer)(str(row["prediction"])) == row["answer"])
 
 
 def _uneven(report: ResultReport) -> float | None:

@@ -73,6 +73,8 @@ def _of_one_kind(values: list[Any]) -> list[Any]:
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float}:
         return [float(value) if value is not None and float in kinds else value for value in values]
+    if kinds == {str}:  # half a surrogate pair, which JSON can hold and Arrow cannot, is written out
+        return [value and value.encode("utf-8", "backslashreplace").decode() for value in values]
     if len(kinds) <= 1 and kinds <= set(PLAIN):
         return values
     return [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
