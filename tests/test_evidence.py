@@ -223,6 +223,15 @@ def test_reliability_by_hand() -> None:
     assert calibration(yes, None) is None
 
 
+@pytest.mark.parametrize(("margin", "wrong", "gap"), [(5.0, 0.25, 0.243), (np.log(4), 0.2, 0.0)])
+def test_surer_than_right(margin: float, wrong: float, gap: float) -> None:
+    """Equally sure of every answer: the gap is that confidence less the share that is right, for both words alike."""
+    signs = np.where(np.arange(100) < 100 * wrong, -1.0, 1.0)[:, None] * np.ones((1, 2))
+    found = calibration(as_tables(margin * signs), as_tables(-margin * signs, False))
+    assert found.gap.estimate == pytest.approx(gap, abs=1e-3)
+    assert [cell.estimate for cell in found.cells] == pytest.approx([gap, gap], abs=1e-3)
+
+
 def test_equivalence_is_that_of_statsmodels() -> None:
     rng = np.random.default_rng(5)
     a, b = rng.normal(size=40), rng.normal(size=40)
@@ -428,3 +437,25 @@ def _within_f(table: np.ndarray) -> float:
     n, cells = table.shape
     between = n * ((table.mean(axis=0) - table.mean()) ** 2).sum() / (cells - 1)
     return between / planning.residual_variance(table)
+
+
+def test_a_sweep_and_a_plan_take_results_of_the_same_captions(
+    three: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in Path(three[1]).read_text().splitlines()]
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({**row, "caption": row["caption"] + "!"}) + "\n" for row in rows))
+    for words in (["sweep", "--nested"], ["sweep"], ["evidence"]):
+        assert main([words[0], three[0], str(other), *words[1:]]) == 2
+        assert "has the caption" in capsys.readouterr().err
+
+
+def test_a_nested_sweep_gains_nothing_by_rows_that_are_missing(tmp_path: Path, three: list[str]) -> None:
+    from transformers_agci.experiments.position.results import read_results
+    from transformers_agci.experiments.position.sweep import nested
+
+    right = tmp_path / "right.jsonl"
+    lines = Path(three[0]).read_text().splitlines()
+    right.write_text("\n".join(line for line in lines if (row := json.loads(line))["prediction"] == row["answer"]))
+    found = nested([read_results(three[0]), read_results(right)])
+    assert found.gain.estimate == 0

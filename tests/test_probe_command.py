@@ -551,7 +551,7 @@ def test_ctrl_c_in_a_process_of_its_own(data: Path, tiny_checkpoint: Callable[[s
     os.kill(process.pid, signal.SIGINT)
     os.kill(process.pid, signal.SIGCONT)
     error = process.communicate(timeout=120)[1]
-    assert process.returncode == 130
+    assert process.returncode == 130, error
     assert "what was finished is kept" in error
     assert len(read(data / "cut.jsonl")) == 9
     for name in ("cut.jsonl", "whole.jsonl"):

@@ -558,3 +558,27 @@ def test_a_killed_probe_goes_on_and_its_bytes_are_those_of_an_unbroken_one(
         assert main([*words, "--answer_file", str(tmp_path / "B.jsonl")]) == 0
     assert (tmp_path / "A.jsonl").read_bytes() == (tmp_path / "B.jsonl").read_bytes()
     assert KEY not in everything_written(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "passing",
+    [
+        {"choices": [{"finish_reason": "error", "error": {"code": 502}, "message": {"content": ""}}]},
+        {"choices": [{"finish_reason": "error", "message": {"content": ""}}]},
+        {"error": "overloaded, try again"},
+        {"object": "error", "code": 503, "message": "busy"},
+    ],
+)
+def test_an_error_inside_an_answer_that_passes_is_asked_again(tmp_path: Path, passing: dict) -> None:
+    with stub_server(lambda number, body: Says(body=passing) if number == 1 else None) as server:
+        summary = ask(server, tmp_path / "A.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "A.jsonl").read_text().splitlines()]
+    assert summary.counts.failed == [] and all(row["prediction"] for row in rows)
+
+
+def test_an_empty_purse_ends_the_run_and_skips_no_row(tmp_path: Path) -> None:
+    with (
+        stub_server(lambda number, body: Says(402, {"error": {"message": "Insufficient Balance"}})) as server,
+        pytest.raises(InputError, match="wants to be paid"),
+    ):
+        ask(server, tmp_path / "A.jsonl")

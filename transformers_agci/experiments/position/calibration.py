@@ -27,7 +27,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """sigma(margin) as the probability of Yes: Brier score, and mean probability of the right answer - accuracy.
+    """sigma(margin) as the probability of Yes: Brier score, and mean probability of the likelier word - accuracy.
 
     `cells` are those gaps per cell, over Yes and No rows together: above zero the model is surer than it is right.
     `curve` is the reliability curve over all rows: the bins that hold any, by rising probability.
@@ -53,7 +53,9 @@ def calibration(yes: Tables | None, no: Tables | None) -> Calibration | None:
         return None
     sure = [special.expit(yes.margin), special.expit(-no.margin)]  # probability of the right answer
     brier = np.concatenate([(1 - p) ** 2 for p in sure], axis=1)
-    gaps = [np.where(np.isnan(p), np.nan, p - t.correct) for p, t in zip(sure, (yes, no), strict=True)]
+    gaps = [
+        np.where(np.isnan(p), np.nan, np.maximum(p, 1 - p) - t.correct) for p, t in zip(sure, (yes, no), strict=True)
+    ]
     cells = [st.mean_over_items(np.stack([a, b], axis=1)).overall for a, b in zip(gaps[0].T, gaps[1].T, strict=True)]
     overall = st.mean_over_items(np.concatenate(gaps, axis=1)).overall
     return Calibration(st.mean_over_items(brier).overall, overall, cells, _curve(yes, no))

@@ -8,7 +8,7 @@ import numpy as np
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.position.calibration import Calibration, Roc, calibration, roc_curve
-from transformers_agci.experiments.position.comparison import PairReport, check_same_grid, compare
+from transformers_agci.experiments.position.comparison import PairReport, check_same_captions, check_same_grid, compare
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
 from transformers_agci.experiments.position.results import ProbeResult, Tables
 from transformers_agci.statistics import Floats, Interval, equivalence, regression
@@ -88,6 +88,7 @@ def check_same_items(results: Sequence[ProbeResult]) -> None:
                 f"{'is' if len(differ) == 1 else 'are'} in one of them only, such as {min(differ)}; give results of "
                 "one data set."
             )
+        check_same_captions(first, other)
         lacking = next(
             (name for name in ("yes", "no") if bool(getattr(first, name)) != bool(getattr(other, name))), None
         )

@@ -125,14 +125,18 @@ def nested(results: Sequence[ProbeResult], choice: Choice = "balanced") -> Neste
             raise InputError(f"Fold {fold + 1} of {FOLDS} has {len(inside)} items; give results of more items.")
         best = _best([score_of(result.select(outside), choice) for result in results])
         chosen.append(results[best].label)
-        tables.append([(_correct(results[0].select(inside))), _correct(results[best].select(inside))])
+        tables.append(_both_correct(results[0].select(inside), results[best].select(inside)))
     baseline, method = (tuple(np.concatenate([t[i][side] for t in tables]) for side in (0, 1)) for i in (0, 1))
     return NestedSweep(choice, chosen, signal_detection.balanced_difference(baseline, method))  # type: ignore[arg-type]
 
 
-def _correct(result: ProbeResult) -> tuple[st.Floats, st.Floats]:
-    assert result.yes is not None and result.no is not None
-    return result.yes.correct, result.no.correct
+def _both_correct(first: ProbeResult, second: ProbeResult) -> list[tuple[st.Floats, st.Floats]]:
+    """Of each result whether its Yes rows and its No rows are right; NaN for a row that either lacks."""
+    assert first.yes and first.no and second.yes and second.no
+    pairs = [(a.correct, b.correct) for a, b in ((first.yes, second.yes), (first.no, second.no))]
+    missing = [np.isnan(a) | np.isnan(b) for a, b in pairs]
+    yes, no = ([np.where(gone, np.nan, t) for t in pair] for gone, pair in zip(missing, pairs, strict=True))
+    return list(zip(yes, no, strict=True))
 
 
 def _check(results: Sequence[ProbeResult]) -> None:

@@ -211,6 +211,8 @@ class ServerClient:
             name = self._options.api_key_env
             key = f"with the key in the environment variable {name}" if self._key else f"and no key is set in {name}"
             raise InputError(f"The server at {self.base_url} refuses access (HTTP {status}: {reason}) {key}.")
+        if status == 402:
+            raise InputError(f"The server at {self.base_url} wants to be paid (HTTP 402: {reason}).")
         if status == 404:
             raise InputError(self._not_found(reason))
         raise RequestRefused(status, reason)
@@ -264,12 +266,16 @@ class ServerClient:
         """Status and message of an error that stands in an answer of HTTP 200; (0, "") where there is none."""
         if found is None:
             return 0, "an answer whose JSON breaks off"
-        error = found.get("error")
-        if not isinstance(error, dict) or found.get("choices"):
+        choices = found.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+        error = choice.get("error") if choices else found.get("error")
+        if error is None and choice.get("finish_reason") != "error" and found.get("object") != "error":
             return 0, ""
-        code = error.get("code")
-        status = code if isinstance(code, int) and 400 <= code < 600 else 400
-        return status, self._quoted(error.get("message") or "no message")
+        told = error if isinstance(error, dict) else found
+        code = told.get("code")
+        # An error without a status may pass by itself, unless it names what was wrong with the request.
+        status = code if isinstance(code, int) and 400 <= code < 600 else 400 if error is told and not choices else 502
+        return status, self._quoted(told.get("message") or error or "no message")
 
     def _message(self, response: _Response) -> str:
         try:

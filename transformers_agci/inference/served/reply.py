@@ -33,7 +33,7 @@ def read_reply(found: Mapping[str, Any], yes_no: bool) -> Reply:
     if not isinstance(message, dict) or not isinstance(message.get("content"), str | None):
         raise InputError(f"the server's reply has no message with a text ({short(found)})")
     text, tokens = message.get("content") or "", _tokens(choice.get("logprobs"))
-    scores = word_scores(tokens[0].get("top_logprobs")) if tokens and yes_no else (None, None)
+    scores = word_scores(tokens[0].get("top_logprobs"), tokens[0].get("token")) if tokens and yes_no else (None, None)
     return Reply(
         Answer((_until_verdict(text, tokens) if yes_no else text).strip(), *scores),
         _count(found.get("usage"), "prompt_tokens"),
@@ -44,17 +44,24 @@ def read_reply(found: Mapping[str, Any], yes_no: bool) -> Reply:
     )
 
 
-def word_scores(top: Any) -> tuple[float | None, float | None]:
+def word_scores(top: Any, chosen: Any = None) -> tuple[float | None, float | None]:
     """Log-probabilities of Yes and No among the most likely first tokens; None for a word that is not among them.
 
-    Some tokenizers have a token with a space before the word and one without, and some servers spell both alike. The
-    bare word counts if there is one, of several the likelier: it is the one that begins an answer.
+    Some tokenizers have a token with a space before the word and one without, and some servers spell both alike. Where
+    the `chosen` token is a word with something before it, only this spelling counts, for both words. Otherwise the bare
+    word counts if there is one, of several the likelier: it is the one that begins an answer.
 
     >>> word_scores([{"token": " No", "logprob": -0.1}, {"token": "No", "logprob": -2.5}])
     (None, -2.5)
+    >>> word_scores([{"token": " No", "logprob": -0.1}, {"token": "No", "logprob": -2.5}], chosen=" No")
+    (None, -0.1)
     """
     entries = [entry for entry in top if isinstance(entry, dict)] if isinstance(top, list) else []
     known = [(entry.get("token"), entry.get("logprob")) for entry in entries]
+    word = chosen.strip("▁ ") if isinstance(chosen, str) else ""
+    if word in ANSWER_WORDS and chosen != word:
+        before = chosen[: chosen.index(word)]
+        known = [(str(token).removeprefix(before), score) for token, score in known if str(token).startswith(before)]
     yes, no = (_score(word, known) for word in ANSWER_WORDS)
     return yes, no
 
