@@ -445,7 +445,7 @@ def test_a_sweep_and_a_plan_take_results_of_the_same_captions(
     rows = [json.loads(line) for line in Path(three[1]).read_text().splitlines()]
     other = tmp_path / "other.jsonl"
     other.write_text("".join(json.dumps({**row, "caption": row["caption"] + "!"}) + "\n" for row in rows))
-    for words in (["sweep", "--nested"], ["sweep"], ["evidence"]):
+    for words in (["sweep", "--nested"], ["sweep"], ["evidence"], ["plan", "--difference", "2"]):
         assert main([words[0], three[0], str(other), *words[1:]]) == 2
         assert "has the caption" in capsys.readouterr().err
 

@@ -541,17 +541,27 @@ def test_ctrl_c_in_a_process_of_its_own(data: Path, tiny_checkpoint: Callable[[s
             text=True,
         )
 
-    process = start("cut.jsonl")
-    deadline = time.monotonic() + 120
-    while not ((data / "cut.jsonl").exists() and (data / "cut.jsonl").stat().st_size):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGSTOP)
-    assert 0 < len(read(data / "cut.jsonl")) < 18
-    os.kill(process.pid, signal.SIGINT)
-    os.kill(process.pid, signal.SIGCONT)
-    error = process.communicate(timeout=120)[1]
-    assert process.returncode == 130, error
+    def interrupted() -> tuple[int, str]:
+        process = start("cut.jsonl")
+        deadline = time.monotonic() + 120
+        while not ((data / "cut.jsonl").exists() and (data / "cut.jsonl").stat().st_size):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGSTOP)
+        assert 0 < len(read(data / "cut.jsonl")) < 18
+        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, signal.SIGCONT)
+        error = process.communicate(timeout=120)[1]
+        return process.returncode, error
+
+    returned, error = interrupted()
+    if (
+        returned == 0 and "Exception ignored" in error
+    ):  # Python drops an interrupt that lands in a finalizer, and says so
+        for path in data.glob("cut*"):
+            path.unlink()
+        returned, error = interrupted()
+    assert returned == 130, error
     assert "what was finished is kept" in error
     assert len(read(data / "cut.jsonl")) == 9
     for name in ("cut.jsonl", "whole.jsonl"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from transformers_agci.errors import InputError, counted
-from transformers_agci.experiments.position.comparison import PairReport, as_json, check_same_grid
+from transformers_agci.experiments.position.comparison import PairReport, as_json, check_same_captions, check_same_grid
 from transformers_agci.experiments.position.results import ProbeResult, Tables
 from transformers_agci.experiments.position.sweep import FOLDS, NestedSweep, Sweep
 from transformers_agci.experiments.position.tables import pair_text
@@ -92,6 +92,7 @@ def _difference_variance(pilots: Sequence[ProbeResult]) -> tuple[float, str]:
     first = pilots[0]
     if len(pilots) == 2:
         check_same_grid(first, pilots[1])
+        check_same_captions(first, pilots[1])
         common = [item for item in first.items if item in set(pilots[1].items)]
         if len(common) < 2:
             raise InputError(
