@@ -686,9 +686,11 @@ def test_an_unreadable_reply_is_not_right_and_half_a_surrogate_pair_goes_into_ar
 
 
 def test_composites_of_the_atlas_stay_in_a_named_folder(tmp_path: Path) -> None:
-    data = transformers_agci.probe_data(items=1, folder=tmp_path / "set")
+    (tmp_path / "notes.txt").write_text("of somebody's own")
+    data = transformers_agci.probe_data(items=1, folder=tmp_path)
     kept = data.img_path
     del data
     assert kept.is_relative_to(tmp_path) and len(list(kept.iterdir())) == 9
+    assert (tmp_path / "notes.txt").read_text() == "of somebody's own"
     with pytest.raises(InputError, match="`folder` is where composites"):
         transformers_agci.probe_data("rows.json", "images", folder=tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.api.arguments import maybe_whole, whole_number
+from transformers_agci.api.folders import place_of
 from transformers_agci.data.build import build
 from transformers_agci.data.built_set import BuildOptions
 from transformers_agci.data.fetch import arrange, download
@@ -33,9 +34,9 @@ def probe_data(
     """Rows of a probe file with the folder of their images, or composites of the embedded atlas.
 
     `negatives` are rows whose right answer is No, on the same images; of the atlas both kinds are made, and written to
-    `folder`: name one where results are kept, since a report shows their images; without one they go with what is
-    returned. At most `items` items and `limit` rows. Rows that cannot be read are named by the run; a missing file is
-    an InputError.
+    `folder`/probe_set: name one where results are kept, since a report shows their images; without one they go with
+    what is returned. At most `items` items and `limit` rows. Rows that cannot be read are named by the run; a missing
+    file is an InputError.
 
     >>> from transformers_agci import probe_data
     >>> data = probe_data(items=2)
@@ -53,10 +54,9 @@ def probe_data(
         return read_data(Path(rows), Path(images), Path(negatives) if negatives else None, items, limit)
     if images is not None or negatives is not None:
         raise InputError("`images` and `negatives` belong to `rows`; without it the embedded atlas makes both.")
-    if folder is not None:
-        return embedded_data(Path(folder), items or ATLAS_ITEMS, seed, limit)
-    kept = tempfile.TemporaryDirectory(prefix="agci-")
-    return _keeping(kept, embedded_data(Path(kept.name, "probe_set"), items or ATLAS_ITEMS, seed, limit))
+    place = place_of(folder)
+    data = embedded_data(place.folder / "probe_set", items or ATLAS_ITEMS, seed, limit)
+    return data if place.kept is None else _keeping(place.kept, data)
 
 
 def published_data(kind: str = "probe", folder: str | Path | None = None, items: int | None = None) -> ProbeData:
@@ -103,8 +103,7 @@ def composites(
     36
     """
     items, canvas = maybe_whole("items", items), whole_number("canvas", canvas)
-    kept = None if folder is not None else tempfile.TemporaryDirectory(prefix="agci-")
-    place = Path(kept.name if kept is not None else str(folder))
+    place, kept = place_of(folder)
     source = images if isinstance(images, str | Path) else _written(place / "source", images, captions)
     if isinstance(images, str | Path) and captions is not None:
         raise InputError("`captions` go with a list of images; a source has its own.")

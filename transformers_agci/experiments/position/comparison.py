@@ -85,8 +85,7 @@ def compare(first: ProbeResult, second: ProbeResult) -> PairReport:
     known = set(second.items)
     common = [item for item in first.items if item in known]
     yes, no = (
-        _common_rows(getattr(first.select(common), name), getattr(second.select(common), name))
-        for name in ("yes", "no")
+        common_rows(getattr(first.select(common), name), getattr(second.select(common), name)) for name in ("yes", "no")
     )
     if not common or not (yes or no):
         raise InputError(
@@ -118,7 +117,7 @@ def check_same_grid(first: ProbeResult, second: ProbeResult) -> None:
         )
 
 
-def _common_rows(first: Tables | None, second: Tables | None) -> Both | None:
+def common_rows(first: Tables | None, second: Tables | None) -> Both | None:
     """Both tables with NaN where either has no row; None where nothing is left."""
     if first is None or second is None:
         return None

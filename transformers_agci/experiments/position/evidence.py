@@ -8,10 +8,16 @@ import numpy as np
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.position.calibration import Calibration, Roc, calibration, roc_curve
-from transformers_agci.experiments.position.comparison import PairReport, check_same_captions, check_same_grid, compare
+from transformers_agci.experiments.position.comparison import (
+    PairReport,
+    check_same_captions,
+    check_same_grid,
+    common_rows,
+    compare,
+)
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
-from transformers_agci.experiments.position.results import ProbeResult, Tables
-from transformers_agci.statistics import Floats, Interval, equivalence, regression
+from transformers_agci.experiments.position.results import ProbeResult
+from transformers_agci.statistics import Interval, equivalence, regression
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ def _single(result: ProbeResult, resampling: ResamplingConfig | None) -> ResultE
 def _compare(baseline: ProbeResult, result: ProbeResult, margin: float | None) -> Comparison:
     pair = compare(baseline, result)
     aligned = result.select(baseline.items)
-    yes, no = (_shared(getattr(baseline, name), getattr(aligned, name)) for name in ("yes", "no"))
+    yes, no = (common_rows(getattr(baseline, name), getattr(aligned, name)) for name in ("yes", "no"))
     position = regression.method_by_position(*(t.correct for t in yes)) if yes else None
     odds = None
     if yes and no:
@@ -178,17 +184,6 @@ def _compare(baseline: ProbeResult, result: ProbeResult, margin: float | None) -
     known = {name: float(p) for name, p in tests.items() if np.isfinite(p)}
     shift, truth = odds or (None, None)
     return Comparison(pair, position, shift, truth, same, known, {})
-
-
-def _shared(first: Tables | None, second: Tables | None) -> tuple[Tables, Tables] | None:
-    if first is None or second is None:
-        return None
-    missing = np.isnan(first.correct) | np.isnan(second.correct)
-
-    def masked(table: Floats) -> Floats:
-        return np.where(missing, np.nan, table)
-
-    return first.mapped(masked), second.mapped(masked)
 
 
 def _evenness_p(pair: PairReport) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError, counted
-from transformers_agci.experiments.position.comparison import PairReport, compare
+from transformers_agci.experiments.position.comparison import PairReport, common_rows, compare
 from transformers_agci.experiments.position.evidence import check_same_items
 from transformers_agci.experiments.position.results import ProbeResult
 from transformers_agci.statistics import Interval, evenness, signal_detection
@@ -132,11 +132,10 @@ def nested(results: Sequence[ProbeResult], choice: Choice = "balanced") -> Neste
 
 def _both_correct(first: ProbeResult, second: ProbeResult) -> list[tuple[st.Floats, st.Floats]]:
     """Of each result whether its Yes rows and its No rows are right; NaN for a row that either lacks."""
-    assert first.yes and first.no and second.yes and second.no
-    pairs = [(a.correct, b.correct) for a, b in ((first.yes, second.yes), (first.no, second.no))]
-    missing = [np.isnan(a) | np.isnan(b) for a, b in pairs]
-    yes, no = ([np.where(gone, np.nan, t) for t in pair] for gone, pair in zip(missing, pairs, strict=True))
-    return list(zip(yes, no, strict=True))
+    yes, no = common_rows(first.yes, second.yes), common_rows(first.no, second.no)
+    if yes is None or no is None:
+        raise InputError(f"'{first.label}' and '{second.label}' share no Yes rows or no No rows in one of the folds.")
+    return [(yes[i].correct, no[i].correct) for i in (0, 1)]
 
 
 def _check(results: Sequence[ProbeResult]) -> None:
