@@ -1,6 +1,7 @@
 """Information flow: the recorded rows against eager attention, its way back onto the image, commands, bad input."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers_agci.data.grid import POSITIONS
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.attention_rows import AttentionRows
 from transformers_agci.experiments.flow.flow import parse_layers
-from transformers_agci.experiments.flow.maps import aggregate, maps_text
+from transformers_agci.experiments.flow.maps import aggregate, maps_text, read_flows
 from transformers_agci.families import decoder_of, find_vlm
 
 
@@ -186,7 +187,9 @@ def write_recorded(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def test_one_item_has_no_interval_and_several_have_one(tmp_path: Path) -> None:
-    (one, _), (several, _) = (aggregate(write_recorded(tmp_path / "f.jsonl", recorded_rows(n))) for n in (1, 3))
+    (one, _), (several, _) = (
+        aggregate(read_flows(write_recorded(tmp_path / "f.jsonl", recorded_rows(n)))) for n in (1, 3)
+    )
     text = maps_text([one])
     assert "20.0 [no interval]" in text and "[20.0, 20.0]" not in text
     assert (one.shares.cells[0].n, several.shares.cells[0].n, several.shares.overall.n) == (1, 3, 27)
@@ -194,20 +197,36 @@ def test_one_item_has_no_interval_and_several_have_one(tmp_path: Path) -> None:
     assert overall.estimate == pytest.approx(0.21) and overall.low < 0.21 < overall.high
 
 
-RAGGED = {"on_target": 0.1, "map": [[1.0], [1.0, 2.0]]}
-BROKEN: dict[str, Any] = {
-    "missing": None,
-    "a text": "0.5",
-    "no source": [{"lambda": 0.5, "text": {"on_target": 0.1, "map": [[1.0]]}}],
-    "a ragged map": [{"lambda": 0.5, "text": RAGGED, "answer": RAGGED}],
-    "another lambda": [{**recorded_rows(1)[0]["flows"][0], "lambda": 0.0}],
-    "two lambdas": recorded_rows(1)[0]["flows"] * 2,
+def flows_with(**changed: Any) -> list[dict[str, Any]]:
+    """The flows of a row, with other values in its entry, or in that of its text."""
+    entry = recorded_rows(1)[0]["flows"][0]
+    of_entry = {name: value for name, value in changed.items() if name in entry}
+    return [{**entry, "text": {**entry["text"], **changed}, **of_entry}]
+
+
+BROKEN: dict[str, tuple[Any, str]] = {
+    "null": (None, '"flows" must be a list of objects, but is None'),
+    "a text": ("0.5", '"flows" must be a list of objects'),
+    "no source": ([{"lambda": 0.5, "text": flows_with()[0]["text"]}], '"flows": the field "answer" is missing'),
+    "a ragged map": (flows_with(map=[[1.0], [1.0, 1.0]]), '"text": "map" must be rows of equally many numbers'),
+    "another size": (flows_with(map=[[1.0]]), "the sizes of its maps, are not those of the first row"),
+    "another lambda": (flows_with(**{"lambda": 0.0}), 'the lambdas of "flows"'),
+    "a negative lambda": (flows_with(**{"lambda": -1}), '"lambda" must be a number of at least 0'),
+    "two lambdas": (recorded_rows(1)[0]["flows"] * 2, '"flows" has a lambda twice: 0.5, 0.5'),
+    "too large for a sum": (flows_with(on_target=1e308), '"on_target" must be a number from 0 to 1.01, but is 1e+308'),
+    "true in a map": (flows_with(map=[[True]]), '"map" must be rows of equally many numbers from 0 to 1.01'),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_rows_that_flow_did_not_write_are_named(tmp_path: Path, kind: str) -> None:
     rows = recorded_rows(1)
-    rows[4]["flows"] = BROKEN[kind]
-    with pytest.raises(InputError, match=r'f\.jsonl:5: the field "flows" is missing or not like that'):
-        aggregate(write_recorded(tmp_path / "f.jsonl", rows))
+    rows[4]["flows"], said = BROKEN[kind]
+    with pytest.raises(InputError, match=r"^f\.jsonl:5[:,] .*" + re.escape(said)):
+        read_flows(write_recorded(tmp_path / "f.jsonl", rows))
+
+
+def test_rows_of_another_grid_are_named(tmp_path: Path) -> None:
+    rows = [{**row, "grid": "4x4", "row": 3, "col": 3} for row in recorded_rows(1)]
+    with pytest.raises(InputError, match=r"f\.jsonl:1: this experiment takes composites of 3x3 sub-images only"):
+        read_flows(write_recorded(tmp_path / "f.jsonl", rows))

@@ -1,6 +1,7 @@
 """Occlusion maps: numbers against masking one copy at a time, what is run and counted, files, resuming, bad input."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,42 @@ def test_an_answer_without_tokens_is_named(tiny_checkpoint: Any, tmp_path: Path)
     run = OcclusionRun(loaded, [], tmp_path, MaskOptions(30, 30))
     with pytest.raises(InputError, match=r"rows\.json:1: the model's answer has no token"):
         run.occlude(row_of(tmp_path, random_image(3, 90, 90)))
+
+
+ODD_FIELDS: list[tuple[str, Any, str]] = [
+    ("width", 0, '"width" must be a whole number from 1 to 50000000, but is 0'),
+    ("height", [None], '"height" must be a whole number from 1 to 50000000, but is [None]'),
+    ("height", 40_000_000, '"width" x "height" must be at most 50000000 pixels'),
+    ("mask_size", 91, '"mask_size" must be a whole number from 1 to 90, but is 91'),
+    ("stride", True, '"stride" must be a whole number from 1'),
+    ("stride", None, '"stride" must be a whole number from 1'),
+    ("row", [], '"row" must be an object, but is []'),
+    ("row", {"position": "middle", "image": "a.png"}, "\"position\" is 'middle', but must be one of"),
+    ("row", {"position": "center", "image": 3}, '"image" must be a text'),
+    ("map", [[0, 1], [0.5, float("nan")]], "the map must be 2 x 2 numbers from 0 to 1"),
+    ("map", [[0, 1], [0.5, 1e308]], "the map must be 2 x 2 numbers from 0 to 1"),
+    ("map", [[0, 1]], "the map must be 2 x 2 numbers from 0 to 1"),
+    ("map", None, "the map must be 2 x 2 numbers from 0 to 1, but is None"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "said"), ODD_FIELDS, ids=[f"{f}-{v}"[:30] for f, v, _ in ODD_FIELDS])
+def test_a_field_that_no_run_writes_is_named(tmp_path: Path, field: str, value: Any, said: str) -> None:
+    scores = {"row": {"position": "center", "image": "a.png"}, "width": 90, "height": 90, "mask_size": 42, "stride": 42}
+    shown = {**scores, "map": [[0, 1], [0.5, 0.25]], field: value}
+    (tmp_path / "a_4").mkdir()
+    (tmp_path / "a_4/a_4_attention_map.json").write_text(json.dumps(shown.pop("map")))
+    (tmp_path / "a_4/a_4_crop_scores.json").write_text(json.dumps(shown))
+    name = "a_4_attention_map.json" if field == "map" else "a_4_crop_scores.json"
+    with pytest.raises(InputError, match=f"{name}: {re.escape(said)}"):
+        read_folder(tmp_path)
+
+
+def test_a_manifest_that_names_no_images_is_named(tmp_path: Path) -> None:
+    manifest = {"settings": {}, "notes": {"pictures": ["../a"]}, "rows": 0, "blocks": [], "runs": []}
+    (tmp_path / "occlusion.manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r'manifest\.json: "pictures" must be a list of names of images'):
+        read_folder(tmp_path)
 
 
 def test_no_folder_no_maps(tmp_path: Path) -> None:

@@ -170,6 +170,11 @@ def test_a_row_twice_and_a_foreign_file_are_refused(tmp_path: Path) -> None:
     file = result_file(tmp_path / "B.jsonl", [[0.5, 2.0, *[0.5] * 7]])
     with pytest.raises(InputError, match=r'B\.jsonl:2: "similarity" must be a cosine'):
         similarity_report.read_similarities(file)
+    file = result_file(tmp_path / "C.jsonl", [[0.5] * 9])
+    of_16 = [{**json.loads(line), "grid": "4x4", "row": 3, "col": 3} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in of_16))
+    with pytest.raises(InputError, match=r"C\.jsonl:1: this experiment takes composites of 3x3 sub-images only"):
+        similarity_report.read_similarities(file)
 
 
 def test_bad_rows_are_named_and_the_others_go_on(

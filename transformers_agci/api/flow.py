@@ -11,12 +11,11 @@ from transformers_agci.api.data import encoded
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
 from transformers_agci.api.rows import Tabular, tables_html
-from transformers_agci.data.rows import read_rows
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.figure import as_json, headline, image_flow_figure, write_json
 from transformers_agci.experiments.flow.flow import Flow
-from transformers_agci.experiments.flow.maps import SOURCES, FlowMaps, aggregate, flow_figure, maps_table
+from transformers_agci.experiments.flow.maps import SOURCES, FlowMaps, aggregate, flow_figure, maps_table, read_flows
 from transformers_agci.experiments.flow.measure import FlowOptions, flow_of_image, flow_of_rows
 from transformers_agci.experiments.flow.run import RESULTS
 from transformers_agci.experiments.position.data import ProbeData
@@ -60,15 +59,14 @@ class FlowRun(Tabular):
     def rows(self) -> list[dict[str, Any]]:
         """A row per image and lambda: the answer, and of each source the share on the image and on the target."""
         found = []
-        for _, row in read_rows(self.folder / RESULTS):
-            of_row: Any = row["flows"]
-            given = {name: value for name, value in row.items() if name != "flows"}
-            found += [{**given, **_plain(entry)} for entry in of_row]
+        for flows in read_flows(self.folder / RESULTS):
+            given = {name: value for name, value in flows.row.fields.items() if name != "flows"}
+            found += [{**given, **_plain(entry)} for entry in flows.row.fields["flows"]]
         return found
 
     def statistics(self) -> FlowStatistics:
         """Mean maps and shares by the target's place."""
-        return FlowStatistics(aggregate(self.folder / RESULTS))
+        return FlowStatistics(aggregate(read_flows(self.folder / RESULTS)))
 
     def figure(self, lam: float | None = None, source: str = "text") -> "Figure":
         """Nine mean maps at one lambda (the first if none is named): from the text after the image, or the answer."""

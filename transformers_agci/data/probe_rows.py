@@ -75,6 +75,14 @@ class ProbeRow:
         """Whether it is a question about one composite of 3x3 sub-images."""
         return self.shape == (3, 3) and self.images == (self.image,) and not self.options
 
+    def check_published_form(self) -> None:
+        """InputError unless it is a question about one composite of 3x3 sub-images."""
+        if not self.is_published_form:
+            raise InputError(
+                f"{self.where}: this experiment takes composites of 3x3 sub-images only; other grids, several images "
+                "and choices between texts are for the position probe."
+            )
+
     @classmethod
     def parse(cls, fields: Mapping[str, Any], where: str) -> "ProbeRow":
         """A row from its JSON object; InputError names `where`, the field, and what is allowed."""

@@ -9,14 +9,21 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from transformers_agci.errors import InputError, short
 from transformers_agci.storage.reading import NotJSON, decoder, kind_of, open_file, parse_json, path_text, whole_value
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 MAX_ROW = 1 << 26  # bytes of one row as JSON; a row of a gzip file could be of any size
 CHUNK = 1 << 16  # bytes of an array that are read at a time
+LARGEST_NUMBER = (
+    2 - 2.0**-23
+) * 2.0**127  # of float32, as large as of any dtype that models compute in: sums of them stay finite
 
 Row = dict[str, Any]
 OnError = Callable[[InputError], None]
@@ -94,12 +101,74 @@ def require_one_of(fields: Mapping[str, Any], name: str, allowed: tuple[str, ...
     return str(value)
 
 
-def require_whole_number(fields: Mapping[str, Any], name: str, where: str) -> int:
-    """The value of a field that must be a whole number; true and false are none."""
+def require_whole_number(
+    fields: Mapping[str, Any], name: str, where: str, least: int | None = None, most: int | None = None
+) -> int:
+    """The value of a field that must be a whole number from `least` to `most`; true and false are none."""
     value = require(fields, name, where)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f'{where}: "{name}" must be a whole number, but is {short(value)}.')
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or (least is not None and value < least) or (most is not None and value > most):
+        allowed = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
+        raise InputError(f'{where}: "{name}" must be a whole number{allowed}, but is {short(value)}.')
+    return int(value)
+
+
+def require_number(
+    fields: Mapping[str, Any], name: str, where: str, low: float = -LARGEST_NUMBER, high: float = LARGEST_NUMBER
+) -> float:
+    """The value of a field that must be a finite number from `low` to `high`."""
+    value = require(fields, name, where)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InputError(f'{where}: "{name}" must be a number{_from(low, high)}, but is {short(value)}.')
+    return float(value)
+
+
+def require_object(fields: Mapping[str, Any], name: str, where: str) -> Row:
+    """The value of a field that must be an object, which has fields of its own."""
+    value = require(fields, name, where)
+    if not isinstance(value, dict):
+        raise InputError(f'{where}: "{name}" must be an object, but is {short(value)}.')
     return value
+
+
+def require_objects(fields: Mapping[str, Any], name: str, where: str) -> list[Row]:
+    """The value of a field that must be a list of objects, at least one."""
+    value = require(fields, name, where)
+    if not isinstance(value, list) or not value or not all(isinstance(each, dict) for each in value):
+        raise InputError(f'{where}: "{name}" must be a list of objects, but is {short(value)}.')
+    return value
+
+
+def number_table(  # noqa: PLR0917 - what is read, where it stands, what it may be
+    value: Any, what: str, where: str, shape: tuple[int, int] | None, low: float, high: float
+) -> "NDArray[np.floating]":
+    """A list of lists as an array [rows, cols] of finite numbers from `low` to `high`; of this shape where it is known.
+
+    `what` is how a message calls it.
+    """
+    import numpy as np
+
+    is_table = (
+        isinstance(value, list)
+        and all(isinstance(row, list) and len(row) == len(value[0]) > 0 for row in value)
+        and all(
+            isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= high for row in value for v in row
+        )
+    )
+    if not is_table or not value or shape not in (None, (len(value), len(value[0]))):
+        size = f"{shape[0]} x {shape[1]}" if shape else "rows of equally many"
+        raise InputError(f"{where}: {what} must be {size} numbers{_from(low, high)}, but is {short(value)}.")
+    return np.array(value, dtype=float)
+
+
+def _from(low: float, high: float) -> str:
+    bounded = abs(low) < LARGEST_NUMBER, abs(high) < LARGEST_NUMBER
+    return {
+        (True, True): f" from {low:g} to {high:g}",
+        (True, False): f" of at least {low:g}",
+        (False, True): f" of at most {high:g}",
+        (False, False): f" within {LARGEST_NUMBER:.2g} of 0",
+    }[bounded]
 
 
 class _Text:

@@ -86,12 +86,9 @@ def only_positives(data: ProbeData, source: str) -> Positives:
     items = {name: rows for name, rows in items.items() if rows}
     if data.rows and not items:
         raise InputError(f"{source} holds only rows whose answer is No; give the file of the positives.")
-    other = next((row for rows in items.values() for row in rows if not row.is_published_form), None)
-    if other is not None:
-        raise InputError(
-            f"{other.where}: this experiment takes composites of 3x3 sub-images only; other grids, several images and "
-            "choices between texts are for the position probe."
-        )
+    for rows in items.values():
+        for row in rows:
+            row.check_published_form()
     kept = sum(map(len, items.values()))
     settings = {"data_sha256": data.settings["data_sha256"]}
     return Positives(items, data.img_path, data.bad_rows, settings, data.rows - kept)

@@ -1,15 +1,24 @@
 """Flow over a probe file, aggregated: mean map per place of the target, and the share of the flow on the target."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from transformers_agci import statistics as st
 from transformers_agci.data.grid import POSITIONS, Box
 from transformers_agci.data.probe_rows import ProbeRow
-from transformers_agci.data.rows import read_rows
+from transformers_agci.data.rows import (
+    Row,
+    number_table,
+    read_rows,
+    require,
+    require_number,
+    require_object,
+    require_objects,
+)
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.items import item_names, target_box
 from transformers_agci.method.lam import lambda_text
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
 
 SOURCES = {"text": "the text after the image", "answer": "the answer's position"}
 LABEL = "attention per area of the image (1: all attention, evenly spread)"
+LARGEST_SHARE = 1.01  # of all attention: sums in half precision may be a little above 1
 CELL_SHARE = 1 / 9  # of the image's area, about: what a flow without an aim would have on the target
 
 
@@ -43,37 +53,79 @@ class FlowMaps:
     mean_changes: list[np.ndarray | None] | None
 
 
-def aggregate(path: Path) -> list[FlowMaps]:
-    """Read a flow.jsonl and sum it up, per source and lambda. InputError for rows that agci flow did not write."""
-    rows: list[ProbeRow] = []
-    entries: list[list[dict[str, Any]]] = []
+class RecordedFlow(NamedTuple):
+    """What a row holds of one source at one lambda.
+
+    on_target  share of the image's attention that lies on the target's cell, 0..1
+    values     [27, 27] attention to each part of the image; a flow that looked at nothing else would sum to 1
+    """
+
+    on_target: float
+    values: np.ndarray
+
+
+class RowFlows(NamedTuple):
+    """A row of flow.jsonl: its lambdas, and by source the flow at each of them."""
+
+    row: ProbeRow
+    lambdas: tuple[float, ...]
+    flows: dict[str, list[RecordedFlow]]
+
+
+def read_flows(path: Path) -> list[RowFlows]:
+    """The rows of a flow.jsonl. InputError names file:line and field of one that agci flow did not write."""
+    found: list[RowFlows] = []
     for where, fields in read_rows(path):
-        rows.append(ProbeRow.parse(fields, where))
-        flows: Any = fields.get("flows")
-        lambdas = [entry["lambda"] for entry in entries[0]] if entries else None
-        if not _is_flows(flows, lambdas):
+        flows = _row_flows(fields, where)
+        first = found[0] if found else flows
+        if flows.lambdas != first.lambdas or _size(flows) != _size(first):
             raise InputError(
-                f'{where}: the field "flows" is missing or not like that of the rows before; give a file that agci '
-                "flow wrote."
+                f'{where}: the lambdas of "flows", or the sizes of its maps, are not those of the first row '
+                f"({first.row.where}); give a file that agci flow wrote."
             )
-        entries.append(flows)
-    names = item_names(rows)
+        found.append(flows)
+    return found
+
+
+def _row_flows(fields: Row, where: str) -> RowFlows:
+    row = ProbeRow.parse(fields, where)
+    row.check_published_form()
+    entries = require_objects(fields, "flows", where)
+    lambdas = [require_number(entry, "lambda", f'{where}, "flows"', 0) for entry in entries]
+    if len(set(lambdas)) < len(lambdas):
+        raise InputError(f'{where}: "flows" has a lambda twice: {", ".join(map(lambda_text, lambdas))}.')
+    flows = {source: [_recorded(entry, source, where) for entry in entries] for source in SOURCES}
+    return RowFlows(row, tuple(lambdas), flows)
+
+
+def _recorded(entry: Row, source: str, where: str) -> RecordedFlow:
+    of_source = require_object(entry, source, f'{where}, "flows"')
+    place = f'{where}, "flows", "{source}"'
+    values = number_table(require(of_source, "map", place), '"map"', place, None, 0, LARGEST_SHARE)
+    return RecordedFlow(require_number(of_source, "on_target", place, 0, LARGEST_SHARE), values)
+
+
+def _size(flows: RowFlows) -> set[tuple[int, ...]]:
+    return {recorded.values.shape for of_source in flows.flows.values() for recorded in of_source}
+
+
+def aggregate(found: Sequence[RowFlows]) -> list[FlowMaps]:
+    """Sum up the rows of a flow.jsonl, per source and lambda."""
+    names = item_names([flows.row for flows in found])
     items = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    places = [(items[name], row.cell) for name, row in zip(names, rows, strict=True)]
-    return [maps for source in SOURCES for maps in _of_source(source, entries, places, len(items))]
+    places = [(items[name], flows.row.cell) for name, flows in zip(names, found, strict=True)]
+    return [maps for source in SOURCES for maps in _of_source(source, found, places, len(items))]
 
 
-def _of_source(
-    source: str, entries: list[list[dict[str, Any]]], places: list[tuple[int, int]], items: int
-) -> list[FlowMaps]:
+def _of_source(source: str, found: Sequence[RowFlows], places: list[tuple[int, int]], items: int) -> list[FlowMaps]:
     """One source at every lambda; `places` are the rows' items and cells."""
     summed: list[FlowMaps] = []
     first: st.Floats | None = None
-    for number, recorded in enumerate(entries[0]):
-        of_rows = [flows[number][source] for flows in entries]
+    for number, lam in enumerate(found[0].lambdas):
+        of_rows = [flows.flows[source][number] for flows in found]
         shares = np.full((items, len(POSITIONS)), np.nan)
-        for place, entry in zip(places, of_rows, strict=True):
-            shares[place] = entry["on_target"]
+        for place, recorded in zip(places, of_rows, strict=True):
+            shares[place] = recorded.on_target
         means, measured = _means(places, of_rows), st.mean_over_items(shares)
         within = st.Measured(measured.overall.within(0, 1), [cell.within(0, 1) for cell in measured.cells])
         change = mean_changes = None
@@ -83,29 +135,14 @@ def _of_source(
                 None if a is None or b is None else b - a for a, b in zip(summed[0].means, means, strict=True)
             ]
         first = shares if first is None else first
-        summed.append(FlowMaps(source, recorded["lambda"], means, within, change, mean_changes))
+        summed.append(FlowMaps(source, lam, means, within, change, mean_changes))
     return summed
 
 
-def _is_flows(flows: Any, lambdas: list[float] | None) -> bool:
-    """Whether this is what a row holds: one entry per lambda with the share on the target and the map of each source.
-
-    `lambdas` are those of the first row.
-    """
-    try:
-        recorded = [entry["lambda"] for entry in flows]
-        shapes = {np.array(entry[source]["map"], dtype=float).shape for entry in flows for source in SOURCES}
-        shares = [float(entry[source]["on_target"]) for entry in flows for source in SOURCES]
-    except (TypeError, KeyError, ValueError):
-        return False
-    sizes = {len(shape) == 2 and shape[0] > 0 for shape in shapes}
-    return bool(shares) and len(shapes) == 1 and sizes == {True} and lambdas in (None, recorded)
-
-
-def _means(places: list[tuple[int, int]], entries: list[dict[str, Any]]) -> list[np.ndarray | None]:
+def _means(places: list[tuple[int, int]], of_rows: list[RecordedFlow]) -> list[np.ndarray | None]:
     means: list[np.ndarray | None] = []
     for cell in range(len(POSITIONS)):
-        maps = [np.array(entry["map"]) for (_, at), entry in zip(places, entries, strict=True) if at == cell]
+        maps = [recorded.values for (_, at), recorded in zip(places, of_rows, strict=True) if at == cell]
         means.append(np.mean(maps, axis=0) * maps[0].size if maps else None)
     return means
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.flow import Flow, measure_flow
-from transformers_agci.experiments.flow.maps import aggregate, draw_maps, maps_text
+from transformers_agci.experiments.flow.maps import aggregate, draw_maps, maps_text, read_flows
 from transformers_agci.experiments.flow.run import FlowRun
 from transformers_agci.experiments.positives import RowsOptions, draw_items, probe_positives
 from transformers_agci.inference.load import LoadedModel, LoadOptions, loaded_model
@@ -53,7 +53,7 @@ def flow_of_rows(options: FlowOptions, rows: RowsOptions, output_dir: Path, run:
     for line in summary.lines():
         say(line)
     if run.shard is None and is_main_process() and summary.counts.rows + summary.counts.already_done:
-        summed = aggregate(summary.outputs[0])
+        summed = aggregate(read_flows(summary.outputs[0]))
         say(f"\n{maps_text(summed)}\n")
         for file in draw_maps(summed, output_dir, measured.layers_text):
             say(f"map: {file}")

@@ -14,14 +14,23 @@ import numpy as np
 from PIL import Image
 
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.errors import InputError, clipped
+from transformers_agci.data.images import MAX_PIXELS
+from transformers_agci.data.rows import (
+    Row,
+    number_table,
+    require_object,
+    require_one_of,
+    require_text,
+    require_whole_number,
+)
+from transformers_agci.errors import InputError, clipped, short
 from transformers_agci.experiments.items import target_box
 from transformers_agci.experiments.occlusion.masks import Raster
 from transformers_agci.report.heatmap import write_figure
 from transformers_agci.report.overlay import Overlay, overlay_figure
 from transformers_agci.storage import manifest
 from transformers_agci.storage.json_file import write_json
-from transformers_agci.storage.reading import read_json
+from transformers_agci.storage.reading import kind_of, path_text, read_json
 
 # What a row of occlusion.jsonl has of its own, behind the input row.
 SUMMARY_FIELDS = ("prediction", "answer_tokens", "raster", "masked_copies", "largest_difference")
@@ -130,7 +139,7 @@ def read_folder(folder: Path) -> Folder:
     if not folder.is_dir():
         raise InputError(f"`prob_results_dir`: there is no folder {folder}; give the folder that agci occlusion wrote.")
     found = manifest.read(folder / "occlusion.jsonl")
-    planned = found["notes"].get("pictures", []) if found else []
+    planned = _planned(found["notes"], folder) if found else []
     begun = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     maps, unfinished = [], []
     for name in dict.fromkeys([*planned, *begun]):
@@ -147,18 +156,40 @@ def read_folder(folder: Path) -> Folder:
     return Folder(maps, unfinished)
 
 
+def _planned(notes: Mapping[str, Any], folder: Path) -> list[str]:
+    """The names of the images that a run was to mask, from its manifest."""
+    names = notes.get("pictures", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise InputError(
+            f'{path_text(manifest.path_of(folder / "occlusion.jsonl"))}: "pictures" must be a list of names of images, '
+            f"but is {short(names)}; restore the file, or remove it to read every image that is there."
+        )
+    return names
+
+
 def _read_image(folder: Path, name: str) -> ImageMap | None:
+    """A finished image; None where one of its files is missing or torn, InputError where one holds something else."""
+    scores_file, map_file = (folder / name / f"{name}{suffix}" for suffix in (SCORES, MAP))
     try:
-        scores = read_json(folder / name / f"{name}{SCORES}", nan=True)
-        values = np.array(read_json(folder / name / f"{name}{MAP}", nan=True), dtype=float)
-        raster = Raster(scores["width"], scores["height"], scores["mask_size"], scores["stride"])
-        cell = POSITIONS.index(scores["row"]["position"])
-        image = str(scores["row"]["image"])
-    except (ValueError, KeyError, TypeError):
+        scores, values = (read_json(file, nan=True) for file in (scores_file, map_file))
+    except InputError:
         return None
-    if values.shape != (raster.rows, raster.cols):
-        return None
-    return ImageMap(name, _item(name, cell), cell, raster, values, image)
+    where = path_text(scores_file)
+    if not isinstance(scores, dict):
+        raise InputError(f"{where}: the file must hold a JSON object, but holds {kind_of(scores)}.")
+    row = require_object(scores, "row", where)
+    cell = POSITIONS.index(require_one_of(row, "position", POSITIONS, where))
+    raster = _raster_of(scores, where)
+    table = number_table(values, "the map", path_text(map_file), (raster.rows, raster.cols), 0, 1)
+    return ImageMap(name, _item(name, cell), cell, raster, table, require_text(row, "image", where))
+
+
+def _raster_of(scores: Row, where: str) -> Raster:
+    width, height = (require_whole_number(scores, side, where, 1, MAX_PIXELS) for side in ("width", "height"))
+    if width * height > MAX_PIXELS:
+        raise InputError(f'{where}: "width" x "height" must be at most {MAX_PIXELS} pixels, but is {width} x {height}.')
+    mask = require_whole_number(scores, "mask_size", where, 1, min(width, height))
+    return Raster(width, height, mask, require_whole_number(scores, "stride", where, 1, MAX_PIXELS))
 
 
 def _item(name: str, cell: int) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from transformers_agci.data.grid import Shape
 from transformers_agci.data.probe_rows import ANSWERS, LETTERS, cell_names, place_of
-from transformers_agci.data.rows import read_rows, require, require_one_of, require_text
+from transformers_agci.data.rows import LARGEST_NUMBER, read_rows, require, require_one_of, require_text
 from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.items import item_names
 from transformers_agci.method.lam import lambda_text
@@ -20,7 +20,6 @@ from transformers_agci.storage import manifest
 from transformers_agci.storage.json_file import read_json_object
 
 Floats = NDArray[np.floating]
-LARGEST_LOGIT = float(np.finfo(np.float32).max)  # of any dtype that models compute in
 
 
 def read_answer(prediction: str) -> str | None:
@@ -272,7 +271,7 @@ def _margin(row: Mapping[str, Any], where: str) -> float:
         return math.nan
     if isinstance(margin, bool) or not isinstance(margin, int | float):
         raise InputError(f'{where}: "margin" must be a number, but is {margin!r}.')
-    if abs(margin) > LARGEST_LOGIT:
+    if abs(margin) > LARGEST_NUMBER:
         raise InputError(f'{where}: "margin" must be finite, or null where there is none, but is {short(margin)}.')
     return float(margin)
 

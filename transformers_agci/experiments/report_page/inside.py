@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.flow.maps import FlowMaps, aggregate, scales
+from transformers_agci.experiments.flow.maps import FlowMaps, aggregate, read_flows, scales
 from transformers_agci.experiments.items import target_box
 from transformers_agci.experiments.occlusion import maps as occlusion_maps
 from transformers_agci.experiments.occlusion.files import read_folder
@@ -70,7 +68,8 @@ def _add_occlusion(inside: Inside, folder: Path) -> None:
 
 def _add_flow(inside: Inside, folder: Path) -> None:
     path = folder / "flow.jsonl" if folder.is_dir() else folder
-    summed = aggregate(path)
+    found = read_flows(path)
+    summed = aggregate(found)
     for source in dict.fromkeys(maps.source for maps in summed):
         of_source = [maps for maps in summed if maps.source == source]
         levels, changes = scales(of_source)
@@ -78,14 +77,12 @@ def _add_flow(inside: Inside, folder: Path) -> None:
             inside.grids.append(_flow_grid(maps, levels))
             if maps.change is not None and maps.mean_changes is not None:
                 inside.grids.append(_change_grid(maps, maps.change, maps.mean_changes, changes, of_source[0].lam))
-    for _, fields in read_rows(path):
-        entries: Any = fields["flows"]
-        for source in dict.fromkeys(maps.source for maps in summed):
-            flows = {entry["lambda"]: np.array(entry[source]["map"], dtype=float) for entry in entries}
-            scale = Scale(0, float(max(values.max() for values in flows.values())), "")  # a weaker flow looks weaker
-            for lam, values in flows.items():
+    for flows in found:
+        for source, recorded in flows.flows.items():
+            scale = Scale(0, max(float(flow.values.max()) for flow in recorded), "")  # a weaker flow looks weaker
+            for lam, flow in zip(flows.lambdas, recorded, strict=True):
                 name = f"flow from {source}, lambda {lambda_text(lam)}"
-                inside.add_overlay(str(fields["image"]), name, map_uri(values, scale))
+                inside.add_overlay(flows.row.image, name, map_uri(flow.values, scale))
 
 
 def _flow_grid(maps: FlowMaps, scale: Scale) -> ImageGrid:

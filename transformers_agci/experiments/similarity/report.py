@@ -10,7 +10,7 @@ from transformers_agci import statistics as st
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.data.rows import read_rows
-from transformers_agci.errors import InputError, counted
+from transformers_agci.errors import InputError, counted, short
 from transformers_agci.experiments.items import item_names
 from transformers_agci.report.heatmap import Panel, Scale, compose, image_path, minus, save_figure, scale_about_zero
 from transformers_agci.report.table import Style, format_table
@@ -46,11 +46,13 @@ def read_similarities(path: Path | str) -> st.Floats:
     path = Path(path)
     rows, values = [], []
     for where, fields in read_rows(path):
-        rows.append(ProbeRow.parse(fields, where))
+        row = ProbeRow.parse(fields, where)
+        row.check_published_form()
+        rows.append(row)
         value = fields.get("similarity")
         if isinstance(value, bool) or not isinstance(value, int | float) or not -1 - 1e-4 <= value <= 1 + 1e-4:
             raise InputError(
-                f'{where}: "similarity" must be a cosine between -1 and 1, but is {value!r}; give a file '
+                f'{where}: "similarity" must be a cosine between -1 and 1, but is {short(value)}; give a file '
                 "that agci similarity wrote."
             )
         values.append(float(value))
