@@ -77,7 +77,7 @@ def write_parts(folder: Path, layers: int, width: int) -> None:
     config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=5)
     model = LlavaForConditionalGeneration(config).to(torch.bfloat16)
     model.save_pretrained(folder / "base", max_shard_size="0.2GB")
-    build_processor("llava").save_pretrained(folder / "base")
+    build_processor(config.model_type).save_pretrained(folder / "base")
     names = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
     lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=rf".*language_model.*\.({names})")
     adapted = get_peft_model(model, lora)

@@ -23,6 +23,7 @@ from tiny_checkpoints import FAMILIES, random_image
 
 from transformers_agci.cli import main
 from transformers_agci.experiments.benchmarks.asking.mmmu_pro_files import official_name
+from transformers_agci.families import paper_families
 from transformers_agci.inference.answer import Answer, Answerer
 
 ROOT = Path(__file__).parents[1]
@@ -502,11 +503,11 @@ INFER_FILES = {
 
 
 def test_every_family_has_its_commands() -> None:
-    for folder, family in SCRIPT_FOLDERS.items():
-        assert f'"downstream", "--family", "{family}"' in (ROOT / "scripts" / folder / "eval_downstream.py").read_text()
+    for folder in SCRIPT_FOLDERS:
+        assert f'"downstream", "--family", "{folder}"' in (ROOT / "scripts" / folder / "eval_downstream.py").read_text()
     for name, family in INFER_FILES.items():
         program = (ROOT / "eval" / "MMMU" / "mmmu-pro" / "infer" / f"infer_{name}.py").read_text()
-        assert f'"mmmu-pro", "--family", "{family}"' in program
+        assert f'"mmmu-pro", "--family", "{paper_families()[family].name}"' in program
     assert set(SCRIPT_FOLDERS.values()) == set(INFER_FILES.values()) == set(FAMILIES)
 
 

@@ -5,4 +5,4 @@ import sys
 from transformers_agci.cli import program
 
 if __name__ == "__main__":
-    program(["probe", "--family", "internvl", *sys.argv[1:]])
+    program(["probe", "--family", "InternVL3", *sys.argv[1:]])

@@ -5,4 +5,4 @@ import sys
 from transformers_agci.cli import program
 
 if __name__ == "__main__":
-    program(["similarity", "--family", "llava", *sys.argv[1:]])
+    program(["similarity", "--family", "LLaVA-v1.5", *sys.argv[1:]])

@@ -5,4 +5,4 @@ import sys
 from transformers_agci.cli import program
 
 if __name__ == "__main__":
-    program(["similarity", "--family", "qwen2_5_vl", *sys.argv[1:]])
+    program(["similarity", "--family", "Qwen2.5-VL", *sys.argv[1:]])

@@ -5,4 +5,4 @@ import sys
 from transformers_agci.cli import program
 
 if __name__ == "__main__":
-    program(["flow", "--family", "qwen3_vl", *sys.argv[1:]])
+    program(["flow", "--family", "Qwen3-VL", *sys.argv[1:]])

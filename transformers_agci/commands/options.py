@@ -88,7 +88,7 @@ def add_model_options(parser: argparse.ArgumentParser, default: str | None = Non
         required=default is None,
         help="folder or hub id of the checkpoint" + (" (default: the embedded model)" if default else ""),
     )
-    group.add_argument("--family", help="refuse a checkpoint whose model_type is another one")
+    group.add_argument("--family", help="refuse a checkpoint of another family than this one: a model_type or a name")
     group.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -121,12 +121,13 @@ def model_options(args: argparse.Namespace) -> "LoadOptions":
 
     Raises InputError where a family's own script is started without a model of that family.
     """
+    from transformers_agci.families import family_called
     from transformers_agci.inference.load import LoadOptions
 
     options = LoadOptions(**{name: getattr(args, name) for name in LoadOptions.__dataclass_fields__})
     if options.model != EMBEDDED:
         return options
-    if options.family not in (None, MODEL_TYPE):
+    if options.family is not None and family_called(options.family) is not family_called(MODEL_TYPE):
         raise InputError(
             "--model_path is needed: without it the embedded model answers, which is a Qwen2.5-VL, but "
             f"this command is for {options.family}."

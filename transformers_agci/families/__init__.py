@@ -24,6 +24,7 @@ __all__ = [
     "ForwardCall",
     "Lacks",
     "decoder_of",
+    "family_called",
     "family_of",
     "find_vlm",
     "has_image_features",
@@ -55,6 +56,15 @@ REFUSED_FAMILIES: Mapping[str, RefusedFamily] = MappingProxyType(
 def remote_code_twin(model_type: object) -> Family | None:
     """The family that transformers has for checkpoints of this model_type that bring Python code of their own."""
     return next((family for family in SUPPORTED_FAMILIES.values() if model_type in family.remote_code), None)
+
+
+def family_called(word: str) -> Family | None:
+    """The family of this model_type, or of this name, as tables show it.
+
+    >>> family_called("LLaVA-v1.5") is family_called("llava")
+    True
+    """
+    return next((family for family in SUPPORTED_FAMILIES.values() if word in (family.model_type, family.name)), None)
 
 
 def paper_families() -> Mapping[str, Family]:

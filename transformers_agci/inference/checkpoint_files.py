@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from transformers_agci.errors import InputError, short
-from transformers_agci.families import SUPPORTED_FAMILIES, remote_code_twin, todays_model_type, unsupported_config
+from transformers_agci.families import (
+    SUPPORTED_FAMILIES,
+    family_called,
+    remote_code_twin,
+    todays_model_type,
+    unsupported_config,
+)
 from transformers_agci.families.llava import is_original_llava, twin_of_original
 from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
 from transformers_agci.storage.json_file import read_json_object
@@ -57,16 +63,18 @@ def checked_checkpoint(options: "LoadOptions", weights: bool) -> Checkpoint:
 
 
 def _check_family(options: "LoadOptions", found: str) -> None:
-    """InputError where `family` asks for another model_type than the checkpoint's."""
-    wanted = options.family
-    if wanted is None or wanted == found:
+    """InputError where `family` asks for another one than the checkpoint's."""
+    if options.family is None:
         return
-    if wanted not in SUPPORTED_FAMILIES:
-        raise InputError(f"Unknown family {wanted!r}. Available: {', '.join(SUPPORTED_FAMILIES)}.")
-    is_of, asked_for = SUPPORTED_FAMILIES[found].name, SUPPORTED_FAMILIES[wanted].name
+    wanted = family_called(options.family)
+    if wanted is None:
+        raise InputError(f"Unknown family {options.family!r}. Available: {', '.join(SUPPORTED_FAMILIES)}.")
+    if wanted.model_type == found:
+        return
+    is_of = SUPPORTED_FAMILIES[found].name
     raise InputError(
-        f"{options.model} is a {is_of} checkpoint (model_type {found!r}), but this command is for {asked_for} "
-        f"({wanted!r}); use the one of {is_of}."
+        f"{options.model} is a {is_of} checkpoint (model_type {found!r}), but this command is for {wanted.name} "
+        f"({wanted.model_type!r}); use the one of {is_of}."
     )
 
 

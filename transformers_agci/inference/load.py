@@ -19,7 +19,7 @@ class LoadOptions:
     """What a command line says about loading; None leaves the choice to the checkpoint or the machine."""
 
     model: str
-    family: str | None = None  # model_type that the checkpoint must have
+    family: str | None = None  # the model_type, or the name, of the family that the checkpoint must be of
     dtype: str = "auto"  # the checkpoint's own
     device: str | None = None  # "cpu", "cuda", "cuda:1"; default: a GPU if there is one
     device_map: str | None = None  # "auto": the layers over all GPUs

@@ -7,4 +7,4 @@ from transformers_agci.cli import program
 
 if __name__ == "__main__":
     beside = str(Path(__file__).resolve().parents[1])
-    program(["mmmu-pro", "--family", "llava_next", "--output_root", beside, *sys.argv[1:]])
+    program(["mmmu-pro", "--family", "LLaVA-v1.6", "--output_root", beside, *sys.argv[1:]])
