@@ -266,7 +266,9 @@ def _unknown(words: str) -> str:
 def program(argv: Sequence[str] | None = None) -> NoReturn:
     """`main` as a process of its own: what the `agci` command and the scripts are."""
     code = main(argv)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    from transformers_agci.inference.process_group import started_by_torchrun
+
+    if started_by_torchrun():
         # Everything is written. While Python shuts down, a thread of torchrun's process group now and then aborts the
         # process, and torchrun then calls the whole run a failure.
         with contextlib.suppress(OSError, ValueError):  # a reader that has gone away

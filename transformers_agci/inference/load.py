@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from transformers_agci.errors import EVERYTHING, InputError
-from transformers_agci.inference.process_group import local_rank, rank_and_size
+from transformers_agci.inference.process_group import local_rank, rank_and_size, started_by_torchrun
 from transformers_agci.inference.quick import ALL, OF_THE_MODEL, chosen
 from transformers_agci.method.lam import LAMBDA_KEY
 
@@ -255,7 +255,7 @@ def _check_number(device: Any, count: int) -> None:
     if device.index is None or device.index < count:
         return
     rank = local_rank()
-    if "LOCAL_RANK" in os.environ and device.index == rank:
+    if started_by_torchrun() and device.index == rank:
         raise InputError(
             f"This is process {rank} of torchrun on this machine and would take GPU {rank}, but there are {count} "
             f"(0 to {count - 1}): start {count} processes (--nproc_per_node {count})."

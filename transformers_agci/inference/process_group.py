@@ -52,6 +52,11 @@ def _whole_number(name: str, least: int, default: int) -> int:
     return int(text)
 
 
+def started_by_torchrun() -> bool:
+    """Whether this process is one of a torchrun's, be it the only one."""
+    return any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK"))
+
+
 def is_main_process() -> bool:
     """Whether this process prints, scores and draws for all processes of a torchrun; True for a process alone."""
     return rank_and_size()[0] == 0

@@ -32,11 +32,16 @@ from transformers_agci.method.lam import (
     validate_lambda,
 )
 
-SWITCH = "TRANSFORMERS_AGCI"  # environment variable; "0" is off
+SWITCH = "TRANSFORMERS_AGCI"  # environment variable
 
 _log = logging.getLogger("transformers_agci")
 _warned: set[str] = set()  # model types for which the key was reported as useless
 _without_key: weakref.WeakSet[Any] = weakref.WeakSet()  # supported models that were built without it
+
+
+def switched_off() -> bool:
+    """Whether the user wants the config key to do nothing in this process."""
+    return os.environ.get(SWITCH) == "0"
 
 
 def activate() -> None:
@@ -47,7 +52,7 @@ def activate() -> None:
     >>> hasattr(transformers.PreTrainedModel, "global_context_broadcast_lambda")
     True
     """
-    if os.environ.get(SWITCH) == "0":
+    if switched_off():
         return
     from transformers import configuration_utils, modeling_utils
 

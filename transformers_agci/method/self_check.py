@@ -8,7 +8,6 @@ written out again, in float64, and stock is the model with the hooks taken off.
 
 import contextlib
 import inspect
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch import nn
 from transformers_agci.errors import InputError
 from transformers_agci.families import Family, decoder_of, family_of, find_vlm, image_token_id
 from transformers_agci.method.attach import agci
-from transformers_agci.method.autoload import SWITCH, active
+from transformers_agci.method.autoload import SWITCH, active, switched_off
 from transformers_agci.method.forward_call import embeds_of, forward_call
 from transformers_agci.method.handle import Handle, current_handle
 from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
@@ -118,7 +117,7 @@ def self_check(model: nn.Module, inputs: Mapping[str, Any], images: int | None =
 
 def _start_up_hook() -> Check:
     name = "start-up hook active"
-    if os.environ.get(SWITCH) == "0":
+    if switched_off():
         return Check(name, False, None, None, f"{SWITCH}=0 turns the config key off in every program.")
     if "transformers_agci_startup" not in sys.modules or not active():
         return Check(

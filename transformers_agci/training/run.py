@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from transformers_agci.errors import InputError
 from transformers_agci.families import Lacks, require
 from transformers_agci.inference.load import LoadedModel
-from transformers_agci.inference.process_group import is_main_process
+from transformers_agci.inference.process_group import is_main_process, started_by_torchrun
 from transformers_agci.inference.progress import Progress
 from transformers_agci.method import autoload
 from transformers_agci.method.handle import current_handle
@@ -127,7 +126,7 @@ def training_arguments(recipe: TrainRecipe) -> Any:
             remove_unused_columns=False,
             label_names=["labels"],
             disable_tqdm=True,
-            ddp_find_unused_parameters=False if "RANK" in os.environ else None,
+            ddp_find_unused_parameters=False if started_by_torchrun() else None,
             **given,
         )
     except (ValueError, ImportError, RuntimeError) as error:

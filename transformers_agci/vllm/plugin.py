@@ -13,13 +13,12 @@ The key comes from config.json or from `hf_overrides`; TRANSFORMERS_AGCI=0 leave
 import contextlib
 import functools
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.method.autoload import SWITCH
+from transformers_agci.method.autoload import SWITCH, switched_off
 from transformers_agci.method.lam import LAMBDA_KEY
 from transformers_agci.vllm.injection import Served, inject, served_by
 from transformers_agci.vllm.worker import end_with_parent
@@ -33,7 +32,7 @@ _local = threading.local()
 def register() -> None:
     """The entry point `vllm.general_plugins`; a second call does nothing."""
     end_with_parent()
-    if os.environ.get(SWITCH) == "0":
+    if switched_off():
         return
     try:
         from vllm.model_executor.model_loader import utils
