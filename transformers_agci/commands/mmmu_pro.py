@@ -76,15 +76,13 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.experiments.benchmarks import benchmark
     from transformers_agci.experiments.benchmarks.asking.mmmu_pro_files import ask_mmmu_pro
     from transformers_agci.experiments.benchmarks.asking.run import AskOptions
-    from transformers_agci.experiments.benchmarks.asking.source import Source
+    from transformers_agci.experiments.benchmarks.asking.source import Source, data_or_hub_id
     from transformers_agci.experiments.benchmarks.score_report import Bootstrap
     from transformers_agci.inference.process_group import main_process_output
 
-    local = Path(args.dataset_repo_id)
     source = Source(
         benchmark("mmmu_pro"),
-        local if local.exists() else None,
-        None if local.exists() else args.dataset_repo_id,
+        *data_or_hub_id(args.dataset_repo_id),
         None,
         args.protocol,
         args.mode,

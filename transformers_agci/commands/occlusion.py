@@ -103,18 +103,15 @@ def run_maps(args: argparse.Namespace) -> int:
     """Occlusion maps aggregated by the place of the target: nine maps on one scale, the target's cell outlined, and the
     share of each map that lies on it, with an interval over items."""
     from transformers_agci.experiments.occlusion.files import listed, read_folder
-    from transformers_agci.experiments.occlusion.maps import aggregate, draw_maps, maps_text
+    from transformers_agci.experiments.occlusion.maps import aggregate, draw_maps, map_files, maps_text
     from transformers_agci.inference.progress import counted
-    from transformers_agci.report.heatmap import image_path
 
-    output = args.output_path
-    if output.suffix and not output.is_dir():
-        image_path(output)
+    files = map_files(args.output_path)  # refuses a bad suffix before the work
     folder = read_folder(args.prob_results_dir)
     maps = aggregate(folder.maps)
     print(f"{counted(len(folder.maps), 'image')} from {args.prob_results_dir}\n\n{maps_text(maps)}")
     if folder.unfinished:
         print(f"\n{counted(len(folder.unfinished), 'unfinished image')} omitted: {listed(folder.unfinished)}")
-    drawn = draw_maps(maps, output, args.title)
+    drawn = draw_maps(maps, files, args.title)
     print(f"\npanel: {drawn[0]}; the nine maps: {drawn[1]} to {drawn[-1].name}")
     return 1 if folder.unfinished else 0

@@ -98,18 +98,24 @@ def maps_table(maps: OcclusionMaps) -> Table:
     return Table("", ["target", "share of the map on the target, % [95 %]", "its area, %", "n"], rows)
 
 
-def draw_maps(maps: OcclusionMaps, path: Path, title: str = "") -> list[Path]:
-    """The nine maps and the panel. A path ending in an image's suffix gets the panel, with the nine beside it as
-    <name>_0 to <name>_8; a folder gets panel.png and <k>_<position>.png."""
+def map_files(path: Path) -> list[Path]:
+    """The files that `draw_maps` is to write: the panel, then the nine maps.
+
+    A path ending in an image's suffix gets the panel, with the nine beside it as <name>_0 to <name>_8; a folder gets
+    panel.png and <k>_<position>.png. InputError for a suffix that is no image's.
+    """
     if path.suffix and not path.is_dir():
-        panel, single = path, [path.with_name(f"{path.stem}_{k}{path.suffix}") for k in range(len(POSITIONS))]
-    else:
-        panel, single = path / "panel.png", [path / f"{k}_{name}.png" for k, name in enumerate(POSITIONS)]
-    target = image_path(panel)
-    save_figure(panel_figure(maps, title), target)
+        return [image_path(path), *(path.with_name(f"{path.stem}_{k}{path.suffix}") for k in range(len(POSITIONS)))]
+    return [path / "panel.png", *(path / f"{k}_{name}.png" for k, name in enumerate(POSITIONS))]
+
+
+def draw_maps(maps: OcclusionMaps, files: Sequence[Path], title: str = "") -> list[Path]:
+    """The panel and the nine maps, into the files of `map_files`."""
+    panel, *single = files
+    save_figure(panel_figure(maps, title), panel)
     places = [_place(maps, k) for k in range(len(POSITIONS))]
     short = common_scale(maps.means, "mean change (largest = 1)")
-    return [target, *(draw_one(places, k, file, short) for k, file in enumerate(single))]
+    return [panel, *(draw_one(places, k, file, short) for k, file in enumerate(single))]
 
 
 def panel_figure(maps: OcclusionMaps, title: str = "") -> "Figure":

@@ -47,6 +47,16 @@ class Source:
         return next((folder / name for name in self.benchmark.images if (folder / name).is_dir()), folder)
 
 
+def data_or_hub_id(name: str) -> tuple[Path | None, str | None]:
+    """A Source's `data` and `hub_id` for a name that may be either: what is there is a file or folder.
+
+    >>> data_or_hub_id("MMMU/MMMU_Pro")
+    (None, 'MMMU/MMMU_Pro')
+    """
+    local = Path(name)
+    return (local, None) if local.exists() else (None, name)
+
+
 def question_set(source: Source) -> QuestionSet:
     """Every row of the protocol's population as a question."""
     questions: list[Question] = []
