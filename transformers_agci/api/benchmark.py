@@ -16,6 +16,7 @@ from transformers_agci.experiments.benchmarks import benchmark as declared_bench
 from transformers_agci.experiments.benchmarks.asking.run import AskOptions, ask_benchmark
 from transformers_agci.experiments.benchmarks.asking.source import Source
 from transformers_agci.experiments.benchmarks.score_report import Bootstrap, flat_figures
+from transformers_agci.experiments.defaults import RESAMPLES
 from transformers_agci.inference.answering import AnswerOptions
 from transformers_agci.inference.engine import Engine
 from transformers_agci.inference.load import LoadedModel
@@ -90,7 +91,7 @@ def benchmark(
     scope: str = "image",
     batch_size: int | None = None,
     workers: int | None = None,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     folder: str | Path | None = None,
     progress: bool = True,
     overwrite: bool = False,

@@ -16,9 +16,8 @@ from transformers_agci.data.fetch import arrange, download
 from transformers_agci.data.grid import Grid, largest_box
 from transformers_agci.data.sources import Source
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.defaults import FIRST_LOOK_ITEMS
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
-
-ATLAS_ITEMS = 20
 
 
 def probe_data(
@@ -55,7 +54,7 @@ def probe_data(
     if images is not None or negatives is not None:
         raise InputError("`images` and `negatives` belong to `rows`; without it the embedded atlas makes both.")
     place = place_of(folder)
-    data = embedded_data(place.folder / "probe_set", items or ATLAS_ITEMS, seed, limit)
+    data = embedded_data(place.folder / "probe_set", items or FIRST_LOOK_ITEMS, seed, limit)
     return data if place.kept is None else _keeping(place.kept, data)
 
 
@@ -83,9 +82,9 @@ def composites(
     folder: str | Path | None = None,
     *,
     items: int | None = None,
-    canvas: int = 840,
-    rows: int = 3,
-    cols: int = 3,
+    canvas: int = Grid.canvas,
+    rows: int = Grid.rows,
+    cols: int = Grid.cols,
     seed: int = 0,
 ) -> ProbeData:
     """A probe set of your own images: each is the target in every cell of a grid, among others of them.
@@ -107,7 +106,7 @@ def composites(
     source = images if isinstance(images, str | Path) else _written(place / "source", images, captions)
     if isinstance(images, str | Path) and captions is not None:
         raise InputError("`captions` go with a list of images; a source has its own.")
-    gutter = 7.2 * canvas / 840
+    gutter = Grid.gutter * canvas / Grid.canvas
     most = largest_box(canvas, gutter, max(rows, cols))
     box = min(round(270 * canvas / 840), most) if (rows, cols) == (3, 3) else most
     options = BuildOptions(

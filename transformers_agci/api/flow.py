@@ -13,6 +13,7 @@ from transformers_agci.api.models import Model, looking_inside
 from transformers_agci.api.rows import Tabular, tables_html
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.defaults import DRAW_SEED, DRAWN_ITEMS, FLOW_LAYERS, FLOW_TOKENS
 from transformers_agci.experiments.flow.figure import as_json, headline, image_flow_figure, write_json
 from transformers_agci.experiments.flow.flow import Flow
 from transformers_agci.experiments.flow.maps import SOURCES, FlowMaps, aggregate, flow_figure, maps_table, read_flows
@@ -83,10 +84,10 @@ def flow(
     data: ProbeData | None = None,
     lambdas: Sequence[float] | float = (0.0, 0.5),
     *,
-    items: int = 20,
-    seed: int = 1,
-    layers: str = "all",
-    max_new_tokens: int = 32,
+    items: int = DRAWN_ITEMS,
+    seed: int = DRAW_SEED,
+    layers: str = FLOW_LAYERS,
+    max_new_tokens: int = FLOW_TOKENS,
     folder: str | Path | None = None,
     progress: bool = True,
     overwrite: bool = False,
@@ -163,8 +164,8 @@ def flow_of(
     model: Model = EMBEDDED,
     lambdas: Sequence[float] | float = (0.0, 0.5),
     *,
-    layers: str = "all",
-    max_new_tokens: int = 32,
+    layers: str = FLOW_LAYERS,
+    max_new_tokens: int = FLOW_TOKENS,
 ) -> ImageFlow:
     """The flow of one question about one image (a file, a PIL image or encoded bytes), at each lambda.
 

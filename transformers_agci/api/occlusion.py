@@ -11,6 +11,7 @@ from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
 from transformers_agci.api.rows import Tabular, rows_of_files, tables_html
 from transformers_agci.embedded.location import EMBEDDED
+from transformers_agci.experiments.defaults import DRAW_SEED, DRAWN_ITEMS, OCCLUSION_TOKENS
 from transformers_agci.experiments.occlusion.files import ImageMap, read_folder
 from transformers_agci.experiments.occlusion.maps import OcclusionMaps, aggregate, maps_table, panel_figure
 from transformers_agci.experiments.occlusion.masks import MASK, parse_colour
@@ -78,12 +79,12 @@ def occlusion(
     data: ProbeData | None = None,
     lambdas: Sequence[float] | float = (0.0,),
     *,
-    items: int = 20,
-    seed: int = 1,
+    items: int = DRAWN_ITEMS,
+    seed: int = DRAW_SEED,
     mask_size: int = MASK,
     stride: int | None = None,
     colour: str = "white",
-    max_new_tokens: int = 128,
+    max_new_tokens: int = OCCLUSION_TOKENS,
     folder: str | Path | None = None,
     batch_size: int | None = None,
     progress: bool = True,

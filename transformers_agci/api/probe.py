@@ -10,6 +10,7 @@ from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, answering
 from transformers_agci.api.results import ProbeRun
 from transformers_agci.embedded.location import EMBEDDED
+from transformers_agci.experiments.defaults import FIRST_LOOK_ITEMS
 from transformers_agci.experiments.position.ask import ProbeOptions, ask_probe
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.inference.answering import AnswerOptions
@@ -71,7 +72,7 @@ def probe(
                 answers=replace(given, method=name),
                 engine=engine,
                 data=needed_data(data),
-                items=None if data else 20,
+                items=None if data else FIRST_LOOK_ITEMS,
             )
             lines: list[str] = []
             runs.append(replace(run_probe(options, quiet(lines)), log=tuple(lines), _kept=place.kept))

@@ -10,6 +10,7 @@ from transformers_agci.api.arguments import share, whole_number
 from transformers_agci.api.rows import Tabular, labelled, tables_html
 from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError, short
+from transformers_agci.experiments.defaults import DRAWS
 from transformers_agci.experiments.position import evidence_report
 from transformers_agci.experiments.position.curve import curve_figure, lambdas_of_files
 from transformers_agci.experiments.position.evidence import Evidence, gather
@@ -173,18 +174,18 @@ class ProbeRun(Tabular):
         pairs = zip(self.results, zip(self.files, apart, strict=True), strict=True)
         return [(result, path) for result, paths in pairs for path in paths if path is not None]
 
-    def statistics(self, draws: int = 2000, seed: int = 0) -> ProbeStatistics:
+    def statistics(self, draws: int = DRAWS, seed: int = 0) -> ProbeStatistics:
         """Accuracy, evenness, signal detection; of two results also their paired difference. `draws` permutations."""
         return ProbeStatistics(**vars(evaluate(self.results, self._controls(), _resampling(draws, seed))))
 
-    def evidence(self, margin: float | None = None, draws: int = 2000, seed: int = 0) -> ProbeEvidence:
+    def evidence(self, margin: float | None = None, draws: int = DRAWS, seed: int = 0) -> ProbeEvidence:
         """Several results against the first; `margin`: balanced accuracies that differ by less (0..1) are equal."""
         equal_within = None if margin is None else share("margin", margin)
         found = gather(self.results, equal_within, _resampling(draws, seed))
         return ProbeEvidence(**vars(found), controls=self._controls(), files=self.files)
 
     def figure(
-        self, title: str = "", draws: int = 2000, vmin: float | None = None, vmax: float | None = None
+        self, title: str = "", draws: int = DRAWS, vmin: float | None = None, vmax: float | None = None
     ) -> "Figure":
         """The maps of all results on one scale, of two also their difference; `vmin`, `vmax`: its ends in percent."""
         return self.statistics(draws).maps(title, vmin, vmax)

@@ -13,6 +13,7 @@ from transformers_agci.api.rows import Tabular, rows_of_files, tables_html
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import counted
+from transformers_agci.experiments.defaults import DRAWS, FIRST_LOOK_ITEMS, POOLING
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.experiments.positives import RowsOptions
 from transformers_agci.experiments.similarity.measure import SimilarityOptions, measure_rows
@@ -70,7 +71,7 @@ class SimilarityRun(Tabular):
         """All result rows with their lambda."""
         return rows_of_files(self.lambdas, self.files)
 
-    def statistics(self, lam: float | None = None, draws: int = 2000, seed: int = 0) -> SimilarityStatistics:
+    def statistics(self, lam: float | None = None, draws: int = DRAWS, seed: int = 0) -> SimilarityStatistics:
         """The numbers at one lambda, the first where none is named."""
         table = read_similarities(self.files[place_of_lambda(self.lambdas, lam)])
         return SimilarityStatistics(**vars(measure(table, whole_number("draws", draws), seed)))
@@ -88,8 +89,8 @@ def similarity(
     data: ProbeData | None = None,
     lambdas: Sequence[float] | float = (0.0,),
     *,
-    pooling: str = "max",
-    items: int = 20,
+    pooling: str = POOLING,
+    items: int = FIRST_LOOK_ITEMS,
     seed: int = 0,
     folder: str | Path | None = None,
     batch_size: int | None = None,

@@ -7,6 +7,7 @@ others, who then can use the model and nothing else. Needs: pip install '.[app]'
 import argparse
 from pathlib import Path
 
+from transformers_agci.app.serve import AppOptions
 from transformers_agci.commands.options import EMBEDDED, add_model_options, model_options, path, whole
 from transformers_agci.commands.parser import teller
 
@@ -16,8 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, default=EMBEDDED)
     page = parser.add_argument_group("page")
     page.add_argument("--report", type=path, metavar="R", help="an HTML page of agci report for the second tab")
-    page.add_argument("--host", default="127.0.0.1", help="address to serve on (default 127.0.0.1: this machine only)")
-    page.add_argument("--port", type=whole(1, 65535), default=7860, metavar="N", help="port (default 7860)")
+    page.add_argument(
+        "--host", default=AppOptions.host, help=f"address to serve on (default {AppOptions.host}: this machine only)"
+    )
+    page.add_argument(
+        "--port", type=whole(1, 65535), default=AppOptions.port, metavar="N", help=f"port (default {AppOptions.port})"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

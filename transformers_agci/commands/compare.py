@@ -8,11 +8,13 @@ biases of known size, with --benchmark another task, so that a repair that costs
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from transformers_agci.commands.engine_options import add_engine_options, engine_options
 from transformers_agci.commands.options import EMBEDDED, SEED, add_draws_options, json_file, number, path, whole
 from transformers_agci.commands.parser import teller
 from transformers_agci.commands.result_options import add_margin_option, margin
+from transformers_agci.experiments.defaults import ATLAS_ITEMS, CHOOSE_BY, DEV_SHARE, Choice
 from transformers_agci.method.rivals import RIVALS
 
 METHODS = ("stock", "agci:0.5", "uniform:0.5", "random:0.5", "bapa", "flat", "cca", "cca_positions")
@@ -34,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--data", type=path, metavar="D", help="rows of the position probe (default: embedded atlas)")
     data.add_argument("--img_path", "--image_path", type=path, metavar="I", help="folder of the rows' images")
     data.add_argument("--negatives_file", type=path, metavar="N", help="rows whose right answer is No")
-    data.add_argument("--items", type=whole(1), metavar="N", help="at most N items (embedded atlas: default 100)")
+    data.add_argument(
+        "--items", type=whole(1), metavar="N", help=f"at most N items (embedded atlas: default {ATLAS_ITEMS})"
+    )
     data.add_argument("--item_seed", type=SEED, default=0, metavar="N", help="seed of the atlas's items (default 0)")
     beside = parser.add_argument_group("beside the probe")
     beside.add_argument("--ruler", type=whole(3), metavar="N", help="also N items on the ruler (embedded model)")
@@ -44,8 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     beside.add_argument("--benchmark_prompt", metavar="T", help="instead of its own: {question} stands for the row's")
     report = parser.add_argument_group("report")
     report.add_argument("--output_dir", type=path, default=Path("compared"), metavar="O", help="(default compared)")
-    report.add_argument("--choose_by", choices=("balanced", "auc", "evenness"), default="balanced")
-    report.add_argument("--dev_share", type=number, default=0.5, metavar="S", help="share that chooses (default 0.5)")
+    report.add_argument("--choose_by", choices=get_args(Choice), default=CHOOSE_BY)
+    report.add_argument(
+        "--dev_share", type=number, default=DEV_SHARE, metavar="S", help="share that chooses (default %(default)s)"
+    )
     add_margin_option(report)
     report.add_argument("--json", type=json_file, metavar="OUT", help="all numbers (default O/compared.json)")
     add_draws_options(parser, "permutations of the null")

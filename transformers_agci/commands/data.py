@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers_agci.commands.options import SEED, path, whole
 from transformers_agci.commands.parser import teller
+from transformers_agci.data.fetch import MAX_RATIO
 from transformers_agci.errors import counted
 
 FOLDERS = {"probe": "probe_datasets", "similarity": "similarity_data"}
@@ -19,7 +20,7 @@ def add_fetch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_unpack_ratio",
         type=whole(1, 1_000_000),
-        default=100,
+        default=MAX_RATIO,
         metavar="N",
         help="refuse an archive that unpacks to more than N times its size (default: %(default)s)",
     )

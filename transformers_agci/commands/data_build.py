@@ -3,13 +3,13 @@
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from transformers_agci.commands.options import SEED, path, whole
+from transformers_agci.data.built_set import BuildOptions
+from transformers_agci.data.grid import Grid
+from transformers_agci.data.probe_rows import MOST_CELLS
 from transformers_agci.errors import InputError, counted
-
-if TYPE_CHECKING:
-    from transformers_agci.data.built_set import BuildOptions
 
 
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,16 +18,16 @@ def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kind",
         choices=("captions", "words", "digits", "shapes", "images", "options"),
-        default="captions",
+        default=BuildOptions.content,
         help="captions: composites of a source's images (default); words, digits, shapes: drawn sub-images, without a "
         "source; images: several images instead of a composite; options: one image and several captions to choose from",
     )
-    parser.add_argument("--rows", type=whole(1, 20), help="of the grid (default: 3; images and options: 1)")
-    parser.add_argument("--cols", type=whole(1, 20), help="of the grid (default: 3; images and options: 4)")
+    parser.add_argument("--rows", type=whole(1, MOST_CELLS), help="of the grid (default: 3; images and options: 1)")
+    parser.add_argument("--cols", type=whole(1, MOST_CELLS), help="of the grid (default: 3; images and options: 4)")
     parser.add_argument(
         "--distractors",
         choices=("random", "lookalike"),
-        default="random",
+        default=BuildOptions.distractors,
         help="lookalike: the pool's images that look most like the target",
     )
     parser.add_argument(
@@ -39,7 +39,10 @@ def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
         help="longer sides of the target, an item for each (default: as large as the box)",
     )
     parser.add_argument(
-        "--pool", type=whole(0), default=0, help="pairs that distractors are drawn from (default: as many as --items)"
+        "--pool",
+        type=whole(0),
+        default=BuildOptions.pool,
+        help="pairs that distractors are drawn from (default: as many as --items)",
     )
     parser.add_argument(
         "--negatives",
@@ -66,7 +69,13 @@ def add_similarity_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     _add_build_options(parser, output_dir="similarity_data", name="similarity_840_840")
     parser.set_defaults(
-        negatives=False, pool=0, kind="captions", rows=None, cols=None, distractors="random", target_sizes=()
+        negatives=False,
+        pool=BuildOptions.pool,
+        kind=BuildOptions.content,
+        rows=None,
+        cols=None,
+        distractors=BuildOptions.distractors,
+        target_sizes=BuildOptions.target_sizes,
     )
 
 
@@ -100,19 +109,33 @@ def _add_build_options(
     result.add_argument("--name", default=name, help="name of the rows file (default: %(default)s)")
     result.add_argument("--images", default="", help="folder of the images in output_dir (default: <name>_images)")
     result.add_argument(
-        "--items", type=whole(1), default=10_000, help="images at most, nine rows each (default: 10000)"
+        "--items",
+        type=whole(1),
+        default=BuildOptions.items,
+        help="images at most, nine rows each (default: %(default)s)",
     )
-    result.add_argument("--seed", type=SEED, default=0, help="of the distractors and absent captions (default: 0)")
+    result.add_argument(
+        "--seed",
+        type=SEED,
+        default=BuildOptions.seed,
+        help="of the distractors and absent captions (default: %(default)s)",
+    )
     look = parser.add_argument_group("look (all lengths in pixels)")
     look.add_argument(
-        "--canvas", type=whole(1, 20_000), default=840, help="side of the composite (default: %(default)s)"
+        "--canvas", type=whole(1, 20_000), default=Grid.canvas, help="side of the composite (default: %(default)s)"
     )
     look.add_argument(
-        "--box", type=whole(1, 20_000), help="side of a cell's box (default: 270 in 3x3, else what the canvas leaves)"
+        "--box",
+        type=whole(1, 20_000),
+        help=f"side of a cell's box (default: {Grid.box} in 3x3, else what the canvas leaves)",
     )
-    look.add_argument("--gutter", type=float, default=7.2, help="between two boxes (default: %(default)s)")
-    look.add_argument("--background", default="white", help="colour of the canvas (default: %(default)s)")
-    look.add_argument("--quality", type=whole(1, 95), default=75, help="of the JPEGs (default: %(default)s)")
+    look.add_argument("--gutter", type=float, default=Grid.gutter, help="between two boxes (default: %(default)s)")
+    look.add_argument(
+        "--background", default=BuildOptions.background, help="colour of the canvas (default: %(default)s)"
+    )
+    look.add_argument(
+        "--quality", type=whole(1, 95), default=BuildOptions.quality, help="of the JPEGs (default: %(default)s)"
+    )
     parser.add_argument(
         "--workers",
         type=whole(1, 1024),
@@ -122,9 +145,8 @@ def _add_build_options(
     parser.add_argument("--overwrite", action="store_true", help="replace what is there under this name")
 
 
-def _build_options(kind: Literal["probe", "similarity"], args: argparse.Namespace) -> "BuildOptions":
-    from transformers_agci.data.built_set import BuildOptions
-    from transformers_agci.data.grid import Grid, largest_box
+def _build_options(kind: Literal["probe", "similarity"], args: argparse.Namespace) -> BuildOptions:
+    from transformers_agci.data.grid import largest_box
     from transformers_agci.data.rendered import KINDS
     from transformers_agci.data.sources import Source
 
@@ -136,9 +158,9 @@ def _build_options(kind: Literal["probe", "similarity"], args: argparse.Namespac
             else f"`source` is needed for `kind` {args.kind}: a folder of images with captions, for instance."
         )
     sequence = args.kind in ("images", "options")
-    rows, cols = args.rows or (1 if sequence else 3), args.cols or (4 if sequence else 3)
+    rows, cols = args.rows or (1 if sequence else Grid.rows), args.cols or (4 if sequence else Grid.cols)
     most = largest_box(args.canvas, args.gutter, max(rows, cols))
-    box = args.box or (min(270, most) if (rows, cols) == (3, 3) else most)
+    box = args.box or (min(Grid.box, most) if (rows, cols) == (Grid.rows, Grid.cols) else most)
     return BuildOptions(
         kind=kind,
         content=args.kind,
@@ -158,7 +180,7 @@ def _build_options(kind: Literal["probe", "similarity"], args: argparse.Namespac
     )
 
 
-def _build(options: "BuildOptions", workers: int, overwrite: bool) -> int:
+def _build(options: BuildOptions, workers: int, overwrite: bool) -> int:
     """Build and print what was built."""
     from tqdm import tqdm
 

@@ -7,6 +7,16 @@ from typing import TYPE_CHECKING
 
 from transformers_agci.commands.options import EMBEDDED, SEED, add_planted_bias_option, path, whole
 from transformers_agci.commands.parser import teller
+from transformers_agci.experiments.defaults import (
+    DEMO_ITEMS,
+    PROCESSES,
+    RULER_ITEMS,
+    RULER_POOL,
+    RULER_SETS,
+    STUDY_ITEMS,
+    STUDY_SEEDS,
+    STUDY_STEPS,
+)
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.demo import Demo
@@ -20,11 +30,15 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
         "--output_dir", type=path, default=Path("demo"), metavar="D", help="where everything goes (default demo)"
     )
     parser.add_argument(
-        "--items", type=whole(1), default=100, metavar="N", help="items of nine composites (default 100)"
+        "--items", type=whole(1), default=DEMO_ITEMS, metavar="N", help="items of nine composites (default %(default)s)"
     )
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the composites (default 0)")
     parser.add_argument(
-        "--processes", type=whole(1, 1024), default=2, metavar="N", help="one-thread processes (default 2)"
+        "--processes",
+        type=whole(1, 1024),
+        default=PROCESSES,
+        metavar="N",
+        help="one-thread processes (default %(default)s)",
     )
     add_planted_bias_option(parser, PLANTED_BIAS)
     parser.add_argument("--model_path", "--model", dest="model", default=EMBEDDED, help=argparse.SUPPRESS)
@@ -68,11 +82,19 @@ def add_ruler_arguments(parser: argparse.ArgumentParser) -> None:
         "--output_dir", type=path, default=Path("ruler"), metavar="D", help="where everything goes (default ruler)"
     )
     parser.add_argument(
-        "--items", type=whole(3), default=300, metavar="N", help="items, or items of one item set (default 300)"
+        "--items",
+        type=whole(3),
+        default=RULER_ITEMS,
+        metavar="N",
+        help="items, or items of one item set (default %(default)s)",
     )
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the items (default 0)")
     parser.add_argument(
-        "--processes", type=whole(1, 1024), default=2, metavar="N", help="one-thread processes (default 2)"
+        "--processes",
+        type=whole(1, 1024),
+        default=PROCESSES,
+        metavar="N",
+        help="one-thread processes (default %(default)s)",
     )
     parser.add_argument("--overwrite", action="store_true", help="start over instead of going on")
     calibration = parser.add_argument_group("calibration")
@@ -82,11 +104,13 @@ def add_ruler_arguments(parser: argparse.ArgumentParser) -> None:
     calibration.add_argument(
         "--pool",
         type=whole(3),
-        default=600,
+        default=RULER_POOL,
         metavar="N",
-        help="items to draw sets from (default 600)",
+        help="items to draw sets from (default %(default)s)",
     )
-    calibration.add_argument("--sets", type=whole(1), default=100, metavar="N", help="item sets (default 100)")
+    calibration.add_argument(
+        "--sets", type=whole(1), default=RULER_SETS, metavar="N", help="item sets (default %(default)s)"
+    )
 
 
 def run_ruler(args: argparse.Namespace) -> int:
@@ -116,9 +140,15 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output_dir", type=path, default=Path("study"), metavar="D", help="where everything goes (default study)"
     )
-    parser.add_argument("--seeds", type=whole(1), default=5, metavar="N", help="trainings per lambda (default 5)")
-    parser.add_argument("--steps", type=whole(1), default=100, metavar="N", help="steps of 8 rows (default 100)")
-    parser.add_argument("--items", type=whole(1), default=100, metavar="N", help="probe items (default 100)")
+    parser.add_argument(
+        "--seeds", type=whole(1), default=STUDY_SEEDS, metavar="N", help="trainings per lambda (default %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=whole(1), default=STUDY_STEPS, metavar="N", help="steps of 8 rows (default %(default)s)"
+    )
+    parser.add_argument(
+        "--items", type=whole(1), default=STUDY_ITEMS, metavar="N", help="probe items (default %(default)s)"
+    )
 
 
 def run_study(args: argparse.Namespace) -> int:

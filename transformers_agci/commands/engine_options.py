@@ -2,13 +2,12 @@
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers_agci.commands.options import EMBEDDED, number, whole
 from transformers_agci.errors import InputError, short
-
-if TYPE_CHECKING:
-    from transformers_agci.experiments.engines import EngineOptions
+from transformers_agci.experiments.engines import EngineOptions
+from transformers_agci.inference.served.client import ServedOptions
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -20,15 +19,31 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--api_key_env",
-        default="OPENAI_API_KEY",
+        default=ServedOptions.api_key_env,
         metavar="NAME",
-        help="openai: the environment variable that holds the key (default OPENAI_API_KEY)",
+        help="openai: the environment variable that holds the key (default %(default)s)",
     )
-    group.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="openai: requests at a time")
-    group.add_argument("--requests_per_minute", type=number, metavar="N", help="openai: no more than so many")
-    group.add_argument("--retries", type=whole(0), default=6, metavar="N", help="openai: further tries of a request")
     group.add_argument(
-        "--timeout", type=number, default=120.0, metavar="S", help="openai: seconds to wait for an answer"
+        "--concurrency",
+        type=whole(1),
+        default=ServedOptions.concurrency,
+        metavar="N",
+        help="openai: requests at a time",
+    )
+    group.add_argument("--requests_per_minute", type=number, metavar="N", help="openai: no more than so many")
+    group.add_argument(
+        "--retries",
+        type=whole(0),
+        default=ServedOptions.retries,
+        metavar="N",
+        help="openai: further tries of a request",
+    )
+    group.add_argument(
+        "--timeout",
+        type=number,
+        default=ServedOptions.timeout,
+        metavar="S",
+        help="openai: seconds to wait for an answer",
     )
     group.add_argument(
         "--extra_body", type=json_object, metavar="JSON", help="openai: further fields of each request; null omits one"
@@ -45,16 +60,15 @@ def add_engine_option(group: "argparse._ArgumentGroup") -> None:
     """--engine alone."""
     group.add_argument(
         "--engine",
-        default="transformers",
+        default=EngineOptions.name,
         metavar="NAME",
         help="what answers: transformers (in this process; default), vllm, or openai (a server of chat completions)",
     )
 
 
-def engine_options(args: argparse.Namespace) -> "EngineOptions":
+def engine_options(args: argparse.Namespace) -> EngineOptions:
     """What `add_engine_options` parsed."""
-    from transformers_agci.experiments.engines import EngineOptions, VllmOptions
-    from transformers_agci.inference.served.client import ServedOptions
+    from transformers_agci.experiments.engines import VllmOptions
 
     if args.engine == "openai" and args.model == EMBEDDED:
         raise InputError("--model is needed with --engine openai: the name by which the server knows the model.")
@@ -75,7 +89,7 @@ def engine_options(args: argparse.Namespace) -> "EngineOptions":
 
 def check_engine_is_transformers(args: argparse.Namespace, command: str) -> None:
     """InputError where a command that looks into the model is given another engine than transformers."""
-    from transformers_agci.experiments.engines import NEEDS_THE_MODEL, EngineOptions
+    from transformers_agci.experiments.engines import NEEDS_THE_MODEL
 
     if EngineOptions(args.engine).name != "transformers":
         raise InputError(f"--engine {args.engine}: {command} {NEEDS_THE_MODEL}. Omit --engine.")

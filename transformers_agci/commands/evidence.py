@@ -5,7 +5,7 @@ consistency, calibration, equivalence within a margin that is stated beforehand,
 """
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from transformers_agci.commands.options import add_draws_options, json_file, number, path
 from transformers_agci.commands.result_options import (
@@ -15,6 +15,7 @@ from transformers_agci.commands.result_options import (
     margin,
 )
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE, Choice
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.position.results import ProbeResult
@@ -78,12 +79,14 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="H",
         help="results of another data set to report on, one per result file; without it the items are split",
     )
-    parser.add_argument("--dev_share", type=number, default=0.5, metavar="S", help="share that chooses (default 0.5)")
+    parser.add_argument(
+        "--dev_share", type=number, default=DEV_SHARE, metavar="S", help="share that chooses (default %(default)s)"
+    )
     parser.add_argument(
         "--choose_by",
-        choices=("balanced", "auc", "evenness"),
-        default="balanced",
-        help="the largest balanced accuracy or AUC, or the least unevenness of the margins (default balanced)",
+        choices=get_args(Choice),
+        default=CHOOSE_BY,
+        help="the largest balanced accuracy or AUC, or the least unevenness of the margins (default %(default)s)",
     )
     parser.add_argument("--nested", action="store_true", help="five folds, each reported on by what the others chose")
     parser.add_argument(

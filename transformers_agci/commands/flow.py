@@ -24,6 +24,7 @@ from transformers_agci.commands.options import (
 )
 from transformers_agci.commands.parser import teller
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.defaults import DRAW_SEED, DRAWN_ITEMS, FLOW_LAYERS, FLOW_TOKENS
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.flow.measure import FlowOptions
@@ -47,15 +48,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data = parser.add_argument_group("a probe file")
     add_rows_options(data)
-    data.add_argument("--items", type=whole(1), default=20, metavar="N", help="items to draw (default 20)")
-    data.add_argument("--seed", type=SEED, default=1, help="seed of the draw (default 1)")
+    data.add_argument(
+        "--items", type=whole(1), default=DRAWN_ITEMS, metavar="N", help="items to draw (default %(default)s)"
+    )
+    data.add_argument("--seed", type=SEED, default=DRAW_SEED, help="seed of the draw (default %(default)s)")
     data.add_argument(
         "--output_dir", type=path, default=Path("flow"), metavar="D", help="where results and maps go (default flow/)"
     )
     asked = parser.add_argument_group("what is asked")
     add_lambda_option(asked, "one or several lambdas, baseline first (default 0 0.5)", LAMBDAS)
-    asked.add_argument("--layers", default="all", help="all, one layer, or a range such as 8-20, counted from 0")
-    asked.add_argument("--max_new_tokens", type=whole(1), default=32, metavar="N", help="longest answer (default 32)")
+    asked.add_argument("--layers", default=FLOW_LAYERS, help="all, one layer, or a range such as 8-20, counted from 0")
+    asked.add_argument(
+        "--max_new_tokens", type=whole(1), default=FLOW_TOKENS, metavar="N", help="longest answer (default %(default)s)"
+    )
     add_run_options(parser)
 
 

@@ -24,6 +24,8 @@ from transformers_agci.commands.options import (
     whole,
 )
 from transformers_agci.commands.parser import teller
+from transformers_agci.experiments.defaults import DRAW_SEED, DRAWN_ITEMS, OCCLUSION_TOKENS
+from transformers_agci.experiments.occlusion.masks import MASK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,15 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--output_dir", type=path, default=Path("occlusion"), metavar="D", help="where results go (default occlusion/)"
     )
-    data.add_argument("--items", type=whole(1), default=20, metavar="N", help="items to draw (default 20)")
-    data.add_argument("--seed", type=SEED, default=1, help="seed of the draw (default 1)")
+    data.add_argument(
+        "--items", type=whole(1), default=DRAWN_ITEMS, metavar="N", help="items to draw (default %(default)s)"
+    )
+    data.add_argument("--seed", type=SEED, default=DRAW_SEED, help="seed of the draw (default %(default)s)")
     masks = parser.add_argument_group("masks")
     masks.add_argument(
         "--mask_size",
         type=whole(1),
-        default=42,
+        default=MASK,
         metavar="PX",
-        help="side of the mask in pixels (default 42, the paper's; 1.5 image tokens of Qwen2.5-VL)",
+        help="side of the mask in pixels (default %(default)s, the paper's; 1.5 image tokens of Qwen2.5-VL)",
     )
     masks.add_argument(
         "--stride", type=whole(1), metavar="PX", help="distance of the masks in pixels (default: their side)"
@@ -51,7 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_argument_group("what is asked")
     add_lambda_option(asked, "lambda while answering (default 0)", ("0",), several=False)
     asked.add_argument(
-        "--max_new_tokens", type=whole(1), default=128, metavar="N", help="longest answer in tokens (default 128)"
+        "--max_new_tokens",
+        type=whole(1),
+        default=OCCLUSION_TOKENS,
+        metavar="N",
+        help="longest answer in tokens (default %(default)s)",
     )
     group = add_run_options(parser)
     group.add_argument("--batch_size", type=whole(1), metavar="N", help="masked copies per forward call")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from transformers_agci.commands.parser import STDOUT
 from transformers_agci.embedded.location import EMBEDDED, MODEL_TYPE, embedded_model_path
 from transformers_agci.errors import InputError, short
+from transformers_agci.experiments.defaults import DRAWS, RESAMPLES
 from transformers_agci.method.lam import parse_lambda
 from transformers_agci.method.names import CONTROLS, SEEDED
 from transformers_agci.method.rivals import RIVALS
@@ -332,7 +333,7 @@ def add_planted_bias_option(group: "argparse._ArgumentGroup | argparse.ArgumentP
 
 def add_draws_options(parser: argparse.ArgumentParser, what: str) -> None:
     """--draws and --seed of the commands that draw maps."""
-    parser.add_argument("--draws", type=whole(1), default=2000, metavar="N", help=f"{what} (default 2000)")
+    parser.add_argument("--draws", type=whole(1), default=DRAWS, metavar="N", help=f"{what} (default {DRAWS})")
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="seed of the draws (default 0)")
 
 
@@ -342,7 +343,7 @@ def add_bootstrap_options(group: "argparse._ArgumentGroup | argparse.ArgumentPar
         "--resamples",
         metavar="N",
         type=whole(0),
-        default=2000,
-        help="bootstrap resamples of the score's interval (default 2000; 0: no interval)",
+        default=RESAMPLES,
+        help="bootstrap resamples of the score's interval (default %(default)s; 0: no interval)",
     )
     group.add_argument("--seed", metavar="N", type=SEED, default=0, help="seed of the bootstrap (default 0)")

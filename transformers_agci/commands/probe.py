@@ -26,6 +26,7 @@ from transformers_agci.commands.options import (
     whole,
 )
 from transformers_agci.commands.parser import teller
+from transformers_agci.experiments.defaults import ATLAS_ITEMS
 from transformers_agci.method.rivals import RIVALS
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--negatives_file", type=path, metavar="N", help="rows whose right answer is No, on the same images"
     )
     data.add_argument(
-        "--items", type=whole(1), metavar="N", help="only the first N items (embedded atlas: N, default 100)"
+        "--items", type=whole(1), metavar="N", help=f"only the first N items (embedded atlas: N, default {ATLAS_ITEMS})"
     )
     data.add_argument("--seed", type=SEED, default=0, help="seed of the embedded atlas's composites (default 0)")
     add_answer_file_option(data, "position_probe.jsonl", "answers")

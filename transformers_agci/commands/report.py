@@ -7,6 +7,7 @@ image, caption, and the answers and margins of every result. The page is one fil
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from transformers_agci.commands.options import add_draws_options, path, whole
 from transformers_agci.commands.result_options import (
@@ -15,6 +16,7 @@ from transformers_agci.commands.result_options import (
     add_results_arguments,
     margin,
 )
+from transformers_agci.experiments.defaults import IMAGES, THUMBNAILS, Images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,14 +39,18 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     )
     images.add_argument(
         "--images",
-        choices=("page", "folder", "none"),
-        default="page",
+        choices=get_args(Images),
+        default=IMAGES,
         help="page (default): thumbnails of images under a map and of answers that changed, or with one result of the "
         "wrong ones; folder: of "
         "all images; or none",
     )
     images.add_argument(
-        "--thumbnails", type=whole(1), default=400, metavar="N", help="most thumbnails in the page (default 400)"
+        "--thumbnails",
+        type=whole(1),
+        default=THUMBNAILS,
+        metavar="N",
+        help="most thumbnails in the page (default %(default)s)",
     )
 
 

@@ -25,8 +25,7 @@ from transformers_agci.commands.options import (
     whole,
 )
 from transformers_agci.commands.parser import teller
-
-EMBEDDED_ITEMS = 100
+from transformers_agci.experiments.defaults import ATLAS_ITEMS, POOLING
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,11 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--limit", type=whole(1), metavar="N", help="only the first N rows (default 9000, as in the paper)"
     )
-    data.add_argument("--items", type=whole(1), metavar="N", help="embedded atlas: how many items (default 100)")
+    data.add_argument(
+        "--items", type=whole(1), metavar="N", help=f"embedded atlas: how many items (default {ATLAS_ITEMS})"
+    )
     data.add_argument("--seed", type=SEED, default=0, help="embedded atlas: seed of the composites (default 0)")
     add_answer_file_option(data, "similarity.jsonl", "similarities")
     measured = parser.add_argument_group("what is measured")
-    measured.add_argument("--pooling", default="max", help="max (the paper's) or mean, over the tokens of either side")
+    measured.add_argument(
+        "--pooling", default=POOLING, help="max (the paper's) or mean, over the tokens of either side"
+    )
     add_lambda_option(
         measured, "above 0: pool the image tokens after AGCI (default 0, as in the paper)", ("0",), several=False
     )
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     options = SimilarityOptions(
         model_options(args), args.pooling, lambdas(args)[0], args.limit, args.batch_size, args.workers
     )
-    rows = RowsOptions(args.eval_file, args.img_path, args.items or EMBEDDED_ITEMS, args.seed)
+    rows = RowsOptions(args.eval_file, args.img_path, args.items or ATLAS_ITEMS, args.seed)
     run, say = run_options(args), teller(add_arguments)
     with main_process_output():
         code = run_similarity(options, rows, args.answer_file, run, say).exit_code

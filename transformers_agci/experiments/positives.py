@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.defaults import DRAW_SEED, DRAWN_ITEMS
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
 from transformers_agci.storage.result_lines import FailedRow
-
-ITEMS, SEED = 20, 1  # the paper's draw
 
 
 class Positives(NamedTuple):
@@ -106,7 +105,7 @@ def check_unique(rows: Sequence[ProbeRow], what: str, of: Sequence[str]) -> None
         seen[name] = row
 
 
-def draw_items(items: Mapping[str, list[ProbeRow]], number: int = ITEMS, seed: int = SEED) -> list[ProbeRow]:
+def draw_items(items: Mapping[str, list[ProbeRow]], number: int = DRAWN_ITEMS, seed: int = DRAW_SEED) -> list[ProbeRow]:
     """The rows of `number` items drawn at random (all where there are not more), item after item."""
     names = list(items)
     chosen = names if len(names) <= number else random.Random(seed).sample(names, number)

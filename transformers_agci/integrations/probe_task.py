@@ -10,13 +10,13 @@ from typing import Any
 
 from transformers_agci.data.images import resolve_below
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.defaults import ATLAS_ITEMS
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
 from transformers_agci.experiments.position.measures import AnswerReport, measure
 from transformers_agci.experiments.position.questions import questions
 from transformers_agci.experiments.position.results import read_results
 from transformers_agci.statistics.evenness import signed_root
 
-EMBEDDED_ITEMS = 100
 # Environment variables of programs whose tasks take no arguments.
 EVAL_FILE, IMG_PATH, NEGATIVES, ITEMS = (
     "AGCI_PROBE_FILE",
@@ -96,7 +96,7 @@ class TaskData:
 
     def _read(self, drawn_in: Path) -> ProbeData:
         if self.eval_file is None:
-            return embedded_data(drawn_in, self.items or EMBEDDED_ITEMS, 0, None)
+            return embedded_data(drawn_in, self.items or ATLAS_ITEMS, 0, None)
         if self.img_path is None:
             raise InputError(f"{IMG_PATH} (`img_path`) is needed with {EVAL_FILE}: the folder that holds the images.")
         return read_data(self.eval_file, self.img_path, self.negatives_file, self.items, None)

@@ -11,6 +11,7 @@ from transformers_agci.errors import InputError, printable
 from transformers_agci.experiments.benchmarks import benchmark, score_answers
 from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Score
 from transformers_agci.experiments.benchmarks.uncertainty import headline_difference, headline_interval
+from transformers_agci.experiments.defaults import RESAMPLES
 from transformers_agci.report.table import format_table
 from transformers_agci.statistics import Interval
 from transformers_agci.storage.atomic import write_atomic
@@ -23,7 +24,7 @@ CHOICES = ("questions", "annotations", "problems", "splits", "split", "judge")  
 class Bootstrap:
     """Resamples of an interval (0: no interval) and their seed."""
 
-    resamples: int = 2000
+    resamples: int = RESAMPLES
     seed: int = 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.compare.arms import Arm
 from transformers_agci.experiments.compare.run import ArmResult
+from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE
 from transformers_agci.experiments.position import evidence_report
 from transformers_agci.experiments.position.comparison import as_json
 from transformers_agci.experiments.position.evidence import Evidence, gather
@@ -40,8 +41,8 @@ class Compared:
 class ReportOptions:
     """How the arms are chosen and reported; `margin` is equivalence's, a share."""
 
-    choice: Choice = "balanced"
-    dev_share: float = 0.5
+    choice: Choice = CHOOSE_BY
+    dev_share: float = DEV_SHARE
     margin: float | None = None
     resampling: ResamplingConfig = field(default_factory=ResamplingConfig)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.compare.arms import Arm
+from transformers_agci.experiments.defaults import ATLAS_ITEMS
 from transformers_agci.experiments.engines import NEEDS_THE_MODEL, EngineOptions
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
 from transformers_agci.experiments.position.questions import PROMPT, prompt_form, questions
@@ -28,7 +29,7 @@ class CompareOptions:
 
     data       rows of the position probe; None: composites of the embedded atlas
     negatives  rows whose right answer is No
-    items      at most so many items (of the atlas: so many, 100 where None)
+    items      at most so many items (of the atlas: so many, ATLAS_ITEMS where None)
     engine     transformers, or vllm for arms of AGCI and its controls
     """
 
@@ -57,7 +58,7 @@ class ArmResult(NamedTuple):
 def read_compared(options: CompareOptions) -> ProbeData:
     """The rows that every arm is asked."""
     if options.data is None:
-        return embedded_data(options.folder / "probe_set", options.items or 100, options.seed, None)
+        return embedded_data(options.folder / "probe_set", options.items or ATLAS_ITEMS, options.seed, None)
     if options.img_path is None:
         raise InputError("`img_path` is needed with `data`: the folder that holds the rows' images.")
     return read_data(options.data, options.img_path, options.negatives, options.items, None)

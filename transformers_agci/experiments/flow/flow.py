@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.defaults import FLOW_LAYERS, FLOW_TOKENS
 from transformers_agci.experiments.flow.attention_rows import AttentionRows
 from transformers_agci.experiments.flow.maps import SOURCES
 from transformers_agci.families import decoder_of, find_vlm, image_token_id, require
@@ -56,7 +57,11 @@ class Flow:
 
 
 def measure_flow(
-    loaded: LoadedModel, question: Question, lambdas: Sequence[float], layers: str = "all", max_new_tokens: int = 32
+    loaded: LoadedModel,
+    question: Question,
+    lambdas: Sequence[float],
+    layers: str = FLOW_LAYERS,
+    max_new_tokens: int = FLOW_TOKENS,
 ) -> list[Flow]:
     """The flows of one question about one image, at every lambda.
 

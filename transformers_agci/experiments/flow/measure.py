@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.defaults import FLOW_LAYERS, FLOW_TOKENS
 from transformers_agci.experiments.flow.flow import Flow, measure_flow
 from transformers_agci.experiments.flow.maps import aggregate, draw_maps, maps_text, read_flows
 from transformers_agci.experiments.flow.run import FlowRun
@@ -23,8 +24,8 @@ class FlowOptions:
 
     model: LoadOptions | LoadedModel
     lambdas: Sequence[float]
-    layers: str = "all"
-    max_new_tokens: int = 32
+    layers: str = FLOW_LAYERS
+    max_new_tokens: int = FLOW_TOKENS
 
     def __post_init__(self) -> None:
         if len(set(self.lambdas)) != len(self.lambdas):

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.defaults import FLOW_LAYERS, FLOW_TOKENS
 from transformers_agci.experiments.flow.flow import SOURCES, Flow, layer_count, layers_text, measure_flow, parse_layers
 from transformers_agci.experiments.items import target_box
 from transformers_agci.experiments.occlusion.maps import share_in
@@ -31,8 +32,8 @@ class FlowRun:
     rows: Sequence[ProbeRow]
     img_path: Path
     lambdas: Sequence[float]
-    layers: str = "all"
-    max_new_tokens: int = 32
+    layers: str = FLOW_LAYERS
+    max_new_tokens: int = FLOW_TOKENS
 
     @property
     def layers_text(self) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers_agci.errors import counted
+from transformers_agci.experiments.defaults import OCCLUSION_TOKENS
 from transformers_agci.experiments.occlusion.occlude import MaskOptions, OcclusionRun
 from transformers_agci.experiments.positives import Positives, RowsOptions, draw_items, probe_positives
 from transformers_agci.families import Lacks
@@ -21,7 +22,7 @@ class OcclusionOptions:
     masks: MaskOptions
     lam: float = 0.0
     batch_size: int | None = None
-    max_new_tokens: int = 128
+    max_new_tokens: int = OCCLUSION_TOKENS
 
 
 def occlude_rows(options: OcclusionOptions, rows: RowsOptions, output_dir: Path, run: RunOptions, say: Say) -> int:

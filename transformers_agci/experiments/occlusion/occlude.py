@@ -16,6 +16,7 @@ import torch
 
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.defaults import OCCLUSION_TOKENS
 from transformers_agci.experiments.forced_answer import Answered, ForcedAnswer
 from transformers_agci.experiments.occlusion.files import SUMMARY_FIELDS, Occluded, write_image_files
 from transformers_agci.experiments.occlusion.masks import (
@@ -93,7 +94,7 @@ class OcclusionRun:
     masks: MaskOptions = MaskOptions()
     lam: float = 0.0
     batch_size: int | None = None
-    max_new_tokens: int = 128
+    max_new_tokens: int = OCCLUSION_TOKENS
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from transformers_agci.errors import InputError, counted
+from transformers_agci.experiments.defaults import ATLAS_ITEMS
 from transformers_agci.experiments.engines import EngineOptions, open_engine
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
 from transformers_agci.experiments.position.metrics import accuracies_text, controls_table, load_controls
@@ -20,8 +21,6 @@ from transformers_agci.inference.load import LoadOptions
 from transformers_agci.inference.process_group import ProcessGroup, main_process_output
 from transformers_agci.inference.progress import Say
 from transformers_agci.storage.result_names import sibling_path
-
-EMBEDDED_ITEMS = 100
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _data(options: ProbeOptions, drawn: Path) -> ProbeData:
                 "`img_path` and `negatives_file` belong to `eval_file`; without it the embedded atlas "
                 "makes the images and the negatives."
             )
-        return embedded_data(drawn, options.items or EMBEDDED_ITEMS, options.seed, options.limit)
+        return embedded_data(drawn, options.items or ATLAS_ITEMS, options.seed, options.limit)
     if options.img_path is None:
         raise InputError("`img_path` is needed with `eval_file`: the folder that holds the rows' images.")
     return read_data(options.eval_file, options.img_path, options.negatives_file, options.items, options.limit)

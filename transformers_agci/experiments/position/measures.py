@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from transformers_agci import statistics as st
+from transformers_agci.experiments.defaults import DRAWS
 from transformers_agci.experiments.position.results import ProbeResult, Tables
 from transformers_agci.statistics import Interval, SpreadTest, TestResult, evenness, signal_detection
 
@@ -13,7 +14,7 @@ from transformers_agci.statistics import Interval, SpreadTest, TestResult, evenn
 class ResamplingConfig:
     """How many permutations the null of "no position effect" uses, and their seed."""
 
-    permutations: int = 2000
+    permutations: int = DRAWS
     seed: int = 0
 
 

@@ -7,12 +7,12 @@ hash of the caption, so that the same caption is on the same side in every run a
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError, counted
+from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE, Choice
 from transformers_agci.experiments.position.comparison import PairReport, common_rows, compare
 from transformers_agci.experiments.position.evidence import check_same_items
 from transformers_agci.experiments.position.results import ProbeResult
@@ -20,7 +20,6 @@ from transformers_agci.statistics import Interval, evenness, signal_detection
 
 FOLDS = 5
 FEWEST = 10  # items in each part
-Choice = Literal["balanced", "auc", "evenness"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def part_of(caption: str, parts: int) -> int:
     return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") % parts
 
 
-def sweep(results: Sequence[ProbeResult], choice: Choice = "balanced", dev_share: float = 0.5) -> Sweep:
+def sweep(results: Sequence[ProbeResult], choice: Choice = CHOOSE_BY, dev_share: float = DEV_SHARE) -> Sweep:
     """Split the items by their captions, choose on the first part, compare with the first result on the second."""
     _check(results)
     if not 0 < dev_share < 1:
@@ -78,7 +77,7 @@ def sweep(results: Sequence[ProbeResult], choice: Choice = "balanced", dev_share
     return _report(results, results, choice, (dev, held), split)
 
 
-def sweep_apart(dev: Sequence[ProbeResult], held_out: Sequence[ProbeResult], choice: Choice = "balanced") -> Sweep:
+def sweep_apart(dev: Sequence[ProbeResult], held_out: Sequence[ProbeResult], choice: Choice = CHOOSE_BY) -> Sweep:
     """The same with results of two data sets; InputError where they share captions."""
     _check(dev)
     _check(held_out)
@@ -112,7 +111,7 @@ def _report(
     return Sweep(choice, split, scores, dev[chosen].label, pair)
 
 
-def nested(results: Sequence[ProbeResult], choice: Choice = "balanced") -> NestedSweep:
+def nested(results: Sequence[ProbeResult], choice: Choice = CHOOSE_BY) -> NestedSweep:
     """Five-fold: every item is reported on by a lambda that the other folds chose. The gain is in balanced accuracy."""
     _check(results)
     first = results[0]

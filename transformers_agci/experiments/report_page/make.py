@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers_agci import __version__
 from transformers_agci.errors import InputError, counted, printable
+from transformers_agci.experiments.defaults import IMAGES, THUMBNAILS, Images
 from transformers_agci.experiments.position.evidence import Evidence, gather
 from transformers_agci.experiments.position.measures import ResamplingConfig
 from transformers_agci.experiments.position.metrics import load_all, load_controls
@@ -22,8 +23,6 @@ from transformers_agci.report.page.images import FOLDER_SIDE, SIDE, jpeg_uri
 from transformers_agci.report.page.render import Manifest, Page, render
 from transformers_agci.storage import manifest
 from transformers_agci.storage.atomic import cannot_write, write_atomic
-
-Images = Literal["page", "folder", "none"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class ReportOptions:
     labels: Sequence[str] = ()
     title: str = ""
     img_path: Path | None = None
-    images: Images = "page"
-    thumbnails: int = 400
+    images: Images = IMAGES
+    thumbnails: int = THUMBNAILS
     occlusion: Sequence[Path] = ()
     flow: Sequence[Path] = ()
     ruler: Path | None = None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.defaults import PROCESSES, RULER_ITEMS, RULER_POOL, RULER_SETS
 from transformers_agci.experiments.ruler.analysis import (
     Criterion,
     calibration_criteria,
@@ -49,11 +50,11 @@ class RulerOptions:
     """
 
     folder: Path
-    items: int = 300
+    items: int = RULER_ITEMS
     seed: int = 0
-    processes: int = 2
-    pool: int = 600
-    sets: int = 100
+    processes: int = PROCESSES
+    pool: int = RULER_POOL
+    sets: int = RULER_SETS
     overwrite: bool = False
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers_agci.embedded.probe_set import build_similarity_set
 from transformers_agci.errors import counted
+from transformers_agci.experiments.defaults import POOLING
 from transformers_agci.experiments.positives import Positives, RowsOptions, only_positives, read_positives
 from transformers_agci.experiments.similarity.run import ROWS, SimilarityRun, pooling_named
 from transformers_agci.inference.load import LoadedModel, LoadOptions, loaded_model
@@ -19,7 +20,7 @@ class SimilarityOptions:
     """The model, how tokens are pooled, lambda before pooling, at most so many rows, and how they are batched."""
 
     model: LoadOptions | LoadedModel
-    pooling: str = "max"
+    pooling: str = POOLING
     lam: float = 0.0
     limit: int | None = None  # default: 9,000, as in the paper
     batch_size: int | None = None

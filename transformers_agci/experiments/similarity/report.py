@@ -11,6 +11,7 @@ from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError, counted, short
+from transformers_agci.experiments.defaults import DRAWS
 from transformers_agci.experiments.items import item_names
 from transformers_agci.report.heatmap import Panel, Scale, compose, image_path, minus, save_figure, scale_about_zero
 from transformers_agci.report.table import Style, format_table
@@ -70,7 +71,7 @@ def read_similarities(path: Path | str) -> st.Floats:
     return table
 
 
-def measure(table: st.Floats, draws: int = 2000, seed: int = 0) -> SimilarityReport:
+def measure(table: st.Floats, draws: int = DRAWS, seed: int = 0) -> SimilarityReport:
     """Means with t intervals over items, and the test of evenness that permutes within items."""
     centred = table - np.nanmean(table, axis=1, keepdims=True)
     means, effects = (st.mean_over_items(values) for values in (table, centred))

@@ -17,6 +17,7 @@ from torch.nn.functional import cosine_similarity
 
 from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.defaults import POOLING
 from transformers_agci.experiments.positives import Positives, check_unique
 from transformers_agci.inference.batches import Block, Column, plan_blocks
 from transformers_agci.inference.host_values import crossing, host_values
@@ -62,7 +63,7 @@ class SimilarityRun:
     loaded: LoadedModel
     rows: Sequence[ProbeRow]
     img_path: Path
-    pooling: str = "max"
+    pooling: str = POOLING
     lam: float = 0.0
     batch_size: int | None = None
     workers: int | None = None

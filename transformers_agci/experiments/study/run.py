@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers_agci.embedded.location import TEMPLATE, embedded_model_path
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.defaults import STUDY_ITEMS, STUDY_SEEDS, STUDY_STEPS
 from transformers_agci.experiments.position.data import ProbeData, embedded_data
 from transformers_agci.experiments.position.run import PositionProbe
 from transformers_agci.experiments.study.training_data import PROBE, write_training_data
@@ -33,9 +34,9 @@ class Study:
     """`seeds` seeds, each trained for `steps` steps at both lambdas; `items` probe items; everything below `folder`."""
 
     folder: Path
-    seeds: int = 5
-    steps: int = 100
-    items: int = 100
+    seeds: int = STUDY_SEEDS
+    steps: int = STUDY_STEPS
+    items: int = STUDY_ITEMS
     learning_rate: float = 1e-3
 
     def answers(self, seed: int | None, trained: float, evaluated: float | None = None) -> Path:
