@@ -410,6 +410,10 @@ MISTAKES = {
         lambda *_: {"family": "gemma3n"},
         "is a Qwen2.5-VL checkpoint (model_type 'qwen2_5_vl'), but this command is for Gemma3n",
     ),
+    "other family's name": (
+        lambda *_: {"family": "LLaVA-v1.6"},
+        "is a Qwen2.5-VL checkpoint (model_type 'qwen2_5_vl'), but this command is for LLaVA-v1.6 ('llava_next')",
+    ),
     "no items": (lambda *_: {"items": "0"}, "--items must be at least 1, but is 0."),
 }
 
