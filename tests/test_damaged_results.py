@@ -113,6 +113,7 @@ def test_a_damaged_block_of_a_shard_is_named(part: Path, kind: str) -> None:
         '{"rows": [], "failed": []}',
         '{"block": "0", "rows": [], "failed": []}',
         '{"block": 0, "rows": 5, "failed": []}',
+        '{"block": 0, "rows": [{}, null], "failed": []}',
         '{"block": 0, "rows": [], "failed": [{"row": 1}]}',
     ],
 )
@@ -129,6 +130,13 @@ def test_a_damaged_list_of_skipped_rows_is_named(path: Path, line: str) -> None:
     refused(path, "A.bad.jsonl:1 is damaged", "`overwrite`")
 
 
+@pytest.mark.parametrize("rows", [[3, 3], [1], [7], [-1]])
+def test_skipped_rows_of_another_block_are_named(path: Path, rows: list[int]) -> None:
+    lines = [{"block": 1, "row": row, "where": "in.json:4", "error": "gone"} for row in rows]
+    path.with_name("A.bad.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    refused(path, "A.bad.jsonl is damaged: it names rows of block 1 that are not in it")
+
+
 MANIFESTS: dict[str, str | bytes] = {
     "cut": '{"settings": {',
     "a list": "[]",
@@ -136,6 +144,9 @@ MANIFESTS: dict[str, str | bytes] = {
     "no settings": '{"notes": {}, "rows": 7, "blocks": [[2, 1]], "runs": []}',
     "settings are a list": '{"settings": [], "notes": {}, "rows": 7, "blocks": [[2, 1]], "runs": []}',
     "blocks are numbers": '{"settings": {}, "notes": {}, "rows": 7, "blocks": [2, 3], "runs": []}',
+    "blocks without end": '{"settings": {}, "notes": {}, "rows": 7, "blocks": [[2, 10000000000000]], "runs": []}',
+    "more rows than memory": '{"settings": {}, "notes": {}, "rows": 1e30, "blocks": [[2, 1]], "runs": []}',
+    "runs are texts": '{"settings": {}, "notes": {}, "rows": 2, "blocks": [[2, 1]], "runs": ["a"]}',
     "deep": '{"a": ' * 5000 + "1" + "}" * 5000,
 }
 

@@ -369,6 +369,58 @@ def test_an_interrupted_build_goes_on(after: int, source: Path, built: Path, tmp
     assert build(options(source, tmp_path)).painted == 0
 
 
+ODD_RECORDS: list[tuple[str, str]] = [
+    ("pool.jsonl", "[]"),
+    ("pool.jsonl", "7"),
+    ("pool.jsonl", "{}"),
+    ("pool.jsonl", '{"end": null}'),
+    ("pool.jsonl", '{"drop": [1, 2]}'),
+    ("pool.jsonl", '{"pair": ["../a", "a dog", 0, [9, 9]], "fingerprint": "00"}'),
+    ("pool.jsonl", '{"pair": ["a", "a dog", 0, [1e9, 9]], "fingerprint": "00"}'),
+    ("pool.jsonl", '{"pair": null}'),
+    ("settings.json", "[]"),
+    ("settings.json", "\xff"),
+]
+
+
+@pytest.mark.parametrize(("name", "record"), ODD_RECORDS)
+def test_a_record_that_no_build_writes_is_named(name: str, record: str, source: Path, tmp_path: Path) -> None:
+    chosen = options(source, tmp_path, kind="similarity", items=2)
+    file = interrupt(chosen, 1) / name
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([record.encode("latin-1") + b"\n", *lines[1:]]))
+    with pytest.raises(InputError, match=rf"{name}.*give `overwrite` to start over\.$"):
+        build(chosen)
+
+
+def test_a_journal_of_items_that_holds_something_else_is_cut_off(source: Path, tmp_path: Path) -> None:
+    chosen = options(source, tmp_path, kind="similarity", items=2)
+    (interrupt(chosen, 2) / "items.jsonl").write_text("7\n[]\n")
+    assert build(chosen).painted == 2
+
+
+ODD_MANIFESTS: list[tuple[str, Any]] = [
+    ("settings", {"images": 3}),
+    ("settings", None),
+    ("sha256", None),
+    ("items", "2"),
+    ("dropped", ["a"]),
+    ("dropped", {"a": None}),
+    ("rows_files", "set.json"),
+    ("rows_files", [None]),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), ODD_MANIFESTS)
+def test_a_manifest_that_no_build_writes_is_named(field: str, value: Any, source: Path, tmp_path: Path) -> None:
+    chosen = options(source, tmp_path, kind="similarity", items=2)
+    build(chosen)
+    file = tmp_path / "set.manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(InputError, match=rf"set\.manifest\.json.*{field}.*is not the manifest of a built set"):
+        build(chosen)
+
+
 def cut_everywhere(source: Path, tmp_path: Path, step: int) -> int:
     """Cut each file of the last item, and each journal, at every `step`-th byte; resume; compare all bytes.
 

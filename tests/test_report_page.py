@@ -208,7 +208,7 @@ def test_ruler_and_flow_stand_in_the_page(tmp_path: Path, capsys: pytest.Capture
     assert list(Elements((tmp_path / "r.html").read_text()).data()["thumbnails"]) == ["0", "1", "2"]
     (tmp_path / "wrong.json").write_text("{}")
     assert main(["report", *map(str, results), "--ruler", str(tmp_path / "wrong.json"), *DRAWS]) == 2
-    assert "is not a ruler.json of ours" in capsys.readouterr().err
+    assert "give --ruler the ruler.json that agci ruler wrote" in capsys.readouterr().err
 
 
 def test_columns_take_as_few_bytes_as_their_values_need() -> None:

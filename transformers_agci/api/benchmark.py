@@ -10,6 +10,7 @@ from transformers_agci.api.arguments import lambda_list, maybe_whole, whole_numb
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, answering
 from transformers_agci.api.rows import Tabular, rows_of_files, tables_html
+from transformers_agci.data.rows import require
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.benchmarks import benchmark as declared_benchmark
@@ -59,8 +60,8 @@ class BenchmarkRun(Tabular):
         if not all(path.exists() for path in paths):
             reason = next((line for line in self.log if line.startswith("no score")), "no score was made")
             raise InputError(f"{self.name}: {reason}")
-        found = [read_json_object(path) for path in paths]
-        return [BenchmarkScore(self.name, figures["lambda"], figures) for figures in found]
+        found = [(path, read_json_object(path)) for path in paths]
+        return [BenchmarkScore(self.name, require(figures, "lambda", str(path)), figures) for path, figures in found]
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:

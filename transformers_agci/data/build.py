@@ -1,7 +1,6 @@
 """Build a probe or similarity set: fill the pool, paint a composite per item and cell, write rows and manifest."""
 
 import contextlib
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from transformers_agci.data.rows import Row
 from transformers_agci.errors import InputError
 from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.journal import Journal
+from transformers_agci.storage.json_file import read_json_object
 from transformers_agci.storage.lock import exclusive_lock
 from transformers_agci.storage.reading import path_text
 from transformers_agci.storage.settings import as_stored
@@ -170,7 +170,7 @@ def _claim(options: BuildOptions, scratch: Path, overwrite: bool) -> None:
     """Write the settings down, or compare them with those of the build that is to be continued."""
     path = scratch / "settings.json"
     if _has_records(scratch / RECORDS) and not overwrite:
-        _same_settings(options, json.loads(path.read_text("utf-8")))
+        _same_settings(options, read_json_object(path, "give `overwrite` to start over"))
         return
     for other in options.folder.glob(f"*{SUFFIX}"):
         theirs = read_manifest(other)["settings"]["images"]
@@ -206,7 +206,8 @@ def _keep_whole_items(options: BuildOptions, journal: Journal, plan: Plan) -> No
     """Cut the journal at the first item whose files are not all there with the recorded bytes."""
     for item, hashes in enumerate(journal.records):
         key = plan.tasks[item].key if item < len(plan.tasks) else ""
-        names = [f"{key}.jpg"] if options.is_sequence else [image_name(key, k) for k in range(len(hashes))]
-        if [file_hash(options.image_folder / name) for name in names] != hashes:
+        number = len(hashes) if isinstance(hashes, list) else 0
+        names = [f"{key}.jpg"] if options.is_sequence else [image_name(key, k) for k in range(number)]
+        if not number or [file_hash(options.image_folder / name) for name in names] != hashes:
             journal.keep(item)
             return

@@ -14,11 +14,12 @@ from transformers_agci.data.grid import Grid
 from transformers_agci.data.images import check_plain_name, resolve_below
 from transformers_agci.data.probe_rows import LETTERS, MOST_CELLS, place_fields
 from transformers_agci.data.rendered import KINDS
-from transformers_agci.data.rows import Row, read_rows
+from transformers_agci.data.rows import Row, read_rows, require, require_object, require_text, require_whole_number
 from transformers_agci.data.sources import Source
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.json_file import json_bytes, read_json_object, write_json
+from transformers_agci.storage.reading import path_text, read_bytes
 
 # What a probe set shows: composites of captioned, written or drawn sub-images, several images, or texts to choose from.
 Content = Literal["captions", "words", "digits", "shapes", "images", "options"]
@@ -212,12 +213,21 @@ def summary_of(options: BuildOptions, manifest: Row, painted: int) -> BuildSumma
 
 def read_manifest(path: Path) -> Row:
     """A set's manifest; InputError when it is not one."""
+    manifest, where = read_json_object(path), path_text(path)
     try:
-        manifest = read_json_object(path)
-        manifest["settings"]["images"], manifest["sha256"], manifest["rows_files"][0]
-    except (LookupError, TypeError):
-        raise InputError(f"{path} is not the manifest of a built set: delete it or put the right one there.") from None
-    return dict(manifest)
+        require_text(require_object(manifest, "settings", where), "images", f'{where}, "settings"')
+        require_text(manifest, "sha256", where)
+        for name in ("items", "composites"):
+            require_whole_number(manifest, name, where, 0)
+        for reason in require_object(manifest, "dropped", where):
+            require_whole_number(manifest["dropped"], reason, f'{where}, "dropped"', 0)
+        names = require(manifest, "rows_files", where)
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+            raise InputError(f'{where}: "rows_files" must be a list of names of files, but is {short(names)}.')
+    except InputError as error:
+        remedy = "it is not the manifest of a built set: delete it or put the right one there"
+        raise InputError(f"{str(error).removesuffix('.')}; {remedy}.") from None
+    return manifest
 
 
 def set_hash(folder: Path, manifest: Row) -> str:
@@ -231,7 +241,8 @@ def set_hash(folder: Path, manifest: Row) -> str:
     images = resolve_below(folder, manifest["settings"]["images"], SUFFIX)
     try:
         for where, row in read_rows(folder / manifest["rows_files"][0]):
-            for name in row.get("images") or [row.get("image")]:
+            several = row.get("images")
+            for name in several if isinstance(several, list) and several else [row.get("image")]:
                 total.update(file_hash(resolve_below(images, str(name), where)).encode())
     except InputError:
         return ""
@@ -239,10 +250,10 @@ def set_hash(folder: Path, manifest: Row) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file; "missing" when it is not there."""
+    """SHA-256 of a file; "missing" when there is none that can be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+    except InputError:
         return "missing"
 
 

@@ -2,10 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,10 +13,13 @@ from PIL import Image
 from transformers_agci.data.grid import Grid
 from transformers_agci.data.screening import Cell, Dropped, Fingerprint, Seen, screen
 from transformers_agci.data.sources import Pair, Source, read_pairs
+from transformers_agci.errors import InputError
 from transformers_agci.storage.journal import Journal
+from transformers_agci.storage.reading import path_text
 
 CELLS = "cells.bin"
 RECORDS = "pool.jsonl"
+FINGERPRINT = re.compile(r"[0-9a-f]{400}")  # 8 bytes of the hash, 192 of the miniature
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -60,14 +63,14 @@ class Pool(NamedTuple):
         """The dropped pairs, in the source's order."""
         journal = Journal(self.records)
         journal.close()
-        return (Drop(*record["drop"]) for record in journal.records if "drop" in record)
+        return (Drop(*record["drop"]) for record in _checked(journal) if "drop" in record)
 
 
 def pool_colours(pool: Pool) -> np.ndarray:
     """[pairs, 192] the miniature of every accepted pair, from the records."""
     journal = Journal(pool.records)
     journal.close()
-    hashes = [record["fingerprint"] for record in journal.records if "pair" in record]
+    hashes = [record["fingerprint"] for record in _checked(journal) if "pair" in record]
     return np.stack([Fingerprint.from_hex(text).colours for text in hashes])
 
 
@@ -123,7 +126,42 @@ def _end(pool: Pool) -> int:
     return pool.pairs[-1].end if pool.pairs else 0
 
 
-def _pool_pair(record: dict) -> PoolPair:
+def _checked(journal: Journal) -> list[dict[str, Any]]:
+    """The records; InputError where one is none of ours."""
+    for number, record in enumerate(journal.records, 1):
+        if not isinstance(record, dict) or not any(key in record and right(record) for key, right in _FORM.items()):
+            raise InputError(
+                f"{path_text(journal.path)}:{number} is damaged: it is no record of an image that was read; give "
+                "`overwrite` to start over."
+            )
+    return journal.records
+
+
+def _is_pair(record: dict[str, Any]) -> bool:
+    """Whether it is an accepted pair whose cell is of bearable size, with its fingerprint."""
+    pair, text = record["pair"], record.get("fingerprint")
+    if not isinstance(pair, list) or len(pair) != len(PoolPair._fields):
+        return False
+    key, caption, offset, size = pair
+    is_size = isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n < 1 << 15 for n in size)
+    is_key = isinstance(key, str) and key != "" and Path(key).name == key
+    is_hash = isinstance(text, str) and FINGERPRINT.fullmatch(text) is not None
+    return is_key and isinstance(caption, str) and type(offset) is int and offset >= 0 and is_size and is_hash
+
+
+def _is_drop(record: dict[str, Any]) -> bool:
+    drop = record["drop"]
+    return isinstance(drop, list) and len(drop) == len(Drop._fields) and isinstance(drop[2], str)
+
+
+_FORM: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "pair": _is_pair,
+    "drop": _is_drop,
+    "end": lambda record: type(record["end"]) is int,
+}
+
+
+def _pool_pair(record: dict[str, Any]) -> PoolPair:
     key, caption, offset, size = record["pair"]
     return PoolPair(key, caption, offset, (size[0], size[1]))
 
@@ -131,7 +169,7 @@ def _pool_pair(record: dict) -> PoolPair:
 def _cut_to_whole_cells(journal: Journal, cells: Path) -> None:
     """Drop the records behind the first one whose cell the cells file does not hold whole."""
     there = cells.stat().st_size
-    for number, record in enumerate(journal.records):
+    for number, record in enumerate(_checked(journal)):
         if "pair" in record and _pool_pair(record).end > there:
             journal.keep(number)
             return

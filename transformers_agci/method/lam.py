@@ -16,6 +16,8 @@ from transformers_agci.families import SUPPORTED_FAMILIES, todays_model_type
 LAMBDA_KEY = "global_context_broadcast_lambda"
 """The key of config.json that holds lambda; a model attribute of the same name is a view of it."""
 
+MOST_DIGITS = 1e16  # beyond it 1e+16 is shorter, and no float is a half any more
+
 _log = logging.getLogger("transformers_agci")
 
 
@@ -46,7 +48,7 @@ def parse_lambda(text: str, source: str) -> float:
 
 def lambda_text(lam: float) -> str:
     """The shortest exact spelling of lambda, for file names and tables: 0 -> "0", 0.5 -> "0.5"."""
-    return str(int(lam)) if float(lam).is_integer() else repr(lam)
+    return str(int(lam)) if float(lam).is_integer() and abs(lam) < MOST_DIGITS else repr(lam)
 
 
 def config_lambda(config: Any) -> float:

@@ -36,6 +36,7 @@ PACKAGES = (
     "numpy",
     "timm",
 )
+MOST_ROWS = 10**8  # of a result file; the block sizes of more would fill the memory
 BEFORE = {"engine": "transformers"}  # settings that older manifests do not have, as they were then
 START_OVER = "give `overwrite` to start over, or name another answer file"
 
@@ -54,6 +55,8 @@ def read(result: Path) -> dict[str, Any] | None:
     wrong = next((key for key, is_right in _FORM.items() if not is_right(found.get(key))), None)
     if wrong is not None:
         raise InputError(f'{path} is not a manifest of ours: "{wrong}" is missing or of another kind; {START_OVER}.')
+    if sum(size * times for size, times in found["blocks"]) != found["rows"]:
+        raise InputError(f'{path} is damaged: the "blocks" do not hold its {found["rows"]} "rows"; {START_OVER}.')
     return found
 
 
@@ -67,9 +70,9 @@ def _is_blocks(value: Any) -> bool:
 _FORM: dict[str, Callable[[Any], bool]] = {
     "settings": lambda value: isinstance(value, dict),
     "notes": lambda value: isinstance(value, dict),
-    "rows": lambda value: type(value) is int,
+    "rows": lambda value: type(value) is int and 0 <= value <= MOST_ROWS,
     "blocks": _is_blocks,
-    "runs": lambda value: isinstance(value, list),
+    "runs": lambda value: isinstance(value, list) and all(isinstance(run, dict) for run in value),
 }
 
 

@@ -30,6 +30,7 @@ from transformers_agci.storage.result_lines import (
     FailedRow,
     PartLine,
     Row,
+    check_in_blocks,
     check_same_row,
     part_lines,
     read_failed,
@@ -219,6 +220,7 @@ class ResultFile:
     def _scan(self) -> None:
         """Find the finished blocks, check that they are this input's, and cut off what is torn."""
         found = read_failed(self.bad)
+        check_in_blocks(self.bad, found, self._starts)
         self.failed = found
         ends, prefix = self._prefix()
         lines = self.rows_of(range(prefix))

@@ -44,7 +44,7 @@ def part_lines(folder: Path, block_sizes: Sequence[int]) -> Iterator[PartLine]:
         for line in whole_lines(part, dict):
             block, rows, failed = (line.content.get(name) for name in ("block", "rows", "failed"))
             known = [_failed_row(row) for row in failed] if isinstance(failed, list) else [None]
-            if type(block) is not int or not isinstance(rows, list) or None in known:
+            if type(block) is not int or not _are_objects(rows) or None in known:
                 raise InputError(
                     f"{part}:{line.number} is damaged: it is not a block of results; delete the line, and its block "
                     "is done again."
@@ -72,6 +72,29 @@ def read_failed(path: Path) -> dict[int, list[FailedRow]]:
             )
         failed.setdefault(content["block"], []).append(row)
     return failed
+
+
+def _are_objects(rows: Any) -> bool:
+    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+
+
+def check_in_blocks(path: Path, failed: Mapping[int, Sequence[FailedRow]], starts: Sequence[int]) -> None:
+    """InputError where A.bad.jsonl names a row twice, or one that is not in its block.
+
+    `starts` are the numbers of the blocks' first rows, with the number of all rows behind them.
+    """
+    for block, rows in failed.items():
+        numbers = [row.row for row in rows]
+        is_block = 0 <= block < len(starts) - 1
+        if (
+            not is_block
+            or len(set(numbers)) < len(numbers)
+            or not set(numbers) <= set(range(*starts[block : block + 2]))
+        ):
+            raise InputError(
+                f"{path} is damaged: it names rows of block {block} that are not in it, or one of them twice. Restore "
+                "the file, or give `overwrite` to start over."
+            )
 
 
 def _failed_row(content: Any) -> FailedRow | None:

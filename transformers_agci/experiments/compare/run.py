@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from transformers_agci.data.rows import require_number, require_whole_number
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.compare.arms import Arm
 from transformers_agci.experiments.defaults import ATLAS_ITEMS
@@ -21,6 +22,7 @@ from transformers_agci.inference.questions import QuestionSet
 from transformers_agci.inference.runner import RunOptions
 from transformers_agci.storage import manifest
 from transformers_agci.storage.json_file import read_json_object, write_json
+from transformers_agci.storage.reading import path_text
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def _ask(  # noqa: PLR0917 - what an arm is asked with
     summary = answer_questions(engine, asked, [arm.value], [file], answers)
     grown = _memory_peak() - before
     if summary.counts.rows:  # an arm that was there already keeps the cost that was measured when it was asked
-        batch = read_json_object(manifest.path_of(file))["settings"].get("batch_size") or 1
+        batch = _manifest(file)["settings"].get("batch_size") or 1
         # On a CPU its own time: that of the wall depends on what else the machine does.
         spent = 1000 * (time.process_time() - started) / summary.counts.rows
         here = engine.loaded if isinstance(engine, TransformersEngine) else None
@@ -121,23 +123,34 @@ def _ask(  # noqa: PLR0917 - what an arm is asked with
 
 def _ms_per_row(file: Path) -> float | None:
     """Milliseconds per row, over all runs that the manifest has."""
-    done = [(_rows(run), run["seconds"]) for run in read_json_object(manifest.path_of(file)).get("runs", ())]
+    where = path_text(manifest.path_of(file))
+    done = [(_rows(run, where), require_number(run, "seconds", where, 0)) for run in _manifest(file)["runs"]]
     rows = sum(number for number, _ in done)
     return 1000 * sum(seconds for number, seconds in done if number) / rows if rows else None
 
 
-def _rows(run: Mapping[str, Any]) -> int:
+def _manifest(file: Path) -> dict[str, Any]:
+    """The manifest of an arm that was asked; empty where somebody removed it since."""
+    return manifest.read(file) or {"settings": {}, "runs": []}
+
+
+def _rows(run: Mapping[str, Any], where: str) -> int:
     """The rows of a manifest's run: each engine's under its own name."""
-    return int(run.get("answers") or run.get("rows") or 0)
+    name = next((name for name in ("answers", "rows") if run.get(name)), None)
+    return 0 if name is None else require_whole_number(run, name, where, 0)
 
 
 def _cost(file: Path) -> tuple[float | None, float | None]:
     """What was measured when the arm was asked."""
-    try:
-        found = read_json_object(file.with_suffix(".cost.json"))
-    except InputError:
+    path = file.with_suffix(".cost.json")
+    if not path.exists():
         return _ms_per_row(file), None
-    return found.get("ms_per_row"), found.get("kib_per_row")
+    found, where = read_json_object(path, "remove it"), path_text(path)
+    ms, kib = (
+        None if found.get(name) is None else require_number(found, name, where, 0)
+        for name in ("ms_per_row", "kib_per_row")
+    )
+    return ms, kib
 
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -23,6 +23,7 @@ from transformers_agci.report.page.images import FOLDER_SIDE, SIDE, jpeg_uri
 from transformers_agci.report.page.render import Manifest, Page, render
 from transformers_agci.storage import manifest
 from transformers_agci.storage.atomic import cannot_write, write_atomic
+from transformers_agci.storage.reading import is_folder
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _recorded_folder(result: Path) -> Path | None:
     parts = Path(name).parts
     # A relative one was relative to where the run was started; a result that moved has its images beside it.
     beside = (result.parent.joinpath(*parts[start:]) for start in range(1, len(parts)))
-    return next((folder for folder in (Path(name), *beside) if folder.is_dir()), None)
+    return next((folder for folder in (Path(name), *beside) if is_folder(folder)), None)
 
 
 def _images(
