@@ -87,13 +87,13 @@ def main() -> None:
                 yes, no = draw(rng, items, **truth)
                 before.append(of_first_version(yes, number))
                 sides = [tuple(tables(m, right) for m in side) for side, right in ((yes, True), (no, False))]
-                found = compare_evenness(sides[0], sides[1], items)
+                found = compare_evenness(sides[0], sides[1])
                 after.append(found.verdict)
                 without = [
                     tuple(Tables(t.correct, t.said_yes, t.unreadable, np.full_like(t.margin, np.nan)) for t in side)
                     for side in sides
                 ]
-                bare.append(compare_evenness(without[0], without[1], items).verdict)
+                bare.append(compare_evenness(without[0], without[1]).verdict)
                 bias = truth.get("bias", (0.0, 0.0))
                 expected = (bias[1] / truth.get("louder", 1.0)) ** 2 - bias[0] ** 2
                 covered += found.margin.low <= expected <= found.margin.high

@@ -20,6 +20,7 @@ from transformers_agci import statistics as st
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.experiments.position.calibration import calibration
+from transformers_agci.experiments.position.comparison import compare
 from transformers_agci.experiments.position.results import Tables
 from transformers_agci.experiments.position.sweep import part_of
 from transformers_agci.statistics import planning, regression
@@ -237,9 +238,9 @@ def test_equivalence_is_that_of_statsmodels() -> None:
     a, b = rng.normal(size=40), rng.normal(size=40)
     change = st.mean_over_items((b - a)[:, None]).overall
     p = ttost_paired(b, a, -0.7, 0.7)[0]
-    found = equivalence(change, 0.7, 40)
+    found = equivalence(change, 0.7, 39)
     assert found.p == pytest.approx(p) and found.shown == (p <= 0.05)
-    assert equivalence(st.Interval(0, np.nan, np.nan, 1), 0.7, 1) is None
+    assert equivalence(st.Interval(0, np.nan, np.nan, 1), 0.7, 0) is None
 
 
 @pytest.mark.parametrize(
@@ -459,3 +460,166 @@ def test_a_nested_sweep_gains_nothing_by_rows_that_are_missing(tmp_path: Path, t
     right.write_text("\n".join(line for line in lines if (row := json.loads(line))["prediction"] == row["answer"]))
     found = nested([read_results(three[0]), read_results(right)])
     assert found.gain.estimate == 0
+
+
+def test_items_are_counted_by_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Yes rows on 30 items, No rows on 12 others: t has 11 degrees of freedom where both count, and 29 of Yes rows."""
+    from transformers_agci.experiments.position.evidence import gather
+    from transformers_agci.experiments.position.results import read_results
+
+    def result(name: str, seed: int) -> str:
+        yes, no = np.full((42, 9), np.nan), np.full((42, 9), np.nan)
+        yes[:30], no[30:] = margins(30, seed, bias=0.3), margins(12, seed + 50, mean=-1.0)
+        return write(tmp_path / name, rows(yes, no))
+
+    paths = [result("a.jsonl", 1), result("b.jsonl", 2)]
+    evidence = gather([read_results(path, label=Path(path).stem) for path in paths], margin=0.05)
+    (comparison,) = evidence.comparisons
+    pair = comparison.pair
+    assert (pair.items, pair.yes.items, pair.no.items, pair.freedom) == (42, 30, 12, 11)
+    assert [row.report.yes.margin_unevenness.n for row in evidence.results] == [30, 30]
+    half = (pair.balanced.high - pair.balanced.low) / 2
+    p = 2 * stats.t.sf(abs(pair.balanced.estimate) / half * stats.t.ppf(0.975, 11), 11)
+    assert comparison.tests["balanced accuracy"] == pytest.approx(p)
+    alone = [read_results(write(tmp_path / f"yes_{k}.jsonl", rows(margins(30, k, bias=0.3)))) for k in (1, 2)]
+    assert pair.evenness.accuracy == pytest.approx(compare(*alone).evenness.accuracy)
+    assert main(["metrics", "--results_file", *paths, "--draws", "20"]) == 0
+    assert "On 30 items with Yes rows and 12 items with No rows, b against a" in capsys.readouterr().out
+    few = [read_results(write(tmp_path / f"{k}.jsonl", rows(margins(30, k), margins(5, k)))) for k in (1, 2)]
+    assert compare(*few).evenness.reason == "5 items with No rows are too few; at least 10 are needed"
+
+
+def test_without_no_rows_equivalence_and_p_use_the_quantile_of_the_interval(tmp_path: Path) -> None:
+    from transformers_agci.experiments.position.evidence import gather
+    from transformers_agci.experiments.position.results import read_results
+
+    results = [read_results(write(tmp_path / f"{k}.jsonl", rows(margins(12, k))), label=str(k)) for k in (1, 2)]
+    (comparison,) = gather(results, margin=0.1).comparisons
+    low, high = comparison.pair.yes.accuracy.overall[1:3]
+    middle, error = (low + high) / 2, (high - low) / 2 / stats.norm.ppf(0.975)
+    assert comparison.tests["accuracy"] == pytest.approx(2 * stats.norm.sf(abs(middle) / error))
+    assert comparison.equivalence.p == pytest.approx(stats.norm.sf((0.1 - abs(middle)) / error))
+
+
+def test_units_that_disagree_are_no_evidence_of_a_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Louder noise and Yes rows nearer to No rows: V falls in one unit and rises in the other, both beyond doubt."""
+    yes, no = margins(200, 1, bias=0.5), margins(200, 2, mean=-1.3)
+    louder = 0.5 * np.linspace(1, -1, 9) + 2 * (yes - 1.3 - 0.5 * np.linspace(1, -1, 9))
+    paths = [write(tmp_path / "a.jsonl", rows(yes, no)), write(tmp_path / "b.jsonl", rows(louder + 0.5, 2 * no + 2.1))]
+    out = tmp_path / "e.json"
+    assert main(["evidence", *paths, "--draws", "20", "--json", str(out)]) == 0
+    text = capsys.readouterr().out
+    (comparison,) = json.loads(out.read_text())["comparisons"]
+    found = comparison["pair"]["evenness"]
+    assert found["margin"]["high"] < 0 < found["margin_other_unit"]["low"] and found["verdict"] == "cannot tell"
+    assert "falls in sd within a cell, rises in the distance of Yes and No rows" in found["reason"]
+    assert comparison["tests"]["evenness"] > 0.05
+    line = next(line for line in text.split("Holm's correction")[1].splitlines() if line.startswith("b "))
+    assert "cannot tell" in line
+
+
+def test_a_change_that_is_called_has_the_p_of_both_units(three: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "e.json"
+    assert main(["evidence", three[0], three[2], "--draws", "20", "--json", str(out)]) == 0
+    (comparison,) = json.loads(out.read_text())["comparisons"]
+    found = comparison["pair"]["evenness"]
+    p = [
+        2 * stats.t.sf(abs(c["estimate"]) / (c["high"] - c["low"]) * 2 * stats.t.ppf(0.975, 79), 79)
+        for c in (found["margin"], found["margin_other_unit"])
+    ]
+    assert found["verdict"] == "more even"
+    assert comparison["tests"]["evenness"] == pytest.approx(max(p), rel=1e-6) and max(p) <= 0.05
+
+
+def made_with(path: str, **settings: Any) -> str:
+    Path(path).with_suffix(".manifest.json").write_text(json.dumps({"settings": settings}))
+    return path
+
+
+def test_held_out_results_are_paired_by_method_and_lambda(
+    tmp_path: Path, three: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def other(number: int) -> str:
+        found = [{**json.loads(line)} for line in Path(three[number]).read_text().splitlines()]
+        return write(tmp_path / f"h{number}.jsonl", [{**row, "caption": f"held {row['caption']}"} for row in found])
+
+    held = [other(number) for number in range(3)]
+    assert main(["sweep", *three, "--held_out", *held]) == 0
+    assert "Paired by their places only" in capsys.readouterr().out
+    for paths in (three, held):
+        for path, lam in zip(paths, (0, 0.1, 0.5), strict=True):
+            made_with(path, method="agci", **{"lambda": lam})
+    assert main(["sweep", *three, "--held_out", *held]) == 0
+    assert "Paired by their places only" not in capsys.readouterr().out
+    assert main(["sweep", *three, "--held_out", held[0], held[2], held[1]]) == 2
+    error = capsys.readouterr().err
+    assert "r1.jsonl is of agci at 0.1, but " in error and "of agci at 0.5; give the held-out results in" in error
+    made_with(held[1], method="uniform", **{"lambda": 0.1})
+    assert main(["sweep", *three, "--held_out", *held]) == 2
+    assert "of uniform at 0.1" in capsys.readouterr().err
+
+
+def test_captions_of_held_out_items_are_compared_without_their_blanks(
+    tmp_path: Path, three: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def held(name: str, change: Callable[[str], str]) -> list[str]:
+        found = [[json.loads(line) for line in Path(path).read_text().splitlines()] for path in three]
+        return [
+            write(tmp_path / f"{name}{k}.jsonl", [{**row, "caption": change(row["caption"])} for row in of_one])
+            for k, of_one in enumerate(found)
+        ]
+
+    assert main(["sweep", *three, "--held_out", *held("a", lambda caption: f" {caption}  ")]) == 2
+    assert "80 captions" in capsys.readouterr().err
+    assert main(["sweep", *three, "--held_out", *held("b", lambda caption: "")]) == 2
+    assert "80 items of 'b0' have no caption" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("choice", ["balanced", "auc", "evenness"])
+def test_a_sweep_scores_the_rows_that_all_results_have(tmp_path: Path, three: list[str], choice: Any) -> None:
+    """A result that lacks its wrong rows is the same result: it does not score more."""
+    from transformers_agci.experiments.position.results import read_results
+    from transformers_agci.experiments.position.sweep import scores_of
+
+    lines = [json.loads(line) for line in Path(three[0]).read_text().splitlines()]
+    kept = [row for row in lines if row["prediction"] == row["answer"] or row["position"] == "top_left"]
+    right = read_results(write(tmp_path / "right.jsonl", kept))
+    whole = read_results(three[0])
+    scores = scores_of([whole, right], choice)
+    assert scores["r0"] == scores["right"]
+    assert scores["r0"] != scores_of([whole, whole], choice)["r0"]
+
+
+def test_a_plan_counts_the_rows_that_both_pilots_have(
+    tmp_path: Path, three: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pilot that lacks rows differs from itself on no item."""
+    lines = [json.loads(line) for line in Path(three[0]).read_text().splitlines()]
+    kept = write(tmp_path / "kept.jsonl", [row for row in lines if row["prediction"] == row["answer"]])
+    assert main(["plan", three[0], kept, "--difference", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "Nothing can be planned for a difference: it is the same for every item." in out
+    assert "differ by 2 points" not in out
+
+
+def test_answers_against_their_margin_are_counted_and_the_first_is_named(
+    tmp_path: Path, three: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.loads(line) for line in Path(three[0]).read_text().splitlines()]
+    chosen = [k for k, row in enumerate(lines) if row["answer"] == "Yes" and row["margin"] > 0][5:8]
+    for k in chosen:
+        lines[k]["prediction"] = "No"
+    lines[chosen[0] + 40]["prediction"] = "neither"  # unreadable is not against its margin
+    path = write(tmp_path / "against.jsonl", lines)
+    item = lines[chosen[0]]["image"].rsplit("_", 1)[0]
+    said = "3 answers of against go against their margin (a No above zero or a Yes below), the first on the Yes row of "
+    said += f"{item} at {lines[chosen[0]]['position']}: "
+    out = tmp_path / "m.json"
+    assert main(["metrics", "--results_file", path, "--draws", "20", "--json", str(out)]) == 0
+    assert said in capsys.readouterr().out
+    assert json.loads(out.read_text())["results"][0]["yes"]["against_margin"] == 3
+    for command in (["evidence", three[0], path, "--draws", "20"], ["sweep", three[0], path]):
+        assert main(command) == 0
+        assert said in capsys.readouterr().out
+    assert main(["metrics", "--results_file", three[0], "--draws", "20"]) == 0
+    assert "against their margin" not in capsys.readouterr().out

@@ -99,7 +99,7 @@ def verdicts(items: int, replicates: int, seed: int, margins: bool = True, **tru
     for _ in range(replicates):
         results = two_results(rng, items, **truth)
         first, second = results if margins else map(without_margins, results)
-        said.append(compare_evenness((first.yes, second.yes), (first.no, second.no), items).verdict)
+        said.append(compare_evenness((first.yes, second.yes), (first.no, second.no)).verdict)
     return {word: said.count(word) / replicates for word in get_args(Verdict)}
 
 

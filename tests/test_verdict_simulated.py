@@ -97,7 +97,7 @@ def verdicts(
                 tuple(tables(margins, right, kind != "answers") for margins in pair)
                 for pair, right in zip(pairs, (True, False), strict=True)
             )
-            found.append(compare_evenness(yes, None if kind == "Yes rows" else no, items).verdict)
+            found.append(compare_evenness(yes, None if kind == "Yes rows" else no).verdict)
     return {kind: {word: found.count(word) / REPLICATES for word in get_args(Verdict)} for kind, found in said.items()}
 
 

@@ -1,10 +1,11 @@
 """Equivalence: "no difference" needs a margin that was stated beforehand, and two one-sided tests (Schuirmann 1987)."""
 
+import math
 from typing import NamedTuple
 
 from scipy import stats
 
-from transformers_agci.statistics.intervals import Interval, t_quantile
+from transformers_agci.statistics.intervals import Interval, deviate
 
 
 class Equivalence(NamedTuple):
@@ -15,16 +16,14 @@ class Equivalence(NamedTuple):
     shown: bool
 
 
-def equivalence(difference: Interval, margin: float, items: int, level: float = 0.05) -> Equivalence | None:
+def equivalence(difference: Interval, margin: float, freedom: float, level: float = 0.05) -> Equivalence | None:
     """Whether a difference is shown to lie within -margin..margin; `margin` in its unit, above zero.
 
-    The standard error is that of the difference's 95 % t interval over items. None where it has no interval.
+    The standard error is that of the difference's 95 % interval. `freedom`: of the t quantile that made it; infinite
+    for a normal one (Agresti and Min's). None where it has no interval.
     """
-    width = difference.high - difference.low
-    if not width > 0 or items < 2:
+    above, below = (deviate(difference, bound, freedom) for bound in (-margin, margin))
+    if math.isnan(above):
         return None
-    error = width / 2 / t_quantile(items - 1)
-    too_low = stats.t.sf((difference.estimate + margin) / error, items - 1)
-    too_high = stats.t.sf((margin - difference.estimate) / error, items - 1)
-    p = float(max(too_low, too_high))
+    p = float(max(stats.t.sf(above, freedom), stats.t.sf(-below, freedom)))
     return Equivalence(margin, p, p <= level)

@@ -114,11 +114,14 @@ def contributions_to_unevenness(table: Floats) -> Floats:
     return found
 
 
-def level(contributions: Floats | None) -> Level | None:
-    """V of one result with its jackknife interval; None where there are too few items or nothing varies."""
-    if contributions is None or len(contributions) < 3:
+def level(contributions: Floats | None, items: int | None = None) -> Level | None:
+    """V of one result with its jackknife interval; None where there are too few items or nothing varies.
+
+    `items` have rows, where that is not true of all that contribute (`intervals.items_with_rows`).
+    """
+    n = _items(contributions, items)
+    if contributions is None or n < 3:
         return None
-    n = len(contributions)
     error = _error_of_unevenness(contributions)
     if not error > 0:
         return None
@@ -126,15 +129,17 @@ def level(contributions: Floats | None) -> Level | None:
     return Level(estimate, estimate - half, estimate + half, n)
 
 
-def compare(first: Floats | None, second: Floats | None) -> Change | None:
+def compare(first: Floats | None, second: Floats | None, *, items: int | None = None) -> Change | None:
     """V(second) - V(first) for the same items; None where there are fewer than three or neither V varies.
+
+    `items` have rows, where that is not true of all that contribute (`intervals.items_with_rows`).
 
     Two results that differ by nothing but a constant have equal deletions and a standard error of zero. The error is
     therefore at least what a single item that differs as items usually do would give: sd / n.
     """
-    if first is None or second is None or len(first) < 3:
+    n = _items(first, items)
+    if first is None or second is None or n < 3:
         return None
-    n = len(first)
     values = unevenness(first), unevenness(second)
     deletions = leave_one_out(first), leave_one_out(second)
     single = max(_error_of_unevenness(of_one) for of_one in (first, second))
@@ -143,6 +148,11 @@ def compare(first: Floats | None, second: Floats | None) -> Change | None:
     error = max(_standard_error(deletions[1] - deletions[0]), single / np.sqrt(n))
     estimate, half = values[1] - values[0], float(t_quantile(n - 1) * error)
     return Change(*values, estimate, estimate - half, estimate + half)
+
+
+def _items(contributions: Floats | None, items: int | None) -> int:
+    contributing = 0 if contributions is None else len(contributions)
+    return contributing if items is None else min(items, contributing)
 
 
 def _error_of_unevenness(contributions: Floats) -> float:

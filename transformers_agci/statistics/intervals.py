@@ -65,6 +65,17 @@ def about(estimate: float, error: float, freedom: float, n: int) -> Interval:
     return Interval(float(estimate), float(estimate - half), float(estimate + half), n)
 
 
+def deviate(value: Interval, point: float, freedom: float) -> float:
+    """How many standard errors the middle of a 95 % interval lies above `point`; NaN without bounds.
+
+    `freedom`: of the t quantile that made the interval, infinite for a normal one.
+    """
+    half = (value.high - value.low) / 2
+    if not half > 0 or freedom < 1:
+        return float("nan")
+    return float(((value.high + value.low) / 2 - point) * t_quantile(freedom) / half)
+
+
 def wilson(hits: float, n: float, confidence: float = CONFIDENCE) -> Interval:
     """Wilson's score interval of a proportion; `n` may be an effective sample size (not a whole number).
 
@@ -150,6 +161,15 @@ def proportion_by_error(p: float, error: float, least: float, most: float, n: in
     effective = p * (1 - p) / error**2 if error > 0 else 0.0
     effective = min(effective, most) or least
     return wilson(p * effective, effective)._replace(estimate=p, n=n)
+
+
+def items_with_rows(*tables: Floats) -> int:
+    """The number of items that have a row; with several tables that of the one that has fewest.
+
+    Degrees of freedom follow from it: Yes rows and No rows may stand on different items, and an item without a row of
+    an answer says nothing about it.
+    """
+    return min(int((~np.isnan(table)).any(axis=1).sum()) for table in tables)
 
 
 def cell_means(table: Floats) -> Floats:

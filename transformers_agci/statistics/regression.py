@@ -12,7 +12,7 @@ import numpy as np
 from scipy import special, stats
 
 from transformers_agci.statistics.evenness import of_means
-from transformers_agci.statistics.intervals import Floats, Interval, about
+from transformers_agci.statistics.intervals import Floats, Interval, about, deviate, items_with_rows
 
 
 class Wald(NamedTuple):
@@ -59,6 +59,8 @@ def method_by_position(first: Floats, second: Floats) -> Wald | None:
     Where a cell of either result has only right or only wrong answers, its odds are infinite: the rates themselves
     (identity link) are compared instead.
     """
+    asked = ~np.isnan(first - second).all(axis=1)
+    first, second = first[asked], second[asked]
     before, after = logits_of_rates(first), logits_of_rates(second)
     if before is None or after is None:
         before, after = of_means(first), of_means(second)
@@ -78,7 +80,8 @@ def method_by_truth(first: tuple[Floats, Floats], second: tuple[Floats, Floats])
     if any(column is None for row in logits for column in row):
         return None
     yes, no = (np.asarray(logits[1][i]) - np.asarray(logits[0][i]) for i in (0, 1))
-    return _mean((yes + no) / 2), _mean(yes - no)
+    items = items_with_rows(*first)
+    return _mean((yes + no) / 2, items), _mean(yes - no, items)
 
 
 def _overall(table: Floats) -> Floats | None:
@@ -92,18 +95,17 @@ def _overall(table: Floats) -> Floats | None:
     return found
 
 
-def _mean(values: Floats) -> Interval:
+def _mean(values: Floats, items: int) -> Interval:
+    """The mean of what all items contribute, of which `items` have rows of both answers."""
     n = len(values)
-    if n < 2:
-        return Interval(float(values.mean()), np.nan, np.nan, n)
-    error = float(values.std(ddof=1)) / np.sqrt(n)
-    return about(float(values.mean()), error if error > 1e-12 else 0.0, n - 1, n)
+    error = float(values.std(ddof=1)) / np.sqrt(n) if n > 1 else 0.0
+    return about(float(values.mean()), error if error > 1e-12 else 0.0, items - 1, n)
 
 
-def two_sided_p(value: Interval, items: int) -> float:
-    """The p of a t interval against zero; NaN without bounds."""
-    half = (value.high - value.low) / 2
-    if not half > 0 or items < 2:
-        return float("nan")
-    quantile = stats.t.ppf(0.975, items - 1)
-    return float(2 * stats.t.sf(abs(value.estimate) * quantile / half, items - 1))
+def two_sided_p(value: Interval, freedom: float) -> float:
+    """The p of a 95 % interval against zero, at most .05 where zero lies outside; NaN without bounds.
+
+    `freedom`: of the t quantile that made the interval; infinite for a normal one (Agresti and Min's).
+    """
+    place = deviate(value, 0.0, freedom)
+    return float(2 * stats.t.sf(abs(place), freedom))

@@ -20,9 +20,11 @@ from transformers_agci.statistics.intervals import (
     clustered_proportion,
     effective_floor,
     effective_size,
+    items_with_rows,
     proportion_by_error,
 )
 
+TIED_SHARE = 0.1  # of margins that are equal to a threshold: from there on ties, and not a density, are counted
 NO_RATE = 0.9  # share of No rows answered rightly at the threshold where results are compared
 
 
@@ -171,7 +173,8 @@ def auc_difference(first: Pair, second: Pair) -> Interval:
     found = auc_without_each(*first), auc_without_each(*second)
     if found[0] is None or found[1] is None:
         return NO_DATA
-    return _difference(found[0], found[1], 0.5 / len(first[0]), _rows(*first))
+    items = items_with_rows(*first)
+    return _difference(found[0], found[1], 0.5 / items, items, _rows(*first))
 
 
 def d_prime_difference(first: Pair, second: Pair) -> Interval:
@@ -192,12 +195,11 @@ def balanced_difference(first: Pair, second: Pair) -> Interval:
 Deletions = tuple[float, Floats]  # a measure, and its values without each item in turn
 
 
-def _difference(first: Deletions, second: Deletions, least: float, n: int) -> Interval:
-    """second - first with a t interval. Its error is at least what one item that differs as usual would give.
+def _difference(first: Deletions, second: Deletions, least: float, items: int, n: int) -> Interval:
+    """second - first with a t interval over `items`. Its error is at least what one that differs as usual would give.
 
     Where nothing varies at all, because all is right, that is `least`: what one item with the other answer would do.
     """
-    items = len(first[1])
     single = max(jackknife_error(first[1]), jackknife_error(second[1])) / np.sqrt(items)
     error = max(jackknife_error(second[1] - first[1]), single) or least
     return about(second[0] - first[0], error, items - 1, n)
@@ -211,7 +213,7 @@ def _rates_difference(first: Pair, second: Pair, measure: RateMeasure) -> Interv
     if found[0] is None or found[1] is None:
         return NO_DATA
     least = max(_one_item(tables, measure) for tables in (first, second))
-    return _difference(found[0], found[1], least, _rows(*first))
+    return _difference(found[0], found[1], least, items_with_rows(*first), _rows(*first))
 
 
 def rates_without_each(tables: Pair, measure: RateMeasure) -> Deletions | None:
@@ -256,30 +258,62 @@ def roc(yes: Floats, no: Floats) -> tuple[Floats, Floats]:
     return rates[0], rates[1]
 
 
-def shift_to_yes_count(margins: Sequence[Floats], yeses: int) -> float:
-    """The constant that, added to all margins, makes the model say Yes `yeses` times."""
+class Threshold(NamedTuple):
+    """A threshold on the margins. Rows on it count as above it with the weight `part`, 0..1.
+
+    Where many margins are equal, no threshold gives a wanted share of rows above it; one with a part of the rows that
+    lie on it does. That is the point on the straight line between two points of the ROC.
+    """
+
+    value: float
+    part: float = 0.0
+
+    def above(self, table: Floats) -> Floats:
+        """1 for margins above it, `part` on it, 0 below it; NaN stays NaN."""
+        found: Floats = (table > self.value) + self.part * (table == self.value)
+        return np.where(np.isnan(table), np.nan, found)
+
+
+def threshold_for_count(margins: Sequence[Floats], yeses: float) -> Threshold:
+    """The threshold that `yeses` of all margins lie above, ties counted in part."""
     values = np.sort(np.concatenate([table[np.isfinite(table)] for table in margins]))[::-1]
+    first_out = int(yeses)
     if yeses <= 0:
-        return float(-values[0] - 1)
+        return Threshold(float(values[0] + 1))
     if yeses >= len(values):
-        return float(-values[-1] + 1)
-    return float(-(values[yeses - 1] + values[yeses]) / 2)
+        return Threshold(float(values[-1] - 1))
+    if first_out == yeses and values[first_out - 1] > values[first_out]:
+        return Threshold(float((values[first_out - 1] + values[first_out]) / 2))
+    value = values[first_out]
+    return Threshold(float(value), float((yeses - (values > value).sum()) / (values == value).sum()))
 
 
-def at_threshold(table: Floats, threshold: float, drift: Floats, density: float) -> Floats:
+def at_threshold(table: Floats, threshold: Threshold, drift: Floats, others: Sequence[Floats]) -> Floats | None:
     """What each item contributes to the share of margins above a threshold that is itself estimated, [items, cells].
 
-    The threshold is set so that some share of rows, with density `density` there, equals a target; `drift` [items] is
-    what the item adds to (target - share). A rise of the target by d lowers the threshold by d / density, and raises
-    the share above it in a cell by d * (density of the cell) / density.
+    The threshold is set so that some share of the rows of `others` equals a target; `drift` [items] is what the item
+    adds to (target - share). A rise of the target by d lowers the threshold by d / density, and raises the share above
+    it in a cell by d * (density of the cell) / density. None where the density is zero.
     """
     present = np.isfinite(table)
-    above = np.where(present, table > threshold, np.nan)
+    above = threshold.above(table)
     rates, counts = np.nanmean(above, axis=0), present.sum(axis=0)
-    ratio = np.array([density_at(cell[np.isfinite(cell)], threshold) for cell in table.T]) / density
+    slopes = _slopes(table, threshold, np.concatenate([other[np.isfinite(other)] for other in others]))
+    if slopes is None:
+        return None
     own = np.where(present, np.nan_to_num(above) - rates, 0.0) * (len(table) / counts)
-    found: Floats = rates + own + np.outer(drift, ratio)
+    found: Floats = rates + own + np.outer(drift, slopes)
     return found
+
+
+def _slopes(table: Floats, threshold: Threshold, values: Floats) -> Floats | None:
+    """[cells]: density of a cell's margins at the threshold / that of all `values`; of many ties, their shares."""
+    cells = [cell[np.isfinite(cell)] for cell in table.T]
+    tied = float((values == threshold.value).mean())
+    if tied > TIED_SHARE:
+        return np.array([float((cell == threshold.value).mean()) for cell in cells]) / tied
+    density = density_at(values, threshold.value)
+    return np.array([density_at(cell, threshold.value) for cell in cells]) / density if density > 0 else None
 
 
 def density_at(values: Floats, place: float) -> float:
@@ -295,28 +329,26 @@ def density_at(values: Floats, place: float) -> float:
 class AtThreshold(NamedTuple):
     """A threshold on the margins, and the share of Yes rows above it."""
 
-    threshold: float
+    threshold: Threshold
     accuracy: Measured
 
 
 def yes_accuracy_at_no_rate(yes: Floats, no: Floats, no_rate: float = NO_RATE) -> AtThreshold | None:
-    """The accuracy on Yes rows at the threshold at which `no_rate` of the No rows are answered rightly.
+    """The accuracy on Yes rows at the threshold at which `no_rate` of the No rows are answered rightly, ties in part.
 
     Wilson's intervals, with an error that counts what is not known of the threshold. None where the margins do not
     vary or a cell has no rows.
     """
     values = no[np.isfinite(no)]
-    if len(values) < 2 or not np.isfinite(yes).any(axis=0).all():
+    if len(values) < 2 or np.ptp(values) == 0 or not np.isfinite(yes).any(axis=0).all():
         return None
-    threshold = float(np.quantile(values, no_rate))
-    density = density_at(values, threshold)
-    if density <= 0:
+    threshold = threshold_for_count([no], round((1 - no_rate) * len(values), 9))
+    said = threshold.above(no)
+    drift = -np.nan_to_num(said - np.nanmean(said)).sum(axis=1) * (len(no) / len(values))
+    contributions = at_threshold(yes, threshold, drift, [no])
+    if contributions is None:
         return None
-    present = np.isfinite(no)
-    share = len(no) / present.sum()
-    drift = -share * np.where(present, (np.nan_to_num(no) > threshold) - (values > threshold).mean(), 0.0).sum(axis=1)
-    contributions = at_threshold(yes, threshold, drift, density)
-    above = np.where(np.isfinite(yes), yes > threshold, np.nan)
+    above = threshold.above(yes)
     cells = [_share_above(a[:, None], c) for a, c in zip(above.T, contributions.T, strict=True)]
     rows = np.isfinite(above).sum(axis=0)
     return AtThreshold(threshold, Measured(_share_above(above, contributions @ rows / rows.sum()), cells))

@@ -1,18 +1,19 @@
 """Two results of the position probe on the same items: what differs, and one sentence about it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from transformers_agci import statistics as st
-from transformers_agci.errors import InputError, printable, short
+from transformers_agci.errors import InputError, counted, printable, short
 from transformers_agci.experiments.position.pair_evenness import Both, EvennessReport, compare_evenness
 from transformers_agci.experiments.position.results import ProbeResult, Tables
 from transformers_agci.report.table import PERCENT, POINTS
 from transformers_agci.statistics import Interval, McNemar, Measured, evenness, signal_detection
 from transformers_agci.statistics.evenness import signed_root
-from transformers_agci.statistics.intervals import Floats
+from transformers_agci.statistics.intervals import Floats, items_with_rows
 from transformers_agci.statistics.regression import two_sided_p
 
 
@@ -25,6 +26,7 @@ class AnswerChange:
     margins (None without them), `margin_cells` its p per cell, corrected in the same way.
     """
 
+    items: int  # that share a row of this answer
     accuracy: Measured
     sd_first: float
     sd_second: float
@@ -41,7 +43,7 @@ class PairReport:
 
     first: str
     second: str
-    items: int
+    items: int  # that share a row of either answer
     yes: AnswerChange | None
     no: AnswerChange | None
     balanced: Interval | None
@@ -50,6 +52,11 @@ class PairReport:
     auc: Interval | None
     evenness: EvennessReport
     left_out: int  # rows that only one of the two has
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of what rests on both answers: of the one that fewer items have rows of."""
+        return min(side.items for side in (self.yes, self.no) if side) - 1
 
     @property
     def verdict(self) -> str:
@@ -98,13 +105,17 @@ def compare(first: ProbeResult, second: ProbeResult) -> PairReport:
     return PairReport(
         first=first.label,
         second=second.label,
-        items=len(common),
+        items=_items_of_either(yes, no),
         yes=answers[0],
         no=answers[1],
         **_sensitivity(yes, no),
-        evenness=compare_evenness(yes, no, len(common), _why_no_margins(first, second)),
+        evenness=compare_evenness(yes, no, _why_no_margins(first, second)),
         left_out=total - 2 * shared,
     )
+
+
+def _items_of_either(*answers: Both | None) -> int:
+    return items_with_rows(np.concatenate([pair[0].correct for pair in answers if pair], axis=1))
 
 
 def check_same_grid(first: ProbeResult, second: ProbeResult) -> None:
@@ -117,20 +128,31 @@ def check_same_grid(first: ProbeResult, second: ProbeResult) -> None:
         )
 
 
-def common_rows(first: Tables | None, second: Tables | None) -> Both | None:
-    """Both tables with NaN where either has no row; None where nothing is left."""
-    if first is None or second is None:
+def on_common_rows(results: Sequence[ProbeResult]) -> list[ProbeResult]:
+    """Results on the rows that all of them have, their items in the order of the first; without captions' check."""
+    known = [set(result.items) for result in results]
+    common = [item for item in results[0].items if all(item in of_one for of_one in known)]
+    chosen = [result.select(common) for result in results]
+    yes, no = common_rows(*(result.yes for result in chosen)), common_rows(*(result.no for result in chosen))
+    sides = [(yes[k] if yes else None, no[k] if no else None) for k in range(len(results))]
+    return [replace(result, yes=side[0], no=side[1]) for result, side in zip(chosen, sides, strict=True)]
+
+
+def common_rows(*results: Tables | None) -> tuple[Tables, ...] | None:
+    """The tables of several results with NaN where any has no row; None where nothing is left."""
+    given = [tables for tables in results if tables is not None]
+    if len(given) < len(results):
         return None
-    missing = np.isnan(first.correct) | np.isnan(second.correct)
+    missing = np.any([np.isnan(tables.correct) for tables in given], axis=0)
     if missing.all():
         return None
-    without = np.isnan(first.margin) | np.isnan(second.margin)
+    without = np.any([np.isnan(tables.margin) for tables in given], axis=0)
 
     def masked(tables: Tables) -> Tables:
         fields = {name: np.where(missing, np.nan, getattr(tables, name)) for name in Tables.__annotations__}
         return Tables(**fields | {"margin": np.where(without, np.nan, tables.margin)})
 
-    return masked(first), masked(second)
+    return tuple(masked(tables) for tables in given)
 
 
 def _changes(yes: Both | None, no: Both | None) -> list[AnswerChange | None]:
@@ -144,6 +166,7 @@ def _changes(yes: Both | None, no: Both | None) -> list[AnswerChange | None]:
     margins = _holm_by_side([[] if side is None else [_moved_p(cell) for cell in side.T] for side in moved])
     return [
         AnswerChange(
+            items=items_with_rows(pair[0].correct),
             accuracy=st.proportion_difference(pair[0].correct, pair[1].correct),
             sd_first=float(st.deviation(st.cell_means(pair[0].correct))),
             sd_second=float(st.deviation(st.cell_means(pair[1].correct))),
@@ -176,7 +199,7 @@ def _moved_p(change: Floats) -> float:
     """
     known = change[~np.isnan(change)]
     (cell,) = st.mean_over_items(change[:, None]).cells
-    p = two_sided_p(cell, len(known))
+    p = two_sided_p(cell, len(known) - 1)
     if np.isnan(p) and len(known) > 1 and (np.all(known > 0) or np.all(known < 0)):
         return float(2.0 ** (1 - len(known)))
     return p
@@ -215,7 +238,7 @@ def verdict(pair: PairReport) -> str:
         answer = pair.yes or pair.no
         assert answer is not None
         change, what = answer.accuracy.overall, f"accuracy on {'Yes' if pair.yes else 'No'} rows"
-    start = f"On {pair.items} item{'s' if pair.items != 1 else ''}, {pair.second} against {pair.first}"
+    start = f"On {items_text(pair)}, {pair.second} against {pair.first}"
     if change.excludes(0):
         size = change.scaled(-1 if change.estimate < 0 else 1)
         size = size._replace(low=min(size.low, size.high), high=max(size.low, size.high))
@@ -229,6 +252,14 @@ def verdict(pair: PairReport) -> str:
         estimate, low, high = (POINTS.value(value) for value in change[:3])
         said = f"no difference in {what} shown ({estimate} points, 95 % interval {low} to {high})"
     return f"{start}: {said}; {_evenness_words(pair.evenness)}{_threshold_words(pair)}."
+
+
+def items_text(pair: PairReport) -> str:
+    """How many items two results share; by answer where Yes and No rows do not stand on the same ones."""
+    sides = [(name, side.items) for name, side in (("Yes", pair.yes), ("No", pair.no)) if side]
+    if all(items == pair.items for _, items in sides):
+        return counted(pair.items, "item")
+    return " and ".join(f"{counted(items, 'item')} with {name} rows" for name, items in sides)
 
 
 def _evenness_words(report: EvennessReport) -> str:

@@ -14,18 +14,22 @@ from collections.abc import Callable
 
 import numpy as np
 
+from transformers_agci.errors import counted
 from transformers_agci.experiments.position.results import Tables
 from transformers_agci.statistics import Floats, evenness, signal_detection
 from transformers_agci.statistics.evenness import Bools, Change, Verdict
+from transformers_agci.statistics.intervals import items_with_rows
 from transformers_agci.statistics.matched_threshold import Answers, compare_at_one_threshold
 
-Both = tuple[Tables, Tables]  # of the first and of the second result, NaN where either has no row
+LOGITS = "logits"
+RELATIVE = functools.partial(evenness.of_d_prime, relative=True)
+
+Both = tuple[Tables, ...]  # of the first and of the second result, NaN where either has no row
 
 
 def verdict_on_evenness(
     yes: Both | None,
     no: Both | None,
-    items: int,
     margins: tuple[Change | None, Change | None, str],
     without_margins: str,
 ) -> tuple[Verdict, str]:
@@ -33,9 +37,12 @@ def verdict_on_evenness(
 
     `margins` are V of the margins in both units and the second unit's name; `without_margins` says whose are missing.
     """
-    if yes is None or items < evenness.MIN_ITEMS:
-        few = f"{items} item{'s are' if items != 1 else ' is'} too few; at least {evenness.MIN_ITEMS} are needed"
-        return "cannot tell", "there are no Yes rows" if yes is None else few
+    if yes is None:
+        return "cannot tell", "there are no Yes rows"
+    items, whose = fewest_items(yes, no)
+    if items < evenness.MIN_ITEMS:
+        are = "are" if items != 1 else "is"
+        return "cannot tell", f"{counted(items, 'item')}{whose} {are} too few; at least {evenness.MIN_ITEMS} are needed"
     if yes[0].has_margins:
         return _by_margins(yes, *margins, items)
     if no is None:
@@ -43,25 +50,45 @@ def verdict_on_evenness(
     return _by_answers(yes, no, without_margins, items)
 
 
+def fewest_items(yes: Both, no: Both | None) -> tuple[int, str]:
+    """How many items share rows, of the answer that fewer of them have; and in words which that is, if they differ."""
+    counts = {name: items_with_rows(pair[0].correct) for name, pair in (("Yes", yes), ("No", no)) if pair}
+    name = min(counts, key=lambda name: counts[name])
+    return counts[name], f" with {name} rows" if len(set(counts.values())) > 1 else ""
+
+
 def _by_margins(yes: Both, margin: Change | None, other: Change | None, unit: str, items: int) -> tuple[Verdict, str]:
-    if margin is None or other is None:
-        lacking = (
-            "the margins do not vary, or a cell has too few" if margin is None else "Yes and No rows do not differ"
-        )
-        return "cannot tell", lacking
+    if margin is None:
+        why = "they do not vary, or a cell has fewer than two"
+        return "cannot tell", f"the margins of the Yes rows have no variance in {evenness.MARGIN_UNIT}: {why}"
+    if other is None:
+        why = "it is not shown to be above zero, or a cell has fewer than two margins of either answer"
+        if unit == LOGITS:
+            why = "they do not vary, or a cell has fewer than two"
+        return "cannot tell", f"the margins of the Yes rows have no variance in {unit}: {why}"
     said = evenness.verdict(margin, other, items)
     if said == "cannot tell":
-        units = f"{evenness.MARGIN_UNIT} or {unit}"
-        return said, f"the variance of the margins over the cells changes in one unit, {units}, only"
+        moves = f"{_moves(margin)} in {evenness.MARGIN_UNIT}, {_moves(other)} in {unit}"
+        return said, f"the variance of the margins over the cells {moves}"
     if said != "no difference shown" and any(evenness.are_cut_off(tables.margin) for tables in yes):
         return "cannot tell", "the margins are cut off or too coarse: too many Yes rows share the outermost one"
     return said, "variance of the margins of the Yes rows over the cells"
+
+
+def _moves(change: Change) -> str:
+    return {1: "rises", -1: "falls", 0: "does not change as far as is shown"}[change.direction]
 
 
 def compare_d_prime(yes: Both, no: Both) -> Change | None:
     """V of d' over the cells that have enough answers of either kind in both results; None where these are too few."""
     answers, cells = _answers(yes, no)
     return _compare(answers, evenness.of_d_prime) if _enough(cells) else None
+
+
+def compare_relative_d_prime(yes: Both, no: Both) -> Change | None:
+    """The same of d' as a multiple of its mean over the cells: what confirms a change of `compare_d_prime`."""
+    answers, cells = _answers(yes, no)
+    return _compare(answers, RELATIVE) if _enough(cells) else None
 
 
 def _answers(yes: Both, no: Both) -> tuple[list[Answers], Bools]:
@@ -76,7 +103,8 @@ def _enough(cells: Bools) -> bool:
 
 
 def _compare(answers: list[Answers], measure: Callable[[Floats, Floats], Floats | None]) -> Change | None:
-    return evenness.compare(*(measure(*of_one) for of_one in answers))
+    items = min(items_with_rows(*of_one) for of_one in answers)
+    return evenness.compare(*(measure(*of_one) for of_one in answers), items=items)
 
 
 def _by_answers(yes: Both, no: Both, without_margins: str, items: int) -> tuple[Verdict, str]:
@@ -84,10 +112,14 @@ def _by_answers(yes: Both, no: Both, without_margins: str, items: int) -> tuple[
     d_prime = _compare(answers, evenness.of_d_prime) if _enough(cells) else None
     if d_prime is None:
         return "cannot tell", f"{without_margins}, and {_why_no_d_prime(yes, no, cells)}"
-    relative = _compare(answers, functools.partial(evenness.of_d_prime, relative=True))
+    relative = _compare(answers, RELATIVE)
     said = evenness.verdict(d_prime, relative, items)
     if said == "cannot tell":
-        return said, "the variance of d' over the cells changes only as d' itself does, or only beside it"
+        beside = "cannot be had" if relative is None else _moves(relative)
+        return (
+            said,
+            f"the variance of d' over the cells {_moves(d_prime)}, that of d' as a multiple of its mean {beside}",
+        )
     if said == "no difference shown" and not cells.all():
         return "cannot tell", f"no difference is shown in {_share_of(cells)} cells; {_some_cell_has(yes, no)}"
     whole = [(yes[i].said_yes, no[i].said_yes) for i in (0, 1)]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError, counted
@@ -17,7 +18,7 @@ from transformers_agci.experiments.position.comparison import (
 )
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
 from transformers_agci.experiments.position.results import ProbeResult
-from transformers_agci.statistics import Interval, equivalence, regression
+from transformers_agci.statistics import Interval, equivalence, intervals, regression
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def gather(
     corrected = st.holm([pairs[number].tests[name] for number, name in names])
     for (number, name), p in zip(names, corrected, strict=True):
         pairs[number].holm[name] = p
-    return Evidence(len(baseline.items), singles, pairs, margin, _notes(results, pairs, margin))
+    notes = [note for single in singles for note in single.report.notes] + _notes(results, pairs, margin)
+    return Evidence(len(baseline.items), singles, pairs, margin, notes)
 
 
 def check_same_items(results: Sequence[ProbeResult]) -> None:
@@ -172,14 +174,16 @@ def _compare(baseline: ProbeResult, result: ProbeResult, margin: float | None) -
     if yes and no:
         odds = regression.method_by_truth(*((yes[i].said_yes, no[i].said_yes) for i in (0, 1)))
     change = pair.balanced or (pair.yes or pair.no).accuracy.overall  # type: ignore[union-attr]
-    same = None if margin is None else equivalence.equivalence(change, margin, pair.items)
+    # Without No rows the interval is Agresti and Min's, whose quantile is the normal one.
+    freedom = pair.freedom if pair.balanced else np.inf
+    same = None if margin is None else equivalence.equivalence(change, margin, freedom)
     tests = {
-        "balanced accuracy" if pair.balanced else "accuracy": regression.two_sided_p(change, pair.items),
-        "AUC": regression.two_sided_p(pair.auc, pair.items) if pair.auc else np.nan,
+        "balanced accuracy" if pair.balanced else "accuracy": regression.two_sided_p(change, freedom),
+        "AUC": regression.two_sided_p(pair.auc, pair.freedom) if pair.auc else np.nan,
         "evenness": _evenness_p(pair),
         "lambda x position": position.p if position else np.nan,
-        "lambda x truth": regression.two_sided_p(odds[1], pair.items) if odds else np.nan,
-        "threshold": regression.two_sided_p(odds[0], pair.items) if odds else np.nan,
+        "lambda x truth": regression.two_sided_p(odds[1], pair.freedom) if odds else np.nan,
+        "threshold": regression.two_sided_p(odds[0], pair.freedom) if odds else np.nan,
     }
     known = {name: float(p) for name, p in tests.items() if np.isfinite(p)}
     shift, truth = odds or (None, None)
@@ -187,11 +191,17 @@ def _compare(baseline: ProbeResult, result: ProbeResult, margin: float | None) -
 
 
 def _evenness_p(pair: PairReport) -> float:
-    """The larger p of the two units in which the margins are measured: both must show a change."""
+    """Twice the smaller p of "both units fall" and "both units rise": at most .05 where a verdict may be given.
+
+    NaN where one unit cannot be had, and where both would show a change but something else forbids the verdict.
+    """
     found = pair.evenness
-    changes = [found.margin, found.margin_other_unit] if found.margin else [found.d_prime]
-    values = [
-        np.nan if c is None else regression.two_sided_p(Interval(c.estimate, c.low, c.high, pair.items), pair.items)
-        for c in changes
-    ]
-    return float(np.max(values))
+    places = np.array(
+        [
+            np.nan if c is None else intervals.deviate(Interval(*c[2:], items), 0.0, items - 1)
+            for c, items in zip(found.units, found.unit_items, strict=True)
+        ]
+    )
+    shares = stats.t.sf(np.array([places, -places]), np.array(found.unit_items) - 1)
+    p = float(min(1.0, 2 * shares.max(axis=1).min()))
+    return np.nan if p <= 0.05 and found.verdict == "cannot tell" else p

@@ -166,7 +166,11 @@ def _test_table(comparisons: Sequence[Comparison]) -> Table:
 
     def test(name: str) -> Callable[[Comparison], str]:
         def write(row: Comparison) -> str:
-            return f"{p_value(row.tests[name])} ({p_value(row.holm[name])})" if name in row.tests else ABSENT
+            if name not in row.tests:
+                return ABSENT
+            if name == "evenness" and row.pair.evenness.verdict == "cannot tell":  # its p stays in the correction
+                return "cannot tell"
+            return f"{p_value(row.tests[name])} ({p_value(row.holm[name])})"
 
         return write
 

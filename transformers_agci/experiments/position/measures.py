@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from transformers_agci import statistics as st
+from transformers_agci.errors import counted
 from transformers_agci.experiments.defaults import DRAWS
 from transformers_agci.experiments.position.results import ProbeResult, Tables
 from transformers_agci.statistics import Interval, SpreadTest, TestResult, evenness, signal_detection
+from transformers_agci.statistics.intervals import items_with_rows
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class AnswerReport:
     margin_hotelling: TestResult | None
     margin_unevenness: evenness.Level | None
     without_margin: int  # rows that carry none, in a result that carries some
+    against_margin: int  # a No with a margin above zero, or a Yes with one below
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,26 @@ class ResultReport:
     auc_cells: list[Interval] | None
     matched: MatchedRate | None
     best_threshold: BestThreshold | None
+    notes: list[str]  # what must be said beside the numbers
+
+
+def against_margin(result: ProbeResult) -> str:
+    """How many answers go against their margin, and the first of them; "" where none does.
+
+    The margin of a row is above zero where Yes has the larger logit, so that an engine which picks the likelier word
+    makes no such row; one that changes logits on the way to the answer may.
+    """
+    found = [(name, t.against_margin) for name, t in (("Yes", result.yes), ("No", result.no)) if t is not None]
+    count = sum(int(table.sum()) for _, table in found)
+    if not count:
+        return ""
+    name, item, cell = next((name, *np.argwhere(table)[0]) for name, table in found if table.any())
+    go, theirs = ("goes", "its") if count == 1 else ("go", "their")
+    return (
+        f"{counted(count, 'answer')} of {result.label} {go} against {theirs} margin (a No above zero or a Yes below), "
+        f"the first on the {name} row of {result.items[item]} at {result.cells[cell]}: accuracies and d' count the "
+        "answers, everything about margins the margins."
+    )
 
 
 def measure(result: ProbeResult, resampling: ResamplingConfig | None = None) -> ResultReport:
@@ -116,6 +139,7 @@ def measure(result: ProbeResult, resampling: ResamplingConfig | None = None) -> 
         auc_cells=auc and auc.cells,
         matched=matched,
         best_threshold=best,
+        notes=list(filter(None, [against_margin(result)])),
     )
 
 
@@ -136,7 +160,7 @@ def _measure_answer(tables: Tables, others: Tables | None, resampling: Resamplin
         hotelling=st.hotelling(tables.correct),
         cochran=st.cochran_q(tables.correct),
         failures=st.failures_by_position(tables.correct, tables.unreadable, resampling.seed),
-        unevenness=evenness.level(evenness.of_means(tables.correct)),
+        unevenness=evenness.level(evenness.of_means(tables.correct[known])),
         margin=margin and margin.overall,
         margin_cells=margin and margin.cells,
         margin_spread=None
@@ -145,8 +169,9 @@ def _measure_answer(tables: Tables, others: Tables | None, resampling: Resamplin
         margin_hotelling=None if margins is None else st.hotelling(margins),
         margin_unevenness=None
         if margins is None
-        else evenness.level(evenness.of_standardized_margins(margins, beside)),
+        else evenness.level(evenness.of_standardized_margins(margins, beside), items_with_rows(margins)),
         without_margin=0 if margins is None else int(np.isnan(margins[~absent]).sum()),
+        against_margin=int(tables.against_margin.sum()),
     )
 
 
@@ -154,7 +179,7 @@ def _matched(yes: Tables, no: Tables) -> MatchedRate | None:
     found = signal_detection.yes_accuracy_at_no_rate(yes.margin, no.margin)
     if found is None:
         return None
-    return MatchedRate(signal_detection.NO_RATE, found.threshold, found.accuracy.overall, found.accuracy.cells)
+    return MatchedRate(signal_detection.NO_RATE, found.threshold.value, found.accuracy.overall, found.accuracy.cells)
 
 
 def _best(yes: Tables, no: Tables) -> BestThreshold | None:

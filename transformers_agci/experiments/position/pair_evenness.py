@@ -9,9 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from transformers_agci import statistics as st
-from transformers_agci.experiments.position.evenness_verdict import Both, compare_d_prime, verdict_on_evenness
+from transformers_agci.experiments.position.evenness_verdict import (
+    LOGITS,
+    Both,
+    compare_d_prime,
+    compare_relative_d_prime,
+    verdict_on_evenness,
+)
 from transformers_agci.statistics import Floats, evenness, signal_detection
 from transformers_agci.statistics.evenness import Change, Verdict
+from transformers_agci.statistics.intervals import items_with_rows
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,9 @@ class EvennessReport:
     margin_other_unit  the same in the unit `other_unit`; a verdict needs both to agree
     margin_no          `margin` for the No rows
     auc, d_prime       per-cell AUC and probit d'; the latter over the cells that have enough answers in both results
+    d_prime_relative   d' as a multiple of its mean over the cells, which confirms a change of d'
     accuracy           accuracies of the Yes rows, or of the No rows where there are no Yes rows
+    unit_items         items behind either of `units`
     """
 
     margin: Change | None
@@ -44,14 +53,23 @@ class EvennessReport:
     margin_no: Change | None
     auc: Change | None
     d_prime: Change | None
+    d_prime_relative: Change | None
     accuracy: Change | None
     threshold_matched: ThresholdMatched | None
+    unit_items: tuple[int, int]
     verdict: Verdict
     reason: str  # what the verdict rests on, or why there is none
 
+    @property
+    def units(self) -> tuple[Change | None, Change | None]:
+        """The two changes of which a verdict needs both."""
+        if self.margin or self.margin_other_unit:
+            return self.margin, self.margin_other_unit
+        return self.d_prime, self.d_prime_relative
+
 
 def compare_evenness(
-    yes: Both | None, no: Both | None, items: int, without_margins: str = "there are no margins"
+    yes: Both | None, no: Both | None, without_margins: str = "there are no margins"
 ) -> EvennessReport:
     """Every measure of evenness, and the verdict: by margins of the Yes rows, by d' where a result has no margins.
 
@@ -59,22 +77,22 @@ def compare_evenness(
     """
     side = yes or no
     assert side is not None
-    auc = d_prime = margin = other = margin_no = None
-    other_unit = "the distance of Yes and No rows" if yes and no else "logits"
+    auc = d_prime = relative = margin = other = margin_no = None
+    other_unit = "the distance of Yes and No rows" if yes and no else LOGITS
     if yes and no:
-        d_prime = compare_d_prime(yes, no)
+        d_prime, relative = compare_d_prime(yes, no), compare_relative_d_prime(yes, no)
         if yes[0].has_margins and no[0].has_margins:
-            auc = evenness.compare(*(evenness.of_auc(yes[i].margin, no[i].margin) for i in (0, 1)))
-            other = evenness.compare(*(evenness.of_margins_by_distance(yes[i].margin, no[i].margin) for i in (0, 1)))
+            both = items_with_rows(yes[0].margin, no[0].margin)
+            auc = evenness.compare(*(evenness.of_auc(yes[i].margin, no[i].margin) for i in (0, 1)), items=both)
+            by_distance = (evenness.of_margins_by_distance(yes[i].margin, no[i].margin) for i in (0, 1))
+            other = evenness.compare(*by_distance, items=both)
     if yes and yes[0].has_margins:
-        beside = [pair.margin for pair in no] if no and no[0].has_margins else [None, None]
-        margin = evenness.compare(*(evenness.of_standardized_margins(yes[i].margin, beside[i]) for i in (0, 1)))
+        margin = _compare_standardized(yes, no)
         if no is None:
-            other = evenness.compare(*(evenness.of_means(tables.margin) for tables in yes))
+            other = evenness.compare(*(evenness.of_means(_with_rows(tables.margin)) for tables in yes))
     if no and no[0].has_margins:
-        beside = [pair.margin for pair in yes] if yes and yes[0].has_margins else [None, None]
-        margin_no = evenness.compare(*(evenness.of_standardized_margins(no[i].margin, beside[i]) for i in (0, 1)))
-    said, reason = verdict_on_evenness(yes, no, items, (margin, other, other_unit), without_margins)
+        margin_no = _compare_standardized(no, yes)
+    said, reason = verdict_on_evenness(yes, no, (margin, other, other_unit), without_margins)
     return EvennessReport(
         margin=margin,
         margin_other_unit=other,
@@ -82,11 +100,35 @@ def compare_evenness(
         margin_no=margin_no,
         auc=auc,
         d_prime=d_prime,
-        accuracy=evenness.compare(*(evenness.of_means(tables.correct) for tables in side)),
+        d_prime_relative=relative,
+        accuracy=evenness.compare(*(evenness.of_means(_with_rows(tables.correct)) for tables in side)),
         threshold_matched=_threshold_matched(yes, no) if yes else None,
+        unit_items=_items_of_units(yes, no),
         verdict=said,
         reason=reason,
     )
+
+
+def _items_of_units(yes: Both | None, no: Both | None) -> tuple[int, int]:
+    if yes is None:
+        return 0, 0
+    margins = bool(yes[0].has_margins)
+    sides = [pair[0].margin if margins else pair[0].correct for pair in (yes, no) if pair]
+    both = items_with_rows(*sides)
+    return (items_with_rows(sides[0]) if margins else both), both
+
+
+def _with_rows(table: Floats) -> Floats:
+    """Without the items that have no row; both of two results have the same."""
+    found: Floats = table[~np.isnan(table).all(axis=1)]
+    return found
+
+
+def _compare_standardized(side: Both, others: Both | None) -> Change | None:
+    """V of the margins of one answer in `evenness.MARGIN_UNIT`, to which those of the other answer belong, too."""
+    beside = [tables.margin for tables in others] if others and others[0].has_margins else [None, None]
+    standardized = (evenness.of_standardized_margins(side[i].margin, beside[i]) for i in (0, 1))
+    return evenness.compare(*standardized, items=items_with_rows(side[0].margin))
 
 
 def _threshold_matched(yes: Both, no: Both | None) -> ThresholdMatched | None:
@@ -98,32 +140,37 @@ def _threshold_matched(yes: Both, no: Both | None) -> ThresholdMatched | None:
     seen = [np.isfinite(table) for table in margins]
     said = [np.where(have, pair[1].said_yes, 0.0) for have, pair in zip(seen, pairs, strict=True)]
     rows, yeses = int(sum(have.sum() for have in seen)), int(sum(table.sum() for table in said))
-    shift = signal_detection.shift_to_yes_count(margins, yeses)
-    everything = np.concatenate([table[have] for table, have in zip(margins, seen, strict=True)])
-    density = signal_detection.density_at(everything, -shift)
-    if density <= 0 or not all(have.any(axis=0).all() for have in seen):
+    if not all(have.any(axis=0).all() for have in seen):
         return None
-    above = [np.where(have, table > -shift, 0.0) for table, have in zip(margins, seen, strict=True)]
+    threshold = signal_detection.threshold_for_count(margins, yeses)
+    above = [np.nan_to_num(threshold.above(table)) for table in margins]
     drift: Floats = sum((a - b).sum(axis=1) for a, b in zip(said, above, strict=True)) * (len(margins[0]) / rows)
-    first = [signal_detection.at_threshold(table, -shift, drift, density) for table in margins]
+    first = [signal_detection.at_threshold(table, threshold, drift, margins) for table in margins]
+    if (at_yes := first[0]) is None or (at_last := first[-1]) is None:
+        return None
     second = [
         evenness.of_means(np.where(have, pair[1].correct, np.nan)) for have, pair in zip(seen, pairs, strict=True)
     ]
     balanced = None
     if no is not None and second[0] is not None and second[1] is not None:
         balanced = _level_change(
-            (first[0].mean(axis=1) + 1 - first[1].mean(axis=1)) / 2,
+            (at_yes.mean(axis=1) + 1 - at_last.mean(axis=1)) / 2,
             (second[0].mean(axis=1) + second[1].mean(axis=1)) / 2,
+            items_with_rows(*margins),
         )
-    return ThresholdMatched(shift, evenness.compare(first[0], second[0]), balanced)
+    accuracy = evenness.compare(at_yes, second[0], items=items_with_rows(yes[0].margin))
+    return ThresholdMatched(-threshold.value, accuracy, balanced)
 
 
-def _level_change(first: Floats, second: Floats) -> Change | None:
-    """The means of two vectors over items, and their paired difference with a t interval."""
+def _level_change(first: Floats, second: Floats, items: int) -> Change | None:
+    """The means of what all items contribute to two measures, and their paired difference with a t interval.
+
+    `items` of them have rows of both answers.
+    """
     n = len(first)
     single = max(first.std(ddof=1), second.std(ddof=1)) if n > 1 else 0.0
     if single == 0:
         return None
-    error = max((second - first).std(ddof=1) / np.sqrt(n), single / n)
-    found = st.intervals.about(float((second - first).mean()), float(error), n - 1, n)
+    error = max((second - first).std(ddof=1) / np.sqrt(n), single / np.sqrt(n * items))
+    found = st.intervals.about(float((second - first).mean()), float(error), items - 1, n)
     return Change(float(first.mean()), float(second.mean()), *found[:3])

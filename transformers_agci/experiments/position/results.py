@@ -67,6 +67,13 @@ class Tables:
         """How many rows there are."""
         return int((~np.isnan(self.correct)).sum())
 
+    @property
+    def against_margin(self) -> NDArray[np.bool_]:
+        """[items, cells]: a No with a margin above zero, or a Yes with one below."""
+        readable = self.unreadable == 0
+        found: NDArray[np.bool_] = readable & np.where(self.said_yes == 1, self.margin < 0, self.margin > 0)
+        return found
+
     def mapped(self, change: Callable[[Floats], Floats]) -> "Tables":
         """Every table changed in the same way."""
         return Tables(*(change(getattr(self, name)) for name in Tables.__annotations__))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from transformers_agci.errors import counted
-from transformers_agci.experiments.position.comparison import PairReport
+from transformers_agci.experiments.position.comparison import PairReport, items_text
 from transformers_agci.experiments.position.measures import AnswerReport, ResultReport
 from transformers_agci.report.table import (
     ABSENT,
@@ -151,6 +151,7 @@ def _remarks(report: ResultReport) -> list[str]:
             "Only Yes rows: accuracy is the Yes-rate and cannot tell sight from a habit of saying Yes; "
             "give negatives for balanced accuracy and d'.",
         ]
+    lines += [f"\n{note}" for note in report.notes]
     lines += [
         f"\n{side.without_margin} {name} rows have no margin and are left out of what is measured on margins."
         for name, side in _sides(report)
@@ -167,7 +168,7 @@ def _remarks(report: ResultReport) -> list[str]:
 
 def pair_text(pair: PairReport) -> str:
     """The difference of two results over all positions: accuracy, signal detection, evenness."""
-    lines = [f"{pair.second} minus {pair.first}, {counted(pair.items, 'item')} (paired; intervals count items)", ""]
+    lines = [f"{pair.second} minus {pair.first}, {items_text(pair)} (paired; intervals count items)", ""]
     rows = []
     for name, change in (("Yes rows", pair.yes), ("No rows", pair.no)):
         if change:
