@@ -104,7 +104,14 @@ def run_sweep(args: argparse.Namespace) -> int:
     """
     from transformers_agci.experiments.position import sweep_report
     from transformers_agci.experiments.position.metrics import load_all
-    from transformers_agci.experiments.position.sweep import NestedSweep, Sweep, nested, sweep, sweep_apart
+    from transformers_agci.experiments.position.sweep import (
+        NestedSweep,
+        Sweep,
+        check_paired,
+        nested,
+        sweep,
+        sweep_apart,
+    )
 
     if args.engine is not None:
         raise InputError(
@@ -117,7 +124,9 @@ def run_sweep(args: argparse.Namespace) -> int:
     if args.nested:
         found = nested(results, args.choose_by)
     elif args.held_out:
+        notes = check_paired(args.results, args.held_out)
         found = sweep_apart(results, load_all(args.held_out), args.choose_by)
+        found.notes.extend(notes)
     else:
         found = sweep(results, args.choose_by, args.dev_share)
     print(sweep_report.sweep_text(found))

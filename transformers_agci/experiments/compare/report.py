@@ -14,7 +14,7 @@ from transformers_agci.experiments.position.comparison import as_json
 from transformers_agci.experiments.position.evidence import Evidence, gather
 from transformers_agci.experiments.position.measures import ResamplingConfig
 from transformers_agci.experiments.position.results import read_results
-from transformers_agci.experiments.position.sweep import FEWEST, Choice, Split, part_of, score_of
+from transformers_agci.experiments.position.sweep import FEWEST, Choice, Split, part_of, scores_of
 from transformers_agci.method.rivals import RIVALS
 from transformers_agci.report.heatmap import write_figure
 from transformers_agci.report.table import format_table
@@ -56,7 +56,7 @@ def compare_arms(results: Sequence[ArmResult], options: ReportOptions) -> Compar
     read = {result.arm.label: read_results(result.file, label=result.arm.label) for result in results}
     first = read[results[0].arm.label]
     dev, held, split = split_items(dict(zip(first.items, first.captions, strict=True)), options.dev_share)
-    scores = {label: score_of(result.select(dev), options.choice) for label, result in read.items()}
+    scores = scores_of([result.select(dev) for result in read.values()], options.choice)
     best: dict[str, ArmResult] = {}
     for result in results:
         name, label = result.arm.method, result.arm.label

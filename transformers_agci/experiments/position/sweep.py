@@ -7,16 +7,19 @@ hash of the caption, so that the same caption is on the same side in every run a
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE, Choice
-from transformers_agci.experiments.position.comparison import PairReport, common_rows, compare
+from transformers_agci.experiments.position.comparison import PairReport, compare, on_common_rows
 from transformers_agci.experiments.position.evidence import check_same_items
-from transformers_agci.experiments.position.results import ProbeResult
+from transformers_agci.experiments.position.measures import against_margin
+from transformers_agci.experiments.position.results import ProbeResult, method_and_lambda
 from transformers_agci.statistics import Interval, evenness, signal_detection
+from transformers_agci.storage.reading import path_text
 
 FOLDS = 5
 FEWEST = 10  # items in each part
@@ -44,6 +47,7 @@ class Sweep:
     scores: dict[str, float]
     chosen: str
     pair: PairReport | None  # None: the baseline itself was chosen
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,49 @@ def sweep_apart(dev: Sequence[ProbeResult], held_out: Sequence[ProbeResult], cho
     _check(held_out)
     if len(dev) != len(held_out):
         raise InputError(f"There are {len(dev)} results to choose from, but {len(held_out)} held-out ones; give pairs.")
-    shared = set(dev[0].captions) & set(held_out[0].captions)
+    shared = set.intersection(*({_plain(caption) for caption in of[0].captions} - {""} for of in (dev, held_out)))
     if shared:
         raise InputError(
-            f"{len(shared)} captions, such as {min(shared)!r}, are both among those that choose and among the held-out "
-            "ones; a lambda is not reported on the items on which it was chosen."
+            f"{counted(len(shared), 'caption')}, such as {min(shared)!r}, {'is' if len(shared) == 1 else 'are'} both "
+            "among those that choose and among the held-out ones; a lambda is not reported on the items on which it "
+            "was chosen."
         )
+    for results in (dev, held_out):
+        without = sum(not _plain(caption) for caption in results[0].captions)
+        if without:
+            raise InputError(
+                f"{counted(without, 'item')} of '{results[0].label}' {'has' if without == 1 else 'have'} no caption, "
+                "and without captions it cannot be told whether items are both among those that choose and among the "
+                "held-out ones; give results whose rows carry them."
+            )
     parts = list(dev[0].items), list(held_out[0].items)
     return _report(dev, held_out, choice, parts, Split("two data sets", 0.5, len(parts[0]), len(parts[1])))
+
+
+def _plain(caption: str) -> str:
+    """White space is none of a caption's words."""
+    return " ".join(caption.split())
+
+
+def check_paired(dev: Sequence[str | Path], held_out: Sequence[str | Path]) -> list[str]:
+    """Whether the results at one place of both lists are of one method and lambda, by the manifests beside them.
+
+    InputError where they are not; otherwise what must be said about the pairs that no manifest vouches for.
+    """
+    unknown = []
+    for one, other in zip(dev, held_out, strict=False):
+        made_with = method_and_lambda(one), method_and_lambda(other)
+        if None in made_with:
+            unknown.append(f"{Path(one).name} and {Path(other).name}")
+        elif made_with[0] != made_with[1] and any(lam for _, lam in filter(None, made_with)):
+            said = [f"{method} at {lam:g}" for method, lam in filter(None, made_with)]
+            raise InputError(
+                f"{path_text(one)} is of {said[0]}, but {path_text(other)}, the held-out result at its place, of "
+                f"{said[1]}; give the held-out results in the order of the others."
+            )
+    if not unknown:
+        return []
+    return [f"Paired by their places only, for no manifest beside both says method and lambda: {', '.join(unknown)}."]
 
 
 def _report(
@@ -105,10 +144,11 @@ def _report(
             raise InputError(
                 f"Only {counted(len(items), 'item')} left to {name}; at least {FEWEST} are needed: probe more of them."
             )
-    scores = {result.label: score_of(result.select(parts[0]), choice) for result in dev}
+    scores = scores_of([result.select(parts[0]) for result in dev], choice)
     chosen = _best(list(scores.values()))
     pair = compare(held_out[0].select(parts[1]), held_out[chosen].select(parts[1])) if chosen else None
-    return Sweep(choice, split, scores, dev[chosen].label, pair)
+    read = {id(result): result for result in (*dev, *held_out)}
+    return Sweep(choice, split, scores, dev[chosen].label, pair, list(filter(None, map(against_margin, read.values()))))
 
 
 def nested(results: Sequence[ProbeResult], choice: Choice = CHOOSE_BY) -> NestedSweep:
@@ -122,7 +162,7 @@ def nested(results: Sequence[ProbeResult], choice: Choice = CHOOSE_BY) -> Nested
         outside = [item for item, of in zip(first.items, folds, strict=True) if of != fold]
         if len(inside) < 2:
             raise InputError(f"Fold {fold + 1} of {FOLDS} has {len(inside)} items; give results of more items.")
-        best = _best([score_of(result.select(outside), choice) for result in results])
+        best = _best(list(scores_of([result.select(outside) for result in results], choice).values()))
         chosen.append(results[best].label)
         tables.append(_both_correct(results[0].select(inside), results[best].select(inside)))
     baseline, method = (tuple(np.concatenate([t[i][side] for t in tables]) for side in (0, 1)) for i in (0, 1))
@@ -131,10 +171,10 @@ def nested(results: Sequence[ProbeResult], choice: Choice = CHOOSE_BY) -> Nested
 
 def _both_correct(first: ProbeResult, second: ProbeResult) -> list[tuple[st.Floats, st.Floats]]:
     """Of each result whether its Yes rows and its No rows are right; NaN for a row that either lacks."""
-    yes, no = common_rows(first.yes, second.yes), common_rows(first.no, second.no)
-    if yes is None or no is None:
+    sides = [(result.yes, result.no) for result in on_common_rows([first, second])]
+    if any(tables is None for pair in sides for tables in pair):
         raise InputError(f"'{first.label}' and '{second.label}' share no Yes rows or no No rows in one of the folds.")
-    return [(yes[i].correct, no[i].correct) for i in (0, 1)]
+    return [(yes.correct, no.correct) for yes, no in sides if yes and no]
 
 
 def _check(results: Sequence[ProbeResult]) -> None:
@@ -148,8 +188,16 @@ def _check(results: Sequence[ProbeResult]) -> None:
         )
 
 
-def score_of(result: ProbeResult, choice: Choice) -> float:
-    """A result by the measure that chooses; larger is better."""
+def scores_of(results: Sequence[ProbeResult], choice: Choice) -> dict[str, float]:
+    """Results of the same items by the measure that chooses, on the rows that all of them have; larger is better."""
+    shared = on_common_rows(results)
+    if any(result.yes is None or result.no is None for result in shared):
+        labels = ", ".join(f"'{result.label}'" for result in results)
+        raise InputError(f"{labels} share no Yes rows or no No rows among the items that choose.")
+    return {result.label: _score_of(result, choice) for result in shared}
+
+
+def _score_of(result: ProbeResult, choice: Choice) -> float:
     yes, no = result.yes, result.no
     assert yes is not None and no is not None
     if choice == "balanced":

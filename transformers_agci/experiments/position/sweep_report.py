@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from transformers_agci.errors import InputError, counted
-from transformers_agci.experiments.position.comparison import PairReport, as_json, check_same_captions, check_same_grid
+from transformers_agci.experiments.position.comparison import (
+    PairReport,
+    as_json,
+    check_same_captions,
+    check_same_grid,
+    on_common_rows,
+)
 from transformers_agci.experiments.position.results import ProbeResult, Tables
 from transformers_agci.experiments.position.sweep import FOLDS, NestedSweep, Sweep
 from transformers_agci.experiments.position.tables import pair_text
@@ -39,8 +45,10 @@ def sweep_text(found: Sweep | NestedSweep) -> str:
     table = format_table([f"on {found.split.dev} items that choose", SCORES[found.choice], ""], rows)
     pair: PairReport | None = found.pair
     if pair is None:
-        return f"{table}\n\nThe baseline itself was chosen: no other result is better on these items."
-    return f"{table}\n\nOn the {found.split.held_out} held-out items:\n\n{pair_text(pair)}\n\n{pair.verdict}"
+        blocks = [table, "The baseline itself was chosen: no other result is better on these items."]
+    else:
+        blocks = [table, f"On the {found.split.held_out} held-out items:", pair_text(pair), pair.verdict]
+    return "\n\n".join([*blocks, *found.notes])
 
 
 def write_sweep(found: Sweep | NestedSweep, path: str | Path, sources: Sequence[str | Path]) -> None:
@@ -73,34 +81,36 @@ def plan_text(pilots: Sequence[ProbeResult], difference: float) -> str:
         [f"positions differ with an sd of {points} points, {name} rows", *_items(plans)]
         for plans in [planning.items_for_position(correct.shape[1], difference, residual)]
     ]
-    variance, how = _difference_variance(pilots)
+    variance, what, how = _difference_variance(pilots)
     if variance > 0:
-        what = "balanced accuracies" if len(tables) == 2 else "accuracies"
         plans = planning.items_for_difference(difference, variance)
         rows.append([f"two results' {what} differ by {points} points", *_items(plans)])
     header = ["items needed, tests at the 5 % level", *(f"power {power:g}" for power in planning.POWERS)]
     n = len(first.items)
-    return f"{format_table(header, rows)}\n\nFrom a pilot of {n} item{'s' if n != 1 else ''}; {how}."
+    said = f"{format_table(header, rows)}\n\nFrom a pilot of {counted(n, 'item')}; {how}."
+    return said if variance > 0 else f"{said} Nothing can be planned for a difference: it is the same for every item."
 
 
 def _items(plans: Sequence[planning.Plan]) -> list[str]:
     return [f"{plan.items:,}" if plan.items else f"> {planning.MOST_ITEMS:,}" for plan in plans]
 
 
-def _difference_variance(pilots: Sequence[ProbeResult]) -> tuple[float, str]:
-    """The variance between items of their balanced accuracies' difference, and where it comes from."""
+def _difference_variance(pilots: Sequence[ProbeResult]) -> tuple[float, str, str]:
+    """The variance between items of their balanced accuracies' difference, of what it is, and where it comes from."""
     first = pilots[0]
     if len(pilots) == 2:
         check_same_grid(first, pilots[1])
         check_same_captions(first, pilots[1])
-        common = [item for item in first.items if item in set(pilots[1].items)]
-        if len(common) < 2:
+        shared = on_common_rows(pilots)
+        change = _by_item(shared[1]) - _by_item(shared[0]) if shared[0].yes or shared[0].no else np.array([])
+        items = int(np.isfinite(change).sum())
+        if items < 2:
             raise InputError(
-                f"'{first.label}' and '{pilots[1].label}' have {len(common)} items in common; give two of one set."
+                f"'{first.label}' and '{pilots[1].label}' have {counted(items, 'item')} with rows in common; give two "
+                "of one set."
             )
-        sides = [_by_item(result.select(common)) for result in pilots]
-        whose = f"the {counted(len(common), 'item')} that the two pilots share"
-        return float(np.nanvar(sides[1] - sides[0], ddof=1)), f"the difference's variance is that of {whose}"
+        whose = f"the {counted(items, 'item')} that the two pilots share"
+        return float(np.nanvar(change, ddof=1)), _measure(shared[0]), f"the difference's variance is that of {whose}"
     means = _by_item(first)
     if np.isfinite(means).sum() < 2:
         raise InputError(
@@ -108,7 +118,15 @@ def _difference_variance(pilots: Sequence[ProbeResult]) -> tuple[float, str]:
             "or of one; give a pilot whose negatives are asked about the same images."
         )
     variance = 2 * float(np.nanvar(means, ddof=1))
-    return variance, "two results are taken as unrelated, which asks for too many items: give a second pilot"
+    return (
+        variance,
+        _measure(first),
+        "two results are taken as unrelated, which asks for too many items: give a second pilot",
+    )
+
+
+def _measure(result: ProbeResult) -> str:
+    return "balanced accuracies" if result.yes and result.no else "accuracies"
 
 
 def _by_item(result: ProbeResult) -> Floats:
