@@ -1,18 +1,17 @@
 """vLLM, started with our plugin: requests in, answers out, as many in flight as it has room for.
 
-vLLM's asynchronous engine runs in an event loop in a thread of its own, so that it goes on while rows are written and
-works where the caller (a notebook) has a loop already.
+vLLM's asynchronous engine runs in an event loop in a thread of its own (inference/event_loop.py).
 """
 
 import asyncio
 import concurrent.futures
 import itertools
 import os
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from transformers_agci.errors import InputError
+from transformers_agci.inference.event_loop import EventLoopThread
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text
 from transformers_agci.vllm.injection import METHOD_KEY
 from transformers_agci.vllm.worker import STARTED_BY
@@ -44,9 +43,7 @@ class RunningVllm:
         if method != "agci":
             overrides[METHOD_KEY] = method
         given = {**arguments, "hf_overrides": overrides, "worker_extension_cls": EXTENSION}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
-        self._thread.start()
+        self._loop: EventLoopThread | None = EventLoopThread("vllm")
         self._numbers = itertools.count()
         self._engine: Any = None
         try:
@@ -71,7 +68,8 @@ class RunningVllm:
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine that is run in the engine's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        assert self._loop is not None
+        return self._loop.wait(work)
 
     def reports(self) -> list[dict[str, Any]]:
         """What each worker says of AGCI: see worker.py."""
@@ -90,12 +88,13 @@ class RunningVllm:
 
     def answers(self, jobs: Iterable[tuple[int, Callable[[], Awaitable[T]]]]) -> Generator[tuple[int, T], None, None]:
         """Run jobs in the loop, no more than `in_flight` at once, and give each result as soon as it is there."""
+        assert self._loop is not None
         coming = iter(jobs)
         waiting: dict[concurrent.futures.Future[T], int] = {}
         try:
             while True:
                 for number, job in itertools.islice(coming, self.in_flight - len(waiting)):
-                    waiting[asyncio.run_coroutine_threadsafe(_awaited(job), self._loop)] = number
+                    waiting[self._loop.start(_awaited(job))] = number
                 if not waiting:
                     return
                 done, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -107,12 +106,9 @@ class RunningVllm:
 
     def close(self) -> None:
         """End the engine's processes and the loop."""
-        if self._thread.is_alive():
-            self.wait(_ended(self._engine))
-            self._engine = None
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        if self._loop is not None:
+            self._loop.close(_shut_down(self._engine))
+            self._loop = self._engine = None
 
     def _check_workers(self, lam: float, method: str) -> None:
         for report in self.reports():
@@ -172,14 +168,9 @@ def _started(async_llm: Any, engine_args: Any, given: Mapping[str, Any]) -> Any:
         raise InputError(f"vLLM did not start: {in_one_line(error)}. The lines above are vLLM's own.") from error
 
 
-async def _ended(engine: Any) -> None:
-    """The engine shut down, and what it and our requests left in the loop ended."""
+async def _shut_down(engine: Any) -> None:
     if engine is not None:
         engine.shutdown()
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
 
 
 def in_one_line(error: BaseException) -> str:
