@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import stub_vllm
 from stub_vllm import AsyncLLM
+from transformers import GenerationConfig
 
 from transformers_agci.embedded.location import embedded_model_path
 from transformers_agci.errors import InputError
@@ -241,12 +242,68 @@ def test_vllms_arguments(engine: VllmEngine, tmp_path: Path) -> None:
         ask(unknown, questions("one"), tmp_path / "unknown")
 
 
-def test_settings_that_vllm_lacks(engine: VllmEngine, tmp_path: Path) -> None:
+def test_settings_that_vllm_has(engine: VllmEngine, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.05, "min_new_tokens": 2}))
     assert module._generation(tmp_path) == {"repetition_penalty": 1.05, "min_tokens": 2}
-    (tmp_path / "generation_config.json").write_text(json.dumps({"no_repeat_ngram_size": 3}))
-    with pytest.raises(InputError, match="no_repeat_ngram_size, which vLLM lacks"):
+    nothing = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "guidance_scale": 1, "sequence_bias": None}
+    (tmp_path / "generation_config.json").write_text(json.dumps(nothing))
+    assert module._generation(tmp_path) == {}
+
+
+def test_the_settings_that_shape_answers_are_in_the_manifest(
+    engine: VllmEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(engine, questions("one"), tmp_path)
+    engine.generation = {"repetition_penalty": 1.05}
+    with pytest.raises(InputError, match=r"generation\.repetition_penalty is 'not set' there and 1\.05 now"):
+        ask(engine, questions("one"), tmp_path)
+    (tmp_path / "B").mkdir()
+    ask(engine, questions("one"), tmp_path / "B")
+    manifest = json.loads((tmp_path / "B" / "lam0.0.manifest.json").read_text())
+    assert manifest["settings"]["generation"] == {"decoding": "greedy", "repetition_penalty": 1.05}
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("no_repeat_ngram_size", 3),
+        ("sequence_bias", [[[5], -10.0]]),
+        ("forced_bos_token_id", 0),
+        ("forced_eos_token_id", 7),
+        ("suppress_tokens", [1]),
+        ("bad_words_ids", [[1]]),
+        ("guidance_scale", 1.5),
+        ("exponential_decay_length_penalty", [5, 1.1]),
+        ("encoder_repetition_penalty", 1.2),
+        ("min_length", 200),
+    ],
+)
+def test_settings_that_vllm_lacks(engine: VllmEngine, tmp_path: Path, name: str, value: Any) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({name: value}))
+    with pytest.raises(InputError, match=f"has {name}, which vLLM lacks"):
         module._generation(tmp_path)
+
+
+# What a generation config may hold and no greedy answer of ours depends on: lengths and modes that we set, sampling,
+# beams, caches, drafts, what is returned.
+WITHOUT_EFFECT = """
+    max_length max_new_tokens max_time do_sample num_beams temperature top_k top_p min_p top_h typical_p epsilon_cutoff
+    eta_cutoff early_stopping length_penalty num_return_sequences num_beam_groups diversity_penalty penalty_alpha
+    low_memory renormalize_logits remove_invalid_values use_mtp use_cache cache_implementation cache_config
+    max_cache_len
+    return_legacy_cache prefill_chunk_size compile_config disable_compile continuous_batching_config
+    output_attentions output_hidden_states output_scores output_logits return_dict_in_generate bos_token_id
+    decoder_start_token_id is_assistant num_assistant_tokens num_assistant_tokens_schedule
+    assistant_confidence_threshold
+    prompt_lookup_num_tokens max_matching_ngram_size assistant_early_exit assistant_lookbehind target_lookbehind
+    assistant_ensemble_weight speculation_type generation_kwargs _from_model_config transformers_version _commit_hash
+"""
+
+
+def test_every_setting_of_transformers_is_known_to_have_an_effect_or_none() -> None:
+    known = {*WITHOUT_EFFECT.split(), *module.VLLM_SETTINGS, *module.OF_THE_CHECKPOINT, *module.LACKING_SETTINGS}
+    assert [name for name in vars(GenerationConfig()) if name not in known] == []
 
 
 def test_a_dry_run_starts_nothing(engine: VllmEngine, tmp_path: Path) -> None:

@@ -19,6 +19,25 @@ from transformers_agci.inference.prompt import answer_token_ids
 from transformers_agci.inference.questions import ANSWER_WORDS, StopRule
 from transformers_agci.method.rivals.handle import current_rival
 
+# Generation settings that shape a greedy answer.
+SHAPING = (
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "min_new_tokens",
+    "encoder_repetition_penalty",
+    "sequence_bias",
+    "exponential_decay_length_penalty",
+    "guidance_scale",
+    "watermarking_config",
+    "stop_strings",
+)
 LOGIT_DIGITS = 6  # behind the point: more than float32 has, and a fixed form in the file
 
 
@@ -127,21 +146,7 @@ def generation_settings(model: Any, tokenizer: Any) -> Any:
 
 def recorded_settings(config: Any) -> dict[str, Any]:
     """What of the generation settings shapes a greedy answer, for the manifest."""
-    names = (
-        "repetition_penalty",
-        "no_repeat_ngram_size",
-        "bad_words_ids",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "min_new_tokens",
-        "encoder_repetition_penalty",
-        "sequence_bias",
-    )
-    found = {name: getattr(config, name, None) for name in names}
+    found = {name: getattr(config, name, None) for name in SHAPING}
     return {"decoding": "greedy", **{name: value for name, value in found.items() if value is not None}}
 
 

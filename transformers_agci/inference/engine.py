@@ -167,7 +167,7 @@ class QueuedAnswering:
 
     Blocks are only what is written at once. `answers` takes questions as it has room and gives each back with its
     number; an InputError skips the row. What was taken and not written is asked again after a kill, so an engine does
-    not take more than it needs to be busy.
+    not take more than it needs to be busy. `generation` are the settings that shape a greedy answer.
     """
 
     def __init__(
@@ -177,12 +177,14 @@ class QueuedAnswering:
         options: "AnswerOptions",
         answers: Callable[[Numbered], Answers],
         counts: Counts,
+        *,
+        generation: Mapping[str, Any] | None = None,
     ) -> None:
         if options.batch_size is not None:
             raise InputError(f"`batch_size` is for the engine transformers: {engine.name} batches by itself. Omit it.")
         self._engine, self._questions, self._options, self._answers = engine, questions, options, answers
         self.plan = make_plan(questions, "cpu", None, options.block_rows)
-        self.counts = counts
+        self.counts, self._generation = counts, generation or {}
         self.details: dict[str, Any] = {}
 
     def settings(self) -> dict[str, Any]:
@@ -193,7 +195,7 @@ class QueuedAnswering:
             "method": self._options.method if sets else AS_SERVED,
             "scope": self._options.scope if sets else AS_SERVED,
             "block_rows": self.plan.block_rows,
-            "generation": {"decoding": "greedy"},
+            "generation": {"decoding": "greedy", **self._generation},
             "stop": stop_words(self._questions),
         }
 

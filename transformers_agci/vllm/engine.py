@@ -19,7 +19,7 @@ from transformers_agci.data.images import changes_of
 from transformers_agci.errors import InputError
 from transformers_agci.families import SUPPORTED_FAMILIES, Family, Lacks
 from transformers_agci.inference import checkpoint_files
-from transformers_agci.inference.answer import Answer, verdict_is_fixed
+from transformers_agci.inference.answer import SHAPING, Answer, verdict_is_fixed
 from transformers_agci.inference.batches import make_plan
 from transformers_agci.inference.engine import Answering, Answers, Numbered, QueuedAnswering
 from transformers_agci.inference.load import LoadOptions, hub_revision
@@ -39,9 +39,19 @@ if TYPE_CHECKING:
 # Options of LoadOptions that say how transformers runs a model; vLLM has its own.
 TRANSFORMERS_ONLY = ("device", "device_map", "attn_implementation", "vision", "load_in_4bit")
 OURS = ("model", "hf_overrides", "worker_extension_cls", "limit_mm_per_prompt", "dtype")  # of AsyncEngineArgs
-# Generation settings that vLLM has under the same name, and those that would change answers and that it lacks.
-SAME_SETTINGS = ("repetition_penalty",)
-LACKING_SETTINGS = ("no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")
+# Generation settings that vLLM has, those that change answers and that it lacks, and values of them that do nothing.
+VLLM_SETTINGS = {"repetition_penalty": "repetition_penalty", "min_new_tokens": "min_tokens"}
+OF_THE_CHECKPOINT = ("eos_token_id", "pad_token_id")  # vLLM reads the end tokens itself; it pads nothing
+LACKING_SETTINGS = (
+    *(name for name in SHAPING if name not in (*VLLM_SETTINGS, *OF_THE_CHECKPOINT)),
+    "min_length",
+    "encoder_no_repeat_ngram_size",
+    "token_healing",
+    "dola_layers",
+    "constraints",
+    "force_words_ids",
+)
+NEUTRAL = {"repetition_penalty": 1, "encoder_repetition_penalty": 1, "guidance_scale": 1}  # beside None, 0 and []
 
 
 @dataclass
@@ -112,7 +122,7 @@ class VllmEngine:
         counts = VllmCounts()
         images = max((len(question.images) for question in questions), default=0)
         answers = partial(self._answers, lam=lam, method=options.method, images=images, counts=counts)
-        return QueuedAnswering(self, questions, options, answers, counts)
+        return QueuedAnswering(self, questions, options, answers, counts, generation=self.generation)
 
     def describe(
         self, questions: Sequence[Question], lambdas: Sequence[float], outputs: Sequence[Path], options: "AnswerOptions"
@@ -299,15 +309,20 @@ def _generation(folder: Path) -> dict[str, Any]:
     if not (folder / "generation_config.json").exists():
         return {}
     config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    for name in LACKING_SETTINGS:
-        if getattr(config, name, None):
-            raise InputError(
-                f"{folder / 'generation_config.json'} has {name}, which vLLM lacks; use the engine transformers."
-            )
-    found = {name: getattr(config, name, None) for name in SAME_SETTINGS}
-    settings = {name: value for name, value in found.items() if value is not None}
-    least = getattr(config, "min_new_tokens", None)
-    return settings | ({"min_tokens": least} if least else {})
+
+    def shapes(name: str) -> bool:
+        value = getattr(config, name, None)
+        return bool(value) and value != NEUTRAL.get(name)
+
+    lacking = [name for name in LACKING_SETTINGS if shapes(name)]
+    # A token number may be 0.
+    lacking += [name for name in ("forced_bos_token_id", "forced_eos_token_id") if getattr(config, name, None) == 0]
+    if lacking:
+        raise InputError(
+            f"{folder / 'generation_config.json'} has {', '.join(lacking)}, which vLLM lacks; use the engine "
+            "transformers."
+        )
+    return {theirs: getattr(config, ours) for ours, theirs in VLLM_SETTINGS.items() if shapes(ours)}
 
 
 def _logprob(found: Mapping[int, Any], token: int) -> float | None:
