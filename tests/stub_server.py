@@ -17,7 +17,7 @@ class Says:
     """What is sent instead of the usual answer.
 
     `cut` closes the connection without a word, `broken_off` behind so many bytes of the body, and `drip` sends the
-    body byte by byte with so many seconds between.
+    body byte by byte with so many seconds between; with `drip_head`, headers without end.
     """
 
     status: int = 200
@@ -27,6 +27,23 @@ class Says:
     seconds: float = 0.0
     broken_off: int | None = None
     drip: float = 0.0
+    drip_head: bool = False
+
+
+def reasoned(thought: str = "Let me see", answer: str | None = "No", *, marks: bool = True, **message: Any) -> dict:
+    """A reply whose tokens reason first: Yes is likelier at the first of them, No at the answer's."""
+    before = [*(("<think>",) if marks else ()), *thought.split(), *(("</think>", "\n\n") if marks else ())]
+    tokens = [
+        {"token": token, "top_logprobs": [{"token": word, "logprob": score} for word, score in scores]}
+        for token, scores in (
+            *((token, (("Yes", -0.5), ("No", -3.0))) for token in before),
+            *((token, (("Yes", -2.0), ("No", -0.25))) for token in ((answer,) if answer else ())),
+        )
+    ]
+    reply = completion()
+    message = {"role": "assistant", "content": answer, **message}
+    reply["choices"] = [{"index": 0, "message": message, "logprobs": {"content": tokens}, "finish_reason": "stop"}]
+    return reply
 
 
 def completion(text: str = "Yes", yes: float | None = -0.25, no: float | None = -1.5, **changes: Any) -> dict:
@@ -59,7 +76,8 @@ def _parts(data: bytes, drip: float) -> Iterator[bytes]:
 class StubServer:
     """Answers POST /v1/chat/completions by the script, GET /v1/models with one model; keeps what it was sent."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, models: Says | None = None) -> None:
+        self._models = models or Says(body={"data": [{"id": "stub"}]})
         self.script, self.bodies, self.keys, self.times = script, [], [], []
         self.most_at_once = self._at_once = 0
         self._lock = threading.Lock()
@@ -80,7 +98,7 @@ class StubServer:
                 pass
 
             def do_GET(self) -> None:
-                self._send(Says(body={"data": [{"id": "stub"}]} if self.path == "/v1/models" else {}))
+                self._send(stub._models if self.path == "/v1/models" else Says(body={}))
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -105,6 +123,12 @@ class StubServer:
                 data = says.body if isinstance(says.body, bytes) else _text(says.body).encode()
                 with contextlib.suppress(OSError):
                     self.send_response(says.status)
+                    if says.drip_head:
+                        self.flush_headers()
+                        self.close_connection = True
+                        for part in _parts(b"x-drip: " + 10_000 * b"d", says.drip):
+                            self.wfile.write(part)
+                        return
                     for name, value in {"content-length": str(len(data)), **says.headers}.items():
                         self.send_header(name, value)
                     self.end_headers()
@@ -126,6 +150,6 @@ class StubServer:
 
 
 @contextlib.contextmanager
-def stub_server(script: Script = lambda number, body: None) -> Iterator[StubServer]:
-    with StubServer(script) as server:
+def stub_server(script: Script = lambda number, body: None, models: Says | None = None) -> Iterator[StubServer]:
+    with StubServer(script, models) as server:
         yield server

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from stub_server import Says, StubServer, completion, stub_server
+from stub_server import Says, StubServer, completion, reasoned, stub_server
 
 from transformers_agci.cli import main
 from transformers_agci.errors import InputError
@@ -25,6 +25,7 @@ from transformers_agci.inference.questions import BlankImage, Question, Question
 from transformers_agci.inference.runner import RunOptions
 from transformers_agci.inference.served import client
 from transformers_agci.inference.served.client import ServedOptions, checked_url
+from transformers_agci.inference.served.reply import answer_start
 
 KEY = "sk-a-key-that-nobody-may-see"
 ROWS = 8
@@ -132,6 +133,108 @@ def test_a_word_that_was_not_returned_leaves_the_margin_empty(tmp_path: Path) ->
     assert any(line.startswith(f"{ROWS} answers without a margin: Yes or No was not among") for line in summary.lines())
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        reasoned(reasoning_content="Let me see"),
+        reasoned(reasoning="Let me see", marks=False),
+        reasoned(),  # the server leaves the reasoning out and does not say so
+        reasoned(content="<think>Let me see</think>\n\nNo"),
+        reasoned(content="Let me see</think>\n\nNo"),  # the prompt's end has opened it
+        reasoned(content=[{"type": "thinking", "thinking": []}, {"type": "text", "text": "No"}]),
+    ],
+    ids=["reasoning_content", "reasoning", "left out", "in the text", "only its end in the text", "parts"],
+)
+def test_the_margin_of_a_model_that_reasons_is_that_of_its_answer(tmp_path: Path, reply: dict) -> None:
+    with stub_server(lambda number, body: Says(body=reply)) as server:
+        summary = ask(server, tmp_path / "A.jsonl")
+    assert {(row["prediction"], row["margin"]) for row in rows(tmp_path / "A.jsonl")} == {("No", -1.75)}
+    assert summary.counts.words_not_placed == summary.counts.disagreements == 0
+
+
+@pytest.mark.parametrize(
+    ("reply", "prediction"),
+    [
+        (reasoned("No what <unk> ever", reasoning="No what?", content="Yes!"), "Yes!"),
+        (reasoned(answer=None, reasoning_content="Let me see"), ""),
+        (reasoned(answer=None, content="<think>Let me see"), ""),
+        (reasoned(answer=None), ""),
+    ],
+    ids=["other tokens than its text", "no answer", "no answer in the text", "nothing is said"],
+)
+def test_a_reply_whose_answer_cannot_be_placed_has_no_margin(tmp_path: Path, reply: dict, prediction: str) -> None:
+    with stub_server(lambda number, body: Says(body=reply)) as server:
+        summary = ask(server, tmp_path / "A.jsonl")
+    assert [row["prediction"] for row in rows(tmp_path / "A.jsonl")] == [prediction] * ROWS
+    assert {row.get("margin") for row in rows(tmp_path / "A.jsonl")} == {None}
+    assert summary.counts.words_not_placed == ROWS
+    assert any(line.startswith(f"{ROWS} answers without a margin: which of the") for line in summary.lines())
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "start"),
+    [
+        ("Yes", ["Yes", "<|im_end|>"], 0),
+        ("Yes", ["▁Yes", "</s>"], 0),
+        ("Yes", ["Ċ", "ĠYes"], 0),  # as the other engines: of the first token, whatever it is
+        ("Yes – there is", ["Yes", " ", "bytes:\\xe2\\x80", "bytes:\\x93", " there", " is"], 0),
+        ("", ["<|im_end|>"], 0),
+        ("", ["I", " cannot"], None),
+        ("Yes", [], None),
+        ("No", ["No", ",", "wait", "</think>", "No", "</s>"], 4),
+    ],
+)
+def test_where_an_answer_begins(text: str, tokens: list[str], start: int | None) -> None:
+    assert answer_start(text, tokens) == start
+
+
+def test_answers_against_their_log_probabilities_are_counted(tmp_path: Path) -> None:
+    against = completion("No", yes=-0.25, no=-1.5)
+    with stub_server(lambda number, body: Says(body=against) if number < 3 else None) as server:
+        summary = ask(server, tmp_path / "A.jsonl")
+    assert summary.counts.disagreements == 3
+    assert "3 answers go against the order of the Yes and No log-probabilities." in summary.lines()
+
+
+def test_replies_without_a_text_are_counted_by_the_servers_reason(tmp_path: Path) -> None:
+    def script(number: int, body: dict) -> Says | None:
+        if number > 2:
+            return None
+        reply = completion("")
+        reply["choices"][0]["message"]["content"] = None
+        reply["choices"][0]["finish_reason"] = "content_filter" if number else "length"
+        return Says(body=reply)
+
+    with stub_server(script) as server:
+        summary = ask(server, tmp_path / "A.jsonl")
+    assert summary.counts.without_text == {"content_filter": 2, "length": 1}
+    assert (
+        "3 replies without a text, by the server's reason (content_filter: 2, length: 1): the empty answer, which "
+        "counts as wrong." in summary.lines()
+    )
+    assert json.loads((tmp_path / "A.manifest.json").read_text())["runs"][0]["without_text"]["length"] == 1
+
+
+@pytest.mark.parametrize("change", [{"system_fingerprint": "fp_2"}, {"model": "stub-2"}])
+def test_another_build_that_goes_on_is_named(tmp_path: Path, change: dict) -> None:
+    changed: dict[str, str] = {}
+
+    def script(number: int, body: dict) -> Says:
+        return Says(503) if number >= 5 and not changed else Says(body=completion(**changed))
+
+    with stub_server(script) as server:
+        with pytest.raises(InputError, match="Finished blocks are kept"):
+            ask(server, tmp_path / "A.jsonl", retries=0)
+        changed.update(change)
+        lines = ask(server, tmp_path / "A.jsonl").lines()
+    now = " ".join({"model": "stub", "system_fingerprint": "fp_1", **change}.values())
+    assert (
+        f"The server named several models or builds: {now} (4 answers), stub fp_1 (5 answers of earlier runs)." in lines
+    )
+    runs = json.loads((tmp_path / "A.manifest.json").read_text())["runs"]
+    assert [run["builds"] for run in runs] == [{"stub fp_1": 5}, {now: 4}]
+
+
 @pytest.mark.parametrize(("most", "expected"), [(5, 5), (0, None)])
 def test_a_server_that_gives_fewer_log_probabilities_is_asked_for_fewer(
     tmp_path: Path, most: int, expected: int | None
@@ -198,6 +301,11 @@ def test_no_more_at_once_than_concurrency_and_no_faster_than_the_rate(tmp_path: 
         Says(body=b"not packed at all", headers={"content-encoding": "gzip"}),
         Says(500, b"not packed at all", headers={"content-encoding": "gzip"}),
         Says(body=completion(), drip=0.2),
+        Says(body=completion(), drip=0.2, drip_head=True),
+        Says(200, {"error": {"code": "rate_limit_exceeded", "type": "tokens", "message": "slow down"}}),
+        Says(200, {"error": {"type": "server_error", "message": "oops"}}),
+        Says(200, {"error": {"message": "oops"}}),
+        Says(200, {"choices": []}),
     ],
     ids=[
         "429",
@@ -213,6 +321,11 @@ def test_no_more_at_once_than_concurrency_and_no_faster_than_the_rate(tmp_path: 
         "broken gzip",
         "500 in broken gzip",
         "drips",
+        "headers drip",
+        "a word for the status",
+        "a type that is the server's",
+        "an error of no kind",
+        "no choices",
     ],
 )
 def test_a_passing_failure_is_tried_again(tmp_path: Path, says: Says) -> None:
@@ -228,6 +341,26 @@ def test_a_server_that_is_slower_than_the_timeout_is_asked_again(tmp_path: Path)
     with stub_server(lambda number, body: slow if number == 1 else None) as server:
         summary = ask(server, tmp_path / "A.jsonl", timeout=0.3)
     assert (summary.counts.rows, summary.counts.retries) == (ROWS, 1)
+
+
+def test_a_retry_after_of_nothing_does_not_shorten_the_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "FIRST_PAUSE", 0.3)
+    busy = Says(429, "", {"retry-after": "0"})
+    with stub_server(lambda number, body: busy if number == 0 else None) as server:
+        ask(server, tmp_path / "A.jsonl")
+    assert server.times[1] - server.times[0] >= 0.15
+
+
+def test_a_list_of_models_that_drips_does_not_hold_a_message_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "MODELS_WAIT", 0.3)
+    unknown, dripping = Says(404, {"error": {"message": "no such model"}}), Says(body={"data": []}, drip=0.1)
+    with (
+        stub_server(lambda number, body: unknown, dripping) as server,
+        pytest.raises(InputError, match="no such model"),
+    ):
+        ask(server, tmp_path / "A.jsonl")
 
 
 def test_retry_after_holds_all_requests(tmp_path: Path) -> None:
@@ -276,9 +409,51 @@ def test_a_question_that_the_server_cannot_take_is_skipped_and_named(tmp_path: P
         summary = ask(server, tmp_path / "A.jsonl", retries=1, concurrency=2)
     assert [row.error for row in summary.counts.failed] == [
         "x.json:3: the server refuses it (HTTP 400: too long)",
-        "x.json:6: the server refuses it (HTTP 500: Internal Server Error)",
+        "x.json:6: the server fails on it, and answers others (HTTP 500: Internal Server Error)",
     ]
     assert [row["id"] for row in rows(tmp_path / "A.jsonl")] == [0, 1, 3, 4, 6, 7]
+
+
+@pytest.mark.parametrize("bad", [0, 3, ROWS - 1])
+@pytest.mark.parametrize(
+    ("says", "said"),
+    [
+        (Says(500, "crash"), "HTTP 500: Internal Server Error"),
+        (Says(502), "HTTP 502: Bad Gateway"),
+        (Says(cut=True), "RemoteProtocolError: Server disconnected without sending a response."),
+        (Says(200, {"choices": []}), "HTTP 502: the server's reply has no message with a text ({'choices': []})"),
+    ],
+    ids=["500", "502", "cut", "no choices"],
+)
+def test_one_row_that_the_server_fails_on_is_named_and_the_run_goes_on(
+    tmp_path: Path, bad: int, says: Says, said: str
+) -> None:
+    """One at a time: nothing else is answered meanwhile, and the first and the last row have no other beside them."""
+
+    def script(number: int, body: dict) -> Says | None:
+        return says if f"Is it {bad}?" in body["messages"][0]["content"][-1]["text"] else None
+
+    with stub_server(script) as server:
+        summary = ask(server, tmp_path / "A.jsonl", retries=2)
+    assert [row.error for row in summary.counts.failed] == [
+        f"x.json:{bad + 1}: the server fails on it, and answers others ({said})"
+    ]
+    assert [row["id"] for row in rows(tmp_path / "A.jsonl")] == [number for number in range(ROWS) if number != bad]
+    assert (
+        len(server.bodies) == ROWS - 1 + 3 + 1 + 1
+    )  # three tries, a question that any server can answer, one more try
+
+
+def test_a_server_that_fails_on_every_image_ends_the_run(tmp_path: Path) -> None:
+    broken = [False]
+
+    def script(number: int, body: dict) -> Says | None:
+        broken[0] |= number == 4
+        return Says(500) if broken[0] and len(body["messages"][0]["content"]) > 1 else None
+
+    with stub_server(script) as server, pytest.raises(InputError, match="does not answer after 2 tries"):
+        ask(server, tmp_path / "A.jsonl", retries=1)
+    assert not (tmp_path / "A.bad.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -455,11 +630,62 @@ def test_base_urls_that_are_refused(url: str | None, said: str) -> None:
 
 
 @pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": [{"message": {"content": 5}}]}, {"choices": [7]}])
-def test_a_reply_of_another_form_is_a_bad_row(tmp_path: Path, reply: dict) -> None:
-    with stub_server(lambda number, body: Says(body=reply) if number == 1 else None) as server:
-        summary = ask(server, tmp_path / "A.jsonl")
+def test_a_reply_of_another_form_is_asked_again_and_then_a_bad_row(tmp_path: Path, reply: dict) -> None:
+    def script(number: int, body: dict) -> Says | None:
+        return Says(body=reply) if "Is it 1?" in body["messages"][0]["content"][-1]["text"] or number == 5 else None
+
+    with stub_server(script) as server:
+        summary = ask(server, tmp_path / "A.jsonl", retries=1)
     assert [row.where for row in summary.counts.failed] == ["x.json:2"]
     assert "reply has no message with a text" in summary.counts.failed[0].error
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ({"code": "context_length_exceeded", "type": "invalid_request_error"}, "HTTP 400"),
+        ({"code": None, "type": "BadRequestError"}, "HTTP 400"),
+        ({"code": "422"}, "HTTP 422"),
+        ({"code": 400, "status": "INVALID_ARGUMENT"}, "HTTP 400"),
+    ],
+)
+def test_an_error_of_the_request_inside_an_answer_is_not_asked_again(tmp_path: Path, error: dict, status: str) -> None:
+    def script(number: int, body: dict) -> Says | None:
+        return Says(200, {"error": {**error, "message": "no"}}) if number == 3 else None
+
+    with stub_server(script) as server:
+        summary = ask(server, tmp_path / "A.jsonl")
+    assert [row.error for row in summary.counts.failed] == [f"x.json:4: the server refuses it ({status}: no)"]
+    assert len(server.bodies) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ({"code": "insufficient_quota", "type": "insufficient_quota"}, "wants to be paid"),
+        ({"code": "invalid_api_key", "type": "invalid_request_error"}, "refuses access"),
+        ({"code": "model_not_found", "type": "invalid_request_error"}, "It serves: stub"),
+    ],
+)
+def test_an_error_of_the_key_the_purse_or_the_model_inside_an_answer_ends_the_run(
+    tmp_path: Path, error: dict, said: str
+) -> None:
+    with stub_server(lambda number, body: Says(200, {"error": error})) as server, pytest.raises(InputError, match=said):
+        ask(server, tmp_path / "A.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [("http://models.example/v1", True), ("https://models.example/v1", False), ("http://localhost:1/v1", False)],
+)
+def test_a_key_that_would_go_unencrypted_to_another_machine_is_warned_of(
+    url: str, warned: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(EngineOptions("openai", ServedOptions(url)), LoadOptions("stub"))
+    engine.answering([Question({}, "x:1", "Is it?")], [0.0], AnswerOptions())
+    said = capsys.readouterr().err
+    assert ("the key in OPENAI_API_KEY goes to http://models.example/v1 unencrypted" in said) == warned
+    assert KEY not in said
 
 
 # --- the command ---

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -59,7 +59,7 @@ class Progress:
         """A message of its own line, which does not break the moving one."""
         if self._bar is not None:
             self._bar.clear()
-        _tell(text)
+        tell(text)
         if self._bar is not None:
             self._bar.refresh()
 
@@ -96,7 +96,7 @@ class _LogLines:
         self.last = done
         rate = done / seconds if seconds else 0.0
         left = f", {_duration((self.total - done) / rate)} left" if rate and done < self.total else ""
-        _tell(f"agci: {done} of {counted(self.total, self.unit)}, {rate:.1f} {self.unit}s/s{left}")
+        tell(f"agci: {done} of {counted(self.total, self.unit)}, {rate:.1f} {self.unit}s/s{left}")
 
 
 def _in_notebook() -> bool:
@@ -106,7 +106,7 @@ def _in_notebook() -> bool:
     return shell is not None and "IPKernelApp" in shell.config
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
     """A line on the standard error output, if somebody listens: `agci probe 2>&1 | head -1` goes on with its work."""
     if sys.stderr is not None:
         with contextlib.suppress(BrokenPipeError):
@@ -144,6 +144,9 @@ class Counts:
     def remarks(self) -> list[str]:
         """Further lines of the summary."""
         return []
+
+    def earlier(self, runs: Sequence[Mapping[str, Any]]) -> None:
+        """Look at what the manifest keeps of the runs that this one goes on from, before it begins."""
 
     def record(self, seconds: float) -> dict[str, Any]:
         """What the manifest keeps of them."""

@@ -227,6 +227,8 @@ class _Run:
         """Open the files, work, merge: the main process first where there are several."""
         with contextlib.ExitStack() as stack:
             self._open(stack)
+            for file in self.files:
+                self.job.counts.earlier(file.earlier_runs())
             self.job.counts.already_done = sum(file.rows_of(self._owned(file.finished)) for file in self.files)
             try:
                 self._work()

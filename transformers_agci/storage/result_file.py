@@ -315,6 +315,11 @@ class ResultFile:
         else:
             self.bad.unlink(missing_ok=True)
 
+    def earlier_runs(self) -> list[dict[str, Any]]:
+        """What the manifest keeps of the runs so far."""
+        found = manifest.read(self.path)
+        return list(found["runs"]) if found else []
+
     def record(self, run: Mapping[str, Any]) -> None:
         """Add what a run measured to the manifest."""
         with self._writing(), self._briefly_whole():

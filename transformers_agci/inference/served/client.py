@@ -1,17 +1,19 @@
 """HTTP to one server: pace, retries, and which failures end the run, a row, or nothing.
 
-    429, 408, 5xx, a cut connection, no answer in time   tried again: after Retry-After, else ever longer pauses
-    500 for one row while others are answered            the row is refused (RequestRefused), the run goes on
+    429, 408, 5xx, a cut connection, no answer in time   tried again: after ever longer pauses, or a longer Retry-After
+    an answer that is cut off, drips, or is packed badly tried again, too; so is JSON without a reply
     400, 413, 422                                        the row is refused: too long, an image that it cannot read
-    an answer that is cut off, drips, or is packed badly tried again, too
-    401, 403, 404, a redirect, HTML, a flood, no answer  InputError: the run ends, what is finished is kept
+    401, 403, 404, a redirect, HTML, a flood             InputError: the run ends, what is finished is kept
+    no answer after the last try                         NoAnswer: the run ends, unless only this row fails (engine.py)
 
-A row that is refused is recorded as bad and not asked again, so nothing that passes by itself may refuse one.
+An error inside HTTP 200 counts as what it is: faults.py. A row that is refused is recorded as bad and not asked again,
+so nothing that passes by itself may refuse one.
 """
 
+import asyncio
 import contextlib
-import email.utils
 import importlib
+import ipaddress
 import json
 import os
 import random
@@ -25,14 +27,23 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from transformers_agci.errors import InputError, short
+from transformers_agci.inference.event_loop import EventLoopThread
+from transformers_agci.inference.served.faults import (
+    NO_ANSWER,
+    Fault,
+    NoAnswer,
+    RequestRefused,
+    fault_in,
+    retry_after,
+)
 
 LIBRARIES = ("httpx", "httpx2")  # of one kind; huggingface_hub brings the one or the other
-AGAIN = {408, 409, 425, 429}  # and everything from 500 on
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between two tries, doubled each time
 LONGEST_WAIT = 600.0  # seconds of a Retry-After that is waited for
 KEPT_APART = 8  # signs of a key from which on it is told from the words of an answer
 LARGEST = 32 * 2**20  # bytes of an answer
-DRIP = 5  # times `timeout`: for an answer that keeps coming
+DRIP = 5  # times `timeout`: for a whole exchange that keeps coming, from the connection to the last byte
+MODELS_WAIT = 10.0  # seconds for the list of models, which only words a message
 QUOTED = 300  # signs of a server's message
 
 
@@ -45,7 +56,7 @@ class ServedOptions:
     concurrency          requests at a time
     requests_per_minute  at most; None: as fast as it answers
     retries              further tries of a request that failed for a passing reason
-    timeout              seconds without a sign of the answer
+    timeout              seconds without a sign of the answer; a whole exchange may take five times as long
     extra_body           further fields of each request, over ours; null takes one out
     """
 
@@ -62,14 +73,6 @@ class ServedOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"`{name}` must be above 0, but is {value:g}.")
-
-
-class RequestRefused(Exception):
-    """The server will not answer this request, whenever it is asked."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"the server refuses it (HTTP {status}: {message})")
-        self.message = message
 
 
 class Pace:
@@ -117,12 +120,16 @@ class ServerClient:
         self._check_no_key_in("extra_body", json.dumps(dict(options.extra_body)))
         self._stopped = threading.Event()
         self._pace = Pace(options.requests_per_minute, self._stopped)
-        self.retries, self.answered, self._lock = 0, 0, threading.Lock()
+        self.retries, self._lock = 0, threading.Lock()
+        self._client = self._opened(options)
+        self._loop: EventLoopThread | None = None  # from the first request on
+
+    def _opened(self, options: ServedOptions) -> Any:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = self._http.Limits(max_connections=options.concurrency)
         # A redirect is never followed: the key is for the server that was named.
         try:
-            self._client = self._http.Client(
+            return self._http.AsyncClient(
                 headers=headers, timeout=options.timeout, limits=limits, follow_redirects=False
             )
         except (ValueError, ImportError):  # its words may hold the proxy's password
@@ -131,78 +138,105 @@ class ServerClient:
                 "http://host:3128; socks5:// needs the package socksio."
             ) from None
 
+    @property
+    def exposes_the_key(self) -> bool:
+        """Whether the key goes over a network as it is: by http to another machine."""
+        parts = urlsplit(self.base_url)
+        return self._key is not None and parts.scheme == "http" and not _is_this_machine(parts.hostname or "")
+
     def close(self) -> None:
         """End all waiting and all connections."""
         self._stopped.set()
-        self._client.close()
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.close(self._client.aclose())
 
-    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def post(self, path: str, body: Mapping[str, Any], tries: int | None = None) -> dict[str, Any]:
         """The JSON object that the server answers with; RequestRefused or InputError as the module's docstring says."""
-        answered_before = self.answered
-        for tried in range(self._options.retries + 1):
+        tries = tries or self._options.retries + 1
+        tried = 0
+        while True:
+            tried += 1
             self._pace.wait()
             if self._stopped.is_set():
                 raise InputError("The run was ended.")
-            try:
-                response = self._exchange(path, body)
-            except self._http.RequestError as error:  # cut off, too late, or not to be unpacked
-                status, reason, pause = 0, f"{type(error).__name__}: {self._without_key(str(error))}", None
-            else:
-                status = response.status
-                if status == 200:
-                    found = self._object(response.text)
-                    status, reason = self._error_in(found)
-                    if found is not None and not status:
-                        with self._lock:
-                            self.answered += 1
-                        return found
-                else:
-                    reason = self._message(response)
-                pause = _retry_after(response.headers.get("retry-after"))
-                self._refuse(status, reason, response)
-            if tried < self._options.retries:
-                with self._lock:
-                    self.retries += 1
-                self._pause(tried, pause)
-        if status == 500 and self.answered > answered_before:
-            raise RequestRefused(status, reason)
-        what = f"HTTP {status}: {reason}" if status else reason
-        raise InputError(
-            f"The server at {self.base_url} does not answer after {self._options.retries + 1} tries ({what}). Finished "
-            "blocks are kept; the same command goes on when it does."
+            found = self._try(path, body)
+            if not isinstance(found, Fault):
+                return found
+            self._refuse(found)
+            if tried == tries:
+                raise NoAnswer(self.base_url, tries, found)
+            with self._lock:
+                self.retries += 1
+            self._pause(tried, found.retry_after)
+
+    def _try(self, path: str, body: Mapping[str, Any]) -> dict[str, Any] | Fault:
+        """One request: what it was answered with, or why not."""
+        try:
+            response = self._exchange("POST", path, DRIP * self._options.timeout, json=dict(body))
+        except self._http.RequestError as error:  # cut off, too late, or not to be unpacked
+            return Fault(NO_ANSWER, f"{type(error).__name__}: {self._without_key(str(error))}")
+        headers = response.headers
+        if response.status != 200:
+            fault: Fault | None = Fault(response.status, self._message(response))
+        else:
+            found = self._object(response.text)
+            fault = Fault(NO_ANSWER, "an answer whose JSON breaks off") if found is None else fault_in(found)
+            if found is not None and fault is None:
+                return found
+        assert fault is not None
+        return fault._replace(
+            reason=self._quoted(fault.reason),
+            retry_after=retry_after(headers.get("retry-after")),
+            location=headers.get("location", ""),
         )
 
-    def _exchange(self, path: str, body: Mapping[str, Any]) -> _Response:
+    def _exchange(self, method: str, path: str, within: float, **content: Any) -> _Response:
         """One request and the whole answer; RequestError of the library where none comes, InputError for a flood."""
-        until = time.monotonic() + DRIP * self._options.timeout
+        request = self._client.build_request(method, f"{self.base_url}{path}", **content)
+        with self._lock:
+            if self._loop is None and not self._stopped.is_set():
+                self._loop = EventLoopThread("requests")
+            loop = self._loop
+        if loop is None:
+            raise InputError("The run was ended.")
+        return loop.wait(self._whole_answer(request, within))
+
+    async def _whole_answer(self, request: Any, within: float) -> _Response:
+        """The library's own time limits are for each piece that comes; this one holds for all of them together."""
         content = bytearray()
-        with self._client.stream("POST", f"{self.base_url}{path}", json=dict(body)) as response:
-            for part in response.iter_bytes():
-                content += part
-                if len(content) > LARGEST:
-                    raise InputError(
-                        f"The server at {self.base_url} answers with more than {LARGEST // 2**20} MB, which is no "
-                        "answer to a question."
-                    )
-                if time.monotonic() > until:
-                    raise self._http.ReadTimeout("the answer keeps dripping")
-            text = content.decode("utf-8", "replace")
-            return _Response(response.status_code, response.reason_phrase, response.headers, text)
+        try:
+            async with asyncio.timeout(within):
+                response = await self._client.send(request, stream=True)
+                async with contextlib.aclosing(response):
+                    async for part in response.aiter_bytes():
+                        content += part
+                        if len(content) > LARGEST:
+                            raise InputError(
+                                f"The server at {self.base_url} answers with more than {LARGEST // 2**20} MB, which is "
+                                "no answer to a question."
+                            )
+        except TimeoutError:
+            raise self._http.ReadTimeout(f"no whole answer in {within:g} s", request=request) from None
+        text = content.decode("utf-8", "replace")
+        return _Response(response.status_code, response.reason_phrase, response.headers, text)
 
     def models(self) -> list[str]:
         """The names of the models that the server says it has; empty where it does not say."""
         try:
-            found = self._client.get(f"{self.base_url}/models").json()
+            found = json.loads(self._exchange("GET", "/models", min(MODELS_WAIT, self._options.timeout)).text)
             return [self._quoted(model["id"]) for model in found["data"]]
-        except (self._http.HTTPError, ValueError, TypeError, KeyError, RecursionError):
+        except (self._http.HTTPError, InputError, ValueError, TypeError, KeyError, RecursionError):
             return []
 
-    def _refuse(self, status: int, reason: str, response: _Response) -> None:
+    def _refuse(self, fault: Fault) -> None:
         """Raise where another try would end the same way."""
-        if not status or status in AGAIN or status >= 500:
+        status, reason = fault.status, fault.reason
+        if fault.may_pass:
             return
         if 300 <= status < 400:
-            place = _place(self._without_key(response.headers.get("location", "")))
+            place = _place(self._without_key(fault.location))
             raise InputError(
                 f"The server at {self.base_url} redirects to {place}, which is not followed: the key is for the server "
                 "that was named. If you trust the other one, give it as `base_url`."
@@ -215,7 +249,7 @@ class ServerClient:
             raise InputError(f"The server at {self.base_url} wants to be paid (HTTP 402: {reason}).")
         if status == 404:
             raise InputError(self._not_found(reason))
-        raise RequestRefused(status, reason)
+        raise RequestRefused(fault)
 
     def _not_found(self, reason: str) -> str:
         models = self.models()
@@ -262,21 +296,6 @@ class ServerClient:
             return {self._without_key(name): self._cleaned(value, answer) for name, value in found.items()}
         return found
 
-    def _error_in(self, found: dict[str, Any] | None) -> tuple[int, str]:
-        """Status and message of an error that stands in an answer of HTTP 200; (0, "") where there is none."""
-        if found is None:
-            return 0, "an answer whose JSON breaks off"
-        choices = found.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-        error = choice.get("error") if choices else found.get("error")
-        if error is None and choice.get("finish_reason") != "error" and found.get("object") != "error":
-            return 0, ""
-        told = error if isinstance(error, dict) else found
-        code = told.get("code")
-        # An error without a status may pass by itself, unless it names what was wrong with the request.
-        status = code if isinstance(code, int) and 400 <= code < 600 else 400 if error is told and not choices else 502
-        return status, self._quoted(told.get("message") or error or "no message")
-
     def _message(self, response: _Response) -> str:
         try:
             found = json.loads(response.text)
@@ -285,7 +304,7 @@ class ServerClient:
         if isinstance(found, dict):
             error = found.get("error", found)
             found = error.get("message") if isinstance(error, dict) else error
-        return self._quoted(found or response.phrase or "no message")
+        return str(found or response.phrase or "no message")
 
     def _quoted(self, message: object) -> str:
         text = " ".join(self._without_key(str(message)).split())
@@ -302,16 +321,16 @@ class ServerClient:
                 "into manifests: omit it there."
             )
 
-    def _pause(self, tried: int, retry_after: float | None) -> None:
-        if retry_after is not None:
-            if retry_after > LONGEST_WAIT:
+    def _pause(self, tried: int, asked_for: float | None) -> None:
+        """Wait before the next try: our own pause, or the server's Retry-After where that is longer, for everyone."""
+        if asked_for is not None:
+            if asked_for > LONGEST_WAIT:
                 raise InputError(
-                    f"The server at {self.base_url} asks to come back in {retry_after:.0f} s. Finished blocks are "
+                    f"The server at {self.base_url} asks to come back in {asked_for:.0f} s. Finished blocks are "
                     "kept; the same command goes on then."
                 )
-            self._pace.hold(retry_after)
-            return
-        self._stopped.wait(min(LONGEST_PAUSE, FIRST_PAUSE * 2**tried) * random.uniform(0.5, 1.0))
+            self._pace.hold(asked_for)
+        self._stopped.wait(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tried - 1)) * random.uniform(0.5, 1.0))
 
 
 def checked_url(url: str | None) -> str:
@@ -344,6 +363,13 @@ def _place(location: str) -> str:
         return "another address"
 
 
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 def _key(name: str) -> str | None:
     """The key of the environment; InputError, which does not repeat it, where it cannot stand in a header."""
     key = os.environ.get(name, "").strip()
@@ -357,19 +383,3 @@ def _http_library() -> Any:
         if find_spec(name) is not None:
             return importlib.import_module(name)
     raise InputError("The engine openai needs the package httpx: pip install httpx.")
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which may be a date.
-
-    >>> _retry_after("2"), _retry_after("soon"), _retry_after(None), _retry_after("Thu, 01 Jan 1970 00:00:00 GMT")
-    (2.0, None, None, 0.0)
-    """
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError, OSError):
-        return None

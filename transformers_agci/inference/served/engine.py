@@ -11,19 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from transformers_agci.errors import InputError
 from transformers_agci.inference.answering import AnswerOptions
 from transformers_agci.inference.engine import Answering, Answers, Numbered, QueuedAnswering
-from transformers_agci.inference.progress import Counts, counted
+from transformers_agci.inference.progress import Counts, counted, tell
 from transformers_agci.inference.prompt import chat_content
-from transformers_agci.inference.questions import Question
-from transformers_agci.inference.served.client import RequestRefused, ServedOptions, ServerClient
+from transformers_agci.inference.questions import BlankImage, Question
+from transformers_agci.inference.served.client import ServedOptions, ServerClient
+from transformers_agci.inference.served.faults import NoAnswer, RequestRefused
 from transformers_agci.inference.served.reply import Reply, read_reply
 
 YES_NO_TOKENS = 16  # asked for a Yes/No answer: enough for "Yes", a mark and the end, and for a line break before it
 MOST_REFUSED = 3  # questions refused before any was answered: then it is not the questions
+CONTROL = 64  # pixels of a side: the image of a question that any server can answer
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,18 @@ class ServedCounts(Counts):
     completion_tokens: int = 0
     uncounted: int = 0  # answers whose tokens the server did not count
     words_alone: int = 0  # Yes/No answers without log-probabilities
-    words_not_returned: int = 0  # Yes/No answers with them, in which Yes or No was not among the likeliest tokens
+    words_not_placed: int = 0  # Yes/No answers with them, but which of the tokens is the answer's cannot be told
+    words_not_returned: int = 0  # Yes/No answers in which Yes or No was not among the likeliest tokens
+    disagreements: int = 0  # Yes/No answers whose log-probabilities order the words against the answer
+    without_text: Counter[str] = field(default_factory=Counter)  # empty answers, by why the server ended them
     builds: Counter[str] = field(default_factory=Counter)  # answers of each model and build that the server names
+    builds_before: Counter[str] = field(default_factory=Counter)  # the same, of the runs that this one goes on from
+
+    def earlier(self, runs: Sequence[Mapping[str, Any]]) -> None:
+        """Which models and builds have answered the rows that are there."""
+        for run in runs:
+            found = run.get("builds")
+            self.builds_before.update(found if isinstance(found, dict) else {})
 
     def add(self, reply: Reply, yes_no: bool) -> None:
         """Count one answer."""
@@ -62,10 +74,22 @@ class ServedCounts(Counts):
         self.completion_tokens += reply.completion_tokens or 0
         self.uncounted += reply.prompt_tokens is None
         self.builds[" ".join(filter(None, (reply.model, reply.fingerprint))) or "unnamed"] += 1
+        if not reply.answer.text:
+            self.without_text[reply.ended] += 1
         if yes_no:
             self.words_alone += not reply.has_scores
+            self.words_not_placed += reply.has_scores and not reply.is_placed
             lacking = reply.answer.yes_logit is None or reply.answer.no_logit is None
-            self.words_not_returned += reply.has_scores and lacking
+            self.words_not_returned += reply.is_placed and lacking
+            self.disagreements += reply.answer.logits_disagree
+
+    def plus(self, other: Self) -> Self:
+        """The counts of two processes, which go on from the same runs."""
+        return replace(super().plus(other), builds_before=self.builds_before)
+
+    def record(self, seconds: float) -> dict[str, Any]:
+        """What the manifest keeps of this run."""
+        return {name: value for name, value in super().record(seconds).items() if name != "builds_before"}
 
     def details(self) -> list[str]:
         """Tokens and retries."""
@@ -74,21 +98,37 @@ class ServedCounts(Counts):
         return said + ([counted(self.retries, "retry", "retries")] if self.retries else [])
 
     def remarks(self) -> list[str]:
-        """Answers without margins, and a server that changed while it was asked."""
-        said = []
-        if self.words_alone:
+        """Answers without margins or text, and a server that changed while it was asked."""
+        reasons = (
+            (self.words_alone, "the server gave no log-probabilities"),
+            (
+                self.words_not_placed,
+                "which of the reply's tokens is the answer's cannot be told (the model reasons before it answers)",
+            ),
+            (
+                self.words_not_returned,
+                "Yes or No was not among the tokens whose log-probabilities the server gave",
+            ),
+        )
+        said = [f"{counted(number, 'answer')} without a margin: {reason}." for number, reason in reasons if number]
+        if self.disagreements:
+            go = "answer goes" if self.disagreements == 1 else "answers go"
+            said.append(f"{self.disagreements} {go} against the order of the Yes and No log-probabilities.")
+        if self.without_text:
+            each = ", ".join(f"{reason}: {number}" for reason, number in self.without_text.most_common())
             said.append(
-                f"{counted(self.words_alone, 'answer')} without a margin: the server gave no log-probabilities."
+                f"{counted(self.without_text.total(), 'reply', 'replies')} without a text, by the server's reason "
+                f"({each}): the empty answer, which counts as wrong."
             )
-        if self.words_not_returned:
-            said.append(
-                f"{counted(self.words_not_returned, 'answer')} without a margin: Yes or No was not among the tokens "
-                "whose log-probabilities the server gave."
-            )
-        if len(self.builds) > 1:
-            each = (f"{build} ({counted(number, 'answer')})" for build, number in self.builds.most_common())
-            said.append(f"The server named several models or builds: {', '.join(each)}.")
-        return said
+        return said + self._changes()
+
+    def _changes(self) -> list[str]:
+        """A line where several models or builds have answered, now or before."""
+        if len(self.builds | self.builds_before) < 2 or not self.builds:
+            return []
+        each = [f"{build} ({counted(number, 'answer')})" for build, number in self.builds.most_common()]
+        each += [f"{build} ({counted(n, 'answer')} of earlier runs)" for build, n in self.builds_before.most_common()]
+        return [f"The server named several models or builds: {', '.join(each)}."]
 
 
 @dataclass(frozen=True)
@@ -132,6 +172,11 @@ class ServedEngine:
         for name, given, default in asked_for:
             if given != default:
                 raise InputError(f"`{name}` {given} cannot be set on a server; omit it.")
+        if self._client.exposes_the_key:
+            tell(
+                f"agci: the key in {self.options.api_key_env} goes to {self._client.base_url} unencrypted: whoever is "
+                "on the way can read it. Take https, or unset the variable if the server needs no key."
+            )
         counts = ServedCounts()
         return QueuedAnswering(self, questions, options, functools.partial(self._answers, counts=counts), counts)
 
@@ -232,13 +277,32 @@ class _Asking:
         except InputError as error:
             return error
         try:
-            found = self._post(content, question)
+            try:
+                found = self._post(content, question)
+            except NoAnswer as silence:
+                found = self._post_once_more(content, question, silence)
         except RequestRefused as refusal:
             return InputError(f"{question.where}: {refusal}")
+        return read_reply(found, question.stop.yes_no)
+
+    def _post_once_more(self, content: list[dict[str, Any]], question: Question, silence: NoAnswer) -> dict[str, Any]:
+        """The reply after all; RequestRefused where the server answers another question, and fails on this one again.
+
+        An image that breaks the server would otherwise end each run that comes to it, and a server that is down would
+        leave its rows behind as bad.
+        """
+        if not silence.fault.is_the_servers:
+            raise silence
+        images = (BlankImage(CONTROL, CONTROL),) if question.images else ()
+        control = Question({}, question.where, "Is this image blank? Answer Yes or No.", images)
         try:
-            return read_reply(found, question.stop.yes_no)
-        except InputError as error:
-            return InputError(f"{question.where}: {error}")
+            self._post(_content(control), control)
+        except (RequestRefused, InputError):
+            raise silence from None
+        try:
+            return self.client.post("/chat/completions", self._body(self.form, content, question), tries=1)
+        except NoAnswer as again:
+            raise RequestRefused(again.fault) from None
 
     def _post(self, content: list[dict[str, Any]], question: Question) -> dict[str, Any]:
         """The reply; until one came, a refused request is tried in the other forms."""

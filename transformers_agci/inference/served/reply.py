@@ -1,13 +1,26 @@
-"""What a server's reply says: the text, the scores of Yes and No, the tokens that it cost."""
+"""What a server's reply says: the text, the scores of Yes and No, the tokens that it cost.
 
+A model that reasons writes its tokens of reasoning before those of the answer. Servers put them into a field of their
+own, leave them in the text between marks, or drop them; the log-probabilities are of all tokens. So the answer's first
+token is looked for by its text, and where it is not found the reply has no margin.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from transformers_agci.errors import InputError, short
 from transformers_agci.inference.answer import Answer, verdict_is_fixed
 from transformers_agci.inference.questions import ANSWER_WORDS
+from transformers_agci.inference.served.faults import text_of
 
 IMPOSSIBLE = -9000.0  # a log-probability that stands for minus infinity: vLLM writes -9999
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")  # of a message
+# Where reasoning begins and, as the second group, where it ends.
+REASONING_MARKS = re.compile(
+    r"(<think(?:ing)?>|\[THINK\]|◁think▷|<\|channel>)|(</think(?:ing)?>|\[/THINK\]|◁/think▷|<channel\|>)"
+)
+MARK_OF_AN_END = re.compile(r"\s*(<[^<>]*>|\[/?[A-Z_]+\])?\s*")  # of a turn, as a token: <|im_end|>, </s>
+SPELLINGS = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": "\n"})  # of white space in tokens, by what some servers say
 
 
 class Reply(NamedTuple):
@@ -19,29 +32,78 @@ class Reply(NamedTuple):
     model: str | None
     fingerprint: str | None
     has_scores: bool  # log-probabilities came with it, whether or not both words are among them
+    is_placed: bool  # and the answer's first token is known
+    ended: str  # why, as the server calls it
 
 
 def read_reply(found: Mapping[str, Any], yes_no: bool) -> Reply:
-    """The reply to one question; InputError where it is not one of this protocol.
+    """The reply to one question, from an object in which no fault was found.
 
-    A reply without text (a filter, a refusal, thinking that used up the tokens) is the empty answer, which is
+    A reply without text (a filter, a refusal, reasoning that used up the tokens) is the empty answer, which is
     unreadable and counted as such.
     """
-    choices = found.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    message = choice.get("message")
-    if not isinstance(message, dict) or not isinstance(message.get("content"), str | None):
-        raise InputError(f"the server's reply has no message with a text ({short(found)})")
-    text, tokens = message.get("content") or "", _tokens(choice.get("logprobs"))
-    scores = word_scores(tokens[0].get("top_logprobs"), tokens[0].get("token")) if tokens and yes_no else (None, None)
+    choice = found["choices"][0]
+    text, reasoned = _parted(choice["message"])
+    tokens = _tokens(choice.get("logprobs")) if yes_no else []
+    start = answer_start(text, [str(token.get("token", "")) for token in tokens], reasoned)
+    scores: tuple[float | None, float | None] = (None, None)
+    if start is not None:
+        scores = word_scores(tokens[start].get("top_logprobs"), tokens[start].get("token"))
+        text = _until_verdict(text, tokens[start:])
     return Reply(
-        Answer((_until_verdict(text, tokens) if yes_no else text).strip(), *scores),
+        Answer(text.strip(), *scores),
         _count(found.get("usage"), "prompt_tokens"),
         _count(found.get("usage"), "completion_tokens"),
         _name(found.get("model")),
         _name(found.get("system_fingerprint")),
-        bool(tokens) and yes_no,
+        bool(tokens),
+        start is not None,
+        _name(choice.get("finish_reason")) or "no reason given",
     )
+
+
+def _parted(message: Mapping[str, Any]) -> tuple[str, bool]:
+    """The answer's text, without reasoning, and whether the model is known to have reasoned before it."""
+    text = text_of(message) or ""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    reasoned = any(message.get(name) for name in REASONING_FIELDS) or any(part.get("type") != "text" for part in parts)
+    marks = list(REASONING_MARKS.finditer(text))
+    if not marks:
+        return text, reasoned
+    return (text[marks[-1].end() :] if marks[-1].group(2) else ""), True
+
+
+def answer_start(text: str, tokens: Sequence[str], reasoned: bool = False) -> int | None:
+    """Which of the tokens is the answer's first; None where that cannot be told.
+
+    Without reasoning it is the first of all, as under the other engines, and the tokens must then spell the text.
+
+    >>> answer_start("Yes.", ["Yes", ".", "<|im_end|>"]), answer_start("No", ["<think>", "Hm", "</think>", "\\n", "No"])
+    (0, 4)
+    >>> answer_start("No", ["Yes", ", or rather not"]), answer_start("", ["Let", " me", " see"], reasoned=True)
+    (None, None)
+    """
+    spelled = [token.translate(SPELLINGS) for token in tokens]
+    while spelled and MARK_OF_AN_END.fullmatch(spelled[-1]):
+        spelled.pop()
+    if not reasoned and tokens and _spells(text.strip(), "".join(spelled).strip()):
+        return 0
+    rest, text = "", text.strip()
+    for start in range(len(spelled) - 1, -1, -1):
+        rest = (spelled[start] + rest).rstrip()
+        if text and spelled[start].strip() and rest.strip() == text:
+            return start
+        if len(rest.strip()) > len(text):
+            return None
+    return None
+
+
+def _spells(text: str, spelled: str) -> bool:
+    """Whether this is the text; only up to the first sign outside ASCII, which may be several tokens."""
+    plain = re.match(r"[\x00-\x7f]*", text)
+    assert plain is not None
+    return spelled == text if plain.group() == text else bool(plain.group()) and spelled.startswith(plain.group())
 
 
 def word_scores(top: Any, chosen: Any = None) -> tuple[float | None, float | None]:
@@ -82,10 +144,10 @@ def _tokens(logprobs: Any) -> list[dict[str, Any]]:
 
 
 def _until_verdict(text: str, tokens: Sequence[Mapping[str, Any]]) -> str:
-    """The text up to the token that fixes the verdict, where the other engines stop; whole where no tokens came."""
-    written = ""
+    """The text up to the token that fixes the verdict, where the other engines stop; whole where tokens do not fit."""
+    written, text = "", text.lstrip()
     for token in tokens:
-        written += str(token.get("token", ""))
+        written = (written + str(token.get("token", "")).translate(SPELLINGS)).lstrip()
         if not text.startswith(written):  # a sign of several tokens, or a token that stands for nothing
             return text
         if verdict_is_fixed(written):

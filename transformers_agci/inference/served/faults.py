@@ -1,0 +1,151 @@
+"""What is wrong with a server's answer, as an HTTP status, wherever it stands: in the status, or inside HTTP 200.
+
+Servers and the proxies before them report errors in several forms, and some under HTTP 200:
+
+    {"error": {"code": 429, "message": ...}}                         the status as a number
+    {"error": {"code": "rate_limit_exceeded", "type": "requests"}}   as a word
+    {"object": "error", "type": "BadRequestError", "code": 400}      vLLM's own
+    {"choices": [{"finish_reason": "error", "error": ...}]}          a router, when what it routes to fails
+    {"choices": []}, {}                                              nothing at all
+
+One rule for all of them: what says what is wrong with the request, the key or the purse is that, and everything else
+may pass by itself.
+"""
+
+import email.utils
+import math
+import re
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from transformers_agci.errors import InputError, short
+
+AGAIN = {408, 409, 425, 429}  # and everything from 500 on
+NO_ANSWER = 0  # in the place of a status: cut off, too late, not to be unpacked
+BAD_GATEWAY = 502  # an error of which nothing is known
+# Of what a server calls an error, letters and digits alone, in lower case. The first that is found counts.
+CALLED = {
+    "insufficientquota": 402,
+    "insufficientbalance": 402,
+    "billing": 402,
+    "ratelimit": 429,
+    "resourceexhausted": 429,
+    "toomanyrequests": 429,
+    "apikey": 401,
+    "authentication": 401,
+    "permission": 403,
+    "notfound": 404,
+    "contextlength": 400,
+    "contentpolicy": 400,
+    "contentfilter": 400,
+    "invalid": 400,
+    "badrequest": 400,
+    "unsupported": 400,
+}
+
+
+class Fault(NamedTuple):
+    """Why there is no reply: a status (or `NO_ANSWER`), the server's words, seconds of its Retry-After."""
+
+    status: int
+    reason: str
+    retry_after: float | None = None
+    location: str = ""  # of a redirect
+
+    def __str__(self) -> str:
+        return f"HTTP {self.status}: {self.reason}" if self.status else self.reason
+
+    @property
+    def is_the_servers(self) -> bool:
+        """It failed, or did not answer, and says nothing of the request."""
+        return self.status == NO_ANSWER or self.status >= 500
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether another try may end otherwise."""
+        return self.is_the_servers or self.status in AGAIN
+
+
+class RequestRefused(Exception):
+    """The server will not answer this request, whenever it is asked."""
+
+    def __init__(self, fault: Fault) -> None:
+        what = "fails on it, and answers others" if fault.is_the_servers else "refuses it"
+        super().__init__(f"the server {what} ({fault})")
+        self.message = fault.reason
+
+
+class NoAnswer(InputError):
+    """No try was answered. It ends the run, unless the server is found to answer other requests."""
+
+    def __init__(self, base_url: str, tries: int, fault: Fault) -> None:
+        super().__init__(
+            f"The server at {base_url} does not answer after {tries} tries ({fault}). Finished blocks are kept; the "
+            "same command goes on when it does."
+        )
+        self.fault = fault
+
+
+def fault_in(found: Mapping[str, Any]) -> Fault | None:
+    """What is wrong with a JSON object that came under HTTP 200; None where it holds a reply.
+
+    >>> fault_in({"error": {"code": "rate_limit_exceeded", "type": "tokens", "message": "slow down"}})[:2]
+    (429, 'slow down')
+    >>> fault_in({"choices": []})[:2]
+    (502, "the server's reply has no message with a text ({'choices': []})")
+    """
+    choices = found.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    error = choice.get("error") if choices else found.get("error")
+    if error is None and choice.get("finish_reason") != "error" and found.get("object") != "error":
+        if text_of(choice.get("message")) is not None:
+            return None
+        return Fault(BAD_GATEWAY, f"the server's reply has no message with a text ({short(found)})")
+    told = error if isinstance(error, dict) else found
+    return Fault(_status(told), str(told.get("message") or error or "no message"))
+
+
+def text_of(message: Any) -> str | None:
+    """The text of a message, "" where it holds none; None where it is no message of this protocol.
+
+    Some servers give a list of parts, of which those that are reasoning are left out.
+    """
+    content = message.get("content", 0) if isinstance(message, dict) else 0
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        return "".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
+    return None
+
+
+def _status(error: Mapping[str, Any]) -> int:
+    """The status of an error by its number, else by what it is called."""
+    for name in ("code", "status"):
+        number = str(error.get(name))
+        if number.isdecimal() and 400 <= int(number) < 600:
+            return int(number)
+    for name in ("code", "type", "status"):
+        called = re.sub("[^a-z0-9]", "", str(error.get(name)).lower())
+        for words, status in CALLED.items():
+            if words in called:
+                return status
+    return BAD_GATEWAY
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, which may be a date.
+
+    >>> retry_after("2"), retry_after("soon"), retry_after(None), retry_after("Thu, 01 Jan 1970 00:00:00 GMT")
+    (2.0, None, None, 0.0)
+    """
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, OverflowError, OSError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
