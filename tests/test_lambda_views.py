@@ -333,6 +333,23 @@ def test_key_set_on_another_config_of_a_model_without_it() -> None:
     assert current_handle(model).injections == 1
 
 
+@pytest.mark.parametrize("where", ["model", "inner model"])
+def test_config_with_the_key_given_to_a_model_without_it(where: str) -> None:
+    model = served(build_config("llava"), "llava")
+    stock = logits(model)
+    shown = model if where == "model" else model.model
+    shown.config = copy.deepcopy(model.config)
+    assert current_handle(model) is None
+    with_key = copy.deepcopy(model.config)
+    setattr(with_key, LAMBDA_KEY, 0.7)
+    shown.config = with_key
+    assert model.global_context_broadcast_lambda == 0.7
+    assert not torch.equal(logits(model), stock)
+    assert current_handle(model).injections == 1
+    model.global_context_broadcast_lambda = 0.0
+    assert torch.equal(logits(model), stock)
+
+
 @pytest.mark.parametrize("how", ["attach", "key", "nothing"])
 def test_attribute_of_a_wrapper(how: str) -> None:
     import peft

@@ -6,6 +6,8 @@ Then these change, and nothing else:
 - `PreTrainedModel.post_init` is wrapped: a supported model whose config carries the key gets AGCI as it is built.
 - `PreTrainedConfig.global_context_broadcast_lambda` is a property: where the key is set on the config of a model that
   was built without it, the model gets AGCI then.
+- `PreTrainedModel.__setattr__` looks at `config`: a model that was built without the key and is given another config,
+  which carries it, gets AGCI then.
 - `PreTrainedConfig.get_config_dict` hands the key of a larger model (Omni, ColPali) down to the part of its vlm.
 - `PreTrainedModel.global_context_broadcast_lambda` is a property, and so it is on the classes that wrap models (see
   attach.py): the model's lambda, to be read and set.
@@ -68,6 +70,16 @@ def activate() -> None:
         attach_from_config(self)
 
     base.post_init = post_init
+    set_stock = base.__setattr__
+
+    @functools.wraps(set_stock)
+    def set_attribute(self: Any, name: str, value: Any) -> None:
+        set_stock(self, name, value)
+        if name == "config" and self in _without_key:
+            _without_key.discard(self)
+            attach_from_config(self)
+
+    base.__setattr__ = set_attribute
     base._agci_active = True
     config_base: Any = configuration_utils.PretrainedConfig
     setattr(config_base, LAMBDA_KEY, property(_get_key, _set_key, _delete_key))
