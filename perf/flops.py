@@ -4,6 +4,7 @@ A multiplication and an addition count as two. Attention counts every key for ev
 also where a mask makes some of them zero.
 """
 
+import functools
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -113,6 +114,7 @@ def _more_formulas() -> dict[Any, Any]:
 SUSTAINED = {"cuda": 2.0, "cpu": 0.2}  # seconds of matrix products: a GPU's clocks fall within the first
 
 
+@functools.cache
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of the device's own matrix product, sustained: the mean over seconds of it."""
     side = 8192 if device.type == "cuda" else 1024

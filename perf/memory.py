@@ -17,7 +17,7 @@ from typing import Any
 
 from engine import engine
 from machine import announce, say
-from models import quick_vision
+from models import quick_layers
 
 from transformers_agci.embedded.location import embedded_model_path
 from transformers_agci.experiments.position.data import embedded_data, read_data
@@ -74,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     announce()
     loaded = load(LoadOptions(str(embedded_model_path()), vision="stock"))
-    with tempfile.TemporaryDirectory() as name, quick_vision(loaded.model), watched() as seen:
+    with tempfile.TemporaryDirectory() as name, quick_layers(loaded.model), watched() as seen:
         say(f"model loaded: {resident():.0f} MB")
         data = read_data(*write_rows(Path(name), args.rows))
         asked = questions(data.items, data.img_path)

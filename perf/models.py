@@ -5,8 +5,8 @@ output matrix are enlarged, so that the model answers like one that was trained:
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from transformers_agci.inference.prompt import answer_token_ids
 from transformers_agci.inference.quick import ALL
 from transformers_agci.inference.vision_tower import as_matrix_product, use_segments
 
+KEPT: dict[str, LoadedModel] | None = None  # models by name, where several commands share a process: first_gpu.py
 LOUD = 1e5  # at 100 three prompts in a hundred begin their answer with another word, and are answered by generate
 
 
@@ -92,7 +93,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_model(args: argparse.Namespace) -> LoadedModel:
-    """The model of the command line, with transformers' own vision tower (see `quick_vision`)."""
+    """The model of the command line, with transformers' own vision tower (see `quick_layers`)."""
     if args.random_7b or args.small:
         return random_weights(SEVEN_B if args.random_7b else SMALL)
     return replace(load(LoadOptions(str(embedded_model_path()), vision="stock", kernels="stock")), quick=ALL)
@@ -100,6 +101,14 @@ def chosen_model(args: argparse.Namespace) -> LoadedModel:
 
 def random_weights(shape: Shape) -> LoadedModel:
     """The shape with random weights, behind the embedded model's processor without its bounds on pixels."""
+    if KEPT is None:
+        return _random_weights(shape)
+    if shape.name not in KEPT:
+        KEPT[shape.name] = _random_weights(shape)
+    return KEPT[shape.name]
+
+
+def _random_weights(shape: Shape) -> LoadedModel:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     bounds = {"min_pixels": 4 * 28 * 28, "max_pixels": 1680 * 1680}
@@ -139,13 +148,20 @@ def _answer_yes_or_no(model: Any, ids: tuple[int, int]) -> None:
 
 
 @contextmanager
-def quick_vision(model: Any) -> Iterator[str]:
-    """The layers as `agci` runs them by default; says what they do."""
-    attention, embedding, kernels = use_segments(model), as_matrix_product(model), use_kernels(model, ALL)
-    try:
-        why = f" because {attention.reason}" if attention.reason and torch.cuda.is_available() else ""
-        yield f"{', '.join((f'{attention.backend}{why}', embedding.backend, *kernels.on))}"
-    finally:
-        kernels.remove()
-        attention.remove()
-        embedding.remove()
+def quick_layers(model: Any, names: Collection[str] = ALL, tower: bool = True) -> Iterator[str]:
+    """The layers as `agci` runs them by default, or with some of the kernels only; says what they do.
+
+    `tower`: the vision tower's attention and patch embedding, which have a switch of their own.
+    """
+    with ExitStack() as undo:
+        told = []
+        if tower:
+            attention, embedding = use_segments(model), as_matrix_product(model)
+            undo.callback(embedding.remove)
+            undo.callback(attention.remove)
+            why = f" because {attention.reason}" if attention.reason and torch.cuda.is_available() else ""
+            told += [f"{attention.backend}{why}", embedding.backend]
+        kernels = use_kernels(model, frozenset(names))
+        undo.callback(kernels.remove)
+        refused = [f"{name} off: {why}" for name, why in kernels.reasons if torch.cuda.is_available()]
+        yield ", ".join([*told, *kernels.on, *refused]) or "stock layers"

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from flops import counter, figures
 from machine import announce, clock_name, say
-from models import add_model_arguments, chosen_model, quick_vision
+from models import add_model_arguments, chosen_model, quick_layers
 from PIL import Image, ImageDraw
 from split import Split, heading
 
@@ -153,7 +153,7 @@ def main() -> None:
             timed(loaded.device, lambda row=row: plain_loop(loaded, row, opened(data, row), args.mask_size, at_most))
             for row in rows[: 1 if random else None]
         ]
-        say(f"vision tower: {stack.enter_context(quick_vision(loaded.model))}")
+        say(f"vision tower: {stack.enter_context(quick_layers(loaded.model))}")
         run.occlude(rows[0])  # warm up
         ours = [timed(loaded.device, lambda row=row: run.occlude(row)) for row in rows]
         copies = sum(copies_of(each.result) for each in ours)

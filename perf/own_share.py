@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from flops import counter, figures
 from machine import announce, say, timed
-from models import add_model_arguments, chosen_model, quick_vision
+from models import add_model_arguments, chosen_model, quick_layers
 from rows import probe_questions
 from scipy import stats
 
@@ -34,10 +34,12 @@ LAMBDAS = (0.0, 0.5)
 
 def batches(loaded: LoadedModel, asked: Sequence[Question], rows: int, size: int) -> Iterator[dict[str, Any]]:
     """Inputs on the device for `rows` rows, `size` at a time; the questions come round again when they are used up."""
+    made: dict[tuple[int, ...], Any] = {}  # preparing takes a multiple of what is measured
     for start in range(0, rows, size):
         numbers = tuple((start + n) % len(asked) for n in range(size))
-        (batch,) = prepare(Column((numbers,)), asked, loaded.processor).batches
-        yield to_device(loaded, batch.inputs)
+        if numbers not in made:
+            (made[numbers],) = prepare(Column((numbers,)), asked, loaded.processor).batches
+        yield to_device(loaded, made[numbers].inputs)
 
 
 def measure(loaded: LoadedModel, asked: Sequence[Question], rows: int, size: int) -> list[tuple[float, float]]:
@@ -76,7 +78,7 @@ def main() -> None:
     sizes = args.batch_sizes or (1, 18 if loaded.device.type == "cuda" else 9)
     lines: list[str] = []
     say("| batch | pairs | ms at lambda 0 | difference, ms | AGCI's share, % (95 % interval) |\n|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as name, quick_vision(loaded.model):
+    with tempfile.TemporaryDirectory() as name, quick_layers(loaded.model):
         asked = probe_questions(Path(name), min(args.rows, 54), side, side)
         for size in sizes:
             times = measure(loaded, asked, args.rows, size)

@@ -9,10 +9,12 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from compare import Comparison
+from compare import Comparison, add_further_arguments, further
 from machine import announce
 from models import add_model_arguments, chosen_model
 from rows import pope_questions
+
+OF_POPE = ("tails", "varying_lengths", "first_token", "host_values", "equal_lengths")
 
 
 def main() -> None:
@@ -20,6 +22,7 @@ def main() -> None:
     add_model_arguments(parser)
     parser.add_argument("--pictures", type=int, default=54, help="default 54, 972 questions")
     parser.add_argument("--plain_rows", type=int, default=36, help="of the plain loop (default 36)")
+    add_further_arguments(parser)
     parser.add_argument("--rounds", type=int, default=3, help="times that each is measured (default 3)")
     args = parser.parse_args()
     announce()
@@ -27,7 +30,7 @@ def main() -> None:
     width, height = (640, 480) if args.random_7b or args.small else (252, 252)
     with tempfile.TemporaryDirectory() as name:
         asked = pope_questions(Path(name), args.pictures, width, height)
-        Comparison(loaded, asked, [0.5], args.rounds, asked[: args.plain_rows]).run()
+        Comparison(loaded, asked, [0.5], args.rounds, asked[: args.plain_rows], **further(args, OF_POPE)).run()
 
 
 if __name__ == "__main__":

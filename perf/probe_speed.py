@@ -12,7 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from compare import Comparison
+from compare import Comparison, add_further_arguments, further
 from machine import announce
 from models import add_model_arguments, chosen_model
 from rows import probe_questions
@@ -20,13 +20,15 @@ from rows import probe_questions
 from transformers_agci.experiments.position.data import embedded_data
 from transformers_agci.experiments.position.questions import questions
 
+OF_PROBE = ("norms", "padded_width", "rotary", "activation", "host_values", "pinned", "first_token", "painting")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument("--items", type=int, default=20, help="items of nine images (default 20)")
     parser.add_argument("--plain_rows", type=int, default=36, help="of the plain loop, random weights (default 36)")
-    parser.add_argument("--batch_size", type=int, help="images per call; default: the engine's own")
+    add_further_arguments(parser)
     parser.add_argument("--rounds", type=int, default=3, help="times that each is measured (default 3)")
     args = parser.parse_args()
     announce()
@@ -35,11 +37,12 @@ def main() -> None:
         folder = Path(name)
         if args.random_7b or args.small:
             asked = probe_questions(folder, 9 * args.items, 840, 840)
-            Comparison(loaded, asked, [0.5], args.rounds, asked[: args.plain_rows], batch_size=args.batch_size).run()
+            plain = asked[: args.plain_rows]
+            Comparison(loaded, asked, [0.5], args.rounds, plain, **further(args, OF_PROBE)).run()
         else:
             data = embedded_data(folder / "set", args.items, seed=0)
             asked = questions(data.items, data.img_path)
-            Comparison(loaded, asked, [0.0, 0.5], args.rounds, asked, batch_size=args.batch_size).run()
+            Comparison(loaded, asked, [0.0, 0.5], args.rounds, asked, **further(args, OF_PROBE)).run()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from engine import engine
 from machine import announce, say
-from models import add_model_arguments, chosen_model, quick_vision
+from models import add_model_arguments, chosen_model, quick_layers
 from rows import pope_questions, probe_questions
 from torch.profiler import ProfilerActivity, profile
 
@@ -45,7 +45,7 @@ def main() -> None:
     loaded = chosen_model(args)
     random = args.random_7b or args.small
     side, (width, height) = (840, (640, 480)) if random else (252, (252, 252))
-    with tempfile.TemporaryDirectory() as name, quick_vision(loaded.model) as how:
+    with tempfile.TemporaryDirectory() as name, quick_layers(loaded.model) as how:
         say(f"{how}; {loaded.model.dtype}")
         probe = probe_questions(Path(name), args.images, side, side)
         say(f"\nthe probe, {args.images} images with one question each\n\n{table(loaded, probe, args.operations)}")

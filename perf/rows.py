@@ -1,6 +1,8 @@
 """Questions about made-up images, for models that need not understand them."""
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from photographs import photograph
@@ -29,8 +31,9 @@ def _questions(folder: Path, size: tuple[int, int], texts: Sequence[Sequence[str
     """One image for each entry of `texts`, which holds what is asked about it."""
     folder.mkdir(parents=True, exist_ok=True)
     asked: list[Question] = []
-    for number, of_image in enumerate(texts):
-        name = _draw(folder, number, size)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy and Pillow let go of Python's lock
+        names = list(threads.map(lambda number: _draw(folder, number, size), range(len(texts))))
+    for number, (name, of_image) in enumerate(zip(names, texts, strict=True)):
         for text in of_image:
             where = f"rows.json:{len(asked) + 1}"
             asked.append(

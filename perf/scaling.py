@@ -26,7 +26,7 @@ import numpy as np
 from engine import engine
 from flops import counter, figures
 from machine import announce, clock_name, say, timed
-from models import SEVEN_B, SMALL, Shape, quick_vision, random_weights
+from models import SEVEN_B, SMALL, Shape, quick_layers, random_weights
 from rows import probe_questions
 from scaling_figure import draw
 from scipy.optimize import nnls
@@ -97,14 +97,14 @@ def fit(points: list[Point]) -> tuple[np.ndarray, float]:
 PROCESS = """
 import sys, tempfile; sys.path.insert(0, {perf!r})
 from pathlib import Path
-from machine import announce; from models import SMALL, quick_vision, random_weights
+from machine import announce; from models import SMALL, quick_layers, random_weights
 from rows import probe_questions; from engine import engine
 from transformers_agci.storage.result_names import Shard
 import json, time
 announce()
 loaded = random_weights(SMALL)
 asked = probe_questions(Path({folder!r}), {rows}, {side}, {side})
-with quick_vision(loaded.model):
+with quick_layers(loaded.model):
     engine(loaded, asked[:9], [0.0])
     begin, core = time.perf_counter(), time.process_time()
     engine(loaded, asked, [0.0], batch_size=3, block_rows=9, shard=Shard({index}, {count}))
@@ -164,7 +164,7 @@ def main() -> None:
         "| varied | value | patches | prompt tokens | seconds |\n|---|---|---|---|---|"
     )
     points = []
-    with tempfile.TemporaryDirectory() as name, quick_vision(loaded.model):
+    with tempfile.TemporaryDirectory() as name, quick_layers(loaded.model):
         folder = Path(name)
         measure(loaded, folder, "rows", 9, 1)  # warm up
         for sweep, values in SWEEPS.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flops import counter, figures
 from machine import announce, say, timed
-from models import add_model_arguments, chosen_model, quick_vision
+from models import add_model_arguments, chosen_model, quick_layers
 from rows import probe_questions
 
 from transformers_agci.data.probe_rows import ProbeRow
@@ -29,7 +29,7 @@ def main() -> None:
     announce()
     loaded = chosen_model(args)
     side = 840 if args.random_7b or args.small else 252
-    with tempfile.TemporaryDirectory() as name, quick_vision(loaded.model) as how:
+    with tempfile.TemporaryDirectory() as name, quick_layers(loaded.model) as how:
         folder = Path(name)
         asked = probe_questions(folder, args.images, side, side)
         rows = [

@@ -65,6 +65,8 @@ def put_on(way: str, loaded: LoadedModel) -> LoadedModel:
         for block in loaded.model.model.visual.blocks:
             kernels._pad(block.mlp, 24)
     elif way in kernels.OF_THE_MODEL:
+        if way == "rotary":
+            assert use_segments(loaded.model).backend != "stock"  # stock's loop over segments is not compiled
         made = kernels.use_kernels(loaded.model, [way])
         assert made.on == (way,), made.reasons
     return dataclasses.replace(loaded, quick=frozenset([way]) & frozenset(WAYS))

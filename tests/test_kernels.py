@@ -107,22 +107,53 @@ def test_widths_are_padded_exactly() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("segments", [False, True], ids=["stock attention", "segments"])
-def test_compiled_forwards_agree(segments: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_forwards_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU would compile, traced here: the same values, and one compilation for all layers of a kind."""
     monkeypatch.setattr(kernels, "COMPILER", "aot_eager")
     monkeypatch.setattr(kernels, "_need_gpu", lambda device: None)
     torch._dynamo.reset()
     model = build_model("qwen2_5_vl")
     stock = logits(model)
-    attention = use_segments(model) if segments else None
+    attention = use_segments(model)
     made = use_kernels(model, ["rotary", "activation"])
     assert made.on == ("rotary", "activation"), made.reasons
-    assert torch.allclose(logits(model), stock, atol=1e-5)
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with torch.inference_mode():  # as in a run: nothing is compiled there that the comparison has not compiled
+        ours = model(**make_inputs(model.config.model_type, model, batch=2)).logits
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled > 0
+    assert torch.allclose(ours, stock, atol=1e-5)
     made.remove()
-    if attention is not None:
-        attention.remove()
+    attention.remove()
     assert torch.equal(logits(model), stock)
+
+
+def test_a_loop_over_segments_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """144 windows of an image of 840x840 would be unrolled, anew for every size of an image."""
+    monkeypatch.setattr(kernels, "_need_gpu", lambda device: None)
+    monkeypatch.setattr(kernels, "_compile", lambda module: pytest.fail("compiled"))
+    made = use_kernels(build_model("qwen2_5_vl"), ["rotary"])
+    assert made.on == ()
+    assert "one segment after the other" in dict(made.reasons)["rotary"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_compiled_forwards_on_a_gpu() -> None:
+    """What the compiler itself makes of them: on, equal within rounding, compiled once for all calls."""
+    torch._dynamo.reset()
+    model = build_model("qwen2_5_vl").to("cuda", torch.bfloat16)
+    inputs = {
+        name: value.to("cuda", torch.bfloat16 if value.is_floating_point() else None)
+        for name, value in make_inputs("qwen2_5_vl", model, batch=2).items()
+    }
+    attention = use_segments(model)
+    with torch.inference_mode():
+        stock = model(**inputs).logits
+        made = use_kernels(model, ["rotary", "activation"])
+        assert made.on == ("rotary", "activation"), made.reasons
+        ours = model(**inputs).logits
+    assert float((ours - stock).abs().max() / stock.abs().max()) < 2e-2
+    made.remove()
+    attention.remove()
 
 
 def test_a_compiler_that_fails_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +188,9 @@ def test_no_class_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("qwen2_5_vl")
     classes = {kind for module in model.modules() for kind in type(module).__mro__}
     before = {kind: dict(vars(kind)) for kind in classes}
+    assert use_segments(model).backend != "stock"
     made = use_kernels(model, ["norms", "rotary", "activation"])
     assert made.on == ("norms", "rotary", "activation")
-    assert use_segments(model).backend != "stock"
     with VaryingLengths(model), HostValues(model):
         logits(model)
         assert {kind: dict(vars(kind)) for kind in classes} == before

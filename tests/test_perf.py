@@ -20,7 +20,11 @@ COMMANDS = {
         *FIGURES,
         "| | decode | preprocess | vision | decoder | write |",
     ),
-    "probe_speed.py --small --items 1 --plain_rows 2 --rounds 1": ("+0.00 % from the formula",),
+    "probe_speed.py --small --items 1 --plain_rows 2 --rounds 1 --batch_sizes 3 --leave_out": (
+        "+0.00 % from the formula",
+        "| ours, 3 per call |",
+        "| ours without norms |",
+    ),
     "pope_speed.py --pictures 2 --plain_rows 2 --rounds 1": (
         "36 answers: 2 images through the vision side in 1 calls",
         "taken over",
@@ -34,6 +38,7 @@ COMMANDS = {
     "parity.py --items 1": ("36 answers", "| quick, float32 | sdpa by segment length |", "| quick, bfloat16 |"),
     "occlusion.py --pictures 1 --mask_size 84": ("the maps differ by", "| batched |", "TFLOP per row", *FIGURES),
     "occlusion.py --small --pictures 1 --mask_size 420 --plain_copies 2": ("the maps differ by", "over 2", *FIGURES),
+    "devices.py --items 1 --only similarity": ("| similarity | cpu, bfloat16 | 54 |",),
     "primitives.py --small --times 2": ("| 3456 |", "| math | left padding |", "| torch varlen | not here"),
     "profiles.py --small --images 1": ("aten::addmm", "POPE's shape, 18 questions"),
     "scaling.py --quick --rounds 1 --figure {folder}/scaling.png": ("the model's constants", "| 64 |", *FIGURES),
@@ -44,6 +49,8 @@ OTHERS = {
     "atlas_pope.py {folder} --items 1": ("--benchmark pope --benchmark_data",),
     "composites.py --items 10": ("| 10 | 90 |",),
     "evidence_speed.py --items 40 --results 2 --folder {folder}": ("metrics", "evidence"),
+    "first_gpu.py {folder}/cpu.md --small --seconds 200 --only Similarity": ("0 failed, 0 not taken",),
+    "first_gpu.py {folder}/cpu.md --small --seconds 1": ("0 failed, 10 not taken",),
     "verdict_simulation.py --replicates 3 --items 30": ("bias .2 removed",),
 }
 
@@ -75,6 +82,26 @@ def test_runs_beside_the_model(command: str, tmp_path: Path) -> None:
     said = run(command, tmp_path, ())
     for words in OTHERS[command]:
         assert words in said, words
+
+
+@pytest.mark.slow
+def test_a_command_that_fails_is_named_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    """Also in the process that the commands share, which starts again where one takes it down."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(PERF)!r}); import first_gpu; step = first_gpu.Step; "
+        "first_gpu.STEPS = (step('Wrong', '', None, 'similarity.py --nothing'), "
+        "step('Gone', '', None, 'not_there.py'), step('Alone', '', None, '-c pass', shared=False), "
+        "step('Right', '', None, 'photographs.py')); sys.argv.append('--small'); sys.exit(first_gpu.main())"
+    )
+    made = tmp_path / "cpu.md"
+    done = subprocess.run([sys.executable, "-c", code, str(made)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "2 failed, 0 not taken" in done.stdout
+    page = made.read_text(encoding="utf-8")
+    assert "Wrong" in page
+    assert page.count("FAILED") == 2
+    assert "unrecognized arguments: --nothing" in Path(f"{made}.log").read_text(encoding="utf-8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cpu.md", "cpu.md.log"]
 
 
 def test_every_script_is_run_here() -> None:

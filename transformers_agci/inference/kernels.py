@@ -29,6 +29,7 @@ BOTH = ("weight", "bias")
 ALIGNED = 16  # bytes that a kernel reads at a time
 COMPILER = "inductor"
 ROWS = 40  # of the random values
+PROMPTS = (2, ROWS // 2)  # the same for a layer of the decoder, which sees prompts
 LARGE, SMALL = (
     300.0,
     1e-3,
@@ -178,6 +179,11 @@ def _rotary(model: Any) -> Callable[[], None]:
     if not layers:
         raise Disagreement("this family's vision tower has no packed attention layers, or something else runs them")
     _need_gpu(layers[0].proj.bias.device)
+    if layers[0].config._attn_implementation != vision_tower.NAME:
+        raise Disagreement(
+            "the vision tower attends to one segment after the other, as transformers' own does: a compiler unrolls "
+            "that loop, which takes longer than it saves"
+        )
     reason = vision_tower.differs_from_itself(layers[0], lambda: _compile(layers[0]))
     if reason is not None:
         raise Disagreement(reason)
@@ -187,13 +193,14 @@ def _rotary(model: Any) -> Callable[[], None]:
 def _activation(model: Any) -> Callable[[], None]:
     decoder: Any = decoder_of(find_vlm(model))
     text = [layer.mlp for layer in getattr(decoder, "layers", ()) if hasattr(layer, "mlp")]
-    layers = [mlp for mlp in (*_vision_mlps(model), *text) if _is_gated(mlp) and "forward" not in vars(mlp)]
+    seen = {**dict.fromkeys(text, PROMPTS), **dict.fromkeys(_vision_mlps(model), (ROWS,))}  # the shape of their rows
+    layers = [mlp for mlp in seen if _is_gated(mlp) and "forward" not in vars(mlp)]
     if not layers:
         raise Disagreement("this model has no gated MLP, or something else runs it")
     _need_gpu(layers[0].down_proj.weight.device)
     fitting, reason = [], None
     for mlp in {type(mlp): mlp for mlp in layers}.values():
-        apart = _apart(mlp, partial(_compile, mlp), mlp.gate_proj.in_features)
+        apart = _apart(mlp, partial(_compile, mlp), mlp.gate_proj.in_features, rows=seen[mlp])
         reason = reason or apart
         fitting += [other for other in layers if type(other) is type(mlp) and apart is None]
     if not fitting:
@@ -243,13 +250,19 @@ def _apart_at_any_size(module: Any, put_on: Callable[[], Callable[[], None]], wi
     return next((why for scale in (1.0, LARGE, SMALL) if (why := _apart(module, put_on, width, scale))), None)
 
 
-def _apart(module: Any, put_on: Callable[[], Callable[[], None]], width: int, scale: float = 1.0) -> str | None:
+def _apart(
+    module: Any,
+    put_on: Callable[[], Callable[[], None]],
+    width: int,
+    scale: float = 1.0,
+    rows: tuple[int, ...] = (ROWS,),
+) -> str | None:
     """Why the replacement must stay off, or None: both run on the same random rows of this width."""
     weight = next(module.parameters())
-    rows = scale * torch.randn(ROWS, width, generator=torch.Generator().manual_seed(0))
+    random = scale * torch.randn(*rows, width, generator=torch.Generator().manual_seed(0))
     dtype = weight.dtype if weight.is_floating_point() else torch.bfloat16  # of a quantized matrix
-    given = rows.to(weight.device, dtype)
     with torch.inference_mode():
+        given = random.to(weight.device, dtype, copy=True)  # made here, as in a run: others are compiled for once more
         stock = module(given).float()
         remove = put_on()
         try:

@@ -247,11 +247,11 @@ def differs_from_itself(layer: Any, put_on: Callable[[], Callable[[], None]]) ->
     lengths = PROBED_LENGTHS[0]
     total, width = sum(lengths), layer.dim // layer.num_heads
     device, dtype = layer.proj.bias.device, _dtype(layer)
-    made = torch.randn(total, layer.dim + width, generator=torch.Generator().manual_seed(0))
-    tokens, angles = made[:, : layer.dim].to(device, dtype), made[:, layer.dim :].to(device)
-    bounds = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32)
-    given = {"cu_seqlens": bounds, "position_embeddings": (angles.cos(), angles.sin())}
-    with torch.inference_mode():
+    with torch.inference_mode():  # what is given is made here, as in a run: other tensors are compiled for once more
+        made = torch.randn(total, layer.dim + width, generator=torch.Generator().manual_seed(0))
+        tokens, angles = made[:, : layer.dim].to(device, dtype, copy=True), made[:, layer.dim :].to(device)
+        bounds = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32)
+        given = {"cu_seqlens": bounds, "position_embeddings": (angles.cos(), angles.sin())}
         stock = layer(tokens, **given).float()
         remove = put_on()
         try:
