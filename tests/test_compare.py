@@ -15,9 +15,17 @@ from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.embedded.location import embedded_model_path
 from transformers_agci.experiments.compare.arms import parse_arm, parse_arms
-from transformers_agci.experiments.compare.on_ruler import conditions_of, ruler_arms
+from transformers_agci.experiments.compare.on_ruler import (
+    conditions_of,
+    measure_on_ruler,
+    ruler_arms,
+    ruler_text,
+    shown,
+)
 from transformers_agci.experiments.compare.report import ReportOptions, compare_arms, cost_text, notes_of
 from transformers_agci.experiments.compare.run import ArmResult
+from transformers_agci.experiments.ruler.conditions import REPAIR
+from transformers_agci.experiments.ruler.run import ItemRun
 from transformers_agci.families import SUPPORTED_FAMILIES
 from transformers_agci.inference.processor import load_processor
 from transformers_agci.inference.prompt import answer_token_ids
@@ -145,15 +153,43 @@ def test_one_run_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_what_the_ruler_can_measure() -> None:
-    served, left_out = ruler_arms(parse_arms(["stock", "agci:0.5", "bapa", "pai:0.2", "vcd:1", "uac:1"]))
-    assert served == ["agci:0.5", "bapa:1", "pai:0.2", "uac:1"]
+    words = ["stock", "agci:0.5", "bapa", "pai:0.2", "vcd:1", "uac:1", "pai:0.5,gamma=1", "other:0.5"]
+    served, left_out = ruler_arms(parse_arms(words))
+    assert served == ["agci:0.5", "bapa:1", "pai:0.2", "vcd:1", "uac:1"]
     assert left_out == [
-        "pai:0.2 is on the ruler without its second pass.",
-        "vcd:1 is not on the ruler: it acts on generate's logits.",
+        "pai:0.5,gamma=1 is not on the ruler, which takes a strength alone.",
+        "other:0.5 is not on the ruler, which encodes its own images only.",
     ]
     conditions = conditions_of(served)
-    assert len(conditions) == 3 * 6
+    assert len(conditions) == 3 * 7
     assert {condition.method for condition in conditions} == {None, *served}
+
+
+def test_the_ruler_says_what_an_arm_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Margins made so that one arm repairs the bias, one moves the threshold, one costs AUC and one does nothing."""
+    rng = np.random.default_rng(0)
+    rows, size = np.repeat([0.0, 0.5, 1.0], 3), {0.0: 0.0, 0.5: 1.5, 1.0: 3.0}
+    even = rng.normal(size=(200, 1, 1)) + 0.3 * rng.normal(size=(200, 2, 9)) + np.array([[2.0], [-2.0]])
+    noise = rng.normal(size=even.shape)
+
+    def margins(run: ItemRun) -> dict[str, np.ndarray]:
+        found = {}
+        for condition in run.conditions:
+            biased = even - size[condition.beta or 0.0] * np.stack([rows, 0 * rows])
+            found[condition.name] = {"cca:1": even, "bapa:1": biased + 1.0, "vcd:1": biased + 3 * noise}.get(
+                condition.arm, even if condition.arm == REPAIR else biased
+            )
+        return found
+
+    monkeypatch.setattr(ItemRun, "margins", margins)
+    found, left_out = measure_on_ruler(tmp_path, parse_arms(["stock", "cca", "bapa", "vcd:1", "flat"]), 200, 0, 1)
+    said = {(name.partition(", ")[2], found[name]["beta"]): shown(found[name]) for name in found}
+    assert said["nothing", 1.0] == "" and said["flat:1", 1.0] == said["cca:1", 0.0] == "no change shown"
+    assert said["known repair", 1.0] == said["cca:1", 1.0] == "more even, says Yes more often, higher AUC"
+    assert said["bapa:1", 1.0] == "says Yes more often"
+    assert said["vcd:1", 0.0].endswith("lower AUC")
+    text = ruler_text(found, left_out)
+    assert "cca: its authors train with it" in text and "flat: an ablation" in text
 
 
 @pytest.mark.parametrize(

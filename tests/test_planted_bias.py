@@ -171,6 +171,21 @@ def test_a_method_works_on_the_image_tokens_all_the_same(model: Any, batch: dict
     assert not torch.allclose(both, method, atol=1e-3)
 
 
+@pytest.mark.parametrize("method", ["uac", "adaptvis"])
+def test_a_rival_s_first_pass_meets_the_bias_of_its_own_prompt(
+    model: Any, batch: dict[str, torch.Tensor], processor: Any, method: str
+) -> None:
+    """UAC shows the biased decoder a blank image first; what was asked before must not matter to it."""
+    with planted_bias(model, 3.0), agci(model, method=method, strength=1.0):
+        fresh = logits(model, batch)
+        logits(model, inputs_for(processor, ["dog"]))
+        assert torch.equal(logits(model, batch), fresh)
+        with planted_bias(model, -3.0):  # undone: the blank image's attention is stock's, too
+            undone = logits(model, batch)
+    with agci(model, method=method, strength=1.0):
+        torch.testing.assert_close(undone, logits(model, batch), atol=1e-4, rtol=0)
+
+
 def test_windows_are_put_back(model: Any, batch: dict[str, torch.Tensor]) -> None:
     stock, window = logits(model, batch), model.model.visual.window_size
     with vision_windows(model, 56):

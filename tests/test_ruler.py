@@ -1,6 +1,7 @@
 """`agci ruler`: margins as the position probe has them, what is made of them, and a run that goes on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from transformers_agci import InputError
 from transformers_agci.cli import main
 from transformers_agci.embedded import Atlas
 from transformers_agci.embedded.probe_set import PROBE_STREAM, render_item
 from transformers_agci.experiments.ruler import analysis
 from transformers_agci.experiments.ruler.analysis import ItemSet, Side
 from transformers_agci.experiments.ruler.conditions import ARMS, BETAS, CALIBRATION, NOTHING, REPAIR, RULER, Condition
+from transformers_agci.experiments.ruler.run import ItemRun
+from transformers_agci.method.rivals import RIVALS
 
 
 def test_every_bias_has_every_arm_once() -> None:
@@ -24,22 +28,38 @@ def test_every_bias_has_every_arm_once() -> None:
     assert set(CALIBRATION) <= set(RULER)
 
 
-def test_margins_are_those_of_the_position_probe(tmp_path: Path) -> None:
-    """The ruler's own loop against `agci probe`: the engine with its replays, AGCI and a planted bias."""
+@pytest.mark.sampled(8)
+@pytest.mark.parametrize(
+    "arm", ["agci:0.5", "vcd:1", "uac:1", "pai:0.2", "adaptvis:1", "bapa:1", "cca:1", "random:0.5"]
+)
+def test_margins_are_those_of_the_position_probe(tmp_path: Path, arm: str) -> None:
+    """The ruler's own loop against `agci probe`: the engine with its replays, a method and a planted bias."""
     from transformers_agci.experiments.ruler.measure import RulerModel
 
-    words = ["probe", "--items", "1", "--quiet", "--answer_file", str(tmp_path / "a.jsonl")]
-    assert main([*words, "--planted_bias", "1", "--global_context_lambda", "0", "0.5"]) == 0
-    conditions = [Condition(1.0), Condition(1.0, "agci")]
-    found = RulerModel(0.5).margins(render_item(Atlas(), (*PROBE_STREAM, 0), 0), conditions)
-    for condition, name in zip(conditions, ("a.lam0.jsonl", "a.lam0.5.jsonl"), strict=True):
-        rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
-        assert len(rows) == 18
-        for question, answer in enumerate(("Yes", "No")):
-            margins = [row["margin"] for row in rows if row["answer"] == answer]
-            assert np.allclose(found[condition.name][question], margins, atol=1e-4), (name, answer)
-    settings = json.loads((tmp_path / "a.lam0.manifest.json").read_text())["settings"]
-    assert settings["planted_bias"] == 1.0
+    method, _, strength = arm.partition(":")
+    words = ["probe", "--items", "1", "--quiet", "--answer_file", str(tmp_path / "a.jsonl"), "--planted_bias", "1"]
+    rival = ["--method_options", f"strength={strength}"]
+    lam = ["--global_context_lambda", strength]
+    assert main([*words, "--method", method, *(rival if method in RIVALS else lam)]) == 0
+    [file] = tmp_path.glob("a*.jsonl")
+    condition = Condition(1.0, arm)
+    found = RulerModel(0.5).margins(render_item(Atlas(), (*PROBE_STREAM, 0), 0), [condition])[condition.name]
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == 18
+    for question, answer in enumerate(("Yes", "No")):
+        margins = [row["margin"] for row in rows if row["answer"] == answer]
+        assert np.allclose(found[question], margins, atol=1e-4), answer
+    assert json.loads(file.with_suffix(".manifest.json").read_text())["settings"]["planted_bias"] == 1.0
+
+
+def test_a_journal_of_shortened_prompts_is_not_continued(tmp_path: Path) -> None:
+    """An earlier version let rivals that look at the last token continue the image's cache."""
+    run = ItemRun(tmp_path / "m.jsonl", ("ruler",), 0, [Condition(1.0), Condition(1.0, "uac:1")], 0.5, 1)
+    assert "whole_prompts" not in replace(run, conditions=[Condition(1.0), Condition(1.0, "bapa:1")]).settings()
+    earlier = {name: value for name, value in run.settings().items() if name != "whole_prompts"}
+    run.file.write_text(json.dumps(earlier) + "\n")
+    with pytest.raises(InputError, match="whole_prompts"):
+        run.margins()
 
 
 def simulated(items: int, size: float, seed: int = 0) -> Any:

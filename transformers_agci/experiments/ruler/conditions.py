@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from transformers_agci.data.grid import POSITIONS
+from transformers_agci.method.rivals import RIVALS
 
 CELLS = len(POSITIONS)
 BETAS = (0.0, 0.25, 0.5, 1.0, 2.0)  # planted decoder biases, in attention logits between the top and the bottom row
@@ -45,6 +46,12 @@ class Condition:
     def method(self) -> str | None:
         """The method that changes the image tokens, if any."""
         return None if self.arm in (NOTHING, REPAIR) else self.arm
+
+    @property
+    def needs_whole_prompts(self) -> bool:
+        """Whether the method is a rival that looks at a prompt's last token, or at a second prompt."""
+        rival = RIVALS.get(self.arm.partition(":")[0])
+        return rival is not None and not (rival.scores is rival.bias is rival.contrast is None)
 
 
 RULER = (

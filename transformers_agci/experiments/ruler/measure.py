@@ -2,13 +2,14 @@
 
 What comes before the question (system turn and image) is computed once per item and arm of the encoder side; no text
 token in it sees an image, so it is the same for every planted size. Each question then continues that cache, once per
-planted size. The embedded model's own position probe computes the same numbers, row by row (a test compares them).
+planted size. A rival that looks at a prompt's last token, or at a second prompt, gets the whole prompt every time. The
+embedded model's own position probe computes the same numbers, row by row (a test compares them).
 """
 
 import contextlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +26,10 @@ from transformers_agci.inference.prompt import answer_token_ids
 from transformers_agci.method.attach import agci
 from transformers_agci.method.rivals import RIVALS
 
+if TYPE_CHECKING:
+    from transformers_agci.method.handle import Handle
+    from transformers_agci.method.rivals.handle import RivalHandle
+
 
 class RulerModel:
     """The embedded model, ready to answer under any condition; `lam` is the strength of every method."""
@@ -39,18 +44,18 @@ class RulerModel:
     def margins(self, rendered: RenderedItem, conditions: Sequence[Condition]) -> dict[str, np.ndarray]:
         """Yes minus No logit by condition: [2, cells], the question for the target first, then for the absent image."""
         images = [Image.open(io.BytesIO(rendered.composite(cell))).convert("RGB") for cell in range(CELLS)]
-        prompts = [self._prompt(self.names[image]) for image in (rendered.item.target, rendered.item.absent)]
-        inputs = dict(self.loaded.processor(text=[prompts[0]] * CELLS, images=images, return_tensors="pt"))
+        texts = [self._prompt(self.names[image]) for image in (rendered.item.target, rendered.item.absent)]
+        inputs = dict(self.loaded.processor(text=[texts[0]] * CELLS, images=images, return_tensors="pt"))
         mark = self.loaded.processor.image_token
         tokenizer = self.loaded.processor.tokenizer
-        tails = [tokenizer(text.rsplit(mark, 1)[1], add_special_tokens=False).input_ids for text in prompts]
+        tails = [tokenizer(text.rsplit(mark, 1)[1], add_special_tokens=False).input_ids for text in texts]
         found: dict[str, np.ndarray] = {}
         for (cutting, method), group in _by_prefix(conditions).items():
-            with self._encoder_side(cutting, method), self._plants() as (bias, repair):
-                prefix = _Prefix(self.loaded.model, inputs)
+            with self._encoder_side(cutting, method) as handle, self._plants() as (bias, repair):
+                prompts = (_Whole if group[0].needs_whole_prompts else _Prefix)(self.loaded.model, inputs, handle)
                 for condition in group:
                     bias.beta, repair.beta = condition.planted
-                    logits = [prefix.next_logits(tail)[:, self._yes_no] for tail in tails]
+                    logits = [prompts.next_logits(tail)[:, self._yes_no] for tail in tails]
                     found[condition.name] = torch.stack([pair[:, 0] - pair[:, 1] for pair in logits]).numpy()
         return found
 
@@ -60,20 +65,21 @@ class RulerModel:
         return str(self.loaded.processor.apply_chat_template(messages, add_generation_prompt=True))
 
     @contextlib.contextmanager
-    def _encoder_side(self, cutting: bool, method: str | None) -> Iterator[None]:
-        """What happens before the decoder: vision windows and the method."""
+    def _encoder_side(self, cutting: bool, method: str | None) -> "Iterator[Handle | RivalHandle | None]":
+        """What happens before the decoder, vision windows and the method, whose handle it gives."""
         with contextlib.ExitStack() as stack:
             if cutting:
                 stack.enter_context(vision_windows(self.loaded.model, CUTTING_WINDOW))
-            if method is not None:
-                name, _, strength = method.partition(":")
-                given: dict[str, Any] = {"strength": float(strength)} if strength else {}
-                stack.enter_context(
-                    agci(self.loaded.model, method=name, **given)
-                    if name in RIVALS
-                    else agci(self.loaded.model, float(strength or self.lam), method=name)
-                )
-            yield
+            if method is None:
+                yield None
+                return
+            name, _, strength = method.partition(":")
+            given: dict[str, Any] = {"strength": float(strength)} if strength else {}
+            yield stack.enter_context(
+                agci(self.loaded.model, method=name, **given)
+                if name in RIVALS
+                else agci(self.loaded.model, float(strength or self.lam), method=name)
+            )
 
     @contextlib.contextmanager
     def _plants(self) -> Iterator[tuple[PlantedBias, PlantedBias]]:
@@ -89,13 +95,42 @@ def _by_prefix(conditions: Sequence[Condition]) -> Mapping[tuple[bool, str | Non
     return groups
 
 
+class _Whole:
+    """Whole prompts, one forward call each; behind it the second pass of a rival that has one."""
+
+    def __init__(self, model: Any, inputs: Mapping[str, torch.Tensor], handle: Any) -> None:
+        self.model, self.inputs, self.handle = model, inputs, handle
+        self.length = _through_the_image(model, inputs)
+
+    def next_logits(self, tail: Sequence[int]) -> torch.Tensor:
+        """Logits [cells, vocabulary] after the tokens of `tail`, before a rival cuts any of them."""
+        behind = {"input_ids": torch.tensor([tail]), "attention_mask": torch.ones(1, len(tail))}
+        given = dict(self.inputs)
+        for name, value in self.inputs.items():
+            if value.shape == self.inputs["input_ids"].shape:  # one number per token
+                more = behind.get(name, torch.zeros(1, len(tail))).to(value).expand(CELLS, -1)
+                given[name] = torch.cat([value[:, : self.length], more], dim=1)
+        logits: torch.Tensor = self.model(**given, logits_to_keep=1).logits[:, -1].float()
+        second = self.handle.logits_processor(given, self.model)
+        if second is None:
+            return logits
+        second(given["input_ids"], logits)
+        found: torch.Tensor = second.first
+        return found
+
+
+def _through_the_image(model: Any, inputs: Mapping[str, torch.Tensor]) -> int:
+    """The number of tokens up to the last image token."""
+    return int((inputs["input_ids"][0] == model.config.image_token_id).nonzero()[-1]) + 1
+
+
 class _Prefix:
     """The prompt up to the last image token, in a cache that every question continues."""
 
-    def __init__(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, model: Any, inputs: Mapping[str, torch.Tensor], handle: Any) -> None:
         self.model = model
         ids = inputs["input_ids"]
-        self.length = int((ids[0] == model.config.image_token_id).nonzero()[-1]) + 1
+        self.length = _through_the_image(model, inputs)
         cut = {name: value[:, : self.length] if value.shape == ids.shape else value for name, value in inputs.items()}
         self.cache = model.model(**cut, use_cache=True).past_key_values
         self.next_position = self.length + int(model.model.rope_deltas[0])

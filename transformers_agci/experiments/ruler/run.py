@@ -1,6 +1,7 @@
 """The ruler's run: items drawn anew, asked under every condition by several processes, kept in a journal."""
 
 import contextlib
+import logging
 import math
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,11 +87,14 @@ class ItemRun:
         from transformers_agci.embedded.location import embedded_model_path
         from transformers_agci.inference.checkpoint_files import fingerprint
 
+        whole = [condition.name for condition in self.conditions if condition.needs_whole_prompts]
         return {
             "stream": "/".join(map(str, self.stream)),
             "conditions": [condition.name for condition in self.conditions],
             "lambda": self.lam,
             "weights_sha256": fingerprint(embedded_model_path()),
+            # An earlier version let these continue the image's cache, where they are not what they are in a run.
+            **({"whole_prompts": whole} if whole else {}),
         }
 
     def _claim(self, journal: Journal) -> None:
@@ -138,6 +142,7 @@ class _Worker:
         from transformers_agci.experiments.ruler.measure import RulerModel
 
         torch.set_num_threads(1)
+        logging.getLogger("transformers_agci").setLevel(logging.ERROR)  # a rival's notes stand below the table, once
         cls.model, cls.stream, cls.conditions = RulerModel(lam), stream, conditions
 
     @classmethod
