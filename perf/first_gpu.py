@@ -11,6 +11,7 @@ error in FILE.md.log, and the next one goes on. Commands about the large model s
 
 import argparse
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -20,6 +21,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -32,6 +34,7 @@ PERF = Path(__file__).resolve().parent
 ROOT = PERF.parent
 GRACE = 20.0  # seconds after its limit in which a command may clean up, before its process is ended
 LONGEST, TRIED = 480.0, 80.0  # seconds of any command, and of one that is only tried in the shared process
+WRITTEN = 10.0  # seconds after which the file is written again: a run that is cut off has left what it had
 LEAST = 10.0  # seconds: with less left a command is not begun
 
 
@@ -174,12 +177,13 @@ def _as_typed(words: list[str]) -> list[str]:
 
 @dataclass
 class Run:
-    """All sections of a run into one file, which is written anew after each of them."""
+    """All sections of a run into one file, which is written again and again."""
 
     out: Path
     sections: list[Section]
     seconds: float | None
     tried: bool
+    folder: Path  # where what is printed lies until the run has ended
     begin: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -197,7 +201,7 @@ class Run:
 
     def _take(self, section: Section, server: "Server", limit: float) -> None:
         begin, number = time.monotonic(), self.sections.index(section)
-        section.made = self.log.parent / f"{self.out.name}.{number}"
+        section.made = self.folder / str(number)
         section.told = "running"
         section.made.touch()
         if section.step.shared:
@@ -219,12 +223,8 @@ class Run:
             parts = [f"# Measurements, {time.strftime('%Y-%m-%d')}\n\n{_hardware()}"]
             self.out.write_text("\n".join([*parts, *(section.text() for section in self.sections)]), encoding="utf-8")
 
-    def tidy(self) -> None:
-        for section in self.sections:
-            if section.made is not None:
-                section.made.unlink()
 
-
+@functools.cache
 def _hardware() -> str:
     query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw"]
     try:
@@ -397,19 +397,20 @@ def main() -> int:
     size = "small" if args.small else "tried" if args.tried else "full"
     steps = [step for step in STEPS if not args.only or step.title.startswith(tuple(args.only))]
     sections = [Section(step, shlex.split(getattr(step, size))) for step in steps if getattr(step, size)]
-    run = Run(args.out.resolve(), sections, args.seconds, args.tried)
-    run.log.write_text("")
-    lanes = sorted({section.step.lane for section in sections}) if args.tried else [None]
-    threads = [
-        threading.Thread(target=run.lane, args=([s for s in sections if lane is None or s.step.lane == lane],))
-        for lane in lanes
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    run.write()
-    run.tidy()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(args.out.resolve(), sections, args.seconds, args.tried, Path(folder))
+        run.log.write_text("")
+        lanes = sorted({section.step.lane for section in sections}) if args.tried else [None]
+        threads = [
+            threading.Thread(target=run.lane, args=([s for s in sections if lane is None or s.step.lane == lane],))
+            for lane in lanes
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(WRITTEN)
+                run.write()
     failed = sum(section.failed for section in sections)
     not_taken = sum(section.made is None for section in sections)
     print(f"{failed} failed, {not_taken} not taken; written: {args.out}")
