@@ -4,6 +4,7 @@ Tables are [items, cells], NaN: no row. A margin is the logit of Yes minus that 
 `said_yes` tables hold 1 where the answer was Yes. Items, with their Yes and their No rows, are what is independent.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,9 +22,13 @@ from transformers_agci.statistics.intervals import (
     effective_floor,
     effective_size,
     items_with_rows,
+    normal_quantile,
     proportion_by_error,
+    t_quantile,
 )
 
+LEAST_ANSWER = 0.05  # of an answer: how near to 0 and 1 the bounds of a rate are taken to be, so that z is finite
+FEW_BEHIND = 3  # items that a correlation must rest on before it makes an interval shorter
 TIED_SHARE = 0.1  # of margins that are equal to a threshold: from there on ties, and not a density, are counted
 NO_RATE = 0.9  # share of No rows answered rightly at the threshold where results are compared
 
@@ -63,8 +68,9 @@ def balanced_accuracy(yes_accuracy: Floats, no_accuracy: Floats) -> Floats:
 
 
 def balanced_intervals(yes_correct: Floats, no_correct: Floats) -> Measured:
-    """Balanced accuracy with intervals; the two accuracies are taken as independent."""
-    return _combined(yes_correct, no_correct, _same, (0.5, 0.5))
+    """Balanced accuracy over all rows and per cell, with intervals."""
+    found = _combined(yes_correct, no_correct, _same, (0.5, 0.5))
+    return Measured(found.overall.within(0, 1), [cell.within(0, 1) for cell in found.cells])
 
 
 def d_prime_intervals(said_yes: Floats, said_yes_wrongly: Floats) -> Measured:
@@ -85,31 +91,58 @@ def _same(rate: Any) -> Any:
 
 
 def _combined(yes: Floats, no: Floats, transform: Transform, weights: tuple[float, float]) -> Measured:
-    """A weighted sum of two transformed proportions, its interval from theirs (MOVER, Zou and Donner 2008).
+    """A weighted sum of two transformed proportions, its interval from theirs (MOVER, Zou 2007).
 
     Wilson's bounds have a width at 0 % and 100 %, and so has what is made of them. z is taken of the log-linear
-    corrected estimate; a bound of 0 or 1 is replaced by a quarter of an answer, because z has no bound there.
+    corrected estimate; a bound of 0 or 1 is replaced by LEAST_ANSWER, because z has no bound there. The two rates
+    are not independent, because an item has rows of both answers (`_alike`).
     """
-    overall = _mover(clustered_proportion(yes), clustered_proportion(no), transform, weights)
-    cells = [_mover(a, b, transform, weights) for a, b in zip(cell_proportions(yes), cell_proportions(no), strict=True)]
-    return Measured(overall, cells)
+    overall = _mover(clustered_proportion(yes), clustered_proportion(no), (yes, no), transform, weights)
+    columns = zip(cell_proportions(yes), cell_proportions(no), yes.T[..., None], no.T[..., None], strict=True)
+    return Measured(overall, [_mover(a, b, of_cell, transform, weights) for a, b, *of_cell in columns])
 
 
-def _mover(yes: Interval, no: Interval, transform: Transform, weights: tuple[float, float]) -> Interval:
+def _mover(
+    yes: Interval, no: Interval, tables: Sequence[Floats], transform: Transform, weights: tuple[float, float]
+) -> Interval:
     if not (yes.n and no.n):
         return NO_DATA
-    estimate = below = above = 0.0
+    estimate, below, above = 0.0, [], []
     for rate, weight in zip((yes, no), weights, strict=True):
         points = rate[:3]
         if transform is not _same:
-            least = 0.25 / (rate.n + 1)
+            least = LEAST_ANSWER / (rate.n + 1)
             middle = (rate.estimate * rate.n + 0.5) / (rate.n + 1)
             points = middle, max(rate.low, least), min(rate.high, 1 - least)
         value, *bounds = (weight * float(transform(x)) for x in points)
         estimate += value
-        below += (value - min(bounds)) ** 2
-        above += (max(bounds) - value) ** 2
-    return Interval(estimate, estimate - below**0.5, estimate + above**0.5, yes.n + no.n)
+        below.append(value - min(bounds))
+        above.append(max(bounds) - value)
+    alike = _alike(tables, math.copysign(1, weights[0] * weights[1]))
+    items = items_with_rows(*tables)
+    wider = t_quantile(items - 1) / normal_quantile() if items > 1 else 1.0
+    down, up = (wider * math.sqrt(max(a**2 + b**2 + 2 * alike * a * b, 0.0)) for a, b in (below, above))
+    return Interval(estimate, estimate - down, estimate + up, yes.n + no.n)
+
+
+def _alike(tables: Sequence[Floats], sign: float) -> float:
+    """How the two terms of a sum go together, -1..1: the correlation over items of what these add to the two rates.
+
+    `sign` is that of the product of the terms' weights. A correlation that makes the sum surer than independent terms
+    would be is believed as far as it rests on more than a few items: where nearly all answers are right, it does not.
+    """
+    added = []
+    for table in tables:
+        present = np.isfinite(table)
+        added.append(np.where(present, np.nan_to_num(table) - np.nansum(table) / present.sum(), 0.0).sum(axis=1))
+    squares = [float((of_one**2).sum()) for of_one in added]
+    if min(squares) <= 1e-12:
+        return 0.0
+    together = sign * float(added[0] @ added[1]) / math.sqrt(squares[0] * squares[1])
+    if together >= 0:
+        return together
+    behind = min(square**2 / float((of_one**4).sum()) for square, of_one in zip(squares, added, strict=True))
+    return together * max(0.0, 1 - FEW_BEHIND / behind)
 
 
 def auc_without_each(yes: Floats, no: Floats) -> tuple[float, Floats] | None:
