@@ -623,3 +623,12 @@ def test_answers_against_their_margin_are_counted_and_the_first_is_named(
         assert said in capsys.readouterr().out
     assert main(["metrics", "--results_file", three[0], "--draws", "20"]) == 0
     assert "against their margin" not in capsys.readouterr().out
+
+
+def test_evenness_that_cannot_be_had_is_no_test(tmp_path: Path) -> None:
+    """Yes rows without margins: nothing is tested, and nothing is counted in the correction of the other tests."""
+    paths = [write(tmp_path / f"{k}.jsonl", rows(margins(30, k), margin=False)) for k in (1, 2)]
+    out = tmp_path / "e.json"
+    assert main(["evidence", *paths, "--draws", "20", "--json", str(out)]) == 0
+    (comparison,) = json.loads(out.read_text())["comparisons"]
+    assert set(comparison["tests"]) == {"accuracy", "lambda x position"}

@@ -642,3 +642,52 @@ def test_the_matched_baseline_says_yes_as_often_where_margins_are_tied(tmp_path:
     shares = [float(threshold.above(t.margin).mean()) for t in (first.yes, first.no)]
     assert 0 < threshold.part < 1 and np.mean(shares) == pytest.approx(said)
     assert matched.balanced.first == pytest.approx((shares[0] + 1 - shares[1]) / 2)
+
+
+def choice_rows(items: int, seed: int) -> list[Any]:
+    """Choices between three options, whose right one stands in turn at each place."""
+    rng = np.random.default_rng(seed)
+    return [
+        {"image": f"{item:04d}.jpg", "caption": f"cat {item}", "options": ["a", "b", "c"], "answer": "ABC"[place]}
+        | {"grid": "1x3", "row": 0, "col": place, "margin": 0.5}
+        | {"prediction": "ABC"[place if rng.random() < 0.8 else 0]}
+        for item in range(items)
+        for place in range(3)
+    ]
+
+
+def test_choices_are_not_called_yes_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [str(write(tmp_path / f"{seed}.jsonl", choice_rows(40, seed))) for seed in (1, 2)]
+    heat = ["--output_heatmap", str(tmp_path / "map.svg")]
+    commands = [
+        ["metrics", "--results_file", paths[0], "--draws", "20", *heat],
+        ["metrics", "--results_file", *paths, "--draws", "20", "--text_only_file", paths[0]],
+        ["evidence", *paths, "--draws", "20"],
+        ["plan", *paths, "--difference", "5"],
+    ]
+    for command in commands:
+        assert main(command) == 0
+        out = capsys.readouterr().out
+        assert not re.search(r"\b(Yes|No) (rows?|map|%|\[)|Yes-rate|says Yes", out), out
+        assert "choices" in out
+    assert not re.search(r"(Yes|No) rows", (tmp_path / "map.svg").read_text())
+    assert main([*commands[1]]) == 0
+    out = capsys.readouterr().out
+    assert "whether the map is more or less even cannot be told (choices have no margins" in out
+    assert "120 choices" in out and "right without the image" in out
+    assert main(["sweep", *paths]) == 2
+    assert "is of choices between options" in capsys.readouterr().err
+    mixed = write(
+        tmp_path / "mixed.jsonl", [*choice_rows(2, 3), {**choice_rows(1, 4)[0], "options": None, "answer": "Yes"}]
+    )
+    with pytest.raises(InputError, match="some rows are choices between options"):
+        read_results(mixed)
+
+
+def test_the_best_threshold_says_that_it_was_chosen_on_these_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write(tmp_path / "a.jsonl", margin_rows(margins(30, 0.2, seed=7))))
+    assert main(["metrics", "--results_file", path, "--draws", "20"]) == 0
+    out = capsys.readouterr().out
+    assert "), chosen on these rows" in out and "its interval takes the threshold as given" in out

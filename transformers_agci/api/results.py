@@ -298,7 +298,7 @@ def _levels(found: Metrics) -> Table:
     header = [
         "result",
         "items",
-        "Yes rows %",
+        "choices %" if any(report.choice for report in found.results) else "Yes rows %",
         "No rows %",
         "balanced %",
         "sd of margins over cells",

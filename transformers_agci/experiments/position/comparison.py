@@ -9,7 +9,7 @@ import numpy as np
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError, counted, printable, short
 from transformers_agci.experiments.position.pair_evenness import Both, EvennessReport, compare_evenness
-from transformers_agci.experiments.position.results import ProbeResult, Tables
+from transformers_agci.experiments.position.results import ProbeResult, Tables, rows_called
 from transformers_agci.report.table import PERCENT, POINTS
 from transformers_agci.statistics import Interval, McNemar, Measured, evenness, signal_detection
 from transformers_agci.statistics.evenness import signed_root
@@ -52,6 +52,7 @@ class PairReport:
     auc: Interval | None
     evenness: EvennessReport
     left_out: int  # rows that only one of the two has
+    choice: bool = False  # `yes` are choices between options
 
     @property
     def freedom(self) -> int:
@@ -109,8 +110,9 @@ def compare(first: ProbeResult, second: ProbeResult) -> PairReport:
         yes=answers[0],
         no=answers[1],
         **_sensitivity(yes, no),
-        evenness=compare_evenness(yes, no, _why_no_margins(first, second)),
+        evenness=compare_evenness(yes, no, _why_no_margins(first, second), choice=first.choice),
         left_out=total - 2 * shared,
+        choice=first.choice,
     )
 
 
@@ -125,6 +127,11 @@ def check_same_grid(first: ProbeResult, second: ProbeResult) -> None:
         raise InputError(
             f"'{first.label}' has a {shapes[0]} grid and '{second.label}' a {shapes[1]} one; "
             "only results on the same grid can be compared."
+        )
+    if first.choice != second.choice:
+        raise InputError(
+            f"Only one of '{first.label}' and '{second.label}' is of choices between options; results of one kind of "
+            "question can be compared."
         )
 
 
@@ -237,7 +244,7 @@ def verdict(pair: PairReport) -> str:
     if change is None:
         answer = pair.yes or pair.no
         assert answer is not None
-        change, what = answer.accuracy.overall, f"accuracy on {'Yes' if pair.yes else 'No'} rows"
+        change, what = answer.accuracy.overall, f"accuracy on {rows_called('Yes' if pair.yes else 'No', pair.choice)}"
     start = f"On {items_text(pair)}, {pair.second} against {pair.first}"
     if change.excludes(0):
         size = change.scaled(-1 if change.estimate < 0 else 1)
@@ -251,7 +258,7 @@ def verdict(pair: PairReport) -> str:
     else:
         estimate, low, high = (POINTS.value(value) for value in change[:3])
         said = f"no difference in {what} shown ({estimate} points, 95 % interval {low} to {high})"
-    return f"{start}: {said}; {_evenness_words(pair.evenness)}{_threshold_words(pair)}."
+    return f"{start}: {said}; {_evenness_words(pair)}{_threshold_words(pair)}."
 
 
 def items_text(pair: PairReport) -> str:
@@ -259,12 +266,14 @@ def items_text(pair: PairReport) -> str:
     sides = [(name, side.items) for name, side in (("Yes", pair.yes), ("No", pair.no)) if side]
     if all(items == pair.items for _, items in sides):
         return counted(pair.items, "item")
-    return " and ".join(f"{counted(items, 'item')} with {name} rows" for name, items in sides)
+    return " and ".join(f"{counted(items, 'item')} with {rows_called(name, pair.choice)}" for name, items in sides)
 
 
-def _evenness_words(report: EvennessReport) -> str:
+def _evenness_words(pair: PairReport) -> str:
+    report = pair.evenness
     if report.verdict == "cannot tell":
-        return f"whether the Yes map is more or less even cannot be told ({report.reason})"
+        map_of = "map" if pair.choice else "Yes map"
+        return f"whether the {map_of} is more or less even cannot be told ({report.reason})"
     change = report.margin or report.d_prime
     assert change is not None
     what = f"the margins, in {evenness.MARGIN_UNIT}" if report.margin else "d'"

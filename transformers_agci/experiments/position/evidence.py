@@ -120,20 +120,22 @@ def _notes(results: Sequence[ProbeResult], pairs: Sequence[Comparison], margin: 
         tables = [t for t in (result.yes, result.no) if t]
         if unreadable := sum(int(np.nansum(t.unreadable)) for t in tables):
             notes.append(
-                f"{unreadable} of {sum(t.rows for t in tables)} replies of {result.label} are neither Yes nor No and "
-                "count as wrong."
+                f"{unreadable} of {sum(t.rows for t in tables)} replies of {result.label} are "
+                f"{'no letter' if result.choice else 'neither Yes nor No'} and count as wrong."
             )
     bare = [r.label for r in results if not any(t.has_margins for t in (r.yes, r.no) if t)]
     if bare:
         notes.append(
-            f"No margins in {', '.join(bare)}: no AUC, no calibration, and evenness only by d', if there are No rows."
+            f"No margins in {', '.join(bare)}: no AUC, no calibration, "
+            + ("no verdict on evenness." if results[0].choice else "and evenness only by d', if there are No rows.")
         )
     for result in results:
         tables = [t for t in (result.yes, result.no) if t]
         if all(np.nanmin(t.correct) == 1 for t in tables):
             notes.append(f"Every answer of {result.label} is right: nothing about its positions can be tested.")
         if any(t is None for t in (result.yes, result.no)):
-            notes.append(f"{result.label} has {'Yes' if result.yes else 'No'} rows only: no d', no balanced accuracy.")
+            only = "choices between options" if result.choice else f"{'Yes' if result.yes else 'No'} rows only"
+            notes.append(f"{result.label} has {only}: no d', no balanced accuracy.")
         without = sum(int(np.isnan(t.margin[~np.isnan(t.correct)]).sum()) for t in tables if t.has_margins)
         if without:
             notes.append(f"{without} rows of {result.label} have no margin and are left out of what margins show.")
@@ -160,7 +162,8 @@ def _single(result: ProbeResult, resampling: ResamplingConfig | None) -> ResultE
         n = int(known.sum())
         right = int((np.nanmin(correct, axis=1) == 1).sum())
         alike = int((np.nanmin(said, axis=1) == np.nanmax(said, axis=1)).sum())
-        consistency = Consistency(st.wilson(right, n), st.wilson(alike, n))
+        # Of a choice it is known whether the letter is right, and not which other one was given.
+        consistency = Consistency(st.wilson(right, n), st.NO_DATA if result.choice else st.wilson(alike, n))
     answers = result.yes, result.no
     return ResultEvidence(measure(result, resampling), consistency, calibration(*answers), roc_curve(*answers))
 
@@ -203,5 +206,5 @@ def _evenness_p(pair: PairReport) -> float:
         ]
     )
     shares = stats.t.sf(np.array([places, -places]), np.array(found.unit_items) - 1)
-    p = float(min(1.0, 2 * shares.max(axis=1).min()))
+    p = float(np.minimum(1.0, 2 * shares.max(axis=1).min()))  # NaN stays NaN
     return np.nan if p <= 0.05 and found.verdict == "cannot tell" else p

@@ -50,6 +50,8 @@ def evidence_tables(evidence: Evidence) -> list[Table]:
                 title=f"p, and in brackets Holm's correction for all {_tests(evidence)} tests of this table"
             ),
         ]
+    if evidence.results[0].report.choice:  # most measures are of Yes/No questions
+        tables = [table for table in map(_without_empty_columns, tables) if len(table.header) > 1]
     return tables
 
 
@@ -63,6 +65,11 @@ Column = tuple[str, Callable[[Any], str]]
 def _table(first: str, rows: Sequence[tuple[str, Any]], columns: Sequence[Column]) -> Table:
     header = [first, *(name for name, _ in columns)]
     return Table("", header, [[label, *(write(row) for _, write in columns)] for label, row in rows])
+
+
+def _without_empty_columns(table: Table) -> Table:
+    kept = [k for k in range(len(table.header)) if any(row[k] != ABSENT for row in table.rows)]
+    return table._replace(header=[table.header[k] for k in kept], rows=[[row[k] for k in kept] for row in table.rows])
 
 
 def _levels(results: Sequence[ResultEvidence]) -> Table:
@@ -83,8 +90,9 @@ def _levels(results: Sequence[ResultEvidence]) -> Table:
         tests = [side.failures for side in (row.report.yes, row.report.no) if side and side.failures]
         return p_value(min(1.0, len(tests) * min(test.p for test in tests))) if tests else ABSENT
 
+    choice = results[0].report.choice
     columns: list[Column] = [
-        ("Yes %", lambda row: PERCENT.write(row.report.yes and row.report.yes.accuracy)),
+        ("right %" if choice else "Yes %", lambda row: PERCENT.write(row.report.yes and row.report.yes.accuracy)),
         ("No %", lambda row: PERCENT.write(row.report.no and row.report.no.accuracy)),
         ("balanced %", lambda row: PERCENT.write(row.report.balanced)),
         (f"sd of margins over cells, in {MARGIN_UNIT}", sd),
@@ -126,7 +134,10 @@ def _changes(evidence: Evidence) -> Table:
         return f"{'yes' if row.equivalence.shown else 'not shown'}, p = {row.equivalence.p:.2g}"
 
     columns: list[Column] = [
-        ("Yes, points", lambda row: POINTS.write(row.pair.yes and row.pair.yes.accuracy.overall)),
+        (
+            "points" if evidence.results[0].report.choice else "Yes, points",
+            lambda row: POINTS.write(row.pair.yes and row.pair.yes.accuracy.overall),
+        ),
         ("No, points", lambda row: POINTS.write(row.pair.no and row.pair.no.accuracy.overall)),
         ("balanced, points", lambda row: POINTS.write(row.pair.balanced)),
         ("AUC", lambda row: THREE_CHANGE.write(row.pair.auc)),
@@ -184,7 +195,7 @@ def _by_position(evidence: Evidence) -> Table:
     for name, change in (("Yes", comparison.pair.yes), ("No", comparison.pair.no)):
         if change is None:
             continue
-        header += [f"{name}, points", "p"]
+        header += ["points" if comparison.pair.choice else f"{name}, points", "p"]
         columns += [[POINTS.write(cell) for cell in change.accuracy.cells], list(map(p_value, change.holm_cells))]
         if change.margin is not None:
             header += [f"margin of {name} rows, logits", "p"]
@@ -193,6 +204,8 @@ def _by_position(evidence: Evidence) -> Table:
     title = (
         "by position (paired): answers by McNemar's test, margins by the t test; p with Holm's correction over the "
         "positions of Yes and No rows, for each of the two"
+        if not comparison.pair.choice
+        else "by position (paired): by McNemar's test; p with Holm's correction over the positions"
     )
     return Table(title, header, list(zip(*columns, strict=True)))
 
@@ -245,7 +258,10 @@ def _all_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
         return NO_DATA if found is None else Interval(found.estimate, found.low, found.high, 1).scaled(factor)
 
     return [
-        ("Yes rows right, %", [(r.yes.accuracy if r.yes else NO_DATA).scaled(100) for r in reports]),
+        (
+            "right, %" if reports[0].choice else "Yes rows right, %",
+            [(r.yes.accuracy if r.yes else NO_DATA).scaled(100) for r in reports],
+        ),
         ("No rows right, %", [(r.no.accuracy if r.no else NO_DATA).scaled(100) for r in reports]),
         ("AUC of the margins", [r.auc or NO_DATA for r in reports]),
         (f"balanced accuracy, points,\n{against}", [NO_DATA, *((p.balanced or NO_DATA).scaled(100) for p in pairs)]),

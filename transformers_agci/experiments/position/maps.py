@@ -9,6 +9,7 @@ import numpy as np
 from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.position.comparison import AnswerChange, PairReport
 from transformers_agci.experiments.position.measures import AnswerReport, ResultReport
+from transformers_agci.experiments.position.results import rows_called
 from transformers_agci.report.heatmap import (
     Panel,
     Scale,
@@ -85,7 +86,10 @@ def accuracy_panel(report: ResultReport, name: str, scale: Scale, named: bool) -
     side: AnswerReport | None = getattr(report, name)
     if side is None:
         return None
-    answer = "Yes rows: the target is there" if name == "yes" else "No rows: the target is not there"
+    called = rows_called(name, report.choice)
+    answer = f"{called}: the target is {'not ' if name == 'no' else ''}there"
+    if report.choice:
+        answer = "choices, by the place of the right option"
     counts = {cell.n for cell in side.cells}
     per_cell = f"n = {counts.pop()} per cell" if len(counts) == 1 else ""
     mean = f"mean {100 * side.accuracy.estimate:.1f} %"
@@ -95,7 +99,7 @@ def accuracy_panel(report: ResultReport, name: str, scale: Scale, named: bool) -
     return Panel(
         values=100 * np.array([cell.estimate for cell in side.cells]).reshape(report.shape),
         scale=scale,
-        title=f"{report.label}, {name.capitalize()} rows" if named else answer,
+        title=f"{report.label}, {called}" if named else answer,
         note=", ".join(part for part in (mean, spread) if part)
         + "\n"
         + ", ".join(part for part in (per_cell, unreadable) if part),

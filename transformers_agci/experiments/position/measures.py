@@ -61,7 +61,10 @@ class MatchedRate:
 
 @dataclass(frozen=True)
 class BestThreshold:
-    """The threshold with the largest balanced accuracy on these very rows, and that (optimistic) accuracy."""
+    """The threshold with the largest balanced accuracy on these very rows, and that accuracy.
+
+    Both are optimistic: the interval takes the threshold as given, though it was chosen on the same rows.
+    """
 
     threshold: float
     balanced: Interval
@@ -87,6 +90,7 @@ class ResultReport:
     auc_cells: list[Interval] | None
     matched: MatchedRate | None
     best_threshold: BestThreshold | None
+    choice: bool  # `yes` are choices between options
     notes: list[str]  # what must be said beside the numbers
 
 
@@ -139,6 +143,7 @@ def measure(result: ProbeResult, resampling: ResamplingConfig | None = None) -> 
         auc_cells=auc and auc.cells,
         matched=matched,
         best_threshold=best,
+        choice=result.choice,
         notes=list(filter(None, [against_margin(result)])),
     )
 

@@ -27,11 +27,15 @@ Paths = Sequence[str | Path]
 
 @dataclass(frozen=True)
 class Control:
-    """How often a model says Yes without seeing the image, on Yes rows and on No rows (None where there are none)."""
+    """How often a model says Yes without seeing the image, on Yes rows and on No rows (None where there are none).
+
+    `choice`: the rows are choices between options, and `yes_rate` is how often the letter is right.
+    """
 
     name: str
     yes_rate: st.Interval | None
     no_rate: st.Interval | None
+    choice: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,17 +108,24 @@ def metrics_text(metrics: Metrics) -> str:
 
 def accuracies_text(paths: Paths) -> str:
     """One line per result file: accuracy on Yes and No rows, unreadable replies."""
-    lines = []
+    lines, choice = [], False
     for path in paths:
         result = read_results(path)
+        choice |= result.choice
         accuracies = [st.clustered_proportion(t.correct) if t else None for t in (result.yes, result.no)]
         unreadable = sum(int(np.nansum(t.unreadable)) for t in (result.yes, result.no) if t)
         lines.append([result.label, *(PERCENT.write(accuracy) for accuracy in accuracies), str(unreadable)])
+    if choice:
+        rows = [[label, right, unreadable] for label, right, _, unreadable in lines]
+        return format_table(["accuracy", "choices % [95 %]", "unreadable"], rows)
     return format_table(["accuracy", "Yes rows % [95 %]", "No rows % [95 %]", "unreadable"], lines)
 
 
 def controls_table(controls: Sequence[Control]) -> Table:
     """The Yes-rates without the image."""
+    if any(control.choice for control in controls):
+        choices = [[control.name, PERCENT.write(control.yes_rate)] for control in controls]
+        return Table("", ["right without the image", "choices % [95 %]"], choices)
     rows = [[control.name, PERCENT.write(control.yes_rate), PERCENT.write(control.no_rate)] for control in controls]
     return Table("", ["says Yes without the image", "Yes rows % [95 %]", "No rows % [95 %]"], rows)
 
@@ -160,8 +171,8 @@ def _distinct(paths: Paths) -> list[str]:
 
 def _control(name: str, path: str | Path) -> Control:
     result = read_results(path)
-    rates = [None if t is None else st.clustered_proportion(t.said_yes) for t in (result.yes, result.no)]
-    return Control(name, *rates)
+    yes, no = (None if t is None else st.clustered_proportion(t.said_yes) for t in (result.yes, result.no))
+    return Control(name, yes, no, result.choice)
 
 
 def _controls_line(controls: Sequence[Control]) -> str:
@@ -171,4 +182,5 @@ def _controls_line(controls: Sequence[Control]) -> str:
         for rate in (control.yes_rate, control.no_rate)
         if rate is not None
     ]
-    return "Yes without the image - " + ", ".join(shares) if shares else ""
+    what = "right" if any(control.choice for control in controls) else "Yes"
+    return f"{what} without the image - {', '.join(shares)}" if shares else ""

@@ -4,6 +4,7 @@ The verdict rests on the margins of the Yes rows, which have to agree in two uni
 margins; accuracies alone move with the threshold.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,11 +70,11 @@ class EvennessReport:
 
 
 def compare_evenness(
-    yes: Both | None, no: Both | None, without_margins: str = "there are no margins"
+    yes: Both | None, no: Both | None, without_margins: str = "there are no margins", *, choice: bool = False
 ) -> EvennessReport:
     """Every measure of evenness, and the verdict: by margins of the Yes rows, by d' where a result has no margins.
 
-    `without_margins` says, where there are none, whose they are.
+    `without_margins` says, where there are none, whose they are; `choice`: the rows are choices between options.
     """
     side = yes or no
     assert side is not None
@@ -82,10 +83,8 @@ def compare_evenness(
     if yes and no:
         d_prime, relative = compare_d_prime(yes, no), compare_relative_d_prime(yes, no)
         if yes[0].has_margins and no[0].has_margins:
-            both = items_with_rows(yes[0].margin, no[0].margin)
-            auc = evenness.compare(*(evenness.of_auc(yes[i].margin, no[i].margin) for i in (0, 1)), items=both)
-            by_distance = (evenness.of_margins_by_distance(yes[i].margin, no[i].margin) for i in (0, 1))
-            other = evenness.compare(*by_distance, items=both)
+            auc = _compare_both(evenness.of_auc, yes, no)
+            other = _compare_both(evenness.of_margins_by_distance, yes, no)
     if yes and yes[0].has_margins:
         margin = _compare_standardized(yes, no)
         if no is None:
@@ -93,6 +92,8 @@ def compare_evenness(
     if no and no[0].has_margins:
         margin_no = _compare_standardized(no, yes)
     said, reason = verdict_on_evenness(yes, no, (margin, other, other_unit), without_margins)
+    if choice:
+        said, reason = "cannot tell", "choices have no margins, and accuracies alone get nearer where all of them rise"
     return EvennessReport(
         margin=margin,
         margin_other_unit=other,
@@ -116,6 +117,11 @@ def _items_of_units(yes: Both | None, no: Both | None) -> tuple[int, int]:
     sides = [pair[0].margin if margins else pair[0].correct for pair in (yes, no) if pair]
     both = items_with_rows(*sides)
     return (items_with_rows(sides[0]) if margins else both), both
+
+
+def _compare_both(measure: Callable[[Floats, Floats], Floats | None], yes: Both, no: Both) -> Change | None:
+    contributions = (measure(yes[i].margin, no[i].margin) for i in (0, 1))
+    return evenness.compare(*contributions, items=items_with_rows(yes[0].margin, no[0].margin))
 
 
 def _with_rows(table: Floats) -> Floats:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +84,11 @@ class Tables:
         return bool(np.isfinite(self.margin).any())
 
 
+def rows_called(answer: str, choice: bool) -> str:
+    """What the rows of one answer are called: those of a choice between options have no Yes and No."""
+    return "choices" if choice else f"{answer.capitalize()} rows"
+
+
 class AnsweredRow(NamedTuple):
     """A result row as a reader sees it: its item (a place in `items`), its cell, what was asked and replied."""
 
@@ -100,7 +105,8 @@ class ProbeResult:
     """One model's answers: `items` names the rows of both tables (the image's key); a table without rows is None.
 
     `captions` are the items' captions, those of their Yes rows where they have any; empty where nobody asked for them.
-    `rows` are the rows in the file's order, where they were asked for.
+    `rows` are the rows in the file's order, where they were asked for. `choice`: its questions are choices between
+    options, of which `yes` holds whether the letter is right, and `no` nothing.
     """
 
     label: str
@@ -110,6 +116,7 @@ class ProbeResult:
     no: Tables | None
     captions: tuple[str, ...] = ()
     rows: tuple[AnsweredRow, ...] = ()
+    choice: bool = False
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -126,7 +133,7 @@ class ProbeResult:
 
         yes, no = (tables and tables.mapped(pick) for tables in (self.yes, self.no))
         captions = tuple(self.captions[place] if place >= 0 else "" for place in order) if self.captions else ()
-        return ProbeResult(self.label, self.shape, tuple(items), yes, no, captions)
+        return replace(self, items=tuple(items), yes=yes, no=no, captions=captions, rows=())
 
 
 class _Scored(NamedTuple):
@@ -139,6 +146,7 @@ class _Scored(NamedTuple):
     said: str | None
     margin: float
     where: str
+    choice: bool
 
 
 def read_results(
@@ -156,6 +164,12 @@ def read_results(
     if len(shapes) > 1:
         found = ", ".join(f"{r}x{c} ({where})" for (r, c), where in shapes.items())
         raise InputError(f"{path}: one map needs one grid, but the rows have several: {found}; split the file.")
+    asked = {row.choice: row.where for row in rows}
+    if len(asked) > 1:
+        raise InputError(
+            f"{path}: some rows are choices between options ({asked[True]}) and some Yes/No questions "
+            f"({asked[False]}); split the file."
+        )
     names = item_names(rows)
     items = tuple(dict.fromkeys(names))
     place = {item: number for number, item in enumerate(items)}
@@ -180,6 +194,7 @@ def read_results(
         by_answer["No"],
         tuple(captions[i] for i in items),
         tuple(kept),
+        rows[0].choice,
     )
 
 
@@ -258,8 +273,9 @@ def _score(row: Mapping[str, Any], where: str) -> _Scored:
         cell=cell,
         answer=answer,
         said=said,
-        margin=_margin(row, where),
+        margin=_margin(row, where) if row.get("options") is None else math.nan,
         where=where,
+        choice=row.get("options") is not None,
     )
 
 

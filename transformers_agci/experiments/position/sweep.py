@@ -181,6 +181,9 @@ def _check(results: Sequence[ProbeResult]) -> None:
     if len(results) < 2:
         raise InputError("A sweep needs at least two results: the baseline first, then one per lambda.")
     check_same_items(results)
+    choice = next((r.label for r in results if r.choice), None)
+    if choice:
+        raise InputError(f"'{choice}' is of choices between options; a sweep takes results with Yes rows and No rows.")
     lacking = next((r.label for r in results if r.yes is None or r.no is None), None)
     if lacking:
         raise InputError(

@@ -14,7 +14,7 @@ from transformers_agci.experiments.position.comparison import (
     check_same_grid,
     on_common_rows,
 )
-from transformers_agci.experiments.position.results import ProbeResult, Tables
+from transformers_agci.experiments.position.results import ProbeResult, Tables, rows_called
 from transformers_agci.experiments.position.sweep import FOLDS, NestedSweep, Sweep
 from transformers_agci.experiments.position.tables import pair_text
 from transformers_agci.report.table import POINTS, format_table
@@ -78,7 +78,7 @@ def plan_text(pilots: Sequence[ProbeResult], difference: float) -> str:
         )
     points = f"{100 * difference:g}"
     rows = [
-        [f"positions differ with an sd of {points} points, {name} rows", *_items(plans)]
+        [f"positions differ with an sd of {points} points, {rows_called(name, first.choice)}", *_items(plans)]
         for plans in [planning.items_for_position(correct.shape[1], difference, residual)]
     ]
     variance, what, how = _difference_variance(pilots)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from transformers_agci.errors import counted
 from transformers_agci.experiments.position.comparison import PairReport, items_text
 from transformers_agci.experiments.position.measures import AnswerReport, ResultReport
+from transformers_agci.experiments.position.results import rows_called
 from transformers_agci.report.table import (
     ABSENT,
     CHANGE,
@@ -28,7 +29,9 @@ POINTS_SQUARED_CHANGE = Style(1e4, 2, signed=True)
 
 def result_text(report: ResultReport) -> str:
     """The numbers of one result: overall, evenness, per position."""
-    counts = ", ".join(counted(side.accuracy.n, f"{name} row") for name, side in _sides(report))
+    counts = ", ".join(
+        counted(side.accuracy.n, "choice" if report.choice else f"{name} row") for name, side in _sides(report)
+    )
     lines = [
         f"{report.label}: {counted(report.items, 'item')} on a {report.shape[0]}x{report.shape[1]} grid, {counts}",
         "",
@@ -46,7 +49,12 @@ def _sides(report: ResultReport) -> list[tuple[str, AnswerReport]]:
 
 def _overall(report: ResultReport) -> str:
     rows = [
-        [f"accuracy, {name} rows", PERCENT.write(side.accuracy), str(side.accuracy.n), str(side.unreadable)]
+        [
+            f"accuracy, {rows_called(name, report.choice)}",
+            PERCENT.write(side.accuracy),
+            str(side.accuracy.n),
+            str(side.unreadable),
+        ]
         for name, side in _sides(report)
     ]
     if report.balanced and report.d_prime and report.criterion:
@@ -57,7 +65,7 @@ def _overall(report: ResultReport) -> str:
         rows.append(["AUC of the margins", Style(digits=3).write(report.auc), str(report.auc.n), ""])
     if report.best_threshold:
         best = report.best_threshold
-        name = f"balanced accuracy at its best threshold ({best.threshold:+.2f})"
+        name = f"balanced accuracy at its best threshold ({best.threshold:+.2f}), chosen on these rows"
         rows.append([name, PERCENT.write(best.balanced), str(best.balanced.n), ""])
     if report.matched:
         name = f"accuracy, Yes rows, where {100 * report.matched.no_rate:.0f} % of No rows are right"
@@ -71,12 +79,13 @@ def _overall(report: ResultReport) -> str:
 def _evenness(report: ResultReport) -> str:
     rows = []
     for name, side in _sides(report):
-        rows.append([f"sd, {name} rows (points)", *_spread(side.spread.sd, 100), _unbiased(side.unevenness, 100)])
-        rows.append([f"max - min, {name} rows (points)", *_spread(side.spread.gap, 100), ""])
+        called = rows_called(name, report.choice)
+        rows.append([f"sd, {called} (points)", *_spread(side.spread.sd, 100), _unbiased(side.unevenness, 100)])
+        rows.append([f"max - min, {called} (points)", *_spread(side.spread.gap, 100), ""])
         if side.margin_spread:
             spread = _spread(side.margin_spread.sd, 1)
-            rows.append([f"sd of margin, {name} rows (logits)", *spread, ""])
-            rows.append([f"the same in {MARGIN_UNIT}, {name} rows", *[""] * 4, _unbiased(side.margin_unevenness)])
+            rows.append([f"sd of margin, {called} (logits)", *spread, ""])
+            rows.append([f"the same in {MARGIN_UNIT}, {called}", *[""] * 4, _unbiased(side.margin_unevenness)])
     table = format_table(["over the cells", "observed", "by chance", "95 % below", "p", "without bias"], rows)
     return f"{table}\n({MARGIN_UNIT_NOTE})" if any(side.margin for _, side in _sides(report)) else table
 
@@ -95,11 +104,12 @@ def _tests(report: ResultReport) -> str:
     """Is there an effect of the position: three tests; and do rows fail at some positions more than at others?"""
     rows = []
     for name, side in _sides(report):
-        rows.append([f"accuracy, {name} rows", p_value(side.spread.sd.p), *map(_test, (side.hotelling, side.cochran))])
+        called = rows_called(name, report.choice)
+        rows.append([f"accuracy, {called}", p_value(side.spread.sd.p), *map(_test, (side.hotelling, side.cochran))])
         if side.margin_spread:
-            rows.append([f"margin, {name} rows", p_value(side.margin_spread.sd.p), _test(side.margin_hotelling), ""])
+            rows.append([f"margin, {called}", p_value(side.margin_spread.sd.p), _test(side.margin_hotelling), ""])
         failed = sum(side.missing_cells) + side.unreadable
-        rows.append([f"missing or unreadable, {name} rows: {failed}", "", "", _test(side.failures)])
+        rows.append([f"missing or unreadable, {called}: {failed}", "", "", _test(side.failures)])
     return format_table(["effect of the position on", "permutation p", "Hotelling T^2, p", "Cochran's Q, p"], rows)
 
 
@@ -110,7 +120,7 @@ def _test(test: TestResult | None) -> str:
 def _positions(report: ResultReport) -> str:
     header, columns = ["position"], [list(report.positions)]
     for name, side in _sides(report):
-        header += [f"{name} %  [95 %]", "n", "unreadable"]
+        header += ["right %  [95 %]" if report.choice else f"{name} %  [95 %]", "n", "unreadable"]
         columns += [
             [PERCENT.write(cell) for cell in side.cells],
             [str(cell.n) for cell in side.cells],
@@ -145,11 +155,23 @@ def _detection(report: ResultReport) -> str:
 
 def _remarks(report: ResultReport) -> list[str]:
     lines = []
-    if report.no is None:
+    if report.choice:
+        lines += [
+            "",
+            "Choices between options: a guess is right once in as many as there are options, and a map may show that "
+            "a model prefers a letter. There are no negatives, and so no d' and no margins.",
+        ]
+    elif report.no is None:
         lines += [
             "",
             "Only Yes rows: accuracy is the Yes-rate and cannot tell sight from a habit of saying Yes; "
             "give negatives for balanced accuracy and d'.",
+        ]
+    if report.best_threshold:
+        lines += [
+            "",
+            "The best threshold is chosen on the rows it is measured on: that balanced accuracy is too high for other "
+            "rows, and its interval takes the threshold as given.",
         ]
     lines += [f"\n{note}" for note in report.notes]
     lines += [
@@ -158,8 +180,8 @@ def _remarks(report: ResultReport) -> list[str]:
         if side.without_margin
     ]
     lines += [
-        f"\nRows fail at some positions more than at others ({name} rows: {p_text(side.failures.p)}): what is missing "
-        "may be what was wrong, and the tests above cannot be trusted."
+        f"\nRows fail at some positions more than at others ({rows_called(name, report.choice)}: "
+        f"{p_text(side.failures.p)}): what is missing may be what was wrong, and the tests above cannot be trusted."
         for name, side in _sides(report)
         if side.failures and side.failures.p <= 0.05
     ]
@@ -170,10 +192,10 @@ def pair_text(pair: PairReport) -> str:
     """The difference of two results over all positions: accuracy, signal detection, evenness."""
     lines = [f"{pair.second} minus {pair.first}, {items_text(pair)} (paired; intervals count items)", ""]
     rows = []
-    for name, change in (("Yes rows", pair.yes), ("No rows", pair.no)):
+    for name, change in (("Yes", pair.yes), ("No", pair.no)):
         if change:
             overall = change.accuracy.overall
-            rows.append([f"accuracy, {name} (points)", POINTS.write(overall), str(overall.n)])
+            rows.append([f"accuracy, {rows_called(name, pair.choice)} (points)", POINTS.write(overall), str(overall.n)])
     for name, value, style in (
         ("balanced accuracy (points)", pair.balanced, POINTS),
         ("d'", pair.d_prime, CHANGE),
@@ -198,6 +220,7 @@ def _evenness_table(pair: PairReport) -> str:
         _change("d' of the cells", found.d_prime),
         _change("accuracy (points^2)", found.accuracy, POINTS_SQUARED, POINTS_SQUARED_CHANGE),
     ]
+    rows = rows[-1:] if pair.choice else rows  # what is left of a choice without margins
     if found.threshold_matched:
         matched = found.threshold_matched
         name = f"accuracy, first shifted by {matched.shift:+.2f} to the same Yes-rate (points^2)"
@@ -223,7 +246,14 @@ def pair_positions(pair: PairReport, positions: Sequence[str]) -> Table:
     header, columns = ["position"], [list(positions)]
     for name, change in (("Yes", pair.yes), ("No", pair.no)):
         if change:
-            header += [f"{name} [95 %]", "[all at once]", "gained", "lost", "McNemar p", "Holm"]
+            header += [
+                "points [95 %]" if pair.choice else f"{name} [95 %]",
+                "[all at once]",
+                "gained",
+                "lost",
+                "McNemar p",
+                "Holm",
+            ]
             columns += [
                 [POINTS.write(cell) for cell in change.accuracy.cells],
                 [POINTS.bounds(cell) for cell in change.simultaneous_cells],
@@ -238,8 +268,8 @@ def pair_positions(pair: PairReport, positions: Sequence[str]) -> Table:
 def summary_text(results: Sequence[ResultReport], pair: PairReport) -> str:
     """Two results and their difference on one screen: per position, then over all of them."""
     header, columns = ["correct, %"], [[*results[0].positions, "all positions"]]
-    for name, side in (("yes", "Yes rows"), ("no", "No rows")):
-        change = getattr(pair, name)
+    for name in ("yes", "no"):
+        change, side = getattr(pair, name), rows_called(name, pair.choice)
         if change is None:
             continue
         for report, label in zip(results, (f"{side}: {_short(pair.first)}", _short(pair.second)), strict=True):
@@ -272,7 +302,7 @@ def _summary_overall(results: Sequence[ResultReport], pair: PairReport) -> str:
         if getattr(pair, name):
             spreads = [getattr(report, name).spread.sd for report in results]
             texts = [f"{100 * s.observed:.1f} (chance {100 * s.expected:.1f}, {p_text(s.p)})" for s in spreads]
-            rows.append([f"sd over positions, {name.capitalize()} rows", *texts, ""])
+            rows.append([f"sd over positions, {rows_called(name, pair.choice)}", *texts, ""])
     margin = pair.evenness.margin
     if margin:
         roots = [NUMBER.value(signed_root(value)) for value in margin[:2]]
