@@ -90,7 +90,8 @@ def check_frames(row: RowOfRuns, inside: Sequence[bool]) -> None:
         if 0 < number <= len(inside) and inside[number - 1]:
             fits = opened and not marks
         else:
-            fits = number == 0 or opened == (marks[:1] == [end])
+            touch = 0 < number <= len(inside) and not text  # crops whose image has lost its marks
+            fits = number == 0 or (opened == (marks[:1] == [end]) and not touch)
             opened = marks[-1:] == [begin]
         if not fits:
             raise ValueError(
