@@ -75,6 +75,14 @@ STEPS = (
         shared=False,
     ),
     Step(
+        "Four bits",
+        f"{TESTS} tests/test_inference_load.py -k on_a_gpu",
+        f"{TESTS} tests/test_inference_load.py -k on_a_gpu",
+        None,
+        lane=1,
+        shared=False,
+    ),
+    Step(
         "Position probe",
         "probe_speed.py --random_7b --items 8 --rounds 1 --plain_rows 18 --batch_sizes 9 36 72 --leave_out",
         "probe_speed.py --random_7b --items 2 --rounds 1 --plain_rows 2 --batch_sizes 9 --leave_out",

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -400,3 +401,31 @@ def test_without_a_network_the_hubs_client_is_not_waited_for(monkeypatch: pytest
     with pytest.raises(InputError, match=r"nobody/nothing is neither .* and the hub cannot be reached"):
         load(LoadOptions("nobody/nothing"))
     assert asked == [("nobody/nothing", True)]
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or find_spec("bitsandbytes") is None, reason="no GPU, or no bitsandbytes"
+)
+@pytest.mark.parametrize("dtype", ["auto", "float16"])
+def test_four_bits_on_a_gpu(dtype: str, tmp_path: Path) -> None:
+    """The decoder's matrices and nothing else are nf4, what sees the image and the output matrix have the dtype, and
+    the model answers.
+    """
+    from transformers_agci.cli import main
+    from transformers_agci.embedded.location import embedded_model_path
+
+    wanted = "float16" if dtype == "float16" else "bfloat16"
+    loaded = load(LoadOptions(str(embedded_model_path()), dtype=dtype, load_in_4bit=True))
+    quantized = {name: module for name, module in loaded.model.named_modules() if type(module).__name__ == "Linear4bit"}
+    assert quantized
+    assert all(".language_model.layers." in f".{name}" for name in quantized)
+    assert {module.weight.quant_type for module in quantized.values()} == {"nf4"}
+    assert {module.compute_dtype for module in quantized.values()} == {getattr(torch, wanted)}
+    kept = {parameter.dtype for parameter in loaded.model.model.visual.parameters()}
+    assert kept == {getattr(torch, wanted)} == {loaded.model.get_output_embeddings().weight.dtype}
+    assert loaded.identity["quantization"] == f"4bit nf4, vision and output matrix in {wanted}"
+    answers = tmp_path / "A.jsonl"
+    assert main(["probe", "--items", "1", "--load_in_4bit", "--dtype", dtype, "--answer_file", str(answers)]) == 0
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert len(rows) == 18
+    assert {row["prediction"] for row in rows} <= {"Yes", "No"}

@@ -101,10 +101,11 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
 
 def _model_identity(model: Any, options: LoadOptions, device: Any) -> dict[str, Any]:
     """What shapes the numbers, beside the weights."""
+    dtype = str(model.dtype).removeprefix("torch.")
     return {
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype,
         "attention": getattr(model.config, "_attn_implementation", None),
-        "quantization": "4bit nf4, vision and output matrix in bfloat16" if options.load_in_4bit else None,
+        "quantization": f"4bit nf4, vision and output matrix in {dtype}" if options.load_in_4bit else None,
         "device": device.type,
     }
 
@@ -285,7 +286,7 @@ def _four_bit(folder: Path, options: LoadOptions, torch: Any) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=_dtype(options, folder, torch),
         llm_int8_skip_modules=_not_quantized(_shape_of(folder, options)),  # its name says int8; it is for both
     )
 
