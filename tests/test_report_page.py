@@ -18,6 +18,7 @@ from transformers_agci.data.grid import POSITIONS
 from transformers_agci.experiments.position.comparison import compare
 from transformers_agci.experiments.position.results import read_results
 from transformers_agci.report.page.columns import MOST_LETTERS, Texts, column, margins
+from transformers_agci.report.page.plots import Point, Series, interval_plot, line_plot
 from transformers_agci.report.page.render import typeset
 from transformers_agci.statistics.signal_detection import auc_without_each, roc
 
@@ -104,7 +105,8 @@ def test_hostile_texts_are_text(tmp_path: Path) -> None:
     results = {}
     for kind in (False, True):
         _, results[kind] = report(tmp_path / str(kind), hostile=kind, items=len(HOSTILE), images=True)
-    ours = {"td", "tr", "th", "line", "path", "text", "title", "svg", "g", "li", "span", "rect"}  # follow the values
+    drawn = {"svg", "g", "defs", "use", "path", "text", "title", "clippath", "rect"}
+    ours = {"td", "tr", "th", "li", "span", *drawn}  # follow the values
     kept = [[tag for tag, _ in page.tags if tag.removeprefix("/") not in ours] for page in results.values()]
     assert kept[0] == kept[1]
     assert len([1 for tag, _ in results[True].tags if tag == "script"]) == 2
@@ -248,3 +250,22 @@ def test_images_that_moved_with_their_result_are_found(tmp_path: Path) -> None:
 def test_letters_that_turn_the_text_around_are_written_out_in_labels(tmp_path: Path) -> None:
     text, _ = report(tmp_path, "--labels", "first", "turned \u202e around")
     assert "turned \\u202e around" in html.unescape(text) and "\u202e" not in html.unescape(text)
+
+
+def test_plots_are_text_in_the_page_s_colours_and_share_no_names() -> None:
+    points = [Point(0.5, 0.25, 0.75), Point(-1.0), Point(float("nan"))]
+    label = f"{HOSTILE[0]} $x$ \x07"
+    forest = interval_plot("a forest", ["first", label, "none"], [Series("estimate", points)], zero=True)
+    lines = line_plot(
+        "lines", [Series(label, points), Series("chance", points[:1], dashed=True)], x_label="x", y_label="y"
+    )
+    for plot, title, marks in ((forest, "a forest: estimate, first: 0.5, 0.25 to 0.75; ", 2), (lines, "lines: ", 3)):
+        page = Elements(plot.svg)
+        assert page.tags[0][1]["aria-label"].startswith(title)
+        assert [tag for tag, _ in page.tags].count("title") == marks  # a point without a value is not drawn
+        assert not [names for _, names in page.tags if {"style", "onload"} & set(names)]
+        colours = {names[kind] for _, names in page.tags for kind in ("fill", "stroke") if kind in names}
+        assert colours <= {"none", *(f"var(--{name})" for name in ("ink", "soft", "rule", "paper", "s1"))}
+        assert r"$x$ \x07" in html.unescape(plot.svg) and "<script" not in plot.svg
+    names = [re.findall(r' id="([^"]+)"', plot.svg) for plot in (forest, lines)]
+    assert all(names) and not set(names[0]) & set(names[1])

@@ -1,33 +1,40 @@
-"""Plots as geometry: where every line, marker and word of an SVG stands, in pixels. The template writes them down.
+"""The page's plots: values with their intervals in rows, and lines, drawn by matplotlib."""
 
-Colours are classes, so that a plot follows the page's dark and light looks; every series has a marker of its own.
-"""
-
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-MARKERS = (  # paths around (0, 0)
-    "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0z",
-    "M-4,-4h8v8h-8z",
-    "M0,-5l5,9h-10z",
-    "M0,-5l5,5l-5,5l-5,-5z",
-    "M0,5l5,-9h-10z",
-)
-COLOURS = 6  # series colours of the style sheet
-ROW = 26  # pixels of one row of an interval plot
-LETTER = 6.6  # pixels, about, of a letter of the labels
+from transformers_agci.errors import printable
+from transformers_agci.report.heatmap import GREY, INK
+from transformers_agci.report.page.svg import PAPER, POINTS_PER_INCH, RULE, SERIES, inline_svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MARKERS = "os^Dv"  # a series has one of its own, beside its colour
+ROW = 26.0  # pixels of one row of an interval plot
+LETTER = 6.4  # pixels, about, of a letter of the labels
+LABEL_LETTERS = 40  # of a row's name before it is broken
+WORDS = 11.5  # pixels of the letters' height
+MOST_SAID = 40  # points that a plot's description reads out; the tables have all
 
 
-class Point(NamedTuple):
+@dataclass(frozen=True)
+class Point:
     """A value and its interval, NaN where there is none; in a line plot `x` is where it stands."""
 
     value: float
     low: float = np.nan
     high: float = np.nan
     x: float = 0.0
+
+    def said(self, form: str) -> str:
+        """ "1.5, 1.2 to 1.8"."""
+        text = f"{self.value:{form}}"
+        return text if not np.isfinite(self.low) else f"{text}, {self.low:{form}} to {self.high:{form}}"
 
 
 @dataclass(frozen=True)
@@ -41,87 +48,34 @@ class Series:
     marked: bool = True
 
 
-class Mark(NamedTuple):
-    """A marker with its interval's two ends (both the marker's place where there is none), and what it says."""
-
-    x: float
-    y: float
-    x1: float
-    y1: float
-    x2: float
-    y2: float
-    said: str
-
-
-class Tick(NamedTuple):
-    """A place on an axis and its word."""
-
-    at: float
-    text: str
-
-
-class Drawn(NamedTuple):
-    """A series as drawn."""
-
-    label: str
-    colour: int
-    marker: str
-    dashed: bool
-    path: str
-    marks: list[Mark]
-
-
 @dataclass(frozen=True)
 class Plot:
-    """An SVG: the frame (left, top, right, bottom) holds the data, ticks and labels stand around it."""
+    """A figure of the page: its title as text, and the SVG's markup."""
 
     title: str
-    description: str
-    width: float
-    height: float
-    frame: tuple[float, float, float, float]
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    x_label: str
-    y_label: str
-    series: list[Drawn]
-    zero_x: float | None = None
-    zero_y: float | None = None
-    legend: bool = True
+    svg: str
 
 
 def interval_plot(
     title: str, rows: Sequence[str], series: Sequence[Series], *, x_label: str = "", zero: bool = False, form: str = "g"
 ) -> Plot:
     """A row per name in `rows`, in it a point with its interval per series: a forest plot, or values per cell."""
-    values = [v for s in series for p in s.points for v in (p.value, p.low, p.high)] + ([0.0] if zero else [])
-    left = 16 + LETTER * max(len(row) for row in rows)
-    frame = (left, 8.0, left + 260.0, 8.0 + ROW * len(rows))
-    low, high, ticks = _range(values, 5)
-    to_x = _scaled(low, high, frame[0], frame[2])
-    drawn = []
+    names = [textwrap.fill(printable(row), LABEL_LETTERS) for row in rows]
+    letters = max(len(line) for name in names for line in name.split("\n"))
+    axes = _axes(276 + LETTER * letters, ROW * len(rows) + (44 if x_label else 28), series)
+    words: dict[str, str] = {}
     for number, one in enumerate(series):
-        shift = (number - (len(series) - 1) / 2) * min(7.0, ROW * 0.7 / len(series))
-        marks = [
-            _across(point, to_x, frame[1] + ROW * (place + 0.5) + shift, f"{one.label}, {rows[place]}", form)
-            for place, point in enumerate(one.points)
-            if np.isfinite(point.value)
-        ]
-        drawn.append(_drawn(one, number, "", marks))
-    return Plot(
-        title,
-        _described(drawn),
-        frame[2] + 16,
-        frame[3] + 40,
-        frame,
-        [Tick(to_x(tick), _number(tick)) for tick in ticks],
-        [Tick(frame[1] + ROW * (place + 0.5), row) for place, row in enumerate(rows)],
-        x_label,
-        "",
-        drawn,
-        zero_x=to_x(0.0) if zero else None,
-        legend=len(series) > 1,
-    )
+        shift = (number - (len(series) - 1) / 2) * min(7.0, ROW * 0.7 / len(series)) / ROW
+        places = np.arange(len(rows)) + shift
+        values = [point.value for point in one.points]
+        axes.errorbar(values, places, xerr=_errors(one.points), **_interval(number))
+        said = [f"{one.label}, {row}: {point.said(form)}" for row, point in zip(rows, one.points, strict=True)]
+        _marks(axes, number, (values, places), said, words)
+    axes.set(xlabel=x_label, ylim=(len(rows) - 0.5, -0.5))
+    axes.set_yticks(range(len(rows)), names)
+    if zero:
+        axes.axvline(0, color=GREY, linewidth=1.2, linestyle=(0, (2, 3)))
+    return _plot(axes, title, series, words)
 
 
 def line_plot(
@@ -135,77 +89,93 @@ def line_plot(
     x_names: Sequence[tuple[float, str]] = (),
 ) -> Plot:
     """Lines through points at their `x`; `unit_square` spans 0 to 1 on both axes; `x_names` are the ticks instead."""
-    size = (360.0, 360.0) if unit_square else (460.0, 320.0)
-    frame = (62.0, 10.0, size[0] - 14, size[1] - 50)
-    xs = [p.x for s in series for p in s.points]
-    ys = [v for s in series for p in s.points for v in (p.value, p.low, p.high)]
-    x_low, x_high, x_ticks = _range([0.0, 1.0] if unit_square else xs, 6)
-    y_low, y_high, y_ticks = _range([0.0, 1.0] if unit_square else [*ys, *([0.0] if zero else [])], 6)
-    to_x, to_y = _scaled(x_low, x_high, frame[0], frame[2]), _scaled(y_low, y_high, frame[3], frame[1])
-    drawn = []
+    axes = _axes(*((380.0, 372.0) if unit_square else (470.0, 320.0)), series)
+    words: dict[str, str] = {}
     for number, one in enumerate(series):
         known = [point for point in one.points if np.isfinite(point.value)]
-        path = "M" + "L".join(f"{to_x(p.x):.1f},{to_y(p.value):.1f}" for p in known) if known and one.joined else ""
-        marks = [_upright(p, to_x(p.x), to_y, one.label) for p in known] if one.marked else []
-        drawn.append(_drawn(one, number, path, marks))
-    ticks = x_names or [(tick, _number(tick)) for tick in x_ticks]
-    return Plot(
-        title,
-        _described(drawn),
-        *size,
-        frame,
-        [Tick(to_x(at), text) for at, text in ticks],
-        [Tick(to_y(tick), _number(tick)) for tick in y_ticks],
-        x_label,
-        y_label,
-        drawn,
-        zero_y=to_y(0.0) if zero else None,
-    )
+        at = [point.x for point in known], [point.value for point in known]
+        if one.joined:
+            dashes = (0, (5, 4)) if one.dashed else "-"
+            axes.plot(*at, color=_colour(number), linewidth=1.8, linestyle=dashes)
+        if one.marked:
+            axes.errorbar(*at, yerr=_errors(known), **_interval(number))
+            said = [f"{one.label}, {point.x:g}: {point.said('.3g')}" for point in known]
+            _marks(axes, number, at, said, words)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    if unit_square:
+        axes.set(xlim=(0, 1), ylim=(0, 1), box_aspect=1)
+    if x_names:
+        axes.set_xticks([at for at, _ in x_names], [name for _, name in x_names])
+    if zero:
+        axes.axhline(0, color=GREY, linewidth=1.2, linestyle=(0, (2, 3)))
+    return _plot(axes, title, series, words)
 
 
-def _drawn(series: Series, number: int, path: str, marks: list[Mark]) -> Drawn:
-    marker = MARKERS[number % len(MARKERS)]
-    return Drawn(series.label, number % COLOURS, marker, series.dashed, path, marks)
+def _axes(width: float, height: float, series: Sequence[Series]) -> "Axes":
+    """Axes of a figure of this size in pixels, to which the legend's lines are added."""
+    from matplotlib.figure import Figure
+
+    lines = sum(label.count("\n") + 1 for label in _labels(width, series))
+    size = width / POINTS_PER_INCH, (height + 1.6 * WORDS * lines) / POINTS_PER_INCH
+    axes: Axes = Figure(figsize=size, layout="constrained").subplots()
+    axes.grid(color=RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=WORDS, labelcolor=GREY)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return axes
 
 
-def _described(drawn: Sequence[Drawn]) -> str:
-    """The plot in words, for those who do not see it; long ones are in the tables."""
-    said = [mark.said for series in drawn for mark in series.marks]
-    return "; ".join(said[:40]) or ", ".join(series.label for series in drawn)
+def _labels(width: float, series: Sequence[Series]) -> list[str]:
+    """The legend's labels, broken to the figure's width; none where one series needs none."""
+    letters = int((width - 45) / LETTER)
+    return [textwrap.fill(printable(one.label), letters) for one in series] if len(series) > 1 else []
 
 
-def _across(point: Point, to_x: Callable[[float], float], y: float, name: str, form: str) -> Mark:
-    low, high = (point.low, point.high) if np.isfinite(point.low) else (point.value, point.value)
-    return Mark(to_x(point.value), y, to_x(low), y, to_x(high), y, f"{name}: {_interval(point, form)}")
+def _plot(axes: "Axes", title: str, series: Sequence[Series], words: Mapping[str, str]) -> Plot:
+    from matplotlib.lines import Line2D
+
+    figure: Any = axes.figure
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(fontsize=WORDS, color=INK)
+    keys = [
+        Line2D(
+            [],
+            [],
+            color=_colour(number),
+            linewidth=1.8 if one.joined and not one.marked else 1.4,
+            linestyle=(0, (5, 4)) if one.dashed else "-",
+            marker=MARKERS[number % len(MARKERS)] if one.marked else "",
+            markeredgecolor=PAPER,
+        )
+        for number, one in enumerate(series)
+    ]
+    if labels := _labels(figure.get_figwidth() * POINTS_PER_INCH, series):
+        figure.legend(
+            keys, labels, loc="outside lower left", frameon=False, fontsize=WORDS, labelcolor=INK, borderaxespad=0
+        )
+    said = "; ".join([*words.values()][:MOST_SAID]) or ", ".join(one.label for one in series)
+    return Plot(title, inline_svg(figure, f"{title}: {said}", words))
 
 
-def _upright(point: Point, x: float, to_y: Callable[[float], float], name: str) -> Mark:
-    low, high = (point.low, point.high) if np.isfinite(point.low) else (point.value, point.value)
-    return Mark(x, to_y(point.value), x, to_y(low), x, to_y(high), f"{name}, {point.x:g}: {_interval(point, '.3g')}")
+def _colour(number: int) -> str:
+    return SERIES[number % len(SERIES)][0]
 
 
-def _interval(point: Point, form: str) -> str:
-    text = f"{point.value:{form}}"
-    return text if not np.isfinite(point.low) else f"{text}, {point.low:{form}} to {point.high:{form}}"
+def _interval(number: int) -> dict[str, Any]:
+    return {"fmt": "none", "ecolor": _colour(number), "elinewidth": 1.4}
 
 
-def _range(values: Sequence[float], bins: int) -> tuple[float, float, list[float]]:
-    """The axis's ends and its ticks."""
-    from matplotlib.ticker import MaxNLocator
-
-    finite = [value for value in values if np.isfinite(value)] or [0.0, 1.0]
-    low, high = min(finite), max(finite)
-    pad = 0.04 * (high - low) or 0.5
-    if (low, high) == (0.0, 1.0):
-        pad = 0.0
-    ticks = [float(t) for t in MaxNLocator(bins).tick_values(low, high) if low - pad <= t <= high + pad]
-    return low - pad, high + pad, ticks
+def _errors(points: Sequence[Point]) -> list[list[float]]:
+    """How far the intervals reach below and above; nothing where there is none."""
+    return [[point.value - point.low for point in points], [point.high - point.value for point in points]]
 
 
-def _scaled(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    return lambda value: start + (value - low) / (high - low) * (end - start)
-
-
-def _number(value: float) -> str:
-    text = f"{value:.6g}"
-    return text.replace("-", "−")
+def _marks(axes: "Axes", number: int, at: tuple[Any, Any], said: Sequence[str], words: dict[str, str]) -> None:
+    """A marker per point, which says its words when it is pointed at."""
+    for x, y, text in zip(*at, said, strict=True):
+        if np.isfinite(x) and np.isfinite(y):
+            name = f"mark{len(words)}"
+            words[name] = printable(text)
+            style: Any = {"color": _colour(number), "markeredgecolor": PAPER, "markeredgewidth": 0.6, "markersize": 7}
+            axes.plot([x], [y], MARKERS[number % len(MARKERS)], gid=name, **style)

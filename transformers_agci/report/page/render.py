@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from transformers_agci.report.heatmap import COLUMN_NAMES, ROW_NAMES, Panel, Scale
-from transformers_agci.report.page import colours
+from transformers_agci.report.page import colours, svg
 from transformers_agci.report.page.plots import Plot
 from transformers_agci.report.table import ABSENT, Table
 
@@ -88,7 +88,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The HTML. The template escapes every text; only our own files and the data's JSON go in as they are."""
+    """The HTML. The template escapes every text; our own files, the plots and the data's JSON go in as they are."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -99,7 +99,7 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["typeset"] = typeset
-    script, style = _own("page.js"), f"{_own('style.css')}\n{colours.style_sheet()}\n"
+    script, style = _own("page.js"), f"{_own('style.css')}\n{svg.style_sheet()}\n{colours.style_sheet()}\n"
     return environment.get_template("template.html").render(
         page=page,
         script=script,
