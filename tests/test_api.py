@@ -35,7 +35,11 @@ from transformers_agci.method.self_check import evaluating
 from transformers_agci.report.heatmap import write_figure
 from transformers_agci.report.table import Table
 
-MODULES = sorted(set(transformers_agci._PUBLIC.values()))
+LONG = ("compare", "ruler", "study")  # their examples ask for seconds
+MODULES = [
+    pytest.param(name, marks=pytest.mark.slow) if name.rpartition(".")[2] in LONG else name
+    for name in sorted(set(transformers_agci._PUBLIC.values()))
+]
 QUIET = {"progress": False}
 
 

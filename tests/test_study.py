@@ -10,7 +10,7 @@ from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.data.sharegpt import read_entry
 from transformers_agci.experiments.study.run import LAMBDAS, Study
-from transformers_agci.experiments.study.table import CONTRASTS, CROSSED, Models, _changes, table_of
+from transformers_agci.experiments.study.table import CHANGE, CONTRASTS, CROSSED, Models, _changes, study_report
 from transformers_agci.experiments.study.training_data import write_training_data
 
 ITEMS = 4
@@ -47,7 +47,7 @@ def test_table_by_hand(tmp_path: Path) -> None:
         for seed in range(2):
             write_answers(study.answers(seed, 0.0, evaluated), "Yes", "Yes" if evaluated else "No")
             write_answers(study.answers(seed, 0.5, evaluated), "Yes", "Yes" if evaluated or seed else "No")
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_of(study).splitlines()]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in study_report(study).text.splitlines()]
     found = {line[0]: line[1:] for line in lines if line}
     right, wrong = "100.0 [51.0, 100.0]", "0.0 [0.0, 49.0]"  # Wilson's interval of four items
     always_yes = ["50.0 [15.0, 85.0]", right, wrong]
@@ -66,7 +66,7 @@ def test_table_by_hand(tmp_path: Path) -> None:
         "+0.0 [no interval]",
         "-100.0 [no interval]",
     ]
-    assert "seed 0: -50.0, seed 1: -50.0." in table_of(study)
+    assert "seed 0: -50.0, seed 1: -50.0." in study_report(study).text
 
 
 def test_contrasts_compare_like_with_like() -> None:
@@ -82,8 +82,8 @@ def test_differences_are_paired() -> None:
     yes = (rng.random((5, 40, 9)) < rng.random((5, 40, 1))).astype(float)
     models, better = Models(yes, yes), Models(np.where(np.arange(40)[:, None] < 4, 1.0, yes), yes)
     contrast = {CROSSED[1]: 1.0, CROSSED[0]: -1.0}
-    assert _changes({CROSSED[0]: models, CROSSED[1]: models}, contrast)[0] == "+0.0 [no interval]"
-    assert _changes({CROSSED[0]: models, CROSSED[1]: better}, contrast)[0].startswith("+")
+    assert CHANGE.write(_changes({CROSSED[0]: models, CROSSED[1]: models}, contrast)[0]) == "+0.0 [no interval]"
+    assert _changes({CROSSED[0]: models, CROSSED[1]: better}, contrast)[0].estimate > 0
 
 
 def test_training_data_are_balanced_and_readable(tmp_path: Path) -> None:

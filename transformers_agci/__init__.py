@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers_agci.api.benchmark import benchmark
+    from transformers_agci.api.compare import compare
     from transformers_agci.api.data import composites, probe_data, published_data
     from transformers_agci.api.flow import flow, flow_of
     from transformers_agci.api.models import load, wrap
     from transformers_agci.api.occlusion import occlusion
     from transformers_agci.api.probe import probe
+    from transformers_agci.api.report import make_report
     from transformers_agci.api.results import read_probe
+    from transformers_agci.api.ruler import ruler, ruler_calibration
     from transformers_agci.api.similarity import similarity
+    from transformers_agci.api.study import study
+    from transformers_agci.api.sweep import plan, sweep
     from transformers_agci.errors import InputError
     from transformers_agci.families import SUPPORTED_FAMILIES
     from transformers_agci.method.attach import agci, attach
@@ -53,6 +58,13 @@ _PUBLIC = {
     "flow": "transformers_agci.api.flow",
     "flow_of": "transformers_agci.api.flow",
     "benchmark": "transformers_agci.api.benchmark",
+    "make_report": "transformers_agci.api.report",
+    "sweep": "transformers_agci.api.sweep",
+    "plan": "transformers_agci.api.sweep",
+    "compare": "transformers_agci.api.compare",
+    "ruler": "transformers_agci.api.ruler",
+    "ruler_calibration": "transformers_agci.api.ruler",
+    "study": "transformers_agci.api.study",
 }
 
 __all__ = [*_PUBLIC]  # noqa: PLE0604

@@ -9,7 +9,7 @@ from typing import Any
 from transformers_agci.api.arguments import lambda_list, maybe_whole, whole_number
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, answering
-from transformers_agci.api.rows import Tabular, rows_of_files, tables_html
+from transformers_agci.api.rows import Shown, Tabular, rows_of_files, tables_html
 from transformers_agci.data.rows import require
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
@@ -28,20 +28,30 @@ from transformers_agci.storage.json_file import read_json_object
 from transformers_agci.storage.result_names import sibling_path
 
 
-@dataclass(frozen=True)
-class BenchmarkScore:
+@dataclass(frozen=True, eq=False, repr=False)
+class BenchmarkScore(Shown):
     """The figures of one lambda, as its score file has them: fractions, or percent where a name ends in _pct."""
 
     name: str
     lam: float | str
     figures: dict[str, Any]
 
-    def _repr_html_(self) -> str:
+    @property
+    def table(self) -> Table:
+        """A row per figure."""
         rows = [[name, _number(value)] for name, value in flat_figures(self.figures).items()]
-        return tables_html([Table(f"{self.name}, lambda {self.lam}", ["figure", "value"], rows)])
+        return Table(f"{self.name}, lambda {self.lam}", ["figure", "value"], rows)
+
+    @property
+    def text(self) -> str:
+        """The figures as text."""
+        return self.table.text
+
+    def _repr_html_(self) -> str:
+        return tables_html([self.table])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BenchmarkRun(Tabular):
     """A benchmark that was asked: a result file and a score per lambda."""
 

@@ -10,7 +10,7 @@ from transformers_agci.api.arguments import needed_data, place_of_lambda, some_l
 from transformers_agci.api.data import encoded
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
-from transformers_agci.api.rows import Tabular, tables_html
+from transformers_agci.api.rows import Shown, Tabular, tables_html
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.defaults import DRAW_SEED, DRAWN_ITEMS, FLOW_LAYERS, FLOW_TOKENS
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, repr=False)
-class FlowStatistics:
+@dataclass(frozen=True, eq=False, repr=False)
+class FlowStatistics(Shown):
     """Flow by source (text, answer) and lambda: mean maps and the share on the target. Shows itself as a table."""
 
     maps: list[FlowMaps]
@@ -41,13 +41,13 @@ class FlowStatistics:
     def _repr_html_(self) -> str:
         return tables_html([maps_table(self.maps)])
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """The same as text."""
         return maps_table(self.maps).text
 
-    __repr__ = __str__
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FlowRun(Tabular):
     """Flows that were measured, all lambdas in one result file; the drawn maps lie beside it."""
 
@@ -112,8 +112,8 @@ def run_flow(options: FlowOptions, rows: RowsOptions, folder: Path, run: RunOpti
     return FlowRun(flow_of_rows(options, rows, folder, run, say), (), folder)
 
 
-@dataclass(frozen=True, repr=False)
-class ImageFlow(Sequence[Flow]):
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageFlow(Shown, Sequence[Flow]):
     """The flow of one question about one image: a `Flow` per lambda. Shows itself as a table."""
 
     image: ImageSource
@@ -146,10 +146,10 @@ class ImageFlow(Sequence[Flow]):
         write_json(as_json(self.flows, self.name, self.question), numbers)
         return [*files, numbers]
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """The same as text."""
         return "\n".join(self.lines)
-
-    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         shares = [[f"{100 * float(flow.of(source).sum()):.1f}" for source in SOURCES] for flow in self.flows]

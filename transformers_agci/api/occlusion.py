@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers_agci.api.arguments import maybe_whole, needed_data, place_of_lambda, some_lambdas, whole_number
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
-from transformers_agci.api.rows import Tabular, rows_of_files, tables_html
+from transformers_agci.api.rows import Shown, Tabular, rows_of_files, tables_html
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.experiments.defaults import DRAW_SEED, DRAWN_ITEMS, OCCLUSION_TOKENS
 from transformers_agci.experiments.occlusion.files import ImageMap, read_folder
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, repr=False)
-class OcclusionStatistics(OcclusionMaps):
+@dataclass(frozen=True, eq=False, repr=False)
+class OcclusionStatistics(Shown, OcclusionMaps):
     """Mean maps by the target's place, and the share of each on the target. Shows itself as a table."""
 
     def _repr_html_(self) -> str:
         return tables_html([maps_table(self)])
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """The same as text."""
         return maps_table(self).text
 
-    __repr__ = __str__
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OcclusionRun(Tabular):
     """Occlusion maps that were made: a results folder per lambda."""
 

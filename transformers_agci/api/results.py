@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers_agci.api.arguments import share, whole_number
-from transformers_agci.api.rows import Tabular, labelled, tables_html
+from transformers_agci.api.rows import Shown, Tabular, labelled, tables_html
 from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.defaults import DRAWS
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 SETTINGS = ("engine", "method", "lambda", "strength")  # of a manifest, as columns of every row
 
 
-@dataclass(frozen=True, repr=False)
-class ProbeStatistics(Metrics):
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbeStatistics(Shown, Metrics):
     """The numbers of a probe: `results`, `pair` where there are two, `controls`. Shows itself as tables."""
 
     @property
@@ -85,11 +85,9 @@ class ProbeStatistics(Metrics):
     def __str__(self) -> str:
         return "\n\n".join([*(table.text for table in self.tables), *filter(None, [self.verdict])])
 
-    __repr__ = __str__
 
-
-@dataclass(frozen=True, repr=False)
-class ProbeEvidence(Evidence):
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbeEvidence(Shown, Evidence):
     """Each of several results against the first, and all tests. Shows itself as tables."""
 
     controls: Sequence[Control] = ()
@@ -120,13 +118,8 @@ class ProbeEvidence(Evidence):
     def _repr_html_(self) -> str:
         return tables_html(evidence_report.evidence_tables(self), self.notes)
 
-    def __str__(self) -> str:
-        return self.text
 
-    __repr__ = __str__
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ProbeRun(Tabular):
     """A probe that was run: a result file per lambda and method. `a + b` joins runs on the same items.
 
@@ -257,6 +250,11 @@ def read_probe(
         negatives=_paths("negatives_file", negatives_file),
         labels=(labels,) if isinstance(labels, str) else tuple(labels),
     )
+
+
+def as_results(given: "ProbeRun | str | Path | Sequence[str | Path]") -> ProbeRun:
+    """A run as it is; result files as `read_probe` reads them."""
+    return given if isinstance(given, ProbeRun) else read_probe(given)
 
 
 def _paths(name: str, given: Any) -> tuple[Path, ...]:

@@ -35,6 +35,20 @@ class Tabular(ABC):
         return to_arrow(self.rows)
 
 
+class Shown:
+    """What shows itself by its `text`, and in a notebook as HTML. It equals itself alone, since it holds arrays."""
+
+    def __str__(self) -> str:
+        text: str = self.text  # type: ignore[attr-defined]  # a property of each
+        return text
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
 def labelled(ours: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """A result row with what it was made with in front; a column of its own that is called alike is input_<name>.
 

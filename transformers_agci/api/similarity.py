@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers_agci.api.arguments import maybe_whole, needed_data, place_of_lambda, some_lambdas, whole_number
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
-from transformers_agci.api.rows import Tabular, rows_of_files, tables_html
+from transformers_agci.api.rows import Shown, Tabular, rows_of_files, tables_html
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import counted
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, repr=False)
-class SimilarityStatistics(SimilarityReport):
+@dataclass(frozen=True, eq=False, repr=False)
+class SimilarityStatistics(Shown, SimilarityReport):
     """Cosines overall and by position. Shows itself as a table."""
 
     @property
@@ -50,13 +50,13 @@ class SimilarityStatistics(SimilarityReport):
     def _repr_html_(self) -> str:
         return tables_html(self.tables)
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """The same as text."""
         return "\n\n".join(table.text for table in self.tables)
 
-    __repr__ = __str__
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SimilarityRun(Tabular):
     """Similarities that were measured: a result file per lambda."""
 

@@ -7,6 +7,7 @@ biases of known size, with --benchmark another task, so that a repair that costs
 """
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import get_args
 
@@ -14,10 +15,9 @@ from transformers_agci.commands.engine_options import add_engine_options, engine
 from transformers_agci.commands.options import EMBEDDED, SEED, add_draws_options, json_file, number, path, whole
 from transformers_agci.commands.parser import teller
 from transformers_agci.commands.result_options import add_margin_option, margin
+from transformers_agci.experiments.compare.arms import DEFAULT_ARMS
 from transformers_agci.experiments.defaults import ATLAS_ITEMS, CHOOSE_BY, DEV_SHARE, Choice
 from transformers_agci.method.rivals import RIVALS
-
-METHODS = ("stock", "agci:0.5", "uniform:0.5", "random:0.5", "bapa", "flat", "cca", "cca_positions")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=list(METHODS),
+        default=list(DEFAULT_ARMS),
         metavar="W",
         help=f"stock, agci:0.5, uniform:0.5, random-1:0.5, a rival ({', '.join(RIVALS)}) or one at a strength, pai:0.2",
     )
@@ -65,19 +65,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask with every method, choose, report."""
+    from transformers_agci.api.compare import run_compare
     from transformers_agci.embedded import embedded_model_path
     from transformers_agci.experiments.compare.arms import parse_arms
-    from transformers_agci.experiments.compare.command import Beside, compare_models
+    from transformers_agci.experiments.compare.command import Beside
     from transformers_agci.experiments.compare.report import ReportOptions
-    from transformers_agci.experiments.compare.run import CompareOptions
+    from transformers_agci.experiments.compare.run import Candidate, CompareOptions
+    from transformers_agci.experiments.engines import open_engine
     from transformers_agci.experiments.position.measures import ResamplingConfig
     from transformers_agci.inference.load import LoadOptions
     from transformers_agci.inference.runner import RunOptions
 
-    equal_within = margin(args)
-    models = [LoadOptions(str(embedded_model_path()) if model == EMBEDDED else model) for model in args.model]
+    equal_within, engine = margin(args), engine_options(args)
+
+    def candidate(model: str) -> Candidate:
+        name = str(embedded_model_path()) if model == EMBEDDED else model
+        return Candidate(name, lambda: contextlib.closing(open_engine(engine, LoadOptions(name))))
+
     options = CompareOptions(
-        models,
+        [candidate(model) for model in args.model],
         parse_arms(args.methods),
         args.output_dir,
         args.data,
@@ -87,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         args.item_seed,
         args.batch_size,
         RunOptions(None, args.overwrite, False, not args.quiet),
-        engine_options(args),
+        engine.name,
     )
     report = ReportOptions(args.choose_by, args.dev_share, equal_within, ResamplingConfig(args.draws, args.seed))
     beside = Beside(
@@ -98,4 +104,4 @@ def run(args: argparse.Namespace) -> int:
         args.benchmark_images,
         args.benchmark_prompt,
     )
-    return compare_models(options, report, beside, args.json, teller(add_arguments))
+    return run_compare(options, report, beside, args.json, teller(add_arguments)).exit_code

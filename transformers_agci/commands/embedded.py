@@ -120,7 +120,9 @@ def run_ruler(args: argparse.Namespace) -> int:
     and random: one JSON file, one table, one figure in --output_dir. --calibration measures the instrument's own error
     rates instead. What is planted, and which criteria were set beforehand: docs/ruler.md. A stopped run goes on.
     """
-    from transformers_agci.experiments.ruler.report import RulerOptions, calibrate, measure
+    from transformers_agci.api.ruler import run_calibration
+    from transformers_agci.api.ruler import run_ruler as run
+    from transformers_agci.experiments.ruler.report import CALIBRATION_FILE, FIGURE, RulerOptions
 
     options = RulerOptions(
         folder=args.output_dir,
@@ -131,7 +133,10 @@ def run_ruler(args: argparse.Namespace) -> int:
         sets=args.sets,
         overwrite=args.overwrite,
     )
-    print(calibrate(options) if args.calibration else measure(options))
+    if args.calibration:
+        print(f"{run_calibration(options).text}\n\nwritten to {options.folder / CALIBRATION_FILE}")
+    else:
+        print(f"{run(options).text}\nfigure: {options.folder / FIGURE}")
     return 0
 
 
@@ -157,15 +162,13 @@ def run_study(args: argparse.Namespace) -> int:
     Each fine-tuned model is probed on fresh items at both lambdas, beside the model as it was. A killed study goes on
     with the same command; a finished run is not done again. The defaults take a quarter of an hour of an idle core.
     """
+    from transformers_agci.api.study import run_study as run
     from transformers_agci.experiments.study.run import Study
-    from transformers_agci.experiments.study.table import write_table
 
-    study = Study(args.output_dir, args.seeds, args.steps, args.items)
-    study.run(functools.partial(print, flush=True))
-    table = write_table(study)
+    found = run(Study(args.output_dir, args.seeds, args.steps, args.items), functools.partial(print, flush=True))
     print(
         f"\n{args.seeds} seeds, {args.steps} steps of 8 rows, {args.items} items x 9 positions, Yes and No; percent "
-        f"and points, 95 % intervals over seeds and items:\n\n{table.text}\n\nwritten to {table.file}"
+        f"and points, 95 % intervals over seeds and items:\n\n{found.text}\n\nwritten to {found.file}"
     )
     return 0
 

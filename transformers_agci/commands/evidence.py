@@ -5,7 +5,7 @@ consistency, calibration, equivalence within a margin that is stated beforehand,
 """
 
 import argparse
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from transformers_agci.commands.options import add_draws_options, json_file, number, path
 from transformers_agci.commands.result_options import (
@@ -16,9 +16,6 @@ from transformers_agci.commands.result_options import (
 )
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE, Choice
-
-if TYPE_CHECKING:
-    from transformers_agci.experiments.position.results import ProbeResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--title", default="", help="title of the figures")
     add_controls_options(parser)
     add_draws_options(parser, "permutations of the null")
-
-
-def _read(args: argparse.Namespace) -> "list[ProbeResult]":
-    from transformers_agci.experiments.position.metrics import load_all
-
-    return load_all(args.results, args.negatives_file, args.labels)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,16 +93,8 @@ def run_sweep(args: argparse.Namespace) -> int:
     run). The items are split by a hash of their captions, which the manifest beside --json records; with --held_out
     those that report are another data set's. The best of several lambdas on the items that chose it is not reported.
     """
-    from transformers_agci.experiments.position import sweep_report
-    from transformers_agci.experiments.position.metrics import load_all
-    from transformers_agci.experiments.position.sweep import (
-        NestedSweep,
-        Sweep,
-        check_paired,
-        nested,
-        sweep,
-        sweep_apart,
-    )
+    from transformers_agci.api.results import read_probe
+    from transformers_agci.api.sweep import sweep
 
     if args.engine is not None:
         raise InputError(
@@ -119,19 +102,11 @@ def run_sweep(args: argparse.Namespace) -> int:
             "`agci probe --engine ... --global_context_lambda 0 0.1 ...` and give sweep what it writes, or let "
             "`agci compare --engine ...` do both."
         )
-    results = _read(args)
-    found: Sweep | NestedSweep
-    if args.nested:
-        found = nested(results, args.choose_by)
-    elif args.held_out:
-        notes = check_paired(args.results, args.held_out)
-        found = sweep_apart(results, load_all(args.held_out), args.choose_by)
-        found.notes.extend(notes)
-    else:
-        found = sweep(results, args.choose_by, args.dev_share)
-    print(sweep_report.sweep_text(found))
+    results = read_probe(args.results, negatives_file=args.negatives_file, labels=args.labels)
+    found = sweep(results, args.held_out, choose_by=args.choose_by, dev_share=args.dev_share, nested=args.nested)
+    print(found.text)
     if args.json:
-        sweep_report.write_sweep(found, args.json, [*args.results, *args.negatives_file, *args.held_out])
+        found.write_json(args.json)
     return 0
 
 
@@ -151,10 +126,9 @@ def run_plan(args: argparse.Namespace) -> int:
     Two effects: positions whose accuracies differ with that standard deviation, and two results whose balanced
     accuracies differ by that much. The latter needs two pilots; with one, the two results are taken as unrelated.
     """
-    from transformers_agci.experiments.position.metrics import load
-    from transformers_agci.experiments.position.sweep_report import plan_text
+    from transformers_agci.api.sweep import plan
 
     if not 0 < args.difference < 100:
         raise InputError(f"--difference must lie between 0 and 100 points, but is {args.difference:g}.")
-    print(plan_text(load(args.pilot), args.difference / 100))
+    print(plan(args.pilot, args.difference).text)
     return 0

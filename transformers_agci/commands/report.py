@@ -66,10 +66,11 @@ def _add_parts(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the page and say where it is."""
+    from transformers_agci.api.report import run_report
     from transformers_agci.experiments.position.measures import ResamplingConfig
-    from transformers_agci.experiments.report_page.make import ReportOptions, make_report
+    from transformers_agci.experiments.report_page.make import ReportOptions
 
-    written = make_report(
+    written = run_report(
         ReportOptions(
             results=args.results,
             output=args.output,
@@ -88,7 +89,5 @@ def run(args: argparse.Namespace) -> int:
             resampling=ResamplingConfig(args.draws, args.seed),
         )
     )
-    for remark in written.remarks:
-        print(remark)
-    print(f"report: {written.path} ({written.size / 1e6:.1f} MB, {written.thumbnails} thumbnails)")
+    print(written.text)
     return 0

@@ -16,6 +16,7 @@ from transformers_agci.method.names import CONTROLS
 from transformers_agci.method.rivals import RIVALS
 
 STOCK = "stock"
+DEFAULT_ARMS = (STOCK, "agci:0.5", "uniform:0.5", "random:0.5", "bapa", "flat", "cca", "cca_positions")
 
 
 @dataclass(frozen=True)

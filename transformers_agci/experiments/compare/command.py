@@ -1,6 +1,7 @@
 """A comparison from what a user asks for to the lines and files that the user reads."""
 
-import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,27 +12,34 @@ from transformers_agci.experiments.compare.report import (
     Compared,
     ReportOptions,
     compare_arms,
+    compared_figure,
     compared_json,
     compared_text,
-    draw_compared,
+    overview,
     split_items,
 )
 from transformers_agci.experiments.compare.run import (
+    ArmResult,
+    Candidate,
     CompareOptions,
     ask_arms,
     check_engine,
     model_folder,
     read_compared,
 )
-from transformers_agci.experiments.engines import NEEDS_THE_MODEL, open_engine
+from transformers_agci.experiments.engines import NEEDS_THE_MODEL
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.inference.answering import AnswerOptions
 from transformers_agci.inference.engine import Engine
 from transformers_agci.inference.progress import Say
+from transformers_agci.report.heatmap import write_figure
+from transformers_agci.report.table import Table
 from transformers_agci.storage import manifest
 from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.json_file import write_json
 from transformers_agci.storage.result_names import sibling_path
+
+NUMBERS, TEXT = "compared.json", "compared.txt"
 
 
 class Beside(NamedTuple):
@@ -45,35 +53,78 @@ class Beside(NamedTuple):
     benchmark_prompt: str | None = None
 
 
+@dataclass(frozen=True)
+class ModelComparison:
+    """One model: every arm's result, what was chosen and found, in words (`blocks`) and in numbers."""
+
+    name: str
+    folder: Path
+    results: Sequence[ArmResult]
+    compared: Compared
+    blocks: Sequence[str]
+    numbers: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ComparedModels:
+    """All models; exit_code is 1 where rows were bad."""
+
+    exit_code: int
+    models: Sequence[ModelComparison]
+
+    @property
+    def overview(self) -> Table:
+        """All of them in one table."""
+        return overview({model.name: model.compared for model in self.models})
+
+
 def compare_models(
     options: CompareOptions, report: ReportOptions, beside: Beside, target: Path | None, say: Say
-) -> int:
-    """Ask, choose and report for each model; 1 where rows were bad."""
+) -> ComparedModels:
+    """Ask, choose and report for each model, then all of them in one table; `target` is the file of all numbers."""
     _check(options, beside)
     data = read_compared(options)
-    code = 1 if data.bad_rows else 0
     for row in data.bad_rows:
         say(row.error)
     split_items(_captions(data), report.dev_share)  # too few items are an error before hours of asking
-    for model in options.models:
-        folder = model_folder(options, model)
-        with contextlib.closing(open_engine(options.engine, model)) as engine:
-            results = ask_arms(options, engine, folder, data, say)
-            compared = compare_arms(results, report)
-            blocks = [compared_text(compared, results)]
-            numbers: dict[str, Any] = compared_json(compared, results)
-            if beside.benchmark is not None:
-                text, numbers["benchmark"] = _benchmark(options, engine, beside, compared, folder)
-                blocks.append(text)
-        if beside.ruler is not None:
-            arms = [result.arm for result in compared.chosen]
-            summary, left_out = measure_on_ruler(folder, arms, beside.ruler, options.seed, beside.processes)
-            numbers["ruler"] = {"items": beside.ruler, "conditions": summary, "left_out": left_out}
-            blocks.append(f"on the ruler, {counted(beside.ruler, 'item')}:\n\n{ruler_text(summary, left_out)}")
-        say("\n" + "\n\n".join(blocks))
-        file = target if target is not None and len(options.models) == 1 else folder / "compared.json"
-        say(_write(file, folder, blocks, numbers, compared))
-    return code
+    alone, models = len(options.models) == 1, []
+    for number, model in enumerate(options.models):
+        folder = model_folder(options, number)
+        models.append(_compare_model(options, report, beside, model, folder, data, say))
+        say("\n" + "\n\n".join(models[-1].blocks))
+        say(_write(models[-1], target if alone else None))
+    found = ComparedModels(1 if data.bad_rows else 0, models)
+    if not alone:
+        say(f"\n{_write_overview(found, options.folder, target)}")
+    return found
+
+
+def _compare_model(  # noqa: PLR0917 - what a model is compared with
+    options: CompareOptions,
+    report: ReportOptions,
+    beside: Beside,
+    model: Candidate,
+    folder: Path,
+    data: ProbeData,
+    say: Say,
+) -> ModelComparison:
+    with model.opened() as engine:
+        check_engine(engine.name, options.arms)
+        results = ask_arms(options, engine, folder, data, say)
+        compared = compare_arms(results, report)
+        blocks = [compared_text(compared, results)]
+        numbers: dict[str, Any] = compared_json(compared, results)
+        if beside.benchmark is not None:
+            text, numbers["benchmark"] = _benchmark(options, engine, beside, compared, folder)
+            blocks.append(text)
+    if beside.ruler is not None:
+        arms = [result.arm for result in compared.chosen]
+        summary, left_out = measure_on_ruler(folder, arms, beside.ruler, options.seed, beside.processes)
+        numbers["ruler"] = {"items": beside.ruler, "conditions": summary, "left_out": left_out}
+        blocks.append(f"on the ruler, {counted(beside.ruler, 'item')}:\n\n{ruler_text(summary, left_out)}")
+    return ModelComparison(
+        folder.name if len(options.models) > 1 else model.name, folder, results, compared, blocks, numbers
+    )
 
 
 def _captions(data: ProbeData) -> dict[str, str]:
@@ -87,11 +138,11 @@ def _captions(data: ProbeData) -> dict[str, str]:
 def _check(options: CompareOptions, beside: Beside) -> None:
     from transformers_agci.embedded import embedded_model_path
 
-    check_engine(options.engine.name, options.arms)
-    if beside.ruler is not None and options.engine.name != "transformers":
-        raise InputError(f"`engine` {options.engine.name}: `ruler` {NEEDS_THE_MODEL}. Omit one of the two.")
+    check_engine(options.engine, options.arms)
+    if beside.ruler is not None and options.engine != "transformers":
+        raise InputError(f"`engine` {options.engine}: `ruler` {NEEDS_THE_MODEL}. Omit one of the two.")
     embedded = {str(embedded_model_path())}
-    if beside.ruler is not None and {model.model for model in options.models} != embedded:
+    if beside.ruler is not None and {model.name for model in options.models} != embedded:
         raise InputError("`ruler` plants its biases in the embedded model: compare that one alone.")
     if (beside.benchmark is None) != (beside.benchmark_data is None):
         raise InputError("`benchmark` and `benchmark_data` belong together: give both or none.")
@@ -139,10 +190,22 @@ def _benchmark(
     return "\n\n".join(said), numbers
 
 
-def _write(file: Path, folder: Path, blocks: list[str], numbers: dict[str, Any], compared: Compared) -> str:
-    """Write numbers, text and figure; returns what to say."""
-    numbers["environment"] = manifest.environment()
-    write_json(file, numbers)
-    write_atomic(folder / "compared.txt", ("\n\n".join(blocks) + "\n").encode())
-    figure = draw_compared(compared, folder / "compared.png", "against stock, held-out items")
-    return f"\nwritten: {folder / 'compared.txt'}, {file}; figure: {figure}"
+def _write(model: ModelComparison, target: Path | None) -> str:
+    """Write numbers, text and figure of one model; returns what to say."""
+    file = target or model.folder / NUMBERS
+    write_json(file, {**model.numbers, **_environment()})
+    write_atomic(model.folder / TEXT, ("\n\n".join(model.blocks) + "\n").encode())
+    figure = write_figure(compared_figure(model.compared), model.folder / "compared.png")
+    return f"\nwritten: {model.folder / TEXT}, {file}; figure: {figure}"
+
+
+def _write_overview(found: ComparedModels, folder: Path, target: Path | None) -> str:
+    """Write the table of all models, and all numbers; returns what to say."""
+    file, text = target or folder / NUMBERS, found.overview.text
+    write_json(file, {"models": {model.name: model.numbers for model in found.models}, **_environment()})
+    write_atomic(folder / TEXT, f"{text}\n".encode())
+    return f"{text}\n\nwritten: {folder / TEXT}, {file}"
+
+
+def _environment() -> dict[str, Any]:
+    return {"environment": manifest.environment()}

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.compare.arms import Arm
@@ -16,8 +15,13 @@ from transformers_agci.experiments.position.measures import ResamplingConfig
 from transformers_agci.experiments.position.results import read_results
 from transformers_agci.experiments.position.sweep import FEWEST, Choice, Split, part_of, scores_of
 from transformers_agci.method.rivals import RIVALS
-from transformers_agci.report.heatmap import write_figure
-from transformers_agci.report.table import format_table
+from transformers_agci.report.table import ABSENT, NUMBER, PERCENT, POINTS, Style, Table, format_table
+from transformers_agci.statistics.evenness import signed_root
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+THREE = Style(digits=3)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,28 @@ def compare_arms(results: Sequence[ArmResult], options: ReportOptions) -> Compar
     chosen = list(best.values())
     evidence = gather([read[arm.arm.label].select(held) for arm in chosen], options.margin, options.resampling)
     return Compared(split, options.choice, scores, chosen, evidence)
+
+
+def overview(models: Mapping[str, Compared]) -> Table:
+    """Several models in one table: every method at its chosen strength, held against the stock of its own model."""
+    rows = []
+    for name, compared in models.items():
+        pairs = [None, *(comparison.pair for comparison in compared.evidence.comparisons)]
+        for arm, row, pair in zip(compared.chosen, compared.evidence.results, pairs, strict=True):
+            level = row.report.yes.margin_unevenness if row.report.yes else None
+            rows.append(
+                [
+                    f"{name}, {arm.arm.label}",
+                    PERCENT.write(row.report.balanced),
+                    THREE.write(row.report.auc),
+                    ABSENT if level is None else NUMBER.value(signed_root(level.estimate)),
+                    POINTS.write(pair.balanced) if pair else "",
+                    pair.evenness.verdict if pair else "",
+                ]
+            )
+    header = ["model, method", "balanced %", "AUC", "sd of margins over cells", "against its stock, points", "evenness"]
+    held = {compared.split.held_out for compared in models.values()}
+    return Table(f"all models on the {', '.join(map(str, sorted(held)))} held-out items; 95 % intervals", header, rows)
 
 
 def split_items(captions: Mapping[str, str], share: float) -> tuple[list[str], list[str], Split]:
@@ -143,6 +169,6 @@ def _cost_of(result: ArmResult) -> Mapping[str, float | None]:
     return {"ms_per_row": result.ms_per_row, "kib_per_list": result.kib_per_row}
 
 
-def draw_compared(compared: Compared, path: Path, title: str) -> Path:
+def compared_figure(compared: Compared) -> "Figure":
     """The evidence suite's figure of the held-out items."""
-    return write_figure(evidence_report.evidence_figure(compared.evidence, title), path)
+    return evidence_report.evidence_figure(compared.evidence, "against stock, held-out items")

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +11,11 @@ from transformers_agci.data.rows import require_number, require_whole_number
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.compare.arms import Arm
 from transformers_agci.experiments.defaults import ATLAS_ITEMS
-from transformers_agci.experiments.engines import NEEDS_THE_MODEL, EngineOptions
+from transformers_agci.experiments.engines import NEEDS_THE_MODEL
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
 from transformers_agci.experiments.position.questions import PROMPT, prompt_form, questions
 from transformers_agci.inference.answering import AnswerOptions, TransformersEngine, answer_questions
 from transformers_agci.inference.engine import Engine
-from transformers_agci.inference.load import LoadOptions
 from transformers_agci.inference.progress import Say
 from transformers_agci.inference.questions import QuestionSet
 from transformers_agci.inference.runner import RunOptions
@@ -25,17 +24,25 @@ from transformers_agci.storage.json_file import read_json_object, write_json
 from transformers_agci.storage.reading import path_text
 
 
+class Candidate(NamedTuple):
+    """A model that is compared: its name or folder, and how it is made ready to answer."""
+
+    name: str
+    opened: Callable[[], contextlib.AbstractContextManager[Engine]]
+
+
 @dataclass(frozen=True)
 class CompareOptions:
     """What is compared, on what, and where it goes.
 
+    rows       of the position probe, where they have been read; else
     data       rows of the position probe; None: composites of the embedded atlas
     negatives  rows whose right answer is No
     items      at most so many items (of the atlas: so many, ATLAS_ITEMS where None)
-    engine     transformers, or vllm for arms of AGCI and its controls
+    engine     its name: transformers, or vllm for arms of AGCI and its controls
     """
 
-    models: Sequence[LoadOptions]
+    models: Sequence[Candidate]
     arms: Sequence[Arm]
     folder: Path
     data: Path | None = None
@@ -45,7 +52,8 @@ class CompareOptions:
     seed: int = 0
     batch_size: int | None = None
     run: RunOptions = field(default_factory=RunOptions)
-    engine: EngineOptions = field(default_factory=EngineOptions)
+    engine: str = "transformers"
+    rows: ProbeData | None = None
 
 
 class ArmResult(NamedTuple):
@@ -59,6 +67,8 @@ class ArmResult(NamedTuple):
 
 def read_compared(options: CompareOptions) -> ProbeData:
     """The rows that every arm is asked."""
+    if options.rows is not None:
+        return options.rows
     if options.data is None:
         return embedded_data(options.folder / "probe_set", options.items or ATLAS_ITEMS, options.seed, None)
     if options.img_path is None:
@@ -66,14 +76,13 @@ def read_compared(options: CompareOptions) -> ProbeData:
     return read_data(options.data, options.img_path, options.negatives, options.items, None)
 
 
-def model_folder(options: CompareOptions, model: LoadOptions) -> Path:
-    """Where a model's results go: a folder of its own where there are several."""
+def model_folder(options: CompareOptions, number: int) -> Path:
+    """Where the results of a model go: a folder of its own where there are several."""
     if len(options.models) == 1:
         return options.folder
-    names = [Path(other.model).name or other.model for other in options.models]
-    name = Path(model.model).name or model.model
-    number = options.models.index(model) + 1
-    return options.folder / (name if names.count(name) == 1 else f"{name}-{number}")
+    names = [Path(model.name).name or model.name for model in options.models]
+    name = names[number]
+    return options.folder / (name if names.count(name) == 1 else f"{name}-{number + 1}")
 
 
 def check_engine(engine: str, arms: Sequence[Arm]) -> None:

@@ -2,7 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,22 +19,39 @@ from transformers_agci.experiments.position.comparison import (
 from transformers_agci.experiments.position.results import ProbeResult, Tables, rows_called
 from transformers_agci.experiments.position.sweep import FOLDS, NestedSweep, Sweep
 from transformers_agci.experiments.position.tables import pair_text
-from transformers_agci.report.table import POINTS, format_table
+from transformers_agci.report.table import POINTS, Table
 from transformers_agci.statistics import Floats, planning
 from transformers_agci.storage import manifest
 from transformers_agci.storage.json_file import write_report
 from transformers_agci.storage.reading import read_bytes
 
 SCORES = {"balanced": "balanced accuracy, %", "auc": "AUC", "evenness": "variance of the margins over cells"}
+BASELINE_CHOSEN = "The baseline itself was chosen: no other result is better on these items."
 
 
 def sweep_text(found: Sweep | NestedSweep) -> str:
     """What was chosen, on how many items, and what it is worth on the others."""
     if isinstance(found, NestedSweep):
-        return (
-            f"{FOLDS} folds, each reported on by the result that the others chose: {', '.join(found.chosen)}\n\n"
-            f"balanced accuracy against the first result: {POINTS.write(found.gain)} points"
-        )
+        return nested_text(found)
+    pair: PairReport | None = found.pair
+    blocks = [scores_table(found).text]
+    if pair is None:
+        blocks.append(BASELINE_CHOSEN)
+    else:
+        blocks += [f"On the {found.split.held_out} held-out items:", pair_text(pair), pair.verdict]
+    return "\n\n".join([*blocks, *found.notes])
+
+
+def nested_text(found: NestedSweep) -> str:
+    """What each fold's others chose, and the gain over all items."""
+    return (
+        f"{FOLDS} folds, each reported on by the result that the others chose: {', '.join(found.chosen)}\n\n"
+        f"balanced accuracy against the first result: {POINTS.write(found.gain)} points"
+    )
+
+
+def scores_table(found: Sweep) -> Table:
+    """Every result by the measure that chooses, on the items that choose."""
     factor = {"balanced": 100.0, "auc": 1.0, "evenness": -1.0}[found.choice]
     rows = [
         [
@@ -42,13 +61,7 @@ def sweep_text(found: Sweep | NestedSweep) -> str:
         ]
         for label, score in found.scores.items()
     ]
-    table = format_table([f"on {found.split.dev} items that choose", SCORES[found.choice], ""], rows)
-    pair: PairReport | None = found.pair
-    if pair is None:
-        blocks = [table, "The baseline itself was chosen: no other result is better on these items."]
-    else:
-        blocks = [table, f"On the {found.split.held_out} held-out items:", pair_text(pair), pair.verdict]
-    return "\n\n".join([*blocks, *found.notes])
+    return Table("", [f"on {found.split.dev} items that choose", SCORES[found.choice], ""], rows)
 
 
 def write_sweep(found: Sweep | NestedSweep, path: str | Path, sources: Sequence[str | Path]) -> None:
@@ -65,8 +78,40 @@ def write_sweep(found: Sweep | NestedSweep, path: str | Path, sources: Sequence[
     write_report(manifest.path_of(target), {"settings": settings, "environment": manifest.environment()})
 
 
-def plan_text(pilots: Sequence[ProbeResult], difference: float) -> str:
-    """Items for each power: for positions that differ, and for two results that differ."""
+class PlannedEffect(NamedTuple):
+    """An effect in words, and the items that show it with each power."""
+
+    what: str
+    plans: Sequence[planning.Plan]
+
+
+@dataclass(frozen=True)
+class ItemPlan:
+    """How many items show effects of one size; `how` says where the variance of a difference comes from."""
+
+    effects: tuple[PlannedEffect, ...]
+    pilot_items: int
+    how: str
+
+    @property
+    def table(self) -> Table:
+        """A row per effect, a column per power."""
+        header = ["items needed, tests at the 5 % level", *(f"power {power:g}" for power in planning.POWERS)]
+        return Table("", header, [[effect.what, *_items(effect.plans)] for effect in self.effects])
+
+    @property
+    def source(self) -> str:
+        """The pilot, in words."""
+        return f"From a pilot of {counted(self.pilot_items, 'item')}; {self.how}."
+
+    @property
+    def text(self) -> str:
+        """The table, and what it comes from."""
+        return f"{self.table.text}\n\n{self.source}"
+
+
+def plan_items(pilots: Sequence[ProbeResult], difference: float) -> ItemPlan:
+    """Items for each power: for positions that differ by `difference` (a share), and for two results that do."""
     first = pilots[0]
     tables = {name: t for name, t in (("Yes", first.yes), ("No", first.no)) if t is not None}
     name, correct = next((name, t.correct) for name, t in tables.items())
@@ -77,18 +122,15 @@ def plan_text(pilots: Sequence[ProbeResult], difference: float) -> str:
             "give a pilot with more items."
         )
     points = f"{100 * difference:g}"
-    rows = [
-        [f"positions differ with an sd of {points} points, {rows_called(name, first.choice)}", *_items(plans)]
-        for plans in [planning.items_for_position(correct.shape[1], difference, residual)]
-    ]
+    rows, plans = rows_called(name, first.choice), planning.items_for_position(correct.shape[1], difference, residual)
+    effects = [PlannedEffect(f"positions differ with an sd of {points} points, {rows}", plans)]
     variance, what, how = _difference_variance(pilots)
     if variance > 0:
         plans = planning.items_for_difference(difference, variance)
-        rows.append([f"two results' {what} differ by {points} points", *_items(plans)])
-    header = ["items needed, tests at the 5 % level", *(f"power {power:g}" for power in planning.POWERS)]
-    n = len(first.items)
-    said = f"{format_table(header, rows)}\n\nFrom a pilot of {counted(n, 'item')}; {how}."
-    return said if variance > 0 else f"{said} Nothing can be planned for a difference: it is the same for every item."
+        effects.append(PlannedEffect(f"two results' {what} differ by {points} points", plans))
+    else:
+        how += ". Nothing can be planned for a difference: it is the same for every item"
+    return ItemPlan(tuple(effects), len(first.items), how)
 
 
 def _items(plans: Sequence[planning.Plan]) -> list[str]:

@@ -190,7 +190,14 @@ def _remarks(report: ResultReport) -> list[str]:
 
 def pair_text(pair: PairReport) -> str:
     """The difference of two results over all positions: accuracy, signal detection, evenness."""
-    lines = [f"{pair.second} minus {pair.first}, {items_text(pair)} (paired; intervals count items)", ""]
+    lines = [differences(pair).text, "", _evenness_table(pair)]
+    if pair.left_out:
+        lines += ["", f"{counted(pair.left_out, 'row')} that only one of the two results has are left out."]
+    return "\n".join(lines)
+
+
+def differences(pair: PairReport) -> Table:
+    """Accuracy and signal detection of the second result less those of the first."""
     rows = []
     for name, change in (("Yes", pair.yes), ("No", pair.no)):
         if change:
@@ -204,10 +211,8 @@ def pair_text(pair: PairReport) -> str:
     ):
         if value:
             rows.append([name, style.write(value), str(value.n)])
-    lines += [format_table(["difference", "estimate [95 %]", "n"], rows), "", _evenness_table(pair)]
-    if pair.left_out:
-        lines += ["", f"{counted(pair.left_out, 'row')} that only one of the two results has are left out."]
-    return "\n".join(lines)
+    title = f"{pair.second} minus {pair.first}, {items_text(pair)} (paired; intervals count items)"
+    return Table(title, ["difference", "estimate [95 %]", "n"], rows)
 
 
 def _evenness_table(pair: PairReport) -> str:

@@ -40,7 +40,7 @@ class ReportOptions:
 
     results: Sequence[Path]
     output: Path
-    negatives: Sequence[Path] = ()
+    negatives: Sequence[Path | None] = ()
     labels: Sequence[str] = ()
     title: str = ""
     img_path: Path | None = None
@@ -65,11 +65,13 @@ class Written:
     remarks: list[str]
 
 
-def make_report(options: ReportOptions) -> Written:
+def write_page(options: ReportOptions) -> Written:
     """Write the page, and the folder of thumbnails beside it where that is asked for.
 
     InputError, before anything is read, where the page would be written over something else.
     """
+    if not options.results:
+        raise InputError("`results` is empty; give at least one result.")
     if options.output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"`output` is a page and must end in .html, but is {options.output}.")
     results = load_all(options.results, options.negatives, options.labels, keep_rows=True)
@@ -223,7 +225,9 @@ def _manifests(options: ReportOptions, labels: Sequence[str]) -> list[Manifest]:
     """What lies beside the results, as it is; a damaged one is said to be so."""
     found = []
     named = [(f"{label}: {path.name}", path) for label, path in zip(labels, options.results, strict=True)]
-    named += [(path.name, path) for path in (*options.negatives, *options.text_only, *options.blank_image)]
+    named += [
+        (path.name, path) for path in (*filter(None, options.negatives), *options.text_only, *options.blank_image)
+    ]
     named += [(f"occlusion: {folder.name}", folder / "occlusion.jsonl") for folder in options.occlusion]
     named += [(f"flow: {folder.name}", folder / "flow.jsonl") for folder in options.flow]
     for label, path in named:

@@ -1,9 +1,9 @@
-"""The ruler's table and figure, and the two commands that make them."""
+"""The ruler's table and figure, and the two measurements that make them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,20 +11,25 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.defaults import PROCESSES, RULER_ITEMS, RULER_POOL, RULER_SETS
 from transformers_agci.experiments.ruler.analysis import (
     Criterion,
+    ItemSet,
     calibration_criteria,
     item_sets,
     ruler_criteria,
     signed_root,
     summarize,
 )
-from transformers_agci.experiments.ruler.conditions import ARMS, CALIBRATION, LAMBDA, NOTHING, REPAIR, RULER
+from transformers_agci.experiments.ruler.conditions import ARMS, CALIBRATION, LAMBDA, NOTHING, REPAIR, RULER, Condition
 from transformers_agci.experiments.ruler.run import ItemRun
 from transformers_agci.inference.progress import Progress
 from transformers_agci.report.heatmap import DOTS_PER_INCH, GREY, INK
-from transformers_agci.report.table import format_table
+from transformers_agci.report.table import Table, markdown_table
 from transformers_agci.storage.atomic import open_atomic, write_atomic
 from transformers_agci.storage.json_file import write_report
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURE, CALIBRATION_FILE = "ruler.png", "calibration.json"
 # Arms by colour and marker: they can be told apart in grey and by colour-blind readers.
 STYLES = {
     NOTHING: (INK, "o", "-"),
@@ -42,7 +47,7 @@ HEADER = ("bias", "arm", "Yes %", "No %", "sd of margins", "sd of AUC", "sd of a
 
 @dataclass(frozen=True)
 class RulerOptions:
-    """What the command line says.
+    """What is measured, and where it goes.
 
     Attributes:
         items: items of one measurement, or of one item set of the calibration.
@@ -56,67 +61,105 @@ class RulerOptions:
     pool: int = RULER_POOL
     sets: int = RULER_SETS
     overwrite: bool = False
+    progress: bool = True
 
 
-def measure(options: RulerOptions) -> str:
-    """Run the ruler: ruler.json, ruler.md and ruler.png in the folder; returns what to print."""
-    stream = ("ruler", "items", options.seed)
-    file = options.folder / "margins.jsonl"
-    run = ItemRun(file, stream, options.items, RULER, LAMBDA, options.processes)
+@dataclass(frozen=True)
+class RulerReport:
+    """What was measured, as ruler.json in `folder` has it: every condition by its name, and the criteria."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    conditions: Mapping[str, Any]
+    criteria: Sequence[Criterion]
+
+    @property
+    def table(self) -> Table:
+        """A row per condition: unevenness as signed roots of V, points for AUC and accuracies."""
+        return Table("", HEADER, [_condition_row(found) for found in self.conditions.values()])
+
+    @property
+    def text(self) -> str:
+        """The table and the criteria."""
+        return f"{self.table.text}\n\n{criteria_text(self.criteria)}"
+
+    def figure(self) -> "Figure":
+        """Measured against planted bias, one line per arm; the encoder's bias beside them."""
+        return ruler_figure(self.conditions, self.settings["items"])
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """The instrument's own error rates, as calibration.json in `folder` has them: criteria, and what each set said."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    conditions: Mapping[str, Any]
+    criteria: Sequence[Criterion]
+    sets: Sequence[ItemSet]
+
+    @property
+    def text(self) -> str:
+        """The criteria."""
+        return criteria_text(self.criteria)
+
+
+def measure(options: RulerOptions) -> RulerReport:
+    """Run the ruler: ruler.json, ruler.md and ruler.png in the folder."""
+    run = _run(options, "margins.jsonl", "items", options.items, RULER)
     margins = run.margins(options.overwrite)
     summary = summarize(margins, RULER)
-    criteria = ruler_criteria(margins, summary)
-    table = ruler_table(summary)
     settings = {**run.settings(), "items": options.items}
-    result = {"settings": settings, "conditions": summary, "criteria": [c._asdict() for c in criteria]}
-    write_report(options.folder / "ruler.json", result)
-    write_atomic(options.folder / "ruler.md", f"{markdown(table)}\n\n{criteria_text(criteria)}\n".encode())
-    draw(summary, options.items, options.folder / "ruler.png")
-    lines = [format_table(table[0], table[1:]), "", criteria_text(criteria), f"figure: {options.folder / 'ruler.png'}"]
-    return "\n".join(lines)
+    found = RulerReport(options.folder, settings, summary, ruler_criteria(margins, summary))
+    criteria = [criterion._asdict() for criterion in found.criteria]
+    write_report(options.folder / "ruler.json", {"settings": settings, "conditions": summary, "criteria": criteria})
+    table = markdown_table(found.table.header, found.table.rows)
+    write_atomic(options.folder / "ruler.md", f"{table}\n\n{criteria_text(found.criteria)}\n".encode())
+    with open_atomic(options.folder / FIGURE) as file:
+        found.figure().savefig(file, format="png")
+    return found
 
 
-def calibrate(options: RulerOptions) -> str:
-    """Run the calibration: calibration.json in the folder; returns what to print."""
+def calibrate(options: RulerOptions) -> CalibrationReport:
+    """Run the calibration: calibration.json in the folder."""
     if options.items > options.pool:
         raise InputError(f"`items` must be at most `pool`, {options.pool}, but is {options.items}.")
-    file = options.folder / "calibration.jsonl"
-    run = ItemRun(file, ("ruler", "pool", options.seed), options.pool, CALIBRATION, LAMBDA, options.processes)
+    run = _run(options, "calibration.jsonl", "pool", options.pool, CALIBRATION)
     margins = run.margins(options.overwrite)
-    progress, judged = Progress(options.sets, unit="item set"), []
+    progress, judged = Progress(options.sets, options.progress, unit="item set"), []
     for found in item_sets(margins, options.items, options.sets):
         judged.append(found)
         progress.add(1)
     progress.close()
-    criteria = calibration_criteria(judged)
     settings = {**run.settings(), "pool": options.pool, "items of a set": options.items, "sets": options.sets}
+    summary = summarize(margins, CALIBRATION)
+    report = CalibrationReport(options.folder, settings, summary, calibration_criteria(judged), judged)
     result = {
         "settings": settings,
-        "conditions": summarize(margins, CALIBRATION),
-        "criteria": [criterion._asdict() for criterion in criteria],
+        "conditions": summary,
+        "criteria": [criterion._asdict() for criterion in report.criteria],
         "sets": [found._asdict() for found in judged],
     }
-    write_report(options.folder / "calibration.json", result)
-    return f"{criteria_text(criteria)}\n\nwritten to {options.folder / 'calibration.json'}"
+    write_report(options.folder / CALIBRATION_FILE, result)
+    return report
 
 
-def ruler_table(summary: Mapping[str, Any]) -> list[Sequence[str]]:
-    """Header and one row per condition: unevenness as signed roots of V, points for AUC and accuracies."""
-    rows: list[Sequence[str]] = [HEADER]
-    for found in summary.values():
-        uneven = found["unevenness"]
-        rows.append(
-            (
-                found["bias"],
-                found["arm"],
-                *(f"{100 * found['accuracy'][name]['estimate']:.1f}" for name in ("yes", "no")),
-                _root(uneven["margin"], 1, ".3f"),
-                *(_root(uneven[name], 100, ".1f") for name in ("auc", "accuracy")),
-                f"{found['position_p']:.3g}",
-                found.get("against nothing", {}).get("verdict", ""),
-            )
-        )
-    return rows
+def _run(options: RulerOptions, file: str, stream: str, items: int, conditions: Sequence[Condition]) -> ItemRun:
+    path, drawn = options.folder / file, ("ruler", stream, options.seed)
+    return ItemRun(path, drawn, items, conditions, LAMBDA, options.processes, options.progress)
+
+
+def _condition_row(found: Mapping[str, Any]) -> Sequence[str]:
+    uneven = found["unevenness"]
+    return (
+        found["bias"],
+        found["arm"],
+        *(f"{100 * found['accuracy'][name]['estimate']:.1f}" for name in ("yes", "no")),
+        _root(uneven["margin"], 1, ".3f"),
+        *(_root(uneven[name], 100, ".1f") for name in ("auc", "accuracy")),
+        f"{found['position_p']:.3g}",
+        found.get("against nothing", {}).get("verdict", ""),
+    )
 
 
 def _root(found: Mapping[str, float] | None, unit: float, form: str) -> str:
@@ -128,13 +171,7 @@ def criteria_text(criteria: Sequence[Criterion]) -> str:
     return "\n".join(f"{'met' if c.met else 'NOT MET'}: {c.name} ({c.stated}): {c.found}" for c in criteria)
 
 
-def markdown(table: Sequence[Sequence[str]]) -> str:
-    """The table in Markdown."""
-    lines = [f"| {' | '.join(row)} |" for row in table]
-    return "\n".join([lines[0], "|---" * len(table[0]) + "|", *lines[1:]])
-
-
-def draw(summary: Mapping[str, Any], items: int, path: Path) -> None:
+def ruler_figure(summary: Mapping[str, Any], items: int) -> "Figure":
     """Measured against planted bias, one line per arm; the encoder's bias beside them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -159,8 +196,7 @@ def draw(summary: Mapping[str, Any], items: int, path: Path) -> None:
     figure.axes[0].legend(frameon=False, fontsize=8)
     title = f"The ruler: {items} items x 9 cells, 95 % intervals by jackknife over items"
     figure.suptitle(title, fontsize=10, color=INK)
-    with open_atomic(path) as file:
-        figure.savefig(file, format="png")
+    return figure
 
 
 def _draw_points(

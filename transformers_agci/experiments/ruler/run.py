@@ -31,7 +31,8 @@ Margins = Mapping[str, np.ndarray]  # by condition: [items, 2 questions (Yes, No
 class ItemRun:
     """`items` items of the stream `stream`, each asked under `conditions`; the margins go to the journal `file`.
 
-    `lam` is the strength of the methods. A run that was stopped goes on where its journal ends.
+    `lam` is the strength of the methods. A run that was stopped goes on where its journal ends. One process is this
+    one. `shown`: the progress.
     """
 
     file: Path
@@ -40,6 +41,7 @@ class ItemRun:
     conditions: Sequence[Condition]
     lam: float
     processes: int
+    shown: bool = True
 
     def margins(self, overwrite: bool = False) -> Margins:
         """Ask whatever is not recorded yet; returns the margins of all items."""
@@ -56,7 +58,7 @@ class ItemRun:
             records = journal.records[1 : 1 + self.items]
             for number, record in enumerate(records):
                 self._check(record, number)
-            progress = Progress(self.items - len(records), unit="item")
+            progress = Progress(self.items - len(records), self.shown, unit="item")
             with closing(progress):
                 for record in self._asked(range(len(records), self.items)):
                     journal.append(record)
@@ -110,8 +112,11 @@ class ItemRun:
         """The records of these items in order."""
         if not numbers:
             return
-        context = multiprocessing.get_context("spawn")  # a forked torch may hang
         arguments = (self.stream, tuple(self.conditions), self.lam)
+        if self.processes == 1:
+            yield from _asked_here(arguments, numbers)
+            return
+        context = multiprocessing.get_context("spawn")  # a forked torch may hang
         pool = ProcessPoolExecutor(self.processes, context, _Worker.start, arguments)
         try:
             yield from pool.map(_Worker.ask, numbers)
@@ -126,6 +131,23 @@ def _is_table(values: Any) -> bool:
         and len(values) == 2 * CELLS
         and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
     )
+
+
+def _asked_here(arguments: tuple[Any, ...], numbers: range) -> Iterator[dict[str, Any]]:
+    """In this process, on one thread as in any other; the caller's threads are as they were between two items."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        _Worker.start(*arguments)
+        for number in numbers:
+            torch.set_num_threads(1)
+            record = _Worker.ask(number)
+            torch.set_num_threads(threads)
+            yield record
+    finally:
+        torch.set_num_threads(threads)
+        del _Worker.model
 
 
 class _Worker:

@@ -4,15 +4,16 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from transformers_agci.errors import counted
 from transformers_agci.experiments.position.results import ProbeResult, read_results
 from transformers_agci.experiments.study.run import LAMBDAS, Study
 from transformers_agci.report.forest import ForestPanel, forest_figure
 from transformers_agci.report.heatmap import write_figure
-from transformers_agci.report.table import Style, markdown_table
+from transformers_agci.report.table import Style, Table, markdown_table
 from transformers_agci.statistics import (
     Floats,
     Interval,
@@ -24,6 +25,9 @@ from transformers_agci.statistics import (
 )
 from transformers_agci.statistics.evenness import contributions_to_unevenness
 from transformers_agci.storage.atomic import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LEVEL, CHANGE = Style(digits=1), Style(digits=1, signed=True)
 
@@ -65,22 +69,6 @@ def yes_unevenness(models: Models) -> Floats:
 ACCURACIES: dict[str, Measure] = {"balanced": balanced, "Yes": yes_accuracy, "No": no_accuracy}
 UNEVENNESS = "variance over Yes cells (points^2, without bias)"
 SPREADS = ("sd over Yes cells", "gap of Yes cells")
-
-
-class WrittenTable(NamedTuple):
-    """The table as Markdown, the file that holds it, and the forest plot of its differences."""
-
-    text: str
-    file: Path
-    figure: Path
-
-
-def write_table(study: Study) -> WrittenTable:
-    """Write `table_of` a finished study to study.md in its folder, and its forest plot to study.png."""
-    written = WrittenTable(table_of(study), study.folder / "study.md", study.folder / "study.png")
-    write_atomic(written.file, (written.text + "\n").encode())
-    draw_differences(study, written.figure)
-    return written
 
 
 class Condition(NamedTuple):
@@ -126,20 +114,67 @@ CONTRASTS: Mapping[str, Contrast] = {
 }
 
 
-def table_of(study: Study) -> str:
-    """Markdown: a row per condition of the crossover, then the paired differences."""
-    models = _all_models(study)
-    rows = [[str(condition), *_levels(found)] for condition, found in models.items()]
-    changes = [[name, *_changes(models, contrast)] for name, contrast in CONTRASTS.items()]
-    both = balanced(models[Condition(ON, ON)]) - balanced(models[Condition(OFF, OFF)])  # [seeds, items]
-    per_seed = [f"seed {seed}: {both[seed].mean():+.1f}" for seed in range(study.seeds)]
-    return "\n\n".join(
-        [
-            markdown_table(["lambda", *ACCURACIES, *SPREADS], rows),
-            markdown_table(["paired difference", *ACCURACIES, UNEVENNESS], changes),
-            f"Balanced accuracy, trained and probed at {ON:g} - at {OFF:g}, by seed: {', '.join(per_seed)}.",
+@dataclass(frozen=True)
+class StudyReport:
+    """A finished study: levels of every condition, the paired differences, and the main one of each seed, in points."""
+
+    folder: Path
+    seeds: int
+    items: int
+    levels: Table
+    changes: Mapping[str, Sequence[Interval]]  # of every contrast: the accuracies' and the unevenness's change
+    by_seed: tuple[float, ...]
+
+    @property
+    def differences(self) -> Table:
+        """The paired differences."""
+        rows = [[name, *map(CHANGE.write, changes)] for name, changes in self.changes.items()]
+        return Table("", ["paired difference", *ACCURACIES, UNEVENNESS], rows)
+
+    @property
+    def main_difference(self) -> str:
+        """Balanced accuracy of both lambdas on against both off, seed by seed."""
+        per_seed = ", ".join(f"seed {seed}: {change:+.1f}" for seed, change in enumerate(self.by_seed))
+        return f"Balanced accuracy, trained and probed at {ON:g} - at {OFF:g}, by seed: {per_seed}."
+
+    @property
+    def text(self) -> str:
+        """Markdown: a row per condition of the crossover, then the paired differences."""
+        tables = [markdown_table(table.header, table.rows) for table in (self.levels, self.differences)]
+        return "\n\n".join([*tables, self.main_difference])
+
+    def figure(self) -> "Figure":
+        """A forest plot: a line per paired difference, a panel per measure."""
+        names = (*(f"{name}, points" for name in ACCURACIES), "variance over Yes cells,\npoints², without bias")
+        panels = [
+            ForestPanel(name, [row[k] for row in self.changes.values()], zero=True) for k, name in enumerate(names)
         ]
+        note = f"{counted(self.seeds, 'seed')} x {self.items} items; lines: 95 % intervals over seeds and items"
+        return forest_figure(panels, [*self.changes], "What lambda does in training and in evaluation", note)
+
+
+def study_report(study: Study) -> StudyReport:
+    """The report of a study whose every run is finished."""
+    models = {condition: _models(study, [None], condition) for condition in BEFORE}
+    models |= {condition: _models(study, list(range(study.seeds)), condition) for condition in CROSSED}
+    rows = [[str(condition), *_levels(found)] for condition, found in models.items()]
+    both = balanced(models[Condition(ON, ON)]) - balanced(models[Condition(OFF, OFF)])  # [seeds, items]
+    return StudyReport(
+        study.folder,
+        study.seeds,
+        study.items,
+        Table("", ["lambda", *ACCURACIES, *SPREADS], rows),
+        {name: _changes(models, contrast) for name, contrast in CONTRASTS.items()},
+        tuple(float(of_seed.mean()) for of_seed in both),
     )
+
+
+def write_study(report: StudyReport) -> Path:
+    """Write the report to study.md in its folder, and its figure to study.png; returns the former."""
+    file = report.folder / "study.md"
+    write_atomic(file, (report.text + "\n").encode())
+    write_figure(report.figure(), report.folder / "study.png")
+    return file
 
 
 def _models(study: Study, seeds: Sequence[int | None], condition: Condition) -> Models:
@@ -153,23 +188,6 @@ def _models(study: Study, seeds: Sequence[int | None], condition: Condition) -> 
 def _tables(result: ProbeResult) -> tuple[Floats, Floats]:
     assert result.yes is not None and result.no is not None
     return result.yes.correct, result.no.correct
-
-
-def draw_differences(study: Study, path: Path) -> Path:
-    """A line per paired difference of the table, a panel per measure."""
-    models = _all_models(study)
-    found = [_change_intervals(models, contrast) for contrast in CONTRASTS.values()]
-    names = (*(f"{name}, points" for name in ACCURACIES), "variance over Yes cells,\npoints², without bias")
-    panels = [ForestPanel(name, [row[k] for row in found], zero=True) for k, name in enumerate(names)]
-    seeds = f"{study.seeds} seed{'s' if study.seeds != 1 else ''}"
-    note = f"{seeds} x {study.items} items; lines: 95 % intervals over seeds and items"
-    title = "What lambda does in training and in evaluation"
-    return write_figure(forest_figure(panels, list(CONTRASTS), title, note), path)
-
-
-def _all_models(study: Study) -> dict[Condition, Models]:
-    models = {condition: _models(study, [None], condition) for condition in BEFORE}
-    return models | {condition: _models(study, list(range(study.seeds)), condition) for condition in CROSSED}
 
 
 def _levels(models: Models) -> list[str]:
@@ -191,11 +209,7 @@ def _levels(models: Models) -> list[str]:
     return cells
 
 
-def _changes(models: Mapping[Condition, Models], contrast: Contrast) -> list[str]:
-    return [CHANGE.write(change) for change in _change_intervals(models, contrast)]
-
-
-def _change_intervals(models: Mapping[Condition, Models], contrast: Contrast) -> list[Interval]:
+def _changes(models: Mapping[Condition, Models], contrast: Contrast) -> list[Interval]:
     """The weighted sum of conditions, paired by seed and by item; a single model stands for every seed."""
     return [
         mean_over_seeds_and_items(_sum(weight * measure(models[at]) for at, weight in contrast.items()))

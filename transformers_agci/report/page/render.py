@@ -100,7 +100,7 @@ def render(page: Page) -> str:
     )
     environment.filters["typeset"] = typeset
     script, style = _own("page.js"), f"{_own('style.css')}\n{svg.style_sheet()}\n{colours.style_sheet()}\n"
-    return environment.get_template("template.html").render(
+    content = environment.get_template("template.html").render(
         page=page,
         script=script,
         style=style,
@@ -111,6 +111,7 @@ def render(page: Page) -> str:
         rows_of=ROW_NAMES,
         columns_of=COLUMN_NAMES,
     )
+    return content.lstrip()  # what the macros leave
 
 
 def typeset(text: str) -> str:
