@@ -89,7 +89,7 @@ def test_everything_in_one_table_one_figure_and_one_file(
         "cells that differ (McNemar, Holm)",
         "Hotelling's T^2, p",
         "failures by position, p",
-        "for all 12 tests",
+        "for all 10 tests",
         "text only",
     ):
         assert word in text, word
@@ -131,7 +131,7 @@ def test_metrics_take_any_number_of_results(
     words = ["--json", str(out), "--output_heatmap", str(tmp_path / "m.png"), "--draws", "50"]
     assert main(["metrics", "--results_file", *three, *words]) == 0
     said = capsys.readouterr().out
-    assert "3 results on the same 80 items" in said and "for all 12 tests" in said
+    assert "3 results on the same 80 items" in said and "for all 10 tests" in said
     assert len(json.loads(out.read_text())["results"]) == 3
     assert [len(row) for row in drawn] == [3, 3]
     assert len({panel.scale for row in drawn for panel in row}) == 1

@@ -9,12 +9,12 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from transformers_agci import statistics as st
 from transformers_agci.experiments.position.pair_evenness import compare_evenness
 from transformers_agci.experiments.position.results import ProbeResult, Tables
-from transformers_agci.statistics import intervals, nulls, signal_detection
+from transformers_agci.statistics import intervals, nulls, regression, signal_detection
 from transformers_agci.statistics.evenness import Verdict, of_auc, of_d_prime, of_means, of_standardized_margins
 from transformers_agci.statistics.evenness import compare as compare_unevenness
 
@@ -378,3 +378,21 @@ def test_an_effective_size_lies_between_its_floor_and_the_rows() -> None:
 def test_the_jackknife_of_means_is_the_plain_standard_error() -> None:
     table = noise(np.random.default_rng(13), 20)
     assert of_means(table) == pytest.approx(table)
+
+
+@pytest.mark.parametrize("items", SIZES)
+def test_lambda_by_position_needs_answers_that_changed(items: int) -> None:
+    """Margins that are logistic, a moved threshold and no interaction in the odds: few answers change in each cell."""
+    rng = np.random.default_rng(items)
+    said = []
+    for _ in range(400):
+        before = noise(rng, items)
+        after = (before + 0.2 * noise(rng, items)) / np.sqrt(1.04)
+        tables = [(special.logit(stats.norm.cdf(z)) > -2 - k / 2).astype(float) for k, z in enumerate((before, after))]
+        test = regression.method_by_position(*tables)
+        said.append(np.nan if test is None else test.p <= 0.05)
+    tested = np.isfinite(said)
+    if items == 30:
+        assert tested.mean() < 0.1
+    else:
+        truth_or_fail(float(np.nanmean(said)), 0.005, 0.085, f"lambda x position, {tested.sum()} tests")

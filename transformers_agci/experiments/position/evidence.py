@@ -139,18 +139,33 @@ def _notes(results: Sequence[ProbeResult], pairs: Sequence[Comparison], margin: 
         without = sum(int(np.isnan(t.margin[~np.isnan(t.correct)]).sum()) for t in tables if t.has_margins)
         if without:
             notes.append(f"{without} rows of {result.label} have no margin and are left out of what margins show.")
-    lacking = [
-        result.label for result in results if result.yes and regression.logits_of_rates(result.yes.correct) is None
-    ]
-    if lacking:
-        notes.append(
-            f"In {', '.join(lacking)} some cell has only right or only wrong answers: lambda x position is tested "
-            "on shares, not on log odds."
-        )
+    notes += _notes_on_odds(results)
     if margin is None:
         notes.append(
             "No equivalence is tested, because no margin was stated: a difference that is not shown is not zero."
         )
+    return notes
+
+
+def _notes_on_odds(results: Sequence[ProbeResult]) -> list[str]:
+    """How lambda x position is tested where odds are infinite, and for which results it is not."""
+    notes, first = [], results[0]
+    infinite = [
+        result.label for result in results if result.yes and regression.logits_of_rates(result.yes.correct) is None
+    ]
+    if infinite:
+        notes.append(
+            f"In {', '.join(infinite)} some cell has only right or only wrong answers: lambda x position is tested "
+            "on shares, not on log odds."
+        )
+    for other in results[1:]:
+        shared = common_rows(first.yes, other.select(first.items).yes)
+        if shared and (fewest := regression.fewest_changed(*(t.correct for t in shared))) < regression.MIN_CHANGED:
+            differ = "differs" if fewest == 1 else "differ"
+            notes.append(
+                f"lambda x position is not tested for {other.label}: in some cell {counted(fewest, 'answer')} {differ} "
+                f"from {first.label}'s, and {regression.MIN_CHANGED} are needed."
+            )
     return notes
 
 
