@@ -1,6 +1,8 @@
 """Blocks, columns and stop rules: pure functions of the input."""
 
 import os
+import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -194,6 +196,21 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     bar.add(1)
     bar.close()
     assert capsys.readouterr().err == ""
+
+
+def test_a_notebook_without_ipywidgets_gets_a_bar_and_no_warning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers_agci.inference.progress._in_notebook", lambda: True)
+    monkeypatch.setattr("transformers_agci.inference.progress.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "tqdm.auto", raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # tqdm.auto: "IProgress not found. Please update jupyter and ipywidgets."
+        progress = Progress(2)
+    progress.add(2)
+    said = capsys.readouterr().err
+    progress.close()
+    assert "0/2" in said and "tqdm.auto" not in sys.modules
 
 
 def test_questions_of_equally_many_tokens_share_a_batch() -> None:

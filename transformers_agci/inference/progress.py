@@ -2,7 +2,7 @@
 
 On a terminal the progress is tqdm's moving bar. In a log file a carriage return would glue the whole run into one
 line: there it is plain lines, the first after 5 seconds, so that one sees early whether the pace is right. A
-notebook has a bar of its own.
+notebook has a widget, or the bar where ipywidgets is not installed.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,9 +38,7 @@ class Progress:
         self._log: _LogLines | None = None
         if shown and total > 0:
             if _in_notebook():
-                from tqdm.auto import tqdm as notebook_bar
-
-                self._bar = notebook_bar(total=total, unit=unit, leave=False)
+                self._bar = _notebook_bar()(total=total, unit=unit, leave=False)
             elif sys.stderr is not None and sys.stderr.isatty():
                 self._bar = tqdm(
                     total=total, unit=unit, dynamic_ncols=True, mininterval=REDRAW, maxinterval=REDRAW, file=sys.stderr
@@ -111,6 +110,15 @@ def tell(text: str) -> None:
     if sys.stderr is not None:
         with contextlib.suppress(BrokenPipeError):
             print(text, file=sys.stderr, flush=True)
+
+
+def _notebook_bar() -> type[tqdm]:
+    """A widget where ipywidgets draws it; else the bar of a terminal, which tqdm.auto would precede with a warning."""
+    if find_spec("ipywidgets") is None:
+        return tqdm
+    from tqdm.notebook import tqdm as widget
+
+    return widget  # type: ignore[no-any-return]
 
 
 def _duration(seconds: float) -> str:

@@ -60,6 +60,8 @@ def interval_plot(
     title: str, rows: Sequence[str], series: Sequence[Series], *, x_label: str = "", zero: bool = False, form: str = "g"
 ) -> Plot:
     """A row per name in `rows`, in it a point with its interval per series: a forest plot, or values per cell."""
+    from matplotlib.ticker import MaxNLocator
+
     names = [textwrap.fill(printable(row), LABEL_LETTERS) for row in rows]
     letters = max(len(line) for name in names for line in name.split("\n"))
     axes = _axes(276 + LETTER * letters, ROW * len(rows) + (44 if x_label else 28), series)
@@ -72,6 +74,7 @@ def interval_plot(
         said = [f"{one.label}, {row}: {point.said(form)}" for row, point in zip(rows, one.points, strict=True)]
         _marks(axes, number, (values, places), said, words)
     axes.set(xlabel=x_label, ylim=(len(rows) - 0.5, -0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(4))  # small numbers have long names
     axes.set_yticks(range(len(rows)), names)
     if zero:
         axes.axvline(0, color=GREY, linewidth=1.2, linestyle=(0, (2, 3)))
