@@ -281,7 +281,7 @@ def test_what_cannot_be_had_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["evidence", right, other, right, *labels, "--json", str(out), "--draws", "20"]) == 0
     text = capsys.readouterr().out
     assert "Every answer of right is right: nothing about its positions can be tested." in text
-    assert "No margins in right, other, again" in text and "tested on shares, not on log odds" in text
+    assert "No margins in right, other, again" in text and "lambda x position is not tested for again" in text
     assert "No equivalence is tested, because no margin was stated" in text and "nan" not in text
     found = json.loads(out.read_text())
 
@@ -632,3 +632,22 @@ def test_evenness_that_cannot_be_had_is_no_test(tmp_path: Path) -> None:
     assert main(["evidence", *paths, "--draws", "20", "--json", str(out)]) == 0
     (comparison,) = json.loads(out.read_text())["comparisons"]
     assert set(comparison["tests"]) == {"accuracy", "lambda x position"}
+
+
+def test_what_is_said_of_lambda_by_position(
+    tmp_path: Path, three: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(second: np.ndarray) -> str:
+        first = np.where(np.arange(60)[:, None] < 20, -1.0, 1.0) * np.ones(9)
+        first[:, 0] = 1.0  # a cell that is all right
+        paths = [write(tmp_path / f"{k}.jsonl", rows(table)) for k, table in enumerate((first, second))]
+        assert main(["evidence", *paths, "--draws", "20"]) == 0
+        return capsys.readouterr().out
+
+    changed = np.where(np.arange(60)[:, None] < 16 + np.arange(9), -1.0, 1.0) * np.ones(9)
+    out = said(changed)
+    assert "For 1 lambda x position is tested on shares" not in out  # three cells have too few changed answers
+    assert "lambda x position is not tested for 1: in some cell 0 answers differ from 0's, and 3 are needed" in out
+    changed = np.where(np.arange(60)[:, None] < 10 + np.arange(9) % 4, -1.0, 1.0) * np.ones(9)
+    out = said(changed)
+    assert "For 1 lambda x position is tested on shares, not on log odds" in out and "is not tested" not in out

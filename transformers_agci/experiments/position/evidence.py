@@ -148,24 +148,26 @@ def _notes(results: Sequence[ProbeResult], pairs: Sequence[Comparison], margin: 
 
 
 def _notes_on_odds(results: Sequence[ProbeResult]) -> list[str]:
-    """How lambda x position is tested where odds are infinite, and for which results it is not."""
-    notes, first = [], results[0]
-    infinite = [
-        result.label for result in results if result.yes and regression.logits_of_rates(result.yes.correct) is None
-    ]
-    if infinite:
-        notes.append(
-            f"In {', '.join(infinite)} some cell has only right or only wrong answers: lambda x position is tested "
-            "on shares, not on log odds."
-        )
+    """For which results lambda x position is not tested, and how it is where odds are infinite."""
+    notes, first, infinite = [], results[0], []
     for other in results[1:]:
         shared = common_rows(first.yes, other.select(first.items).yes)
-        if shared and (fewest := regression.fewest_changed(*(t.correct for t in shared))) < regression.MIN_CHANGED:
+        if shared is None:
+            continue
+        fewest = regression.fewest_changed(*(tables.correct for tables in shared))
+        if fewest < regression.MIN_CHANGED:
             differ = "differs" if fewest == 1 else "differ"
             notes.append(
                 f"lambda x position is not tested for {other.label}: in some cell {counted(fewest, 'answer')} {differ} "
                 f"from {first.label}'s, and {regression.MIN_CHANGED} are needed."
             )
+        elif any(regression.logits_of_rates(tables.correct) is None for tables in shared):
+            infinite.append(other.label)
+    if infinite:
+        notes.append(
+            f"For {', '.join(infinite)} lambda x position is tested on shares, not on log odds: some cell has only "
+            "right or only wrong answers."
+        )
     return notes
 
 

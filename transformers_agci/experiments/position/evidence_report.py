@@ -43,20 +43,16 @@ def evidence_tables(evidence: Evidence) -> list[Table]:
     tables = [_levels(evidence.results), _detection(evidence.results)]
     if evidence.comparisons:
         first = evidence.results[0].report.label
+        tests = sum(len(comparison.tests) for comparison in evidence.comparisons)
+        corrected = f"Holm's correction for {'all' if tests > 1 else 'the'} {counted(tests, 'test')} of this table"
         tables += [
             _changes(evidence)._replace(title=f"against {first} (paired)"),
             _evenness(evidence.comparisons),
-            _test_table(evidence.comparisons)._replace(
-                title=f"p, and in brackets Holm's correction for all {_tests(evidence)} tests of this table"
-            ),
+            _test_table(evidence.comparisons)._replace(title=f"p, and in brackets {corrected}"),
         ]
     if evidence.results[0].report.choice:  # most measures are of Yes/No questions
         tables = [table for table in map(_without_empty_columns, tables) if len(table.header) > 1]
     return tables
-
-
-def _tests(evidence: Evidence) -> int:
-    return sum(len(comparison.tests) for comparison in evidence.comparisons)
 
 
 Column = tuple[str, Callable[[Any], str]]
