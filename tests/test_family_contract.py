@@ -184,8 +184,12 @@ def test_copies_of_a_prompt_with_two_images(family: TinyFamily, how: dict[str, A
     unless(family, "beams")
     model = family.build()
     batch = make_batch(family, [["plain", "tiled", TEXT]])
-    handle = attach(model, 0.0)
     settings = {"max_new_tokens": 1, "min_new_tokens": 1, "suppress_tokens": MARKS, **how}
+    if VERSION < (5, 18) and "omni" in family.model_type:
+        with pytest.raises((RuntimeError, ValueError)):
+            model.generate(**batch.inputs, **settings)
+        pytest.skip("this transformers itself cannot place the images of copies")
+    handle = attach(model, 0.0)
     with recorded_decoder_inputs(model) as alone:
         model.generate(**batch.inputs, max_new_tokens=1, do_sample=False)
     with recorded_decoder_inputs(model) as copies:
