@@ -354,12 +354,14 @@ def test_vllm_has_the_class_and_the_method_that_is_wrapped(name: str) -> None:
     from importlib import import_module
 
     from vllm.model_executor.models.interfaces import SupportsMultiModal
-    from vllm.model_executor.models.registry import _MULTIMODAL_MODELS
+    from vllm.model_executor.models.registry import _MULTIMODAL_MODELS, _TEXT_GENERATION_MODELS
 
-    modules = {module for module, found in _MULTIMODAL_MODELS.values() if found == name}
+    listed = [*_MULTIMODAL_MODELS.values(), *_TEXT_GENERATION_MODELS.values()]
+    modules = {module for module, found in listed if found == name}
     assert len(modules) == 1
     (module,) = modules
-    method = getattr(import_module(f"vllm.model_executor.models.{module}"), name).embed_multimodal
+    place = module if module.startswith("vllm.") else f"vllm.model_executor.models.{module}"
+    method = getattr(import_module(place), name).embed_multimodal
     assert method is not SupportsMultiModal.embed_multimodal
     (_, keywords) = inspect.signature(method).parameters.values()
     assert keywords.kind is inspect.Parameter.VAR_KEYWORD

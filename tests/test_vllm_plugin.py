@@ -24,7 +24,7 @@ from transformers_agci.families.declaration import VllmClass
 from transformers_agci.method.injection import injection_of
 from transformers_agci.method.lam import LAMBDA_KEY
 from transformers_agci.vllm import plugin
-from transformers_agci.vllm.injection import METHOD_KEY, served_classes
+from transformers_agci.vllm.injection import METHOD_KEY, find_model, served_classes
 from transformers_agci.vllm.worker import STARTED_BY
 
 QWEN, DEEPSTACK = "Qwen2VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"
@@ -99,7 +99,14 @@ def test_a_version_without_the_seam_is_said(monkeypatch: pytest.MonkeyPatch, cap
 
 @pytest.mark.parametrize(
     "inputs",
-    [{"pixel_values_videos": 1}, {"video_embeds": 1}, {"input_features_padded": 1}, {"input_audio_features": 1}],
+    [
+        {"pixel_values_videos": 1},
+        {"pixel_values_flat_video": 1},
+        {"video_pixel_values": 1},
+        {"video_embeds": 1},
+        {"input_features_padded": 1},
+        {"input_audio_features": 1},
+    ],
 )
 def test_videos_and_audio_are_untouched(utils: types.ModuleType, inputs: dict[str, Any]) -> None:
     model = build(utils, config(**{LAMBDA_KEY: 0.5}))
@@ -271,8 +278,23 @@ def test_the_families_name_their_classes_of_vllm() -> None:
     declared = {model_type: family.vllm for model_type, family in SUPPORTED_FAMILIES.items()}
     classes = {each.name for each in declared.values() if isinstance(each, VllmClass)}
     assert set(served_classes()) == classes
-    assert len(classes) == 29
+    assert len(classes) == 39
     assert all(isinstance(family.vllm, VllmClass) for family in SUPPORTED_FAMILIES.values() if family.in_paper)
+
+
+def test_a_checkpoint_with_code_of_its_own_is_served_where_the_class_is_the_same() -> None:
+    assert find_model("Ernie4_5_VLMoeForConditionalGeneration", "ernie4_5_moe_vl").name.startswith("Ernie")
+    with pytest.raises(InputError, match="it is served as InternS1ForConditionalGeneration"):
+        find_model("InternVLChatModel", "internvl_chat")
+
+
+def test_the_document_names_every_family_that_is_served_and_every_one_that_is_not() -> None:
+    text = " ".join((Path(__file__).parents[1] / "docs" / "vllm.md").read_text().split())
+    served, _, others = (
+        text.partition("## Which models ")[2].partition("## The engine vllm ")[0].partition("Not served: ")
+    )
+    for family in SUPPORTED_FAMILIES.values():
+        assert family.name in (served if isinstance(family.vllm, VllmClass) else others)
 
 
 def test_vllm_finds_the_plugin() -> None:

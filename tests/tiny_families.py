@@ -1310,7 +1310,8 @@ _ROWS = (
         "GlmOcr",
         config(
             "GlmOcrConfig",
-            text_config=text(rope_parameters={**MROPE, "partial_rotary_factor": 1.0}),
+            # three times the width: so is its merger's, which vLLM sizes by it
+            text_config=text(intermediate_size=3 * WIDTH, rope_parameters={**MROPE, "partial_rotary_factor": 1.0}),
             vision_config=GLM_VISION,
             **GLM_IDS,
         ),

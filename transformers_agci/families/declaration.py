@@ -151,10 +151,14 @@ NOT_TRAINED = Lacks(
 NO_CHAT = Lacks("it answers no questions in a chat: its checkpoints have no chat template")
 NO_LAYOUT = Lacks("where its tiles and rows lie on the image is not declared yet")
 NO_ROTARY = Lacks("its decoder has no rotary positions, so that moving them changes nothing")
-NOT_UNDER_VLLM = Lacks("which class of vLLM serves it, and what that returns for an image, is not declared yet")
+NOT_UNDER_VLLM = Lacks("what vLLM's class for it returns for an image has not been compared with transformers yet")
 NO_CLASS_IN_VLLM = Lacks(
-    "vLLM has no class of its own for it and runs transformers' modules, where AGCI has not been tried"
+    "vLLM has no class of its own for it and runs transformers' modules, if it runs it, where AGCI has not been tried"
 )
+MAKERS_LAYOUT_IN_VLLM = Lacks(
+    "vLLM's class reads its maker's own config and weights, and what that returns has not been compared yet"
+)
+ON_A_GPU_IN_VLLM = Lacks("vLLM's class for it runs on a GPU only, and what that returns has not been compared yet")
 LINEAR_ATTENTION = Lacks("some of its layers have linear attention, which has no weights on the image tokens to record")
 
 

@@ -9,7 +9,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from transformers_agci.families.declaration import NO_CLASS_IN_VLLM, NO_LAYOUT, Family, ForwardCall, ImageTokens
+from transformers_agci.families.declaration import (
+    MAKERS_LAYOUT_IN_VLLM,
+    NO_CLASS_IN_VLLM,
+    NO_LAYOUT,
+    Family,
+    ForwardCall,
+    ImageTokens,
+)
 from transformers_agci.families.image_tokens import EQUAL, encoded_lengths, in_rows
 from transformers_agci.families.token_layout import ImageInfo, Region, TokenGrid
 
@@ -107,6 +114,7 @@ FAMILIES = (
         "144 per crop and 257",
         ImageTokens(_by_queries),
         NO_LAYOUT,
+        vllm=MAKERS_LAYOUT_IN_VLLM,
     ),
     Family(
         "unlimited_ocr",
@@ -115,6 +123,7 @@ FAMILIES = (
         "100 per crop and 256, and newlines",
         ImageTokens(_by_lines),
         NO_LAYOUT,
+        vllm=MAKERS_LAYOUT_IN_VLLM,
     ),
     Family(
         "step3p7",
@@ -123,5 +132,6 @@ FAMILIES = (
         "81 per crop and 169",
         ImageTokens(_by_crops, rows=in_rows),
         NO_LAYOUT,
+        vllm=MAKERS_LAYOUT_IN_VLLM,
     ),
 )

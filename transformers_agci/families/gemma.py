@@ -100,7 +100,15 @@ FAMILIES = (
         NO_LAYOUT,
         vllm=VllmClass("Gemma4ForConditionalGeneration"),
     ),
-    Family("gemma4_unified", "Gemma4 Unified", "google/gemma-4-12B-it", "about 256", ImageTokens(_patches), NO_LAYOUT),
+    Family(
+        "gemma4_unified",
+        "Gemma4 Unified",
+        "google/gemma-4-12B-it",
+        "about 256",
+        ImageTokens(_patches),
+        NO_LAYOUT,
+        vllm=VllmClass("Gemma4UnifiedForConditionalGeneration"),
+    ),
     Family(
         "paligemma",
         "PaliGemma",
@@ -111,5 +119,14 @@ FAMILIES = (
         NO_CHAT,
         vllm=VllmClass("PaliGemmaForConditionalGeneration"),
     ),
-    Family("shieldgemma2", "ShieldGemma 2", "google/shieldgemma-2-4b-it", "256", EQUAL, square, _POLICIES),
+    Family(
+        "shieldgemma2",
+        "ShieldGemma 2",
+        "google/shieldgemma-2-4b-it",
+        "256",
+        EQUAL,
+        square,
+        _POLICIES,
+        vllm=_POLICIES,
+    ),
 )

@@ -10,9 +10,12 @@ from typing import Any
 
 from transformers_agci.families.declaration import (
     LINEAR_ATTENTION,
+    MAKERS_LAYOUT_IN_VLLM,
     NO_CHAT,
+    NO_CLASS_IN_VLLM,
     NO_LAYOUT,
     NO_ROTARY,
+    ON_A_GPU_IN_VLLM,
     Family,
     ForwardCall,
     ImageTokens,
@@ -114,7 +117,13 @@ def _grid(model_type: str, name: str, hub_id: str, tokens: str, **more: Any) -> 
 FAMILIES = (
     _grid("glm4v", "GLM-4.1V", "zai-org/GLM-4.1V-9B-Thinking", "900", vllm=VllmClass("Glm4vForConditionalGeneration")),
     _grid("glm4v_moe", "GLM-4.5V", "zai-org/GLM-4.5V", "900", vllm=VllmClass("Glm4vMoeForConditionalGeneration")),
-    _grid("glm46v", "GLM-4.6V", "zai-org/GLM-4.6V-Flash", "900"),
+    _grid(
+        "glm46v",
+        "GLM-4.6V",
+        "zai-org/GLM-4.6V-Flash",
+        "900",
+        vllm=NO_CLASS_IN_VLLM,
+    ),
     Family(
         "mistral3",
         "Mistral 3",
@@ -172,6 +181,7 @@ FAMILIES = (
         ImageTokens(_with_newlines),
         NO_LAYOUT,
         alone=True,  # it numbers the images of a whole batch in its positions
+        vllm=NO_CLASS_IN_VLLM,
     ),
     Family(
         "molmo2",
@@ -182,20 +192,58 @@ FAMILIES = (
         NO_LAYOUT,
         vllm=Lacks("an image's tensor there also holds the embeddings of the words between its tiles"),
     ),
-    _grid("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", "900"),
-    _grid("glmga", "GLM-GA", "its maker's repository", "900"),
+    _grid("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", "900", vllm=VllmClass("GlmOcrForConditionalGeneration")),
+    _grid(
+        "glmga",
+        "GLM-GA",
+        "its maker's repository",
+        "900",
+        vllm=NO_CLASS_IN_VLLM,
+    ),
     _grid(
         "cohere_compass",
         "Cohere Compass",
         "CohereLabs/North-Micro-Vision-Instruct",
         "676",
         positions=Lacks("generate() numbers the text behind an image otherwise than a forward call does"),
+        vllm=VllmClass("CohereCompassForConditionalGeneration", extra_columns=True),
     ),
-    _grid("cosmos3_omni", "Cosmos 3 Omni", "nvidia/Cosmos3-Nano", "676"),
-    _grid("cosmos3_edge", "Cosmos 3 Edge", "nvidia/Cosmos3-Edge", "676"),
-    _grid("hyperclovax_vision_v2", "HyperCLOVA X Vision", "naver-hyperclovax/HyperCLOVAX-SEED-Think-32B", "900"),
-    _grid("lfm3_vl", "LFM3-VL", "LiquidAI/LFM3-VL-2B", "676", flow=LINEAR_ATTENTION),
-    _grid("minimax_m3_vl", "MiniMax-M3-VL", "MiniMaxAI/MiniMax-M3", "576"),
+    _grid(
+        "cosmos3_omni",
+        "Cosmos 3 Omni",
+        "nvidia/Cosmos3-Nano",
+        "676",
+        vllm=VllmClass("Cosmos3ForConditionalGeneration", extra_columns=True),
+    ),
+    _grid(
+        "cosmos3_edge",
+        "Cosmos 3 Edge",
+        "nvidia/Cosmos3-Edge",
+        "676",
+        vllm=VllmClass("Cosmos3EdgeForConditionalGeneration"),
+    ),
+    _grid(
+        "hyperclovax_vision_v2",
+        "HyperCLOVA X Vision",
+        "naver-hyperclovax/HyperCLOVAX-SEED-Think-32B",
+        "900",
+        vllm=VllmClass("HCXVisionV2ForCausalLM"),
+    ),
+    _grid(
+        "lfm3_vl",
+        "LFM3-VL",
+        "LiquidAI/LFM3-VL-2B",
+        "676",
+        flow=LINEAR_ATTENTION,
+        vllm=NO_CLASS_IN_VLLM,
+    ),
+    _grid(
+        "minimax_m3_vl",
+        "MiniMax-M3-VL",
+        "MiniMaxAI/MiniMax-M3",
+        "576",
+        vllm=ON_A_GPU_IN_VLLM,
+    ),
     Family("muse_glimmer", "Muse Glimmer", "meta-models/Muse-Glimmer-30B", "900", _MERGE_SIZE, NO_LAYOUT),
     Family(
         "video_llama_3",
@@ -204,6 +252,7 @@ FAMILIES = (
         "3600",
         _OWN_MERGE_SIZE,
         NO_LAYOUT,
+        vllm=NO_CLASS_IN_VLLM,
     ),
     Family(
         "mistral_large4",
@@ -212,8 +261,17 @@ FAMILIES = (
         "900",
         ImageTokens(_by_pixels, rows=in_rows),
         NO_LAYOUT,
+        vllm=NO_CLASS_IN_VLLM,
     ),
-    Family("dots3_note", "dots3.note", "dots-studio/dots3-note-prev", "900", GRID, NO_LAYOUT),
+    Family(
+        "dots3_note",
+        "dots3.note",
+        "dots-studio/dots3-note-prev",
+        "900",
+        GRID,
+        NO_LAYOUT,
+        vllm=MAKERS_LAYOUT_IN_VLLM,
+    ),
     Family(
         "muse_spark",
         "Muse Spark",
@@ -221,6 +279,7 @@ FAMILIES = (
         "900",
         _MERGE_SIZE,
         NO_LAYOUT,
+        vllm=NO_CLASS_IN_VLLM,
     ),
     Family(
         "inkling2",
@@ -230,8 +289,17 @@ FAMILIES = (
         _TOKENS,
         NO_LAYOUT,
         positions=NO_ROTARY,
+        vllm=NO_CLASS_IN_VLLM,
     ),
-    _grid("glm5_next", "GLM-5 Next", "zai-org/GLM-5.3-Flash", "900", flow=LINEAR_ATTENTION, positions=NO_ROTARY),
+    _grid(
+        "glm5_next",
+        "GLM-5 Next",
+        "zai-org/GLM-5.3-Flash",
+        "900",
+        flow=LINEAR_ATTENTION,
+        positions=NO_ROTARY,
+        vllm=ON_A_GPU_IN_VLLM,
+    ),
     Family(
         "inkling_mm_model",
         "Inkling",
@@ -240,6 +308,7 @@ FAMILIES = (
         ImageTokens(_behind_marks),
         NO_LAYOUT,
         positions=NO_ROTARY,
+        vllm=ON_A_GPU_IN_VLLM,
     ),
     Family(
         "nemotron_h_omni",
@@ -250,6 +319,7 @@ FAMILIES = (
         NO_LAYOUT,
         flow=LINEAR_ATTENTION,
         positions=NO_ROTARY,
+        vllm=MAKERS_LAYOUT_IN_VLLM,
     ),
     Family(
         "emu3",
@@ -259,6 +329,7 @@ FAMILIES = (
         ImageTokens(_by_codes),
         NO_LAYOUT,
         alone=True,  # images of one call are padded to one size, and its codes see the padding
+        vllm=NO_CLASS_IN_VLLM,
     ),
     Family(
         "fuyu",
@@ -268,5 +339,6 @@ FAMILIES = (
         ImageTokens(equal_shares, rows=in_rows),
         NO_LAYOUT,
         NO_CHAT,
+        vllm=NO_CLASS_IN_VLLM,
     ),
 )

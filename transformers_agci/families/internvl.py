@@ -76,5 +76,6 @@ FAMILIES = (
         "256 per tile, thumbnail included",
         TOUCHING,
         _tiles_and_thumbnail,
+        vllm=VllmClass("QianfanOCRForConditionalGeneration"),
     ),
 )

@@ -4,7 +4,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from transformers_agci.families.declaration import LINEAR_ATTENTION, NO_LAYOUT, Family, ForwardCall, ImageTokens, Lacks
+from transformers_agci.families.declaration import (
+    LINEAR_ATTENTION,
+    NO_CLASS_IN_VLLM,
+    NO_LAYOUT,
+    Family,
+    ForwardCall,
+    ImageTokens,
+    Lacks,
+    VllmClass,
+)
 from transformers_agci.families.image_tokens import encoded_lengths, slices_behind_whole
 
 
@@ -36,13 +45,26 @@ def _minicpm(model_type: str, name: str, hub_id: str, tokens: str, **more: Any) 
 
 
 FAMILIES = (
-    _minicpm("minicpmv4_6", "MiniCPM-V 4.6", "openbmb/MiniCPM-V-4.6", "64 per slice, whole image included"),
+    _minicpm(
+        "minicpmv4_6",
+        "MiniCPM-V 4.6",
+        "openbmb/MiniCPM-V-4.6",
+        "64 per slice, whole image included",
+        vllm=VllmClass("MiniCPMV4_6ForConditionalGeneration"),
+    ),
     _minicpm(
         "minicpmv4_7",
         "MiniCPM-V 4.7",
         "openbmb/MiniCPM-V-4.7-1B",
         "64 per slice, whole image included",
         positions=_CANVAS,
+        vllm=VllmClass("MiniCPMV4_7ForConditionalGeneration"),
     ),
-    _minicpm("minicpm_ocr", "MiniCPM-OCR", "openbmb/MiniCPM-OCR-1.0", "256 per slice, whole image included"),
+    _minicpm(
+        "minicpm_ocr",
+        "MiniCPM-OCR",
+        "openbmb/MiniCPM-OCR-1.0",
+        "256 per slice, whole image included",
+        vllm=NO_CLASS_IN_VLLM,
+    ),
 )

@@ -115,7 +115,14 @@ FAMILIES = (
         flow=LINEAR_ATTENTION,
         vllm=VllmClass("Qwen3_5MoeForConditionalGeneration", extra_columns=True),
     ),
-    _qwen("qwen4_exp", "Qwen4 (experimental)", "Qwen/Qwen4-Exp", "676", flow=LINEAR_ATTENTION),
+    _qwen(
+        "qwen4_exp",
+        "Qwen4 (experimental)",
+        "Qwen/Qwen4-Exp",
+        "676",
+        flow=LINEAR_ATTENTION,
+        vllm=VllmClass("Qwen4ExpForConditionalGeneration", extra_columns=True),
+    ),
     _qwen(
         "qwen2_5_omni_thinker",
         "Qwen2.5-Omni thinker",

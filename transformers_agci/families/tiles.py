@@ -188,6 +188,12 @@ FAMILIES = (
         vllm=VllmClass("AriaForConditionalGeneration"),
     ),
     Family(
-        "pp_chart2table", "PP-Chart2Table", "PaddlePaddle/PP-Chart2Table_safetensors", "576", EQUAL, NO_LAYOUT
+        "pp_chart2table",
+        "PP-Chart2Table",
+        "PaddlePaddle/PP-Chart2Table_safetensors",
+        "576",
+        EQUAL,
+        NO_LAYOUT,
+        vllm=NO_CLASS_IN_VLLM,
     ),  # a kin of GOT-OCR2 that cuts nothing
 )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from transformers_agci.errors import InputError, short
-from transformers_agci.families import SUPPORTED_FAMILIES, todays_model_type
+from transformers_agci.families import SUPPORTED_FAMILIES, remote_code_twin, todays_model_type
 from transformers_agci.families.declaration import NOT_UNDER_VLLM, Lacks, VllmClass
 from transformers_agci.method.injection import METHODS, SEEDED, injection_of
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text, served_config, settle_key, validate_lambda
@@ -20,10 +20,12 @@ from transformers_agci.method.lam import LAMBDA_KEY, lambda_text, served_config,
 METHOD_KEY = "global_context_broadcast_method"  # in config.json or hf_overrides: a control instead of AGCI
 
 # Arguments of `embed_multimodal`, by what they bring; the names are vLLM's own across its models.
-IMAGE_INPUTS = frozenset({"pixel_values", "image_embeds", "image_patches"})
+IMAGE_INPUTS = frozenset({"pixel_values", "pixel_values_flat", "image_embeds", "image_patches"})
 OTHER_INPUTS = frozenset(
     {
         "pixel_values_videos",
+        "pixel_values_flat_video",
+        "video_pixel_values",
         "video_embeds",
         "input_features",
         "input_audio_features",
@@ -82,8 +84,11 @@ def find_model(class_name: str, model_type: object) -> VllmClass:
 
 
 def declared(model_type: str) -> VllmClass | Lacks:
-    """The class of vLLM that serves checkpoints of this `model_type`, or why there is none."""
-    family = SUPPORTED_FAMILIES.get(model_type)
+    """The class of vLLM that serves checkpoints of this `model_type`, or why there is none.
+
+    vLLM has modules of its own, so that those that ask for Python code of their own may be served by the same class.
+    """
+    family = SUPPORTED_FAMILIES.get(model_type) or remote_code_twin(model_type)
     return NOT_UNDER_VLLM if family is None else family.vllm
 
 
