@@ -84,6 +84,13 @@ class _Prompt(NamedTuple):
     steps: torch.Tensor  # [B, S] float32: `row_steps` of the image tokens, 0 at text tokens
 
 
+class _Masks(NamedTuple):
+    """A layer's mask, held so that no other gets its id, and the same with the bias."""
+
+    stock: torch.Tensor | None
+    biased: torch.Tensor
+
+
 class PlantedBias:
     """The hooks of one planted bias; `beta` may be set between two calls, also on a cache that is there already.
 
@@ -132,6 +139,7 @@ class PlantedBias:
 
     def _before_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the rows of the image tokens off their position ids: generate() does not pass the grid on."""
+        self._thread.masks = {}
         prompt = getattr(self._thread, "prompt", None)
         if prompt is not None:
             heights = kwargs["position_ids"][-2]  # of time, height, width, with or without text positions before them
@@ -154,10 +162,14 @@ class PlantedBias:
             steps, text = getattr(cache, self._on_cache, None), None
         if steps is None or self.beta == 0:
             return None
-        mask = _additive(kwargs.get("attention_mask"), cache, layer, hidden)
-        keys = nn.functional.pad(steps, (0, mask.shape[-1] - steps.shape[1])).to(mask)[:, None, None, :]
-        lowered = keys if text is None else keys * text[:, None, :, None]
-        return args, {**kwargs, "attention_mask": mask - self.beta * lowered}
+        stock = kwargs.get("attention_mask")
+        made = self._thread.masks.get(id(stock))  # the layers of a call that share a mask share what becomes of it
+        if made is None:
+            mask = _additive(stock, cache, layer, hidden)
+            keys = nn.functional.pad(steps, (0, mask.shape[-1] - steps.shape[1])).to(mask)[:, None, None, :]
+            lowered = keys if text is None else keys * text[:, None, :, None]
+            made = self._thread.masks[id(stock)] = _Masks(stock, mask - self.beta * lowered)
+        return args, {**kwargs, "attention_mask": made.biased}
 
 
 def _additive(mask: torch.Tensor | None, cache: Any, layer: Any, hidden: torch.Tensor) -> torch.Tensor:
