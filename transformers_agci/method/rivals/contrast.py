@@ -4,12 +4,13 @@ The second pass has a cache of its own and goes on token by token with the first
 are reordered (beams), it starts over. The rival does nothing in it.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from transformers_agci.families import find_vlm, image_token_id
+from transformers_agci.families import decoder_of, find_vlm, image_token_id
 from transformers_agci.method.rivals.call_state import state
 
 if TYPE_CHECKING:
@@ -81,8 +82,11 @@ class ContrastProcessor:
             vlm.rope_deltas = None
         else:
             given["position_ids"] = (mask.cumsum(dim=-1) - 1).clamp_min(0)
-        output = self.model(**given, use_cache=True)
-        self._deltas, self._mask = getattr(vlm, "rope_deltas", None), mask
+        with _decoder_positions(vlm) as positions:
+            output = self.model(**given, use_cache=True)
+        # Not by rope_deltas, which count a row's padding or do not, by version and by whether there is an image.
+        self._next = positions[-1][..., -1:] + 1 if positions else torch.full_like(ids[:, -1:], ids.shape[1])
+        self._mask = mask
         if hasattr(vlm, "rope_deltas"):
             vlm.rope_deltas = kept
         return output
@@ -90,9 +94,7 @@ class ContrastProcessor:
     def _step(self, new: torch.Tensor) -> Any:
         """One token more on the second pass's cache."""
         self._mask = torch.cat([self._mask, torch.ones_like(new[:, -1:])], dim=1)
-        position = self._mask.sum(dim=-1, keepdim=True) - 1
-        if self._deltas is not None:
-            position = (position + self._deltas.to(position)).expand(3, -1, -1)
+        position, self._next = self._next, self._next + 1
         return self.model(
             input_ids=new[:, -1:],
             attention_mask=self._mask,
@@ -100,3 +102,19 @@ class ContrastProcessor:
             past_key_values=self._cache,
             use_cache=True,
         )
+
+
+@contextlib.contextmanager
+def _decoder_positions(vlm: Any) -> Iterator[list[torch.Tensor]]:
+    """The position ids ([B, S] or [axes, B, S]) of every call of the decoder; none of a call that leaves them to it."""
+    found: list[torch.Tensor] = []
+
+    def note(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if isinstance(kwargs.get("position_ids"), torch.Tensor):
+            found.append(kwargs["position_ids"])
+
+    hook = decoder_of(vlm).register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        hook.remove()

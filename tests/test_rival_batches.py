@@ -1,0 +1,71 @@
+"""A padded batch is its rows under every rival, on every family: two tokens of `generate`, second passes included."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_families import TEXT, TINY, Batch, make_batch
+
+from transformers_agci import InputError, attach
+from transformers_agci.families import SUPPORTED_FAMILIES
+from transformers_agci.method.rivals import RIVALS
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+SHORT, LONG = [TEXT, "plain", TEXT], [TEXT, TEXT, "plain", TEXT, TEXT]
+MARKS = list(range(40))  # a random model would generate them, and stock would look for their images
+GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "max_new_tokens": 2,
+    "min_new_tokens": 2,
+    "suppress_tokens": MARKS,
+    "output_scores": True,
+    "return_dict_in_generate": True,
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "adaptvis": {"strength": 1.0},
+    "pai": {"strength": 0.5, "first_layer": 1},
+    "uac": {"strength": 1.0},
+    "vcd": {"strength": 1.0},
+}
+EXACT = 5e-6  # of log probabilities
+ALONE = [name for name, family in TINY.items() if SUPPORTED_FAMILIES[family.model_type].alone]
+
+
+def scores(model: Any, batch: Batch, handle: Any) -> torch.Tensor:
+    """[tokens, vocabulary] of the first row."""
+    second = handle.logits_processor(batch.inputs, model) if handle is not None else None
+    more = {} if second is None else {"logits_processor": [second]}
+    return torch.stack(model.generate(**batch.inputs, **GREEDY, **more).scores)[:, 0]
+
+
+@pytest.mark.sampled(25)
+@pytest.mark.parametrize("method", RIVALS)
+@pytest.mark.parametrize("name", [name for name in TINY if name not in ALONE])
+@torch.no_grad()
+def test_a_padded_row_is_the_prompt_alone(name: str, method: str) -> None:
+    family = TINY[name]
+    alone, padded = make_batch(family, [SHORT]), make_batch(family, [SHORT, LONG])
+    assert (padded.inputs["attention_mask"][0] == 0).sum() == 10
+    model = family.build()
+    stock = [scores(model, batch, None) for batch in (alone, padded)]
+    allowed = max(EXACT, 3 * distance(*stock))
+    try:
+        handle = attach(model, method=method, **OPTIONS.get(method, {}))
+        found = [scores(model, batch, handle) for batch in (alone, padded)]
+    except InputError as error:
+        assert str(error).endswith(".")  # a family that the method has no meaning on, in one sentence
+        return
+    assert handle.injections >= 3
+    assert torch.equal(*(torch.isfinite(each) for each in found))
+    assert distance(*found) <= allowed
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference among what is finite in both."""
+    both = torch.isfinite(one) & torch.isfinite(other)
+    return float((one - other)[both].abs().max())
