@@ -105,6 +105,14 @@ def test_what_a_run_gives_can_be_kept_in_sets(files: list[str]) -> None:
     assert len(found) == 7 and statistics in found and statistics != again
 
 
+def test_runs_in_folders_of_their_own_are_numbered() -> None:
+    """Two live models of one kind: the folder of a session's run, which nobody named, is no name."""
+    data = agci.probe_data(items=1, limit=2)
+    runs = [agci.probe(data=data, lambdas=[0, 0.5], progress=False) for _ in range(2)]
+    names = [f"{label}, run {number}" for number in (1, 2) for label in ("baseline (lambda 0)", "AGCI (lambda 0.5)")]
+    assert [result.label for result in (runs[0] + runs[1]).results] == names
+
+
 @pytest.mark.slow
 def test_the_ruler_in_this_process_is_that_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = agci.ruler(3, folder=tmp_path / "ours", progress=False)

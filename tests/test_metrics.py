@@ -379,6 +379,19 @@ def test_results_are_called_by_what_they_are(
     assert found == [label.format(tmp_path) for label in labels]
 
 
+def test_results_of_several_models_are_called_by_the_model(tmp_path: Path) -> None:
+    rows = margin_rows({"Yes": margins(2, 0, 0)["Yes"]})
+    paths = []
+    for folder, model in (("x", "models/one"), ("y", "hub/two"), ("z", "hub/two")):
+        (tmp_path / folder).mkdir()
+        paths.append(write(tmp_path / folder / "a.jsonl", rows))
+        described = {"settings": {"lambda": 0}, "notes": {"model": model}}
+        paths[-1].with_suffix(".manifest.json").write_text(json.dumps(described))
+    assert [result.label for result in load_all(paths[:2])] == ["baseline (lambda 0), one", "baseline (lambda 0), two"]
+    found = [result.label for result in load_all(paths)]
+    assert found[0] == "baseline (lambda 0), one" and found[2] == f"baseline (lambda 0), two, {paths[2]}"
+
+
 def test_the_unit_of_margins_is_one(tmp_path: Path) -> None:
     """The evenness of one result is what the comparison of two says about it, and so are Yes and No rows' units."""
     tables = margins(100, 0.4, seed=13)

@@ -358,6 +358,12 @@ def test_bad_recipes_are_one_sentence(
     assert what in said
 
 
+def test_a_run_has_its_name_in_the_tracker(keyed: Made, data: Path, tmp_path: Path) -> None:
+    raw = td.training_recipe("qwen2_5_vl", keyed("qwen2_5_vl"), data, tmp_path / "out", run_name="mine")
+    recipe = parse_recipe(raw, "r.yaml")
+    assert training_run.training_arguments(recipe).run_name == "mine" and "run_name" not in str(recipe.ignored)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_bound_takes_a_side_away(family: str) -> None:
     further = SUPPORTED_FAMILIES[family].training.further_bounds

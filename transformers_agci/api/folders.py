@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers_agci.inference.progress import Say
+from transformers_agci.storage.folder import TEMPORARY
 
 
 class Place(NamedTuple):
@@ -19,7 +20,7 @@ def place_of(folder: str | Path | None) -> Place:
     """The folder that was named, or one of its own."""
     if folder is not None:
         return Place(Path(folder))
-    kept = tempfile.TemporaryDirectory(prefix="agci-")
+    kept = tempfile.TemporaryDirectory(prefix=TEMPORARY)
     return Place(Path(kept.name), kept)
 
 

@@ -4,12 +4,20 @@ import contextlib
 import filecmp
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from transformers_agci.errors import InputError
 from transformers_agci.storage.atomic import sync_folder
 from transformers_agci.storage.lock import exclusive_lock
+
+TEMPORARY = "agci-"  # how the folders begin that go with what was made in them
+
+
+def is_temporary(folder: Path) -> bool:
+    """Whether a folder was made for the time of a session only."""
+    return folder.name.startswith(TEMPORARY) and folder.parent == Path(tempfile.gettempdir())
 
 
 @contextlib.contextmanager

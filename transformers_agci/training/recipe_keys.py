@@ -108,6 +108,7 @@ class TrainerKeys:
     ddp_backend: str | None = None
     use_cpu: bool | None = None  # default: where there is no GPU
     report_to: str = "none"
+    run_name: str | None = None  # in the tracker
 
 
 _WITHOUT_MEANING = {
@@ -163,7 +164,6 @@ _TRAIN_IGNORED = {
     "eval_steps": "nothing is evaluated while training",
     "use_reentrant_gc": "it changes no result",
     "logging_dir": "no event files are written",
-    "run_name": "it names a run in trackers, of which report_to has none",
     "video_max_pixels": "rows with videos are refused",
     "video_min_pixels": "rows with videos are refused",
     "video_fps": "rows with videos are refused",

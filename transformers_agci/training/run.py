@@ -39,6 +39,7 @@ NOT_COMPARED = {
     "save_steps",
     "save_total_limit",
     "report_to",
+    "run_name",
     "dataloader_num_workers",
     "ddp_timeout",
     "ddp_backend",

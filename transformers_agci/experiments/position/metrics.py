@@ -13,10 +13,11 @@ from transformers_agci.errors import InputError, printable, short
 from transformers_agci.experiments.position.comparison import PairReport, as_json, compare
 from transformers_agci.experiments.position.maps import Limits, probe_figure
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
-from transformers_agci.experiments.position.results import ProbeResult, label_of, read_results
+from transformers_agci.experiments.position.results import ProbeResult, label_of, model_of, read_results
 from transformers_agci.experiments.position.tables import pair_positions, pair_text, result_text
 from transformers_agci.report.heatmap import image_path
 from transformers_agci.report.table import PERCENT, Table, format_table
+from transformers_agci.storage.folder import is_temporary
 from transformers_agci.storage.json_file import write_report
 
 if TYPE_CHECKING:
@@ -152,11 +153,20 @@ def check_outputs(*images: str | None) -> None:
 
 
 def _distinct(paths: Paths) -> list[str]:
-    """Names of the results; those that would be called the same bear their file's name, path or number, too."""
+    """Names of the results; those that would be called the same bear their model's or file's name, path or number, too.
+
+    The path of a temporary folder says nothing: the folders of a session's runs are numbered.
+    """
     names = [label_of(path) for path in paths]
-    stems, places = [Path(path).stem for path in paths], [str(path) for path in paths]
+    stems = [Path(path).stem for path in paths]
+    folders = list(dict.fromkeys(Path(path).parent for path in paths))
+    places = [
+        f"run {folders.index(Path(path).parent) + 1}" if is_temporary(Path(path).parent) else str(path)
+        for path in paths
+    ]
     numbers = [f"result {number}" for number in range(1, len(paths) + 1)]
-    for more in (stems, places, numbers):
+    models = [model_of(path) for path in paths]
+    for more in (models, stems, places, numbers) if all(models) else (stems, places, numbers):
         taken = Counter(names)
         if max(taken.values()) == 1:
             break

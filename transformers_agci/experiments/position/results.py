@@ -248,15 +248,24 @@ def method_and_lambda(path: str | Path) -> tuple[str, float] | None:
     return str(settings.get("method", "agci")), float(lam)
 
 
+def model_of(path: str | Path) -> str:
+    """The name of the model that a result is of, without the folder that it lies in; "" where no manifest tells."""
+    return Path(str(_part_of_manifest(path, "notes").get("model") or "")).name
+
+
 def _settings_of(path: str | Path) -> dict[str, Any]:
-    """The settings of the manifest beside a result; empty where there is none, or no result of this name can be."""
+    return _part_of_manifest(path, "settings")
+
+
+def _part_of_manifest(path: str | Path, part: str) -> dict[str, Any]:
+    """A part of the manifest beside a result; empty where there is none, or no result of this name can be."""
     if not Path(path).name:
         return {}
     try:
-        settings = read_json_object(manifest.path_of(Path(path))).get("settings")
+        found = read_json_object(manifest.path_of(Path(path))).get(part)
     except InputError:
-        settings = None
-    return settings if isinstance(settings, dict) else {}
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def _score(row: Mapping[str, Any], where: str) -> _Scored:
