@@ -20,7 +20,7 @@ from transformers_agci.experiments.position.comparison import compare, verdict
 from transformers_agci.experiments.position.measures import ResamplingConfig, measure
 from transformers_agci.experiments.position.metrics import evaluate, load, load_all
 from transformers_agci.experiments.position.results import read_answer, read_results
-from transformers_agci.statistics import evenness, signal_detection
+from transformers_agci.statistics import evenness, thresholds
 
 RESAMPLING = ResamplingConfig(200)
 
@@ -637,7 +637,7 @@ def test_ties_at_a_threshold_count_in_part() -> None:
     """10 of 100 No rows lie above a threshold on the 20 that are 0: half of these, and half of the Yes rows there."""
     no = np.r_[np.full(80, -1.0), np.zeros(20)][:, None]
     yes = np.r_[np.zeros(50), np.ones(50)][:, None]
-    found = signal_detection.yes_accuracy_at_no_rate(yes, no)
+    found = thresholds.yes_accuracy_at_no_rate(yes, no)
     assert found.threshold == (0.0, 0.5)
     assert found.accuracy.overall.estimate == found.accuracy.cells[0].estimate == pytest.approx(0.75)
     assert found.accuracy.overall.low < 0.75 < found.accuracy.overall.high
@@ -651,7 +651,7 @@ def test_the_matched_baseline_says_yes_as_often_where_margins_are_tied(tmp_path:
     first, second = (read_results(path) for path in paths)
     matched = compare(first, second).evenness.threshold_matched
     said = np.mean([second.yes.said_yes.mean(), second.no.said_yes.mean()])
-    threshold = signal_detection.threshold_for_count([first.yes.margin, first.no.margin], 2 * 540 * said)
+    threshold = thresholds.threshold_for_count([first.yes.margin, first.no.margin], 2 * 540 * said)
     shares = [float(threshold.above(t.margin).mean()) for t in (first.yes, first.no)]
     assert 0 < threshold.part < 1 and np.mean(shares) == pytest.approx(said)
     assert matched.balanced.first == pytest.approx((shares[0] + 1 - shares[1]) / 2)

@@ -14,7 +14,7 @@ from scipy import special, stats
 from transformers_agci import statistics as st
 from transformers_agci.experiments.position.pair_evenness import compare_evenness
 from transformers_agci.experiments.position.results import ProbeResult, Tables
-from transformers_agci.statistics import intervals, nulls, regression, signal_detection
+from transformers_agci.statistics import intervals, nulls, regression, signal_detection, thresholds
 from transformers_agci.statistics.evenness import Verdict, of_auc, of_d_prime, of_means, of_standardized_margins
 from transformers_agci.statistics.evenness import compare as compare_unevenness
 
@@ -265,7 +265,7 @@ def test_auc_and_accuracy_at_a_matched_no_rate_cover_the_truth(items: int, d_pri
         return draw
 
     def matched(yes: np.ndarray, no: np.ndarray) -> Any:
-        return signal_detection.yes_accuracy_at_no_rate(yes, no).accuracy
+        return thresholds.yes_accuracy_at_no_rate(yes, no).accuracy
 
     auc, hits = stats.norm.cdf(d_prime / 2**0.5), stats.norm.cdf(d_prime - stats.norm.ppf(0.9))
     for cell in (False, True):

@@ -8,7 +8,7 @@ from transformers_agci import statistics as st
 from transformers_agci.errors import counted
 from transformers_agci.experiments.defaults import DRAWS
 from transformers_agci.experiments.position.results import ProbeResult, Tables
-from transformers_agci.statistics import Interval, SpreadTest, TestResult, evenness, signal_detection
+from transformers_agci.statistics import Interval, SpreadTest, TestResult, evenness, signal_detection, thresholds
 from transformers_agci.statistics.intervals import items_with_rows
 
 
@@ -181,14 +181,14 @@ def _measure_answer(tables: Tables, others: Tables | None, resampling: Resamplin
 
 
 def _matched(yes: Tables, no: Tables) -> MatchedRate | None:
-    found = signal_detection.yes_accuracy_at_no_rate(yes.margin, no.margin)
+    found = thresholds.yes_accuracy_at_no_rate(yes.margin, no.margin)
     if found is None:
         return None
-    return MatchedRate(signal_detection.NO_RATE, found.threshold.value, found.accuracy.overall, found.accuracy.cells)
+    return MatchedRate(thresholds.NO_RATE, found.threshold.value, found.accuracy.overall, found.accuracy.cells)
 
 
 def _best(yes: Tables, no: Tables) -> BestThreshold | None:
-    threshold = signal_detection.best_threshold(yes.margin, no.margin)
+    threshold = thresholds.best_threshold(yes.margin, no.margin)
     if threshold is None:
         return None
     above = [np.where(np.isnan(t.margin), np.nan, t.margin > threshold) for t in (yes, no)]

@@ -17,7 +17,7 @@ from transformers_agci.experiments.position.evenness_verdict import (
     compare_relative_d_prime,
     verdict_on_evenness,
 )
-from transformers_agci.statistics import Floats, evenness, signal_detection
+from transformers_agci.statistics import Floats, evenness, thresholds
 from transformers_agci.statistics.evenness import Change, Verdict
 from transformers_agci.statistics.intervals import items_with_rows
 
@@ -148,10 +148,10 @@ def _threshold_matched(yes: Both, no: Both | None) -> ThresholdMatched | None:
     rows, yeses = int(sum(have.sum() for have in seen)), int(sum(table.sum() for table in said))
     if not all(have.any(axis=0).all() for have in seen):
         return None
-    threshold = signal_detection.threshold_for_count(margins, yeses)
+    threshold = thresholds.threshold_for_count(margins, yeses)
     above = [np.nan_to_num(threshold.above(table)) for table in margins]
     drift: Floats = sum((a - b).sum(axis=1) for a, b in zip(said, above, strict=True)) * (len(margins[0]) / rows)
-    first = [signal_detection.at_threshold(table, threshold, drift, margins) for table in margins]
+    first = [thresholds.at_threshold(table, threshold, drift, margins) for table in margins]
     if (at_yes := first[0]) is None or (at_last := first[-1]) is None:
         return None
     second = [
