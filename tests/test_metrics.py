@@ -690,6 +690,9 @@ def test_choices_are_not_called_yes_rows(tmp_path: Path, capsys: pytest.CaptureF
     assert "120 choices" in out and "right without the image" in out
     assert main(["sweep", *paths]) == 2
     assert "is of choices between options" in capsys.readouterr().err
+    assert main(["report", *paths, "--output", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "choices, by the place of the right option" in page and not re.search(r">[^<]*\b(Yes|No) rows", page)
     mixed = write(
         tmp_path / "mixed.jsonl", [*choice_rows(2, 3), {**choice_rows(1, 4)[0], "options": None, "answer": "Yes"}]
     )

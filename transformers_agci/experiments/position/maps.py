@@ -149,7 +149,7 @@ def difference_panel(pair: PairReport, name: str, shape: tuple[int, int], scale:
     return Panel(
         values=100 * np.array([cell.estimate for cell in change.accuracy.cells]).reshape(shape),
         scale=scale,
-        title=f"difference, {name.capitalize()} rows",
+        title=f"difference, {rows_called(name, pair.choice)}",
         note=f"mean {_cell(overall, '{:+.1f}')} ({_range(overall, '{:+.1f}')})\n{counted(pair.items, 'item')}, paired",
         texts=[_cell(cell, "{:+.1f}") for cell in change.accuracy.cells],
         subtexts=[_range(cell, "{:+.0f}") for cell in change.accuracy.cells],

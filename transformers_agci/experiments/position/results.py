@@ -160,16 +160,7 @@ def read_results(
     rows = [
         _score(row, where) for file in (path, negatives) if file is not None for where, row in read_rows(file, nan=True)
     ]
-    shapes = {row.shape: row.where for row in rows}
-    if len(shapes) > 1:
-        found = ", ".join(f"{r}x{c} ({where})" for (r, c), where in shapes.items())
-        raise InputError(f"{path}: one map needs one grid, but the rows have several: {found}; split the file.")
-    asked = {row.choice: row.where for row in rows}
-    if len(asked) > 1:
-        raise InputError(
-            f"{path}: some rows are choices between options ({asked[True]}) and some Yes/No questions "
-            f"({asked[False]}); split the file."
-        )
+    _check_one_kind(rows, path)
     names = item_names(rows)
     items = tuple(dict.fromkeys(names))
     place = {item: number for number, item in enumerate(items)}
@@ -196,6 +187,20 @@ def read_results(
         tuple(kept),
         rows[0].choice,
     )
+
+
+def _check_one_kind(rows: Sequence[_Scored], path: str | Path) -> None:
+    """InputError where rows have several grids, or some are choices between options."""
+    shapes = {row.shape: row.where for row in rows}
+    if len(shapes) > 1:
+        found = ", ".join(f"{r}x{c} ({where})" for (r, c), where in shapes.items())
+        raise InputError(f"{path}: one map needs one grid, but the rows have several: {found}; split the file.")
+    asked = {row.choice: row.where for row in rows}
+    if len(asked) > 1:
+        raise InputError(
+            f"{path}: some rows are choices between options ({asked[True]}) and some Yes/No questions "
+            f"({asked[False]}); split the file."
+        )
 
 
 def _captions(names: Sequence[str], rows: Sequence[_Scored]) -> dict[str, str]:

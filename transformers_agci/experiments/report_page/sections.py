@@ -15,7 +15,7 @@ from transformers_agci.experiments.position.maps import (
 )
 from transformers_agci.experiments.position.measures import AnswerReport, ResultReport
 from transformers_agci.experiments.position.metrics import Control, controls_table
-from transformers_agci.experiments.position.results import ProbeResult
+from transformers_agci.experiments.position.results import ProbeResult, rows_called
 from transformers_agci.experiments.position.tables import pair_positions
 from transformers_agci.report.page.plots import Plot, Point, Series, interval_plot, line_plot
 from transformers_agci.report.page.render import CellMap, MapRow
@@ -34,17 +34,17 @@ def verdicts(evidence: Evidence) -> list[str]:
 
 
 def _alone(report: ResultReport) -> str:
-    sides = [(word, side) for name, word in SIDES if (side := getattr(report, name))]
-    rates = " and ".join(f"{PERCENT.write(side.accuracy)} % of {word} rows" for word, side in sides)
+    sides = [(rows_called(word, report.choice), side) for name, word in SIDES if (side := getattr(report, name))]
+    rates = " and ".join(f"{PERCENT.write(side.accuracy)} % of {called}" for called, side in sides)
     return f"On {report.items} items {report.label} answers {rates} rightly; {_positions(*sides[0])}."
 
 
-def _positions(word: str, side: AnswerReport) -> str:
+def _positions(called: str, side: AnswerReport) -> str:
     sd = side.spread.sd
     values = f"sd over the cells {100 * sd.observed:.1f} points, by chance {100 * sd.expected:.1f}, {p_text(sd.p)}"
     if sd.p < 0.05:
-        return f"on {word} rows the answer depends on the position ({values})"
-    return f"on {word} rows no effect of the position is shown ({values})"
+        return f"on {called} the answer depends on the position ({values})"
+    return f"on {called} no effect of the position is shown ({values})"
 
 
 def map_rows(evidence: Evidence) -> list[MapRow]:
@@ -59,7 +59,8 @@ def map_rows(evidence: Evidence) -> list[MapRow]:
             panels.append((number + 1, difference_panel(pair, name, reports[0].shape, differences)))
         maps = [CellMap(_titled(panel, k, reports), word, k) for k, panel in panels if panel]
         if maps:
-            rows.append(MapRow(f"{word} rows: {WORDS[name]}", maps))
+            title = "choices, by the place of the right option" if reports[0].choice else f"{word} rows: {WORDS[name]}"
+            rows.append(MapRow(title, maps))
     return rows
 
 
