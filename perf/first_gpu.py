@@ -56,32 +56,9 @@ class Step:
     shared: bool = True
 
 
-TESTS = "-m pytest -q --tb=short -p no:cacheprovider -m ''"
+TESTS = "-m pytest -q --tb=short -rf -p no:cacheprovider"
 STEPS = (
-    Step(
-        "GPU tests",
-        f"{TESTS} tests/test_vision_attention.py tests/test_kernels.py",
-        f"{TESTS} tests/test_vision_attention.py tests/test_kernels.py",
-        None,
-        lane=1,
-        shared=False,
-    ),
-    Step(
-        "Memory that runs out",
-        f"{TESTS} tests/test_on_simulated_gpu.py -k on_a_gpu",
-        f"{TESTS} tests/test_on_simulated_gpu.py -k on_a_gpu",
-        None,
-        lane=1,
-        shared=False,
-    ),
-    Step(
-        "Four bits",
-        f"{TESTS} tests/test_inference_load.py -k on_a_gpu",
-        f"{TESTS} tests/test_inference_load.py -k on_a_gpu",
-        None,
-        lane=1,
-        shared=False,
-    ),
+    Step("GPU tests", f"{TESTS} -m gpu tests", f"{TESTS} -m gpu tests", None, lane=1, shared=False),
     Step(
         "Position probe",
         "probe_speed.py --random_7b --items 8 --rounds 1 --plain_rows 18 --batch_sizes 9 36 72 --leave_out",
@@ -149,15 +126,7 @@ STEPS = (
         lane=3,
         shared=False,
     ),
-    Step(
-        "The default tests beside a GPU",
-        "-m pytest -q --tb=short -p no:cacheprovider -n 8 tests",
-        "-m pytest -q --tb=short -p no:cacheprovider -n 8 tests",
-        None,
-        limit=180.0,
-        lane=4,
-        shared=False,
-    ),
+    Step("The default tests beside a GPU", f"{TESTS} -n 12 tests", None, None, limit=240.0, shared=False),
 )
 
 

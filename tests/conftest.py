@@ -50,6 +50,20 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     return folder
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The tests see no GPU, also where there is one: `pytest -m gpu` runs those that need one."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU; with one: pytest -m gpu")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--share N`: of every slow test with many parameters each N-th, so that all of them together stay quick."""
     parser.addoption("--share", type=int, default=1, metavar="N", help="run every N-th parameter of long slow tests")

@@ -298,10 +298,9 @@ def test_devices(folder: Path) -> None:
     refuse(folder, "give only one", device="cpu", device_map="auto")
     refuse(folder, "not one that PyTorch knows", device="abacus")
     refuse(folder, "is a folder", revision="main")
-    if not torch.cuda.is_available():
-        refuse(folder, "finds no GPU", device="cuda")
-        refuse(folder, "needs a GPU", load_in_4bit=True)
-    assert load(LoadOptions(str(folder), device_map="auto")).device.type in ("cpu", "cuda")
+    refuse(folder, "finds no GPU", device="cuda")
+    refuse(folder, "needs a GPU", load_in_4bit=True)
+    assert load(LoadOptions(str(folder), device_map="auto")).device.type == "cpu"
 
 
 def test_every_process_of_a_torchrun_has_its_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,9 +402,8 @@ def test_without_a_network_the_hubs_client_is_not_waited_for(monkeypatch: pytest
     assert asked == [("nobody/nothing", True)]
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available() or find_spec("bitsandbytes") is None, reason="no GPU, or no bitsandbytes"
-)
+@pytest.mark.gpu
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="no bitsandbytes")
 @pytest.mark.parametrize("dtype", ["auto", "float16"])
 def test_four_bits_on_a_gpu(dtype: str, tmp_path: Path) -> None:
     """The decoder's matrices and nothing else are nf4, what sees the image and the output matrix have the dtype, and

@@ -610,3 +610,50 @@ def test_workers_are_not_started_where_shared_memory_is_small(
     assert "--shm-size=2g" in said
     assert os.getpid() not in made_by(2**30)
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("begun_in_a_pool", [False, True], ids=["main thread", "thread of a pool"])
+def test_workers_end_well_whichever_thread_takes_what_they_make(begun_in_a_pool: bool) -> None:
+    """A process that a pool's thread has forked waits for that thread at its end, for itself: with exit code 1, which
+    ends the run where another run of the process has put up the handler for that.
+    """
+    import multiprocessing
+    from concurrent.futures import ThreadPoolExecutor
+
+    def run() -> list[Any]:
+        with prefetched([1, 2, 3], lambda item, at: item, 2, str) as made, ThreadPoolExecutor(1) as thread:
+            workers = multiprocessing.active_children()
+            assert thread.submit(list, made).result() == [1, 2, 3]
+            assert len(workers) == 2
+        return workers
+
+    if begun_in_a_pool:
+        with ThreadPoolExecutor(1) as pool:
+            workers = pool.submit(run).result()
+    else:
+        workers = run()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def test_workers_take_nothing_down_that_another_thread_keeps(tmp_path: Path) -> None:
+    """A tensor of a GPU there: CUDA ends a child that frees one. The stand-in writes down in which process it goes."""
+    import os
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+
+    gone = tmp_path / "gone"
+
+    class OnGpu:
+        def __del__(self) -> None:
+            if not gone.exists():
+                gone.write_text(str(os.getpid()))
+
+    kept = threading.local()
+    kept.tensor = OnGpu()
+    with prefetched([1], lambda item, at: item, 1, str) as made, ThreadPoolExecutor(1) as thread:
+        assert thread.submit(next, made).result() == 1
+    assert not gone.exists()
+    del kept
+    assert gone.read_text() == str(os.getpid())

@@ -136,7 +136,7 @@ def test_a_loop_over_segments_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -
     assert "one segment after the other" in dict(made.reasons)["rotary"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_compiled_forwards_on_a_gpu() -> None:
     """What the compiler itself makes of them: on, equal within rounding, compiled once for all calls."""
     torch._dynamo.reset()

@@ -143,6 +143,30 @@ def test_memory_that_runs_out(loaded: LoadedModel, folder: Path, tmp_path: Path)
     compare(ours, stock)
 
 
+def test_memory_that_runs_out_in_follow_up_questions(loaded: LoadedModel, folder: Path, tmp_path: Path) -> None:
+    """Their calls are halved, and no image is encoded twice; the size that fitted is kept for the next lambda."""
+    asked = questions(folder, ABOUT_EACH)
+    stock, _ = answers(loaded, asked, tmp_path / "cpu.jsonl", LAMBDAS)
+    with SimulatedCuda() as gpu:
+        there, tried = moved(loaded, gpu), []
+
+        def on_full_device(_: Any, args: Any, given: Any) -> None:
+            tried.append(len(given["inputs_embeds"]))
+            if tried[-1] > 2 * IMAGES:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
+
+        full = there.model.model.language_model.register_forward_pre_hook(on_full_device, with_kwargs=True)
+        ours, counts = answers(there, asked, tmp_path / "gpu.jsonl", LAMBDAS)
+        full.remove()
+    others = ABOUT_EACH - 1
+    assert tried[:2] == [IMAGES, others * IMAGES]
+    assert max(tried[2:]) <= 2 * IMAGES
+    assert sum(tried) == 2 * ABOUT_EACH * IMAGES + others * IMAGES
+    assert counts.halved_blocks == [0]
+    assert counts.vision_images == IMAGES
+    compare(ours, stock)
+
+
 def row(folder: Path, number: int) -> ProbeRow:
     return ProbeRow.parse(
         {"id": number, "image": f"{number}.png", "caption": "sailboat", "position": "center", "answer": "Yes"},
@@ -316,7 +340,7 @@ def test_flash_attention_reads_the_bounds_of_segments_on_the_device(loaded: Load
             assert given["window_index"].device.type == given["position_ids"].device.type == "cuda"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_memory_that_runs_out_on_a_gpu(tmp_path: Path) -> None:
     """The process may take half of what a batch needed: the batch is halved, the answers stay."""
     for number in range(IMAGES):

@@ -215,6 +215,17 @@ def test_neutral_strength_is_stock_bit_for_bit(model: Any, inputs: dict[str, Any
     assert handle.injections == 0
 
 
+@pytest.mark.parametrize("method", RIVALS)
+def test_nothing_of_a_call_stays_in_the_thread(model: Any, inputs: dict[str, Any], method: str) -> None:
+    """It would hold the last call's pixels, and through the handle the model, after the run has ended."""
+    from transformers_agci.method.rivals import attention
+    from transformers_agci.method.rivals.call_state import state
+
+    with agci(model, method=method, strength=1.0), torch.inference_mode():
+        model(**inputs)
+        assert state.vlm is state.prompt is state.moved is state.plan is state.bias is attention._state.plan is None
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_has_a_handle_of_its_own(model: Any, inputs: dict[str, Any], copied: Any) -> None:

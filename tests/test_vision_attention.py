@@ -330,7 +330,7 @@ def test_another_convolution_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert "differs from the convolution" in str(refused.reason)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", QWENS)
 def test_the_kernel_of_torch_on_a_gpu(family: str) -> None:
     model = build_model(family).to("cuda", torch.bfloat16)

@@ -9,6 +9,7 @@ A column is a list of image lists and some questions about each (`batches.py`). 
 
 Where memory runs out, the column is cut by its lists and goes on with what is not answered yet; the size that fitted
 is kept for the rest of the run. With 18 lists that do not fit and 9 that do: 18, 9, 9, and for the next column 9, 9.
+Where it runs out in a call of tails, such calls hold half as many batches from then on, and the lists stay together.
 """
 
 import contextlib
@@ -79,6 +80,7 @@ class ColumnWork:
         served = positions is not None and "first_token" not in replays_off
         self.first = FirstToken(answerer) if served else None
         self.fits: int | None = None  # lists per batch, once memory has run out
+        self.follow_up_tokens = FOLLOW_UP_TOKENS.get(loaded.device.type, FOLLOW_UP_TOKENS["cpu"])
         self.vision, self.prefix = VisionReplay(loaded.model), PrefixReplay(loaded.model)
         self.vision.records = "vision_replay" not in replays_off
 
@@ -124,9 +126,7 @@ class ColumnWork:
         self.fits = lists
         self.vision.set_images(None)
         self.prefix.clear()
-        if torch.cuda.is_available():
-            gc.collect()
-            torch.cuda.empty_cache()
+        _release()
 
     # --- answering ---
 
@@ -143,17 +143,17 @@ class ColumnWork:
         for i in made.outputs:
             at_lambda(i)
             left = [number for number, batch in enumerate(column) if made.lacks(batch, i)]
-            for numbers, answers in self._answers(column, inputs, left, alike):
+            for numbers, answers in self._answers(column, inputs, left, alike, made.block):
                 self._keep(numbers, answers, made, i)
                 reporter.advance(len(numbers))
             self.prefix.clear()  # another lambda, other keys and values
 
     def _answers(
-        self, column: Sequence[Batch], inputs: Sequence[OnDevice], left: list[int], alike: bool
+        self, column: Sequence[Batch], inputs: Sequence[OnDevice], left: list[int], alike: bool, block: Block
     ) -> Iterator[tuple[Sequence[int], list[Answer]]]:
         """The question numbers and answers of the batches `left`, at the lambda that is set."""
         if left and self._from_first_token(column[left[0]]):
-            for answered, answers in self._from_one_call_each(column, inputs, left, alike):
+            for answered, answers in self._from_one_call_each(column, inputs, left, alike, block):
                 left = [number for number in left if number not in answered]
                 yield [row for number in answered for row in column[number].numbers], answers
         for number in left:
@@ -172,14 +172,28 @@ class ColumnWork:
         )
 
     def _from_one_call_each(
-        self, column: Sequence[Batch], inputs: Sequence[OnDevice], left: Sequence[int], alike: bool
+        self, column: Sequence[Batch], inputs: Sequence[OnDevice], left: Sequence[int], alike: bool, block: Block
     ) -> Iterator[tuple[Sequence[int], list[Answer]]]:
         """Batches and their answers, for as long as every row has its verdict in its first token."""
         assert self.first is not None
         groups: list[Sequence[int]] = [left[:1]]
         while groups:
             group = groups.pop(0)
-            answers = self._of_group(column, inputs, group, keep=alike and len(left) > 1 and group[0] == left[0])
+            counted, fitted = (self.prefix.prefill_tokens, self.prefix.replayed_tokens), True
+            answers: list[Answer] | None = None
+            try:
+                answers = self._of_group(column, inputs, group, keep=alike and len(left) > 1 and group[0] == left[0])
+            except RuntimeError as error:
+                if len(group) == 1 or not out_of_memory(error):
+                    raise
+                fitted = False
+            if not fitted:  # outside the except clause, as in `answer`
+                self.prefix.prefill_tokens, self.prefix.replayed_tokens = counted
+                self.follow_up_tokens = _tokens(column, group) * ((len(group) + 1) // 2)
+                self._note_halved(block)
+                _release()
+                groups = self._groups(column, [number for some in (group, *groups) for number in some], alike)
+                continue
             if answers is None:
                 self.prefix.clear()
                 return
@@ -215,9 +229,7 @@ class ColumnWork:
         """Batches that share a call: as many as fit, evenly."""
         if not left or not alike or "tails" not in self.loaded.quick:
             return [[number] for number in left]
-        most = FOLLOW_UP_TOKENS.get(self.loaded.device.type, FOLLOW_UP_TOKENS["cpu"])
-        tokens = max(column[number].text["input_ids"].numel() for number in left)
-        groups = -(-len(left) // max(1, most // tokens))
+        groups = -(-len(left) // max(1, self.follow_up_tokens // _tokens(column, left)))
         bounds = [len(left) * group // groups for group in range(groups + 1)]
         return [left[low:high] for low, high in pairwise(bounds)]
 
@@ -247,11 +259,14 @@ class ColumnWork:
         lists = list(dict.fromkeys(self._list_of(number) for batch in column for number in batch.numbers))
         if self.fits is None or len(lists) <= self.fits:
             return [column] if column else []
-        if block.index not in self.counts.halved_blocks:
-            self.counts.halved_blocks.append(block.index)
+        self._note_halved(block)
         parts = -(-len(lists) // self.fits)
         bounds = [len(lists) * part // parts for part in range(parts + 1)]
         return [self._about(column, set(lists[low:high])) for low, high in pairwise(bounds)]
+
+    def _note_halved(self, block: Block) -> None:
+        if block.index not in self.counts.halved_blocks:
+            self.counts.halved_blocks.append(block.index)
 
     def _list_of(self, number: int) -> Hashable:
         return image_keys(self.questions[number].images) or number
@@ -297,6 +312,18 @@ class ColumnWork:
             else:
                 return None
         return sliced
+
+
+def _tokens(column: Sequence[Batch], numbers: Sequence[int]) -> int:
+    """Of the largest of these batches, padding included."""
+    return max(column[number].text["input_ids"].numel() for number in numbers)
+
+
+def _release() -> None:
+    """Give back what a call that failed has left of the GPU's memory."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def positions_by(loaded: LoadedModel) -> Positions | None:

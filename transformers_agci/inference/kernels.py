@@ -11,6 +11,7 @@ rounding, or where something else (accelerate) has put a forward on the module. 
 the model back as it was. Without a GPU only the norms are worth it.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,21 +52,17 @@ class Disagreement(Exception):
 
 def use_kernels(model: Any, names: Sequence[str] | frozenset[str]) -> Kernels:
     """Put on what was asked for, fits and agrees."""
-    on, reasons, removers = [], [], []
-    for name in OF_THE_MODEL:
-        if name not in names:
-            continue
-        try:
-            removers.append(_PUT_ON[name](model))
-            on.append(name)
-        except Disagreement as why:
-            reasons.append((name, str(why)))
-
-    def remove() -> None:
-        for undo in reversed(removers):
-            undo()
-
-    return Kernels(tuple(on), tuple(reasons), remove)
+    on, reasons = [], []
+    with contextlib.ExitStack() as put_on:  # all or, where something else goes wrong, none
+        for name in OF_THE_MODEL:
+            if name not in names:
+                continue
+            try:
+                put_on.callback(_PUT_ON[name](model))
+                on.append(name)
+            except Disagreement as why:
+                reasons.append((name, str(why)))
+        return Kernels(tuple(on), tuple(reasons), put_on.pop_all().close)
 
 
 # --- norms ---

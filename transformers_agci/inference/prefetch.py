@@ -6,14 +6,17 @@ starting processes anew for each image would take longer than its copies.
 """
 
 import contextlib
+import gc
 import multiprocessing
 import re
 import shutil
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import thread as futures
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,20 +79,27 @@ def prefetched(
         "prefetch_factor": AHEAD if workers else None,
         "collate_fn": _as_it_is,
         "multiprocessing_context": context,
-        "worker_init_fn": _ignore_ctrl_c,
+        "worker_init_fn": _settle,
         "generator": torch.Generator(),  # its seed is not taken from the run's random numbers
     }
     try:
         with contextlib.closing(_in_order(_Items(items, make, where, places), settings)) as ahead:
+            next(ahead)
             yield ahead
     except RuntimeError as error:
         raise _explained(error, places, where) from error
 
 
 def _in_order(items: Dataset[Any], settings: dict[str, Any]) -> Generator[Any, None, None]:
+    """First None, once the processes are there, then what they make.
+
+    They are forked by the thread that begins the run, whoever asks for what they make: a child takes down what the
+    other threads keep for themselves, tensors of a GPU among it, which CUDA refuses after a fork.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores
         loaded = iter(DataLoader(items, **settings))
+    yield None
     yield from loaded  # the iterator lives here alone: closing this generator ends its processes
 
 
@@ -123,8 +133,12 @@ def _as_it_is(made: Made) -> Made:
     return made
 
 
-def _ignore_ctrl_c(worker: int) -> None:
+def _settle(worker: int) -> None:
+    """Make a forked process one that can end well."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the main process's to handle
+    gc.freeze()  # what the main process has left to collect may be on a GPU, where a child must not free anything
+    # Forked by a thread of a pool, it would wait for that thread at its end: for itself, which is an error.
+    getattr(futures, "_threads_queues", {}).pop(threading.current_thread(), None)
 
 
 def _explained(error: RuntimeError, places: Any, where: Callable[[int], str]) -> Exception:

@@ -126,6 +126,24 @@ def _attention(
     return kernel(q, k, v, segments, scaling)[None], None
 
 
+class _OneSegment:
+    """Stands in for the bounds of segments: one, of this length. transformers takes the differences of the bounds and
+    reads them back; of a tensor a compiler would make a kernel of the CPU for that, with a C++ compiler.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __getitem__(self, _: slice) -> "_OneSegment":  # bounds[1:] - bounds[:-1]
+        return self
+
+    def __sub__(self, _: "_OneSegment") -> "_OneSegment":
+        return self
+
+    def tolist(self) -> list[int]:
+        return [self.length]
+
+
 class _Hook:
     """Before an attention layer: the sequence becomes one segment, and the true ones travel beside it."""
 
@@ -136,7 +154,7 @@ class _Hook:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]  # [S, D]
         segments = self._segments(kwargs["cu_seqlens"], hidden.device)
-        whole = torch.tensor([0, len(hidden)], dtype=torch.int32)  # on the CPU: transformers reads it back
+        whole = _OneSegment(len(hidden))
         return args, {**kwargs, "cu_seqlens": whole, "segments": segments, "kernel": self.kernel}
 
     def _segments(self, cu_seqlens: torch.Tensor, device: torch.device) -> Segments:
@@ -338,7 +356,8 @@ def _product_disagreement(convolution: Any) -> str | None:
     weight = convolution.weight
     probe = torch.randn(PROBED_PATCHES, *weight.shape[1:], generator=torch.Generator().manual_seed(0)).to(weight)
     with torch.inference_mode():
-        stock = convolution(probe).float()
+        with torch.backends.cudnn.flags(enabled=False):  # which rounds float32 to 10 bits by default
+            stock = convolution(probe).float()
         remove = _put_product_on(convolution)
         ours = convolution(probe).float()
         remove()

@@ -64,7 +64,7 @@ class CallState(threading.local):
     def end(self) -> "tuple[torch.Tensor | None, Plan | None]":
         """The call has ended; returns what its cache has to keep."""
         kept = self.moved, self.plan
-        self.vlm = self.moved = self.plan = self.bias = None
+        self.vlm = self.prompt = self.moved = self.plan = self.bias = None
         return kept
 
 

@@ -235,6 +235,7 @@ def _plan_attention(
 
 def _end_call(output: Any) -> None:
     moved, plan = state.end()
+    set_plan(None)
     cache = None if output is None else images_went_into(output)
     if cache is None:
         return
