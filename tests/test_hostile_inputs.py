@@ -62,10 +62,10 @@ def lines(rows: list[Any]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def jpeg(side: int = 60) -> bytes:
+def jpeg(side: int = 60, seed: int = 0) -> bytes:
     """Noise, the same in every run: what is drawn of a file depends on its length."""
     buffer = io.BytesIO()
-    Image.frombytes("RGB", (side, side), random.Random(side).randbytes(3 * side * side)).save(buffer, "JPEG")
+    Image.frombytes("RGB", (side, side), random.Random(seed).randbytes(3 * side * side)).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -223,8 +223,8 @@ CASES = {
     ),
     "compare": Case(
         f"compare --model {NO_MODEL} --methods stock agci:0.5 --data rows.json --img_path images --output_dir C",
-        {**ROWS, "C/compare.json": b"{}"},
-        stop="experiments.compare.command.open_engine",
+        {"rows.json": lines(ITEMS_APART), "C/compare.json": b"{}", **IMAGE},
+        stop="experiments.engines.open_engine",
     ),
     "app": Case(
         f"app --model {NO_MODEL} --report r.html",
@@ -340,7 +340,7 @@ CASES = {
         "data build-probe --source src --output_dir out --items 1 --workers 1 --canvas 90 --box 28 --gutter 1",
         {
             "src/metadata.csv": "".join(["file_name,caption\n", *(f"{n}.jpg,thing {n}\n" for n in range(11))]).encode(),
-            **{f"src/{n}.jpg": jpeg(80) for n in range(11)},
+            **{f"src/{n}.jpg": jpeg(80, seed=n) for n in range(11)},
         },
     ),
     "data fetch": Case(

@@ -7,6 +7,7 @@ from typing import Any
 from transformers_agci.errors import InputError, short
 
 NOT_SET = "not set"
+MOST = 10  # differences that a message names
 LONGEST = 200  # characters of a value that a message quotes
 
 
@@ -34,7 +35,8 @@ def check_same_settings(what: str, there: Mapping[str, Any], here: Mapping[str, 
     """InputError naming every setting that differs: "`what` with other settings: ...; `remedy`."."""
     differ = differences(there, here)
     if differ:
-        raise InputError(f"{what} with other settings: {'; '.join(differ)}. {remedy}")
+        more = [f"and {len(differ) - MOST} more"] if len(differ) > MOST else []
+        raise InputError(f"{what} with other settings: {'; '.join([*differ[:MOST], *more])}. {remedy}")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -106,6 +106,8 @@ class ItemRun:
             journal.append(settings)
             journal.records.append(settings)
         remedy = "Give another `output_dir`, or `overwrite` to start over."
+        if not isinstance(journal.records[0], dict) or "stream" not in journal.records[0]:
+            raise InputError(f"{self.file}:1 is damaged: the settings of the run are missing there. {remedy}")
         check_same_settings(f"{self.file} holds a run", journal.records[0], settings, remedy)
 
     def _asked(self, numbers: range) -> Iterator[dict[str, Any]]:
