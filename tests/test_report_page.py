@@ -15,8 +15,10 @@ from report_results import HOSTILE, write_results
 
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
+from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.comparison import compare
 from transformers_agci.experiments.position.results import read_results
+from transformers_agci.experiments.report_page.ruler import ruler_plots
 from transformers_agci.report.page.columns import MOST_LETTERS, Texts, column, margins
 from transformers_agci.report.page.plots import Point, Series, interval_plot, line_plot
 from transformers_agci.report.page.render import typeset
@@ -269,3 +271,24 @@ def test_plots_are_text_in_the_page_s_colours_and_share_no_names() -> None:
         assert r"$x$ \x07" in html.unescape(plot.svg) and "<script" not in plot.svg
     names = [re.findall(r' id="([^"]+)"', plot.svg) for plot in (forest, lines)]
     assert all(names) and not set(names[0]) & set(names[1])
+
+
+ODD_CONDITIONS: list[tuple[str, Any, str]] = [
+    ("bias", None, '"bias" must be a text'),
+    ("beta", "1", '"beta" must be a number'),
+    ("position_p", 2, '"position_p" must be a number from 0 to 1'),
+    ("unevenness", {"auc": None}, 'the field "margin" is missing'),
+    ("unevenness", {"margin": {"estimate": 1, "low": None, "high": 2}, "auc": None}, '"low" must be a number'),
+    ("unevenness", {"margin": {"estimate": 1, "low": 2, "high": 3}, "auc": None}, "does not lie between"),
+    ("accuracy", {"yes": {"estimate": float("nan")}}, '"estimate" must be a number from 0 to 1'),
+    ("against nothing", {}, 'the field "verdict" is missing'),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "said"), ODD_CONDITIONS)
+def test_a_ruler_that_no_run_writes_is_named(tmp_path: Path, field: str, value: Any, said: str) -> None:
+    content = json.loads((Path(__file__).parents[1] / "docs" / "ruler" / "ruler.json").read_text())
+    name, condition = next(iter(content["conditions"].items()))
+    (tmp_path / "r.json").write_text(json.dumps({"conditions": {name: condition | {field: value}}}))
+    with pytest.raises(InputError, match=rf"r\.json, condition '{name}'.*{said}.*ruler\.json that agci ruler wrote"):
+        ruler_plots(tmp_path / "r.json")

@@ -173,3 +173,8 @@ def test_a_damaged_journal_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert main(["ruler", "--items", "3", "--output_dir", str(tmp_path)]) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"agci: {file}:3 is not what the ruler writes there") and said.count("\n") == 1
+    for first in (whole[0], None, [settings]):
+        file.write_text("".join(json.dumps(line) + "\n" for line in [first, *whole]))
+        assert main(["ruler", "--items", "3", "--output_dir", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert f"{file}:1 is damaged: the settings of the run are missing there" in said and said.count("\n") == 1

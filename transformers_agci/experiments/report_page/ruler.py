@@ -58,6 +58,8 @@ def _check_condition(found: Row, where: str) -> None:
             for bound in ("low", "high"):
                 if require(level, bound, place) == level[bound]:  # NaN where few items give no interval
                     require_number(level, bound, place)
+            if level["low"] > level["estimate"] or level["high"] < level["estimate"]:
+                raise InputError(f'{place}: the "estimate" does not lie between "low" and "high".')
     if "against nothing" in found:
         require_text(require_object(found, "against nothing", where), "verdict", f'{where}, "against nothing"')
 
