@@ -34,6 +34,7 @@ class Contender(NamedTuple):
     quick: Collection[str] = ALL
     workers: int = 0
     batch_size: int | None = None
+    slow: bool = False
 
 
 @dataclass
@@ -44,6 +45,8 @@ class Comparison:
     at_most      seconds of the clock that a round of the plain loop may take
     batch_sizes  further ones, of ours alone
     leave_out    ways to do with less (quick.py) without which ours is measured, one at a time
+    slow_rows    questions of those with the stock tower and of what is left out; default: all
+    ours_only    leave out those that are ours in part
     """
 
     loaded: LoadedModel
@@ -55,6 +58,8 @@ class Comparison:
     batch_size: int | None = None  # the engine's own
     batch_sizes: Sequence[int] = ()
     leave_out: Sequence[str] = ()
+    slow_rows: int | None = None
+    ours_only: bool = False
     rates: dict[str, list[float]] = field(default_factory=dict)  # rows per second, round by round
 
     def run(self) -> None:
@@ -85,12 +90,13 @@ class Comparison:
         """What is measured in each round; the last one is ours as `agci` runs it."""
         ours = Contender("ours", ALL, tower=True)
         contenders = [
-            Contender("ours, all stock", quick=()),
-            Contender("ours, stock tower, no kernels"),
-            Contender("ours, stock tower", ALL),
+            Contender("ours, all stock", quick=(), slow=True),
+            Contender("ours, stock tower, no kernels", slow=True),
+            Contender("ours, stock tower", ALL, slow=True),
             Contender("ours, no kernels", tower=True),
             ours,
         ]
+        contenders = [ours] if self.ours_only else contenders
         more = [ours._replace(name="ours, 4 processes prepare images", workers=4)]
         return contenders + (more if self.loaded.device.type == "cuda" else [])
 
@@ -100,7 +106,7 @@ class Comparison:
         further = [ours._replace(name=f"ours, {size} per call", batch_size=size) for size in self.batch_sizes]
         for way in self.leave_out:
             without = ALL - {way}
-            further.append(ours._replace(name=f"ours without {way}", kernels=without, quick=without))
+            further.append(ours._replace(name=f"ours without {way}", kernels=without, quick=without, slow=True))
         if not further:
             return
         say("")
@@ -114,7 +120,8 @@ class Comparison:
         plain = median(self.rates["plain loop"])
         say(f"\n| | rows per {unit}, median | to the plain loop |\n|---|---|---|")
         for name, rates in of.items():
-            say(f"| {name} | {median(rates):.1f} | {median(rates) / plain:.2f}x |")
+            span = f" ({min(rates):.1f} to {max(rates):.1f})" if len(rates) > 1 else ""
+            say(f"| {name} | {median(rates):.1f}{span} | {median(rates) / plain:.2f}x |")
 
     def _plain(self, split: Split | None = None) -> tuple[int, None]:
         return plain_loop(self.loaded, self.plain_asked, self.lambdas, split, self.at_most), None
@@ -130,15 +137,17 @@ class Comparison:
             if number == 1:
                 say(f"{contender.name}: {how}")
 
-            def work(asked: Sequence[Question] = self.asked) -> tuple[int, Any]:
+            of_it = self.asked[: self.slow_rows] if contender.slow else self.asked
+
+            def work(asked: Sequence[Question] = of_it) -> tuple[int, Any]:
                 counts = engine(loaded, asked, self.lambdas, workers=contender.workers, batch_size=size)
                 return counts.rows, counts
 
-            return self._measure(number, contender.name, work, lambda: work(self._first_batches(size)))
+            return self._measure(number, contender.name, work, lambda: work(of_it[: self._warming(size)]))
 
-    def _first_batches(self, size: int | None) -> Sequence[Question]:
-        """About a quarter of the questions, a batch of the largest size at least."""
-        return self.asked[: max(1, size or 0, len(self.asked) // 4)]
+    def _warming(self, size: int | None) -> int:
+        """Questions of a warm-up: about a quarter of them, a batch of the largest size at least."""
+        return max(1, size or 0, len(self.asked) // 4)
 
     def _measure(
         self, number: int, name: str, work: Callable[[], tuple[int, Any]], warm_up: Callable[[], object]
@@ -152,16 +161,17 @@ class Comparison:
         say(f"round {number}: {answers / took:7.1f} ({answers / wall:.1f})  {name}")
         return counts
 
-    def _ours(self) -> int:
-        return engine(self.loaded, self.asked, self.lambdas, workers=0, batch_size=self.batch_size).rows
+    def _ours(self, loaded: LoadedModel | None = None) -> int:
+        return engine(loaded or self.loaded, self.asked, self.lambdas, workers=0, batch_size=self.batch_size).rows
 
     def _split(self) -> None:
         say(heading(self.loaded.device))
         with Split(self.loaded) as split:
             answers, _ = self._plain(split)
         say(split.row(answers, "plain loop"))
-        with quick_layers(self.loaded.model), Split(self.loaded) as split:
-            answers = self._ours()
+        alone = replace(self.loaded, quick=ALL - {"pinned"})  # whose thread would work beside what is measured
+        with quick_layers(alone.model), Split(alone) as split:
+            answers = self._ours(alone)
         say(split.row(answers, "ours"))
 
     def _arithmetic(self) -> float:
@@ -185,6 +195,8 @@ def add_further_arguments(parser: argparse.ArgumentParser) -> None:
     """--batch_size, --batch_sizes, --leave_out."""
     parser.add_argument("--batch_size", type=int, help="images per call; default: the engine's own")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[], help="further ones, of ours alone")
+    parser.add_argument("--slow_rows", type=int, help="questions of those with the stock tower, or without a way")
+    parser.add_argument("--ours_only", action="store_true", help="without those that are ours in part")
     parser.add_argument("--leave_out", action="store_true", help="also ours without each of its ways, one at a time")
 
 
@@ -193,5 +205,7 @@ def further(args: argparse.Namespace, ways: Sequence[str]) -> dict[str, Any]:
     return {
         "batch_size": args.batch_size,
         "batch_sizes": args.batch_sizes,
+        "slow_rows": args.slow_rows,
+        "ours_only": args.ours_only,
         "leave_out": ways if args.leave_out else (),
     }

@@ -56,15 +56,22 @@ class Step:
     shared: bool = True
 
 
-TESTS = "-m pytest -q --tb=short -rf -p no:cacheprovider"
+TESTS = "-m pytest -q --tb=short -rf -p no:cacheprovider --show-capture=no"
 STEPS = (
     Step("GPU tests", f"{TESTS} -m gpu tests", f"{TESTS} -m gpu tests", None, lane=1, shared=False),
     Step(
         "Position probe",
-        "probe_speed.py --random_7b --items 8 --rounds 1 --plain_rows 18 --batch_sizes 9 36 72 --leave_out",
+        "probe_speed.py --random_7b --items 8 --rounds 1 --plain_rows 9 --slow_rows 36 --leave_out "
+        "--batch_sizes 9 36 72",
         "probe_speed.py --random_7b --items 2 --rounds 1 --plain_rows 2 --batch_sizes 9 --leave_out",
         "probe_speed.py --small --items 1 --rounds 1 --plain_rows 2 --batch_sizes 3 --leave_out",
         limit=240.0,
+    ),
+    Step(
+        "Position probe, more rows",
+        "probe_speed.py --random_7b --items 20 --rounds 3 --plain_rows 9 --ours_only",
+        None,
+        None,
     ),
     Step(
         "The device's own rates, widths and attention kernels",
@@ -74,13 +81,13 @@ STEPS = (
     ),
     Step(
         "POPE",
-        "pope_speed.py --random_7b --plain_rows 18 --rounds 1 --leave_out",
+        "pope_speed.py --random_7b --plain_rows 18 --slow_rows 216 --rounds 2",
         "pope_speed.py --random_7b --pictures 2 --plain_rows 2 --rounds 1 --leave_out",
         "pope_speed.py --small --pictures 2 --plain_rows 2 --rounds 1 --leave_out",
     ),
     Step(
         "AGCI's own share",
-        "own_share.py --random_7b --rows 200 --batch_sizes 1 18",
+        "own_share.py --random_7b --rows 108 --batch_sizes 1 18",
         "own_share.py --random_7b --rows 4 --batch_sizes 1",
         "own_share.py --small --rows 4 --batch_sizes 1",
     ),
@@ -363,7 +370,7 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="a small shape, any machine")
     parser.add_argument("--try", dest="tried", action="store_true", help="the smallest sizes, side by side")
     parser.add_argument("--seconds", type=float, help="for all of them")
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="commands whose title begins with one of these words")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="commands by how their titles begin, in this order")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
@@ -372,7 +379,7 @@ def main() -> int:
     if args.out is None:
         parser.error("name the Markdown file to write")
     size = "small" if args.small else "tried" if args.tried else "full"
-    steps = [step for step in STEPS if not args.only or step.title.startswith(tuple(args.only))]
+    steps = STEPS if not args.only else [step for word in args.only for step in STEPS if step.title.startswith(word)]
     sections = [Section(step, shlex.split(getattr(step, size))) for step in steps if getattr(step, size)]
     with tempfile.TemporaryDirectory() as folder:
         run = Run(args.out.resolve(), sections, args.seconds, args.tried, Path(folder))

@@ -20,7 +20,7 @@ from rows import probe_questions
 from transformers_agci.experiments.position.data import embedded_data
 from transformers_agci.experiments.position.questions import questions
 
-OF_PROBE = ("norms", "padded_width", "rotary", "activation", "host_values", "pinned", "first_token", "painting")
+OF_PROBE = ("rotary", "activation", "norms", "padded_width", "host_values", "pinned", "first_token", "painting")
 
 
 def main() -> None:

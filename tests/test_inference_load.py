@@ -320,6 +320,24 @@ def test_every_process_of_a_torchrun_has_its_gpu(folder: Path, monkeypatch: pyte
     assert len(chosen) == 3
 
 
+def test_one_gpu_is_not_for_all_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers_agci.inference import load as loading
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name, value in {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"cuda:0 is one GPU for all, but torchrun has started 4 processes"):
+        loading._placement(folder, LoadOptions(str(folder), device="cuda:0"), torch)
+    for device in (None, "cuda", "cuda:1"):
+        assert loading._placement(folder, LoadOptions(str(folder), device=device), torch)
+
+
+def test_a_vision_that_is_none_of_ours_is_refused(folder: Path) -> None:
+    refuse(folder, "`vision` must be auto or stock, but is 'sotck'", vision="sotck")
+
+
 def test_a_process_without_a_gpu_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise CUDA's own "invalid device ordinal" ends it, with a traceback."""
     from transformers_agci.inference import load as loading
@@ -423,7 +441,8 @@ def test_four_bits_on_a_gpu(dtype: str, tmp_path: Path) -> None:
     assert kept == {getattr(torch, wanted)} == {loaded.model.get_output_embeddings().weight.dtype}
     assert loaded.identity["quantization"] == f"4bit nf4, vision and output matrix in {wanted}"
     answers = tmp_path / "A.jsonl"
-    assert main(["probe", "--items", "1", "--load_in_4bit", "--dtype", dtype, "--answer_file", str(answers)]) == 0
+    asked = ["probe", "--items", "1", "--global_context_lambda", "0.5", "--answer_file", str(answers)]
+    assert main([*asked, "--load_in_4bit", "--dtype", dtype]) == 0
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
     assert len(rows) == 18
     assert {row["prediction"] for row in rows} <= {"Yes", "No"}

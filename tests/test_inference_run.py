@@ -657,3 +657,19 @@ def test_workers_take_nothing_down_that_another_thread_keeps(tmp_path: Path) -> 
     assert not gone.exists()
     del kept
     assert gone.read_text() == str(os.getpid())
+
+
+def test_every_run_records_its_own_kernels(
+    tiny_checkpoint: Callable[[str], Path], pictures: Path, tmp_path: Path
+) -> None:
+    """A file that is continued under other kernels is made by both."""
+    for kernels in ("stock", "norms"):
+        ask(
+            load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl")), kernels=kernels)),
+            probe(pictures),
+            tmp_path / "A.jsonl",
+        )
+    found = manifest.read(tmp_path / "A.lam0.jsonl")
+    assert found is not None
+    assert [run["kernels"] for run in found["runs"]] == [[], ["norms"]]
+    assert "kernels" not in found["notes"]

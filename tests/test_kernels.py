@@ -175,10 +175,12 @@ def test_what_is_on_stands_in_the_notes(tiny_checkpoint: Callable[[str], Path]) 
     loaded = load(LoadOptions(folder))
     assert "norms" in loaded.notes["kernels"]
     assert "on cpu" in loaded.notes["kernels_off_because"]["rotary"]
+    assert not {"pinned", "host_values", "varying_lengths"} & set(loaded.notes["kernels"])  # nothing of them ran
+    assert "it is for a GPU" in loaded.notes["kernels_off_because"]["pinned"]
     stock = load(LoadOptions(folder, kernels="stock", vision="stock"))
     assert stock.notes["kernels"] == []
     assert not forwards(stock.model)
-    assert load(LoadOptions(folder, kernels="tails,first_token")).notes["kernels"] == ["first_token", "tails"]
+    assert load(LoadOptions(folder, kernels="tails")).notes["kernels"] == ["first_token", "tails"]
 
 
 def test_no_class_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +200,7 @@ def test_no_class_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names_of_ways() -> None:
     assert chosen("auto") == ALL
-    assert chosen("norms, tails") == {"norms", "tails"}
+    assert chosen("norms, rotary") == {"norms", "rotary"}
+    assert chosen("tails") == {"tails", "first_token"}  # alone it would do nothing
     with pytest.raises(InputError, match=r"'norm'; the names are norms, "):
         chosen("norm")

@@ -12,9 +12,11 @@ from transformers_agci.errors import InputError
 from transformers_agci.families import family_of, find_vlm
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.processor import processor_identity, ready_processor
+from transformers_agci.inference.quick import ALL, OF_THE_MODEL, recorded
 from transformers_agci.method.lam import LAMBDA_KEY
 
 FINGERPRINT = "live_weights_sha256"  # in the identity of a live model
+UNCHANGED = "a model that is in memory is used as it is"
 SAMPLED = 4096  # values of each tensor that its fingerprint looks at
 
 
@@ -30,8 +32,16 @@ def live_model(model: Any, processor: Any) -> LoadedModel:
     now = _state_of(model)
     identity = {**now, **processor_identity(ready)}
     lam = _lambda_of(model)
-    notes = {"model": f"{type(model).__name__} in memory", "lambda_in_config": lam}
-    return LoadedModel(model, ready, family, torch.device(model.device), identity, notes, lam)
+    device = torch.device(model.device)
+    quick = ALL - set(OF_THE_MODEL)  # nothing is put on its layers
+    notes = {
+        "model": f"{type(model).__name__} in memory",
+        "lambda_in_config": lam,
+        "vision_attention_because": UNCHANGED,
+        "patch_embedding_because": UNCHANGED,
+        **recorded(quick, device.type),
+    }
+    return LoadedModel(model, ready, family, device, identity, notes, lam, quick)
 
 
 def as_it_is_now(loaded: LoadedModel) -> LoadedModel:

@@ -10,8 +10,10 @@ from typing import Any, Protocol
 
 from transformers_agci.errors import EVERYTHING, InputError
 from transformers_agci.inference.process_group import local_rank, rank_and_size, started_by_torchrun
-from transformers_agci.inference.quick import ALL, OF_THE_MODEL, chosen
+from transformers_agci.inference.quick import ALL, chosen, recorded
 from transformers_agci.method.lam import LAMBDA_KEY
+
+VISION = ("auto", "stock")  # see vision_tower.py
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
     Raises InputError for everything that is wrong with the folder, the options or the installed packages.
     """
     one_thread_on_cpu()
+    if options.vision not in VISION:
+        raise InputError(f"`vision` must be {' or '.join(VISION)}, but is {options.vision!r}.")
     quick = chosen(options.kernels)
     from transformers_agci.families import SUPPORTED_FAMILIES, family_of, find_vlm, image_token_id
     from transformers_agci.inference import checkpoint_files
@@ -93,8 +97,7 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
         "vision_attention_because": attention.reason,
         "patch_embedding_because": embedding.reason,
         "unexpected_weights": unexpected,
-        "kernels": sorted(quick - set(OF_THE_MODEL) | set(kernels.on)),
-        "kernels_off_because": dict(kernels.reasons),
+        **recorded(quick, device.type, kernels.on, kernels.reasons),
     }
     return LoadedModel(model, processor, family_of(model), device, identity, notes, lam, quick)
 
@@ -230,6 +233,7 @@ def _placement(folder: Path, options: LoadOptions, torch: Any) -> dict[str, Any]
     if device.type == "cuda":
         if not cuda:
             raise InputError(f"`device` {device} was asked for, but PyTorch finds no GPU here; give `device` cpu.")
+        _check_own_gpu(device)
         _check_number(device, torch.cuda.device_count())
         torch.cuda.set_device(device)  # what is made on "cuda" without a number belongs to this process's GPU
     if device.type == "cpu" and not options.load_in_4bit:
@@ -271,6 +275,16 @@ def _check_one_process(device_map: str) -> None:
         raise InputError(
             f"`device_map` {device_map} gives one process all GPUs, but torchrun has started {size}, each with a GPU "
             "of its own: omit `device_map`, or start one process."
+        )
+
+
+def _check_own_gpu(device: Any) -> None:
+    """InputError under torchrun for a GPU with a number: the processes of a machine would share it."""
+    size, own = rank_and_size()[1], local_rank()
+    if size > 1 and device.index not in (None, own):
+        raise InputError(
+            f"`device` {device} is one GPU for all, but torchrun has started {size} processes, and this one has GPU "
+            f"{own}: give `device` cuda, or omit it."
         )
 
 

@@ -119,20 +119,18 @@ def _tokenize(
     processor: Any,
 ) -> tuple[Batch, ...]:
     batches: list[Batch] = []
-    with contextlib.ExitStack() as stack:
-        for numbers in (tuple(n for n in batch if n not in failed) for batch in column.batches):
-            if not numbers:
-                continue
-            asked = [questions[number] for number in numbers]
-            keys = tuple(key for question in asked for key in image_keys(question.images))
-            if not batches or batches[-1].images != keys:
-                stack.close()
-                if keys:
-                    stack.enter_context(prompt.images_once(processor))
-            made = _call(asked, opened, processor)
-            same = bool(batches) and batches[-1].images == keys
-            pixels = batches[-1].pixels if same else {k: v for k, v in made.items() if k not in TEXT_KEYS}
-            batches.append(Batch(numbers, keys, {k: v for k, v in made.items() if k in TEXT_KEYS}, pixels))
+    once = processor  # for the images of the batch before
+    for numbers in (tuple(n for n in batch if n not in failed) for batch in column.batches):
+        if not numbers:
+            continue
+        asked = [questions[number] for number in numbers]
+        keys = tuple(key for question in asked for key in image_keys(question.images))
+        same = bool(batches) and batches[-1].images == keys
+        if not same:
+            once = prompt.images_once(processor) if keys else processor
+        made = _call(asked, opened, once)
+        pixels = batches[-1].pixels if same else {k: v for k, v in made.items() if k not in TEXT_KEYS}
+        batches.append(Batch(numbers, keys, {k: v for k, v in made.items() if k in TEXT_KEYS}, pixels))
     return tuple(batches)
 
 

@@ -1,7 +1,7 @@
 """One user turn in the model's own chat template, and a batch of them as tensors."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -89,15 +89,14 @@ def _preprocessed(image_processor: Any, images: Any, settings: dict[str, Any]) -
     return type(made[0])(data={key: torch.cat([of_image[key] for of_image in made]) for key in made[0]})
 
 
-@contextmanager
-def images_once(processor: Any) -> Iterator[None]:
-    """Within this block the images are preprocessed by the first call only: all calls are about the same ones."""
-    real = processor.image_processor
-    processor.image_processor = _Recorded(real)
-    try:
-        yield
-    finally:
-        processor.image_processor = real
+def images_once(processor: Any) -> Any:
+    """A copy of the processor that preprocesses images in its first call only: all its calls are about the same ones.
+
+    The processor itself stays as it is: another thread may be using it.
+    """
+    once = copy.copy(processor)
+    once.image_processor = _Recorded(processor.image_processor)
+    return once
 
 
 def answer_token_ids(processor: Any) -> tuple[int, int]:

@@ -1,9 +1,12 @@
 """The ways to do with less: what each of them is, and which are on.
 
 `kernels` "auto" turns on what fits the model and agrees with stock on this machine, "stock" turns all off, and names
-with a comma between them turn these on: `norms,rotary`. What runs stands in the manifest's notes. The vision tower's
-attention and patch embedding have a switch of their own (`vision`, see vision_tower.py).
+with a comma between them turn these on, and what they build on: `norms,rotary`. The manifest says of each run what ran.
+The vision tower's attention and patch embedding have a switch of their own (`vision`, see vision_tower.py).
 """
+
+from collections.abc import Iterable
+from typing import Any
 
 from transformers_agci.errors import InputError
 
@@ -21,6 +24,8 @@ WAYS = {
     "painting": "images cross as bytes and are normalised where the model is (GPU); occlusion paints its masks there",
 }
 ALL = frozenset(WAYS)
+BUILDS_ON = {"tails": "first_token"}  # the keys and values that the first question about each image has left
+ON_A_GPU = ("host_values", "pinned", "varying_lengths")  # elsewhere there is nothing to wait for, to pin or to plan
 OF_THE_MODEL = ("norms", "padded_width", "rotary", "activation")  # put on its layers when it is loaded: kernels.py
 
 
@@ -28,7 +33,7 @@ def chosen(text: str) -> frozenset[str]:
     """Which ways are on.
 
     >>> sorted(chosen("norms,tails")), len(chosen("stock")), chosen("auto") == ALL
-    (['norms', 'tails'], 0, True)
+    (['first_token', 'norms', 'tails'], 0, True)
     """
     if text in ("auto", "stock"):
         return ALL if text == "auto" else frozenset()
@@ -39,4 +44,17 @@ def chosen(text: str) -> frozenset[str]:
             f"`kernels` must be auto, stock or names with a comma between them, but there is {unknown[0]!r}; the names "
             f"are {', '.join(WAYS)}."
         )
-    return names
+    return names | {needed for name, needed in BUILDS_ON.items() if name in names}
+
+
+def recorded(
+    quick: frozenset[str], device_type: str, put_on: Iterable[str] = (), reasons: Iterable[tuple[str, str]] = ()
+) -> dict[str, Any]:
+    """For a manifest: the ways that run on such a device, and why others that are on in `quick` do not.
+
+    `put_on` and `reasons` are what `use_kernels` says of those that are put on a model's layers.
+    """
+    idle = [name for name in ON_A_GPU if name in quick and device_type != "cuda"]
+    off = dict.fromkeys(idle, f"it is for a GPU, and the model is on {device_type}")
+    running = (quick - set(OF_THE_MODEL) - set(idle)) | set(put_on)
+    return {"kernels": sorted(running), "kernels_off_because": {**off, **dict(reasons)}}

@@ -193,6 +193,9 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+OF_A_RUN = ("kernels", "kernels_off_because")  # notes that may differ from run to run of one file: in the run's entry
+
+
 class _Share(NamedTuple):
     """What one process of the run did."""
 
@@ -208,12 +211,13 @@ class _Run:
         self.job, self.options, self.group = job, options, group
         self.share = group.share(options.shard)
         rows = job.repeated_rows()
+        notes = {name: value for name, value in job.notes.items() if name not in OF_A_RUN}
         self.files = [
             ResultFile(
                 output.path,
                 job.block_sizes,
                 output.settings,
-                job.notes,
+                notes,
                 rows=rows,
                 shard=self.share,
                 joined=group.shard is not None,
@@ -309,6 +313,7 @@ class _Run:
             "shard": f"{self.share.index}/{self.share.count}" if self.share else None,
             **job.counts.record(seconds),
             "failed_rows": len(job.bad_rows) + len(failed),
+            **{name: job.notes[name] for name in OF_A_RUN if name in job.notes},
             **job.details,
             "peak_memory": manifest.peak_memory(),
             **manifest.environment(),

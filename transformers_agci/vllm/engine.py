@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers_agci.inference.answering import AnswerOptions
 
 # Options of LoadOptions that say how transformers runs a model; vLLM has its own.
-TRANSFORMERS_ONLY = ("device", "device_map", "attn_implementation", "vision", "load_in_4bit")
+TRANSFORMERS_ONLY = ("device", "device_map", "attn_implementation", "vision", "kernels", "load_in_4bit")
 OURS = ("model", "hf_overrides", "worker_extension_cls", "limit_mm_per_prompt", "dtype")  # of AsyncEngineArgs
 # Generation settings that vLLM has, those that change answers and that it lacks, and values of them that do nothing.
 VLLM_SETTINGS = {"repetition_penalty": "repetition_penalty", "min_new_tokens": "min_tokens"}
