@@ -201,6 +201,8 @@ def test_a_live_model_answers_like_the_one_from_disk_and_is_left_as_it_was(
     processor.tokenizer.padding_side = "right"
     try:
         wrapped = transformers_agci.wrap(module, processor)
+        assert "first_token" in wrapped.notes["kernels"]  # what answers; nothing is put on its layers
+        assert "norms" not in wrapped.notes["kernels"]
         found = transformers_agci.probe(wrapped, data, [0, 0.5], **QUIET)
         assert module.training and module.model.language_model.training and not module.model.visual.training
         assert processor.tokenizer.padding_side == "right" and processor.chat_template == template

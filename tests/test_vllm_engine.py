@@ -211,6 +211,7 @@ def test_what_vllm_cannot_do_is_refused(engine: VllmEngine, tmp_path: Path, opti
     [
         (LoadOptions(MODEL, device="cpu"), VllmOptions(), "`device` is for the engine transformers"),
         (LoadOptions(MODEL, vision="stock"), VllmOptions(), "`vision` is for the engine transformers"),
+        (LoadOptions(MODEL, kernels="stock"), VllmOptions(), "`kernels` is for the engine transformers"),
         (LoadOptions(MODEL, family="llava"), VllmOptions(), "Qwen2.5-VL checkpoint"),
         (LoadOptions(MODEL), VllmOptions(engine_args={"model": "other"}), "must not hold 'model'"),
         (LoadOptions(MODEL), VllmOptions(engine_args={"tensor_parallel_size": 2}), "must not hold 'tensor_parallel"),
