@@ -18,6 +18,7 @@ from stub_server import Says, StubServer, completion, reasoned, stub_server
 from transformers_agci.cli import main
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.engines import EngineOptions, open_engine
+from transformers_agci.experiments.position import evidence
 from transformers_agci.experiments.position.results import read_results
 from transformers_agci.inference.answering import AnswerOptions, answer_questions
 from transformers_agci.inference.load import LoadOptions
@@ -306,6 +307,7 @@ def test_no_more_at_once_than_concurrency_and_no_faster_than_the_rate(tmp_path: 
         Says(200, {"error": {"type": "server_error", "message": "oops"}}),
         Says(200, {"error": {"message": "oops"}}),
         Says(200, {"choices": []}),
+        Says(200, ""),
     ],
     ids=[
         "429",
@@ -326,6 +328,7 @@ def test_no_more_at_once_than_concurrency_and_no_faster_than_the_rate(tmp_path: 
         "a type that is the server's",
         "an error of no kind",
         "no choices",
+        "nothing",
     ],
 )
 def test_a_passing_failure_is_tried_again(tmp_path: Path, says: Says) -> None:
@@ -421,7 +424,7 @@ def test_a_question_that_the_server_cannot_take_is_skipped_and_named(tmp_path: P
         (Says(500, "crash"), "HTTP 500: Internal Server Error"),
         (Says(502), "HTTP 502: Bad Gateway"),
         (Says(cut=True), "RemoteProtocolError: Server disconnected without sending a response."),
-        (Says(200, {"choices": []}), "HTTP 502: the server's reply has no message with a text ({'choices': []})"),
+        (Says(200, {"choices": []}), "the server's reply has no message with a text ({'choices': []})"),
     ],
     ids=["500", "502", "cut", "no choices"],
 )
@@ -717,6 +720,25 @@ def test_the_probe_of_a_served_model(
         assert main([*words, "--global_context_lambda", "0.5"]) == 2
         assert "--global_context_lambda 0.5 cannot be set on a server" in capsys.readouterr().err
     assert KEY not in everything_written(tmp_path)
+
+
+def test_the_evidence_names_the_builds_that_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+
+    def script(number: int, body: dict) -> Says:
+        says = by_caption(number, body)
+        assert isinstance(says.body, dict)
+        says.body["system_fingerprint"] = "fp_2" if number > 20 else "fp_1"
+        return says
+
+    with stub_server(script) as server:
+        assert main([*WORDS, "--base_url", server.url, "--answer_file", str(tmp_path / "A.jsonl")]) == 0
+    result = read_results(tmp_path / "A.jsonl")
+    assert result.builds == result.select(result.items).builds == ("stub fp_1", "stub fp_2")
+    said = "A, as served by openai was answered by several models or builds of its server: stub fp_1, stub fp_2."
+    assert said in evidence._notes([result], [], None)
+    (tmp_path / "A.manifest.json").unlink()
+    assert read_results(tmp_path / "A.jsonl").builds == ()
 
 
 def test_a_benchmark_of_a_served_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

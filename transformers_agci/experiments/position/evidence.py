@@ -117,6 +117,10 @@ def _notes(results: Sequence[ProbeResult], pairs: Sequence[Comparison], margin: 
         if pair.pair.left_out
     ]
     for result in results:
+        if len(result.builds) > 1:
+            notes.append(
+                f"{result.label} was answered by several models or builds of its server: {', '.join(result.builds)}."
+            )
         tables = [t for t in (result.yes, result.no) if t]
         if unreadable := sum(int(np.nansum(t.unreadable)) for t in tables):
             notes.append(

@@ -117,6 +117,7 @@ class ProbeResult:
     captions: tuple[str, ...] = ()
     rows: tuple[AnsweredRow, ...] = ()
     choice: bool = False
+    builds: tuple[str, ...] = ()  # models and builds of a server, as far as the manifest names them
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -186,6 +187,7 @@ def read_results(
         tuple(captions[i] for i in items),
         tuple(kept),
         rows[0].choice,
+        tuple(dict.fromkeys(build for file in (path, negatives) if file is not None for build in _builds_of(file))),
     )
 
 
@@ -258,19 +260,30 @@ def model_of(path: str | Path) -> str:
     return Path(str(_part_of_manifest(path, "notes").get("model") or "")).name
 
 
+def _builds_of(path: str | Path) -> list[str]:
+    """The models and builds that a server named, by the manifest beside a result."""
+    runs = _manifest_of(path).get("runs")
+    builds = [run.get("builds") for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
+    return [name for each in builds if isinstance(each, dict) for name in each]
+
+
 def _settings_of(path: str | Path) -> dict[str, Any]:
     return _part_of_manifest(path, "settings")
 
 
 def _part_of_manifest(path: str | Path, part: str) -> dict[str, Any]:
-    """A part of the manifest beside a result; empty where there is none, or no result of this name can be."""
+    found = _manifest_of(path).get(part)
+    return found if isinstance(found, dict) else {}
+
+
+def _manifest_of(path: str | Path) -> dict[str, Any]:
+    """The manifest beside a result; empty where there is none, or no result of this name can be."""
     if not Path(path).name:
         return {}
     try:
-        found = read_json_object(manifest.path_of(Path(path))).get(part)
+        return read_json_object(manifest.path_of(Path(path)))
     except InputError:
-        found = None
-    return found if isinstance(found, dict) else {}
+        return {}
 
 
 def _score(row: Mapping[str, Any], where: str) -> _Scored:

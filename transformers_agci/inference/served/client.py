@@ -264,7 +264,7 @@ class ServerClient:
         try:
             found = json.loads(text)
         except (ValueError, RecursionError):
-            if text.lstrip()[:1] == "{":
+            if text.lstrip()[:1] in ("{", ""):
                 return None
             found = None
         if isinstance(found, dict):

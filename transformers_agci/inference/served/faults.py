@@ -19,11 +19,10 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from transformers_agci.errors import InputError, short
+from transformers_agci.errors import InputError, counted, short
 
 AGAIN = {408, 409, 425, 429}  # and everything from 500 on
-NO_ANSWER = 0  # in the place of a status: cut off, too late, not to be unpacked
-BAD_GATEWAY = 502  # an error of which nothing is known
+NO_ANSWER = 0  # in the place of a status: cut off, too late, not to be unpacked, an error that says nothing more
 # Of what a server calls an error, letters and digits alone, in lower case. The first that is found counts.
 CALLED = {
     "insufficientquota": 402,
@@ -80,9 +79,10 @@ class NoAnswer(InputError):
     """No try was answered. It ends the run, unless the server is found to answer other requests."""
 
     def __init__(self, base_url: str, tries: int, fault: Fault) -> None:
+        tried = counted(tries, "try", "tries")
         super().__init__(
-            f"The server at {base_url} does not answer after {tries} tries ({fault}). Finished blocks are kept; the "
-            "same command goes on when it does."
+            f"The server at {base_url} does not answer after {tried} ({fault}). Finished blocks are kept; the same "
+            "command goes on when it does."
         )
         self.fault = fault
 
@@ -93,7 +93,7 @@ def fault_in(found: Mapping[str, Any]) -> Fault | None:
     >>> fault_in({"error": {"code": "rate_limit_exceeded", "type": "tokens", "message": "slow down"}})[:2]
     (429, 'slow down')
     >>> fault_in({"choices": []})[:2]
-    (502, "the server's reply has no message with a text ({'choices': []})")
+    (0, "the server's reply has no message with a text ({'choices': []})")
     """
     choices = found.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
@@ -101,7 +101,7 @@ def fault_in(found: Mapping[str, Any]) -> Fault | None:
     if error is None and choice.get("finish_reason") != "error" and found.get("object") != "error":
         if text_of(choice.get("message")) is not None:
             return None
-        return Fault(BAD_GATEWAY, f"the server's reply has no message with a text ({short(found)})")
+        return Fault(NO_ANSWER, f"the server's reply has no message with a text ({short(found)})")
     told = error if isinstance(error, dict) else found
     return Fault(_status(told), str(told.get("message") or error or "no message"))
 
@@ -130,7 +130,7 @@ def _status(error: Mapping[str, Any]) -> int:
         for words, status in CALLED.items():
             if words in called:
                 return status
-    return BAD_GATEWAY
+    return NO_ANSWER
 
 
 def retry_after(value: str | None) -> float | None:
