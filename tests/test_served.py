@@ -24,7 +24,7 @@ from transformers_agci.inference.answering import AnswerOptions, answer_question
 from transformers_agci.inference.load import LoadOptions
 from transformers_agci.inference.questions import BlankImage, Question, QuestionSet, up_to
 from transformers_agci.inference.runner import RunOptions
-from transformers_agci.inference.served import client
+from transformers_agci.inference.served import client, engine
 from transformers_agci.inference.served.client import ServedOptions, checked_url
 from transformers_agci.inference.served.reply import answer_start
 
@@ -47,14 +47,14 @@ def ask(
     ]
     url = server if isinstance(server, str) else server.url
     options = EngineOptions("openai", ServedOptions(url, **{"concurrency": 1, **served}))
-    engine = open_engine(options, LoadOptions("stub"))
+    opened = open_engine(options, LoadOptions("stub"))
     try:
         run = RunOptions(progress=False)
         return answer_questions(
-            engine, QuestionSet(asked), [0.0], [path], AnswerOptions(block_rows=block_rows, run=run)
+            opened, QuestionSet(asked), [0.0], [path], AnswerOptions(block_rows=block_rows, run=run)
         )
     finally:
-        engine.close()
+        opened.close()
 
 
 def rows(path: Path) -> list[dict]:
@@ -447,6 +447,34 @@ def test_one_row_that_the_server_fails_on_is_named_and_the_run_goes_on(
     )  # three tries, a question that any server can answer, one more try
 
 
+def test_a_row_that_is_put_off_at_last_ends_the_run(tmp_path: Path) -> None:
+    """Too many requests: that passes by itself, so the row is not named."""
+    tries = []
+
+    def script(number: int, body: dict) -> Says | None:
+        if "Is it 3?" not in body["messages"][0]["content"][-1]["text"]:
+            return None
+        tries.append(number)
+        return Says(500) if len(tries) < 3 else Says(429)
+
+    with stub_server(script) as server, pytest.raises(InputError, match=r"after 1 try \(HTTP 429"):
+        ask(server, tmp_path / "A.jsonl", retries=1)
+    assert not (tmp_path / "A.bad.jsonl").exists()
+
+
+def test_a_server_that_answers_nothing_but_the_control_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "MOST_FAILING", 3)
+
+    def script(number: int, body: dict) -> Says | None:
+        return Says(500) if "Is it" in body["messages"][0]["content"][-1]["text"] else None
+
+    with stub_server(script) as server, pytest.raises(InputError, match="does not answer"):
+        ask(server, tmp_path / "A.jsonl", retries=1, block_rows=4)
+    assert len(server.bodies) == 3 * (2 + 1 + 1)
+
+
 def test_a_server_that_fails_on_every_image_ends_the_run(tmp_path: Path) -> None:
     broken = [False]
 
@@ -684,8 +712,8 @@ def test_an_error_of_the_key_the_purse_or_the_model_inside_an_answer_ends_the_ru
 def test_a_key_that_would_go_unencrypted_to_another_machine_is_warned_of(
     url: str, warned: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = open_engine(EngineOptions("openai", ServedOptions(url)), LoadOptions("stub"))
-    engine.answering([Question({}, "x:1", "Is it?")], [0.0], AnswerOptions())
+    opened = open_engine(EngineOptions("openai", ServedOptions(url)), LoadOptions("stub"))
+    opened.answering([Question({}, "x:1", "Is it?")], [0.0], AnswerOptions())
     said = capsys.readouterr().err
     assert ("the key in OPENAI_API_KEY goes to http://models.example/v1 unencrypted" in said) == warned
     assert KEY not in said

@@ -25,6 +25,7 @@ from transformers_agci.inference.served.reply import Reply, read_reply
 
 YES_NO_TOKENS = 16  # asked for a Yes/No answer: enough for "Yes", a mark and the end, and for a line break before it
 MOST_REFUSED = 3  # questions refused before any was answered: then it is not the questions
+MOST_FAILING = 50  # questions in a row on which a server fails that answers others: then it is not the questions either
 CONTROL = 64  # pixels of a side: the image of a question that any server can answer
 
 
@@ -269,6 +270,7 @@ class _Asking:
     def __init__(self, model: str, client: ServerClient, options: ServedOptions) -> None:
         self.model, self.client, self.options = model, client, options
         self.form, self.settled, self.refused = RequestForm(), False, 0
+        self.failing = 0  # questions in a row
 
     def ask(self, question: Question) -> Reply | InputError:
         """The reply, or why this question gets none; InputError is raised where the run cannot go on."""
@@ -283,6 +285,7 @@ class _Asking:
                 found = self._post_once_more(content, question, silence)
         except RequestRefused as refusal:
             return InputError(f"{question.where}: {refusal}")
+        self.failing = 0
         return read_reply(found, question.stop.yes_no)
 
     def _post_once_more(self, content: list[dict[str, Any]], question: Question, silence: NoAnswer) -> dict[str, Any]:
@@ -302,6 +305,9 @@ class _Asking:
         try:
             return self.client.post("/chat/completions", self._body(self.form, content, question), tries=1)
         except NoAnswer as again:
+            self.failing += 1
+            if not again.fault.is_the_servers or self.failing == MOST_FAILING:
+                raise
             raise RequestRefused(again.fault) from None
 
     def _post(self, content: list[dict[str, Any]], question: Question) -> dict[str, Any]:
