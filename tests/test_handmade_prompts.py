@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from test_separators import BIG, SMALL, found, lfm
 from tiny_families import BOS, IMG, TINY, TinyFamily
 
@@ -76,6 +77,8 @@ def test_same_line_break_behind_every_image_of_command_a() -> None:
 
 
 def processed(images: list[Any]) -> tuple[Any, int]:
+    if int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("4.57 builds its processors otherwise")
     processor, mark, token = lfm(["one token each"])
     prompt = "<s>" + mark * len(images) + " What is it?"
     made = processor(text=[prompt], images=[images], return_tensors="pt", use_image_special_tokens=False)
