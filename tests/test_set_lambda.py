@@ -58,6 +58,13 @@ def test_equal_value_changes_nothing(checkpoint: Path, capsys: pytest.CaptureFix
     assert (checkpoint / "config.json").stat().st_mtime_ns == time
 
 
+def test_half_a_surrogate_pair_stays(checkpoint: Path) -> None:
+    config = config_of(checkpoint) | {"made_by": "caf\u00e9 \ud800"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert run(checkpoint, "0.5") == 0
+    assert config_of(checkpoint) == config | {LAMBDA_KEY: 0.5}
+
+
 def test_copy_in_the_text_part_goes(checkpoint: Path) -> None:
     config = config_of(checkpoint)
     config["text_config"][LAMBDA_KEY] = 0.1

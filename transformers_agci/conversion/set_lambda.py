@@ -20,7 +20,7 @@ from transformers_agci.inference.checkpoint_files import CONFIG, check_not_origi
 from transformers_agci.method.lam import LAMBDA_KEY, key_of, served_part
 from transformers_agci.storage.atomic import cannot_write, remove_leftovers, write_atomic
 from transformers_agci.storage.folder import committed_folder, same_bytes
-from transformers_agci.storage.json_file import read_json_object
+from transformers_agci.storage.json_file import json_bytes, read_json_object
 from transformers_agci.storage.lock import exclusive_lock
 
 BACKUP = f"{CONFIG}.bak"
@@ -124,7 +124,7 @@ def _read(path: Path, lam: float | None) -> _Config:
     config = _without_key(found)
     if lam is not None:
         config[LAMBDA_KEY] = lam
-    wanted = text if config == found else json.dumps(config, indent=_indent(text), ensure_ascii=False) + "\n"
+    wanted = text if config == found else json_bytes(config, indent=_indent(text), ascii_only=False).decode()
     return _Config(path, found, text, wanted)
 
 
