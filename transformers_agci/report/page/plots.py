@@ -64,7 +64,7 @@ def interval_plot(
 
     names = [textwrap.fill(printable(row), LABEL_LETTERS) for row in rows]
     letters = max(len(line) for name in names for line in name.split("\n"))
-    axes = _axes(276 + LETTER * letters, ROW * len(rows) + (44 if x_label else 28), series)
+    axes = _axes(250 + LETTER * letters, ROW * len(rows) + (44 if x_label else 28), series)
     words: dict[str, str] = {}
     for number, one in enumerate(series):
         shift = (number - (len(series) - 1) / 2) * min(7.0, ROW * 0.7 / len(series)) / ROW
