@@ -7,6 +7,7 @@
     run = agci.probe(model, data, lambdas=[0, 0.5])         # folder="results" keeps the files, and goes on in them
     run.to_pandas(), run.to_arrow(), run.statistics(), run.figure()
 
-`occlusion`, `similarity`, `flow` and `benchmark` go the same way; `make_report`, `sweep`, `plan` and `compare` take what
-was found, `ruler` and `study` measure the embedded model. Everything here is imported on first use.
+`occlusion`, `similarity`, `flow` and `benchmark` go the same way. `make_report`, `sweep` and `plan` take what is found,
+`compare` holds methods against each other, `ruler` and `study` measure the embedded model. Everything is imported on
+first use.
 """

@@ -63,7 +63,7 @@ def ruler(
 ) -> Ruler:
     """Plant decoder biases of size 0 to 2 and an encoder bias; each meets nothing, a known repair, AGCI, two controls.
 
-    About a second of one core per item. Several `processes` need a script whose work stands below
+    About four seconds of one core per item. Several `processes` need a script whose work stands below
     `if __name__ == "__main__":`, as Python's multiprocessing does. With a `folder` the margins stay there, with
     ruler.json, ruler.md and ruler.png, and the same call goes on after an interruption.
 
