@@ -707,3 +707,20 @@ def test_the_best_threshold_says_that_it_was_chosen_on_these_rows(
     assert main(["metrics", "--results_file", path, "--draws", "20"]) == 0
     out = capsys.readouterr().out
     assert "), chosen on these rows" in out and "its interval takes the threshold as given" in out
+
+
+def test_the_matched_baseline_reads_both_results_by_their_margins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unreadable replies cost a result nothing against itself, and are no Yes that was said less often."""
+    whole = margin_rows(margins(40, 0.3, seed=3))
+    blurred = [
+        {**row, "prediction": "unclear"} if row["prediction"] == "No" and number % 3 else row
+        for number, row in enumerate(whole)
+    ]
+    first, second = (read_results(write(tmp_path / f"{k}.jsonl", r)) for k, r in enumerate((whole, blurred)))
+    pair = compare(first, second)
+    balanced = pair.evenness.threshold_matched.balanced
+    assert balanced.first == pytest.approx(balanced.second) and balanced.estimate == pytest.approx(0)
+    assert pair.balanced.high < 0 and "the threshold moves" not in verdict(pair)
+    assert balanced.second == pytest.approx(((first.yes.margin > 0).mean() + 1 - (first.no.margin > 0).mean()) / 2)

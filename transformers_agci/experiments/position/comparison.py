@@ -28,6 +28,7 @@ class AnswerChange:
 
     items: int  # that share a row of this answer
     accuracy: Measured
+    said_yes: Interval  # the change of the share of Yes
     sd_first: float
     sd_second: float
     simultaneous_cells: list[Interval]
@@ -175,6 +176,7 @@ def _changes(yes: Both | None, no: Both | None) -> list[AnswerChange | None]:
         AnswerChange(
             items=items_with_rows(pair[0].correct),
             accuracy=st.proportion_difference(pair[0].correct, pair[1].correct),
+            said_yes=st.proportion_difference(pair[0].said_yes, pair[1].said_yes).overall,
             sd_first=float(st.deviation(st.cell_means(pair[0].correct))),
             sd_second=float(st.deviation(st.cell_means(pair[1].correct))),
             simultaneous_cells=st.simultaneous_differences(pair[0].correct, pair[1].correct),
@@ -289,12 +291,12 @@ def _evenness_words(pair: PairReport) -> str:
 def _threshold_words(pair: PairReport) -> str:
     if pair.yes is None or pair.no is None:
         return ""
-    yes, no = pair.yes.accuracy.overall, pair.no.accuracy.overall
-    if not (yes.excludes(0) and no.excludes(0)) or yes.estimate * no.estimate > 0:
+    yes, no = pair.yes.said_yes, pair.no.said_yes
+    if not (yes.excludes(0) and no.excludes(0)) or yes.estimate * no.estimate < 0:
         return ""
-    word = "Yes" if yes.estimate > 0 else "No"
+    how = "more" if yes.estimate > 0 else "less"
     return (
-        f"; the threshold moves: it says {word} more often (Yes rows {100 * yes.estimate:+.1f} points, "
+        f"; the threshold moves: it says Yes {how} often (Yes rows {100 * yes.estimate:+.1f} points of Yes, "
         f"No rows {100 * no.estimate:+.1f})"
     )
 

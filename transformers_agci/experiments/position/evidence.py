@@ -123,10 +123,12 @@ def _notes(results: Sequence[ProbeResult], pairs: Sequence[Comparison], margin: 
             )
         tables = [t for t in (result.yes, result.no) if t]
         if unreadable := sum(int(np.nansum(t.unreadable)) for t in tables):
-            notes.append(
-                f"{unreadable} of {sum(t.rows for t in tables)} replies of {result.label} are "
-                f"{'no letter' if result.choice else 'neither Yes nor No'} and count as wrong."
-            )
+            said = "no letter and count as wrong"
+            if not result.choice:
+                said = (
+                    "neither Yes nor No and count as wrong in accuracies; d', c and the threshold take them as no Yes"
+                )
+            notes.append(f"{unreadable} of {sum(t.rows for t in tables)} replies of {result.label} are {said}.")
     bare = [r.label for r in results if not any(t.has_margins for t in (r.yes, r.no) if t)]
     if bare:
         notes.append(
@@ -136,14 +138,14 @@ def _notes(results: Sequence[ProbeResult], pairs: Sequence[Comparison], margin: 
     for result in results:
         tables = [t for t in (result.yes, result.no) if t]
         if all(np.nanmin(t.correct) == 1 for t in tables):
-            notes.append(f"Every answer of {result.label} is right: nothing about its positions can be tested.")
+            notes.append(f"Every answer of {result.label} is right: only margins can differ between its positions.")
         if any(t is None for t in (result.yes, result.no)):
             only = "choices between options" if result.choice else f"{'Yes' if result.yes else 'No'} rows only"
             notes.append(f"{result.label} has {only}: no d', no balanced accuracy.")
         without = sum(int(np.isnan(t.margin[~np.isnan(t.correct)]).sum()) for t in tables if t.has_margins)
         if without:
             notes.append(f"{without} rows of {result.label} have no margin and are left out of what margins show.")
-    notes += _notes_on_odds(results)
+    notes += _notes_on_odds(results, pairs)
     if margin is None:
         notes.append(
             "No equivalence is tested, because no margin was stated: a difference that is not shown is not zero."
@@ -151,10 +153,10 @@ def _notes(results: Sequence[ProbeResult], pairs: Sequence[Comparison], margin: 
     return notes
 
 
-def _notes_on_odds(results: Sequence[ProbeResult]) -> list[str]:
+def _notes_on_odds(results: Sequence[ProbeResult], pairs: Sequence[Comparison]) -> list[str]:
     """For which results lambda x position is not tested, and how it is where odds are infinite."""
     notes, first, infinite = [], results[0], []
-    for other in results[1:]:
+    for other, pair in zip(results[1:], pairs, strict=True):
         shared = common_rows(first.yes, other.select(first.items).yes)
         if shared is None:
             continue
@@ -164,6 +166,10 @@ def _notes_on_odds(results: Sequence[ProbeResult]) -> list[str]:
             notes.append(
                 f"lambda x position is not tested for {other.label}: in some cell {counted(fewest, 'answer')} {differ} "
                 f"from {first.label}'s, and {regression.MIN_CHANGED} are needed."
+            )
+        elif pair.position is None:
+            notes.append(
+                f"lambda x position is not tested for {other.label}: too few items, or some cells change alike."
             )
         elif any(regression.logits_of_rates(tables.correct) is None for tables in shared):
             infinite.append(other.label)

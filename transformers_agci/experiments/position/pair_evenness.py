@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from transformers_agci import statistics as st
 from transformers_agci.experiments.position.evenness_verdict import (
@@ -138,13 +139,16 @@ def _compare_standardized(side: Both, others: Both | None) -> Change | None:
 
 
 def _threshold_matched(yes: Both, no: Both | None) -> ThresholdMatched | None:
-    """Shift the baseline's margins until it says Yes as often as the method, and compare with that."""
+    """Shift the baseline's margins until it says Yes as often as the method, and compare with that.
+
+    Both are read by their margins: a reply may be unreadable, or go against its margin, in one and not in the other.
+    """
     pairs = [pair for pair in (yes, no) if pair]
     if not all(pair[0].has_margins for pair in pairs):
         return None
     margins = [pair[0].margin for pair in pairs]
     seen = [np.isfinite(table) for table in margins]
-    said = [np.where(have, pair[1].said_yes, 0.0) for have, pair in zip(seen, pairs, strict=True)]
+    said = [np.where(have, pair[1].margin > 0, 0.0) for have, pair in zip(seen, pairs, strict=True)]
     rows, yeses = int(sum(have.sum() for have in seen)), int(sum(table.sum() for table in said))
     if not all(have.any(axis=0).all() for have in seen):
         return None
@@ -154,18 +158,22 @@ def _threshold_matched(yes: Both, no: Both | None) -> ThresholdMatched | None:
     first = [thresholds.at_threshold(table, threshold, drift, margins) for table in margins]
     if (at_yes := first[0]) is None or (at_last := first[-1]) is None:
         return None
-    second = [
-        evenness.of_means(np.where(have, pair[1].correct, np.nan)) for have, pair in zip(seen, pairs, strict=True)
-    ]
+    second = [evenness.of_means(np.where(have, yeses, np.nan)) for have, yeses in zip(seen, said, strict=True)]
     balanced = None
     if no is not None and second[0] is not None and second[1] is not None:
         balanced = _level_change(
-            (at_yes.mean(axis=1) + 1 - at_last.mean(axis=1)) / 2,
-            (second[0].mean(axis=1) + second[1].mean(axis=1)) / 2,
+            (_over_rows(at_yes, seen[0]) + 1 - _over_rows(at_last, seen[1])) / 2,
+            (_over_rows(second[0], seen[0]) + 1 - _over_rows(second[1], seen[1])) / 2,
             items_with_rows(*margins),
         )
     accuracy = evenness.compare(at_yes, second[0], items=items_with_rows(yes[0].margin))
     return ThresholdMatched(-threshold.value, accuracy, balanced)
+
+
+def _over_rows(contributions: Floats, seen: NDArray[np.bool_]) -> Floats:
+    """[items]: what each item contributes to the mean over all rows, from what it does to the cells' means."""
+    found: Floats = contributions @ seen.sum(axis=0) / seen.sum()
+    return found
 
 
 def _level_change(first: Floats, second: Floats, items: int) -> Change | None:

@@ -44,10 +44,12 @@ def sweep_text(found: Sweep | NestedSweep) -> str:
 
 def nested_text(found: NestedSweep) -> str:
     """What each fold's others chose, and the gain over all items."""
-    return (
+    said = (
         f"{FOLDS} folds, each reported on by the result that the others chose: {', '.join(found.chosen)}\n\n"
-        f"balanced accuracy against the first result: {POINTS.write(found.gain)} points"
+        f"balanced accuracy against the first result: {POINTS.write(found.gain)} points (the interval takes "
+        "the choices of the folds as given: it is too short)"
     )
+    return "\n\n".join([said, *found.notes])
 
 
 def scores_table(found: Sweep) -> Table:

@@ -175,7 +175,8 @@ def _remarks(report: ResultReport) -> list[str]:
         ]
     lines += [f"\n{note}" for note in report.notes]
     lines += [
-        f"\n{side.without_margin} {name} rows have no margin and are left out of what is measured on margins."
+        f"\n{counted(side.without_margin, f'{name} row')} {'has' if side.without_margin == 1 else 'have'} no margin "
+        f"and {'is' if side.without_margin == 1 else 'are'} left out of what is measured on margins."
         for name, side in _sides(report)
         if side.without_margin
     ]
@@ -192,7 +193,11 @@ def pair_text(pair: PairReport) -> str:
     """The difference of two results over all positions: accuracy, signal detection, evenness."""
     lines = [differences(pair).text, "", _evenness_table(pair)]
     if pair.left_out:
-        lines += ["", f"{counted(pair.left_out, 'row')} that only one of the two results has are left out."]
+        lines += [
+            "",
+            f"{counted(pair.left_out, 'row')} that only one of the two results has "
+            f"{'is' if pair.left_out == 1 else 'are'} left out.",
+        ]
     return "\n".join(lines)
 
 
@@ -234,7 +239,7 @@ def _evenness_table(pair: PairReport) -> str:
     if found.threshold_matched and found.threshold_matched.balanced:
         balanced = found.threshold_matched.balanced
         table += (
-            f"\n\nAt the same Yes-rate balanced accuracy is {100 * balanced.first:.1f} % and "
+            f"\n\nAt the same Yes-rate (both by their margins) balanced accuracy is {100 * balanced.first:.1f} % and "
             f"{100 * balanced.second:.1f} %: {POINTS.write(balanced)} points."
         )
     return table
