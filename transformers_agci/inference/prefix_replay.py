@@ -348,6 +348,7 @@ def _after(kwargs: Mapping[str, Any], begin: int) -> dict[str, Any]:
             length = cut[name].shape[dimension]
             cut[name] = cut[name].narrow(dimension, begin, length - begin)
     if cut.get("deepstack_visual_embeds") is not None:  # per layer [image tokens of the batch, D], row after row
-        column = kwargs["visual_pos_masks"].nonzero()[:, 1]
+        marked = kwargs["visual_pos_masks"]  # [B, S]; Qwen3-Omni of transformers 4.57: [B, S, D], as it scatters them
+        column = (marked if marked.ndim == 2 else marked[..., 0]).nonzero()[:, 1]
         cut["deepstack_visual_embeds"] = [features[column >= begin] for features in kwargs["deepstack_visual_embeds"]]
     return cut
