@@ -541,13 +541,34 @@ def test_a_run_without_lambdas_takes_the_lambda_that_the_model_has_now() -> None
         ({"method": []}, "`method` is an empty list; name at least one method."),
         ({"method": ["agci", 3]}, "`method` must be a name or a list of names, but has 3."),
         ({"method": "nothing"}, "nothing"),
+        ({"method": ["agci", "agci"]}, "Each of `method` is run once, but the list is agci, agci."),
         ({"method": "pai", "method_options": {"strength": float("nan")}}, "strength"),
+        ({"method_options": {"strength": 0.9}}, "agci has no option 'strength'; it has: none"),
+        ({"method": "uniform", "method_options": {"seed": 3}}, "uniform has no option 'seed'; it has: none"),
+        ({"method": "random", "method_options": {"foo": 1}}, "random has no option 'foo'; it has: seed."),
+        ({"method": "random", "method_options": {"seed": "x"}}, "`seed` must be a whole number of at least 0"),
+        ({"method": "random-1", "method_options": {"seed": 3}}, "the seed is given twice"),
+        ({"method": "bapa", "method_options": 5}, "`method_options` must be options by name"),
+        ({"method_options": 5}, "`method_options` must be options by name"),
     ],
 )
 def test_arguments_of_a_probe_that_cannot_be_meant(model: Engine, given: dict, said: str) -> None:
     with pytest.raises(InputError) as refused:
         transformers_agci.probe(model, transformers_agci.probe_data(items=1, limit=2), **given, **QUIET)
     assert said in str(refused.value)
+
+
+def test_the_seed_of_a_control_is_an_option_as_in_the_command(model: Engine) -> None:
+    small = transformers_agci.probe_data(items=1, limit=4)
+    by_option, by_name, other = (
+        [row["margin"] for row in transformers_agci.probe(model, small, 0.5, **given, **QUIET).rows]
+        for given in (
+            {"method": "random", "method_options": {"seed": 3}},
+            {"method": "random-3"},
+            {"method": "random"},
+        )
+    )
+    assert by_option == by_name != other
 
 
 def test_one_lambda_and_one_control_need_no_list(model: Engine) -> None:
@@ -567,6 +588,7 @@ def test_one_lambda_and_one_control_need_no_list(model: Engine) -> None:
         (lambda m: transformers_agci.flow(m, items=0, **QUIET), "`items`"),
         (lambda m: transformers_agci.flow(m, max_new_tokens=1.5, **QUIET), "`max_new_tokens`"),
         (lambda m: transformers_agci.benchmark("pope", m, resamples=-1, **QUIET), "`resamples`"),
+        (lambda m: transformers_agci.benchmark("pope", m, method_options={"foo": 3}, **QUIET), "has no option 'foo'"),
         (lambda m: transformers_agci.probe_data(items=0), "`items`"),
         (lambda m: transformers_agci.probe_data(limit=True), "`limit`"),
     ],

@@ -1,13 +1,17 @@
 """What a caller gives to the functions of this package, checked as the commands check their options."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.experiments.position.questions import Control
 from transformers_agci.method.lam import lambda_text, validate_lambda
+from transformers_agci.method.names import SEEDED
+from transformers_agci.method.rivals import RIVALS
+
+LARGEST_SEED = 999_999_999  # of a control, as its name can hold it
 
 
 def lambda_list(given: Sequence[float] | float | None) -> tuple[float, ...]:
@@ -50,7 +54,35 @@ def method_list(given: str | Sequence[str]) -> list[str]:
         raise InputError("`method` is an empty list; name at least one method.")
     if (wrong := next((name for name in methods if not isinstance(name, str)), None)) is not None:
         raise InputError(f"`method` must be a name or a list of names, but has {wrong!r}.")
+    if len(set(methods)) < len(methods):
+        raise InputError(f"Each of `method` is run once, but the list is {', '.join(methods)}.")
     return methods
+
+
+def with_options(method: str, given: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """A method and the options that are a rival's; the seed of a control goes into its name. InputError lists what
+    the method has where it is given something else.
+
+    >>> with_options("random", {"seed": 3}), with_options("bapa", {"strength": 1})
+    (('random-3', {}), ('bapa', {'strength': 1}))
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"`method_options` must be options by name, such as {{'strength': 1}}, but is {short(given)}.")
+    options = dict(given or {})
+    if (rival := RIVALS.get(method)) is not None:
+        rival.settings({name: value for name, value in options.items() if name != "strength"})
+        if "strength" in options:
+            rival.strength_of(options["strength"], "strength")
+        return method, options
+    control, seeded, _ = method.partition("-")
+    for name, value in options.items():
+        if name != "seed" or control not in SEEDED:
+            has = "seed" if control in SEEDED else "none (its strength is `lambdas`)"
+            raise InputError(f"`method_options`: {method} has no option {short(name)}; it has: {has}.")
+        if seeded:
+            raise InputError(f"`method_options`: the seed is given twice, here and by the name {method}.")
+        method = f"{method}-{whole_number('seed', value, least=0, most=LARGEST_SEED)}"
+    return method, {}
 
 
 def control_list(given: str | Sequence[str]) -> list[Control]:
@@ -72,10 +104,12 @@ def needed_data(given: Any) -> ProbeData | None:
     )
 
 
-def whole_number(name: str, given: Any, least: int = 1) -> int:
-    """A number of items, draws or pixels. InputError names it where it is none, or below `least`."""
+def whole_number(name: str, given: Any, least: int = 1, most: int | None = None) -> int:
+    """A number of items, draws or pixels. InputError names it where it is none, below `least` or above `most`."""
     if isinstance(given, bool) or not isinstance(given, Integral) or given < least:
-        raise InputError(f"`{name}` must be a whole number of at least {least}, but is {given!r}.")
+        raise InputError(f"`{name}` must be a whole number of at least {least}, but is {short(given)}.")
+    if most is not None and given > most:
+        raise InputError(f"`{name}` must be a whole number of at most {most}, but is {short(given)}.")
     return int(given)
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.api.arguments import lambda_list, maybe_whole, whole_number
+from transformers_agci.api.arguments import lambda_list, maybe_whole, whole_number, with_options
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, answering
 from transformers_agci.api.rows import Shown, Tabular, rows_of_files, tables_html
@@ -140,13 +140,14 @@ def benchmark(
         max_new_tokens=maybe_whole("max_new_tokens", max_new_tokens),
         prompt=prompt,
     )
+    method, own_options = with_options(method, method_options)
     answers = AnswerOptions(
         maybe_whole("batch_size", batch_size),
         workers=maybe_whole("workers", workers, least=0),
         method=method,
         scope=scope,
         run=RunOptions(None, overwrite, strict, progress),
-        method_options=method_options or {},
+        method_options=own_options,
     )
     asking = AskOptions(lambda_list(lambdas), answers, Bootstrap(whole_number("resamples", resamples, least=0)))
     with answering(model) as engine:

@@ -5,7 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.api.arguments import control_list, lambda_list, maybe_whole, method_list, needed_data
+from transformers_agci.api.arguments import (
+    control_list,
+    lambda_list,
+    maybe_whole,
+    method_list,
+    needed_data,
+    with_options,
+)
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, answering
 from transformers_agci.api.results import ProbeRun
@@ -42,7 +49,8 @@ def probe(
     `data` is that of `probe_data` or `composites`; None: 20 items of the embedded atlas. Without `lambdas` it is the
     model's own, else 0. `controls` are text_only and blank_image. With a `folder` the answers stay there
     (answers.jsonl, or answers.lam0.jsonl, ...), and the same call goes on after an interruption or returns what
-    is there. `method_options` are the strength and what else a rival has; batches and blocks are as in AnswerOptions.
+    is there. `method_options` are the strength and what else a rival has, or the seed of a control; batches and blocks
+    are as in AnswerOptions.
     InputError for an argument that cannot be meant.
 
     >>> from transformers_agci import probe, probe_data
@@ -50,18 +58,18 @@ def probe(
     >>> len(run), run.to_pandas().shape[0]
     (2, 72)
     """
-    place, methods, wanted, asked = place_of(folder), method_list(method), lambda_list(lambdas), control_list(controls)
+    place, wanted, asked = place_of(folder), lambda_list(lambdas), control_list(controls)
+    methods = [with_options(name, method_options) for name in method_list(method)]
     given = AnswerOptions(
         maybe_whole("batch_size", batch_size),
         maybe_whole("block_rows", block_rows),
         maybe_whole("workers", workers, least=0),
         scope=scope,
         run=RunOptions(None, overwrite, strict, progress),
-        method_options=method_options or {},
     )
     runs = []
     with answering(model) as engine:
-        for name in methods:
+        for name, own in methods:
             options = ProbeOptions(
                 LoadOptions(EMBEDDED),
                 answer_file=place.folder / "answers.jsonl",
@@ -69,7 +77,7 @@ def probe(
                 lambda_source="the caller",
                 controls=asked,
                 planted_bias=planted_bias,
-                answers=replace(given, method=name),
+                answers=replace(given, method=name, method_options=own),
                 engine=engine,
                 data=needed_data(data),
                 items=None if data else FIRST_LOOK_ITEMS,
