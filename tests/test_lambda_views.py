@@ -168,6 +168,18 @@ def test_detach_leaves_no_key_where_there_was_none(model: Any) -> None:
     assert "_agci_handle" not in vars(model.model)
 
 
+def test_a_detached_handle_writes_nothing_into_the_config(model: Any) -> None:
+    handle = attach(model, 0.5)
+    handle.detach()
+    with pytest.raises(ValueError, match=r"handle\.lam cannot be set: AGCI is detached from this model"):
+        handle.lam = 0.3
+    rival = attach(model, method="bapa")
+    rival.detach()
+    with pytest.raises(ValueError, match=r"handle\.strength cannot be set: bapa is detached from this model"):
+        rival.strength = 1
+    assert not {LAMBDA_KEY, "position_balance"} & set(model.config.to_dict())
+
+
 def test_context_manager_on_a_model_that_the_key_serves(keyed_model: Any) -> None:
     half = logits(keyed_model)
     with agci(keyed_model, 0.0) as handle:

@@ -97,8 +97,10 @@ class Handle(AttachedMethod):
         self.lam = value
 
     def set_lam(self, value: float, source: str) -> None:
-        """Set lambda; `source` is named where it is refused."""
+        """Set lambda; `source` is named where it is refused, as it is by a handle that was taken off."""
         lam = validate_lambda(value, source)
+        if not self.attached:  # the config is the model's own again, and is saved with it
+            raise InputError(f"{source} cannot be set: AGCI is detached from this model; attach it again.")
         vlm = self.vlm()
         if vlm is not None:
             check_fits_dtype(vlm, lam, source)

@@ -72,7 +72,10 @@ class RivalHandle(AttachedMethod):
 
     @strength.setter
     def strength(self, value: float) -> None:
-        self._strength = self.rival.strength_of(value, "handle.strength")
+        strength = self.rival.strength_of(value, "handle.strength")
+        if not self.attached:  # the config is the model's own again, and is saved with it
+            raise InputError(f"handle.strength cannot be set: {self.method} is detached from this model.")
+        self._strength = strength
         self._write_key()
 
     def is_on(self) -> bool:
