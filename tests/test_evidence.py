@@ -224,6 +224,13 @@ def test_reliability_by_hand() -> None:
     assert calibration(yes, None) is None
 
 
+def test_the_interval_of_a_brier_score_stays_within_its_range() -> None:
+    """One of three items is wrong throughout: the t interval would reach below 0 and above 1."""
+    right = np.array([[9.0], [9.0], [-9.0]]) * np.ones((1, 2))
+    found = calibration(as_tables(right), as_tables(-right, False)).brier
+    assert found.estimate == pytest.approx(1 / 3, abs=1e-3) and (found.low, found.high) == (0, 1)
+
+
 @pytest.mark.parametrize(("margin", "wrong", "gap"), [(5.0, 0.25, 0.243), (np.log(4), 0.2, 0.0)])
 def test_surer_than_right(margin: float, wrong: float, gap: float) -> None:
     """Equally sure of every answer: the gap is that confidence less the share that is right, for both words alike."""

@@ -58,7 +58,7 @@ def calibration(yes: Tables | None, no: Tables | None) -> Calibration | None:
     ]
     cells = [st.mean_over_items(np.stack([a, b], axis=1)).overall for a, b in zip(gaps[0].T, gaps[1].T, strict=True)]
     overall = st.mean_over_items(np.concatenate(gaps, axis=1)).overall
-    return Calibration(st.mean_over_items(brier).overall, overall, cells, _curve(yes, no))
+    return Calibration(st.mean_over_items(brier).overall.within(0, 1), overall, cells, _curve(yes, no))
 
 
 def _curve(yes: Tables, no: Tables) -> list[ReliabilityBin]:
