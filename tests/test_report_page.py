@@ -224,6 +224,34 @@ def test_columns_take_as_few_bytes_as_their_values_need() -> None:
     assert [texts.number(text) for text in ("a", "b", "a")] == [0, 1, 0] and texts.all == ["a", "b"]
 
 
+def test_one_result_is_judged_by_its_margins_as_in_the_tables(tmp_path: Path) -> None:
+    """All answers are right, so that accuracies show nothing; the margins differ between positions."""
+    rng, path = np.random.default_rng(0), tmp_path / "a.jsonl"
+    with path.open("w") as file:
+        for item in range(20):
+            for cell, position in enumerate(POSITIONS):
+                row = {"image": f"{item:05d}_{cell}.jpg", "caption": f"c {item}", "position": position}
+                value = 3 + 0.2 * cell + 0.1 * rng.normal()
+                file.write(json.dumps({**row, "answer": "Yes", "prediction": "Yes", "margin": value}) + "\n")
+    assert main(["report", str(path), "--output", str(tmp_path / "r.html"), *DRAWS]) == 0
+    text = (tmp_path / "r.html").read_text()
+    assert "on Yes rows the margin depends on the position (sd over the cells 0.5" in text and " logits, by" in text
+    assert "no effect of the position" not in text
+
+
+@pytest.mark.parametrize("value", [1.25, 0.0])
+def test_equal_margins_are_drawn(tmp_path: Path, value: float) -> None:
+    """They have no interval, from which a scale could be had."""
+    path = tmp_path / "a.jsonl"
+    with path.open("w") as file:
+        for item in range(3):
+            for cell, position in enumerate(POSITIONS):
+                row = {"image": f"{item:05d}_{cell}.jpg", "caption": f"c {item}", "position": position}
+                file.write(json.dumps({**row, "answer": "Yes", "prediction": "Yes", "margin": value}) + "\n")
+    assert main(["report", str(path), "--output", str(tmp_path / "r.html"), *DRAWS]) == 0
+    assert f"mean {value:.2f}, n = 27" in (tmp_path / "r.html").read_text()
+
+
 def test_the_roc_encloses_the_auc() -> None:
     rng = np.random.default_rng(1)
     yes, no = (rng.normal(mean, 1, (40, 9)).round(1) for mean in (1, 0))  # rounded: ties

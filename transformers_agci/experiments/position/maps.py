@@ -129,8 +129,10 @@ def margin_scale(results: Sequence[ResultReport], name: str) -> Scale | None:
     """One scale for the margins of one answer's rows in all results; None where there are none."""
     sides = [getattr(report, name) for report in results]
     cells = [cell for side in sides if side and side.margin_cells for cell in side.margin_cells]
-    bounds = [bound for cell in cells for bound in (cell.low, cell.high)]
-    return scale_over(bounds, "margin, logit of Yes - logit of No", 0.5, (-np.inf, np.inf)) if cells else None
+    ends = [end for cell in cells for end in (cell.low, cell.estimate, cell.high)]  # equal margins have no interval
+    if not any(map(np.isfinite, ends)):
+        return None
+    return scale_over(ends, "margin, logit of Yes − logit of No", 0.5, (-np.inf, np.inf))
 
 
 def difference_scale(pairs: Sequence[PairReport]) -> Scale:

@@ -40,11 +40,15 @@ def _alone(report: ResultReport) -> str:
 
 
 def _positions(called: str, side: AnswerReport) -> str:
-    sd = side.spread.sd
-    values = f"sd over the cells {100 * sd.observed:.1f} points, by chance {100 * sd.expected:.1f}, {p_text(sd.p)}"
+    """Of the margins where there are any, as in the tables: accuracies near 100 % hide what margins show."""
+    what, found, factor, form, unit = "answer", side.spread, 100, ".1f", "points"
+    if side.margin_spread is not None:
+        what, found, factor, form, unit = "margin", side.margin_spread, 1, ".2f", "logits"
+    sd = found.sd
+    spread = f"sd over the cells {factor * sd.observed:{form}} {unit}, by chance {factor * sd.expected:{form}}"
     if sd.p < 0.05:
-        return f"on {called} the answer depends on the position ({values})"
-    return f"on {called} no effect of the position is shown ({values})"
+        return f"on {called} the {what} depends on the position ({spread}, {p_text(sd.p)})"
+    return f"on {called} no effect of the position on the {what} is shown ({spread}, {p_text(sd.p)})"
 
 
 def map_rows(evidence: Evidence) -> list[MapRow]:
