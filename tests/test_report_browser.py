@@ -181,6 +181,26 @@ def test_dark_light_and_print(opened: Any, tmp_path: Path) -> None:
     assert page.evaluate(background) == "rgb(255, 255, 255)"
     assert not page.locator("#choice").is_visible() and page.locator(".map").first.is_visible()
     assert page.pdf().startswith(b"%PDF")
+    page.emulate_media(media="screen")
+    page.locator("#look").select_option("dark")
+    page.emulate_media(media="print")
+    assert page.evaluate(background) == "rgb(255, 255, 255)"
+
+
+def test_the_sections_stay_above_the_form_while_items_are_scrolled(opened: Any, tmp_path: Path) -> None:
+    page = opened(tmp_path)
+    page.locator(".card").nth(7).scroll_into_view_if_needed()
+    nav, form = (page.locator(each).bounding_box() for each in ("nav", "#choice"))
+    assert nav["y"] == pytest.approx(0, abs=1) and form["y"] == pytest.approx(nav["height"], abs=6)
+    assert form["y"] <= nav["height"]  # no card is seen between them
+
+
+def test_maps_keep_their_colours_where_the_system_forces_its_own(opened: Any, tmp_path: Path) -> None:
+    page = opened(tmp_path)
+    colours = "cells => cells.map(cell => getComputedStyle(cell).backgroundColor)"
+    found = page.locator(".cell, .bar i").evaluate_all(colours)
+    page.emulate_media(forced_colors="active")
+    assert page.locator(".cell, .bar i").evaluate_all(colours) == found and len(set(found)) > 20
 
 
 def test_no_table_is_cut_where_the_page_is_printed(opened: Any, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def whole_number(name: str, given: Any, least: int = 1, most: int | None = None)
     """A number of items, draws or pixels. InputError names it where it is none, below `least` or above `most`."""
     if isinstance(given, bool) or not isinstance(given, Integral) or given < least:
         raise InputError(f"`{name}` must be a whole number of at least {least}, but is {short(given)}.")
-    if most is not None and given > most:
+    if most is not None and int(given) > most:
         raise InputError(f"`{name}` must be a whole number of at most {most}, but is {short(given)}.")
     return int(given)
 
