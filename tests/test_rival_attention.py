@@ -488,7 +488,10 @@ def test_vcd_against_whole_prompts(name: str, beams: int) -> None:
     pixels = batch.inputs["pixel_values"]
     x = torch.linspace(-6, 6, 1000, dtype=torch.float64)
     left = float((1 - (1e-5 + torch.sigmoid(x) * (5e-3 - 1e-5)))[:501].prod())
-    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(3))
+    draw = torch.Generator().manual_seed(3)  # of one image, patch by patch; the other one's is the same
+    noise = torch.stack([torch.randn(pixels.shape[1:], generator=draw) for _ in range(len(pixels) // 2)]).repeat(
+        2, *[1] * (pixels.dim() - 1)
+    )
     noised = dict(batch.inputs, pixel_values=math.sqrt(left) * pixels + math.sqrt(1 - left) * noise)
     handle.detach()
     clean, dark = model(**batch.inputs).logits[:, -1], model(**noised).logits[:, -1]

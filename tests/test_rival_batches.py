@@ -37,10 +37,10 @@ ALONE = [name for name, family in TINY.items() if SUPPORTED_FAMILIES[family.mode
 
 
 def scores(model: Any, batch: Batch, handle: Any) -> torch.Tensor:
-    """[tokens, vocabulary] of the first row."""
+    """[rows, tokens, vocabulary]"""
     second = handle.logits_processor(batch.inputs, model) if handle is not None else None
     more = {} if second is None else {"logits_processor": [second]}
-    return torch.stack(model.generate(**batch.inputs, **GREEDY, **more).scores)[:, 0]
+    return torch.stack(model.generate(**batch.inputs, **GREEDY, **more).scores, dim=1)
 
 
 @pytest.mark.sampled(25)
@@ -49,18 +49,22 @@ def scores(model: Any, batch: Batch, handle: Any) -> torch.Tensor:
 @torch.no_grad()
 def test_a_padded_row_is_the_prompt_alone(name: str, method: str) -> None:
     family = TINY[name]
-    alone, padded = make_batch(family, [SHORT]), make_batch(family, [SHORT, LONG])
-    assert (padded.inputs["attention_mask"][0] == 0).sum() == 10
+    prompts = [LONG, SHORT]
+    singles, padded = (
+        [make_batch(family, [row], alike=True) for row in prompts],
+        make_batch(family, prompts, alike=True),
+    )
+    assert (padded.inputs["attention_mask"] == 0).sum(dim=1).tolist() == [0, 10]
     model = family.build()
-    stock = [scores(model, batch, None) for batch in (alone, padded)]
+    stock = [torch.cat([scores(model, batch, None) for batch in batches]) for batches in (singles, [padded])]
     allowed = max(EXACT, 3 * distance(*stock))
     try:
         handle = attach(model, method=method, **OPTIONS.get(method, {}))
-        found = [scores(model, batch, handle) for batch in (alone, padded)]
+        found = [torch.cat([scores(model, batch, handle) for batch in batches]) for batches in (singles, [padded])]
     except InputError as error:
         assert str(error).endswith(".")  # a family that the method has no meaning on, in one sentence
         return
-    assert handle.injections >= 3
+    assert handle.injections >= 4
     assert torch.equal(*(torch.isfinite(each) for each in found))
     assert distance(*found) <= allowed
 
@@ -69,3 +73,16 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     """The largest difference among what is finite in both."""
     both = torch.isfinite(one) & torch.isfinite(other)
     return float((one - other)[both].abs().max())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_pixel_of_an_image_is_noised(name: str) -> None:
+    """Crops and other resolutions included; whatever else the model is given stays."""
+    rival = RIVALS["vcd"]
+    assert rival.contrast is not None
+    inputs = make_batch(TINY[name], [[TEXT, "tiled", TEXT], [TEXT, "plain"]]).inputs
+    found = rival.contrast.second(inputs, rival.settings({}), TINY[name].image_token)
+    assert found.keys() == inputs.keys()
+    for key, value in inputs.items():
+        is_pixels = isinstance(value, torch.Tensor) and value.is_floating_point()
+        assert torch.equal(torch.as_tensor(found[key]), torch.as_tensor(value)) is not is_pixels, key

@@ -145,13 +145,20 @@ def per_image(rows: list[list[Piece]], count: bool = False) -> dict[str, torch.T
     return inputs | {"batch_num_images": torch.tensor([len(row) for row in rows if row])} if count else inputs
 
 
-def make_batch(family: TinyFamily, rows: Sequence[Sequence[str]], side: str = "left", seed: int = 0) -> Batch:
-    """A batch of prompts; a row is a sequence of TEXT, "plain" and "tiled". Padded on `side`."""
+def make_batch(
+    family: TinyFamily, rows: Sequence[Sequence[str]], side: str = "left", seed: int = 0, alike: bool = False
+) -> Batch:
+    """A batch of prompts; a row is a sequence of TEXT, "plain" and "tiled". Padded on `side`.
+
+    `alike`: every row has the tokens and images that it would have as the first one.
+    """
     generator = torch.Generator().manual_seed(seed)
     pieces: list[list[Piece]] = []
     ids: list[list[int]] = []
     places: list[list[list[int]]] = []
     for row in rows:
+        if alike:
+            generator.manual_seed(seed)
         tokens: list[int] = [BOS]
         pieces.append([])
         places.append([])

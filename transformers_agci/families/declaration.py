@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from transformers_agci.families.training_support import TrainingSupport
 
 
+# Under which names a call of a vlm holds images, and what may come with them in another resolution or as crops.
+PIXELS = ("pixel_values", "pixel_values_images", "image_patches")
+ALL_PIXELS = (*PIXELS, "pixel_values_local", "high_res_pixel_values")
+
+
 @dataclass(frozen=True)
 class ForwardCall:
     """What a family may look at to find its images: arguments of the vlm's forward, None where not given.

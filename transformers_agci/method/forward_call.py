@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from transformers_agci.families import ForwardCall
+from transformers_agci.families.declaration import PIXELS
 
-_PIXELS = ("pixel_values", "pixel_values_images", "image_patches")
 _EMBEDS = "inputs_embeds"
 
 
 def forward_call(vlm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ForwardCall:
     """The arguments of the vlm's forward that families look at, given by position or by name."""
     given = {**dict(zip(_parameters(type(vlm).forward), args, strict=False)), **kwargs}
-    pixels = next((given[name] for name in _PIXELS if _holds_something(given.get(name))), None)
+    pixels = next((given[name] for name in PIXELS if _holds_something(given.get(name))), None)
     outputs = given.get("mm_encoder_outputs")
     encoded = outputs.get("image") if isinstance(outputs, Mapping) else None
     names = ("input_ids", _EMBEDS, "attention_mask", "image_grid_thw", "image_sizes", "past_key_values")
@@ -49,7 +49,7 @@ def is_decoding_step(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         given = args[0] if args and args[0] is not None else kwargs.get(_EMBEDS)
     if not isinstance(given, torch.Tensor) or given.ndim < 2 or given.shape[1] != 1 or len(args) > 1:
         return False
-    return not kwargs.get("mm_encoder_outputs") and all(kwargs.get(name) is None for name in _PIXELS)
+    return not kwargs.get("mm_encoder_outputs") and all(kwargs.get(name) is None for name in PIXELS)
 
 
 def embeds_of(decoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:

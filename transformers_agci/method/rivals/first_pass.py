@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from transformers_agci.families import ForwardCall
+from transformers_agci.families.declaration import ALL_PIXELS
 from transformers_agci.method.forward_call import forward_call
 from transformers_agci.method.image_positions import ImagePositions
 from transformers_agci.method.rivals.call_state import state
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from transformers_agci.method.rivals.handle import RivalHandle
 
 _CACHE = "past_key_values"
-_PIXELS = ("pixel_values", "pixel_values_images", "image_patches")
 
 
 def weigh(handle: "RivalHandle", model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ def calibrate(handle: "RivalHandle", vlm: Any, call: ForwardCall, images: list[I
     rule = handle.rival.bias
     assert rule is not None
     given = dict(call.arguments)
-    for name in _PIXELS:
+    for name in ALL_PIXELS:
         if given.get(name) is not None:
             given[name] = blank_like(given[name])
     if call.encoded is not None:
@@ -108,7 +108,8 @@ class WithBlanks:
     def __call__(self, pixel_values: Any, *args: Any, **kwargs: Any) -> Any:
         output = self.stock(pixel_values, *args, **kwargs)
         if hasattr(output, "__dict__"):
-            setattr(output, _BLANK, self.stock(blank_like(pixel_values), *args, **kwargs))
+            blank = {name: blank_like(kwargs[name]) for name in ALL_PIXELS if kwargs.get(name) is not None}
+            setattr(output, _BLANK, self.stock(blank_like(pixel_values), *args, **{**kwargs, **blank}))
         return output
 
 
