@@ -1,6 +1,6 @@
 """The contract of every family beyond the paper's six, on tiny random models of transformers' own classes.
 
-Which tokens belong to which image is known from how the prompts were made (tiny_families.py), never from our own
+Which tokens belong to which image is known from how the prompts were made (tiny_families/), never from our own
 search; what the decoder should receive is the formula in float64. The paper's six have test_hooks.py.
 """
 
@@ -83,7 +83,7 @@ def assert_formula(model: Any, batch: Batch, lam: float, **call: Any) -> None:
 def test_every_family_has_a_tiny_model() -> None:
     six = {"qwen2_5_vl", "qwen3_vl", "gemma3n", "internvl", "llava_next"}
     missing = set(SUPPORTED_FAMILIES) - six - set(ROWS)
-    assert not missing, f"put builders of {missing} into tests/tiny_families.py"
+    assert not missing, f"put builders of {missing} into tests/tiny_families/"
     assert set(ROWS) <= set(SUPPORTED_FAMILIES)
     assert set(TINY) == set(ROWS) or VERSION < (5, 23)
 

@@ -1,6 +1,6 @@
 """Position methods against hand-made position tables, on every family: prefill, decoding, later turns, beams, threads.
 
-The tables are counted from the prompts (tiny_families.py), token by token; the code under test moves stock's positions.
+The tables are counted from the prompts (tiny_families/), token by token; the code under test moves stock's positions.
 """
 
 import threading

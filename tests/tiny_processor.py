@@ -1,4 +1,4 @@
-"""A processor for the tiny models of tiny_families.py: it writes the marks of the family's real one around an image.
+"""A processor for the tiny models of tiny_families/: it writes the marks of the family's real one around an image.
 
 An image that is wider than high is one of several tiles, or a larger one; its pixels make the model's inputs, so that
 the same image always gives the same ones. A letter is a token, Yes and No are one each.
