@@ -86,3 +86,19 @@ def test_every_pixel_of_an_image_is_noised(name: str) -> None:
     for key, value in inputs.items():
         is_pixels = isinstance(value, torch.Tensor) and value.is_floating_point()
         assert torch.equal(torch.as_tensor(found[key]), torch.as_tensor(value)) is not is_pixels, key
+
+
+@torch.no_grad()
+def test_uac_stands_beside_agci_s_note_of_units() -> None:
+    """Both stand in for `get_image_features` on Perception LM; AGCI's stays when uac goes."""
+    model, batch = TINY["perception_lm"].build(), make_batch(TINY["perception_lm"], [LONG, SHORT])
+    agci = attach(model, 0.0)
+    uac = attach(model, method="uac", strength=1.0)
+    scores(model, batch, uac)
+    assert uac.injections == 2
+    uac.detach()
+    agci.lam = 0.5
+    scores(model, batch, None)
+    assert agci.injections == 2
+    agci.detach()
+    assert "get_image_features" not in vars(model.model)

@@ -16,8 +16,9 @@ class NotesUnits:
     """Stands in for `get_image_features` on one vlm; a copy of the model has a copy of it, for itself."""
 
     def __init__(self, vlm: Any) -> None:
-        self.stock = vlm.get_image_features
-        functools.update_wrapper(self, self.stock)  # generate() reads the signature
+        stock = vlm.get_image_features
+        functools.update_wrapper(self, stock)  # generate() reads the signature; takes over a stand-in's attributes
+        self.stock = stock
 
     def __call__(self, pixel_values: Any, *args: Any, **kwargs: Any) -> Any:
         output = self.stock(pixel_values, *args, **kwargs)

@@ -102,8 +102,9 @@ class WithBlanks:
     """
 
     def __init__(self, vlm: Any) -> None:
-        self.stock = vlm.get_image_features
-        functools.update_wrapper(self, self.stock)  # generate() reads the signature
+        stock = vlm.get_image_features
+        functools.update_wrapper(self, stock)  # generate() reads the signature; takes over a stand-in's attributes
+        self.stock = stock
 
     def __call__(self, pixel_values: Any, *args: Any, **kwargs: Any) -> Any:
         output = self.stock(pixel_values, *args, **kwargs)

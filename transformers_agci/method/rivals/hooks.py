@@ -11,7 +11,7 @@ from torch import nn
 
 from transformers_agci.errors import InputError
 from transformers_agci.families import decoder_of
-from transformers_agci.method.encoded_images import forget_units, note_units
+from transformers_agci.method.encoded_images import NotesUnits, forget_units, note_units
 from transformers_agci.method.forward_call import embeds_of, forward_call, is_decoding_step
 from transformers_agci.method.hooks import HANDLE, outside_graphs, remove_hooks
 from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
@@ -93,12 +93,12 @@ def put_hooks_on(handle: "RivalHandle", vlm: Any, outer: Any) -> None:
         vars(outer)[RIVAL] = handle
         outer.register_forward_pre_hook(before_model, with_kwargs=True)
         outer.register_forward_hook(after_model, with_kwargs=True, always_call=True)
+    if handle.family.images.units_are_lost:
+        note_units(vlm)
     if handle.rival.bias is not None:
         vars(vlm)["get_image_features"] = WithBlanks(vlm)
     for module in (vlm, decoder):
         vars(module)[RIVAL] = handle
-    if handle.family.images.units_are_lost:
-        note_units(vlm)
     vlm.register_forward_pre_hook(before_vlm, with_kwargs=True)
     vlm.register_forward_hook(after_vlm, with_kwargs=True, always_call=True)
     decoder.register_forward_pre_hook(before_decoder, with_kwargs=True)
@@ -106,10 +106,13 @@ def put_hooks_on(handle: "RivalHandle", vlm: Any, outer: Any) -> None:
 
 def take_hooks_off(vlm: nn.Module, outer: nn.Module | None) -> None:
     """Remove our hooks wherever they are in a vlm and in the model around it."""
+    stand_in = vars(vlm).get("get_image_features")
+    if isinstance(stand_in, WithBlanks):
+        vars(vlm)["get_image_features"] = stand_in.stock
+        if not isinstance(stand_in.stock, NotesUnits):
+            del vars(vlm)["get_image_features"]
     if HANDLE not in vars(vlm):  # AGCI needs the note, too
         forget_units(vlm)
-    if isinstance(vars(vlm).get("get_image_features"), WithBlanks):
-        del vars(vlm)["get_image_features"]
     for module in (vlm if outer is None else outer).modules():
         if vars(module).pop(RIVAL, None) is not None:
             remove_hooks(module, _OURS)
