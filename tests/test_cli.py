@@ -40,6 +40,17 @@ def test_help_and_static_tables_load_nothing_large() -> None:
 
 
 @pytest.mark.slow
+def test_a_shard_needs_no_scipy_stats() -> None:
+    """Half a second for each process of a demo; everything that `agci probe` imports before its first question."""
+    code = (
+        "import sys, transformers_agci.api.probe, transformers_agci.experiments.tracking\n"
+        "from transformers_agci.statistics.intervals import t_quantile\n"
+        "assert 'scipy.stats' not in sys.modules\n"
+        "assert t_quantile(5) > 2 and 'scipy.stats' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_what_reads_results_loads_no_torch() -> None:
     code = (
         "import sys; from transformers_agci.experiments.report_page import make\n"

@@ -3,8 +3,7 @@
 import math
 from typing import NamedTuple
 
-from scipy import stats
-
+from transformers_agci.statistics import scipy_stats as stats
 from transformers_agci.statistics.intervals import Interval, deviate
 
 

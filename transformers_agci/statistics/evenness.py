@@ -17,15 +17,14 @@ answer (MARGIN_UNIT), and the distance between Yes and No rows (the logit itself
 added to all margins makes the first unit larger, a model that sees less shrinks the second: neither is a repair.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
+from transformers_agci.statistics import scipy_stats as stats
 from transformers_agci.statistics.intervals import Floats, t_quantile
 from transformers_agci.statistics.signal_detection import auc_without_each
 
@@ -44,8 +43,8 @@ MIN_CELLS, MIN_CELL_SHARE = 3, 0.5  # cells with a d' that are needed for its un
 
 Shape = Literal["normal", "t(3)", "uniform"]
 QUANTILES: dict[Shape, Callable[[Floats], Floats]] = {
-    "normal": stats.norm.ppf,
-    "t(3)": functools.partial(stats.t.ppf, df=3),
+    "normal": lambda share: stats.norm.ppf(share),  # noqa: PLW0108 - scipy.stats is loaded by the call
+    "t(3)": lambda share: stats.t.ppf(share, df=3),
     "uniform": lambda share: share,
 }
 

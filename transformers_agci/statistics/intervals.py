@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+
+from transformers_agci.statistics import scipy_stats as stats
 
 Floats = NDArray[np.floating[Any]]
 CONFIDENCE = 0.95

@@ -11,13 +11,13 @@ the d' of both are then equally uneven.
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
 
+from transformers_agci.statistics import scipy_stats as stats
 from transformers_agci.statistics.evenness import Change, compare, pseudo_values
 from transformers_agci.statistics.intervals import Floats
 
 Tails = Literal["t(3)", "Cauchy"]
-DISTRIBUTIONS: dict[Tails, Any] = {"t(3)": stats.t(3), "Cauchy": stats.t(1)}
+FREEDOM: dict[Tails, int] = {"t(3)": 3, "Cauchy": 1}  # of the t distribution with these tails
 HALVINGS = 40  # of the interval in which d lies
 INSIDE = 1e-9  # how near to 0 and 1 a rate may be carried
 
@@ -36,7 +36,7 @@ def compare_at_one_threshold(first: Answers, second: Answers, tails: Tails) -> C
         extremes = [abs(float(whole.mean()) - 0.5) for whole, _ in rates]
         carried = 0 if extremes[0] < extremes[1] else 1
         (own, without), (mean, means_without) = rates[carried], (r.mean(axis=-1) for r in rates[1 - carried])
-        shape = DISTRIBUTIONS[tails]
+        shape = stats.t(FREEDOM[tails])
         rates[carried] = _carry(own, mean, shape), _carry(without, means_without, shape)
         z.append([tuple(stats.norm.ppf(values) for values in of_one) for of_one in rates])
     yes, no = z

@@ -8,8 +8,8 @@ than cells; Cochran's Q is for zeros and ones and assumes equal correlations bet
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
+from transformers_agci.statistics import scipy_stats as stats
 from transformers_agci.statistics.intervals import CONFIDENCE, Floats, cell_means
 
 NORMAL_LIMIT = 1000  # items; with more, sums of permuted values are drawn from their normal limit

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
+from transformers_agci.statistics import scipy_stats as stats
 from transformers_agci.statistics.intervals import (
     CONFIDENCE,
     NO_DATA,

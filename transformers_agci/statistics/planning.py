@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
+from transformers_agci.statistics import scipy_stats as stats
 from transformers_agci.statistics.intervals import Floats
 
 ALPHA = 0.05

@@ -9,8 +9,9 @@ GEE(..., family=Binomial(), cov_struct=Independence()) after a bias correction n
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
+from transformers_agci.statistics import scipy_stats as stats
 from transformers_agci.statistics.evenness import of_means
 from transformers_agci.statistics.intervals import Floats, Interval, about, deviate, items_with_rows
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from transformers_agci.statistics import scipy_stats as stats
 from transformers_agci.statistics.intervals import (
     NO_DATA,
     Floats,

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError, counted
@@ -19,6 +18,7 @@ from transformers_agci.experiments.position.comparison import (
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
 from transformers_agci.experiments.position.results import ProbeResult
 from transformers_agci.statistics import Interval, equivalence, intervals, regression
+from transformers_agci.statistics import scipy_stats as stats
 
 
 @dataclass(frozen=True)
