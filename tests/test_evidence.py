@@ -87,7 +87,8 @@ def test_everything_in_one_table_one_figure_and_one_file(
         "balanced at the same Yes-rate",
         "V of AUC",
         "cells that differ (McNemar, Holm)",
-        "Hotelling's T^2, p",
+        "position effect on margins, p",
+        "Hotelling's T^2, margins, p",
         "failures by position, p",
         "for all 10 tests",
         "text only",
@@ -503,9 +504,9 @@ def test_without_no_rows_equivalence_and_p_use_the_quantile_of_the_interval(tmp_
     results = [read_results(write(tmp_path / f"{k}.jsonl", rows(margins(12, k))), label=str(k)) for k in (1, 2)]
     (comparison,) = gather(results, margin=0.1).comparisons
     low, high = comparison.pair.yes.accuracy.overall[1:3]
-    middle, error = (low + high) / 2, (high - low) / 2 / stats.norm.ppf(0.975)
-    assert comparison.tests["accuracy"] == pytest.approx(2 * stats.norm.sf(abs(middle) / error))
-    assert comparison.equivalence.p == pytest.approx(stats.norm.sf((0.1 - abs(middle)) / error))
+    middle, error = (low + high) / 2, (high - low) / 2 / stats.t.ppf(0.975, 11)
+    assert comparison.tests["accuracy"] == pytest.approx(2 * stats.t.sf(abs(middle) / error, 11))
+    assert comparison.equivalence.p == pytest.approx(stats.t.sf((0.1 - abs(middle)) / error, 11))
 
 
 def test_units_that_disagree_are_no_evidence_of_a_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

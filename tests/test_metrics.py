@@ -426,7 +426,7 @@ def test_failures_that_depend_on_the_position_are_reported(tmp_path: Path, capsy
     report = measure(read_results(path), RESAMPLING)
     assert report.yes.missing_cells == [0, 0, 0, 0, 20, 0, 0, 0, 0] and report.yes.failures.p < 0.001
     assert main(["metrics", "--results_file", path, "--draws", "20"]) == 0
-    assert "Rows fail at some positions more than at others (Yes rows: p < 0.001)" in capsys.readouterr().out
+    assert "more than at others (Yes rows: p < 0.001, corrected for 2 tests)" in capsys.readouterr().out
     assert measure(read_results(write(tmp_path / "b.jsonl", rows)), RESAMPLING).yes.failures is None
 
 

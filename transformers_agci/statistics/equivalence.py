@@ -19,7 +19,7 @@ def equivalence(difference: Interval, margin: float, freedom: float, level: floa
     """Whether a difference is shown to lie within -margin..margin; `margin` in its unit, above zero.
 
     The standard error is that of the difference's 95 % interval. `freedom`: of the t quantile that made it; infinite
-    for a normal one (Agresti and Min's). None where it has no interval.
+    for a normal one. None where it has no interval.
     """
     above, below = (deviate(difference, bound, freedom) for bound in (-margin, margin))
     if math.isnan(above):

@@ -19,6 +19,7 @@ from transformers_agci.statistics.intervals import (
     Interval,
     Measured,
     effective_size,
+    items_with_rows,
     mean_over_items,
     normal_quantile,
 )
@@ -26,11 +27,13 @@ from transformers_agci.statistics.intervals import (
 CHUNK_VALUES = 4_000_000  # random numbers held at a time
 
 
-def agresti_min(gained: float, lost: float, n: float, confidence: float = CONFIDENCE) -> Interval:
+def agresti_min(
+    gained: float, lost: float, n: float, confidence: float = CONFIDENCE, freedom: float = np.inf
+) -> Interval:
     """Difference of two paired proportions, (gained - lost) / n, with the interval of Agresti and Min (2005).
 
     Half a row is added to each of the four outcomes, so that no interval has the width zero; the estimate is the plain
-    difference. `n` may be an effective sample size.
+    difference. `n` may be an effective sample size that `freedom` + 1 items gave: then Student's quantile is taken.
 
     >>> tuple(round(x, 3) for x in agresti_min(0, 0, 100))
     (0.0, -0.019, 0.019, 100)
@@ -39,7 +42,10 @@ def agresti_min(gained: float, lost: float, n: float, confidence: float = CONFID
         return NO_DATA
     size = n + 2
     centre = (gained - lost) / size
-    half = normal_quantile(confidence) * np.sqrt(max((gained + lost + 1) / size - centre**2, 0) / size)
+    quantile = (
+        float(stats.t.ppf(0.5 + confidence / 2, freedom)) if np.isfinite(freedom) else normal_quantile(confidence)
+    )
+    half = quantile * np.sqrt(max((gained + lost + 1) / size - centre**2, 0) / size)
     return Interval((gained - lost) / n, max(-1.0, float(centre - half)), min(1.0, float(centre + half)), int(n))
 
 
@@ -51,7 +57,7 @@ def paired_difference(first: Floats, second: Floats) -> Measured:
 def proportion_difference(first: Floats, second: Floats) -> Measured:
     """second - first of two tables of zeros and ones over the rows that both have.
 
-    Agresti and Min's interval, over all rows with the effective sample size that the items allow.
+    Agresti and Min's interval; over all rows with the effective sample size that the items allow, and t's quantile.
     """
     difference = second - first
     gained, lost = (np.nansum(difference == sign, axis=0).astype(float) for sign in (1, -1))
@@ -62,7 +68,8 @@ def proportion_difference(first: Floats, second: Floats) -> Measured:
         return Measured(NO_DATA, cells)
     up, down = float(gained.sum()) / rows, float(lost.sum()) / rows
     effective = effective_size(difference, up - down, up + down - (up - down) ** 2)
-    overall = agresti_min(up * effective, down * effective, effective)
+    freedom = max(items_with_rows(difference) - 1, 1)
+    overall = agresti_min(up * effective, down * effective, effective, freedom=freedom)
     return Measured(overall._replace(estimate=up - down, n=rows), cells)
 
 

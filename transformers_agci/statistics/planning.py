@@ -31,6 +31,18 @@ def residual_variance(table: Floats) -> float:
     return float((residual**2).sum() / ((n - 1) * (cells - 1)))
 
 
+def variance_bounds(freedom: int) -> tuple[float, float]:
+    """The 95 % interval of a variance that was estimated with these degrees of freedom, as multiples of the estimate.
+
+    Items that an effect needs are nearly proportional to it.
+
+    >>> [round(bound, 2) for bound in variance_bounds(10)]
+    [0.49, 3.08]
+    """
+    low, high = (freedom / float(stats.chi2.ppf(share, freedom)) for share in (0.975, 0.025))
+    return low, high
+
+
 def position_power(items: int, cells: int, deviation: float, variance: float) -> float:
     """Power of the test of a position effect: cells that differ with standard deviation `deviation` about their mean.
 

@@ -117,7 +117,7 @@ def _mean(values: Floats, items: int) -> Interval:
 def two_sided_p(value: Interval, freedom: float) -> float:
     """The p of a 95 % interval against zero, at most .05 where zero lies outside; NaN without bounds.
 
-    `freedom`: of the t quantile that made the interval; infinite for a normal one (Agresti and Min's).
+    `freedom`: of the t quantile that made the interval; infinite for a normal one.
     """
     place = deviate(value, 0.0, freedom)
     return float(2 * stats.t.sf(abs(place), freedom))

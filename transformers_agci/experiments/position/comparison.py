@@ -69,14 +69,27 @@ class PairReport:
 def check_same_captions(first: ProbeResult, second: ProbeResult) -> None:
     """InputError where two data sets name their images alike: an item of both then has another caption in each.
 
-    Only items that have Yes rows in both are looked at, whose captions these are.
+    Captions are compared without their white space: those of the Yes rows of items that have some in both, and those of
+    the No rows, of which an item's may be several.
     """
     asked = [_captions_of_yes_rows(result) for result in (first, second)]
     for item, caption in asked[0].items():
-        if caption != (other := asked[1].get(item, caption)):
+        if caption.split() != (other := asked[1].get(item, caption)).split():
             raise InputError(
                 f"'{first.label}' and '{second.label}' are not of the same items: {printable(item)} has the caption "
                 f"{short(caption)} in one and {short(other)} in the other; give results of one data set."
+            )
+    _check_same_negatives(first, second)
+
+
+def _check_same_negatives(first: ProbeResult, second: ProbeResult) -> None:
+    asked = dict(zip(second.items, second.no_captions, strict=False))
+    for item, captions in zip(first.items, first.no_captions, strict=False):
+        others = asked.get(item, frozenset())
+        if captions and others and not captions & others:
+            raise InputError(
+                f"'{first.label}' and '{second.label}' have other negatives: the No rows of {printable(item)} ask "
+                f"about {short(min(captions))} in one and {short(min(others))} in the other; give results of one set."
             )
 
 

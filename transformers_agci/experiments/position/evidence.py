@@ -144,7 +144,10 @@ def _notes(results: Sequence[ProbeResult], pairs: Sequence[Comparison], margin: 
             notes.append(f"{result.label} has {only}: no d', no balanced accuracy.")
         without = sum(int(np.isnan(t.margin[~np.isnan(t.correct)]).sum()) for t in tables if t.has_margins)
         if without:
-            notes.append(f"{without} rows of {result.label} have no margin and are left out of what margins show.")
+            have, be = ("has", "is") if without == 1 else ("have", "are")
+            notes.append(
+                f"{counted(without, 'row')} of {result.label} {have} no margin and {be} left out of what margins show."
+            )
     notes += _notes_on_odds(results, pairs)
     if margin is None:
         notes.append(
@@ -204,11 +207,9 @@ def _compare(baseline: ProbeResult, result: ProbeResult, margin: float | None) -
     if yes and no:
         odds = regression.method_by_truth(*((yes[i].said_yes, no[i].said_yes) for i in (0, 1)))
     change = pair.balanced or (pair.yes or pair.no).accuracy.overall  # type: ignore[union-attr]
-    # Without No rows the interval is Agresti and Min's, whose quantile is the normal one.
-    freedom = pair.freedom if pair.balanced else np.inf
-    same = None if margin is None else equivalence.equivalence(change, margin, freedom)
+    same = None if margin is None else equivalence.equivalence(change, margin, pair.freedom)
     tests = {
-        "balanced accuracy" if pair.balanced else "accuracy": regression.two_sided_p(change, freedom),
+        "balanced accuracy" if pair.balanced else "accuracy": regression.two_sided_p(change, pair.freedom),
         "AUC": regression.two_sided_p(pair.auc, pair.freedom) if pair.auc else np.nan,
         "evenness": _evenness_p(pair),
         "lambda x position": position.p if position else np.nan,

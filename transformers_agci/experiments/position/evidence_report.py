@@ -10,6 +10,7 @@ from transformers_agci.errors import counted
 from transformers_agci.experiments.position.comparison import as_json
 from transformers_agci.experiments.position.evidence import Comparison, Evidence, ResultEvidence
 from transformers_agci.experiments.position.metrics import Control, controls_table
+from transformers_agci.experiments.position.tables import failing_positions
 from transformers_agci.report.forest import CurvePanel, ForestPanel, forest_figure
 from transformers_agci.report.table import ABSENT, NUMBER, PERCENT, POINTS, Style, Table, p_value
 from transformers_agci.statistics import NO_DATA, Interval
@@ -35,7 +36,8 @@ def evidence_text(evidence: Evidence, controls: Sequence[Control] = ()) -> str:
         blocks.append(controls_table(controls).text)
     if any(side.margin for row in evidence.results for side in (row.report.yes, row.report.no) if side):
         blocks.append(f"({MARGIN_UNIT_NOTE})")
-    return "\n\n".join([*blocks, *evidence.notes])
+    failing = [note for row in evidence.results for note in failing_positions(row.report, len(evidence.results))]
+    return "\n\n".join([*blocks, *failing, *evidence.notes])
 
 
 def evidence_tables(evidence: Evidence) -> list[Table]:
@@ -69,31 +71,36 @@ def _without_empty_columns(table: Table) -> Table:
 
 
 def _levels(results: Sequence[ResultEvidence]) -> Table:
+    sides = [side for row in results if (side := row.report.yes or row.report.no)]
+    of_margins = all(side.margin_spread for side in sides)  # one measure for all results
+
     def sd(row: ResultEvidence) -> str:
-        level = row.report.yes.margin_unevenness if row.report.yes else None
+        side = row.report.yes or row.report.no
+        level = side.margin_unevenness if side else None
         return ABSENT if level is None else NUMBER.value(signed_root(level.estimate))
 
     def p(row: ResultEvidence) -> str:
-        yes = row.report.yes
-        return ABSENT if yes is None else p_value((yes.margin_spread or yes.spread).sd.p)
+        side = row.report.yes or row.report.no
+        spread = side and (side.margin_spread if of_margins else side.spread)
+        return p_value(spread.sd.p) if spread else ABSENT
 
     def hotelling(row: ResultEvidence) -> str:
-        yes = row.report.yes
-        test = yes and (yes.margin_hotelling if yes.margin else yes.hotelling)
+        side = row.report.yes or row.report.no
+        test = side and (side.margin_hotelling if of_margins else side.hotelling)
         return p_value(test.p) if test else ABSENT
 
     def failures(row: ResultEvidence) -> str:
         tests = [side.failures for side in (row.report.yes, row.report.no) if side and side.failures]
         return p_value(min(1.0, len(tests) * min(test.p for test in tests))) if tests else ABSENT
 
-    choice = results[0].report.choice
+    choice, measure = results[0].report.choice, "margins" if of_margins else "answers"
     columns: list[Column] = [
         ("right %" if choice else "Yes %", lambda row: PERCENT.write(row.report.yes and row.report.yes.accuracy)),
         ("No %", lambda row: PERCENT.write(row.report.no and row.report.no.accuracy)),
         ("balanced %", lambda row: PERCENT.write(row.report.balanced)),
         (f"sd of margins over cells, in {MARGIN_UNIT}", sd),
-        ("position effect, p", p),
-        ("Hotelling's T^2, p", hotelling),
+        (f"position effect on {measure}, p", p),
+        (f"Hotelling's T^2, {measure}, p", hotelling),
         ("failures by position, p", failures),
         ("all cells right %", lambda row: PERCENT.write(row.consistency and row.consistency.all_right)),
         ("all cells alike %", lambda row: PERCENT.write(row.consistency and row.consistency.all_alike)),
@@ -198,7 +205,8 @@ def _by_position(evidence: Evidence) -> Table:
             margins = [MARGIN_CHANGE.write(cell) for cell in change.margin.cells]
             columns += [margins, list(map(p_value, change.margin_cells))]
     title = (
-        "by position (paired): answers by McNemar's test, margins by the t test; p with Holm's correction over the "
+        "by position (paired): answers by McNemar's test, margins by the t test (the sign test where all "
+        "moved alike); p with Holm's correction over the "
         "positions of Yes and No rows, for each of the two"
         if not comparison.pair.choice
         else "by position (paired): by McNemar's test; p with Holm's correction over the positions"

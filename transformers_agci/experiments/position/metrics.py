@@ -14,7 +14,7 @@ from transformers_agci.experiments.position.comparison import PairReport, as_jso
 from transformers_agci.experiments.position.maps import Limits, probe_figure
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
 from transformers_agci.experiments.position.results import ProbeResult, label_of, model_of, read_results
-from transformers_agci.experiments.position.tables import pair_positions, pair_text, result_text
+from transformers_agci.experiments.position.tables import ALL_AT_ONCE, pair_positions, pair_text, result_text
 from transformers_agci.report.heatmap import image_path
 from transformers_agci.report.table import PERCENT, Table, format_table
 from transformers_agci.storage.folder import is_temporary
@@ -96,10 +96,10 @@ def evaluate(
 
 def metrics_text(metrics: Metrics) -> str:
     """Every table: the results one after another, then their difference, then the controls."""
-    blocks = [result_text(report) for report in metrics.results]
+    blocks = [result_text(report, len(metrics.results)) for report in metrics.results]
     if metrics.pair:
         blocks.append(pair_text(metrics.pair))
-        blocks.append(pair_positions(metrics.pair, metrics.results[0].positions).text)
+        blocks.append(f"{pair_positions(metrics.pair, metrics.results[0].positions).text}\n{ALL_AT_ONCE}")
     if metrics.controls:
         blocks.append(controls_table(metrics.controls).text)
     if metrics.pair:

@@ -118,6 +118,7 @@ class ProbeResult:
     rows: tuple[AnsweredRow, ...] = ()
     choice: bool = False
     builds: tuple[str, ...] = ()  # models and builds of a server, as far as the manifest names them
+    no_captions: tuple[frozenset[str], ...] = ()  # of each item what its No rows ask about; empty as `captions`
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -132,9 +133,11 @@ class ProbeResult:
         def pick(table: Floats) -> Floats:
             return np.where((order >= 0)[:, None], table[order], np.nan)
 
+        negatives = tuple(self.no_captions[k] if k >= 0 else frozenset() for k in order) if self.no_captions else ()
+
         yes, no = (tables and tables.mapped(pick) for tables in (self.yes, self.no))
         captions = tuple(self.captions[place] if place >= 0 else "" for place in order) if self.captions else ()
-        return replace(self, items=tuple(items), yes=yes, no=no, captions=captions, rows=())
+        return replace(self, items=tuple(items), yes=yes, no=no, captions=captions, no_captions=negatives, rows=())
 
 
 class _Scored(NamedTuple):
@@ -188,6 +191,7 @@ def read_results(
         tuple(kept),
         rows[0].choice,
         tuple(dict.fromkeys(build for file in (path, negatives) if file is not None for build in _builds_of(file))),
+        _captions_of_no_rows(items, names, rows),
     )
 
 
@@ -203,6 +207,16 @@ def _check_one_kind(rows: Sequence[_Scored], path: str | Path) -> None:
             f"{path}: some rows are choices between options ({asked[True]}) and some Yes/No questions "
             f"({asked[False]}); split the file."
         )
+
+
+def _captions_of_no_rows(
+    items: Sequence[str], names: Sequence[str], rows: Sequence[_Scored]
+) -> tuple[frozenset[str], ...]:
+    found: dict[str, set[str]] = {item: set() for item in items}
+    for name, row in zip(names, rows, strict=True):
+        if row.answer == "No" and row.caption:
+            found[name].add(" ".join(row.caption.split()))
+    return tuple(frozenset(found[item]) for item in items)
 
 
 def _captions(names: Sequence[str], rows: Sequence[_Scored]) -> dict[str, str]:

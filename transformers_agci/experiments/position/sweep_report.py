@@ -118,6 +118,12 @@ def plan_items(pilots: Sequence[ProbeResult], difference: float) -> ItemPlan:
     tables = {name: t for name, t in (("Yes", first.yes), ("No", first.no)) if t is not None}
     name, correct = next((name, t.correct) for name, t in tables.items())
     residual = planning.residual_variance(correct)
+    complete, cells = int((~np.isnan(correct)).all(axis=1).sum()), correct.shape[1]
+    if complete < 2:
+        raise InputError(
+            f"{complete} of {counted(len(correct), 'item')} of '{first.label}' {'has' if complete == 1 else 'have'} a "
+            f"{name} row in every cell, and two are needed to plan from; give a pilot whose rows are whole."
+        )
     if not residual > 0:
         raise InputError(
             f"The answers of '{first.label}' do not vary within its items: no number of items can be planned from it; "
@@ -126,12 +132,20 @@ def plan_items(pilots: Sequence[ProbeResult], difference: float) -> ItemPlan:
     points = f"{100 * difference:g}"
     rows, plans = rows_called(name, first.choice), planning.items_for_position(correct.shape[1], difference, residual)
     effects = [PlannedEffect(f"positions differ with an sd of {points} points, {rows}", plans)]
-    variance, what, how = _difference_variance(pilots)
+    variance, items, what, how = _difference_variance(pilots)
     if variance > 0:
         plans = planning.items_for_difference(difference, variance)
         effects.append(PlannedEffect(f"two results' {what} differ by {points} points", plans))
     else:
         how += ". Nothing can be planned for a difference: it is the same for every item"
+    if complete < len(correct):
+        how += f"; positions: from the {counted(complete, 'item')} with a {name} row in every cell"
+    low, high = planning.variance_bounds((complete - 1) * (cells - 1))
+    how += f". A pilot of this size leaves the items for positions uncertain: {low:.2g} to {high:.2g} times as many"
+    if variance > 0:
+        low, high = planning.variance_bounds(items - 1)
+        how += f"; those for two results: {low:.2g} to {high:.2g} times"
+    how += " (95 %, as of normal residuals)"
     return ItemPlan(tuple(effects), len(first.items), how)
 
 
@@ -139,8 +153,8 @@ def _items(plans: Sequence[planning.Plan]) -> list[str]:
     return [f"{plan.items:,}" if plan.items else f"> {planning.MOST_ITEMS:,}" for plan in plans]
 
 
-def _difference_variance(pilots: Sequence[ProbeResult]) -> tuple[float, str, str]:
-    """The variance between items of their balanced accuracies' difference, of what it is, and where it comes from."""
+def _difference_variance(pilots: Sequence[ProbeResult]) -> tuple[float, int, str, str]:
+    """The variance between items of their balanced accuracies' difference, of how many, of what, and whence."""
     first = pilots[0]
     if len(pilots) == 2:
         check_same_grid(first, pilots[1])
@@ -154,7 +168,8 @@ def _difference_variance(pilots: Sequence[ProbeResult]) -> tuple[float, str, str
                 "of one set."
             )
         whose = f"the {counted(items, 'item')} that the two pilots share"
-        return float(np.nanvar(change, ddof=1)), _measure(shared[0]), f"the difference's variance is that of {whose}"
+        how = f"the difference's variance is that of {whose}"
+        return float(np.nanvar(change, ddof=1)), items, _measure(shared[0]), how
     means = _by_item(first)
     if np.isfinite(means).sum() < 2:
         raise InputError(
@@ -164,6 +179,7 @@ def _difference_variance(pilots: Sequence[ProbeResult]) -> tuple[float, str, str
     variance = 2 * float(np.nanvar(means, ddof=1))
     return (
         variance,
+        int(np.isfinite(means).sum()),
         _measure(first),
         "two results are taken as unrelated, which asks for too many items: give a second pilot",
     )
