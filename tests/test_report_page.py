@@ -194,7 +194,12 @@ def test_ruler_and_flow_stand_in_the_page(tmp_path: Path, capsys: pytest.Capture
                     }
                     for lam in (0.0, 0.5)
                 ]
-                row = {"id": 9 * item + cell, "image": f"{item:05d}_{cell}.jpg", "caption": "c", "position": position}
+                row = {
+                    "id": 9 * item + cell,
+                    "image": f"{item:05d}_{cell}.jpg",
+                    "caption": f"Yes {item}",
+                    "position": position,
+                }
                 file.write(json.dumps({**row, "answer": "Yes", "flows": entries}) + "\n")
     words = ["--ruler", str(ruler), "--flow", str(tmp_path / "flow.jsonl"), "--output", str(tmp_path / "r.html")]
     assert main(["report", *map(str, results), *words, *DRAWS]) == 0
@@ -208,6 +213,12 @@ def test_ruler_and_flow_stand_in_the_page(tmp_path: Path, capsys: pytest.Capture
     stronger, weaker = (uri for name, uri in overlays["0"] if "text" in name)
     assert stronger != weaker  # half the flow on the same scale
     assert set(overlays) <= set(Elements(text).data()["thumbnails"])  # whether their answers changed or not
+    of_others = (tmp_path / "flow.jsonl").read_text().replace("Yes 1", "another image")
+    (tmp_path / "flow.jsonl").write_text(of_others)
+    assert main(["report", *map(str, results), "--thumbnails", "3", *words, *DRAWS]) == 0
+    assert "flow.jsonl: the maps of 9 images lie over no image of the results" in capsys.readouterr().out
+    assert len(Elements((tmp_path / "r.html").read_text()).data()["overlays"]) == 9
+    (tmp_path / "flow.jsonl").write_text(of_others.replace("another image", "Yes 1"))
     assert main(["report", *map(str, results), "--thumbnails", "3", *words, *DRAWS]) == 0
     assert list(Elements((tmp_path / "r.html").read_text()).data()["thumbnails"]) == ["0", "1", "2"]
     (tmp_path / "wrong.json").write_text("{}")

@@ -114,7 +114,7 @@ def _draw(path: Path, occluded: Occluded) -> None:
 
 
 class ImageMap(NamedTuple):
-    """A finished image as read back: where its target stands, its raster, the map [rows, cols], 0..1, and its file."""
+    """A finished image as read back: where its target stands, its raster, its map [rows, cols], 0..1, file, caption."""
 
     name: str
     item: str
@@ -122,6 +122,7 @@ class ImageMap(NamedTuple):
     raster: Raster
     values: np.ndarray
     image: str = ""
+    caption: str = ""
 
 
 class Folder(NamedTuple):
@@ -181,7 +182,9 @@ def _read_image(folder: Path, name: str) -> ImageMap | None:
     cell = POSITIONS.index(require_one_of(row, "position", POSITIONS, where))
     raster = _raster_of(scores, where)
     table = number_table(values, "the map", path_text(map_file), (raster.rows, raster.cols), 0, 1)
-    return ImageMap(name, _item(name, cell), cell, raster, table, require_text(row, "image", where))
+    caption = row.get("caption")
+    known = caption if isinstance(caption, str) else ""
+    return ImageMap(name, _item(name, cell), cell, raster, table, require_text(row, "image", where), known)
 
 
 def _raster_of(scores: Row, where: str) -> Raster:

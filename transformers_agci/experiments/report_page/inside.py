@@ -1,13 +1,13 @@
 """What was measured inside the model, for the page: occlusion and flow as mean maps, and over the items' images."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.flow.maps import FlowMaps, aggregate, read_flows, scales
 from transformers_agci.experiments.items import target_box
 from transformers_agci.experiments.occlusion import maps as occlusion_maps
@@ -27,20 +27,37 @@ COARSE = 27  # rows and columns of a mean map in the page
 
 @dataclass
 class Inside:
-    """Grids of mean maps, and by image the maps that can be laid over it: a name and a data URI each."""
+    """Grids of mean maps, and by image the maps that can be laid over it: a name and a data URI each.
 
+    `captions` are, by the image's file name, those of the results' rows: a map of another image that is called alike
+    is not laid over it.
+    """
+
+    captions: Mapping[str, Collection[str]] = field(default_factory=dict)
     grids: list[ImageGrid] = field(default_factory=list)
     overlays: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def is_of_results(self, image: str, caption: str) -> bool:
+        """Whether a map's image can be the results' image of that name."""
+        return not caption or caption in self.captions.get(image, [caption])
 
     def add_overlay(self, image: str, name: str, source: str) -> None:
         """One more map for an image."""
         self.overlays.setdefault(image, []).append((name, source))
 
+    def note_others(self, folder: Path, others: Sequence[str]) -> None:
+        """Name the images whose maps were not laid over the results' images."""
+        if others:
+            self.notes.append(
+                f"{folder.name}: the maps of {counted(len(others), 'image')} lie over no image of the results, which "
+                f"has the same name and another caption, such as {others[0]}; the mean maps hold them."
+            )
 
-def gather(occlusion: Sequence[Path], flow: Sequence[Path]) -> Inside:
+
+def gather(occlusion: Sequence[Path], flow: Sequence[Path], captions: Mapping[str, Collection[str]]) -> Inside:
     """Read the folders that `agci occlusion` and `agci flow` wrote."""
-    inside = Inside()
+    inside = Inside(captions)
     for folder in occlusion:
         _add_occlusion(inside, folder)
     for folder in flow:
@@ -60,8 +77,11 @@ def _add_occlusion(inside: Inside, folder: Path) -> None:
         f"{100 * np.mean(maps.areas):.1f} %), n = {maps.overall.n}; {folder.name}."
     )
     inside.grids.append(_grid(f"{label}: mean map by the target's position", means, notes, scale, said))
+    others = [image.image for image in found.maps if not inside.is_of_results(image.image, image.caption)]
     for image in found.maps:
-        inside.add_overlay(image.image, label, map_uri(image.values, Scale(0, 1, "")))
+        if inside.is_of_results(image.image, image.caption):
+            inside.add_overlay(image.image, label, map_uri(image.values, Scale(0, 1, "")))
+    inside.note_others(folder, others)
     if found.unfinished:
         inside.notes.append(f"{len(found.unfinished)} unfinished images of {folder.name} were omitted.")
 
@@ -77,7 +97,11 @@ def _add_flow(inside: Inside, folder: Path) -> None:
             inside.grids.append(_flow_grid(maps, levels))
             if maps.change is not None and maps.mean_changes is not None:
                 inside.grids.append(_change_grid(maps, maps.change, maps.mean_changes, changes, of_source[0].lam))
+    rows = [flows.row for flows in found]
+    inside.note_others(path, [row.image for row in rows if not inside.is_of_results(row.image, row.caption)])
     for flows in found:
+        if not inside.is_of_results(flows.row.image, flows.row.caption):
+            continue
         for source, recorded in flows.flows.items():
             scale = Scale(0, max(float(flow.values.max()) for flow in recorded), "")  # a weaker flow looks weaker
             for lam, flow in zip(flows.lambdas, recorded, strict=True):

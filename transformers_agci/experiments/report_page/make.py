@@ -76,7 +76,7 @@ def write_page(options: ReportOptions) -> Written:
         raise InputError(f"`output` is a page and must end in .html, but is {options.output}.")
     results = load_all(options.results, options.negatives, options.labels, keep_rows=True)
     evidence = gather(results, options.margin, options.resampling)
-    inside = gather_inside(options.occlusion, options.flow)
+    inside = gather_inside(options.occlusion, options.flow, _captions(results))
     answers = Answers(results)
     data = answers.data()
     shown, remarks = _thumbnails(options, answers, data, list(inside.overlays))
@@ -90,6 +90,14 @@ def write_page(options: ReportOptions) -> Written:
     except OSError as error:
         raise cannot_write(options.output, error) from error
     return Written(options.output, len(content), len(shown.content), [*inside.notes, *remarks])
+
+
+def _captions(results: Sequence[ProbeResult]) -> dict[str, set[str]]:
+    """By image the captions of its rows: that of its target, and of its No row."""
+    found: dict[str, set[str]] = {}
+    for row in (row for result in results for row in result.rows):
+        found.setdefault(row.image, set()).add(row.caption)
+    return found
 
 
 def _thumbnails(
