@@ -21,6 +21,7 @@ from PIL import Image
 from stub_server import Says, completion, stub_server
 
 import transformers_agci
+from transformers_agci.api.data import encoded
 from transformers_agci.api.models import as_model
 from transformers_agci.api.probe import ProbeRun
 from transformers_agci.api.rows import tables_html, to_arrow
@@ -318,6 +319,11 @@ def test_images_that_are_refused(images: list[Any], captions: list[str] | None, 
         transformers_agci.composites(images, captions)
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "F", "YCbCr"])
+def test_images_of_any_mode_of_pil_are_encoded(mode: str) -> None:
+    assert encoded(Image.new(mode, (4, 4)), "It").startswith(b"\x89PNG")
+
+
 def test_rows_need_their_images() -> None:
     with pytest.raises(InputError, match="`images` is needed with `rows`"):
         transformers_agci.probe_data("rows.json")
@@ -590,6 +596,9 @@ def test_one_lambda_and_one_control_need_no_list(model: Engine) -> None:
         (lambda m: transformers_agci.benchmark("pope", m, resamples=-1, **QUIET), "`resamples`"),
         (lambda m: transformers_agci.benchmark("pope", m, method_options={"foo": 3}, **QUIET), "has no option 'foo'"),
         (lambda m: transformers_agci.probe_data(items=0), "`items`"),
+        (lambda m: transformers_agci.probe_data(seed="x"), "`seed` must be a whole number of at least 0, but is 'x'"),
+        (lambda m: transformers_agci.composites(["a", "b"], "ab"), "`captions` must be a list of texts"),
+        (lambda m: transformers_agci.sweep([], nested="no"), "`nested` must be True or False, but is 'no'"),
         (lambda m: transformers_agci.probe_data(limit=True), "`limit`"),
     ],
 )

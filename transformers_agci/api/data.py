@@ -15,9 +15,11 @@ from transformers_agci.data.built_set import BuildOptions
 from transformers_agci.data.fetch import arrange, download
 from transformers_agci.data.grid import Grid, largest_box
 from transformers_agci.data.sources import Source
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.defaults import FIRST_LOOK_ITEMS
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
+
+NOT_IN_PNG = ("CMYK", "F", "HSV", "LAB", "YCbCr")  # modes of PIL
 
 
 def probe_data(
@@ -54,7 +56,7 @@ def probe_data(
     if images is not None or negatives is not None:
         raise InputError("`images` and `negatives` belong to `rows`; without it the embedded atlas makes both.")
     place = place_of(folder)
-    data = embedded_data(place.folder / "probe_set", items or FIRST_LOOK_ITEMS, seed, limit)
+    data = embedded_data(place.folder / "probe_set", items or FIRST_LOOK_ITEMS, whole_number("seed", seed, 0), limit)
     return data if place.kept is None else _keeping(place.kept, data)
 
 
@@ -125,6 +127,8 @@ def composites(
 
 def _written(folder: Path, images: Sequence[Any], captions: Sequence[str] | None) -> Path:
     """The images as files with their captions beside them, in the form of datasets' image folders."""
+    if isinstance(captions, str):
+        raise InputError(f"`captions` must be a list of texts, one for each image, but is {short(captions)}.")
     if captions is None or len(captions) != len(images):
         given = "none" if captions is None else f"{len(captions)}"
         raise InputError(f"There must be a caption for each of the {len(images)} images, but there are {given}.")
@@ -149,7 +153,8 @@ def encoded(image: Any, where: str) -> bytes:
             raise InputError(f"{where}: {image} cannot be read ({error.strerror}).") from None
     if hasattr(image, "save"):
         file = io.BytesIO()
-        image.save(file, "PNG")
+        as_png = image.convert("RGB") if image.mode in NOT_IN_PNG else image
+        as_png.save(file, "PNG")
         return file.getvalue()
     raise InputError(f"{where} must be a file, a PIL image or encoded bytes, but is a {type(image).__name__}.")
 

@@ -74,7 +74,7 @@ class SimilarityRun(Tabular):
     def statistics(self, lam: float | None = None, draws: int = DRAWS, seed: int = 0) -> SimilarityStatistics:
         """The numbers at one lambda, the first where none is named."""
         table = read_similarities(self.files[place_of_lambda(self.lambdas, lam)])
-        return SimilarityStatistics(**vars(measure(table, whole_number("draws", draws), seed)))
+        return SimilarityStatistics(**vars(measure(table, whole_number("draws", draws), whole_number("seed", seed, 0))))
 
     def figure(self, lam: float | None = None, title: str = "") -> "Figure":
         """Two maps: on the whole range, and the differences between positions on their own scale."""

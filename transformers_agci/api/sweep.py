@@ -8,7 +8,7 @@ from typing import Any, get_args
 from transformers_agci.api.arguments import share
 from transformers_agci.api.results import ProbeRun, as_results
 from transformers_agci.api.rows import Shown, tables_html
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE, Choice
 from transformers_agci.experiments.position import sweep as sweeping
 from transformers_agci.experiments.position import sweep_report
@@ -92,6 +92,8 @@ def sweep(
     if choose_by not in get_args(Choice):
         raise InputError(f"`choose_by` must be one of {', '.join(get_args(Choice))}, but is {choose_by!r}.")
     run, apart = as_results(results), as_results(held_out)
+    if not isinstance(nested, bool):
+        raise InputError(f"`nested` must be True or False, but is {short(nested)}.")
     if nested and apart.files:
         raise InputError("`nested` reports on the items of `results`; omit it or `held_out`.")
     found: Sweep | NestedSweep
