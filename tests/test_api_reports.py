@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from report_results import write_results
@@ -54,6 +55,11 @@ def test_a_plan_is_the_command_s(files: list[str], capsys: pytest.CaptureFixture
         assert "From a pilot of 30 items" in found._repr_html_()
 
 
+def test_numbers_of_numpy_are_numbers(files: list[str]) -> None:
+    assert agci.plan(files, np.int64(2)).text == agci.plan(files, 2).text
+    assert agci.sweep(files, dev_share=np.float32(0.5)).text == agci.sweep(files, dev_share=0.5).text
+
+
 def test_a_report_is_the_command_s(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = agci.make_report(agci.read_probe(files, labels=["a", "b"]), tmp_path / "ours.html", title="<t>", draws=20)
     words = ["--labels", "a", "b", "--title", "<t>", "--draws", 20, "--output", tmp_path / "theirs.html"]
@@ -68,13 +74,15 @@ def test_a_report_is_the_command_s(files: list[str], tmp_path: Path, capsys: pyt
     [
         ("make_report", {"images": "all"}, "`images` must be one of page, folder, none, but is 'all'"),
         ("make_report", {"occlusion": 3}, "`occlusion` must be what `occlusion` gave, or a folder of it, but is 3"),
+        ("make_report", {"title": 5}, "`title` must be a text, but is 5."),
+        ("make_report", {"output": 5}, "`output` must be a text or a path, but is 5."),
         ("make_report", {"output": "r.json"}, "must end in .html"),
         ("sweep", {"choose_by": "luck"}, "`choose_by` must be one of balanced, auc, evenness, but is 'luck'"),
-        ("sweep", {"dev_share": "half"}, "`dev_share` must lie between 0 and 1"),
+        ("sweep", {"dev_share": "half"}, "`dev_share` must be a number, but is 'half'"),
         ("sweep", {"dev_share": 1.5}, "`dev_share` is 1.5, but must lie between 0 and 1"),
         ("sweep", {"nested": True, "held_out": ["x.jsonl"]}, "omit it or `held_out`"),
         ("plan", {"difference": 0}, "`difference` must lie between 0 and 100 points, but is 0"),
-        ("plan", {"difference": "2"}, "`difference` must lie between 0 and 100 points, but is '2'"),
+        ("plan", {"difference": "2"}, "`difference` must be a number, but is '2'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(files: list[str], name: str, arguments: dict[str, Any], message: str) -> None:

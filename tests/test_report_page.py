@@ -174,7 +174,7 @@ def test_one_result_without_margins_of_yes_rows(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ruler_and_flow_stand_in_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ruler = Path(__file__).parents[1] / "docs" / "ruler" / "ruler.json"
-    grid = np.arange(81, dtype=float).reshape(9, 9).tolist()
+    grid = (np.arange(81) / 81).reshape(9, 9).tolist()
     results = write_results(tmp_path, 6, images=True)
     with (tmp_path / "flow.jsonl").open("w") as file:
         for item in range(2):

@@ -1,8 +1,11 @@
 """What a caller gives to the functions of this package, checked as the commands check their options."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args
 
 from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.position.data import ProbeData
@@ -12,6 +15,38 @@ from transformers_agci.method.names import SEEDED
 from transformers_agci.method.rivals import RIVALS
 
 LARGEST_SEED = 999_999_999  # of a control, as its name can hold it
+
+
+_KINDS: Mapping[type, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("True or False", lambda given: isinstance(given, bool)),
+    int: ("a whole number", lambda given: isinstance(given, Integral) and not isinstance(given, bool)),
+    float: ("a number", lambda given: isinstance(given, Real) and not isinstance(given, bool)),
+    str: ("a text", lambda given: isinstance(given, str)),
+    Path: ("a path", lambda given: isinstance(given, os.PathLike)),
+    NoneType: ("None", lambda given: given is None),
+}
+
+
+def check_kinds(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """InputError names the first of a function's arguments that is not of the kind that its signature says.
+
+    Flags, numbers, texts and paths are checked; what has other kinds too, such as a list or a model, is left to its
+    own reader. A function calls it first, with `locals()`.
+
+    >>> def ask(rows: str | Path, limit: int | None = None) -> None:
+    ...     check_kinds(ask, locals())
+    >>> ask("rows.json")
+    >>> ask(5)
+    Traceback (most recent call last):
+    transformers_agci.errors.InputError: `rows` must be a text or a path, but is 5.
+    """
+    for name, kind in function.__annotations__.items():
+        kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+        if name not in given or any(each not in _KINDS for each in kinds):
+            continue
+        if not any(_KINDS[each][1](given[name]) for each in kinds):
+            said = " or ".join(_KINDS[each][0] for each in kinds)
+            raise InputError(f"`{name}` must be {said}, but is {short(given[name])}.")
 
 
 def lambda_list(given: Sequence[float] | float | None) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.api.arguments import maybe_whole, whole_number
+from transformers_agci.api.arguments import check_kinds, maybe_whole, whole_number
 from transformers_agci.api.folders import place_of
 from transformers_agci.data.build import build
 from transformers_agci.data.built_set import BuildOptions
@@ -44,6 +44,7 @@ def probe_data(
     >>> data.rows, data.source
     (36, 'the embedded atlas')
     """
+    check_kinds(probe_data, locals())
     items, limit = maybe_whole("items", items), maybe_whole("limit", limit)
     if rows is not None:
         if images is None:
@@ -70,6 +71,7 @@ def published_data(kind: str = "probe", folder: str | Path | None = None, items:
     >>> published_data("probe", built.img_path.parent).rows
     9
     """
+    check_kinds(published_data, locals())
     if kind not in ("probe", "similarity"):
         raise InputError(f"`kind` must be probe or similarity, but is {kind!r}.")
     items = maybe_whole("items", items)
@@ -103,6 +105,7 @@ def composites(
     >>> data.rows
     36
     """
+    check_kinds(composites, locals())
     items, canvas = maybe_whole("items", items), whole_number("canvas", canvas)
     place, kept = place_of(folder)
     source = images if isinstance(images, str | Path) else _written(place / "source", images, captions)
@@ -127,6 +130,8 @@ def composites(
 
 def _written(folder: Path, images: Sequence[Any], captions: Sequence[str] | None) -> Path:
     """The images as files with their captions beside them, in the form of datasets' image folders."""
+    if not isinstance(images, Sequence) or isinstance(images, bytes):
+        raise InputError(f"`images` must be a list of images, or a source of them, but is {short(images)}.")
     if isinstance(captions, str):
         raise InputError(f"`captions` must be a list of texts, one for each image, but is {short(captions)}.")
     if captions is None or len(captions) != len(images):

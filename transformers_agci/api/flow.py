@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.api.arguments import needed_data, place_of_lambda, some_lambdas, whole_number
+from transformers_agci.api.arguments import check_kinds, needed_data, place_of_lambda, some_lambdas, whole_number
 from transformers_agci.api.data import encoded
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
@@ -99,6 +99,7 @@ def flow(
     >>> run.to_pandas()[["lambda", "answer_on_target"]].shape
     (4, 2)
     """
+    check_kinds(flow, locals())
     place, lines = place_of(folder), list[str]()
     rows, wanted = RowsOptions(None, None, whole_number("items", items), seed, needed_data(data)), some_lambdas(lambdas)
     with looking_inside(model, "flow") as loaded:
@@ -175,6 +176,7 @@ def flow_of(
     >>> found[0].lam, found[1].lam
     (0.0, 0.5)
     """
+    check_kinds(flow_of, locals())
     wanted, longest = some_lambdas(lambdas), whole_number("max_new_tokens", max_new_tokens)
     with looking_inside(model, "flow") as loaded:
         return run_flow_of(FlowOptions(loaded, wanted, layers, longest), image, question)

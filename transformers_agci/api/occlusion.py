@@ -6,7 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.api.arguments import maybe_whole, needed_data, place_of_lambda, some_lambdas, whole_number
+from transformers_agci.api.arguments import (
+    check_kinds,
+    maybe_whole,
+    needed_data,
+    place_of_lambda,
+    some_lambdas,
+    whole_number,
+)
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
 from transformers_agci.api.rows import Shown, Tabular, rows_of_files, tables_html
@@ -100,6 +107,7 @@ def occlusion(
     >>> run.maps()[0].values.shape
     (3, 3)
     """
+    check_kinds(occlusion, locals())
     place, lines = place_of(folder), list[str]()
     wanted = some_lambdas(lambdas)
     folders = tuple(place.folder / (f"lam{lambda_text(lam)}" if len(wanted) > 1 else "maps") for lam in wanted)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.api.arguments import (
+    check_kinds,
     control_list,
     lambda_list,
     maybe_whole,
@@ -58,6 +59,7 @@ def probe(
     >>> len(run), run.to_pandas().shape[0]
     (2, 72)
     """
+    check_kinds(probe, locals())
     place, wanted, asked = place_of(folder), lambda_list(lambdas), control_list(controls)
     methods = [with_options(name, method_options) for name in method_list(method)]
     given = AnswerOptions(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from transformers_agci.api.arguments import share, whole_number
+from transformers_agci.api.arguments import check_kinds, share, whole_number
 from transformers_agci.api.flow import FlowRun
 from transformers_agci.api.occlusion import OcclusionRun
 from transformers_agci.api.results import ProbeRun, as_results
@@ -64,6 +64,7 @@ def make_report(
     >>> page.path.read_text()[:15]
     '<!DOCTYPE html>'
     """
+    check_kinds(make_report, locals())
     run = as_results(results)
     if images not in get_args(Images):
         raise InputError(f"`images` must be one of {', '.join(get_args(Images))}, but is {short(images)}.")

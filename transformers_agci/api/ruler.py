@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.api.arguments import whole_number
+from transformers_agci.api.arguments import check_kinds, whole_number
 from transformers_agci.api.folders import place_of
 from transformers_agci.api.rows import Shown, Tabular, tables_html
 from transformers_agci.experiments.defaults import RULER_ITEMS, RULER_POOL, RULER_SETS
@@ -72,6 +72,7 @@ def ruler(
     >>> found.to_pandas()[["beta", "arm"]].shape
     (29, 2)
     """
+    check_kinds(ruler, locals())
     place = place_of(folder)
     count = whole_number("items", items, FEWEST_ITEMS)
     options = RulerOptions(
@@ -103,6 +104,7 @@ def ruler_calibration(
     >>> [each.name for each in found.criteria][:2], len(found.sets)
     (['size of the test', 'size of the verdict'], 2)
     """
+    check_kinds(ruler_calibration, locals())
     place = place_of(folder)
     options = RulerOptions(
         place.folder,

@@ -6,7 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.api.arguments import maybe_whole, needed_data, place_of_lambda, some_lambdas, whole_number
+from transformers_agci.api.arguments import (
+    check_kinds,
+    maybe_whole,
+    needed_data,
+    place_of_lambda,
+    some_lambdas,
+    whole_number,
+)
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
 from transformers_agci.api.rows import Shown, Tabular, rows_of_files, tables_html
@@ -107,6 +114,7 @@ def similarity(
     >>> run.to_pandas().shape[0], run.statistics().items
     (18, 2)
     """
+    check_kinds(similarity, locals())
     place, lines = place_of(folder), list[str]()
     wanted = some_lambdas(lambdas)
     files = output_paths(place.folder / "similarity.jsonl", wanted)

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from transformers_agci.api.arguments import share
+from transformers_agci.api.arguments import check_kinds, share
 from transformers_agci.api.results import ProbeRun, as_results
 from transformers_agci.api.rows import Shown, tables_html
-from transformers_agci.errors import InputError, short
+from transformers_agci.errors import InputError
 from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE, Choice
 from transformers_agci.experiments.position import sweep as sweeping
 from transformers_agci.experiments.position import sweep_report
@@ -89,11 +89,10 @@ def sweep(
     >>> found.chosen, found.found.pair.items
     ('method', 37)
     """
+    check_kinds(sweep, locals())
     if choose_by not in get_args(Choice):
         raise InputError(f"`choose_by` must be one of {', '.join(get_args(Choice))}, but is {choose_by!r}.")
     run, apart = as_results(results), as_results(held_out)
-    if not isinstance(nested, bool):
-        raise InputError(f"`nested` must be True or False, but is {short(nested)}.")
     if nested and apart.files:
         raise InputError("`nested` reports on the items of `results`; omit it or `held_out`.")
     found: Sweep | NestedSweep
@@ -124,8 +123,9 @@ def plan(pilot: Results, difference: float) -> Plan:
     >>> found.pilot_items, [each.power for each in found.effects[0].plans]
     (4, [0.8, 0.9, 0.95])
     """
-    points: Any = difference
-    if isinstance(points, bool) or not isinstance(points, int | float) or not 0 < points < 100:
+    check_kinds(plan, locals())
+    points = float(difference)
+    if not 0 < points < 100:
         raise InputError(f"`difference` must lie between 0 and 100 points, but is {difference!r}.")
     run = as_results(pilot)
     if len(run) not in (1, 2):
