@@ -97,3 +97,16 @@ def test_one_row_is_counted_in_the_singular(tmp_path: Path, capsys: pytest.Captu
     assert "1 row that only one of the two results has is left out." in out
     assert main(["evidence", paths[0], "--draws", "20"]) == 0
     assert "1 row of 0 has no margin and is left out" in capsys.readouterr().out
+
+
+def test_a_nested_sweep_says_how_many_rows_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = two_kinds(60)
+    paths = [write(tmp_path / f"{k}.jsonl", content) for k, content in enumerate((lines[5:], lines))]
+    assert main(["sweep", *paths, "--nested"]) == 0
+    assert "5 rows that not both results of a fold have are left out." in capsys.readouterr().out
+
+
+def test_margins_on_one_answer_alone_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [row if row["answer"] == "Yes" else {k: row[k] for k in row if k != "margin"} for row in two_kinds(12)]
+    assert main(["evidence", write(tmp_path / "a.jsonl", lines), "--draws", "20"]) == 0
+    assert "Only the Yes rows of a have margins: no AUC and no calibration." in capsys.readouterr().out

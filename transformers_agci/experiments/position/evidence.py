@@ -136,6 +136,11 @@ def _notes(results: Sequence[ProbeResult], pairs: Sequence[Comparison], margin: 
             + ("no verdict on evenness." if results[0].choice else "and evenness only by d', if there are No rows.")
         )
     for result in results:
+        sides = [(name, t.has_margins) for name, t in (("Yes", result.yes), ("No", result.no)) if t]
+        if len({has for _, has in sides}) == 2:
+            name = next(name for name, has in sides if has)
+            notes.append(f"Only the {name} rows of {result.label} have margins: no AUC and no calibration.")
+    for result in results:
         tables = [t for t in (result.yes, result.no) if t]
         if all(np.nanmin(t.correct) == 1 for t in tables):
             notes.append(f"Every answer of {result.label} is right: only margins can differ between its positions.")

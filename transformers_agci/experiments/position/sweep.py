@@ -171,7 +171,17 @@ def nested(results: Sequence[ProbeResult], choice: Choice = CHOOSE_BY) -> Nested
         tables.append(_both_correct(results[0].select(inside), results[best].select(inside)))
     baseline, method = (tuple(np.concatenate([t[i][side] for t in tables]) for side in (0, 1)) for i in (0, 1))
     gain = signal_detection.balanced_difference(baseline, method)  # type: ignore[arg-type]
-    return NestedSweep(choice, chosen, gain, list(filter(None, map(against_margin, results))))
+    return NestedSweep(choice, chosen, gain, _notes_of_nested(results, gain))
+
+
+def _notes_of_nested(results: Sequence[ProbeResult], gain: Interval) -> list[str]:
+    """What must be said beside the gain: rows that it leaves out, and answers that go against their margins."""
+    notes = list(filter(None, map(against_margin, results)))
+    asked = max(sum(tables.rows for tables in (result.yes, result.no) if tables) for result in results)
+    if left_out := asked - gain.n:
+        be = "is" if left_out == 1 else "are"
+        notes.append(f"{counted(left_out, 'row')} that not both results of a fold have {be} left out.")
+    return notes
 
 
 def _both_correct(first: ProbeResult, second: ProbeResult) -> list[tuple[st.Floats, st.Floats]]:
