@@ -263,6 +263,22 @@ def test_equal_margins_are_drawn(tmp_path: Path, value: float) -> None:
     assert f"mean {value:.2f}, n = 27" in (tmp_path / "r.html").read_text()
 
 
+def test_rows_with_long_names_stand_apart() -> None:
+    """A name of five lines takes the height of five lines."""
+    heights = []
+    for name in ("short", "word " * 36):
+        plot = interval_plot("t", [name, name], [Series("s", [Point(1.0), Point(2.0)])])
+        heights.append(float(re.search(r'<svg [^>]*height="([0-9.]+)"', plot.svg)[1]))
+    assert heights[1] - heights[0] == pytest.approx(2 * (5 * 15 - 26), abs=1)
+
+
+def test_one_result_is_not_told_about_equivalence(tmp_path: Path) -> None:
+    first, second = map(str, write_results(tmp_path, 6))
+    for files, times in (([first], 0), ([first, second], 1)):
+        assert main(["report", *files, "--output", str(tmp_path / "r.html"), *DRAWS]) == 0
+        assert (tmp_path / "r.html").read_text().count("No equivalence is tested") == times
+
+
 def test_the_roc_encloses_the_auc() -> None:
     rng = np.random.default_rng(1)
     yes, no = (rng.normal(mean, 1, (40, 9)).round(1) for mean in (1, 0))  # rounded: ties

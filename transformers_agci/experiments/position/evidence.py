@@ -154,7 +154,7 @@ def _notes(results: Sequence[ProbeResult], pairs: Sequence[Comparison], margin: 
                 f"{counted(without, 'row')} of {result.label} {have} no margin and {be} left out of what margins show."
             )
     notes += _notes_on_odds(results, pairs)
-    if margin is None:
+    if margin is None and pairs:
         notes.append(
             "No equivalence is tested, because no margin was stated: a difference that is not shown is not zero."
         )

@@ -74,7 +74,7 @@ def _add_occlusion(inside: Inside, folder: Path) -> None:
     notes = [f"on target {PERCENT.write(share)} %, n = {share.n}" for share in maps.shares]
     said = (
         f"Share of the map on the target's cell: {PERCENT.write(maps.overall)} % (its area: "
-        f"{100 * np.mean(maps.areas):.1f} %), n = {maps.overall.n}; {folder.name}."
+        f"{100 * np.mean(maps.areas):.1f} %), n = {maps.overall.n}; folder {folder.name}."
     )
     inside.grids.append(_grid(f"{label}: mean map by the target's position", means, notes, scale, said))
     others = [image.image for image in found.maps if not inside.is_of_results(image.image, image.caption)]

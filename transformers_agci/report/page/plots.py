@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MARKERS = "os^Dv"  # a series has one of its own, beside its colour
-ROW = 26.0  # pixels of one row of an interval plot
+ROW = 26.0  # pixels of one row of an interval plot, at least
+LINE = 15.0  # pixels of one line of its name
 LETTER = 6.4  # pixels, about, of a letter of the labels
 LABEL_LETTERS = 40  # of a row's name before it is broken
 WORDS = 11.5  # pixels of the letters' height
@@ -64,10 +65,11 @@ def interval_plot(
 
     names = [textwrap.fill(printable(row), LABEL_LETTERS) for row in rows]
     letters = max(len(line) for name in names for line in name.split("\n"))
-    axes = _axes(250 + LETTER * letters, ROW * len(rows) + (44 if x_label else 28), series)
+    high = max(ROW, LINE * max(name.count("\n") + 1 for name in names))  # pixels of a row, whose name may take lines
+    axes = _axes(250 + LETTER * letters, high * len(rows) + (44 if x_label else 28), series)
     words: dict[str, str] = {}
     for number, one in enumerate(series):
-        shift = (number - (len(series) - 1) / 2) * min(7.0, ROW * 0.7 / len(series)) / ROW
+        shift = (number - (len(series) - 1) / 2) * min(7.0, high * 0.7 / len(series)) / high
         places = np.arange(len(rows)) + shift
         values = [point.value for point in one.points]
         axes.errorbar(values, places, xerr=_errors(one.points), **_interval(number))
