@@ -75,6 +75,7 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other)[both].abs().max())
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", TINY)
 def test_every_pixel_of_an_image_is_noised(name: str) -> None:
     """Crops and other resolutions included; whatever else the model is given stays."""

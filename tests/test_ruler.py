@@ -1,6 +1,7 @@
 """`agci ruler`: margins as the position probe has them, what is made of them, and a run that goes on."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,9 @@ def test_the_command_writes_table_figure_and_numbers_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["ruler", "--output_dir", str(tmp_path), "--processes", "1"]
+    level = logging.getLogger("transformers_agci").level
     assert main([*words, "--items", "3"]) == 0
+    assert logging.getLogger("transformers_agci").level == level, "later warnings are heard as before"
     said = capsys.readouterr()
     assert "met: repair" in said.out
     records = (tmp_path / "margins.jsonl").read_text().splitlines()
@@ -142,7 +145,7 @@ def test_the_command_writes_table_figure_and_numbers_and_goes_on(
     assert (tmp_path / "margins.jsonl").read_text().splitlines() == records
     result = json.loads((tmp_path / "ruler.json").read_text())
     assert list(result["conditions"]) == [condition.name for condition in RULER]
-    assert (tmp_path / "ruler.md").read_text().count("\n| ") == len(RULER)
+    assert (tmp_path / "ruler.md").read_text().count("\n| ") == len(RULER) + 1  # with the line below the head
     with Image.open(tmp_path / "ruler.png") as image:
         assert image.width > 1500
     (tmp_path / "margins.jsonl").write_text(records[0].replace("0.5", "0.7") + "\n")

@@ -31,6 +31,7 @@ from transformers_agci.inference.process_group import ProcessGroup
 from transformers_agci.inference.progress import Counts, Progress, RunSummary
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.storage import manifest
+from transformers_agci.storage.interruption import interruption_remembered
 from transformers_agci.storage.result_file import ResultFile
 from transformers_agci.storage.result_lines import FailedRow
 from transformers_agci.storage.result_names import Shard, sibling_path
@@ -103,14 +104,16 @@ class BlockResult(NamedTuple):
 class Reporter:
     """What a work function tells while it works."""
 
-    def __init__(self, progress: Progress, strict: bool) -> None:
+    def __init__(self, progress: Progress, strict: bool, check: Callable[[], None]) -> None:
         self._progress = progress
         self._strict = strict
+        self._check = check
         self._named: set[int] = set()
 
     def advance(self, rows: int) -> None:
-        """So many result rows more are made."""
+        """So many result rows more are made. Raises KeyboardInterrupt where a Ctrl-C was lost on the way."""
         self._progress.add(rows)
+        self._check()
 
     def skip(self, row: FailedRow) -> None:
         """Name a row that cannot be done, once; with `strict` its reason is raised as an InputError.
@@ -281,11 +284,12 @@ class _Run:
         tasks = self._tasks()
         total = sum(self.job.block_sizes[task.block] * len(task.outputs) for task in tasks)
         progress = Progress(total, self.options.progress and self.group.is_main)
-        reporter = Reporter(progress, self.options.strict)
         try:
-            with contextlib.closing(self.job.work(tasks, reporter)) as results:
-                for task, result in zip(tasks, results, strict=True):
-                    self._write(task, result, reporter)
+            with interruption_remembered() as check:
+                reporter = Reporter(progress, self.options.strict, check)
+                with contextlib.closing(self.job.work(tasks, reporter)) as results:
+                    for task, result in zip(tasks, results, strict=True):
+                        self._write(task, result, reporter)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise

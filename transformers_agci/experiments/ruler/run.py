@@ -136,10 +136,12 @@ def _is_table(values: Any) -> bool:
 
 
 def _asked_here(arguments: tuple[Any, ...], numbers: range) -> Iterator[dict[str, Any]]:
-    """In this process, on one thread as in any other; the caller's threads are as they were between two items."""
+    """In this process, on one thread as in any other; the caller's threads are as they were between two items,
+    and the level of the log when the run has ended."""
     import torch
 
-    threads = torch.get_num_threads()
+    threads, log = torch.get_num_threads(), logging.getLogger("transformers_agci")
+    level = log.level
     try:
         _Worker.start(*arguments)
         for number in numbers:
@@ -149,7 +151,9 @@ def _asked_here(arguments: tuple[Any, ...], numbers: range) -> Iterator[dict[str
             yield record
     finally:
         torch.set_num_threads(threads)
-        del _Worker.model
+        log.setLevel(level)
+        if hasattr(_Worker, "model"):
+            del _Worker.model
 
 
 class _Worker:
