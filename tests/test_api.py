@@ -136,6 +136,7 @@ def test_what_stands_in_tables_is_text() -> None:
     assert page.count("&lt;script&gt;") == 5
 
 
+@pytest.mark.slow
 def test_the_command_and_the_api_write_the_same_bytes_and_go_on_in_each_others_files(
     model: Engine, tmp_path: Path
 ) -> None:
@@ -227,6 +228,7 @@ def test_an_attached_model_is_probed_at_its_lambda_and_keeps_it(model: Engine, d
     assert (found.to_pandas()["margin"] - at_half["margin"]).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
 def test_a_model_with_lora_is_probed_and_another_state_of_it_does_not_go_on(data: ProbeData, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
@@ -288,6 +290,7 @@ def coloured(number: int) -> Image.Image:
     return Image.fromarray(small.numpy()).resize((240, 200))
 
 
+@pytest.mark.slow
 def test_images_of_ones_own_become_a_probe_set(model: Engine, tmp_path: Path) -> None:
     captions = [f"the card with {number} on it" for number in range(10)]
     files = []
@@ -492,6 +495,7 @@ def test_position_balance_in_the_config_leaves_bapa_to_be_asked_for() -> None:
         transformers_agci.probe(wrapped, small, **QUIET)
 
 
+@pytest.mark.slow
 def test_two_threads_with_one_model_do_not_mix_their_lambdas() -> None:
     module, processor = fresh()
     small, wrapped = transformers_agci.probe_data(items=2), transformers_agci.wrap(module, processor)
@@ -659,6 +663,7 @@ def test_statistics_without_draws_and_results_without_files_are_refused(run: Pro
         run[5:].statistics()
 
 
+@pytest.mark.slow
 def test_a_lambda_that_a_run_does_not_have(model: Engine) -> None:
     found = transformers_agci.similarity(model, items=1, **QUIET)
     with pytest.raises(InputError, match=r"This run is at lambda 0, but 0\.5 is asked for"):
@@ -670,6 +675,7 @@ def test_a_lambda_that_a_run_does_not_have(model: Engine) -> None:
         flowed.figure(0, "image")
 
 
+@pytest.mark.slow
 def test_two_threads_measure_similarity_of_one_model_at_their_own_lambda(model: Engine) -> None:
     wrapped = transformers_agci.wrap(*live(model))
     alone = {lam: transformers_agci.similarity(wrapped, lambdas=lam, items=1, **QUIET).rows for lam in (0, 1)}
@@ -687,6 +693,7 @@ def test_two_threads_measure_similarity_of_one_model_at_their_own_lambda(model: 
     assert found == alone
 
 
+@pytest.mark.slow
 def test_results_of_other_items_whose_images_are_named_alike_are_not_compared(model: Engine, run: ProbeRun) -> None:
     other = transformers_agci.probe(model, transformers_agci.probe_data(items=4, seed=5), [0.5], **QUIET)
     for ask in (ProbeRun.statistics, ProbeRun.evidence):
@@ -694,6 +701,7 @@ def test_results_of_other_items_whose_images_are_named_alike_are_not_compared(mo
             ask(run[:1] + other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [{"method": "uniform"}, {"scope": "batch"}])
 def test_a_control_that_is_attached_is_not_recorded_as_agci(kind: dict[str, str], data: ProbeData) -> None:
     module, processor = live(transformers_agci.load())

@@ -88,6 +88,7 @@ def test_every_method_of_the_page_answers_and_leaves_no_trace(method: str, sessi
     assert current_handle(session.loaded.model) is None
 
 
+@pytest.mark.slow
 def test_two_users_at_once_get_the_answers_of_their_own_lambda(session: Session) -> None:
     scene = Scene.draw("rose", 1, GRID)
     wanted = {lam: session.ask(scene, "rose", [Setting(lam)])[0] for lam in (0.0, 0.5, 1.0)}
@@ -110,6 +111,7 @@ def test_an_empty_caption_is_refused_before_the_model_is_asked(session: Session)
         session.ask(Scene.draw("rose", 1, GRID), "  ", [BASELINE])
 
 
+@pytest.mark.slow
 def test_attention_and_occlusion_are_drawn_over_the_chosen_composite(session: Session) -> None:
     scene = Scene.draw("rose", 1, GRID)
     assert min(session.attention(scene, "rose", 4, "1", Setting(0.5)).size) > 200

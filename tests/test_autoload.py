@@ -103,6 +103,7 @@ def test_published_checkpoint(family: str, lam: str, tmp_path: Path) -> None:
     assert current_handle(model).injections == (float(lam) > 0)
 
 
+@pytest.mark.slow
 def test_every_way_to_load(keyed: Callable[..., Path]) -> None:
     folder = keyed("qwen2_5_vl")
     half, _, inputs = expected(folder, "qwen2_5_vl")

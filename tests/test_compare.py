@@ -165,6 +165,7 @@ def test_what_the_ruler_can_measure() -> None:
     assert {condition.method for condition in conditions} == {None, *served}
 
 
+@pytest.mark.slow
 def test_the_ruler_says_what_an_arm_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Margins made so that one arm repairs the bias, one moves the threshold, one costs AUC and one does nothing."""
     rng = np.random.default_rng(0)
@@ -242,6 +243,7 @@ def test_the_ruler_needs_the_engine_transformers(
     assert "--engine vllm: --ruler needs what happens inside the model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_agci_and_a_control_compared_under_vllm(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:

@@ -67,6 +67,7 @@ def test_the_sample_is_the_first_n_of_a_seeded_shuffle(tree: Path) -> None:
     assert sorted(map(str, other.rows)) == sorted(map(str, everything.rows))
 
 
+@pytest.mark.slow
 def test_every_record_is_equally_likely(tree: Path) -> None:
     counts = dict.fromkeys((str(n) for n in range(30)), 0) | {"100": 0}
     for seed in range(400):

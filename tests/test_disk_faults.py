@@ -95,6 +95,7 @@ def test_convert(
     assert [path.name for path in tmp_path.iterdir()] == ["original"]
 
 
+@pytest.mark.slow
 def test_an_output_deleted_while_it_is_made(
     tiny_checkpoint: Callable[[str], Path],
     tmp_path: Path,

@@ -108,6 +108,7 @@ def test_answers_end(stock: tuple[Any, Any]) -> None:
             assert processor.decode(said) in ("Yes<|im_end|>", "No<|im_end|>")
 
 
+@pytest.mark.slow
 def test_fresh_items_are_mostly_answered_right(stock: tuple[Any, Any]) -> None:
     """A rough bound (the card has the figures); these items come from a random stream of their own."""
     processor, model = stock

@@ -110,6 +110,7 @@ def test_labels_are_the_truth_about_the_canvas(tokenizer: Any) -> None:
     assert seen == {"Yes", "No"}
 
 
+@pytest.mark.slow
 def test_the_same_stream_gives_the_same_batches(tokenizer: Any) -> None:
     first, second, other = (dataset(tokenizer, number, chained=2, prompts=1).next_batch(2) for number in (3, 3, 4))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

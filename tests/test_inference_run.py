@@ -242,6 +242,7 @@ def test_dry_run_tells_the_plan_without_weights(
 # --- going on ---
 
 
+@pytest.mark.slow
 def test_truncated_at_every_byte_of_the_last_block_it_resumes_to_the_same_bytes(
     loaded: LoadedModel, pictures: Path, tmp_path: Path
 ) -> None:

@@ -168,6 +168,7 @@ def command(tiny_checkpoint: Any, tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_command_writes_resumes_and_maps(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -171,6 +171,7 @@ def test_a_method_works_on_the_image_tokens_all_the_same(model: Any, batch: dict
     assert not torch.allclose(both, method, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["uac", "adaptvis"])
 def test_a_rival_s_first_pass_meets_the_bias_of_its_own_prompt(
     model: Any, batch: dict[str, torch.Tensor], processor: Any, method: str

@@ -177,6 +177,7 @@ def test_first_line_says_which_lambda_and_whence(
 # --- without the image -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_yes_rates_without_the_image(probe: Callable[..., Any], data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         probe(

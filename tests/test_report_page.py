@@ -63,6 +63,7 @@ def numbers(entry: dict) -> np.ndarray:
     return np.frombuffer(base64.b64decode(entry["data"]), dtype=kinds[entry["type"]])
 
 
+@pytest.mark.slow
 def test_the_page_holds_every_answer_and_says_the_verdict(tmp_path: Path) -> None:
     text, page = report(tmp_path, items=30)
     results = [read_results(tmp_path / f"answers.lam{lam}.jsonl") for lam in ("0", "0.5")]
@@ -102,6 +103,7 @@ def test_scripts_run_by_their_hash_only_and_nothing_is_loaded(tmp_path: Path) ->
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", text)
 
 
+@pytest.mark.slow
 def test_hostile_texts_are_text(tmp_path: Path) -> None:
     """As a parser sees it the page has the elements of a harmless one; the data hold the texts as they are."""
     results = {}

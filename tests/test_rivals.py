@@ -346,6 +346,7 @@ def test_seed_among_the_method_options(probed: Any, tmp_path: Path) -> None:
     assert (tmp_path / "a.random-2.jsonl").exists()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_replays_serve_position_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what prompts share replayed, and questions in one call, the margins are those of whole prompts."""

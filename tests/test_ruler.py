@@ -98,6 +98,7 @@ def test_agci_is_compared_with_its_control_too() -> None:
     assert "against uniform" not in analysis.summarize(of_calibration, CALIBRATION)[Condition(0.0, "agci").name]
 
 
+@pytest.mark.slow
 def test_criteria_can_fail() -> None:
     margins = {condition.name: simulated(50, condition.beta or 0.0) for condition in RULER}
     for beta in BETAS:
@@ -115,6 +116,7 @@ def test_criteria_can_fail() -> None:
     assert [criterion.met for criterion in analysis.calibration_criteria(good[:89] + 11 * bad)] == [False] * 4
 
 
+@pytest.mark.slow
 def test_item_sets_permute_the_cells_of_both_questions_alike() -> None:
     margins = {condition.name: simulated(60, condition.beta or 0.0, seed=1) for condition in CALIBRATION}
     margins[Condition(0.0, "agci").name] = margins[Condition(0.0).name] + 1

@@ -271,6 +271,7 @@ def test_extra_fields_go_with_every_request_and_into_the_settings(tmp_path: Path
             ask(server, tmp_path / "A.jsonl")
 
 
+@pytest.mark.slow
 def test_no_more_at_once_than_concurrency_and_no_faster_than_the_rate(tmp_path: Path) -> None:
     with stub_server(
         lambda number, body: Says(body=completion(), seconds=0.3)
@@ -301,8 +302,8 @@ def test_no_more_at_once_than_concurrency_and_no_faster_than_the_rate(tmp_path: 
         Says(body='{"choices": ' + 100_000 * "["),
         Says(body=b"not packed at all", headers={"content-encoding": "gzip"}),
         Says(500, b"not packed at all", headers={"content-encoding": "gzip"}),
-        Says(body=completion(), drip=0.2),
-        Says(body=completion(), drip=0.2, drip_head=True),
+        pytest.param(Says(body=completion(), drip=0.2), marks=pytest.mark.slow),
+        pytest.param(Says(body=completion(), drip=0.2, drip_head=True), marks=pytest.mark.slow),
         Says(200, {"error": {"code": "rate_limit_exceeded", "type": "tokens", "message": "slow down"}}),
         Says(200, {"error": {"type": "server_error", "message": "oops"}}),
         Says(200, {"error": {"message": "oops"}}),
@@ -366,6 +367,7 @@ def test_a_list_of_models_that_drips_does_not_hold_a_message_up(
         ask(server, tmp_path / "A.jsonl")
 
 
+@pytest.mark.slow
 def test_retry_after_holds_all_requests(tmp_path: Path) -> None:
     busy = Says(429, "", {"retry-after": "1"})
     with stub_server(lambda number, body: busy if number == 0 else None) as server:

@@ -260,6 +260,7 @@ def test_a_folder_that_is_another_copy_is_refused(
     assert "is the checkpoint itself" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_killed_anywhere_a_second_folder_is_whole_or_not_there(
     checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -290,6 +291,7 @@ def test_two_second_folders_at_once(checkpoint: Path, tmp_path: Path, capsys: py
     assert "Another program is copying a checkpoint to" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_killed_anywhere_a_change_in_place_is_whole_or_not_made(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The file is the old one or the new one, and the next change leaves nothing of the killed one."""
     old, new = ({"model_type": "llava", LAMBDA_KEY: lam} for lam in (0.5, 0.25))
