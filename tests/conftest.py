@@ -1,7 +1,8 @@
 """What every test runs under, and the tiny checkpoints, saved once per test process."""
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,11 @@ def _others(group: list[pytest.Item], share: int) -> list[pytest.Item]:
     """All but every `share`-th; where they begin depends on the name, so that not all tests leave out the same ones."""
     first = sum(group[0].nodeid.encode()) % share
     return [item for number, item in enumerate(group) if number % share != first]
+
+
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Python's own handler of Ctrl-C: a process that a shell started in the background ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

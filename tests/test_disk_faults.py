@@ -5,7 +5,7 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +156,6 @@ def test_a_fault_that_no_command_foresaw(
 
 
 # --- Ctrl-C --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """Python's own handler of Ctrl-C: a process that a shell started in the background ignores the signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("_interruptible")

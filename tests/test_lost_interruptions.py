@@ -3,7 +3,7 @@
 import contextlib
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,14 +12,6 @@ from transformers_agci.inference.runner import BlockResult, Job, Output, Reporte
 
 ROWS = [{"id": number} for number in range(12)]
 SIZES = [3, 3, 3, 3]
-
-
-@pytest.fixture(autouse=True)
-def _interruptible() -> Iterator[None]:
-    """Python's own handler of Ctrl-C: a process that a shell started in the background ignores the signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def swallow() -> None:
@@ -34,6 +26,7 @@ def replace() -> None:
         raise RuntimeError("could not determine the shape of object type 'torch.storage.UntypedStorage'") from None
 
 
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("lose", [swallow, replace])
 def test_a_lost_interruption_ends_the_run(lose: object, tmp_path: Path) -> None:
     assert callable(lose)
