@@ -67,6 +67,11 @@ def live(model: Engine) -> tuple[Any, Any]:
 # --- the names ---
 
 
+def test_every_function_of_the_api_checks_its_arguments_and_speaks_of_them() -> None:
+    found = [getattr(transformers_agci, name) for name, place in transformers_agci._PUBLIC.items() if ".api." in place]
+    assert [each.__name__ for each in found if not hasattr(each, "__wrapped__")] == []
+
+
 def test_every_public_name_resolves_and_is_documented() -> None:
     for name in transformers_agci.__all__:
         found = getattr(transformers_agci, name)
@@ -262,6 +267,17 @@ def test_a_fingerprint_sees_a_changed_value_and_eval_mode_ends_with_an_error(mod
 def test_mistakes_about_models_are_sentences(model: Engine) -> None:
     with pytest.raises(InputError, match=r"has no option `dtyp`\. Did you mean `dtype`"):
         transformers_agci.load(dtyp="float32")
+    for given, said in (
+        ({"max_pixels": "many"}, "`max_pixels` must be a whole number or None, but is 'many'."),
+        ({"load_in_4bit": 1}, "`load_in_4bit` must be True or False, but is 1."),
+        ({"dtype": "float8"}, "`dtype` must be one of auto, float32, bfloat16, float16, but is 'float8'."),
+        ({"dtype": torch.int8}, "`dtype` must be one of auto, float32, bfloat16, float16, but is 'int8'."),
+        ({"engine": 5}, "`engine` must be a text, but is 5."),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            transformers_agci.load(**given)
+    with pytest.raises(InputError, match="a model of transformers that is in memory, but was given 'x'"):
+        transformers_agci.attach("x", lam=0.5)
     with pytest.raises(InputError, match="`base_url` is for the engine openai"):
         transformers_agci.load(base_url="http://localhost/v1")
     with pytest.raises(InputError, match="The processor must be one for text and images"):
@@ -560,6 +576,7 @@ def test_a_run_without_lambdas_takes_the_lambda_that_the_model_has_now() -> None
         ({"method": "random-1", "method_options": {"seed": 3}}, "the seed is given twice"),
         ({"method": "bapa", "method_options": 5}, "`method_options` must be options by name"),
         ({"method_options": 5}, "`method_options` must be options by name"),
+        ({"method": "bapa", "lambdas": 0.5}, "`lambdas` belongs to agci and its controls"),
     ],
 )
 def test_arguments_of_a_probe_that_cannot_be_meant(model: Engine, given: dict, said: str) -> None:
@@ -614,6 +631,14 @@ def test_one_lambda_and_one_control_need_no_list(model: Engine) -> None:
         (lambda m: transformers_agci.composites(["a", "b"], "ab"), "`captions` must be a list of texts"),
         (lambda m: transformers_agci.sweep([], nested="no"), "`nested` must be True or False, but is 'no'"),
         (lambda m: transformers_agci.probe_data(limit=True), "`limit`"),
+        (lambda m: transformers_agci.compare(m, methods=3), "`methods` must be a list of names"),
+        (lambda m: transformers_agci.compare(m, methods=["stock", "stock"]), "Each of `methods` is run once"),
+        (lambda m: transformers_agci.probe_data("x.json", "/nowhere"), "`images`: there is no folder /nowhere"),
+        (lambda m: transformers_agci.inject_global_context([[1.0, 2.0]], 0.5), "tokens must be a tensor [N, D]"),
+        (
+            lambda m: transformers_agci.flow_of(Image.new("RGB", (3000, 4)), "What?", m),
+            "`image`: the processor refuses this image or text (",
+        ),
     ],
 )
 def test_arguments_of_the_other_experiments_that_cannot_be_meant(
@@ -650,8 +675,40 @@ def test_what_a_notebook_shows_of_models_rows_and_runs_is_short(model: Engine, d
     assert repr(run) == "<probe: answers.lam0.jsonl, answers.lam0.5.jsonl>"
 
 
-@pytest.mark.parametrize("margin", [float("nan"), 0, 5, -0.1, "0.02"])
-def test_an_equivalence_margin_that_is_no_share(run: ProbeRun, margin: float | int | str) -> None:
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda run: run.figure(vmin="0"), "`vmin` must be a number or None, but is '0'."),
+        (lambda run: run.figure(draws="9"), "`draws` must be a whole number, but is '9'."),
+        (lambda run: run.statistics(seed="x"), "`seed` must be a whole number, but is 'x'."),
+        (lambda run: run.evidence(margin="0.02"), "`margin` must be a number or None, but is '0.02'."),
+        (lambda run: run.evidence(draws=10).figure(title=5), "`title` must be a text, but is 5."),
+        (lambda run: run.statistics(draws=10).write_json(5), "`path` must be a text or a path, but is 5."),
+        (lambda run: run + "s1.jsonl", "Runs are joined with runs, but one is 's1.jsonl'"),
+        (lambda run: sum([run, 5]), "Runs are joined with runs, but one is 5"),
+        (lambda run: 5 + run, "Runs are joined with runs, but one is 5"),
+    ],
+)
+def test_arguments_of_a_result_that_cannot_be_meant(run: ProbeRun, ask: Callable[..., Any], said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        ask(run)
+    assert said in str(refused.value)
+
+
+def test_runs_are_summed(run: ProbeRun) -> None:
+    assert sum([run[:1], run[1:]]).files == run.files == (run[:1] + run[1:]).files
+
+
+def test_an_occlusion_that_made_no_map_says_why(model: Engine) -> None:
+    found = transformers_agci.occlusion(model, transformers_agci.probe_data(items=1, limit=1), mask_size=1000, **QUIET)
+    assert found.exit_code == 1
+    for ask in (found.maps, found.statistics, found.figure):
+        with pytest.raises(InputError, match=r"^This run made no map, .*smaller than the mask of 1000 pixels"):
+            ask()
+
+
+@pytest.mark.parametrize("margin", [float("nan"), 0, 5, -0.1])
+def test_an_equivalence_margin_that_is_no_share(run: ProbeRun, margin: float) -> None:
     with pytest.raises(InputError, match="`margin` must lie between 0 and 1"):
         run.evidence(margin=margin, draws=10)
 

@@ -74,12 +74,14 @@ def test_a_report_is_the_command_s(files: list[str], tmp_path: Path, capsys: pyt
     [
         ("make_report", {"images": "all"}, "`images` must be one of page, folder, none, but is 'all'"),
         ("make_report", {"occlusion": 3}, "`occlusion` must be what `occlusion` gave, or a folder of it, but is 3"),
+        ("make_report", {"ruler": 3}, "`ruler` must be what `ruler` gave, or the ruler.json of it, but is 3"),
         ("make_report", {"title": 5}, "`title` must be a text, but is 5."),
         ("make_report", {"output": 5}, "`output` must be a text or a path, but is 5."),
         ("make_report", {"output": "r.json"}, "must end in .html"),
         ("sweep", {"choose_by": "luck"}, "`choose_by` must be one of balanced, auc, evenness, but is 'luck'"),
         ("sweep", {"dev_share": "half"}, "`dev_share` must be a number, but is 'half'"),
         ("sweep", {"dev_share": 1.5}, "`dev_share` is 1.5, but must lie between 0 and 1"),
+        ("sweep", {"held_out": 3}, "`held_out` must be a file or a list of files, but is 3"),
         ("sweep", {"nested": True, "held_out": ["x.jsonl"]}, "omit it or `held_out`"),
         ("plan", {"difference": 0}, "`difference` must lie between 0 and 100 points, but is 0"),
         ("plan", {"difference": "2"}, "`difference` must be a number, but is '2'"),
@@ -103,6 +105,12 @@ def test_no_results_and_too_many_are_refused(files: list[str], tmp_path: Path) -
         agci.compare([])
     with pytest.raises(InputError, match="`items` must be a whole number of at least 3, but is 2"):
         agci.ruler(2)
+
+
+def test_held_out_results_that_are_short_are_named(files: list[str]) -> None:
+    for held_out in (files[0], files[:1]):
+        with pytest.raises(InputError, match=r"^`held_out` has 1 result, but there are 2 to choose from; give one on"):
+            agci.sweep(files, held_out)
 
 
 def test_what_a_run_gives_can_be_kept_in_sets(files: list[str]) -> None:

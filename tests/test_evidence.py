@@ -79,7 +79,7 @@ def test_everything_in_one_table_one_figure_and_one_file(
     for word in (
         "3 results on the same 80 items",
         "sd of margins over cells",
-        "all cells right %",
+        "all Yes rows right, % of items",
         "Brier",
         "lambda x position",
         "lambda x truth",

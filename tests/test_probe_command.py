@@ -325,7 +325,7 @@ ODD_IMAGES = {
     "FIFO": (put("000_4.jpg", os.mkfifo), "cannot be read (this is a FIFO, not a file)"),
     "circle": (put("000_4.jpg", lambda path: path.symlink_to(path.name)), "cannot be "),
     "floats": (put("000_4.jpg", image_of("F", kind="TIFF")), "has floating-point numbers for pixels"),
-    "thin": (put("000_4.jpg", image_of("RGB", (20_000, 1))), "x.json:5: the processor refuses this row"),
+    "thin": (put("000_4.jpg", image_of("RGB", (20_000, 1))), "x.json:5: the processor refuses this image or text"),
     "point": (put("000_4.jpg", image_of("RGB", (1, 1))), None),
     "16 bits": (put("000_4.jpg", image_of("I;16")), "Not shown as stored: 1 image: 16 bits per pixel scaled to 8."),
     "transparent": (

@@ -11,7 +11,8 @@ from transformers_agci.errors import InputError
 from transformers_agci.report import heatmap
 from transformers_agci.report.heatmap import Panel, Scale, draw, image_path, scale_about_zero, scale_over, write_figure
 from transformers_agci.report.overlay import Overlay, overlay_figure
-from transformers_agci.report.table import format_table
+from transformers_agci.report.table import PERCENT, POINTS, format_table
+from transformers_agci.statistics import Interval
 
 SCALE = Scale(0, 100, "correct, %")
 
@@ -28,6 +29,13 @@ def test_table_columns_line_up() -> None:
         "left      100",
         "center      7",
     ]
+
+
+def test_estimates_have_their_unit_and_bounds_that_tell_apart() -> None:
+    none, near = Interval(0.3, np.nan, np.nan, 1), Interval(0.0, -1e-6, 1e-6, 9)
+    assert PERCENT.with_unit(none, "%") == "30.0 % [no interval]"
+    assert PERCENT.with_unit(Interval(0.3, 0.25, 0.36, 9), "%") == "30.0 [25.0, 36.0] %"
+    assert POINTS.write(near) == "+0.0000 [-0.0001, +0.0001]"  # and not "[0.0, +0.0]"
 
 
 def test_scale_spans_the_intervals_and_stays_inside_its_limits() -> None:

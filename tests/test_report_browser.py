@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -219,8 +221,10 @@ def test_plots_are_as_large_as_they_were_drawn(opened: Any, tmp_path: Path) -> N
     assert len(found) >= 6 and all(shown == pytest.approx(drawn, abs=1) and drawn > 200 for shown, drawn in found)
 
 
-def test_nothing_runs_out_of_a_phone_s_screen(opened: Any, tmp_path: Path) -> None:
-    page = opened(tmp_path)
+@pytest.mark.parametrize("name", ["", "a model with a name of several words ", "checkpoint_of_a_long_run/step_"])
+def test_nothing_runs_out_of_a_phone_s_screen(opened: Any, tmp_path: Path, name: str) -> None:
+    labels = ["--labels", *(3 * name + number for number in "12")] if name else []
+    page = opened(tmp_path, *labels)
     page.set_viewport_size({"width": 360, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
 
@@ -266,3 +270,11 @@ def test_images_in_a_folder_are_shown(opened: Any, tmp_path: Path) -> None:
     page.locator(".card img").first.scroll_into_view_if_needed()
     assert width(page) > 0
     assert page.locator(".card img").first.get_attribute("src").startswith("r_images/") and page.said == []
+
+
+def test_its_opening_is_measured(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "perf" / "report_opening.py"
+    words = ["--items", "20", "--openings", "1", "--folder", str(tmp_path), "--chromium", str(CHROMIUM)]
+    said = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=True).stdout
+    assert said.count("plots cost") == 4 and (tmp_path / "none_without_plots.html").read_text().count("<svg") == 0
+    assert (tmp_path / "thumbnails.html").read_text().count("data:image/jpeg") > 9

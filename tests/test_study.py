@@ -67,6 +67,8 @@ def test_table_by_hand(tmp_path: Path) -> None:
         "-100.0 [no interval]",
     ]
     assert "seed 0: -50.0, seed 1: -50.0." in study_report(study).text
+    names = [label.get_text() for label in study_report(study).figure().axes[0].get_yticklabels()]
+    assert [name.replace("\n", " ") for name in names][3] == "both: trained and probed at 0.5 − at 0"
 
 
 def test_contrasts_compare_like_with_like() -> None:

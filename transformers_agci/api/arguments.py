@@ -1,11 +1,14 @@
 """What a caller gives to the functions of this package, checked as the commands check their options."""
 
+import functools
+import inspect
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args
+from typing import Any, ParamSpec, TypeVar, get_args
 
 from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.position.data import ProbeData
@@ -15,7 +18,23 @@ from transformers_agci.method.names import SEEDED
 from transformers_agci.method.rivals import RIVALS
 
 LARGEST_SEED = 999_999_999  # of a control, as its name can hold it
+# What a command's option is called -> arguments of this package that are the same: a function has one of them, if any.
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "answer_file": ("folder",),
+    "eval_file": ("rows",),
+    "global_context_lambda": ("lambdas",),
+    "img_path": ("images",),
+    "local_copy": ("folder",),
+    "method": ("methods",),
+    "methods": ("method",),
+    "negatives_file": ("negatives",),
+    "output_dir": ("folder",),
+    "output_path": ("path",),
+    "results_file": ("files", "results"),
+}
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _KINDS: Mapping[type, tuple[str, Callable[[Any], bool]]] = {
     bool: ("True or False", lambda given: isinstance(given, bool)),
@@ -27,16 +46,55 @@ _KINDS: Mapping[type, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that a user calls: its arguments are of the kinds that it says, and errors are in their names.
+
+    What lies below names an argument as the command's option, `global_context_lambda` for `lambdas`: here it is
+    respelled, as `commands.parser.with_flags` does for the command line.
+
+    >>> @checked
+    ... def ask(lambdas: float, folder: str | None = None) -> None:
+    ...     raise InputError("`global_context_lambda` is 0; give another `output_dir`, or `overwrite`.")
+    >>> ask(0)
+    Traceback (most recent call last):
+    transformers_agci.errors.InputError: `lambdas` is 0; give another `folder`, or `overwrite`.
+    >>> ask("0")
+    Traceback (most recent call last):
+    transformers_agci.errors.InputError: `lambdas` must be a number, but is '0'.
+    """
+    names = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            check_kinds(function, dict(zip(names, args, strict=False)) | kwargs)
+            return function(*args, **kwargs)
+        except InputError as error:
+            error.args = (in_arguments(str(error), names),)
+            raise
+
+    return called
+
+
+def in_arguments(text: str, names: Sequence[str]) -> str:
+    """The text with every option of a command in backticks spelled as the argument, among `names`, that is the same."""
+
+    def spelled(found: re.Match[str]) -> str:
+        same = () if found[1] in names else OPTIONS.get(found[1], ())
+        return next((f"`{name}`" for name in same if name in names), found[0])
+
+    return re.sub(r"`(\w+)`", spelled, text)
+
+
 def check_kinds(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
     """InputError names the first of a function's arguments that is not of the kind that its signature says.
 
-    Flags, numbers, texts and paths are checked; what has other kinds too, such as a list or a model, is left to its
-    own reader. A function calls it first, with `locals()`.
+    Flags, numbers, texts and paths are checked, and options that are a dataclass's fields; what has other kinds too,
+    such as a list or a model, is left to its own reader.
 
-    >>> def ask(rows: str | Path, limit: int | None = None) -> None:
-    ...     check_kinds(ask, locals())
-    >>> ask("rows.json")
-    >>> ask(5)
+    >>> def ask(rows: str | Path, limit: int | None = None) -> None: ...
+    >>> check_kinds(ask, {"rows": "rows.json"})
+    >>> check_kinds(ask, {"rows": 5})
     Traceback (most recent call last):
     transformers_agci.errors.InputError: `rows` must be a text or a path, but is 5.
     """

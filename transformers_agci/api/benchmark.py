@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.api.arguments import check_kinds, lambda_list, maybe_whole, whole_number, with_options
+from transformers_agci.api.arguments import checked, lambda_list, maybe_whole, whole_number, with_options
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, answering
 from transformers_agci.api.rows import Shown, Tabular, rows_of_files, tables_html
@@ -82,6 +82,7 @@ class BenchmarkRun(Tabular):
         return "".join(score._repr_html_() for score in self.scores)
 
 
+@checked
 def benchmark(
     name: str,
     model: Model = EMBEDDED,
@@ -126,7 +127,6 @@ def benchmark(
     >>> run.to_pandas()[["lambda", "question_id"]].shape
     (2, 2)
     """
-    check_kinds(benchmark, locals())
     place, lines = place_of(folder), list[str]()
     paths = [None if each is None else Path(each) for each in (data, image_root, annotations)]
     source = Source(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.api.arguments import check_kinds, maybe_whole, method_list, needed_data, share, whole_number
+from transformers_agci.api.arguments import checked, maybe_whole, method_list, needed_data, share, whole_number
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, answering, as_model
 from transformers_agci.api.rows import Shown, tables_html
@@ -67,6 +67,7 @@ class Comparison(Shown, ComparedModels, Sequence[ComparedModel]):
         return tables_html([self.overview])
 
 
+@checked
 def compare(
     models: Model | Sequence[Model] = EMBEDDED,
     methods: Sequence[str] = DEFAULT_ARMS,
@@ -102,7 +103,6 @@ def compare(
     >>> [result.arm.label for result in found[0].compared.chosen], len(found.overview.rows)
     (['stock', 'bapa 1'], 2)
     """
-    check_kinds(compare, locals())
     place, lines = place_of(folder), list[str]()
     several: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
     if not several:

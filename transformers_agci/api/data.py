@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.api.arguments import check_kinds, maybe_whole, whole_number
+from transformers_agci.api.arguments import checked, maybe_whole, whole_number
 from transformers_agci.api.folders import place_of
 from transformers_agci.data.build import build
 from transformers_agci.data.built_set import BuildOptions
@@ -22,6 +22,7 @@ from transformers_agci.experiments.position.data import ProbeData, embedded_data
 NOT_IN_PNG = ("CMYK", "F", "HSV", "LAB", "YCbCr")  # modes of PIL
 
 
+@checked
 def probe_data(
     rows: str | Path | None = None,
     images: str | Path | None = None,
@@ -44,7 +45,6 @@ def probe_data(
     >>> data.rows, data.source
     (36, 'the embedded atlas')
     """
-    check_kinds(probe_data, locals())
     items, limit = maybe_whole("items", items), maybe_whole("limit", limit)
     if rows is not None:
         if images is None:
@@ -61,6 +61,7 @@ def probe_data(
     return data if place.kept is None else _keeping(place.kept, data)
 
 
+@checked
 def published_data(kind: str = "probe", folder: str | Path | None = None, items: int | None = None) -> ProbeData:
     """The published probe or similarity set: the copy in `folder`, or from the hub where there is none yet.
 
@@ -71,7 +72,6 @@ def published_data(kind: str = "probe", folder: str | Path | None = None, items:
     >>> published_data("probe", built.img_path.parent).rows
     9
     """
-    check_kinds(published_data, locals())
     if kind not in ("probe", "similarity"):
         raise InputError(f"`kind` must be probe or similarity, but is {kind!r}.")
     items = maybe_whole("items", items)
@@ -80,6 +80,7 @@ def published_data(kind: str = "probe", folder: str | Path | None = None, items:
     return read_data(found[0].rows, found[0].images, items=items)
 
 
+@checked
 def composites(
     images: Sequence[Any] | str | Path,
     captions: Sequence[str] | None = None,
@@ -105,7 +106,6 @@ def composites(
     >>> data.rows
     36
     """
-    check_kinds(composites, locals())
     items, canvas = maybe_whole("items", items), whole_number("canvas", canvas)
     place, kept = place_of(folder)
     source = images if isinstance(images, str | Path) else _written(place / "source", images, captions)

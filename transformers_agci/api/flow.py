@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.api.arguments import check_kinds, needed_data, place_of_lambda, some_lambdas, whole_number
+from transformers_agci.api.arguments import checked, needed_data, place_of_lambda, some_lambdas, whole_number
 from transformers_agci.api.data import encoded
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
@@ -69,6 +69,7 @@ class FlowRun(Tabular):
         """Mean maps and shares by the target's place."""
         return FlowStatistics(aggregate(read_flows(self.folder / RESULTS)))
 
+    @checked
     def figure(self, lam: float | None = None, source: str = "text") -> "Figure":
         """Nine mean maps at one lambda (the first if none is named): from the text after the image, or the answer."""
         maps = self.statistics().maps
@@ -79,6 +80,7 @@ class FlowRun(Tabular):
         return self.statistics()._repr_html_()
 
 
+@checked
 def flow(
     model: Model = EMBEDDED,
     data: ProbeData | None = None,
@@ -99,7 +101,6 @@ def flow(
     >>> run.to_pandas()[["lambda", "answer_on_target"]].shape
     (4, 2)
     """
-    check_kinds(flow, locals())
     place, lines = place_of(folder), list[str]()
     rows, wanted = RowsOptions(None, None, whole_number("items", items), seed, needed_data(data)), some_lambdas(lambdas)
     with looking_inside(model, "flow") as loaded:
@@ -133,10 +134,12 @@ class ImageFlow(Shown, Sequence[Flow]):
         """Per lambda the answer and the shares on the image, in words."""
         return [flow.in_words for flow in self.flows]
 
+    @checked
     def figure(self, source: str = "text") -> "Figure":
         """The image, and over it the flow at every lambda: from the text after the image, or from the answer."""
         return image_flow_figure(self.flows, _known(source), self.image.open(), self.question)
 
+    @checked
     def write(self, path: str | Path) -> list[Path]:
         """Both figures, as `path` and with _answer in its name, and all numbers as JSON beside them."""
         target = image_path(path)
@@ -159,6 +162,7 @@ class ImageFlow(Shown, Sequence[Flow]):
         return tables_html([Table(headline(self.question), header, rows)])
 
 
+@checked
 def flow_of(
     image: Any,
     question: str,
@@ -176,7 +180,6 @@ def flow_of(
     >>> found[0].lam, found[1].lam
     (0.0, 0.5)
     """
-    check_kinds(flow_of, locals())
     wanted, longest = some_lambdas(lambdas), whole_number("max_new_tokens", max_new_tokens)
     with looking_inside(model, "flow") as loaded:
         return run_flow_of(FlowOptions(loaded, wanted, layers, longest), image, question)

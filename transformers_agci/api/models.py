@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from transformers_agci.api.arguments import check_kinds, checked
 from transformers_agci.embedded.location import EMBEDDED, embedded_model_path
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.engines import NEEDS_THE_MODEL, EngineOptions, VllmOptions, open_engine
@@ -22,12 +23,14 @@ from transformers_agci.method.self_check import evaluating
 Model = Engine | LoadedModel | str | Path
 
 
+@checked
 def load(model: str | Path = EMBEDDED, engine: str = "transformers", **options: Any) -> Engine:
     """A model to run experiments on: a folder or hub id, a served model's name, or the embedded model.
 
     `options` are those of the commands: `dtype`, `device`, `device_map`, `attn_implementation`, `revision`,
-    `load_in_4bit`, `min_pixels`, `max_pixels`, ... for a checkpoint; `base_url`, `concurrency`, ... for the engine
-    openai; `tensor_parallel_size`, ... for vllm. Raises InputError for whatever is wrong with them or the checkpoint.
+    `load_in_4bit`, `min_pixels`, `max_pixels`, ... for a checkpoint (a dtype by its name or as torch's own);
+    `base_url`, `concurrency`, ... for the engine openai; `tensor_parallel_size`, ... for vllm. Raises InputError for
+    whatever is wrong with them or the checkpoint.
 
     >>> from transformers_agci import load
     >>> load().description
@@ -41,7 +44,9 @@ def load(model: str | Path = EMBEDDED, engine: str = "transformers", **options: 
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise InputError(f"`load` has no option `{name}`.{hint} It has: {', '.join(known)}.")
-        given[known[name]][name] = value
+        given[known[name]][name] = str(value).removeprefix("torch.") if name == "dtype" else value
+    for group in groups:
+        check_kinds(group, given[group])
     how = EngineOptions(engine, ServedOptions(**given[ServedOptions]), VllmOptions(**given[VllmOptions]))
     return open_engine(how, LoadOptions(_folder(model, engine), **given[LoadOptions]))
 
@@ -54,6 +59,7 @@ def _folder(model: str | Path, engine: str) -> str:
     return str(embedded_model_path())
 
 
+@checked
 def wrap(model: Any, processor: Any) -> Engine:
     """A live model with its processor, neither of them changed: attached, with LoRA, quantised, in training.
 

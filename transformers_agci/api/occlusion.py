@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers_agci.api.arguments import (
-    check_kinds,
+    checked,
     maybe_whole,
     needed_data,
     place_of_lambda,
@@ -18,6 +18,7 @@ from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
 from transformers_agci.api.rows import Shown, Tabular, rows_of_files, tables_html
 from transformers_agci.embedded.location import EMBEDDED
+from transformers_agci.errors import InputError
 from transformers_agci.experiments.defaults import DRAW_SEED, DRAWN_ITEMS, OCCLUSION_TOKENS
 from transformers_agci.experiments.occlusion.files import ImageMap, read_folder
 from transformers_agci.experiments.occlusion.maps import OcclusionMaps, aggregate, maps_table, panel_figure
@@ -62,14 +63,21 @@ class OcclusionRun(Tabular):
         """A row per image and lambda: the input row, the answer, how far the answer's logits moved at most."""
         return rows_of_files(self.lambdas, [folder / RESULTS for folder in self.folders])
 
+    @checked
     def maps(self, lam: float | None = None) -> list[ImageMap]:
         """The map of each image, 0..1 in its raster, at one lambda (the first where none is named)."""
-        return read_folder(self._folder(lam)).maps
+        folder = self._folder(lam)
+        if self.exit_code and not (folder / RESULTS).stat().st_size:
+            skipped = [line.strip() for line in self.log if line.startswith("  ")]
+            raise InputError(f"This run made no map, every image was skipped: {' '.join(skipped[:1])}")
+        return read_folder(folder).maps
 
+    @checked
     def statistics(self, lam: float | None = None) -> OcclusionStatistics:
         """The mean maps by the target's place."""
         return OcclusionStatistics(**vars(aggregate(self.maps(lam))))
 
+    @checked
     def figure(self, lam: float | None = None, title: str = "") -> "Figure":
         """Nine mean maps, one per place of the target."""
         return panel_figure(self.statistics(lam), title)
@@ -81,6 +89,7 @@ class OcclusionRun(Tabular):
         return self.folders[place_of_lambda(self.lambdas, lam)]
 
 
+@checked
 def occlusion(
     model: Model = EMBEDDED,
     data: ProbeData | None = None,
@@ -107,7 +116,6 @@ def occlusion(
     >>> run.maps()[0].values.shape
     (3, 3)
     """
-    check_kinds(occlusion, locals())
     place, lines = place_of(folder), list[str]()
     wanted = some_lambdas(lambdas)
     folders = tuple(place.folder / (f"lam{lambda_text(lam)}" if len(wanted) > 1 else "maps") for lam in wanted)

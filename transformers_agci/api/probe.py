@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.api.arguments import (
-    check_kinds,
+    checked,
     control_list,
     lambda_list,
     maybe_whole,
@@ -27,6 +27,7 @@ from transformers_agci.inference.progress import Say
 from transformers_agci.inference.runner import RunOptions
 
 
+@checked
 def probe(
     model: Model = EMBEDDED,
     data: ProbeData | None = None,
@@ -59,7 +60,6 @@ def probe(
     >>> len(run), run.to_pandas().shape[0]
     (2, 72)
     """
-    check_kinds(probe, locals())
     place, wanted, asked = place_of(folder), lambda_list(lambdas), control_list(controls)
     methods = [with_options(name, method_options) for name in method_list(method)]
     given = AnswerOptions(

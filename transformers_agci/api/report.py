@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from transformers_agci.api.arguments import check_kinds, share, whole_number
+from transformers_agci.api.arguments import checked, share, whole_number
 from transformers_agci.api.flow import FlowRun
 from transformers_agci.api.occlusion import OcclusionRun
 from transformers_agci.api.results import ProbeRun, as_results
@@ -34,6 +34,7 @@ class ReportPage(Shown, Written):
         return f"{remarks}<p>{link} ({self.size / 1e6:.1f} MB, {self.thumbnails} thumbnails)</p>"
 
 
+@checked
 def make_report(
     results: ProbeRun | str | Path | Sequence[str | Path],
     output: str | Path = "report.html",
@@ -64,8 +65,7 @@ def make_report(
     >>> page.path.read_text()[:15]
     '<!DOCTYPE html>'
     """
-    check_kinds(make_report, locals())
-    run = as_results(results)
+    run = as_results("results", results)
     if images not in get_args(Images):
         raise InputError(f"`images` must be one of {', '.join(get_args(Images))}, but is {short(images)}.")
     return run_report(
@@ -80,7 +80,7 @@ def make_report(
             thumbnails=whole_number("thumbnails", thumbnails),
             occlusion=_folders("occlusion", occlusion),
             flow=_folders("flow", flow),
-            ruler=ruler.file if isinstance(ruler, Ruler) else None if ruler is None else Path(ruler),
+            ruler=_ruler_file(ruler),
             text_only=run.control_files.get("text_only", ()),
             blank_image=run.control_files.get("blank_image", ()),
             margin=None if margin is None else share("margin", margin),
@@ -92,6 +92,15 @@ def make_report(
 def run_report(options: ReportOptions) -> ReportPage:
     """A report as the command writes it."""
     return ReportPage(**vars(write_page(options)))
+
+
+def _ruler_file(given: Any) -> Path | None:
+    """The ruler.json of a run, or its path."""
+    if isinstance(given, Ruler):
+        return given.file
+    if given is None or isinstance(given, str | Path):
+        return None if given is None else Path(given)
+    raise InputError(f"`ruler` must be what `ruler` gave, or the ruler.json of it, but is {short(given)}.")
 
 
 def _folders(name: str, given: Any) -> list[Path]:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.api.arguments import share, whole_number
+from transformers_agci.api.arguments import checked, share, whole_number
 from transformers_agci.api.rows import Shown, Tabular, labelled, tables_html
 from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError, short
@@ -29,7 +29,7 @@ from transformers_agci.experiments.position.metrics import (
 )
 from transformers_agci.experiments.position.results import ProbeResult, read_answer, read_letter
 from transformers_agci.report.table import ABSENT, NUMBER, PERCENT, Table, p_value
-from transformers_agci.statistics.evenness import signed_root
+from transformers_agci.statistics.evenness import MARGIN_UNIT, signed_root
 from transformers_agci.storage import manifest
 
 if TYPE_CHECKING:
@@ -71,10 +71,12 @@ class ProbeStatistics(Shown, Metrics):
         """All tables, as `agci metrics` prints them."""
         return metrics_text(self)
 
+    @checked
     def maps(self, title: str = "", vmin: float | None = None, vmax: float | None = None) -> "Figure":
         """The maps on one scale, of two results also their difference; `vmin` and `vmax` end the scale, in percent."""
         return metrics_figure(self, title, Limits(vmin, vmax))
 
+    @checked
     def write_json(self, path: str | Path) -> None:
         """All numbers to a file."""
         write_json(self, path)
@@ -98,18 +100,22 @@ class ProbeEvidence(Shown, Evidence):
         """All tables, as `agci evidence` prints them."""
         return evidence_report.evidence_text(self, self.controls)
 
+    @checked
     def figure(self, title: str = "") -> "Figure":
         """The forest plot: a line per result, each measure with its interval, and each result against the first."""
         return evidence_report.evidence_figure(self, title)
 
+    @checked
     def curve(self, title: str = "") -> "Figure":
         """The same measures over lambda. InputError where the results are not of one method at different lambdas."""
         return curve_figure(self, lambdas_of_files(self.files), title)
 
+    @checked
     def maps(self, title: str = "", vmin: float | None = None, vmax: float | None = None) -> "Figure":
         """The maps of all results on one scale; `vmin` and `vmax` end it, in percent."""
         return probe_figure([row.report for row in self.results], None, title, limits=Limits(vmin, vmax))
 
+    @checked
     def write_json(self, path: str | Path) -> None:
         """All numbers to a file."""
         evidence = Evidence(**{each.name: getattr(self, each.name) for each in fields(Evidence)})
@@ -167,16 +173,19 @@ class ProbeRun(Tabular):
         pairs = zip(self.results, zip(self.files, apart, strict=True), strict=True)
         return [(result, path) for result, paths in pairs for path in paths if path is not None]
 
+    @checked
     def statistics(self, draws: int = DRAWS, seed: int = 0) -> ProbeStatistics:
         """Accuracy, evenness, signal detection; of two results also their paired difference. `draws` permutations."""
         return ProbeStatistics(**vars(evaluate(self.results, self._controls(), _resampling(draws, seed))))
 
+    @checked
     def evidence(self, margin: float | None = None, draws: int = DRAWS, seed: int = 0) -> ProbeEvidence:
         """Several results against the first; `margin`: balanced accuracies that differ by less (0..1) are equal."""
         equal_within = None if margin is None else share("margin", margin)
         found = gather(self.results, equal_within, _resampling(draws, seed))
         return ProbeEvidence(**vars(found), controls=self._controls(), files=self.files)
 
+    @checked
     def figure(
         self, title: str = "", draws: int = DRAWS, vmin: float | None = None, vmax: float | None = None
     ) -> "Figure":
@@ -187,6 +196,10 @@ class ProbeRun(Tabular):
         return load_controls(*(self.control_files.get(name, ()) for name in ("text_only", "blank_image")))
 
     def __add__(self, other: "ProbeRun") -> "ProbeRun":
+        if not isinstance(other, ProbeRun):
+            raise InputError(
+                f"Runs are joined with runs, but one is {short(other)}: files are read by read_probe(file)."
+            )
         files = {name: [*self.control_files.get(name, ()), *paths] for name, paths in other.control_files.items()}
         both = (self, other)
         apart, named = any(run.negatives for run in both), any(run.labels for run in both)
@@ -199,6 +212,10 @@ class ProbeRun(Tabular):
             sum((run.negatives or (None,) * len(run) for run in both), ()) if apart else (),
             tuple(result.label for run in both for result in run.results) if named else (),
         )
+
+    def __radd__(self, other: Any) -> "ProbeRun":
+        """For `sum`, which begins with 0."""
+        return self if isinstance(other, int) and other == 0 else self + other
 
     def __getitem__(self, place: slice | int) -> "ProbeRun":
         def of(whole: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -218,6 +235,7 @@ class ProbeRun(Tabular):
         return tables_html([_levels(self.statistics())], self.log[-1:] if self.exit_code else ())
 
 
+@checked
 def read_probe(
     *files: str | Path | Sequence[str | Path],
     negatives_file: Sequence[str | Path] | str | Path = (),
@@ -252,9 +270,9 @@ def read_probe(
     )
 
 
-def as_results(given: "ProbeRun | str | Path | Sequence[str | Path]") -> ProbeRun:
-    """A run as it is; result files as `read_probe` reads them."""
-    return given if isinstance(given, ProbeRun) else read_probe(given)
+def as_results(name: str, given: "ProbeRun | str | Path | Sequence[str | Path]") -> ProbeRun:
+    """A run as it is; result files as `read_probe` reads them; InputError names the argument that is neither."""
+    return given if isinstance(given, ProbeRun) else ProbeRun(0, (), _paths(name, given))
 
 
 def _paths(name: str, given: Any) -> tuple[Path, ...]:
@@ -299,7 +317,7 @@ def _levels(found: Metrics) -> Table:
         "choices %" if any(report.choice for report in found.results) else "Yes rows %",
         "No rows %",
         "balanced %",
-        "sd of margins over cells",
+        f"sd of margins over cells, in {MARGIN_UNIT}",
         "position effect, p",
     ]
     return Table("95 % intervals over items", header, rows)

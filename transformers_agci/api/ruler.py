@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.api.arguments import check_kinds, whole_number
+from transformers_agci.api.arguments import checked, whole_number
 from transformers_agci.api.folders import place_of
 from transformers_agci.api.rows import Shown, Tabular, tables_html
 from transformers_agci.experiments.defaults import RULER_ITEMS, RULER_POOL, RULER_SETS
@@ -52,6 +52,7 @@ class RulerCalibration(Shown, CalibrationReport):
         return tables_html([Table("", ["criterion", "stated", "found", ""], rows)])
 
 
+@checked
 def ruler(
     items: int = RULER_ITEMS,
     *,
@@ -72,7 +73,6 @@ def ruler(
     >>> found.to_pandas()[["beta", "arm"]].shape
     (29, 2)
     """
-    check_kinds(ruler, locals())
     place = place_of(folder)
     count = whole_number("items", items, FEWEST_ITEMS)
     options = RulerOptions(
@@ -86,6 +86,7 @@ def ruler(
     return replace(run_ruler(options), _kept=place.kept)
 
 
+@checked
 def ruler_calibration(
     items: int = RULER_ITEMS,
     *,
@@ -104,7 +105,6 @@ def ruler_calibration(
     >>> [each.name for each in found.criteria][:2], len(found.sets)
     (['size of the test', 'size of the verdict'], 2)
     """
-    check_kinds(ruler_calibration, locals())
     place = place_of(folder)
     options = RulerOptions(
         place.folder,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers_agci.api.arguments import (
-    check_kinds,
+    checked,
     maybe_whole,
     needed_data,
     place_of_lambda,
@@ -78,11 +78,13 @@ class SimilarityRun(Tabular):
         """All result rows with their lambda."""
         return rows_of_files(self.lambdas, self.files)
 
+    @checked
     def statistics(self, lam: float | None = None, draws: int = DRAWS, seed: int = 0) -> SimilarityStatistics:
         """The numbers at one lambda, the first where none is named."""
         table = read_similarities(self.files[place_of_lambda(self.lambdas, lam)])
         return SimilarityStatistics(**vars(measure(table, whole_number("draws", draws), whole_number("seed", seed, 0))))
 
+    @checked
     def figure(self, lam: float | None = None, title: str = "") -> "Figure":
         """Two maps: on the whole range, and the differences between positions on their own scale."""
         return similarity_figure(self.statistics(lam), title)
@@ -91,6 +93,7 @@ class SimilarityRun(Tabular):
         return "".join(self.statistics(lam)._repr_html_() for lam in self.lambdas)
 
 
+@checked
 def similarity(
     model: Model = EMBEDDED,
     data: ProbeData | None = None,
@@ -114,7 +117,6 @@ def similarity(
     >>> run.to_pandas().shape[0], run.statistics().items
     (18, 2)
     """
-    check_kinds(similarity, locals())
     place, lines = place_of(folder), list[str]()
     wanted = some_lambdas(lambdas)
     files = output_paths(place.folder / "similarity.jsonl", wanted)

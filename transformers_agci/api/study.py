@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.api.arguments import check_kinds, whole_number
+from transformers_agci.api.arguments import checked, whole_number
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.rows import Shown, tables_html
 from transformers_agci.experiments.defaults import STUDY_ITEMS, STUDY_SEEDS, STUDY_STEPS
@@ -25,6 +25,7 @@ class StudyRun(Shown, StudyReport):
         return tables_html([self.levels, self.differences], [self.main_difference])
 
 
+@checked
 def study(
     seeds: int = STUDY_SEEDS,
     steps: int = STUDY_STEPS,
@@ -42,7 +43,6 @@ def study(
     >>> len(found.levels.rows), list(found.changes)[0]
     (6, 'lambda in training (mean of both evaluations)')
     """
-    check_kinds(study, locals())
     place, lines = place_of(folder), list[str]()
     numbers = (whole_number(name, given) for name, given in (("seeds", seeds), ("steps", steps), ("items", items)))
     return replace(run_study(Study(place.folder, *numbers), quiet(lines)), log=tuple(lines), _kept=place.kept)

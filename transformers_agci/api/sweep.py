@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from transformers_agci.api.arguments import check_kinds, share
+from transformers_agci.api.arguments import checked, share
 from transformers_agci.api.results import ProbeRun, as_results
 from transformers_agci.api.rows import Shown, tables_html
 from transformers_agci.errors import InputError
@@ -36,6 +36,7 @@ class ChosenLambda(Shown):
         """What `agci sweep` prints."""
         return sweep_report.sweep_text(self.found)
 
+    @checked
     def write_json(self, path: str | Path) -> None:
         """All numbers to a file, and the split and the hashes of what was read to the manifest beside it."""
         sweep_report.write_sweep(self.found, path, self.sources)
@@ -57,6 +58,7 @@ class Plan(Shown, ItemPlan):
         return tables_html([self.table], [self.source])
 
 
+@checked
 def sweep(
     results: Results,
     held_out: Results = (),
@@ -89,10 +91,9 @@ def sweep(
     >>> found.chosen, found.found.pair.items
     ('method', 37)
     """
-    check_kinds(sweep, locals())
     if choose_by not in get_args(Choice):
         raise InputError(f"`choose_by` must be one of {', '.join(get_args(Choice))}, but is {choose_by!r}.")
-    run, apart = as_results(results), as_results(held_out)
+    run, apart = as_results("results", results), as_results("held_out", held_out)
     if nested and apart.files:
         raise InputError("`nested` reports on the items of `results`; omit it or `held_out`.")
     found: Sweep | NestedSweep
@@ -110,6 +111,7 @@ def sweep(
     return ChosenLambda(found, sources)
 
 
+@checked
 def plan(pilot: Results, difference: float) -> Plan:
     """How many items show an effect of `difference` points, at a power of 80, 90 and 95 %, from a pilot's variances.
 
@@ -123,11 +125,10 @@ def plan(pilot: Results, difference: float) -> Plan:
     >>> found.pilot_items, [each.power for each in found.effects[0].plans]
     (4, [0.8, 0.9, 0.95])
     """
-    check_kinds(plan, locals())
     points = float(difference)
     if not 0 < points < 100:
         raise InputError(f"`difference` must lie between 0 and 100 points, but is {difference!r}.")
-    run = as_results(pilot)
+    run = as_results("pilot", pilot)
     if len(run) not in (1, 2):
         raise InputError(f"`pilot` must be one result, or two (baseline, then the method), but is {len(run)} results.")
     return Plan(**vars(plan_items(run.results, points / 100)))

@@ -10,7 +10,8 @@ hub id). OUTPUT appears when everything is done.
 
 import argparse
 
-from transformers_agci.commands.options import DTYPES, path
+from transformers_agci.commands.options import path
+from transformers_agci.inference.load import DTYPES
 
 SHOWN = 12  # lines about what was not used
 

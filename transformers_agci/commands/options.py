@@ -15,6 +15,7 @@ from transformers_agci.commands.parser import STDOUT
 from transformers_agci.embedded.location import EMBEDDED, MODEL_TYPE, embedded_model_path
 from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.defaults import DRAWS, RESAMPLES
+from transformers_agci.inference.load import DTYPES
 from transformers_agci.method.lam import parse_lambda
 from transformers_agci.method.names import CONTROLS, SEEDED
 from transformers_agci.method.rivals import RIVALS
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from transformers_agci.inference.load import LoadOptions
     from transformers_agci.inference.runner import RunOptions
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 # --- types ------------------------------------------------------------------------------------------------------------

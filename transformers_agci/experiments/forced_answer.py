@@ -17,7 +17,7 @@ from transformers_agci.inference.answer import Answerer
 from transformers_agci.inference.host_values import crossing
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prepare import TEXT_KEYS, RawPixels, to_device
-from transformers_agci.inference.prompt import chat_text, tokenize
+from transformers_agci.inference.prompt import chat_text, refusal_named, tokenize
 from transformers_agci.inference.questions import Question
 
 
@@ -46,7 +46,8 @@ class ForcedAnswer:
     def inputs(self, images: Sequence[Any]) -> dict[str, torch.Tensor]:
         """The processor's tensors for the prompt about each of these images, on the CPU."""
         processor = self.loaded.processor if self.raw is None else self.raw.processor
-        return tokenize(processor, [self.prompt] * len(images), [[image] for image in images])
+        with refusal_named(self.where):
+            return tokenize(processor, [self.prompt] * len(images), [[image] for image in images])
 
     def on_device(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The inputs as the model takes them."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 from transformers_agci.families import deepseek, gemma, grids, internvl, llava, minicpm, qwen, refused, tiles
 from transformers_agci.families.declaration import Family, ForwardCall, Lacks, RefusedFamily, require
 
@@ -87,6 +87,8 @@ def find_vlm(model: "nn.Module") -> "nn.Module":
     Raises:
         InputError: no such module, two of them, or one of a family that is not in the table.
     """
+    if not hasattr(model, "modules"):
+        raise InputError(f"AGCI is put on a model of transformers that is in memory, but was given {short(model)}.")
     found = [module for module in model.modules() if is_vlm(module)]
     known = [vlm for vlm in found if _model_type(vlm) in SUPPORTED_FAMILIES]
     if len(known) == 1:

@@ -13,6 +13,7 @@ from transformers_agci.inference.process_group import local_rank, rank_and_size,
 from transformers_agci.inference.quick import ALL, chosen, recorded
 from transformers_agci.method.lam import LAMBDA_KEY
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 VISION = ("auto", "stock")  # see vision_tower.py
 
 
@@ -69,6 +70,8 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
     one_thread_on_cpu()
     if options.vision not in VISION:
         raise InputError(f"`vision` must be {' or '.join(VISION)}, but is {options.vision!r}.")
+    if options.dtype not in DTYPES:
+        raise InputError(f"`dtype` must be one of {', '.join(DTYPES)}, but is {options.dtype!r}.")
     quick = chosen(options.kernels)
     from transformers_agci.families import SUPPORTED_FAMILIES, family_of, find_vlm, image_token_id
     from transformers_agci.inference import checkpoint_files

@@ -145,11 +145,10 @@ def _refusal(
 ) -> str | None:
     """Why this question cannot be asked even by itself, or None."""
     try:
-        _call([questions[number]], opened, processor)
+        with prompt.refusal_named(questions[number].where):
+            _call([questions[number]], opened, processor)
     except InputError as error:
         return str(error)
-    except Exception as error:
-        return f"{questions[number].where}: the processor refuses this row ({' '.join(str(error).split())[:300]})."
     return None
 
 

@@ -1,13 +1,14 @@
 """One user turn in the model's own chat template, and a batch of them as tensors."""
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, error_line
 from transformers_agci.inference.questions import ANSWER_WORDS, Question
 
 IMAGE_MARK = "<image>"
@@ -58,6 +59,20 @@ def tokenize(processor: Any, prompts: Sequence[str], images: Sequence[Sequence[I
     nested = [list(of_prompt) for of_prompt in images]
     given = {"images": nested} if any(nested) else {}
     return dict(processor(text=list(prompts), padding=True, return_tensors="pt", **given))
+
+
+@contextlib.contextmanager
+def refusal_named(where: str) -> Iterator[None]:
+    """Whatever a processor raises about the image or text of `where` becomes an InputError: they raise what they like.
+
+    Such as Qwen's about an image that is 200 times as wide as it is high.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{where}: the processor refuses this image or text ({error_line(error)}).") from error
 
 
 class _Recorded:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 import torch
 from torch.nn.functional import cosine_similarity
 
+from transformers_agci.errors import InputError, short
 from transformers_agci.method.lam import validate_lambda
 
 EPS = 1e-8  # lower bound of the norms in the cosine, as in the published code
@@ -129,6 +130,8 @@ def _inject(
     context: torch.Tensor | None,
 ) -> torch.Tensor:
     lam = validate_lambda(lam, "lam")
+    if not isinstance(tokens, torch.Tensor):
+        raise InputError(f"tokens must be a tensor [N, D], the tokens of one image, but are {short(tokens)}.")
     if tokens.ndim != 2 or tokens.shape[0] == 0 or not tokens.is_floating_point():
         raise ValueError(
             f"tokens must be [N, D] floating point with N >= 1, the tokens of one image, but they are "

@@ -54,6 +54,12 @@ class Style(NamedTuple):
         style = self._telling_apart(value)
         return f"{style.value(value.estimate)} {style.bounds(value)}"
 
+    def with_unit(self, value: "Estimate | None", unit: str) -> str:
+        """ "91.2 [89.0, 93.1] %"; without bounds "91.2 % [no interval]"."""
+        text = self.write(value)
+        number, _, missing = text.partition(" [no")
+        return f"{number} {unit} [no{missing}" if missing else f"{text} {unit}"
+
     def bounds(self, value: "Estimate") -> str:
         """ "[89.0, 93.1]"; "-" without bounds."""
         if not (math.isfinite(value.low) and math.isfinite(value.high)):
@@ -64,9 +70,13 @@ class Style(NamedTuple):
     def _telling_apart(self, value: "Estimate") -> "Style":
         """This style with as many digits as tell the bounds apart."""
         style = self
-        while style.digits < MOST_DIGITS and style.value(value.low) == style.value(value.high):
+        while style.digits < MOST_DIGITS and style._looks(value.low) == style._looks(value.high):
             style = style._replace(digits=style.digits + 1)
         return style
+
+    def _looks(self, number: float) -> str:
+        """As it is written, but no "+" before a zero: that alone tells no two bounds apart."""
+        return self._replace(signed=False).value(number)
 
 
 PERCENT = Style(100, 1)

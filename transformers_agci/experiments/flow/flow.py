@@ -21,7 +21,7 @@ from transformers_agci.inference.answer import Answerer
 from transformers_agci.inference.host_values import host_values
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prepare import to_device
-from transformers_agci.inference.prompt import chat_text, tokenize
+from transformers_agci.inference.prompt import chat_text, refusal_named, tokenize
 from transformers_agci.inference.questions import Question, up_to
 from transformers_agci.method.attach import agci
 from transformers_agci.method.lam import lambda_text
@@ -76,7 +76,8 @@ def measure_flow(
         require(loaded.family, capability, getattr(loaded.family, capability))
     chosen = parse_layers(layers, layer_count(loaded.model))
     image = question.images[0].open()
-    prompt = tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[image]])
+    with refusal_named(question.where):
+        prompt = tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[image]])
     columns = _image_columns(prompt["input_ids"][0], image_token_id(find_vlm(loaded.model).config), question.where)
     grid = prompt["image_grid_thw"][0].tolist() if "image_grid_thw" in prompt else None
     layout = token_layout(

@@ -212,7 +212,7 @@ def scales(of_source: list[FlowMaps]) -> tuple[Scale, Scale]:
 
 def _places(maps: FlowMaps) -> list[PlaceMap]:
     return [
-        PlaceMap(mean, _name(k), f"on target {PERCENT.write(share)} %, n = {share.n}", _box(k))
+        PlaceMap(mean, _name(k), f"on target {PERCENT.with_unit(share, '%')}, n = {share.n}", _box(k))
         for k, (mean, share) in enumerate(zip(maps.means, maps.shares.cells, strict=True))
     ]
 
@@ -220,7 +220,7 @@ def _places(maps: FlowMaps) -> list[PlaceMap]:
 def _changed_places(maps: FlowMaps) -> list[PlaceMap]:
     assert maps.change is not None and maps.mean_changes is not None
     return [
-        PlaceMap(mean, _name(k), f"on target {POINTS.write(change)} points, n = {change.n}", _box(k))
+        PlaceMap(mean, _name(k), f"on target {POINTS.with_unit(change, 'points')}, n = {change.n}", _box(k))
         for k, (mean, change) in enumerate(zip(maps.mean_changes, maps.change.cells, strict=True))
     ]
 
@@ -236,7 +236,7 @@ def _box(cell: int) -> Box:
 def _footnote(maps: FlowMaps) -> str:
     overall = maps.shares.overall
     return (
-        f"outlined: the target's cell; flow on it {PERCENT.write(overall)} % of the image's (a ninth: 11.1 %)\n"
+        f"outlined: the target's cell; flow on it {PERCENT.with_unit(overall, '%')} of the image's (a ninth: 11.1 %)\n"
         f"n = {overall.n}, 95 % intervals over items; all lambdas on one scale"
     )
 
@@ -245,6 +245,6 @@ def _change_footnote(maps: FlowMaps) -> str:
     assert maps.change is not None
     overall = maps.change.overall
     return (
-        f"outlined: the target's cell; flow on it changes by {POINTS.write(overall)} points\n"
+        f"outlined: the target's cell; flow on it changes by {POINTS.with_unit(overall, 'points')}\n"
         f"n = {overall.n}, 95 % intervals paired over items"
     )

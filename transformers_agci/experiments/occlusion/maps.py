@@ -122,7 +122,7 @@ def panel_figure(maps: OcclusionMaps, title: str = "") -> "Figure":
     """The nine mean maps on one scale."""
     places = [_place(maps, k) for k in range(len(POSITIONS))]
     said = (
-        f"outlined: the target's cell; share of the map inside it {PERCENT.write(maps.overall)} % "
+        f"outlined: the target's cell; share of the map inside it {PERCENT.with_unit(maps.overall, '%')} "
         f"(area {100 * np.mean(maps.areas):.1f} %), {counted(maps.overall.n, 'image')}, 95 % intervals over items"
     )
     return map_grid_figure(places, common_scale(maps.means, LABEL), title, said)
@@ -132,5 +132,5 @@ def _place(maps: OcclusionMaps, k: int) -> PlaceMap:
     raster, share = maps.raster, maps.shares[k]
     box = target_box(k, raster.width, raster.height)
     fractions = (box.left / raster.width, box.top / raster.height, box.right / raster.width, box.bottom / raster.height)
-    note = f"on target {PERCENT.write(share)} %, n = {maps.counts[k]}"
+    note = f"on target {PERCENT.with_unit(share, '%')}, n = {maps.counts[k]}"
     return PlaceMap(maps.means[k], POSITIONS[k].replace("_", " "), note, fractions)

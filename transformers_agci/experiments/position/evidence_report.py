@@ -94,6 +94,7 @@ def _levels(results: Sequence[ResultEvidence]) -> Table:
         return p_value(min(1.0, len(tests) * min(test.p for test in tests))) if tests else ABSENT
 
     choice, measure = results[0].report.choice, "margins" if of_margins else "answers"
+    rows = "cells" if choice else "Yes rows"
     columns: list[Column] = [
         ("right %" if choice else "Yes %", lambda row: PERCENT.write(row.report.yes and row.report.yes.accuracy)),
         ("No %", lambda row: PERCENT.write(row.report.no and row.report.no.accuracy)),
@@ -102,8 +103,8 @@ def _levels(results: Sequence[ResultEvidence]) -> Table:
         (f"position effect on {measure}, p", p),
         (f"Hotelling's T^2, {measure}, p", hotelling),
         ("failures by position, p", failures),
-        ("all cells right %", lambda row: PERCENT.write(row.consistency and row.consistency.all_right)),
-        ("all cells alike %", lambda row: PERCENT.write(row.consistency and row.consistency.all_alike)),
+        (f"all {rows} right, % of items", lambda row: PERCENT.write(row.consistency and row.consistency.all_right)),
+        (f"all {rows} alike, % of items", lambda row: PERCENT.write(row.consistency and row.consistency.all_alike)),
     ]
     return _table("result", [(row.report.label, row) for row in results], columns)
 

@@ -88,9 +88,12 @@ def sweep(results: Sequence[ProbeResult], choice: Choice = CHOOSE_BY, dev_share:
 def sweep_apart(dev: Sequence[ProbeResult], held_out: Sequence[ProbeResult], choice: Choice = CHOOSE_BY) -> Sweep:
     """The same with results of two data sets; InputError where they share captions."""
     _check(dev)
-    _check(held_out)
     if len(dev) != len(held_out):
-        raise InputError(f"There are {len(dev)} results to choose from, but {len(held_out)} held-out ones; give pairs.")
+        raise InputError(
+            f"`held_out` has {counted(len(held_out), 'result')}, but there are {len(dev)} to choose from; give one on "
+            "the held-out items for each, in the same order."
+        )
+    _check(held_out)
     shared = set.intersection(*({_plain(caption) for caption in of[0].captions} - {""} for of in (dev, held_out)))
     if shared:
         raise InputError(

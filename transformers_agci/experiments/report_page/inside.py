@@ -71,9 +71,9 @@ def _add_occlusion(inside: Inside, folder: Path) -> None:
     maps = occlusion_maps.aggregate(found.maps)
     means = [None if mean is None else _coarse(mean) for mean in maps.means]
     scale = common_scale(means, occlusion_maps.LABEL)
-    notes = [f"on target {PERCENT.write(share)} %, n = {share.n}" for share in maps.shares]
+    notes = [f"on target {PERCENT.with_unit(share, '%')}, n = {share.n}" for share in maps.shares]
     said = (
-        f"Share of the map on the target's cell: {PERCENT.write(maps.overall)} % (its area: "
+        f"Share of the map on the target's cell: {PERCENT.with_unit(maps.overall, '%')} (its area: "
         f"{100 * np.mean(maps.areas):.1f} %), n = {maps.overall.n}; folder {folder.name}."
     )
     inside.grids.append(_grid(f"{label}: mean map by the target's position", means, notes, scale, said))
@@ -110,19 +110,18 @@ def _add_flow(inside: Inside, folder: Path) -> None:
 
 
 def _flow_grid(maps: FlowMaps, scale: Scale) -> ImageGrid:
-    notes = [f"on target {PERCENT.write(share)} %, n = {share.n}" for share in maps.shares.cells]
+    notes = [f"on target {PERCENT.with_unit(share, '%')}, n = {share.n}" for share in maps.shares.cells]
     said = (
-        f"Flow on the target's cell: {PERCENT.write(maps.shares.overall)} % of the image's (a ninth: 11.1 %), "
+        f"Flow on the target's cell: {PERCENT.with_unit(maps.shares.overall, '%')} of the image's (a ninth: 11.1 %), "
         f"n = {maps.shares.overall.n}. All lambdas of a source share one scale."
     )
     return _grid(f"flow from {maps.source}, lambda {lambda_text(maps.lam)}", maps.means, notes, scale, said)
 
 
 def _change_grid(maps: FlowMaps, change: Measured, means: Maps, scale: Scale, first: float) -> ImageGrid:
-    notes = [f"on target {POINTS.write(cell)} points, n = {cell.n}" for cell in change.cells]
-    said = (
-        f"Flow on the target's cell changes by {POINTS.write(change.overall)} points, n = {change.overall.n}, paired."
-    )
+    notes = [f"on target {POINTS.with_unit(cell, 'points')}, n = {cell.n}" for cell in change.cells]
+    moved = POINTS.with_unit(change.overall, "points")
+    said = f"Flow on the target's cell changes by {moved}, n = {change.overall.n}, paired."
     lambdas = f"lambda {lambda_text(maps.lam)} minus {lambda_text(first)}"
     return _grid(f"flow from {maps.source}, {lambdas}", means, notes, scale, said)
 

@@ -35,7 +35,7 @@ def verdicts(evidence: Evidence) -> list[str]:
 
 def _alone(report: ResultReport) -> str:
     sides = [(rows_called(word, report.choice), side) for name, word in SIDES if (side := getattr(report, name))]
-    rates = " and ".join(f"{PERCENT.write(side.accuracy)} % of {called}" for called, side in sides)
+    rates = " and ".join(f"{PERCENT.with_unit(side.accuracy, '%')} of {called}" for called, side in sides)
     return f"On {report.items} items {report.label} answers {rates} rightly; {_positions(*sides[0])}."
 
 

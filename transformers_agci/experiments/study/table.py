@@ -150,7 +150,8 @@ class StudyReport:
             ForestPanel(name, [row[k] for row in self.changes.values()], zero=True) for k, name in enumerate(names)
         ]
         note = f"{counted(self.seeds, 'seed')} x {self.items} items; lines: 95 % intervals over seeds and items"
-        return forest_figure(panels, [*self.changes], "What lambda does in training and in evaluation", note)
+        names_drawn = [name.replace(" - ", " − ") for name in self.changes]
+        return forest_figure(panels, names_drawn, "What lambda does in training and in evaluation", note)
 
 
 def study_report(study: Study) -> StudyReport:
