@@ -9,7 +9,7 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,7 @@ LOG_AT = (5.0, 15.0, 30.0, 60.0)  # seconds of the first lines in a log file; th
 LISTED = 20  # skipped rows that the summary names
 
 Say = Callable[[str], None]  # takes the lines that a user reads while the work goes on
+Tick = Callable[[int, int], None]  # takes how many are done, and how many there are
 
 
 class Progress:
@@ -68,6 +69,23 @@ class Progress:
             self._bar.close()
         elif self._log is not None:
             self._log.close(self.done)
+
+
+@contextlib.contextmanager
+def ticking(unit: str, shown: bool = True) -> Iterator[Tick]:
+    """A bar for work that says itself how far it is; it appears with the first call of what is yielded."""
+    bar: Progress | None = None
+
+    def tick(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or Progress(total - done + 1, shown, unit)
+        bar.add(1)
+
+    try:
+        yield tick
+    finally:
+        if bar:
+            bar.close()
 
 
 class _LogLines:

@@ -10,11 +10,10 @@ from transformers_agci.data.sharegpt import Conversation, DatasetEntry, read_ent
 from transformers_agci.errors import InputError, counted
 from transformers_agci.families.training_support import Template
 from transformers_agci.inference.checkpoint_files import check_weights, model_folder, read_config
+from transformers_agci.inference.progress import Tick
 from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
 from transformers_agci.training.encoding import template_for
 from transformers_agci.training.recipe_keys import Recipe, TrainRecipe
-
-Tick = Callable[[int, int], None]  # images or rows checked, how many in all
 
 
 @dataclass

@@ -1,8 +1,7 @@
 """From a recipe to what the first step needs: checked rows, the model, tokens and pixels."""
 
-import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,28 +9,30 @@ import torch
 from transformers_agci.errors import InputError
 from transformers_agci.families import decoder_of, family_of, find_vlm, require
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
-from transformers_agci.inference.progress import Progress
+from transformers_agci.inference.progress import ticking
 from transformers_agci.method import autoload
 from transformers_agci.training.batches import Bounds, ImageInputs
-from transformers_agci.training.checks import CheckReport, Tick, Training, check_lengths, check_training
+from transformers_agci.training.checks import CheckReport, Training, check_lengths, check_training
 from transformers_agci.training.encoding import Encoder
 from transformers_agci.training.merge import check_merge
 from transformers_agci.training.recipe_keys import ATTENTION, MergeRecipe, TrainRecipe
 
 
-def validate_training(recipe: TrainRecipe, report: CheckReport, images: bool = True) -> Training:
+def validate_training(recipe: TrainRecipe, report: CheckReport, images: bool = True, progress: bool = True) -> Training:
     """`check_training` with its images on a bar."""
-    with _bar("image") as tick:
+    with ticking("image", progress) as tick:
         return check_training(recipe, report, tick, images)
 
 
-def validate_lengths(training: Training, encoder: Encoder, inputs: ImageInputs, report: CheckReport) -> int:
+def validate_lengths(
+    training: Training, encoder: Encoder, inputs: ImageInputs, report: CheckReport, progress: bool = True
+) -> int:
     """`check_lengths` with its rows on a bar."""
-    with _bar("row") as tick:
+    with ticking("row", progress) as tick:
         return check_lengths(training, encoder, inputs, report, tick)
 
 
-def check_recipe(recipe: TrainRecipe | MergeRecipe) -> CheckReport:
+def check_recipe(recipe: TrainRecipe | MergeRecipe, progress: bool = True) -> CheckReport:
     """Everything that can be known about a training or merging recipe before its first step."""
     report = CheckReport()
     report.notes += [f"only LLaMA-Factory can tell: {line}" for line in recipe.unsupported]
@@ -39,7 +40,7 @@ def check_recipe(recipe: TrainRecipe | MergeRecipe) -> CheckReport:
         if isinstance(recipe, MergeRecipe):
             _check_merging(recipe, report)
         else:
-            _check_training(recipe, report)
+            _check_training(recipe, report, progress)
     except InputError as error:
         report.errors.append(str(error))
     return report
@@ -52,34 +53,17 @@ def _check_merging(recipe: MergeRecipe, report: CheckReport) -> None:
     )
 
 
-def _check_training(recipe: TrainRecipe, report: CheckReport) -> None:
-    training = validate_training(recipe, report)
+def _check_training(recipe: TrainRecipe, report: CheckReport, progress: bool) -> None:
+    training = validate_training(recipe, report, progress=progress)
     loaded = load_model(recipe, weights=False)
     layers = target_layers(loaded.model, recipe.lora_target)
     encoder, inputs = inputs_of(recipe, training, loaded)
-    cut = validate_lengths(training, encoder, inputs, report)
+    cut = validate_lengths(training, encoder, inputs, report, progress)
     data = training.data
     report.notes.append(f"{len(layers)} linear layers of the language model get an adapter.")
     report.notes.append(
         f"{len(data.conversations)} rows, {len(data.sizes)} images; {cut} rows are cut to cutoff_len {encoder.cutoff}."
     )
-
-
-@contextlib.contextmanager
-def _bar(unit: str) -> Iterator[Tick]:
-    """A bar that appears with the first call of what is yielded."""
-    bar: Progress | None = None
-
-    def tick(done: int, total: int) -> None:
-        nonlocal bar
-        bar = bar or Progress(total, unit=unit)
-        bar.add(1)
-
-    try:
-        yield tick
-    finally:
-        if bar:
-            bar.close()
 
 
 def load_model(recipe: TrainRecipe, weights: bool = True) -> LoadedModel:

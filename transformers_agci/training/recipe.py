@@ -25,9 +25,15 @@ def read_recipe(path: Path | str, changes: Sequence[str] = ()) -> TrainRecipe | 
 
     Raises InputError for a file that is missing or not YAML, and for a value of the wrong kind.
     """
-    source = recipe_path(Path(path))
-    found = _read_yaml(source) | dict(_parse_change(word) for word in changes)
-    return parse_recipe(found, source.name)
+    return changed_recipe(path, dict(_parse_change(word) for word in changes))
+
+
+def changed_recipe(given: Path | str | Mapping[str, Any], changes: Mapping[str, Any]) -> TrainRecipe | MergeRecipe:
+    """The recipe of a file, or that a mapping of keys spells, with some of its values replaced."""
+    if isinstance(given, Mapping):
+        return parse_recipe({**given, **changes}, "the recipe")
+    source = recipe_path(Path(given))
+    return parse_recipe({**_read_yaml(source), **changes}, source.name)
 
 
 def recipe_path(path: Path) -> Path:

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.families import Lacks, require
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.process_group import is_main_process, started_by_torchrun
-from transformers_agci.inference.progress import Progress
+from transformers_agci.inference.progress import Progress, Say
 from transformers_agci.method import autoload
 from transformers_agci.method.handle import current_handle
 from transformers_agci.storage import manifest
@@ -26,8 +26,6 @@ from transformers_agci.training.batches import Collator, Examples, wants_image_m
 from transformers_agci.training.checks import CheckReport, Training
 from transformers_agci.training.prepare import inputs_of, load_model, validate_lengths, validate_training, with_lora
 from transformers_agci.training.recipe_keys import TrainerKeys, TrainRecipe
-
-Say = Callable[[str], None]
 
 TORCH_UNWRITTEN = ("PytorchStreamWriter", "iostream error")  # what torch.save says on a full disk
 
@@ -50,31 +48,44 @@ NOT_COMPARED = {
 }
 
 
-def train(recipe: TrainRecipe, say: Say = print) -> Path:
+def train(recipe: TrainRecipe, say: Say = print, progress: bool = True) -> Path:
     """Train the recipe's adapter, or go on with it; returns its folder.
 
-    `say` prints what a user should know; under torchrun only the first process speaks.
+    `say` prints what a user should know; under torchrun only the first process speaks. Without `progress` neither bars
+    nor losses are shown.
     Raises InputError for everything that can be known before the first step.
     """
-    with outputs.held(Path(recipe.output_dir)) if is_main_process() else contextlib.nullcontext():
-        return _train(recipe, say)
+    with outputs.held(Path(recipe.output_dir)) if is_main_process() else contextlib.nullcontext(), _own_bars(progress):
+        return _train(recipe, say, progress)
 
 
-def _train(recipe: TrainRecipe, say: Say) -> Path:
+@contextlib.contextmanager
+def _own_bars(progress: bool) -> Iterator[None]:
+    """Without transformers' bars where ours, which fits into a log file, stands for them, or none is wanted."""
+    bars = transformers.utils.logging
+    quiet = bars.is_progress_bar_enabled() and not (progress and sys.stderr is not None and sys.stderr.isatty())
+    if quiet:
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet:
+            bars.enable_progress_bar()
+
+
+def _train(recipe: TrainRecipe, say: Say, progress: bool) -> Path:
     recipe.check_supported()
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()  # our own bar fits into a log file
     is_main = is_main_process()
     speak: Say = say if is_main else lambda text: None
     for line in recipe.ignored:
         speak(line)
     arguments = training_arguments(recipe)
-    training = _validated(recipe, is_main, speak)
+    training = _validated(recipe, is_main, speak, progress)
     loaded = load_model(recipe)
     encoder, inputs = inputs_of(recipe, training, loaded)
     if is_main:
         report = CheckReport()
-        cut = validate_lengths(training, encoder, inputs, report)
+        cut = validate_lengths(training, encoder, inputs, report, progress)
         report.check()
         speak(f"{len(training.data.conversations)} rows; {cut} of them are cut to cutoff_len {encoder.cutoff}.")
     lam = lambda_of(loaded)
@@ -90,14 +101,14 @@ def _train(recipe: TrainRecipe, say: Say) -> Path:
         return folder
     speak(f"{loaded.family.name}, lambda {lam:g}: AGCI is {'on' if lam else 'off'} in this training.")
     examples = Examples(training.data.conversations, encoder, inputs, training.data.root)
-    _fit(recipe, loaded, examples, arguments, resume=resume, speak=speak)
+    _fit(recipe, loaded, examples, arguments, resume=resume, speak=speak, progress=progress)
     speak(f"The adapter is in {folder}.")
     return folder
 
 
-def _validated(recipe: TrainRecipe, is_main: bool, speak: Say) -> Training:
+def _validated(recipe: TrainRecipe, is_main: bool, speak: Say, progress: bool) -> Training:
     report = CheckReport()
-    training = validate_training(recipe, report, images=is_main)
+    training = validate_training(recipe, report, images=is_main, progress=progress)
     report.check()
     for line in (*report.warnings, *report.notes):
         speak(line)
@@ -190,9 +201,10 @@ def _fit(
     *,
     resume: outputs.Checkpoint | None,
     speak: Say,
+    progress: bool = True,
 ) -> None:
     folder = Path(recipe.output_dir)
-    steps = Steps()
+    steps = Steps(progress)
     trainer = make_trainer(recipe, loaded, examples, arguments, steps)
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     speak(f"{trainable} weights are trained.")
@@ -263,20 +275,22 @@ def _remedy(error: Exception, folder: Path) -> str | None:
 
 
 class Steps(transformers.TrainerCallback):
-    """Counts the steps of this process; only the first process of several shows anything."""
+    """Counts the steps of this process; only the first process of several shows anything, and it where `shown`."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: bool = True) -> None:
         self._bar: Progress | None = None
+        self._shown = shown
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar = Progress(state.max_steps - state.global_step, shown=state.is_world_process_zero, unit="step")
+        self._shown = self._shown and state.is_world_process_zero
+        self._bar = Progress(state.max_steps - state.global_step, shown=self._shown, unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar:
             self._bar.add(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self._bar and state.is_world_process_zero and logs and "loss" in logs:
+        if self._bar and self._shown and logs and "loss" in logs:
             rate = logs.get("learning_rate", 0.0)
             self._bar.say(
                 f"step {state.global_step} of {state.max_steps}: loss {float(logs['loss']):.4f}, "

@@ -12,9 +12,11 @@ from transformers_agci.experiments.defaults import STUDY_ITEMS, STUDY_SEEDS, STU
 from transformers_agci.experiments.position.data import ProbeData, embedded_data
 from transformers_agci.experiments.position.run import PositionProbe
 from transformers_agci.experiments.study.training_data import PROBE, write_training_data
+from transformers_agci.inference.answering import AnswerOptions
 from transformers_agci.inference.checkpoint_files import CONFIG
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.progress import RunSummary
+from transformers_agci.inference.runner import RunOptions
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text
 from transformers_agci.storage.folder import committed_folder
 from transformers_agci.storage.json_file import read_json_object, write_json
@@ -38,6 +40,7 @@ class Study:
     steps: int = STUDY_STEPS
     items: int = STUDY_ITEMS
     learning_rate: float = 1e-3
+    progress: bool = True
 
     def answers(self, seed: int | None, trained: float, evaluated: float | None = None) -> Path:
         """The answers of the model trained at lambda `trained`, or of the model as it was (seed None).
@@ -100,7 +103,7 @@ class Study:
 
     def _tune(self, seed: int, lam: float, training_data: str, say: Callable[[str], None]) -> Path:
         place = self._place(seed, lam)
-        train(self._recipe(seed, lam, training_data), say)
+        train(self._recipe(seed, lam, training_data), say, self.progress)
         gc.collect()  # models and optimizers hold each other
         merging = MergeRecipe(
             source=SOURCE,
@@ -160,10 +163,11 @@ class Study:
                 f"{model} carries lambda {loaded.lam}, but the study tuned it with {trained}; remove "
                 f"{self.folder} and start over."
             )
+        options = AnswerOptions(run=RunOptions(progress=self.progress))
         for lam in evaluated:
             answers = self.answers(seed, trained, lam)
             answers.parent.mkdir(parents=True, exist_ok=True)
-            summary: RunSummary = PositionProbe(loaded, data, [lam], answers).ask()
+            summary: RunSummary = PositionProbe(loaded, data, [lam], answers, options).ask()
             if not summary.complete:
                 raise InputError(f"Not every question was answered: {'; '.join(summary.lines())}.")
             say(f"probed at lambda {lambda_text(lam)}: {answers}")
