@@ -21,7 +21,7 @@ from PIL import Image
 from stub_server import Says, completion, stub_server
 
 import transformers_agci
-from transformers_agci.api.data import encoded
+from transformers_agci.api.images import encoded
 from transformers_agci.api.models import as_model
 from transformers_agci.api.probe import ProbeRun
 from transformers_agci.api.rows import tables_html, to_arrow
@@ -36,7 +36,7 @@ from transformers_agci.method.self_check import evaluating
 from transformers_agci.report.heatmap import write_figure
 from transformers_agci.report.table import Table
 
-LONG = ("compare", "ruler", "study")  # their examples ask for seconds
+LONG = ("compare", "demo", "ruler", "study", "training")  # their examples ask for seconds
 MODULES = [
     pytest.param(name, marks=pytest.mark.slow) if name.rpartition(".")[2] in LONG else name
     for name in sorted(set(transformers_agci._PUBLIC.values()))
@@ -348,7 +348,7 @@ def test_rows_need_their_images() -> None:
         transformers_agci.probe_data("rows.json")
     with pytest.raises(InputError, match="belong to `rows`"):
         transformers_agci.probe_data(images="x")
-    with pytest.raises(InputError, match="`kind` must be probe or similarity"):
+    with pytest.raises(InputError, match="`kind` must be one of probe, similarity"):
         transformers_agci.published_data("probes")
 
 
@@ -561,7 +561,7 @@ def test_a_run_without_lambdas_takes_the_lambda_that_the_model_has_now() -> None
         ({"lambdas": "0.5"}, "`lambdas` is a number or a list of numbers, such as [0, 0.5], but is '0.5'."),
         ({"lambdas": [float("nan")]}, "lambda must be a finite number >= 0"),
         ({"lambdas": -1}, "lambda must be a finite number >= 0"),
-        ({"lambdas": [0, 0]}, "Each lambda is run once"),
+        ({"lambdas": [0, 0]}, "`lambdas` names a lambda twice"),
         ({"controls": ["x"]}, "`controls` must be of text_only and blank_image, but has 'x'."),
         ({"controls": 3}, "`controls` must be a list of names of controls, but is 3."),
         ({"method": []}, "`method` is an empty list; name at least one method."),
@@ -625,10 +625,13 @@ def test_one_lambda_and_one_control_need_no_list(model: Engine) -> None:
         (lambda m: transformers_agci.benchmark("pope", m, prompt=5), "`prompt` must be a text or None, but is 5."),
         (lambda m: transformers_agci.published_data(folder=3), "`folder` must be a text or a path or None, but is 3."),
         (lambda m: transformers_agci.compare(dev_share="x"), "`dev_share` must be a number, but is 'x'."),
-        (lambda m: transformers_agci.composites(5), "`images` must be a list of images"),
+        (lambda m: transformers_agci.composites(5), "`images` must be a list with one element for each image"),
         (lambda m: transformers_agci.composites(["a"], ["b"], cols="2"), "`cols` must be a whole number, but is '2'."),
         (lambda m: transformers_agci.probe_data(seed="x"), "`seed` must be a whole number, but is 'x'."),
-        (lambda m: transformers_agci.composites(["a", "b"], "ab"), "`captions` must be a list of texts"),
+        (
+            lambda m: transformers_agci.composites(["a", "b"], "ab"),
+            "`captions` must be a list with one element for each image",
+        ),
         (lambda m: transformers_agci.sweep([], nested="no"), "`nested` must be True or False, but is 'no'"),
         (lambda m: transformers_agci.probe_data(limit=True), "`limit`"),
         (lambda m: transformers_agci.compare(m, methods=3), "`methods` must be a list of names"),

@@ -48,7 +48,7 @@ def test_demo_from_start_to_end(
 def test_demo_says_what_a_process_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--items", "1", "--output_dir", str(tmp_path / "demo"), "--model", "/nowhere/model"]) == 2
     error = capsys.readouterr().err
-    assert "A process of the demo failed; it said: agci: There is no model folder /nowhere/model" in error
+    assert "A process of the demo failed; it said: There is no model folder /nowhere/model" in error
 
 
 @pytest.mark.parametrize(

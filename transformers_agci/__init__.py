@@ -11,18 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers_agci.api.benchmark import benchmark
+    from transformers_agci.api.build import build_probe, build_similarity
+    from transformers_agci.api.check import check_data
     from transformers_agci.api.compare import compare
+    from transformers_agci.api.conversations import build_scienceqa, check_images, sample_instruct
+    from transformers_agci.api.conversion import convert_llava
     from transformers_agci.api.data import composites, probe_data, published_data
+    from transformers_agci.api.demo import demo
+    from transformers_agci.api.families import supported_families
     from transformers_agci.api.flow import flow, flow_of
     from transformers_agci.api.models import load, wrap
-    from transformers_agci.api.occlusion import occlusion
+    from transformers_agci.api.occlusion import occlusion, read_occlusion
     from transformers_agci.api.probe import probe
     from transformers_agci.api.report import make_report
     from transformers_agci.api.results import read_probe
     from transformers_agci.api.ruler import ruler, ruler_calibration
-    from transformers_agci.api.similarity import similarity
+    from transformers_agci.api.score import score
+    from transformers_agci.api.set_lambda import set_lambda
+    from transformers_agci.api.similarity import read_similarity, similarity
     from transformers_agci.api.study import study
     from transformers_agci.api.sweep import plan, sweep
+    from transformers_agci.api.training import check_recipe, merge_lora, train_lora
     from transformers_agci.errors import InputError
     from transformers_agci.families import SUPPORTED_FAMILIES
     from transformers_agci.method.attach import agci, attach
@@ -51,13 +60,19 @@ _PUBLIC = {
     "probe_data": "transformers_agci.api.data",
     "published_data": "transformers_agci.api.data",
     "composites": "transformers_agci.api.data",
+    "build_probe": "transformers_agci.api.build",
+    "build_similarity": "transformers_agci.api.build",
+    "check_data": "transformers_agci.api.check",
     "probe": "transformers_agci.api.probe",
     "read_probe": "transformers_agci.api.results",
     "similarity": "transformers_agci.api.similarity",
+    "read_similarity": "transformers_agci.api.similarity",
     "occlusion": "transformers_agci.api.occlusion",
+    "read_occlusion": "transformers_agci.api.occlusion",
     "flow": "transformers_agci.api.flow",
     "flow_of": "transformers_agci.api.flow",
     "benchmark": "transformers_agci.api.benchmark",
+    "score": "transformers_agci.api.score",
     "make_report": "transformers_agci.api.report",
     "sweep": "transformers_agci.api.sweep",
     "plan": "transformers_agci.api.sweep",
@@ -65,6 +80,16 @@ _PUBLIC = {
     "ruler": "transformers_agci.api.ruler",
     "ruler_calibration": "transformers_agci.api.ruler",
     "study": "transformers_agci.api.study",
+    "demo": "transformers_agci.api.demo",
+    "check_recipe": "transformers_agci.api.training",
+    "train_lora": "transformers_agci.api.training",
+    "merge_lora": "transformers_agci.api.training",
+    "sample_instruct": "transformers_agci.api.conversations",
+    "check_images": "transformers_agci.api.conversations",
+    "build_scienceqa": "transformers_agci.api.conversations",
+    "set_lambda": "transformers_agci.api.set_lambda",
+    "convert_llava": "transformers_agci.api.conversion",
+    "supported_families": "transformers_agci.api.families",
 }
 
 __all__ = [*_PUBLIC]  # noqa: PLE0604

@@ -4,7 +4,7 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
@@ -30,6 +30,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "negatives_file": ("negatives",),
     "output_dir": ("folder",),
     "output_path": ("path",),
+    "prob_results_dir": ("folder",),
     "results_file": ("files", "results"),
 }
 
@@ -105,6 +106,8 @@ def check_kinds(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
         if not any(_KINDS[each][1](given[name]) for each in kinds):
             said = " or ".join(_KINDS[each][0] for each in kinds)
             raise InputError(f"`{name}` must be {said}, but is {short(given[name])}.")
+        if Path in kinds and isinstance(given[name], str) and (not given[name].strip() or "\0" in given[name]):
+            raise InputError(f"`{name}` must be a file or folder, but is {short(given[name])}.")
 
 
 def lambda_list(given: Sequence[float] | float | None) -> tuple[float, ...]:
@@ -129,6 +132,11 @@ def some_lambdas(given: Sequence[float] | float) -> tuple[float, ...]:
     if len(set(found)) < len(found):
         raise InputError(f"`lambdas` names a lambda twice: {', '.join(map(lambda_text, found))}.")
     return found
+
+
+def maybe_lambdas(given: Sequence[float] | float | None) -> tuple[float, ...]:
+    """As `some_lambdas`; None, which is (), leaves it to the model."""
+    return () if given is None else some_lambdas(given)
 
 
 def place_of_lambda(lambdas: Sequence[float], wanted: float | None) -> int:
@@ -216,6 +224,27 @@ def share(name: str, given: Any) -> float:
     if isinstance(given, bool) or not isinstance(given, Real) or not 0 < float(given) < 1:
         raise InputError(f"`{name}` must lie between 0 and 1 (0.02: two points), but is {given!r}.")
     return float(given)
+
+
+def one_of(name: str, given: Any, choices: Any) -> None:
+    """InputError where an argument is none of the words of its Literal.
+
+    >>> from typing import Literal
+    >>> one_of("mode", "dark", Literal["page", "folder"])
+    Traceback (most recent call last):
+    transformers_agci.errors.InputError: `mode` must be one of page, folder, but is 'dark'.
+    """
+    if not isinstance(given, str) or given not in get_args(choices):
+        raise InputError(f"`{name}` must be one of {', '.join(get_args(choices))}, but is {short(given)}.")
+
+
+def path_list(name: str, given: Any) -> tuple[Path, ...]:
+    """Files in their order; one is a list of one."""
+    single = isinstance(given, str | Path)
+    found: list[Any] = [given] if single else list(given) if isinstance(given, Iterable) else [None]
+    if any(not isinstance(each, str | Path) for each in found):
+        raise InputError(f"`{name}` must be a file or a list of files, but is {short(given)}.")
+    return tuple(map(Path, found))
 
 
 def _elements(name: str, given: Any, what: str) -> list[Any]:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.api.arguments import checked, lambda_list, maybe_whole, whole_number, with_options
+from transformers_agci.api.arguments import checked, maybe_lambdas, maybe_whole, whole_number, with_options
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, answering
 from transformers_agci.api.rows import Shown, Tabular, rows_of_files, tables_html
@@ -150,7 +150,7 @@ def benchmark(
         run=RunOptions(None, overwrite, strict, progress),
         method_options=own_options,
     )
-    asking = AskOptions(lambda_list(lambdas), answers, Bootstrap(whole_number("resamples", resamples, least=0)))
+    asking = AskOptions(maybe_lambdas(lambdas), answers, Bootstrap(whole_number("resamples", resamples, least=0)))
     with answering(model) as engine:
         output = place.folder / f"{name}.jsonl"
         found = run_benchmark(source, output, asking, lambda: engine, quiet(lines), annotations=paths[2])

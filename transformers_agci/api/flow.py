@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers_agci.api.arguments import checked, needed_data, place_of_lambda, some_lambdas, whole_number
-from transformers_agci.api.data import encoded
 from transformers_agci.api.folders import place_of, quiet
+from transformers_agci.api.images import encoded
 from transformers_agci.api.models import Model, looking_inside
 from transformers_agci.api.rows import Shown, Tabular, tables_html
 from transformers_agci.embedded.location import EMBEDDED
@@ -102,7 +102,8 @@ def flow(
     (4, 2)
     """
     place, lines = place_of(folder), list[str]()
-    rows, wanted = RowsOptions(None, None, whole_number("items", items), seed, needed_data(data)), some_lambdas(lambdas)
+    count, draw = whole_number("items", items), whole_number("seed", seed, 0)
+    rows, wanted = RowsOptions(None, None, count, draw, needed_data(data)), some_lambdas(lambdas)
     with looking_inside(model, "flow") as loaded:
         options = FlowOptions(loaded, wanted, layers, whole_number("max_new_tokens", max_new_tokens))
         found = run_flow(options, rows, place.folder, RunOptions(None, overwrite, False, progress), quiet(lines))

@@ -16,11 +16,11 @@ from transformers_agci.api.arguments import (
 )
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
-from transformers_agci.api.rows import Shown, Tabular, rows_of_files, tables_html
+from transformers_agci.api.rows import Shown, Tabular, lambda_of_file, rows_of_files, tables_html
 from transformers_agci.embedded.location import EMBEDDED
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.defaults import DRAW_SEED, DRAWN_ITEMS, OCCLUSION_TOKENS
-from transformers_agci.experiments.occlusion.files import ImageMap, read_folder
+from transformers_agci.experiments.occlusion.files import ImageMap, listed, read_folder
 from transformers_agci.experiments.occlusion.maps import OcclusionMaps, aggregate, maps_table, panel_figure
 from transformers_agci.experiments.occlusion.masks import MASK, parse_colour
 from transformers_agci.experiments.occlusion.measure import OcclusionOptions, occlude_rows
@@ -121,7 +121,7 @@ def occlusion(
     folders = tuple(place.folder / (f"lam{lambda_text(lam)}" if len(wanted) > 1 else "maps") for lam in wanted)
     side = whole_number("mask_size", mask_size)
     masks = MaskOptions(side, side if stride is None else whole_number("stride", stride), parse_colour(colour))
-    rows = RowsOptions(None, None, whole_number("items", items), seed, needed_data(data))
+    rows = RowsOptions(None, None, whole_number("items", items), whole_number("seed", seed, 0), needed_data(data))
     run = RunOptions(None, overwrite, False, progress)
     size, longest = maybe_whole("batch_size", batch_size), whole_number("max_new_tokens", max_new_tokens)
     codes = []
@@ -130,6 +130,21 @@ def occlusion(
             options = OcclusionOptions(loaded, masks, lam, size, longest)
             codes.append(run_occlusion(options, rows, output, run, quiet(lines)).exit_code)
     return OcclusionRun(max(codes), tuple(lines), wanted, folders, place.kept)
+
+
+@checked
+def read_occlusion(folder: str | Path) -> OcclusionRun:
+    """A results folder that is there already, as `agci occlusion-maps` takes it; `exit_code` 1: images are unfinished.
+
+    >>> from transformers_agci import occlusion, probe_data, read_occlusion
+    >>> run = occlusion(data=probe_data(items=1, limit=1), mask_size=84, progress=False)
+    >>> len(read_occlusion(run.folders[0]).maps())
+    1
+    """
+    path = Path(folder)
+    left = read_folder(path).unfinished
+    said = (f"{counted(len(left), 'unfinished image')} omitted: {listed(left)}",) if left else ()
+    return OcclusionRun(1 if left else 0, said, (lambda_of_file(path / RESULTS),), (path,))
 
 
 def run_occlusion(

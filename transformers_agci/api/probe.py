@@ -8,7 +8,7 @@ from typing import Any
 from transformers_agci.api.arguments import (
     checked,
     control_list,
-    lambda_list,
+    maybe_lambdas,
     maybe_whole,
     method_list,
     needed_data,
@@ -60,7 +60,7 @@ def probe(
     >>> len(run), run.to_pandas().shape[0]
     (2, 72)
     """
-    place, wanted, asked = place_of(folder), lambda_list(lambdas), control_list(controls)
+    place, wanted, asked = place_of(folder), maybe_lambdas(lambdas), control_list(controls)
     methods = [with_options(name, method_options) for name in method_list(method)]
     given = AnswerOptions(
         maybe_whole("batch_size", batch_size),

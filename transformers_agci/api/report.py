@@ -4,9 +4,9 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from transformers_agci.api.arguments import checked, share, whole_number
+from transformers_agci.api.arguments import checked, one_of, share, whole_number
 from transformers_agci.api.flow import FlowRun
 from transformers_agci.api.occlusion import OcclusionRun
 from transformers_agci.api.results import ProbeRun, as_results
@@ -66,8 +66,7 @@ def make_report(
     '<!DOCTYPE html>'
     """
     run = as_results("results", results)
-    if images not in get_args(Images):
-        raise InputError(f"`images` must be one of {', '.join(get_args(Images))}, but is {short(images)}.")
+    one_of("images", images, Images)
     return run_report(
         ReportOptions(
             results=run.files,

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.api.arguments import checked, share, whole_number
+from transformers_agci.api.arguments import checked, path_list, share, whole_number
 from transformers_agci.api.rows import Shown, Tabular, labelled, tables_html
 from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError, short
@@ -255,31 +255,27 @@ def read_probe(
     'before'
     """
     controls = {
-        "text_only": _paths("text_only_file", text_only_file),
-        "blank_image": _paths("blank_image_file", blank_image_file),
+        "text_only": path_list("text_only_file", text_only_file),
+        "blank_image": path_list("blank_image_file", blank_image_file),
     }
     if not isinstance(labels, Sequence):
         raise InputError(f"`labels` must be a text or a list of texts, but is {short(labels)}.")
+    named = path_list("files", files[0] if len(files) == 1 else files)
+    if not named:
+        raise InputError("`files` is an empty list; name at least one result file.")
     return ProbeRun(
         0,
         (),
-        _paths("files", files[0] if len(files) == 1 else files),
+        named,
         {name: paths for name, paths in controls.items() if paths},
-        negatives=_paths("negatives_file", negatives_file),
+        negatives=path_list("negatives_file", negatives_file),
         labels=(labels,) if isinstance(labels, str) else tuple(labels),
     )
 
 
 def as_results(name: str, given: "ProbeRun | str | Path | Sequence[str | Path]") -> ProbeRun:
     """A run as it is; result files as `read_probe` reads them; InputError names the argument that is neither."""
-    return given if isinstance(given, ProbeRun) else ProbeRun(0, (), _paths(name, given))
-
-
-def _paths(name: str, given: Any) -> tuple[Path, ...]:
-    found = [given] if isinstance(given, str | Path) else given
-    if not isinstance(found, Sequence) or any(not isinstance(each, str | Path) for each in found):
-        raise InputError(f"`{name}` must be a file or a list of files, but is {short(given)}.")
-    return tuple(map(Path, found))
+    return given if isinstance(given, ProbeRun) else ProbeRun(0, (), path_list(name, given))
 
 
 def _resampling(draws: int, seed: int) -> ResamplingConfig:

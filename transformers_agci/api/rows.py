@@ -2,12 +2,14 @@
 
 import html
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers_agci.data.rows import read_rows
+from transformers_agci.experiments.position.results import method_and_lambda
 from transformers_agci.report.table import Table
 
 if TYPE_CHECKING:
@@ -63,6 +65,12 @@ def rows_of_files(lambdas: Sequence[float], files: Sequence[Path]) -> list[dict[
     return [
         labelled({"lambda": lam}, row) for lam, path in zip(lambdas, files, strict=True) for _, row in read_rows(path)
     ]
+
+
+def lambda_of_file(path: Path) -> float:
+    """The lambda of a result file, by the manifest beside it; NaN where there is none, or it does not say."""
+    made_with = method_and_lambda(path)
+    return math.nan if made_with is None else made_with[1]
 
 
 def to_pandas(rows: Rows) -> "pd.DataFrame":

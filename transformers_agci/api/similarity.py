@@ -16,10 +16,10 @@ from transformers_agci.api.arguments import (
 )
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
-from transformers_agci.api.rows import Shown, Tabular, rows_of_files, tables_html
+from transformers_agci.api.rows import Shown, Tabular, lambda_of_file, rows_of_files, tables_html
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.embedded.location import EMBEDDED
-from transformers_agci.errors import counted
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.defaults import DRAWS, FIRST_LOOK_ITEMS, POOLING
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.experiments.positives import RowsOptions
@@ -31,6 +31,7 @@ from transformers_agci.experiments.similarity.report import (
     measure,
     read_similarities,
     similarity_figure,
+    write_json,
 )
 from transformers_agci.inference.progress import Say
 from transformers_agci.inference.runner import RunOptions, output_paths
@@ -61,6 +62,11 @@ class SimilarityStatistics(Shown, SimilarityReport):
     def text(self) -> str:
         """The same as text."""
         return "\n\n".join(table.text for table in self.tables)
+
+    @checked
+    def write_json(self, path: str | Path) -> None:
+        """All numbers to a file."""
+        write_json(self, path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +106,7 @@ def similarity(
     lambdas: Sequence[float] | float = (0.0,),
     *,
     pooling: str = POOLING,
-    items: int = FIRST_LOOK_ITEMS,
+    items: int | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
     batch_size: int | None = None,
@@ -109,8 +115,8 @@ def similarity(
 ) -> SimilarityRun:
     """Cosine between the pooled caption and the pooled image tokens, for every row of a similarity set.
 
-    Without `data` `items` items of the embedded atlas are shown alone on the canvas. Above lambda 0 the image tokens
-    are pooled after AGCI. Negatives are omitted.
+    Without `data` `items` items (20) of the embedded atlas are shown alone on the canvas. Above lambda 0 the image
+    tokens are pooled after AGCI. Negatives are omitted.
 
     >>> from transformers_agci import similarity
     >>> run = similarity(items=2, progress=False)
@@ -120,7 +126,10 @@ def similarity(
     place, lines = place_of(folder), list[str]()
     wanted = some_lambdas(lambdas)
     files = output_paths(place.folder / "similarity.jsonl", wanted)
-    rows = RowsOptions(None, None, whole_number("items", items), seed, needed_data(data))
+    count = FIRST_LOOK_ITEMS if items is None else whole_number("items", items)
+    if data is not None and items is not None:
+        raise InputError("`items` is for the embedded atlas; give probe_data(..., items=...) with rows of your own.")
+    rows = RowsOptions(None, None, count, whole_number("seed", seed, 0), needed_data(data))
     run = RunOptions(None, overwrite, False, progress)
     size = maybe_whole("batch_size", batch_size)
     codes = []
@@ -129,6 +138,19 @@ def similarity(
             options = SimilarityOptions(loaded, pooling, lam, None, size)
             codes.append(run_similarity(options, rows, path, run, quiet(lines)).exit_code)
     return SimilarityRun(max(codes), tuple(lines), wanted, tuple(files), place.kept)
+
+
+@checked
+def read_similarity(file: str | Path) -> SimilarityRun:
+    """A result file that is there already, as `agci metrics-similarity` takes it; its lambda is NaN if nothing says it.
+
+    >>> from transformers_agci import read_similarity, similarity
+    >>> run = similarity(items=2, progress=False)
+    >>> read_similarity(run.files[0]).statistics(draws=10).overall == run.statistics(draws=10).overall
+    True
+    """
+    path = Path(file)
+    return SimilarityRun(0, (), (lambda_of_file(path),), (path,))
 
 
 def run_similarity(

@@ -32,6 +32,7 @@ def study(
     items: int = STUDY_ITEMS,
     *,
     folder: str | Path | None = None,
+    progress: bool = True,
 ) -> StudyRun:
     """Fine-tune the embedded model at lambda 0 and 0.5 over several seeds, probe each at both, and compare.
 
@@ -39,13 +40,19 @@ def study(
     a `folder` the same call goes on after an interruption, and more seeds can be added. Needs the extra [train].
 
     >>> from transformers_agci import study
-    >>> found = study(seeds=1, steps=1, items=2)
+    >>> found = study(seeds=1, steps=1, items=2, progress=False)
     >>> len(found.levels.rows), list(found.changes)[0]
     (6, 'lambda in training (mean of both evaluations)')
     """
     place, lines = place_of(folder), list[str]()
-    numbers = (whole_number(name, given) for name, given in (("seeds", seeds), ("steps", steps), ("items", items)))
-    return replace(run_study(Study(place.folder, *numbers), quiet(lines)), log=tuple(lines), _kept=place.kept)
+    wanted = Study(
+        place.folder,
+        whole_number("seeds", seeds),
+        whole_number("steps", steps),
+        whole_number("items", items),
+        progress=progress,
+    )
+    return replace(run_study(wanted, quiet(lines)), log=tuple(lines), _kept=place.kept)
 
 
 def run_study(study: Study, say: Say) -> StudyRun:

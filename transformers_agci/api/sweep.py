@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
-from transformers_agci.api.arguments import checked, share
+from transformers_agci.api.arguments import checked, one_of, share
 from transformers_agci.api.results import ProbeRun, as_results
 from transformers_agci.api.rows import Shown, tables_html
 from transformers_agci.errors import InputError
@@ -91,8 +90,7 @@ def sweep(
     >>> found.chosen, found.found.pair.items
     ('method', 37)
     """
-    if choose_by not in get_args(Choice):
-        raise InputError(f"`choose_by` must be one of {', '.join(get_args(Choice))}, but is {choose_by!r}.")
+    one_of("choose_by", choose_by, Choice)
     run, apart = as_results("results", results), as_results("held_out", held_out)
     if nested and apart.files:
         raise InputError("`nested` reports on the items of `results`; omit it or `held_out`.")

@@ -13,8 +13,6 @@ import argparse
 from transformers_agci.commands.options import path
 from transformers_agci.inference.load import DTYPES
 
-SHOWN = 12  # lines about what was not used
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -32,22 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert and say what became of everything."""
-    from transformers_agci.conversion.convert import MANIFEST, convert
-    from transformers_agci.inference.checkpoint_files import ORIGINAL_FILES, model_folder
+    from transformers_agci.api.conversion import run_convert
 
-    source = model_folder(args.checkpoint, None, ORIGINAL_FILES)
-    tower = None if args.vision_tower is None else model_folder(args.vision_tower, None, ORIGINAL_FILES)
-    made = convert(source, args.output, tower=tower, dtype=args.dtype, overwrite=args.overwrite)
-    for name, reason in sorted(made.unused.items())[:SHOWN]:
-        print(f"not used: {name} ({reason})")
-    if len(made.unused) > SHOWN:
-        print(f"not used: {len(made.unused) - SHOWN} more, all listed in {MANIFEST}")
-    if not made.written:
-        print(f"{made.folder} holds this conversion already.")
-        return 0
-    before, after = made.rows
-    print(
-        f"{made.folder}: {made.tensors} tensors in {made.files} files, embeddings grown from {before} to {after} rows."
-    )
-    print(f"Next: agci self-check {made.folder}")
+    made = run_convert(args.checkpoint, args.output, args.vision_tower, args.dtype, args.overwrite)
+    print(made.text)
+    if made.written:
+        print(f"Next: agci self-check {made.folder}")
     return 0

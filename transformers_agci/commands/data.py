@@ -5,10 +5,9 @@ from pathlib import Path
 
 from transformers_agci.commands.options import SEED, path, whole
 from transformers_agci.commands.parser import teller
-from transformers_agci.data.fetch import MAX_RATIO
-from transformers_agci.errors import counted
+from transformers_agci.data.fetch import FOLDERS, MAX_RATIO
+from transformers_agci.experiments.defaults import INSTRUCT_ROWS
 
-FOLDERS = {"probe": "probe_datasets", "similarity": "similarity_data"}
 IMAGE_ROOT = Path("scripts/LLaVA/playground/data")  # of LLaVA's instruction mix
 
 
@@ -33,7 +32,7 @@ def run_fetch(args: argparse.Namespace) -> int:
     """
     from transformers_agci.data.fetch import arrange, describe, download
 
-    folder = args.local_copy or download(args.set, args.output_dir or Path(FOLDERS[args.set]))
+    folder = args.local_copy or download(args.set, args.output_dir or FOLDERS[args.set])
     print(f"{folder} holds {describe(folder)}")
     codes = []
     for found in arrange(folder, args.max_unpack_ratio):
@@ -58,29 +57,18 @@ def run_check(args: argparse.Namespace) -> int:
 
 def _check(file: Path, image_root: Path | None) -> int:
     """Check one file and print what was found; 1 when there are errors."""
-    from tqdm import tqdm
+    from transformers_agci.api.check import run_check
 
-    from transformers_agci.data.check import check
-
-    with tqdm(unit="image", disable=None) as bar:
-
-        def progress(done: int, images: int) -> None:
-            bar.total = images
-            bar.update(done - bar.n)
-
-        report = check(file, image_root, progress)
-    say = teller(add_check_arguments)
-    say(str(file))
-    for line in report.lines():
-        say(f"  {line}")
-    return 1 if report.errors else 0
+    checked = run_check(file, image_root)
+    teller(add_check_arguments)(checked.text)
+    return 0 if checked.passed else 1
 
 
 def add_sample_instruct_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--mix", type=path, required=True, help="llava_v1_5_mix665k.json")
     parser.add_argument("--image_root", type=path, default=IMAGE_ROOT, help="(default: %(default)s)")
-    parser.add_argument("--n", type=whole(1), default=10_000, help="conversations (default: %(default)s)")
+    parser.add_argument("--n", type=whole(1), default=INSTRUCT_ROWS, help="conversations (default: %(default)s)")
     parser.add_argument("--seed", type=SEED, default=0, help="of the shuffle (default: %(default)s)")
     parser.add_argument("--keep_text_only", action="store_true", help="keep conversations without an image")
     parser.add_argument("--output_dir", type=path, default=Path("data"), help="(default: %(default)s)")
@@ -93,16 +81,12 @@ def run_sample_instruct(args: argparse.Namespace) -> int:
     Written: <name>_for_llava1.5.json (LLaVA's form) and <name>.json (LLaMA-Factory's sharegpt form, entered into
     dataset_info.json). Images are named relative to --image_root: that is LLaMA-Factory's media_dir.
     """
-    from transformers_agci.data.instruct import draw_sample, write_sample
+    from transformers_agci.api.conversations import run_sample
+    from transformers_agci.data.instruct import SampleOptions
 
-    sample = draw_sample(args.mix, args.image_root, args.n, args.seed, args.keep_text_only)
-    print(f"{args.mix}: {counted(sample.read, 'conversation')} read")
-    for reason, count in sorted(sample.skipped.items()):
-        print(f"  skipped {count}: {reason}")
-    sample.require(args.n, args.image_root)
-    number = f"{args.n // 1000}k" if args.n % 1000 == 0 else str(args.n)
-    written = write_sample(sample.rows, args.output_dir, args.name or f"llava_v1_5_instruct_sample_{number}")
-    print(f"{counted(len(sample.rows), 'conversation')} in {written[0]} and {written[1]}")
+    options = SampleOptions(args.mix, args.image_root, args.n, args.seed, args.keep_text_only)
+    sample = run_sample(options, args.output_dir, args.name, say=print)
+    print(sample.written)
     return 0
 
 
@@ -119,13 +103,8 @@ def run_check_images(args: argparse.Namespace) -> int:
 
     Ends with exit code 1 when images are missing.
     """
-    from transformers_agci.data.instruct import count_images
+    from transformers_agci.api.conversations import run_check_images as check
 
-    folders = count_images(args.mix, args.image_root)
-    print(f"{'folder':<28}{'named':>9}{'missing':>9}")
-    for name, count in folders.items():
-        examples = f"   {', '.join(count.first_missing)}" if count.missing else ""
-        print(f"{name:<28}{count.named:>9}{count.missing:>9}{examples}")
-    missing = sum(count.missing for count in folders.values())
-    print(f"{missing} of {sum(count.named for count in folders.values())} images are missing below {args.image_root}")
-    return 1 if missing else 0
+    checked = check(args.mix, args.image_root)
+    print(checked.text)
+    return 1 if checked.missing else 0

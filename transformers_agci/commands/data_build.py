@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Literal
 
 from transformers_agci.commands.options import SEED, path, whole
-from transformers_agci.data.built_set import BuildOptions
+from transformers_agci.data.built_set import CONTENTS, SET_NAMES, BuildOptions
+from transformers_agci.data.fetch import FOLDERS
 from transformers_agci.data.grid import Grid
 from transformers_agci.data.probe_rows import MOST_CELLS
-from transformers_agci.errors import InputError, counted
 
 
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    _add_build_options(parser, output_dir="probe_datasets", name="probe_840_840", source_required=False)
+    _add_build_options(parser, output_dir=FOLDERS["probe"], name=SET_NAMES["probe"], source_required=False)
     parser.add_argument(
         "--kind",
-        choices=("captions", "words", "digits", "shapes", "images", "options"),
+        choices=CONTENTS,
         default=BuildOptions.content,
         help="captions: composites of a source's images (default); words, digits, shapes: drawn sub-images, without a "
         "source; images: several images instead of a composite; options: one image and several captions to choose from",
@@ -67,7 +67,7 @@ def run_probe(args: argparse.Namespace) -> int:
 
 def add_similarity_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    _add_build_options(parser, output_dir="similarity_data", name="similarity_840_840")
+    _add_build_options(parser, output_dir=FOLDERS["similarity"], name=SET_NAMES["similarity"])
     parser.set_defaults(
         negatives=False,
         pool=BuildOptions.pool,
@@ -90,7 +90,7 @@ def run_similarity(args: argparse.Namespace) -> int:
 
 
 def _add_build_options(
-    parser: argparse.ArgumentParser, output_dir: str, name: str, source_required: bool = True
+    parser: argparse.ArgumentParser, output_dir: Path, name: str, source_required: bool = True
 ) -> None:
     """The options of both; the defaults are the published geometry."""
     source = parser.add_argument_group("source")
@@ -105,7 +105,7 @@ def _add_build_options(
     source.add_argument("--caption_column", help="column of the captions (default: found by its usual names)")
     source.add_argument("--split", default="train", help="split of a hub set (default: %(default)s)")
     result = parser.add_argument_group("result")
-    result.add_argument("--output_dir", type=path, default=Path(output_dir), help="(default: %(default)s)")
+    result.add_argument("--output_dir", type=path, default=output_dir, help="(default: %(default)s)")
     result.add_argument("--name", default=name, help="name of the rows file (default: %(default)s)")
     result.add_argument("--images", default="", help="folder of the images in output_dir (default: <name>_images)")
     result.add_argument(
@@ -146,33 +146,22 @@ def _add_build_options(
 
 
 def _build_options(kind: Literal["probe", "similarity"], args: argparse.Namespace) -> BuildOptions:
-    from transformers_agci.data.grid import largest_box
-    from transformers_agci.data.rendered import KINDS
+    from transformers_agci.data.built_set import grid_of, needed_source
     from transformers_agci.data.sources import Source
 
-    rendered = args.kind in KINDS
-    if rendered == (args.source is not None):
-        raise InputError(
-            f"`kind` {args.kind} draws its sub-images: omit `source`."
-            if rendered
-            else f"`source` is needed for `kind` {args.kind}: a folder of images with captions, for instance."
-        )
-    sequence = args.kind in ("images", "options")
-    rows, cols = args.rows or (1 if sequence else Grid.rows), args.cols or (4 if sequence else Grid.cols)
-    most = largest_box(args.canvas, args.gutter, max(rows, cols))
-    box = args.box or (min(Grid.box, most) if (rows, cols) == (Grid.rows, Grid.cols) else most)
+    columns = (args.captions, args.image_column, args.caption_column, args.split)
     return BuildOptions(
         kind=kind,
         content=args.kind,
         distractors=args.distractors,
         target_sizes=tuple(args.target_sizes),
-        source=Source(args.source or "", args.captions, args.image_column, args.caption_column, args.split),
+        source=needed_source(args.kind, None if args.source is None else Source(args.source, *columns)),
         folder=args.output_dir,
         name=args.name,
         images=args.images,
         items=args.items,
         pool=args.pool,
-        grid=Grid.centred(args.canvas, box, args.gutter, rows, cols),
+        grid=grid_of(args.kind, args.rows, args.cols, canvas=args.canvas, box=args.box, gutter=args.gutter),
         quality=args.quality,
         background=args.background,
         seed=args.seed,
@@ -182,23 +171,9 @@ def _build_options(kind: Literal["probe", "similarity"], args: argparse.Namespac
 
 def _build(options: BuildOptions, workers: int, overwrite: bool) -> int:
     """Build and print what was built."""
-    from tqdm import tqdm
+    from transformers_agci.api.build import run_build
 
-    from transformers_agci.data.build import build
-    from transformers_agci.data.built_set import counts_text
-
-    with tqdm(unit="item", disable=None) as bar:
-
-        def progress(done: int, items: int) -> None:
-            bar.total = items
-            bar.update(done - bar.n)
-
-        summary = build(options, workers, overwrite, progress)
-    items, composites = counted(summary.items, "item"), counted(summary.composites, "composite")
-    already = counted(summary.items - summary.painted, "item")
-    print(f"{summary.rows_file}: {items}, {composites}; {already} already done")
-    print(f"dropped: {counts_text(summary.dropped)}")
-    print(f"sha256 of the set: {summary.sha256}")
+    print(run_build(options, workers, overwrite).text)
     return 0
 
 
@@ -231,9 +206,7 @@ def add_scienceqa_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_scienceqa(args: argparse.Namespace) -> int:
     """Build LLaVA's llava_test_CQM-A.json from ScienceQA's problems.json and pid_splits.json."""
-    from transformers_agci.data.scienceqa import write_questions
+    from transformers_agci.api.conversations import run_build_scienceqa
 
-    written = write_questions(args.problems, args.pid_splits, args.split, args.output)
-    answers = ", ".join(f"{letter} {count}" for letter, count in sorted(written.answers.items()))
-    print(f"{args.output}: {written.items} items, {written.images} with an image; correct answers: {answers}")
+    print(run_build_scienceqa(args.problems, args.pid_splits, args.split, args.output).text)
     return 0

@@ -3,11 +3,11 @@
 import argparse
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers_agci.commands.options import EMBEDDED, SEED, add_planted_bias_option, path, whole
 from transformers_agci.commands.parser import teller
 from transformers_agci.experiments.defaults import (
+    DEMO_BIAS,
     DEMO_ITEMS,
     PROCESSES,
     RULER_ITEMS,
@@ -17,11 +17,6 @@ from transformers_agci.experiments.defaults import (
     STUDY_SEEDS,
     STUDY_STEPS,
 )
-
-if TYPE_CHECKING:
-    from transformers_agci.experiments.demo import Demo
-
-PLANTED_BIAS = 1.0  # of the demo, in attention logits between the top and the bottom row of cells
 
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +35,7 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="one-thread processes (default %(default)s)",
     )
-    add_planted_bias_option(parser, PLANTED_BIAS)
+    add_planted_bias_option(parser, DEMO_BIAS)
     parser.add_argument("--model_path", "--model", dest="model", default=EMBEDDED, help=argparse.SUPPRESS)
 
 
@@ -50,30 +45,12 @@ def run_demo(args: argparse.Namespace) -> int:
     100 items x 9 positions, asked once with the right caption and once with a wrong one, at lambda 0 and 0.5. The
     answers are always computed anew. Rows, manifests and the map are written to --output_dir.
     """
+    from transformers_agci.api.demo import run_demo as run
     from transformers_agci.experiments.demo import Demo
 
-    demo = Demo(args.output_dir, args.items, args.seed, args.processes, args.model, args.planted_bias, _probe_words)
-    demo.run(teller(add_demo_arguments))
+    demo = Demo(args.output_dir, args.items, args.seed, args.processes, args.model, args.planted_bias)
+    run(demo, teller(add_demo_arguments))
     return 0
-
-
-def _probe_words(demo: "Demo", index: int) -> list[str]:
-    """How `agci` is called to answer the share of process `index`."""
-    from transformers_agci.embedded.probe_set import IMAGE_FOLDER, NEGATIVES_FILE, ROWS_FILE
-    from transformers_agci.experiments.demo import LAMBDAS
-
-    options = {
-        "--model_path": demo.model,
-        "--device": "cpu",
-        "--eval_file": demo.probe_set / ROWS_FILE,
-        "--img_path": demo.probe_set / IMAGE_FOLDER,
-        "--negatives_file": demo.probe_set / NEGATIVES_FILE,
-        "--answer_file": demo.answer_file,
-        "--shard": f"{index}/{demo.processes}",
-    }
-    words = [word for option, value in options.items() for word in (option, str(value))]
-    lambdas = ["--global_context_lambda", *map(str, LAMBDAS)]
-    return ["probe", "--quiet", *words, f"--planted_bias={demo.beta}", *lambdas]
 
 
 def add_ruler_arguments(parser: argparse.ArgumentParser) -> None:

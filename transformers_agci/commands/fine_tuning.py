@@ -5,9 +5,6 @@ import functools
 import sys
 from typing import TYPE_CHECKING
 
-from transformers_agci.errors import InputError
-from transformers_agci.method.lam import lambda_text
-
 if TYPE_CHECKING:
     from transformers_agci.training.recipe_keys import MergeRecipe, TrainRecipe
 
@@ -25,12 +22,11 @@ def run_check(args: argparse.Namespace) -> int:
     For training recipes every image is read once and every row encoded once; for merging recipes (with export_dir) the
     adapter is compared with the checkpoint. `agci train-lora` and `agci merge-lora` do the same checks themselves.
     """
-    from transformers_agci.training.prepare import check_recipe
+    from transformers_agci.api.training import run_check_recipe
 
-    report = check_recipe(_recipe(args))
-    for line in report.lines():
-        print(line)
-    return 2 if report.errors else 0
+    checked = run_check_recipe(_recipe(args))
+    print(checked.text)
+    return 0 if checked.passed else 2
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,15 +42,9 @@ def run_train(args: argparse.Namespace) -> int:
     Takes the recipes and data of llamafactory-cli train. A killed run goes on from its last checkpoint with the same
     command; several GPUs: torchrun --nproc_per_node 4 -m transformers_agci.cli train-lora RECIPE.
     """
-    from transformers_agci.training.recipe_keys import TrainRecipe
+    from transformers_agci.api.training import run_train as train
 
-    recipe = _recipe(args)
-    if not isinstance(recipe, TrainRecipe):
-        raise InputError(f"{args.recipe} merges an adapter (it has export_dir); use agci merge-lora.")
-    recipe.check_supported()
-    from transformers_agci.training.run import train
-
-    train(recipe, functools.partial(print, flush=True))
+    train(_recipe(args), functools.partial(print, flush=True))
     return 0
 
 
@@ -71,30 +61,9 @@ def run_merge(args: argparse.Namespace) -> int:
     Writes a full checkpoint: sharded safetensors in the base's own layout, processor, tokenizer, chat template, and the
     config.json with its lambda. It appears as a whole or not at all.
     """
-    from transformers_agci.training.checks import CheckReport
-    from transformers_agci.training.merge import check_merge, write
-    from transformers_agci.training.recipe_keys import MergeRecipe
+    from transformers_agci.api.training import run_merge as merge
 
-    recipe = _recipe(args)
-    if not isinstance(recipe, MergeRecipe):
-        raise InputError(
-            f"{args.recipe} has no export_dir, so it trains an adapter; use agci train-lora, or give export_dir=FOLDER."
-        )
-    recipe.check_supported()
-    report = CheckReport(notes=list(recipe.ignored))
-    merge = check_merge(recipe, report)
-    for line in report.notes:
-        print(line)
-    for line in report.warnings:
-        print(f"warning: {line}", file=sys.stderr)
-    if not write(merge):
-        print(f"{merge.target} holds this merged checkpoint already.")
-        return 0
-    lam = merge.checkpoint.lam
-    print(
-        f"{merge.changed} of {len(merge.weights)} weights changed; the merged checkpoint is in {merge.target}, lambda "
-        f"{'absent' if lam is None else lambda_text(lam)}."
-    )
+    print(merge(_recipe(args), print, functools.partial(print, file=sys.stderr)).summary)
     return 0
 
 

@@ -9,14 +9,9 @@ tells where the files come from and what each figure means.
 """
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers_agci.commands.options import add_bootstrap_options, json_file, path
 from transformers_agci.experiments.benchmarks import benchmark_names
-
-if TYPE_CHECKING:
-    from transformers_agci.experiments.benchmarks.declaration import Inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,32 +71,12 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score, print a table, write the files asked for."""
-    from transformers_agci.experiments.benchmarks.score_report import (
-        CHOICES,
-        Bootstrap,
-        check_choices,
-        score_files,
-        write_scored,
-    )
+    from transformers_agci.api.score import AnswersToScore, run_score
+    from transformers_agci.experiments.benchmarks.score_report import CHOICES, Bootstrap, write_scored
 
-    check_choices(args.name, {name for name in CHOICES if getattr(args, name) is not None})
-    against = _inputs(args, args.against) if args.against else None
-    scored = score_files(args.name, _inputs(args, args.answers), against, Bootstrap(args.resamples, args.seed))
-    print(scored.text)
-    write_scored(scored, args.json, args.items)
+    choices = {name: getattr(args, name) for name in CHOICES}
+    wanted = AnswersToScore(args.answers, args.against or (), args.official)
+    found = run_score(args.name, wanted, choices, Bootstrap(args.resamples, args.seed))
+    print(found.text)
+    write_scored(found.scored, args.json, args.items)
     return 0
-
-
-def _inputs(args: argparse.Namespace, answers: list[Path]) -> "Inputs":
-    from transformers_agci.experiments.benchmarks.declaration import Inputs
-
-    return Inputs(
-        answers=tuple(answers),
-        questions=tuple(args.questions or ()),
-        annotations=args.annotations,
-        problems=args.problems,
-        splits=args.splits,
-        split=args.split or "test",
-        judge=args.judge or "auto",
-        official=args.official,
-    )

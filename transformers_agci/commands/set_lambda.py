@@ -25,15 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Change the file, or make the second folder, and say how."""
-    from transformers_agci.conversion.set_lambda import copy_with_lambda, set_lambda
+    from transformers_agci.api.set_lambda import run_set_lambda
     from transformers_agci.method.lam import parse_lambda
 
     if args.remove == (args.lam is not None):
         raise InputError("Give a lambda (agci set-lambda CHECKPOINT 0.5) or --remove, one of the two.")
     lam = None if args.remove else parse_lambda(args.lam, "LAMBDA")
-    if args.output is None:
-        lines = set_lambda(args.checkpoint, lam)
-    else:
-        lines = copy_with_lambda(args.checkpoint, args.output, lam)
-    print("\n".join(lines))
+    print(run_set_lambda(args.checkpoint, lam, args.output).text)
     return 0

@@ -10,7 +10,7 @@ import PIL
 from PIL import ImageColor
 
 from transformers_agci.data.composites import image_name, with_target
-from transformers_agci.data.grid import Grid
+from transformers_agci.data.grid import Grid, largest_box
 from transformers_agci.data.images import check_plain_name, resolve_below
 from transformers_agci.data.probe_rows import LETTERS, MOST_CELLS, place_fields
 from transformers_agci.data.rendered import KINDS
@@ -24,6 +24,10 @@ from transformers_agci.storage.reading import path_text, read_bytes
 # What a probe set shows: composites of captioned, written or drawn sub-images, several images, or texts to choose from.
 Content = Literal["captions", "words", "digits", "shapes", "images", "options"]
 CONTENTS: tuple[Content, ...] = ("captions", "words", "digits", "shapes", "images", "options")
+SetKind = Literal["probe", "similarity"]
+Distractors = Literal["random", "lookalike"]
+SET_NAMES: Mapping[SetKind, str] = {"probe": "probe_840_840", "similarity": "similarity_840_840"}  # of the rows file
+SEQUENCE_CELLS = 4  # of a sequence of images or texts, where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class BuildOptions:
     `<name>.manifest.json`, and `<name>.dropped.jsonl` with every pair that was left out and why.
     """
 
-    kind: Literal["probe", "similarity"]
+    kind: SetKind
     source: Source  # not used by the rendered contents
     folder: Path
     name: str
@@ -47,7 +51,7 @@ class BuildOptions:
     seed: int = 0
     negatives: bool = True
     content: Content = "captions"
-    distractors: Literal["random", "lookalike"] = "random"
+    distractors: Distractors = "random"
     target_sizes: tuple[int, ...] = ()  # longer sides of the target in px, each a set of items; () is the box's
 
     def __post_init__(self) -> None:
@@ -142,6 +146,34 @@ class BuildOptions:
     @property
     def has_negatives(self) -> bool:
         return self.kind == "probe" and self.negatives and self.content != "options"
+
+
+def needed_source(content: Content, source: Source | None) -> Source:
+    """The source of a set; one without a path for drawn sub-images. InputError where it is missing, or too much."""
+    if (content in KINDS) == (source is not None):
+        raise InputError(
+            f"`kind` {content} draws its sub-images: omit `source`."
+            if content in KINDS
+            else f"`source` is needed for `kind` {content}: a folder of images with captions, for instance."
+        )
+    return source or Source("")
+
+
+def grid_of(
+    content: Content,
+    rows: int | None = None,
+    cols: int | None = None,
+    *,
+    canvas: int = Grid.canvas,
+    box: int | None = None,
+    gutter: float = Grid.gutter,
+) -> Grid:
+    """The grid of a set, with what was not given filled in: 3x3 or a sequence, the published box or the largest."""
+    sequence = content in ("images", "options")
+    rows, cols = rows or (1 if sequence else Grid.rows), cols or (SEQUENCE_CELLS if sequence else Grid.cols)
+    most = largest_box(canvas, gutter, max(rows, cols))
+    published = (rows, cols) == (Grid.rows, Grid.cols)
+    return Grid.centred(canvas, box or (min(Grid.box, most) if published else most), gutter, rows, cols)
 
 
 SUFFIX = ".manifest.json"

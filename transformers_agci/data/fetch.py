@@ -25,6 +25,8 @@ HUB_SETS = {
     "similarity": ("AAAndyZ/AGCI_Similarity_Dataset", "AAAndyZ/BaPA_Similarity_Dataset"),
 }
 
+FOLDERS = {"probe": Path("probe_datasets"), "similarity": Path("similarity_data")}  # where downloads go
+
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_RATIO = 100  # of unpacked to packed bytes; images give 1, rows up to 20
 ENTRY = 512  # bytes that a member counts for beside its content, as in a tar
@@ -59,6 +61,15 @@ def download(kind: str, folder: Path) -> Path:
             raise _undownloaded(name, f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}") from error
         return target
     raise InputError(f"The hub has none of {', '.join(HUB_SETS[kind])}: give a copy with `local_copy`.")
+
+
+def copy_or_download(kind: str, folder: Path | None) -> Path:
+    """The folder of a set: a copy that lies in `folder`, else the download into it, which goes on if it broke off."""
+    if folder is not None and is_folder(folder):
+        begun = any(is_folder(folder / name.split("/")[1]) for name in HUB_SETS[kind])
+        if not begun and any(folder.iterdir()):
+            return folder
+    return download(kind, folder or FOLDERS[kind])
 
 
 def _undownloaded(name: str, reason: str) -> InputError:

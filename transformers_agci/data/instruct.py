@@ -27,6 +27,16 @@ SHAREGPT = {
 }
 
 
+class SampleOptions(NamedTuple):
+    """A sample: `n` conversations of the mix whose images exist below `image_root`, the first of a shuffled order."""
+
+    mix: Path
+    image_root: Path
+    n: int
+    seed: int = 0
+    keep_text_only: bool = False
+
+
 @dataclass
 class Sample:
     """The drawn conversations in LLaVA's form, in drawn order, and why others were left out."""

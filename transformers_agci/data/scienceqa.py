@@ -1,9 +1,8 @@
 """LLaVA's llava_test_CQM-A.json, built from ScienceQA's own files (whose licence forbids that we ship it)."""
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers_agci.data.rows import Row
 from transformers_agci.errors import InputError, short
@@ -24,24 +23,13 @@ def conversations(problems: Path, pid_splits: Path, split: str = "test") -> list
     return [_conversation(by_key, key, problems) for key in keys]
 
 
-class Written(NamedTuple):
-    """What a question file holds: items, those with an image, and how often each letter is right."""
-
-    items: int
-    images: int
-    answers: Counter[str]
-
-
-def write_questions(problems: Path, pid_splits: Path, split: str, output: Path) -> Written:
-    """Write the split's `conversations` to `output`, whole or not at all; InputError as there."""
-    rows = conversations(problems, pid_splits, split)
+def write_questions(rows: list[Row], output: Path) -> None:
+    """Write `conversations` to `output`, whole or not at all."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, rows, indent=1, ascii_only=False)
     except OSError as error:
         raise InputError(f"`output`: {output} cannot be written ({error.strerror}).") from error
-    answers = Counter(str(row["conversations"][1]["value"]) for row in rows)
-    return Written(len(rows), sum("image" in row for row in rows), answers)
 
 
 def _conversation(by_key: Mapping[str, Any], key: Any, problems: Path) -> Row:

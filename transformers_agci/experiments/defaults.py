@@ -21,6 +21,7 @@ FLOW_LAYERS = "all"
 POOLING = "max"  # of the image tokens whose similarity is measured
 
 DEMO_ITEMS = 100
+DEMO_BIAS = 1.0  # planted, in attention logits between the top and the bottom row of cells
 PROCESSES = 2  # of demo and ruler, one thread each
 RULER_ITEMS, RULER_POOL, RULER_SETS = (
     300,
@@ -28,6 +29,8 @@ RULER_ITEMS, RULER_POOL, RULER_SETS = (
     100,
 )  # of a measurement; of the calibration, and the sets drawn from them
 STUDY_SEEDS, STUDY_STEPS, STUDY_ITEMS = 5, 100, 100
+
+INSTRUCT_ROWS = 10_000  # of the fine-tuning sample
 
 Images = Literal["page", "folder", "none"]  # where those of `agci report` go
 IMAGES: Images = "page"

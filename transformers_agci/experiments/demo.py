@@ -2,16 +2,16 @@
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from transformers_agci.embedded.location import EMBEDDED
+from transformers_agci.embedded.location import EMBEDDED, embedded_model_path
+from transformers_agci.embedded.probe_set import IMAGE_FOLDER, NEGATIVES_FILE, ROWS_FILE
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.demo_share import Share
 from transformers_agci.experiments.position.data import ProbeData, embedded_data
 from transformers_agci.experiments.position.metrics import evaluate, load, metrics_figure, write_json
 from transformers_agci.experiments.position.tables import summary_text
@@ -31,8 +31,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 class Demo:
     """`items` items of nine composites, Yes and No, at two lambdas, by `processes` processes; writes to `folder`.
 
-    `beta` is the size of the decoder bias that is planted in the model, 0 for none. `probe_words` says how `agci` is
-    called to answer the share of one process, by its number.
+    `beta` is the size of the decoder bias that is planted in the model, 0 for none.
     """
 
     folder: Path
@@ -41,7 +40,7 @@ class Demo:
     processes: int
     model: str
     beta: float
-    probe_words: Callable[["Demo", int], list[str]]
+    progress: bool = True
 
     @property
     def probe_set(self) -> Path:
@@ -105,10 +104,10 @@ class Demo:
             raise InputError(f"`output_dir`: '{self.folder}' cannot be written: {error.strerror}.") from error
 
     def _ask(self, data: ProbeData) -> None:
-        """Run `agci probe` in every process and show how far they are, together."""
+        """Answer in every process and show how far they are, together."""
         with tempfile.TemporaryFile("w+") as log:
             workers = [self._start(index, log) for index in range(self.processes)]
-            bar = Progress(data.rows * len(LAMBDAS))
+            bar = Progress(data.rows * len(LAMBDAS), self.progress)
             try:
                 while any(worker.poll() is None for worker in workers):
                     time.sleep(LOOK_EVERY)
@@ -126,9 +125,19 @@ class Demo:
                 raise InputError(f"A process of the demo failed; it said: {log.read().strip()}")
 
     def _start(self, index: int, log: IO[str]) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "transformers_agci.cli", *self.probe_words(self, index)]
+        share = Share(
+            model=str(embedded_model_path()) if self.model == EMBEDDED else self.model,
+            eval_file=str(self.probe_set / ROWS_FILE),
+            img_path=str(self.probe_set / IMAGE_FOLDER),
+            negatives_file=str(self.probe_set / NEGATIVES_FILE),
+            answer_file=str(self.answer_file),
+            lambdas=LAMBDAS,
+            planted_bias=self.beta,
+            index=index,
+            processes=self.processes,
+        )
         environment = {**os.environ, **ENVIRONMENT}
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, text=True, env=environment)
+        return subprocess.Popen(share.command, stdout=subprocess.DEVNULL, stderr=log, text=True, env=environment)
 
     def _rows_done(self) -> int:
         parts = (part for path in self.outputs for part in sibling_path(path, ".parts").glob("*.jsonl"))

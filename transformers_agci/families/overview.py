@@ -23,9 +23,19 @@ MANY = 20  # families of one reason; they are the table's dashes and are not nam
 
 def families_text() -> str:
     """The table in Markdown, below it why some lack what, and the families that cannot be served, with the reason."""
-    table = markdown_table(HEAD, [_row(family) for family in SUPPORTED_FAMILIES.values()])
+    table = markdown_table(HEAD, [family_cells(family) for family in SUPPORTED_FAMILIES.values()])
+    return "\n\n".join([table, *remarks()])
+
+
+def remarks() -> list[str]:
+    """Why some families lack what, and which cannot be served, a sentence for each reason."""
     refused = by_reason((family, family.reason) for family in REFUSED_FAMILIES.values())
-    return "\n\n".join([table, *_lacking(), *(f"Not {names}: {reason}." for reason, names in refused.items())])
+    return [*_lacking(), *(f"Not {names}: {reason}." for reason, names in refused.items())]
+
+
+def supported(family: Family) -> dict[str, bool]:
+    """Column of the table -> whether the family has that capability."""
+    return {column: supports(family, name) for column, name in CAPABILITIES.items()}
 
 
 def _lacking() -> Iterator[str]:
@@ -44,12 +54,13 @@ def by_reason(families: Iterable[tuple[Family | RefusedFamily, str]]) -> dict[st
     return {reason: ", ".join(names) if len(names) <= MANY else "most with a dash" for reason, names in found.items()}
 
 
-def _row(family: Family) -> tuple[str, ...]:
+def family_cells(family: Family) -> tuple[str, ...]:
+    """A family's row of the table."""
     return (
         family.name,
         f"`{family.model_type}`",
         family.hub_id,
         family.image_tokens,
         "yes",
-        *("yes" if supports(family, name) else "-" for name in CAPABILITIES.values()),
+        *("yes" if can else "-" for can in supported(family).values()),
     )
