@@ -155,6 +155,7 @@ def test_bad_input_is_told_in_one_sentence(
     random_image().save(tmp_path / "x.png")
     model = ["flow", "--model_path", str(tiny_checkpoint("llava"))]
     image = ["--image", str(tmp_path / "x.png")]
+    capsys.readouterr()  # what making the checkpoint says
     for options, told in (
         (image, "--image and --question go together"),
         ([*image, "--question", "Q?", "--layers", "9"], "--layers must be all"),
