@@ -1,9 +1,8 @@
-"""Position methods against hand-made position tables, on every family: prefill, decoding, later turns, beams, threads.
+"""Position methods against hand-made position tables, on every family: prefill, decoding, later turns, beams.
 
 The tables are counted from the prompts (tiny_families/), token by token; the code under test moves stock's positions.
 """
 
-import threading
 from typing import Any
 
 import pytest
@@ -277,30 +276,6 @@ def test_without_a_mask_or_cache_no_packing_is_read_off_the_positions() -> None:
     bare = {name: value for name, value in batch.inputs.items() if name != "attention_mask"}
     wanted = model(**batch.inputs, use_cache=False).logits
     torch.testing.assert_close(model(**bare, use_cache=False).logits, wanted, atol=1e-6, rtol=0)
-
-
-@torch.no_grad()
-def test_threads_do_not_mix() -> None:
-    family = TINY["llava"]
-    model = family.build()
-    attach(model, method="bapa")
-    prompts = [[[TEXT, "plain", TEXT]], [[TEXT, TEXT, "plain", "plain", TEXT]]]
-    batches = [make_batch(family, prompt, seed=number) for number, prompt in enumerate(prompts)]
-    wanted = [model(**batch.inputs).logits for batch in batches]
-    wrong: list[int] = []
-
-    def work(number: int) -> None:
-        with torch.no_grad():
-            for _ in range(15):
-                if not torch.equal(model(**batches[number].inputs).logits, wanted[number]):
-                    wrong.append(number)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1, 0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
 
 
 @torch.no_grad()

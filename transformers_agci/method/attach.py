@@ -11,6 +11,7 @@ What a handle is stands in handle.py, what the hooks do in hooks.py; rivals have
 
 import contextlib
 import inspect
+import logging
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, overload
@@ -23,9 +24,12 @@ from transformers_agci.method.arguments import check_scope, is_rival, needed_lam
 from transformers_agci.method.compiled_graphs import forget_graphs_of
 from transformers_agci.method.handle import Handle, check_fits_dtype, current_handle, modules_around
 from transformers_agci.method.lam import LAMBDA_KEY, config_lambda, validate_lambda
+from transformers_agci.method.rivals import RIVALS
 
 if TYPE_CHECKING:
     from transformers_agci.method.rivals.handle import RivalHandle
+
+_log = logging.getLogger("transformers_agci")
 
 
 @overload
@@ -62,9 +66,16 @@ def attach(
     if is_rival(method):
         from transformers_agci.method.rivals.handle import attach_rival
 
-        return attach_rival(model, method, *rival_arguments(method, lam, scope, options))
+        rival = attach_rival(model, method, *rival_arguments(method, lam, scope, options))
+        _say_what_is_not_saved(method, scope)
+        return rival
     method = seeded(method, options)
-    lam = needed_lambda(lam, method)
+    handle = _attach(model, needed_lambda(lam, method), scope, method)
+    _say_what_is_not_saved(method, scope)
+    return handle
+
+
+def _attach(model: nn.Module, lam: float, scope: str, method: str) -> Handle:
     check_scope(scope)
     vlm = find_vlm(model)
     check_fits_dtype(vlm, lam, "lam")
@@ -78,6 +89,20 @@ def attach(
         raise InputError(f"{handle!r} is already attached to this model: set its lam, or detach it first.")
     handle.override_lam(lam)
     return handle
+
+
+def _say_what_is_not_saved(method: str, scope: str) -> None:
+    """One line of the log where a model that is saved now would come back with another method."""
+    if method in RIVALS:
+        if method != "bapa":  # which has a key of its own
+            _log.warning("%s is not saved with the model: attach it again to a saved one.", method)
+    elif (method, scope) != ("agci", "image"):
+        _log.warning(
+            "Only lambda is saved with the model, which then loads as agci with the scope image: attach %s with the "
+            "scope %s again to a saved one.",
+            method,
+            scope,
+        )
 
 
 @overload
@@ -114,7 +139,7 @@ def agci(model: nn.Module, lam: float | None = None, scope: str = "image", metho
 def _agci(model: nn.Module, lam: float, scope: str, method: str) -> Iterator[Handle]:
     handle = current_handle(model)
     if handle is None:
-        handle = attach(model, lam, scope, method)
+        handle = _attach(model, lam, scope, method)
         try:
             yield handle
         finally:

@@ -30,7 +30,7 @@ def validate_lambda(value: Any, source: str) -> float:
     >>> validate_lambda(0.5, "lam")
     0.5
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not _finite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, Real) or not is_finite(value) or value < 0:
         raise InputError(
             f"lambda must be a finite number >= 0 (0 is the unmodified model), but {source} is {short(value, 60)}."
         )
@@ -152,7 +152,8 @@ def _warn_of_two(top: Any, nested: Any, name: str) -> None:
 _ABSENT = object()
 
 
-def _finite(value: Real) -> bool:
+def is_finite(value: Real) -> bool:
+    """Whether a number can be a float, and is neither infinite nor NaN."""
     try:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond every float

@@ -82,6 +82,28 @@ def use_ours(handle: "RivalHandle", vlm: Any) -> str:
     return found
 
 
+def give_back(vlm: Any, found: str) -> None:
+    """Let a decoder's attention go to the backend that it had; another one that it was given meanwhile stays."""
+    config = decoder_of(vlm).config
+    if config._attn_implementation in BACKENDS.values():
+        config._attn_implementation = found
+
+
+def check_in_use(handle: "RivalHandle", decoder: Any) -> None:
+    """InputError where the decoder's attention comes here no longer: the rival would do nothing, unheard."""
+    from transformers import AttentionInterface
+
+    name = str(getattr(decoder.config, "_attn_implementation", "eager"))
+    if name not in BACKENDS.values():
+        raise InputError(
+            f"The attention backend was set to {name} after {handle.method} had been attached, which acts inside it: "
+            "detach it, set the backend, and attach it again."
+        )
+    there = AttentionInterface._global_mapping.get(name)
+    if there is not attend:
+        raise _taken(name, there)
+
+
 def register() -> None:
     """Tell transformers of our backends; InputError where somebody else has their names."""
     from transformers import AttentionInterface
@@ -90,13 +112,17 @@ def register() -> None:
     for backend, name in BACKENDS.items():
         there = AttentionInterface._global_mapping.get(name)
         if there is not None and there is not attend:
-            raise InputError(
-                f"The attention backend {name!r} is registered already, by {getattr(there, '__module__', there)}: "
-                "register that one under another name."
-            )
+            raise _taken(name, there)
         AttentionInterface.register(name, attend)
         masks: Any = AttentionMaskInterface
         masks.register(name, masks._global_mapping[backend])
+
+
+def _taken(name: str, by: Any) -> InputError:
+    return InputError(
+        f"The attention backend {name!r} is registered already, by {getattr(by, '__module__', by)}: register that one "
+        "under another name."
+    )
 
 
 def attend(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from transformers_agci.errors import InputError
 from transformers_agci.families import decoder_of, find_vlm, image_token_id
 from transformers_agci.method.rivals.call_state import state
 
@@ -41,6 +42,8 @@ class ContrastProcessor:
         combined, allowed = self.rule.combine(scores, second, self.handle.strength, self.handle.options)
         if self.first is None:
             self.first = combined
+            if not combined[allowed].isfinite().all():
+                raise InputError(f"The logits of {self.handle!r} are no numbers: give a smaller strength or option.")
         return combined.masked_fill(~allowed, -torch.inf).to(scores.dtype)
 
     def _second_logits(self, ids: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers_agci.errors import InputError, short
+from transformers_agci.method.lam import is_finite, lambda_text
 
 if TYPE_CHECKING:
     import torch
@@ -203,7 +204,7 @@ class Rival:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and is_finite(value)
 
 
 def _range(option: Option) -> str:
@@ -211,5 +212,5 @@ def _range(option: Option) -> str:
     if math.isinf(option.least) and math.isinf(option.most):
         return kind
     if math.isinf(option.most):
-        return f"{kind} of at least {option.least:g}"
-    return f"{kind} from {option.least:g} to {option.most:g}"
+        return f"{kind} of at least {lambda_text(option.least)}"
+    return f"{kind} from {lambda_text(option.least)} to {lambda_text(option.most)}"

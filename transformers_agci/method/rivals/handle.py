@@ -17,16 +17,18 @@ import torch
 from torch import nn
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import decoder_of, family_of, find_vlm, require
+from transformers_agci.families import family_of, find_vlm, require
 from transformers_agci.method.attached import AttachedMethod
 from transformers_agci.method.compiled_graphs import forget_graphs_of
+from transformers_agci.method.handle import check_fits_dtype
+from transformers_agci.method.lam import lambda_text
 from transformers_agci.method.rivals import RIVALS
-from transformers_agci.method.rivals.attention import RIVAL, register, use_ours
+from transformers_agci.method.rivals.attention import RIVAL, give_back, register, use_ours
 from transformers_agci.method.rivals.call_state import state
 from transformers_agci.method.rivals.contrast import ContrastProcessor
 from transformers_agci.method.rivals.declaration import Rival
 from transformers_agci.method.rivals.hooks import check_combination, put_hooks_on, take_hooks_off
-from transformers_agci.method.rivals.positions import rope_axes
+from transformers_agci.method.rivals.positions import check_packing
 
 POSITION_KEY = "position_balance"  # in config.json: true turns the published BaPA on
 
@@ -75,6 +77,8 @@ class RivalHandle(AttachedMethod):
         strength = self.rival.strength_of(value, "handle.strength")
         if not self.attached:  # the config is the model's own again, and is saved with it
             raise InputError(f"handle.strength cannot be set: {self.method} is detached from this model.")
+        if (vlm := self.vlm()) is not None:
+            check_fits_dtype(vlm, strength, "handle.strength")
         self._strength = strength
         self._write_key()
 
@@ -101,7 +105,7 @@ class RivalHandle(AttachedMethod):
     def _take_off(self, vlm: Any) -> None:
         take_hooks_off(vlm, self.outer())
         if self._attention is not None:
-            decoder_of(vlm).config._attn_implementation = self._attention
+            give_back(vlm, self._attention)
 
     def logits_processor(self, inputs: Mapping[str, torch.Tensor], model: Any = None) -> ContrastProcessor | None:
         """What `generate(**inputs, logits_processor=[...])` needs of a method with a second pass; None of others.
@@ -122,10 +126,11 @@ class RivalHandle(AttachedMethod):
             vars(self._config)[POSITION_KEY] = bool(self._strength)
 
     def __repr__(self) -> str:
-        options = "".join(f"{name}={value:g}, " for name, value in self.options.items())
+        numbers = {"strength": self.strength, **self.options}
+        options = "".join(f"{name}={lambda_text(value)}, " for name, value in numbers.items())
         note = ", reconstruction" if self.rival.is_reconstruction else ""
         return (
-            f"Rival({self.method}{note}, {'' if self.attached else 'detached, '}strength={self.strength:g}, {options}"
+            f"Rival({self.method}{note}, {'' if self.attached else 'detached, '}{options}"
             f"family={self._model_type}, images={self.injections})"
         )
 
@@ -144,6 +149,7 @@ def attach_rival(model: nn.Module, method: str, strength: float | None, options:
     found = current_rival(model)
     if found is not None and not found.from_config:
         raise InputError(f"{found!r} is already attached to this model: set its strength, or detach it first.")
+    check_fits_dtype(vlm, given, "strength")
     check_combination(vlm, rival)
     _check_seam(vlm, rival)
     outer = _with_output_matrix(model, vlm)
@@ -154,7 +160,12 @@ def attach_rival(model: nn.Module, method: str, strength: float | None, options:
         )
     if found is not None:
         found.detach()
-    handle = RivalHandle(vlm, outer, rival, given, settings)
+    try:
+        handle = RivalHandle(vlm, outer, rival, given, settings)
+    except InputError:
+        if found is not None:
+            attach_from_position_key(model)
+        raise
     forget_graphs_of(vlm)
     if rival.note:
         _log.warning("%s (%s): %s.", rival.title, rival.name, rival.note)
@@ -242,9 +253,4 @@ def _check_seam(vlm: Any, rival: Rival) -> None:
     family = family_of(vlm)
     if rival.positions is not None or rival.mask is not None:
         require(family, "positions", family.positions)
-    attention = str(getattr(decoder_of(vlm).config, "_attn_implementation", ""))
-    if rival.positions is not None and "flash" in attention and rope_axes(vlm.config) == 1:
-        raise InputError(
-            f"{rival.name} gives several tokens one position, from which {attention} would read packed sequences in "
-            f"{family.name}: load the model with attn_implementation='sdpa' or 'eager'."
-        )
+    check_packing(rival, vlm)

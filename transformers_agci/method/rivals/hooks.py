@@ -22,7 +22,7 @@ from transformers_agci.method.lost_images import (
     with_whole_images,
 )
 from transformers_agci.method.rivals import RIVALS
-from transformers_agci.method.rivals.attention import RIVAL, set_plan
+from transformers_agci.method.rivals.attention import RIVAL, check_in_use, set_plan
 from transformers_agci.method.rivals.call_state import Prompt, state
 from transformers_agci.method.rivals.declaration import Rival
 from transformers_agci.method.rivals.first_pass import WithBlanks, calibrate, weigh
@@ -30,6 +30,7 @@ from transformers_agci.method.rivals.generation import check_checkpointing, chec
 from transformers_agci.method.rivals.plan import keep_columns, plan_of_call
 from transformers_agci.method.rivals.positions import (
     Placement,
+    check_packing,
     grid_of,
     keep_moved,
     note_moved_on,
@@ -172,7 +173,7 @@ def _change_call(
         _place(handle, vlm, changed, shown, grids)
     if handle.rival.uses_attention and not state.weighing:
         check_checkpointing(handle.rival, decoder)
-        _plan_attention(handle, changed, shown, grids)
+        _plan_attention(handle, decoder, changed, shown, grids)
     return args, changed
 
 
@@ -201,6 +202,8 @@ def _place(
     """Put the positions of the call into the decoder's arguments."""
     rule = handle.rival.positions
     assert rule is not None
+    if images:
+        check_packing(handle.rival, vlm)
     cache = changed.get(_CACHE)
     past = past_length(cache)
     placement = Placement(rule, rope_axes(vlm.config))
@@ -220,6 +223,7 @@ def _place(
 
 def _plan_attention(
     handle: "RivalHandle",
+    decoder: Any,
     changed: dict[str, Any],
     shown: torch.Tensor,
     images: "list[tuple[ImagePositions, Grid | None]]",
@@ -229,6 +233,7 @@ def _plan_attention(
     set_plan(plan)
     if plan is None:
         return
+    check_in_use(handle, decoder)
     cache = changed.get(_CACHE)
     if cache is None:
         state.plan = plan

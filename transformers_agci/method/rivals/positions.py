@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import Family, ForwardCall, family_of
+from transformers_agci.families import Family, ForwardCall, decoder_of, family_of
 from transformers_agci.families.token_layout import ImageInfo
 from transformers_agci.method.image_positions import ImagePositions
-from transformers_agci.method.rivals.declaration import Grid, PositionRule
+from transformers_agci.method.rivals.declaration import Grid, PositionRule, Rival
 
 _MOVED = "_agci_rival_moved"  # attribute of a cache: [B, L], by how much each column's text was moved forward
 
@@ -32,6 +32,16 @@ def rope_axes(config: Any) -> int:
     scaling = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     section = next((scaling[name] for name in ("mrope_section", "xdrope_section") if scaling.get(name)), None)
     return 1 if section is None else len(section)
+
+
+def check_packing(rival: Rival, vlm: Any) -> None:
+    """InputError where the attention backend would take equal positions for the starts of packed sequences."""
+    attention = str(getattr(decoder_of(vlm).config, "_attn_implementation", ""))
+    if rival.positions is not None and "flash" in attention and rope_axes(vlm.config) == 1:
+        raise InputError(
+            f"{rival.name} gives several tokens one position, from which {attention} would read packed sequences in "
+            f"{family_of(vlm).name}: load the model with attn_implementation='sdpa' or 'eager'."
+        )
 
 
 def past_length(cache: Any) -> int:
