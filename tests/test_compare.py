@@ -1,8 +1,11 @@
 """`agci compare`: its words, one resumable run, the choice on development items, the report, the ruler's arms."""
 
+import contextlib
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,8 @@ from transformers_agci import InputError
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.embedded.location import embedded_model_path
-from transformers_agci.experiments.compare.arms import parse_arm, parse_arms
+from transformers_agci.experiments.compare.arms import Arm, parse_arm, parse_arms
+from transformers_agci.experiments.compare.command import Beside, ComparedModels, compare_models
 from transformers_agci.experiments.compare.on_ruler import (
     conditions_of,
     measure_on_ruler,
@@ -23,7 +27,8 @@ from transformers_agci.experiments.compare.on_ruler import (
     shown,
 )
 from transformers_agci.experiments.compare.report import ReportOptions, compare_arms, cost_text, notes_of
-from transformers_agci.experiments.compare.run import ArmResult
+from transformers_agci.experiments.compare.run import ArmResult, Candidate, CompareOptions
+from transformers_agci.experiments.position.measures import ResamplingConfig
 from transformers_agci.experiments.ruler.conditions import REPAIR
 from transformers_agci.experiments.ruler.run import ItemRun
 from transformers_agci.families import SUPPORTED_FAMILIES
@@ -46,6 +51,7 @@ def test_words_of_arms() -> None:
     assert found[0].value == 0
     assert found[3].method_options == {"gamma": 1, "strength": 0.2}
     assert parse_arm("pai").value == 0.2  # the authors'
+    assert parse_arm("vcd:0.1234567,seed=1234567").label == "vcd 0.1234567, seed 1234567"  # no digit is lost
     assert len({arm.file_name for arm in found}) == 6
 
 
@@ -67,6 +73,10 @@ def test_words_of_arms() -> None:
         (["stock", "pai:1,gamma=nan"], "The option gamma of pai"),
         (["stock", "vcd:1,noise_step=inf"], "The option noise_step of vcd"),
         (["stock", "pai:1,tempo=2"], "pai has no option 'tempo'"),
+        (["stock", "pai:1,gamma"], "in which 'gamma' is not name=number"),
+        (["stock", "pai:1,gamma=1,gamma=2"], "in which 'gamma' is given twice"),
+        (["stock", "random:0.5", "random-0:0.5"], "names 'random-0:0.5' twice, once as 'random:0.5'"),
+        (["stock", "pai:0.2,gamma=1.1", "pai"], "names 'pai' twice, once as 'pai:0.2,gamma=1.1'"),
     ],
 )
 def test_bad_words(words: list[str], message: str) -> None:
@@ -150,6 +160,88 @@ def test_one_run_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert {name: again[name] for name in again if name != "environment"} == {
         name: value for name, value in json.loads(first).items() if name != "environment"
     }
+
+
+def answering_but(refusing: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every arm is answered at once, but for these methods, which a model refuses with a sentence."""
+
+    def ask(options: Any, engine: Any, file: Path, arm: Arm, *_: Any) -> ArmResult:
+        for method, sentence in refusing.items():
+            if arm.method == method and file.parent.name != "serves-all":
+                raise InputError(sentence)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return result_file(file.parent, arm.word, 0.0, 0.0, 24)
+
+    monkeypatch.setattr("transformers_agci.experiments.compare.run._ask", ask)
+
+
+def compared_with(folder: Path, words: list[str], models: tuple[str, ...] = ("one",)) -> tuple[ComparedModels, str]:
+    """`compare_models` on made-up answers; what it found, and what a user reads."""
+    engine = SimpleNamespace(name="transformers")
+
+    def opened(name: str) -> Any:
+        if name == "gone":
+            raise InputError("gone is no folder.")
+        return contextlib.nullcontext(engine)
+
+    candidates = [Candidate(name, lambda name=name: opened(name)) for name in models]
+    options = CompareOptions(candidates, parse_arms(words), folder, items=24)
+    said: list[str] = []
+    report = ReportOptions(resampling=ResamplingConfig(50))
+    return compare_models(options, report, Beside(), None, said.append), "\n".join(said)
+
+
+@pytest.mark.slow
+def test_a_method_that_cannot_serve_the_model_is_named_and_the_others_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering_but({"cca": "No single grid in Tiny."}, monkeypatch)
+    found, said = compared_with(tmp_path, ["stock", "cca", "bapa", "flat"])
+    assert found.exit_code == 1
+    assert dict(found.models[0].left_out) == {"cca 1": "No single grid in Tiny."}
+    assert [arm.arm.label for arm in found.models[0].compared.chosen] == ["stock", "bapa 1", "flat 1"]
+    assert said.count("cca 1: left out. No single grid in Tiny.") == 2  # when it happens, and in the report
+    assert "cca 1: left out. No single grid" in (tmp_path / "compared.txt").read_text()
+    assert json.loads((tmp_path / "compared.json").read_text())["left_out"] == {"cca 1": "No single grid in Tiny."}
+    with pytest.raises(InputError, match=r"No method is left beside stock\. No single grid in Tiny"):
+        compared_with(tmp_path, ["stock", "cca"])
+    answering_but({"stock": "The folder is full."}, monkeypatch)
+    with pytest.raises(InputError, match="The folder is full"):
+        compared_with(tmp_path, ["stock", "bapa"])
+
+
+@pytest.mark.slow
+def test_of_several_models_those_that_cannot_be_asked_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering_but({"cca": "No single grid in Tiny."}, monkeypatch)
+    found, said = compared_with(tmp_path, ["stock", "cca"], ("gone", "serves-all", "serves-none"))
+    assert found.exit_code == 1
+    assert [model.name for model in found.models] == ["serves-all"]
+    assert dict(found.left_out) == {
+        "gone": "gone is no folder.",
+        "serves-none": "No method is left beside stock. No single grid in Tiny.",
+    }
+    written = json.loads((tmp_path / "compared.json").read_text())
+    assert (list(written["models"]), written["left_out"]) == (["serves-all"], dict(found.left_out))
+    assert said.count("gone: left out. gone is no folder.") == 2
+    with pytest.raises(InputError, match=r"None of the models could be asked\. gone is no folder"):
+        compared_with(tmp_path, ["stock", "cca"], ("gone", "gone"))
+
+
+@pytest.mark.slow
+def test_a_method_that_a_real_model_refuses(
+    tmp_path: Path, tiny_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """LLaVA-NeXT's images are several grids: cca says so at the first prompt."""
+    monkeypatch.chdir(tmp_path)
+    words = ["compare", "--model", str(tiny_checkpoint("llava_next")), "--items", "24", "--draws", "50", "--quiet"]
+    for _ in range(2):  # again where the others are done already
+        assert main([*words, "--methods", "stock", "cca", "bapa"]) == 1
+        said = capsys.readouterr()
+        assert said.out.count("cca 1: left out. An image of") == 2 and "is no single grid in" in said.out
+        assert "Traceback" not in said.err
+        assert json.loads((tmp_path / "compared" / "compared.json").read_text())["chosen"] == ["stock", "bapa 1"]
 
 
 def test_what_the_ruler_can_measure() -> None:

@@ -1,6 +1,6 @@
 """Methods compared in Python: every one on the same rows, its strength chosen on some items, reported on the others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,8 @@ class ComparedModel(Shown, ModelComparison):
 
     def _repr_html_(self) -> str:
         notes = notes_of([result.arm for result in self.results])
-        return tables_html(evidence_tables(self.compared.evidence), [*self.compared.evidence.notes, *notes])
+        missing = [f"{label}: left out. {why}" for label, why in self.left_out.items()]
+        return tables_html(evidence_tables(self.compared.evidence), [*self.compared.evidence.notes, *notes, *missing])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,13 +50,9 @@ class Comparison(Shown, ComparedModels, Sequence[ComparedModel]):
     """The models that were compared, one after another; together they show themselves as one table."""
 
     models: Sequence[ComparedModel]
+    left_out: Mapping[str, str] = field(default_factory=dict)
     log: tuple[str, ...] = ()
     _kept: Any = field(default=None, repr=False)
-
-    @property
-    def text(self) -> str:
-        """All models in one table."""
-        return self.overview.text
 
     def __getitem__(self, place: Any) -> Any:
         return self.models[place]
@@ -64,7 +61,7 @@ class Comparison(Shown, ComparedModels, Sequence[ComparedModel]):
         return len(self.models)
 
     def _repr_html_(self) -> str:
-        return tables_html([self.overview])
+        return tables_html([self.overview], [f"{name}: left out. {why}" for name, why in self.left_out.items()])
 
 
 @checked
@@ -138,7 +135,7 @@ def run_compare(
 ) -> Comparison:
     """A comparison as the command runs it; `say` takes what a user reads while it goes on."""
     found = compare_models(options, report, beside, target, say)
-    return Comparison(found.exit_code, [ComparedModel(**vars(model)) for model in found.models])
+    return Comparison(found.exit_code, [ComparedModel(**vars(model)) for model in found.models], found.left_out)
 
 
 def _candidate(model: Model) -> Candidate:

@@ -34,7 +34,7 @@ class Arm:
         if self.method == STOCK:
             return STOCK
         note = " (reconstruction)" if self.is_rival and RIVALS[self.method].is_reconstruction else ""
-        options = "".join(f", {name} {value:g}" for name, value in self.options.items())
+        options = "".join(f", {name} {lambda_text(value)}" for name, value in self.options.items())
         return f"{self.method} {lambda_text(self.value)}{options}{note}"
 
     @property
@@ -52,6 +52,14 @@ class Arm:
         return {**self.options, "strength": self.value} if self.is_rival else {}
 
     @property
+    def sameness(self) -> tuple[Any, ...]:
+        """What two words for one arm have in common: random:0.5 is random-0:0.5, pai:0.2 is pai:0.2,gamma=1.1."""
+        if self.is_rival:
+            return self.method, self.value, *sorted(RIVALS[self.method].settings(self.options).items())
+        name, _, seed = self.method.partition("-")
+        return name, self.value, int(seed or 0)
+
+    @property
     def file_name(self) -> str:
         """The name of its result file."""
         return "".join(sign if sign.isalnum() or sign in ".-_" else "-" for sign in self.word) + ".jsonl"
@@ -62,9 +70,12 @@ def parse_arms(words: Sequence[str]) -> list[Arm]:
     arms = [parse_arm(word) for word in words]
     if STOCK not in {arm.method for arm in arms}:
         raise InputError(f"`methods` needs {STOCK}: every other method is held against it.")
-    doubled = next((arm.word for number, arm in enumerate(arms) if arm.label in {a.label for a in arms[:number]}), None)
-    if doubled is not None:
-        raise InputError(f"`methods` names {short(doubled)} twice.")
+    first: dict[tuple[Any, ...], Arm] = {}
+    for arm in arms:
+        other = first.setdefault(arm.sameness, arm)
+        if other is not arm:
+            also = "" if other.word == arm.word else f", once as {short(other.word)}"
+            raise InputError(f"`methods` names {short(arm.word)} twice{also}.")
     if len(arms) < 2:
         raise InputError("`methods` names stock alone: give at least one method beside it.")
     return sorted(arms, key=lambda arm: arm.method != STOCK)
@@ -79,7 +90,7 @@ def parse_arm(word: str) -> Arm:
     if method in RIVALS:
         rival = RIVALS[method]
         strength = rival.published if not value else rival.strength_of(_number(value, word), f"{short(word)}")
-        found = {name: _number(text, word) for name, _, text in (option.partition("=") for option in options)}
+        found = _options(options, word)
         rival.settings(found)
         return Arm(word, method, strength, found)
     from transformers_agci.inference.other_image import seed_of_other
@@ -91,6 +102,19 @@ def parse_arm(word: str) -> Arm:
     if not value or options:
         raise InputError(f"`methods` has {short(word)}: {method} needs a lambda alone, as in {method}:0.5.")
     return Arm(word, method, validate_lambda(_number(value, word), short(word)))
+
+
+def _options(words: Sequence[str], word: str) -> dict[str, float]:
+    """name=number of each; InputError where one is not that, or there twice."""
+    found: dict[str, float] = {}
+    for option in words:
+        name, mark, text = option.partition("=")
+        if not mark:
+            raise InputError(f"`methods` has {short(word)}, in which {short(option)} is not name=number.")
+        if name in found:
+            raise InputError(f"`methods` has {short(word)}, in which {short(name)} is given twice.")
+        found[name] = _number(text, word)
+    return found
 
 
 def _number(text: str, word: str) -> float:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.benchmarks import benchmark
+from transformers_agci.experiments.compare.arms import STOCK
 from transformers_agci.experiments.compare.on_ruler import measure_on_ruler, ruler_text
 from transformers_agci.experiments.compare.report import (
     Compared,
@@ -20,7 +21,6 @@ from transformers_agci.experiments.compare.report import (
 )
 from transformers_agci.experiments.compare.run import (
     ArmResult,
-    Candidate,
     CompareOptions,
     ask_arms,
     check_engine,
@@ -55,7 +55,10 @@ class Beside(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """One model: every arm's result, what was chosen and found, in words (`blocks`) and in numbers."""
+    """One model: every arm's result, what was chosen and found, in words (`blocks`) and in numbers.
+
+    left_out  of each arm that could not answer, by its label, why
+    """
 
     name: str
     folder: Path
@@ -63,19 +66,29 @@ class ModelComparison:
     compared: Compared
     blocks: Sequence[str]
     numbers: Mapping[str, Any]
+    left_out: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class ComparedModels:
-    """All models; exit_code is 1 where rows were bad."""
+    """All models; exit_code is 1 where rows were bad, or an arm or a model was left out.
+
+    left_out  of each model that could not be asked, by its name, why
+    """
 
     exit_code: int
     models: Sequence[ModelComparison]
+    left_out: Mapping[str, str]
 
     @property
     def overview(self) -> Table:
         """All of them in one table."""
         return overview({model.name: model.compared for model in self.models})
+
+    @property
+    def text(self) -> str:
+        """The table, and below it who is missing."""
+        return "\n\n".join([self.overview.text, *(f"{name}: left out. {why}" for name, why in self.left_out.items())])
 
 
 def compare_models(
@@ -87,44 +100,53 @@ def compare_models(
     for row in data.bad_rows:
         say(row.error)
     split_items(_captions(data), report.dev_share)  # too few items are an error before hours of asking
-    alone, models = len(options.models) == 1, []
-    for number, model in enumerate(options.models):
-        folder = model_folder(options, number)
-        models.append(_compare_model(options, report, beside, model, folder, data, say))
+    several, models, left_out = len(options.models) > 1, list[ModelComparison](), dict[str, str]()
+    for number in range(len(options.models)):
+        try:
+            models.append(_compare_model(options, report, beside, number, data, say))
+        except InputError as error:
+            if not several:
+                raise
+            left_out[_name(options, number)] = str(error)
+            say(f"\n{_name(options, number)}: left out. {error}")
+            continue
         say("\n" + "\n\n".join(models[-1].blocks))
-        say(_write(models[-1], target if alone else None))
-    found = ComparedModels(1 if data.bad_rows else 0, models)
-    if not alone:
+        say(_write(models[-1], None if several else target))
+    if not models:
+        raise InputError(f"None of the models could be asked. {next(iter(left_out.values()))}")
+    incomplete = bool(data.bad_rows or left_out or any(model.left_out for model in models))
+    found = ComparedModels(int(incomplete), models, left_out)
+    if several:
         say(f"\n{_write_overview(found, options.folder, target)}")
     return found
 
 
+def _name(options: CompareOptions, number: int) -> str:
+    """How a model is called beside the others."""
+    return model_folder(options, number).name if len(options.models) > 1 else options.models[number].name
+
+
 def _compare_model(  # noqa: PLR0917 - what a model is compared with
-    options: CompareOptions,
-    report: ReportOptions,
-    beside: Beside,
-    model: Candidate,
-    folder: Path,
-    data: ProbeData,
-    say: Say,
+    options: CompareOptions, report: ReportOptions, beside: Beside, number: int, data: ProbeData, say: Say
 ) -> ModelComparison:
+    model, name, folder = options.models[number], _name(options, number), model_folder(options, number)
     with model.opened() as engine:
         check_engine(engine.name, options.arms)
-        results = ask_arms(options, engine, folder, data, say)
+        results, left_out = ask_arms(options, engine, folder, data, say)
         compared = compare_arms(results, report)
-        blocks = [compared_text(compared, results)]
-        numbers: dict[str, Any] = compared_json(compared, results)
+        blocks = [compared_text(compared, results, left_out)]
+        numbers: dict[str, Any] = compared_json(compared, results, left_out)
         if beside.benchmark is not None:
-            text, numbers["benchmark"] = _benchmark(options, engine, beside, compared, folder)
+            text, numbers["benchmark"], unasked = _benchmark(options, engine, beside, compared, folder)
             blocks.append(text)
+            left_out |= unasked
+            numbers["left_out"] = left_out
     if beside.ruler is not None:
         arms = [result.arm for result in compared.chosen]
-        summary, left_out = measure_on_ruler(folder, arms, beside.ruler, options.seed, beside.processes)
-        numbers["ruler"] = {"items": beside.ruler, "conditions": summary, "left_out": left_out}
-        blocks.append(f"on the ruler, {counted(beside.ruler, 'item')}:\n\n{ruler_text(summary, left_out)}")
-    return ModelComparison(
-        folder.name if len(options.models) > 1 else model.name, folder, results, compared, blocks, numbers
-    )
+        summary, unmeasured = measure_on_ruler(folder, arms, beside.ruler, options.seed, beside.processes)
+        numbers["ruler"] = {"items": beside.ruler, "conditions": summary, "left_out": unmeasured}
+        blocks.append(f"on the ruler, {counted(beside.ruler, 'item')}:\n\n{ruler_text(summary, unmeasured)}")
+    return ModelComparison(name, folder, results, compared, blocks, numbers, left_out)
 
 
 def _captions(data: ProbeData) -> dict[str, str]:
@@ -160,8 +182,8 @@ def _check(options: CompareOptions, beside: Beside) -> None:
 
 def _benchmark(
     options: CompareOptions, engine: Engine, beside: Beside, compared: Compared, folder: Path
-) -> tuple[str, dict[str, Any]]:
-    """Each chosen arm on a benchmark: its scores as `agci benchmark` has them."""
+) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """Each chosen arm on a benchmark: its scores as `agci benchmark` has them, and who is left out there and why."""
     from transformers_agci.experiments.benchmarks.asking.run import AskOptions, ask_benchmark
     from transformers_agci.experiments.benchmarks.asking.source import Source
     from transformers_agci.storage.json_file import read_json_object
@@ -173,7 +195,8 @@ def _benchmark(
         image_root=beside.benchmark_images,
         prompt=beside.benchmark_prompt,
     )
-    said, numbers = [f"{beside.benchmark}, each method at the strength that was chosen on the probe:"], {}
+    said = [f"{beside.benchmark}, each method at the strength that was chosen on the probe:"]
+    numbers, left_out = dict[str, Any](), dict[str, str]()
     for result in compared.chosen:
         lines: list[str] = []
         arm = result.arm
@@ -182,12 +205,19 @@ def _benchmark(
         )
         file = folder / f"{beside.benchmark}.{arm.file_name}"
         lambdas = [] if arm.is_rival else [arm.value]
-        asked = ask_benchmark(source, file, AskOptions(lambdas, answers), lambda: engine, lines.append)
+        try:
+            asked = ask_benchmark(source, file, AskOptions(lambdas, answers), lambda: engine, lines.append)
+        except InputError as error:
+            if arm.method == STOCK:
+                raise
+            left_out[f"{arm.label} on {beside.benchmark}"] = str(error)
+            said.append(f"--- {arm.label}\nleft out. {error}")
+            continue
         scored = sibling_path(asked.outputs[0], ".score.json")
         if asked.exit_code == 0 and scored.exists():
             numbers[arm.label] = read_json_object(scored)
         said.append(f"--- {arm.label}\n" + "\n".join(lines[-2:]).strip())
-    return "\n\n".join(said), numbers
+    return "\n\n".join(said), numbers, left_out
 
 
 def _write(model: ModelComparison, target: Path | None) -> str:
@@ -201,8 +231,9 @@ def _write(model: ModelComparison, target: Path | None) -> str:
 
 def _write_overview(found: ComparedModels, folder: Path, target: Path | None) -> str:
     """Write the table of all models, and all numbers; returns what to say."""
-    file, text = target or folder / NUMBERS, found.overview.text
-    write_json(file, {"models": {model.name: model.numbers for model in found.models}, **_environment()})
+    file, text = target or folder / NUMBERS, found.text
+    numbers = {model.name: model.numbers for model in found.models}
+    write_json(file, {"models": numbers, "left_out": found.left_out, **_environment()})
     write_atomic(folder / TEXT, f"{text}\n".encode())
     return f"{text}\n\nwritten: {folder / TEXT}, {file}"
 

@@ -17,6 +17,7 @@ from transformers_agci.experiments.compare.arms import STOCK, Arm
 from transformers_agci.experiments.ruler.analysis import Side, summarize
 from transformers_agci.experiments.ruler.conditions import LAMBDA, NOTHING, REPAIR, Condition
 from transformers_agci.experiments.ruler.run import ItemRun
+from transformers_agci.method.lam import lambda_text
 from transformers_agci.method.names import OTHER
 from transformers_agci.method.rivals import RIVALS
 from transformers_agci.report.table import format_table
@@ -40,7 +41,7 @@ def ruler_arms(arms: Sequence[Arm]) -> tuple[list[str], list[str]]:
         if arm.options:
             left_out.append(f"{arm.word} is not on the ruler, which takes a strength alone.")
             continue
-        served.append(f"{arm.method}:{arm.value:g}")
+        served.append(f"{arm.method}:{lambda_text(arm.value)}")
     return served, left_out
 
 

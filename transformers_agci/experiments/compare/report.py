@@ -107,8 +107,8 @@ def split_items(captions: Mapping[str, str], share: float) -> tuple[list[str], l
     return dev, held, Split(rule, share, len(dev), len(held))
 
 
-def compared_text(compared: Compared, results: Sequence[ArmResult]) -> str:
-    """Everything: what was chosen, the evidence, what each method costs, and what must be said about it."""
+def compared_text(compared: Compared, results: Sequence[ArmResult], left_out: Mapping[str, str]) -> str:
+    """Everything: what was chosen, the evidence, what each method costs, what must be said, and who is missing."""
     chosen = {result.arm.label for result in compared.chosen}
     factor = 100.0 if compared.choice == "balanced" else 1.0
     dev = [
@@ -121,6 +121,7 @@ def compared_text(compared: Compared, results: Sequence[ArmResult]) -> str:
         evidence_report.evidence_text(compared.evidence),
         cost_text(results),
         *notes_of([result.arm for result in results]),
+        *(f"{label}: left out. {why}" for label, why in left_out.items()),
     ]
     return "\n\n".join(blocks)
 
@@ -152,7 +153,7 @@ def notes_of(arms: Sequence[Arm]) -> list[str]:
     return [f"{name}: {RIVALS[name].note}." for name in rivals]
 
 
-def compared_json(compared: Compared, results: Sequence[ArmResult]) -> dict[str, Any]:
+def compared_json(compared: Compared, results: Sequence[ArmResult], left_out: Mapping[str, str]) -> dict[str, Any]:
     """All numbers."""
     return {
         "split": as_json(compared.split),
@@ -162,6 +163,7 @@ def compared_json(compared: Compared, results: Sequence[ArmResult]) -> dict[str,
         "evidence": as_json(compared.evidence),
         "cost": {result.arm.label: _cost_of(result) for result in results},
         "notes": notes_of([result.arm for result in results]),
+        "left_out": dict(left_out),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from transformers_agci.data.rows import require_number, require_whole_number
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.compare.arms import Arm
+from transformers_agci.experiments.compare.arms import STOCK, Arm
 from transformers_agci.experiments.defaults import ATLAS_ITEMS
 from transformers_agci.experiments.engines import NEEDS_THE_MODEL
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
@@ -100,10 +100,32 @@ def check_engine(engine: str, arms: Sequence[Arm]) -> None:
         )
 
 
-def ask_arms(options: CompareOptions, engine: Engine, folder: Path, data: ProbeData, say: Say) -> list[ArmResult]:
-    """Ask all rows with every arm, into `folder`; what is recorded already is not asked again."""
+class Asked(NamedTuple):
+    """The arms that answered, and of each other one (by label) why it did not."""
+
+    results: list[ArmResult]
+    left_out: dict[str, str]
+
+
+def ask_arms(options: CompareOptions, engine: Engine, folder: Path, data: ProbeData, say: Say) -> Asked:
+    """Ask all rows with every arm, into `folder`; what is recorded already is not asked again.
+
+    A method that cannot serve this model is named and left out. InputError where it is stock, or none is left.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    return [_ask(options, engine, folder / arm.file_name, arm, data, say) for arm in options.arms]
+    results: list[ArmResult] = []
+    left_out: dict[str, str] = {}
+    for arm in options.arms:
+        try:
+            results.append(_ask(options, engine, folder / arm.file_name, arm, data, say))
+        except InputError as error:
+            if arm.method == STOCK:
+                raise
+            left_out[arm.label] = str(error)
+            say(f"{arm.label}: left out. {error}")
+    if len(results) == 1:
+        raise InputError(f"No method is left beside stock. {next(iter(left_out.values()))}")
+    return Asked(results, left_out)
 
 
 def _ask(  # noqa: PLR0917 - what an arm is asked with
