@@ -11,7 +11,6 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from transformers_agci.method.forward_call import embeds_of, forward_call
 from transformers_agci.method.handle import Handle, current_handle
 from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text
+from transformers_agci.method.stored_weights import StoredTensors, checkpoint_folder, vision_weights
 
 DEFAULT_LAMBDA = 0.5  # for a model that is at lambda 0: the checks need some effect to look at
 
@@ -152,15 +152,11 @@ def _vision_weights(model: nn.Module) -> Check:
     """Whether the model's vision weights are those of its checkpoint: some versions read a checkpoint of another
     version without a word and leave the vision tower random. Compared by value, since versions rename."""
     name, vlm = "no vision weight missing", find_vlm(model)
-    folder = _checkpoint_folder(vlm)
+    folder = checkpoint_folder(vlm)
     if folder is None:
         return Check(name, None, None, None, "The model was not loaded from a folder with safetensors.")
-    weights = {
-        key: weight
-        for key, weight in vlm.named_parameters()
-        if not key.startswith("language_model.") and "audio" not in key and weight.is_floating_point()
-    }
-    stored = _StoredTensors(folder)
+    weights = vision_weights(vlm)
+    stored = StoredTensors(folder)
     missing = [key for key, weight in weights.items() if not stored.holds(weight)]
     if missing:
         return Check(
@@ -172,53 +168,6 @@ def _vision_weights(model: nn.Module) -> Check:
             "they may be random. Another transformers version may have saved it.",
         )
     return Check(name, True, 0, 0, f"All {len(weights)} vision weights are those of the checkpoint.")
-
-
-def _checkpoint_folder(vlm: Any) -> Path | None:
-    where = getattr(vlm.config, "_name_or_path", "")
-    if not where:
-        return None
-    folder = Path(where)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(where, local_files_only=True))
-        except Exception:  # the hub's client has many reasons; all mean that there is no folder to compare with
-            return None
-    return folder if any(folder.glob("*.safetensors")) else None
-
-
-class _StoredTensors:
-    """The tensors of a checkpoint, to be found by what they hold."""
-
-    SAMPLE = 64  # values that are compared
-
-    def __init__(self, folder: Path) -> None:
-        from safetensors import safe_open
-
-        self._by_shape: dict[tuple[int, ...], list[Any]] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            opened: Any = safe_open(file, framework="pt")
-            for key in opened.keys():  # noqa: SIM118 - no mapping
-                entry = opened.get_slice(key)
-                self._by_shape.setdefault(tuple(entry.get_shape()), []).append(entry)
-
-    def holds(self, weight: torch.Tensor) -> bool:
-        if weight.is_meta:  # offloaded: there is nothing to compare, and nothing that was made up
-            return True
-        mine = _head(weight, self.SAMPLE).cpu()
-        return any(
-            torch.equal(_head(entry, self.SAMPLE).to(mine.dtype), mine)
-            for entry in self._by_shape.get(tuple(weight.shape), ())
-        )
-
-
-def _head(tensor: Any, count: int) -> torch.Tensor:
-    """Up to `count` first values of a tensor or of a stored one, of which only the first row is read."""
-    has_rows = len(getattr(tensor, "shape", None) or tensor.get_shape())
-    first: torch.Tensor = tensor[:1] if has_rows else tensor[...]
-    return first.flatten()[:count]
 
 
 # --- the method ----------------------------------------------------------------------------------------------------
