@@ -39,8 +39,9 @@ SHARE ?= 1
 OVERLAYS := 4.57.6 5.6.0
 OVERLAY_4.57.6 := transformers==4.57.6 huggingface-hub==0.36.2 tokenizers==0.22.2
 OVERLAY_5.6.0 := transformers==5.6.0 huggingface-hub==1.5.0 tokenizers==0.22.2 httpx==0.28.1 httpcore==1.0.9
-CONTRACT := tests/test_injection.py tests/test_hooks.py tests/test_reference_outputs.py tests/test_prefix_replay.py \
-            tests/test_vision_attention.py tests/test_family_contract.py tests/test_separators.py
+CONTRACT := tests/test_injection.py tests/test_hooks.py tests/test_hooks_of_live_models.py \
+            tests/test_reference_outputs.py tests/test_prefix_replay.py tests/test_vision_attention.py \
+            tests/test_family_contract.py tests/test_separators.py
 
 # One thread per process: two threads of torch are slower than one as soon as anything else runs.
 export OMP_NUM_THREADS = 1

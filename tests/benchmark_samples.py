@@ -4,6 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from transformers_agci.cli import main
+
 Row = dict[str, Any]
 
 
@@ -108,6 +112,16 @@ def textvqa_questions() -> list[Row]:
     ]
 
 
+TEXTVQA_TEXTS = ("Red.", "2", "Hershey's")
+
+
+def textvqa_answers() -> list[Row]:
+    return [
+        {"question_id": row["question_id"], "prompt": row["text"], "text": text}
+        for row, text in zip(textvqa_questions(), TEXTVQA_TEXTS, strict=True)
+    ]
+
+
 def crpe_questions(categories: tuple[str, ...] = ("subject", "predicate", "object")) -> list[Row]:
     """Two questions of four rotations in each category."""
     return [
@@ -146,6 +160,10 @@ def hallusionbench_questions() -> list[Row]:
     ]
 
 
+def hallusionbench_answers(texts: list[str], field: str = "prediction") -> list[Row]:
+    return [{**row, field: text} for row, text in zip(hallusionbench_questions(), texts, strict=True)]
+
+
 def mmmu_rows(responses: list[Any]) -> list[Row]:
     """Result rows of MMMU-Pro with four options each."""
     return [
@@ -159,3 +177,16 @@ def mmmu_rows(responses: list[Any]) -> list[Row]:
         }
         for n, (response, subject) in enumerate(zip(responses, ("Art", "Art", "Math", "Math", "Math"), strict=False))
     ]
+
+
+def score(tmp_path: Path, *arguments: Any) -> dict[str, Any]:
+    """Run the command; the result file with the items as `items`."""
+    out, items = tmp_path / "out.json", tmp_path / "items.jsonl"
+    assert main(["score", *map(str, arguments), "--json", str(out), "--items", str(items)]) == 0
+    return {**json.loads(out.read_text()), "items": [json.loads(line) for line in items.read_text().splitlines()]}
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """The one sentence on stderr of a command that must fail."""
+    assert main(["score", *map(str, arguments)]) == 2
+    return capsys.readouterr().err

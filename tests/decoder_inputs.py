@@ -97,3 +97,10 @@ def left_padded(samples: Sequence[Mapping[str, torch.Tensor]], pad_token_id: int
             parts = [torch.nn.functional.pad(p, (width - p.shape[1], 0), value=fill[name]) for p in parts]
         batch[name] = torch.cat(parts)
     return batch
+
+
+def decoder_input(model: Any, inputs: dict[str, torch.Tensor], before: bool = False) -> torch.Tensor:
+    with torch.no_grad(), recorded_decoder_inputs(model, before) as seen:
+        model(**inputs)
+    assert len(seen) == 1
+    return seen[0]

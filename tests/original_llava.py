@@ -7,13 +7,17 @@ tower = write_tower(model, tmp_path / "clip-vit-large-patch14-56")              
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tiny_checkpoints as tiny
 import torch
 import transformers
 from safetensors.torch import save_file
+
+from transformers_agci.conversion.convert import convert
 
 # Names of the live model -> of the original checkpoint. transformers 4 has the tower's "vision_model" in between.
 WRITTEN_BACK = (
@@ -273,3 +277,29 @@ def write_tower(
 
 def write_json(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, indent=2))
+
+
+ROWS = len(pieces())
+
+
+def loaded_model(folder: Path) -> Any:
+    return transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
+
+
+def read(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """family -> folder of a converted checkpoint; tests must not write there."""
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            root = tmp_path_factory.mktemp(family)
+            source = write_original(family, reference_model(family), root / "original")
+            made[family] = convert(source, root / "hf").folder
+        return made[family]
+
+    return folder

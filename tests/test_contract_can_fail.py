@@ -18,6 +18,8 @@ ABOUT_ARGUMENTS = {
     "test_embeddings_of_inputs_without_an_image",
 }
 
+CONTRACT = ("test_hooks.py", "test_hooks_of_live_models.py", "test_reference_outputs.py")
+
 RUN = """
 import json, sys, pytest
 from transformers_agci.method.handle import Handle
@@ -34,7 +36,7 @@ print("OUTCOMES" + json.dumps(outcomes))
 
 @pytest.mark.slow
 def test_contract_fails_without_the_hook() -> None:
-    files = [str(TESTS / name) for name in ("test_hooks.py", "test_reference_outputs.py")]
+    files = [str(TESTS / name) for name in CONTRACT]
     # Three families suffice here: runs, known lengths, and equal shares.
     chosen = ["-k", "not gemma3n and not qwen3_vl and not internvl and not image_embeddings_equal"]
     done = subprocess.run(

@@ -2,17 +2,16 @@
 
 import json
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import original_llava
 import original_llava as llava
 import pytest
 import tiny_checkpoints as tiny
 import torch
 import transformers
-from PIL import Image
+from original_llava import ROWS, loaded_model, read
 from safetensors.torch import load_file
 
 from transformers_agci import cli
@@ -23,16 +22,9 @@ from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.method.handle import current_handle
 from transformers_agci.method.lam import LAMBDA_KEY
 
+converted = original_llava.converted  # fixture
+
 VERSIONS = ("llava", "llava_next")  # LLaVA-1.5 on LLaMA, LLaVA-1.6 on Mistral
-ROWS = len(llava.pieces())
-
-
-def loaded_model(folder: Path) -> Any:
-    return transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
-
-
-def read(folder: Path, name: str) -> Any:
-    return json.loads((folder / name).read_text())
 
 
 def written_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -220,127 +212,6 @@ def test_tied_embeddings(tmp_path: Path) -> None:
     assert converted.lm_head.weight is converted.model.language_model.embed_tokens.weight
 
 
-# --- tokenizer, images, prompts ----------------------------------------------------------------------------------
-
-# What the sentencepiece package makes of the same tokenizer.model: texts, and ids without the begin token.
-RECORDED = json.loads((Path(__file__).parent / "reference" / "sentencepiece_ids.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """family -> folder of a converted checkpoint; tests must not write there."""
-    made: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in made:
-            root = tmp_path_factory.mktemp(family)
-            source = llava.write_original(family, llava.reference_model(family), root / "original")
-            made[family] = convert(source, root / "hf").folder
-        return made[family]
-
-    return folder
-
-
-def test_token_ids_are_those_of_sentencepiece(converted: Callable[[str], Path]) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(converted("llava"))
-    assert len(RECORDED) > 20
-    for text, ids in RECORDED.items():
-        assert tokenizer(text).input_ids == [1, *ids], text
-        assert tokenizer.decode(ids) == text
-    assert (tokenizer.image_token, tokenizer.image_token_id, tokenizer.pad_token_id) == ("<image>", ROWS, ROWS + 1)
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.padding_side) == (1, 2, "left")
-    assert tokenizer.model_max_length == 2048
-
-
-def test_text_around_an_image_is_split_as_separate_pieces(converted: Callable[[str], Path]) -> None:
-    """The original code tokenizes what stands before and after <image> by itself."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(converted("llava"))
-    before, after = "USER: ", "\nIs there a dog? ASSISTANT:"
-    expected = [*tokenizer(before).input_ids, ROWS, *tokenizer(after).input_ids[1:]]
-    assert tokenizer(f"{before}<image>{after}").input_ids == expected
-
-
-def turn(role: str, *parts: str) -> dict[str, Any]:
-    content = [{"type": "image"} if part == "<image>" else {"type": "text", "text": part} for part in parts]
-    return {"role": role, "content": content}
-
-
-CONVERSATION = [turn("user", "<image>", "Is there a dog?"), turn("assistant", "Yes"), turn("user", "And a cat?")]
-
-
-@pytest.mark.parametrize(
-    ("family", "prompt", "with_system"),
-    [
-        (
-            "llava",
-            "USER: <image>\nIs there a dog? ASSISTANT: Yes</s>USER: And a cat? ASSISTANT:",
-            "Be kind. USER: Hi ASSISTANT:",
-        ),
-        (
-            "llava_next",
-            "[INST] <image>\nIs there a dog? [/INST] Yes </s>[INST] And a cat? [/INST]",
-            "[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]",
-        ),
-    ],
-)
-def test_prompt_forms(family: str, prompt: str, with_system: str, converted: Callable[[str], Path]) -> None:
-    processor = transformers.AutoProcessor.from_pretrained(converted(family))
-    assert processor.apply_chat_template(CONVERSATION, add_generation_prompt=True) == prompt
-    system = [turn("system", "Be kind."), turn("user", "Hi")]
-    assert processor.apply_chat_template(system, add_generation_prompt=True) == with_system
-    strings = [{"role": turn["role"], "content": turn["content"][0]["text"]} for turn in system]
-    assert processor.apply_chat_template(strings, add_generation_prompt=True) == with_system
-
-
-def by_hand(image: Image.Image, side: int = 56) -> np.ndarray:
-    """LLaVA-1.5's own preparation: padded to a square with the mean colour, resized, normalised."""
-    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
-    longest = max(image.size)
-    square = Image.new("RGB", (longest, longest), tuple(int(255 * channel) for channel in mean))
-    square.paste(image, ((longest - image.width) // 2, (longest - image.height) // 2))
-    pixels = np.asarray(square.resize((side, side), Image.Resampling.BICUBIC)) / 255
-    return ((pixels - mean) / std).transpose(2, 0, 1)
-
-
-def test_images_are_padded_as_in_the_original(converted: Callable[[str], Path]) -> None:
-    processor = transformers.AutoProcessor.from_pretrained(converted("llava"))
-    image = tiny.random_image(width=120, height=60)
-    found = np.asarray(processor.image_processor(image, return_tensors="np")["pixel_values"][0])
-    assert found.shape == (3, 56, 56)
-    # PIL rounds to whole levels after each of its two passes, torch once: a level is 1/255 / 0.26
-    assert np.abs(found - by_hand(image)).mean() < 0.01
-    assert np.abs(found - by_hand(image)).max() < 4 / 255 / 0.26
-
-
-def test_images_without_padding_are_cropped(tmp_path: Path) -> None:
-    model = llava.reference_model("llava")
-    source = llava.write_original("llava", model, tmp_path / "original", image_aspect_ratio=None)
-    folder = convert(source, tmp_path / "hf").folder
-    assert "do_pad" not in read(folder, "preprocessor_config.json")
-    processor = transformers.AutoProcessor.from_pretrained(folder)
-    image = tiny.random_image(width=120, height=60)
-    middle = image.crop((30, 0, 90, 60))
-    found, expected = (
-        np.asarray(processor.image_processor(shown, return_tensors="np")["pixel_values"][0])
-        for shown in (image, middle)
-    )
-    assert np.abs(found - expected).mean() < 0.02
-
-
-@pytest.mark.parametrize(("family", "tokens"), [("llava", 16), ("llava_next", 16 + 64 + 8)])
-def test_an_image_takes_the_tokens_that_the_model_expects(
-    family: str, tokens: int, converted: Callable[[str], Path]
-) -> None:
-    processor = transformers.AutoProcessor.from_pretrained(converted(family))
-    inputs = tiny.prompt_inputs(processor, "Is there a dog?", tiny.random_image(width=112, height=112))
-    assert int((inputs["input_ids"] == ROWS).sum()) == tokens
-    logits = loaded_model(converted(family))(**inputs).logits
-    assert torch.isfinite(logits).all()
-
-
-# --- the result under our own tools --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("family", VERSIONS)
 def test_the_probe_runs_on_it_with_agci_on_by_the_key(family: str, tmp_path: Path) -> None:
     samples = Path(__file__).parents[1] / "probe_datasets"
@@ -370,88 +241,3 @@ def test_the_probe_runs_on_it_with_agci_on_by_the_key(family: str, tmp_path: Pat
     assert "0.5" in json.dumps(manifest)
     margins = [(row["margin"], other["margin"]) for row, other in zip(answers["key"], answers["zero"])]
     assert all(on != off for on, off in margins)
-
-
-# --- after a kill, on a full disk, on what is there already --------------------------------------------------------
-
-
-def test_manifest_names_sources_and_versions(tmp_path: Path) -> None:
-    model = llava.reference_model("llava")
-    source = llava.write_original("llava", model, tmp_path / "original", kind="bin", tower=False)
-    tower = llava.write_tower(model, tmp_path / "clip")
-    told = read(convert(source, tmp_path / "hf", tower=tower).folder, MANIFEST)
-    names = {"pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "config.json", "tokenizer.model"}
-    assert set(told["source"]) == {f"original/{name}" for name in names} | {"clip/pytorch_model.bin"}
-    assert all(len(entry["sha256"]) == 64 and entry["bytes"] > 0 for entry in told["source"].values())
-    assert told["versions"]["transformers"] == transformers.__version__
-    assert told["embedding_rows"]["source"] == ROWS
-
-
-def test_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    source = llava.write_original("llava_next", llava.reference_model("llava_next"), tmp_path / "original")
-    first, second = (convert(source, tmp_path / name).folder for name in ("first", "second"))
-    names = sorted(path.name for path in first.iterdir())
-    assert names == sorted(path.name for path in second.iterdir())
-    for name in names:
-        assert (first / name).read_bytes() == (second / name).read_bytes(), name
-
-
-@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_nothing_is_left_of_a_conversion_that_did_not_finish(
-    failure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = llava.write_original("llava", llava.reference_model("llava"), tmp_path / "in" / "original")
-    calls = []
-    save = converting.save_file
-
-    def fails_late(*args: Any, **kwargs: Any) -> None:
-        calls.append(args)
-        if len(calls) == 2:
-            raise failure
-        save(*args, **kwargs)
-
-    monkeypatch.setattr(converting, "save_file", fails_late)
-    expected = 130 if isinstance(failure, KeyboardInterrupt) else 2
-    assert cli.main(["convert-llava", str(source), str(tmp_path / "out" / "hf")]) == expected
-    told = capsys.readouterr().err
-    assert expected == 130 or "the disk is full" in told
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_what_a_killed_conversion_left_is_hidden_and_cleared_away(tmp_path: Path) -> None:
-    source = llava.write_original("llava", llava.reference_model("llava"), tmp_path / "original")
-    left = tmp_path / ".hf.unfinished"
-    left.mkdir()
-    (left / "config.json").write_text("{}")
-    assert not (tmp_path / "hf").exists()
-    convert(source, tmp_path / "hf")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "original"]
-
-
-def test_overwrite_replaces_only_what_a_conversion_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = llava.write_original("llava", llava.reference_model("llava"), tmp_path / "original")
-    command = ["convert-llava", str(source), str(tmp_path / "hf")]
-    assert cli.main(command) == 0
-    (tmp_path / "hf" / "left over.txt").write_text("old")
-    capsys.readouterr()
-    assert cli.main(command) == 0
-    assert "holds this conversion already" in capsys.readouterr().out
-    assert cli.main([*command, "--dtype", "bfloat16"]) == 2
-    said = capsys.readouterr().err
-    assert "dtype is 'float32' there and 'bfloat16' now" in said
-    assert "--overwrite" in said
-    weights = next((tmp_path / "hf").glob("*.safetensors"))
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-1])
-    assert cli.main(command) == 2
-    assert f"{weights.name} has {len(whole) - 1} bytes instead of {len(whole)}" in capsys.readouterr().err
-    assert cli.main([*command, "--overwrite"]) == 0
-    assert weights.read_bytes() == whole
-    assert not (tmp_path / "hf" / "left over.txt").exists()
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "letter.txt").write_text("mine")
-    assert cli.main(["convert-llava", str(source), str(home), "--overwrite"]) == 2
-    assert "only what an earlier conversion wrote" in capsys.readouterr().err
-    assert (home / "letter.txt").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "home", "original"]

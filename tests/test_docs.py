@@ -1,5 +1,6 @@
 """docs/: every page is in the site, quotes what the program says, and names commands and files that exist."""
 
+import fnmatch
 import re
 import shlex
 from pathlib import Path
@@ -66,3 +67,10 @@ def test_the_reference_holds_every_public_name() -> None:
     for name in listed:
         module, _, last = name.rpartition(".")
         assert transformers_agci._PUBLIC[last] == module
+
+
+def test_every_file_of_tests_has_its_place_in_their_page() -> None:
+    patterns = set(re.findall(r"`(test_[a-z_*]+)`", (ROOT / "tests" / "README.md").read_text(encoding="utf-8")))
+    files = {file.stem for file in (ROOT / "tests").glob("test_*.py")}
+    assert {name for name in files if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)} == set()
+    assert {pattern for pattern in patterns if not fnmatch.filter(files, pattern)} == set()

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from benchmark_rows import pope
 from decoder_inputs import recorded_decoder_inputs
 from PIL import Image
-from test_benchmark_command import pope
 from tiny_checkpoints import random_image
 from tiny_families import TINY, TinyFamily
 from tiny_processor import MARK, NO, YES, TinyProcessor

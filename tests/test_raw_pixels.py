@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_inference_run import LAMBDAS, ask, probe, rows
 from tiny_checkpoints import FAMILIES, build_processor, random_image
+from tiny_run import LAMBDAS, ask, probe, rows
 
 from transformers_agci.inference import prepare
 from transformers_agci.inference.load import LoadOptions, load

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and locks that let one holder in."""
+"""Files that appear whole or not at all; JSON and settings that are read again."""
 
 import errno
 import json
@@ -9,24 +9,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import pytest
 
 from transformers_agci.errors import InputError
-from transformers_agci.storage import atomic, folder, lock
+from transformers_agci.storage import atomic
 from transformers_agci.storage.atomic import open_atomic, remove_leftovers, write_atomic
-from transformers_agci.storage.folder import committed_folder, damaged_file, file_sizes, same_files, unfinished_folder
 from transformers_agci.storage.json_file import json_bytes, read_json_object, write_json
-from transformers_agci.storage.lock import Lock, exclusive_lock
 from transformers_agci.storage.settings import check_same_settings, differences
 
 
 def names(place: Path) -> list[str]:
     return sorted(path.name for path in place.iterdir())
-
-
-# --- whole files ---
 
 
 def test_a_file_is_the_old_one_until_it_is_complete(tmp_path: Path) -> None:
@@ -146,283 +141,6 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file_and_a_removable_re
     assert len(names(tmp_path)) == 2
     remove_leftovers(path)
     assert names(tmp_path) == ["a.json"]
-
-
-# --- locks ---
-
-
-def test_one_holder_at_a_time_and_no_file_afterwards(tmp_path: Path) -> None:
-    first, second = Lock(tmp_path / "lock"), Lock(tmp_path / "lock")
-    assert first.acquire()
-    assert not second.acquire(wait=0.05)
-    first.release()
-    assert not (tmp_path / "lock").exists()
-    assert second.acquire()
-    second.release()
-    assert names(tmp_path) == []
-
-
-def test_a_lock_on_a_removed_file_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gap that filelock up to 3.20 has: opened before the holder removed the file, locked afterwards."""
-    path = tmp_path / "lock"
-    first, second, third = Lock(path), Lock(path), Lock(path)
-    assert first.acquire()
-    flock, calls = lock._lock, []
-
-    def after_the_release(descriptor: int) -> bool:
-        if not calls:
-            first.release()
-        calls.append(descriptor)
-        return flock(descriptor)
-
-    monkeypatch.setattr(lock, "_lock", after_the_release)
-    assert second.acquire()
-    assert len(calls) == 2  # the removed file, then the one that the name leads to
-    assert not third.acquire()
-    second.release()
-
-
-def test_releasing_does_not_remove_the_file_of_another_holder(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    first, second = Lock(path), Lock(path)
-    assert first.acquire()
-    path.unlink()  # somebody tidied up
-    assert second.acquire()
-    first.release()
-    assert path.exists()
-    assert not Lock(path).acquire()
-    second.release()
-
-
-def test_contending_processes_never_overlap(tmp_path: Path) -> None:
-    """Four processes add to a counter that only the lock protects; every one of their additions is in the sum."""
-    program = (
-        "import sys, pathlib\n"
-        "from transformers_agci.storage.lock import Lock\n"
-        "folder = pathlib.Path(sys.argv[1]); counter = folder / 'counter'\n"
-        "for _ in range(150):\n"
-        "    lock = Lock(folder / 'lock')\n"
-        "    assert lock.acquire(wait=60)\n"
-        "    counter.write_text(str(int(counter.read_text()) + 1))\n"
-        "    lock.release()\n"
-    )
-    (tmp_path / "counter").write_text("0")
-    running = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(4)]
-    assert [process.wait(timeout=120) for process in running] == [0] * 4
-    assert (tmp_path / "counter").read_text() == "600"
-    assert names(tmp_path) == ["counter"]
-
-
-def test_a_killed_holder_frees_the_lock(tmp_path: Path) -> None:
-    program = (
-        "import os, signal, sys, pathlib\n"
-        "from transformers_agci.storage.lock import Lock\n"
-        "lock = Lock(pathlib.Path(sys.argv[1])); assert lock.acquire()\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    path = tmp_path / "lock"
-    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == -signal.SIGKILL
-    assert path.exists()
-    mine = Lock(path)
-    assert mine.acquire()
-    mine.release()
-    assert not path.exists()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_worker_that_outlives_its_killed_holder_does_not_keep_the_lock(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    code = (
-        "import os, signal, sys, time\n"
-        "from pathlib import Path\n"
-        "from transformers_agci.storage.lock import Lock\n"
-        f"lock = Lock(Path({str(path)!r}))\n"
-        "assert lock.acquire()\n"
-        "worker = os.fork()\n"
-        "if not worker:\n"
-        "    lock.release()  # what a worker leaves behind is not the holder's\n"
-        "    os.close(1), os.close(2), time.sleep(60), os._exit(0)\n"
-        "time.sleep(0.2)\n"
-        "print(worker, flush=True)\n"
-        "sys.stdin.read(1)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert holder.stdin
-    assert holder.stdout
-    worker = int(holder.stdout.readline())
-    try:
-        assert not Lock(path).acquire()  # the worker released nothing
-        holder.communicate("x")
-        os.kill(worker, 0)  # it lives on
-        later = Lock(path)
-        assert later.acquire(1.0)
-        later.release()
-    finally:
-        os.kill(worker, signal.SIGKILL)
-
-
-def test_the_second_process_is_told_who_is_at_work(tmp_path: Path) -> None:
-    with (
-        exclusive_lock(tmp_path / "new" / "out", "converting into"),
-        pytest.raises(InputError, match=r"Another program is converting into .*out; wait for it"),
-        exclusive_lock(tmp_path / "new" / "out", "converting into"),
-    ):
-        pass
-    assert names(tmp_path / "new") == []
-
-
-def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "victim").write_bytes(b"precious")
-    (tmp_path / "lock").symlink_to(tmp_path / "victim")
-    with pytest.raises(OSError, match="symbolic"):
-        Lock(tmp_path / "lock").acquire()
-
-
-# --- whole folders ---
-
-
-def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    with committed_folder(target, "making") as made:
-        assert made is not None
-        (made / "a").write_bytes(b"1")
-        assert not target.exists()
-    assert names(tmp_path) == ["out"]
-    assert names(target) == ["a"]
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt(), InputError("no")])
-def test_a_folder_that_fails_is_removed(tmp_path: Path, error: Any) -> Never:
-    with pytest.raises(type(error)), committed_folder(tmp_path / "out", "making") as made:
-        (made / "a").write_bytes(b"1")
-        raise error
-    assert names(tmp_path) == []
-
-
-def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    unfinished_folder(target).mkdir()
-    (unfinished_folder(target) / "old").write_bytes(b"")
-    with committed_folder(target, "making") as made:
-        assert names(made) == []
-    assert names(tmp_path) == ["out"]
-
-
-def test_a_linked_unfinished_folder_is_not_entered(tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.mkdir()
-    (victim / "precious").write_bytes(b"")
-    unfinished_folder(tmp_path / "out").symlink_to(victim)
-    with committed_folder(tmp_path / "out", "making") as made:
-        (made / "a").write_bytes(b"")
-    assert names(victim) == ["precious"]
-    assert names(tmp_path / "out") == ["a"]
-
-
-def test_a_finished_folder_needs_no_work_and_another_one_is_refused(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    target.mkdir()
-    (target / "a").write_bytes(b"1")
-    with committed_folder(target, "making", is_finished=lambda found: (found / "a").exists()) as made:
-        assert made is None
-    with (
-        pytest.raises(InputError, match="exists and is not empty"),
-        committed_folder(target, "making", is_finished=lambda found: False),
-    ):
-        pass
-    assert (target / "a").read_bytes() == b"1"
-
-
-@pytest.mark.parametrize("kind", ["file", "link to nowhere"])
-def test_what_is_no_folder_is_refused(tmp_path: Path, kind: str) -> None:
-    target = tmp_path / "out"
-    target.write_bytes(b"x") if kind == "file" else target.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="exists and is not empty"), committed_folder(target, "making"):
-        pass
-
-
-def test_an_empty_folder_is_filled_and_another_one_replaced_on_demand(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    target.mkdir()
-    for content in (b"1", b"2"):
-        with committed_folder(target, "making", replace=True) as made:
-            (made / "a").write_bytes(content)
-    assert (target / "a").read_bytes() == b"2"
-    assert names(tmp_path) == ["out"]
-
-
-def test_an_equal_folder_is_kept(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    numbers = set()
-    for _ in range(2):
-        with committed_folder(target, "making", replace=True, keep_equal=True) as made:
-            (made / "a").write_bytes(b"1")
-        numbers.add((target / "a").stat().st_ino)
-    assert len(numbers) == 1
-    with committed_folder(target, "making", replace=True, keep_equal=True) as made:
-        (made / "a").write_bytes(b"2")
-    assert (target / "a").read_bytes() == b"2"
-    assert names(tmp_path) == ["out"]
-
-
-def test_a_run_killed_between_its_two_renames_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "out"
-    target.mkdir()
-    (target / "a").write_bytes(b"old")
-    rename = Path.rename
-
-    def killed(self: Path, to: Path) -> Path:
-        if to == target:
-            raise SystemExit("killed")
-        return rename(self, to)
-
-    monkeypatch.setattr(Path, "rename", killed)
-    monkeypatch.setattr(folder, "_remove", lambda path: None)
-    with pytest.raises(SystemExit), committed_folder(target, "making", replace=True):
-        pass
-    monkeypatch.undo()
-    assert not target.exists()
-    with committed_folder(target, "making", is_finished=lambda found: True) as made:
-        assert made is None
-    assert (target / "a").read_bytes() == b"old"
-
-
-def test_two_processes_make_one_folder(tmp_path: Path) -> None:
-    with (
-        committed_folder(tmp_path / "out", "making") as made,
-        pytest.raises(InputError, match="Another program is making"),
-        committed_folder(tmp_path / "out", "making"),
-    ):
-        pass
-    assert made is not None
-    assert names(tmp_path) == ["out"]
-
-
-def test_damaged_file(tmp_path: Path) -> None:
-    (tmp_path / "a.safetensors").write_bytes(b"12")
-    sizes = file_sizes(tmp_path, "*.safetensors", "*.json")
-    assert sizes == {"a.safetensors": 2}
-    assert damaged_file(tmp_path, sizes) is None
-    (tmp_path / "a.safetensors").write_bytes(b"1")
-    assert damaged_file(tmp_path, sizes) == "a.safetensors has 1 bytes instead of 2"
-    (tmp_path / "a.safetensors").unlink()
-    assert damaged_file(tmp_path, sizes) == "a.safetensors is missing"
-
-
-def test_same_files(tmp_path: Path) -> None:
-    for name in "ab":
-        (tmp_path / name / "deep").mkdir(parents=True)
-        (tmp_path / name / "deep" / "x").write_bytes(b"1")
-    assert same_files(tmp_path / "a", tmp_path / "b")
-    (tmp_path / "b" / "deep" / "x").write_bytes(b"2")
-    assert not same_files(tmp_path / "a", tmp_path / "b")
-    (tmp_path / "b" / "deep" / "x").write_bytes(b"1")
-    (tmp_path / "b" / "y").write_bytes(b"")
-    assert not same_files(tmp_path / "a", tmp_path / "b")
-
-
-# --- JSON and settings ---
 
 
 def test_json_is_written_as_ever(tmp_path: Path) -> None:

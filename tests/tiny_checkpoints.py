@@ -6,140 +6,35 @@ transformers 4.57.1 to 5.23.0. Gemma3n needs timm and torchvision, the Qwen and 
     model, processor = build_model("llava"), build_processor("llava")
     logits = model(**make_inputs("llava", model, batch=2)).logits
     folder = checkpoint("llava", tmp_path / "llava")     # AutoProcessor and AutoModelForImageTextToText load it
+
+The models are here, tokenizers and processors in family_processors.py, inputs in family_inputs.py.
 """
 
-import inspect
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from family_inputs import image_tokens, make_inputs, make_pixels, prompt_inputs, random_image
+from family_processors import CHAT_TEMPLATES, FAMILIES, GEMMA_TAIL, TRANSFORMERS_5, build_processor, build_tokenizer
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "gemma3n", "internvl", "llava_next", "llava")
+__all__ = [
+    "CHAT_TEMPLATES",
+    "FAMILIES",
+    "MODEL_CLASSES",
+    "TRANSFORMERS_5",
+    "build_config",
+    "build_model",
+    "build_processor",
+    "build_tokenizer",
+    "checkpoint",
+    "image_tokens",
+    "make_inputs",
+    "make_pixels",
+    "prompt_inputs",
+    "random_image",
+]
 
-TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
-
-# Words that are one token; everything else is spelled in bytes.
-WORDS = (
-    "Yes",
-    "No",
-    " Yes",
-    " No",
-    "Determine",
-    " if",
-    " there",
-    " is",
-    " a",
-    " sub",
-    "image",
-    " in",
-    " the",
-    " given",
-    " that",
-    " matches",
-    " text",
-    " following",
-    "Text",
-    "The",
-    " answer",
-    " should",
-    " only",
-    " contain",
-    " or",
-    " without",
-    " reasoning",
-    " process",
-    " picture",
-    " of",
-    " dog",
-    " cat",
-    " red",
-    " square",
-)
-
-QWEN_SPECIALS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-LLAVA_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
-SPECIALS = {
-    "qwen2_5_vl": QWEN_SPECIALS,
-    "qwen3_vl": QWEN_SPECIALS,
-    "internvl": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
-    "llava_next": LLAVA_SPECIALS,
-    "llava": LLAVA_SPECIALS,
-    "gemma3n": (
-        "<pad>",
-        "<eos>",
-        "<bos>",
-        "<unk>",
-        "<start_of_turn>",
-        "<end_of_turn>",
-        "<start_of_image>",
-        "<start_of_audio>",
-    ),
-}
-# Gemma3n looks up its last ids in separate embeddings: three for vision, three for audio.
-GEMMA_TAIL = (
-    "<end_of_image>",
-    "<image_soft_token>",
-    "<vision_unused>",
-    "<end_of_audio>",
-    "<audio_soft_token>",
-    "<audio_unused>",
-)
-# The attributes by which a processor finds its tokens on the tokenizer.
-NAMED_TOKENS = {
-    "internvl": {
-        "start_image_token": "<img>",
-        "end_image_token": "</img>",
-        "context_image_token": "<IMG_CONTEXT>",
-        "video_token": "<video>",
-    },
-    "gemma3n": {
-        "image_token": "<image_soft_token>",
-        "boi_token": "<start_of_image>",
-        "eoi_token": "<end_of_image>",
-        "audio_token": "<audio_soft_token>",
-        "boa_token": "<start_of_audio>",
-        "eoa_token": "<end_of_audio>",
-    },
-    "llava_next": {"image_token": "<image>"},
-    "llava": {"image_token": "<image>"},
-}
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}IMAGE{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-USER_ASSISTANT = (
-    "{% for m in messages %}{{ 'USER: ' if m['role'] == 'user' else 'ASSISTANT: ' }}"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}<image>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %} "
-    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
-QWEN_CHAT = CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
-CHAT_TEMPLATES = {
-    "qwen2_5_vl": QWEN_CHAT,
-    "qwen3_vl": QWEN_CHAT,
-    "internvl": CHATML.replace("IMAGE", "<IMG_CONTEXT>\n"),
-    "gemma3n": CHATML.replace("<|im_start|>", "<start_of_turn>")
-    .replace("<|im_end|>", "<end_of_turn>")
-    .replace("IMAGE", "<image_soft_token>"),
-    "llava_next": USER_ASSISTANT,
-    "llava": USER_ASSISTANT,
-}
 MODEL_CLASSES = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
@@ -148,129 +43,6 @@ MODEL_CLASSES = {
     "llava_next": "LlavaNextForConditionalGeneration",
     "llava": "LlavaForConditionalGeneration",
 }
-
-
-# --- tokenizer and processor ---------------------------------------------------------------------------------------
-
-
-def _bpe(family: str) -> Tokenizer:
-    """Byte-level BPE with a fixed merge list: every word of WORDS is grown letter by letter."""
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    vocabulary = {token: index for index, token in enumerate(SPECIALS[family])}
-    for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        vocabulary[letter] = len(vocabulary)
-    merges: list[tuple[str, str]] = []
-    for word in WORDS:
-        spelled = word.replace(" ", "Ġ")  # ByteLevel's letter for a space
-        for end, longer in pairwise(range(1, len(spelled) + 1)):
-            pair = (spelled[:end], spelled[end])
-            if spelled[:longer] not in vocabulary:
-                vocabulary[spelled[:longer]] = len(vocabulary)
-                merges.append(pair)
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = byte_level
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(SPECIALS[family]))
-    if family == "gemma3n":
-        tokenizer.add_special_tokens(list(GEMMA_TAIL))
-    return tokenizer
-
-
-def build_tokenizer(family: str) -> Any:
-    """The family's tokenizer, padding on the left."""
-    if family in ("qwen2_5_vl", "qwen3_vl", "internvl"):
-        named: dict[str, Any] = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    elif family == "gemma3n":
-        named = {"eos_token": "<eos>", "pad_token": "<pad>", "bos_token": "<bos>", "unk_token": "<unk>"}
-    else:
-        named = {"eos_token": "</s>", "pad_token": "<pad>", "bos_token": "<s>", "unk_token": "<unk>"}
-    if family in NAMED_TOKENS:
-        named["extra_special_tokens"] = NAMED_TOKENS[family]
-    else:
-        key = "extra_special_tokens" if TRANSFORMERS_5 else "additional_special_tokens"
-        named[key] = [token for token in SPECIALS[family] if "vision" in token or "_pad" in token]
-    qwen_4 = family in ("qwen2_5_vl", "qwen3_vl") and not TRANSFORMERS_5
-    tokenizer_class = transformers.Qwen2TokenizerFast if qwen_4 else transformers.PreTrainedTokenizerFast
-    tokenizer = tokenizer_class(
-        tokenizer_object=_bpe(family),
-        model_max_length=4096,
-        model_input_names=["input_ids", "attention_mask"],  # else 4.57 adds token_type_ids, which generate refuses
-        **named,
-    )
-    tokenizer.padding_side = "left"
-    return tokenizer
-
-
-def _image_processor(family: str) -> Any:
-    square = {"height": 56, "width": 56}
-    name, settings = {
-        "qwen2_5_vl": (
-            "Qwen2VLImageProcessor",
-            {
-                "patch_size": 14,
-                "merge_size": 2,
-                "temporal_patch_size": 2,
-                "size": {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 16},
-            },
-        ),
-        "qwen3_vl": (
-            "Qwen2VLImageProcessor",
-            {
-                "patch_size": 16,
-                "merge_size": 2,
-                "temporal_patch_size": 2,
-                "size": {"shortest_edge": 32 * 32 * 4, "longest_edge": 32 * 32 * 16},
-                "image_mean": [0.5] * 3,
-                "image_std": [0.5] * 3,
-            },
-        ),
-        "gemma3n": ("SiglipImageProcessor", {"size": {"height": 128, "width": 128}, "do_normalize": False}),
-        "internvl": (
-            "GotOcr2ImageProcessor",
-            {"size": square, "min_patches": 1, "max_patches": 4, "crop_to_patches": True},
-        ),
-        "llava_next": (
-            "LlavaNextImageProcessor",
-            {
-                "size": {"shortest_edge": 56},
-                "crop_size": square,
-                "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]],
-            },
-        ),
-        "llava": ("CLIPImageProcessor", {"size": {"shortest_edge": 56}, "crop_size": square}),
-    }[family]
-    return getattr(transformers, name if TRANSFORMERS_5 else f"{name}Fast")(**settings)
-
-
-def build_processor(family: str) -> Any:
-    """The family's processor class around a small tokenizer; save_pretrained makes it loadable by AutoProcessor."""
-    parts = {
-        "image_processor": _image_processor(family),
-        "tokenizer": build_tokenizer(family),
-        "chat_template": CHAT_TEMPLATES[family],
-    }
-    patches = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
-    if family == "qwen2_5_vl":
-        video = transformers.Qwen2VLVideoProcessor(**patches)
-        return transformers.Qwen2_5_VLProcessor(video_processor=video, **parts)
-    if family == "qwen3_vl":
-        video = transformers.Qwen3VLVideoProcessor(**patches)
-        return transformers.Qwen3VLProcessor(video_processor=video, **parts)
-    if family == "internvl":
-        video = transformers.InternVLVideoProcessor(size={"height": 56, "width": 56})
-        return transformers.InternVLProcessor(video_processor=video, image_seq_length=4, **parts)
-    if family == "gemma3n":
-        audio = transformers.Gemma3nAudioFeatureExtractor()
-        return transformers.Gemma3nProcessor(
-            feature_extractor=audio, audio_seq_length=188, image_seq_length=16, **parts
-        )
-    processor_class = transformers.LlavaNextProcessor if family == "llava_next" else transformers.LlavaProcessor
-    return processor_class(
-        patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1, **parts
-    )
-
-
-# --- model ---------------------------------------------------------------------------------------------------------
 
 
 def _text_config(tokenizer: Any, **more: Any) -> dict[str, Any]:
@@ -498,83 +270,3 @@ def checkpoint(family: str, folder: Path, seed: int = 0, yes_no: bool = True, **
     build_model(family, seed=seed, yes_no=yes_no, **changes).save_pretrained(folder)
     build_processor(family).save_pretrained(folder)
     return folder
-
-
-# --- inputs --------------------------------------------------------------------------------------------------------
-
-
-def random_image(seed: int = 0, width: int = 120, height: int = 90) -> Image.Image:
-    """A random RGB image: coarse colour blocks, so that resizing leaves something to see."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (height // 15 + 1, width // 15 + 1, 3), dtype=np.uint8)
-    return Image.fromarray(blocks.repeat(15, axis=0).repeat(15, axis=1)[:height, :width])
-
-
-def prompt_inputs(processor: Any, text: str, *pictures: Image.Image) -> dict[str, torch.Tensor]:
-    """One user turn, images first, through the processor and its chat template."""
-    content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": text}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return dict(processor(text=[prompt], images=list(pictures) or None, return_tensors="pt"))
-
-
-def image_tokens(family: str) -> int:
-    """How many image tokens one image of `make_inputs` has."""
-    # llava_next: 16 of the whole image, 8x8 of the 2x2 tiles, and one newline for each of the 8 token rows
-    return {"qwen2_5_vl": 6, "qwen3_vl": 6, "gemma3n": 16, "internvl": 4, "llava_next": 16 + 64 + 8, "llava": 16}[
-        family
-    ]
-
-
-def make_pixels(family: str, model: Any, images: int = 1, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random pixel inputs of `images` images, in the form that the family's forward takes."""
-    generator = torch.Generator().manual_seed(seed)
-    if family in ("qwen2_5_vl", "qwen3_vl"):
-        vision = model.config.vision_config
-        patch = 3 * vision.temporal_patch_size * vision.patch_size**2
-        return {
-            "pixel_values": torch.randn(images * 4 * 6, patch, generator=generator),
-            "image_grid_thw": torch.tensor([[1, 4, 6]] * images),
-        }  # frames, rows, columns, in patches
-    if family == "llava_next":
-        return {
-            "pixel_values": torch.randn(images, 5, 3, 56, 56, generator=generator),
-            "image_sizes": torch.tensor([[112, 112]] * images),
-        }
-    side = 128 if family == "gemma3n" else 56
-    return {"pixel_values": torch.randn(images, 3, side, side, generator=generator)}
-
-
-def make_inputs(
-    family: str, model: Any, batch: int = 1, n_text: int = 6, seed: int = 0, images: int = 1, gap: int = 1
-) -> dict[str, torch.Tensor]:
-    """Inputs for `model(**inputs)` made without a processor: `images` images in each row of random text.
-
-    `gap` text tokens stand between two images of a row; 0 puts LLaVA's and LLaVA-NeXT's image tokens side by side
-    (the other families keep their own start and end tokens between them where they have any).
-    """
-    config = model.config
-    image_id = config.image_token_id
-    generator = torch.Generator().manual_seed(seed)
-    before, after = [], []
-    if family in ("qwen2_5_vl", "qwen3_vl"):
-        before, after = [config.vision_start_token_id], [config.vision_end_token_id]
-    elif family == "gemma3n":
-        before, after = [config.boi_token_id], [config.eoi_token_id]
-    one = [*before, *[image_id] * image_tokens(family), *after]
-    rows = []
-    for _ in range(batch):
-        words = torch.randint(20, 200, (n_text + gap * (images - 1),), generator=generator).tolist()
-        row = words[: n_text // 2]
-        for index in range(images):
-            row += one
-            if index < images - 1:
-                row += [words.pop() for _ in range(gap)]
-        rows.append(row + words[n_text // 2 :])
-    ids = torch.tensor(rows)  # [B, S]
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        **make_pixels(family, model, batch * images, seed),
-    }
-    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
-        inputs["mm_token_type_ids"] = (ids == image_id).long()
-    return inputs

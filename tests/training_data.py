@@ -1,11 +1,17 @@
 """A small fine-tuning data set in LLaMA-Factory's form, and recipes for the tiny checkpoints."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from tiny_checkpoints import random_image
+
+from transformers_agci import LAMBDA_KEY
+from transformers_agci.cli import main
 
 # recipe -> model_type of its checkpoint
 FAMILY = {
@@ -113,3 +119,42 @@ def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
     """The recipe as a file."""
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
+
+
+LAM = 0.5
+Made = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def keyed(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """family, lambda -> a copy of the tiny checkpoint with the key in its config.json (None: without)."""
+    made: dict[tuple[str, float | None], Path] = {}
+
+    def folder(family: str, lam: float | None = LAM) -> Path:
+        if (family, lam) not in made:
+            copy = tmp_path_factory.mktemp("keyed") / family
+            shutil.copytree(tiny_checkpoint(family), copy)
+            config = json.loads((copy / "config.json").read_text())
+            (copy / "config.json").write_text(json.dumps(config | ({} if lam is None else {LAMBDA_KEY: lam})))
+            made[family, lam] = copy
+        return made[family, lam]
+
+    return folder
+
+
+def losses(output: Path) -> list[float]:
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def train(path: Path, recipe: dict[str, Any], *changes: str) -> int:
+    return main(["train-lora", str(write_recipe(path, recipe)), *changes])
+
+
+def one(messages: list[dict[str, str]], *images: str) -> list[dict[str, Any]]:
+    return [rows()[1], {"messages": messages, "images": list(images)}]
