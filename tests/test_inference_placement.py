@@ -58,7 +58,7 @@ def test_devices(folder: Path) -> None:
 
 def test_every_process_of_a_torchrun_has_its_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the device being set, what is made on "cuda" lands on the first GPU for all processes."""
-    from transformers_agci.inference import load as loading
+    from transformers_agci.inference import placement
 
     chosen: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -66,15 +66,15 @@ def test_every_process_of_a_torchrun_has_its_gpu(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("LOCAL_RANK", "3")
     for device in (None, "cuda", "cuda:1"):
-        placed = loading._placement(folder, LoadOptions(str(folder), device=device), torch)
+        placed = placement.placement_of(folder, LoadOptions(str(folder), device=device), torch)
         assert str(placed["device_map"][""]) == chosen[-1]
     assert chosen == ["cuda:3", "cuda:3", "cuda:1"]
-    loading._placement(folder, LoadOptions(str(folder), device="cpu"), torch)
+    placement.placement_of(folder, LoadOptions(str(folder), device="cpu"), torch)
     assert len(chosen) == 3
 
 
 def test_one_gpu_is_not_for_all_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers_agci.inference import load as loading
+    from transformers_agci.inference import placement
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -82,9 +82,9 @@ def test_one_gpu_is_not_for_all_processes(folder: Path, monkeypatch: pytest.Monk
     for name, value in {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=r"cuda:0 is one GPU for all, but torchrun has started 4 processes"):
-        loading._placement(folder, LoadOptions(str(folder), device="cuda:0"), torch)
+        placement.placement_of(folder, LoadOptions(str(folder), device="cuda:0"), torch)
     for device in (None, "cuda", "cuda:1"):
-        assert loading._placement(folder, LoadOptions(str(folder), device=device), torch)
+        assert placement.placement_of(folder, LoadOptions(str(folder), device=device), torch)
 
 
 def test_a_vision_that_is_none_of_ours_is_refused(folder: Path) -> None:
@@ -93,16 +93,16 @@ def test_a_vision_that_is_none_of_ours_is_refused(folder: Path) -> None:
 
 def test_a_process_without_a_gpu_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise CUDA's own "invalid device ordinal" ends it, with a traceback."""
-    from transformers_agci.inference import load as loading
+    from transformers_agci.inference import placement
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: pytest.fail(f"took {device}"))
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match=r"process 2 of torchrun .* there are 2 \(0 to 1\): start 2 processes"):
-        loading._placement(folder, LoadOptions(str(folder)), torch)
+        placement.placement_of(folder, LoadOptions(str(folder)), torch)
     with pytest.raises(InputError, match=r"`device` cuda:7 was asked for, but there are 2 GPUs"):
-        loading._placement(folder, LoadOptions(str(folder), device="cuda:7"), torch)
+        placement.placement_of(folder, LoadOptions(str(folder), device="cuda:7"), torch)
 
 
 def test_a_device_map_is_for_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_four_bits_leave_what_sees_the_image(
 ) -> None:
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    from transformers_agci.inference import load as loading
+    from transformers_agci.inference import placement
 
     folder = tiny_checkpoint(family)
     options = LoadOptions(str(folder), load_in_4bit=True)
@@ -125,10 +125,10 @@ def test_four_bits_leave_what_sees_the_image(
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: object())
     monkeypatch.setattr("transformers.utils.quantization_config.is_bitsandbytes_available", lambda: True, raising=False)
     monkeypatch.setattr("transformers.BitsAndBytesConfig.post_init", lambda self: None)
-    found = loading._four_bit(folder, options, torch)
+    found = placement._four_bit(folder, options, torch)
     assert (found.bnb_4bit_quant_type, found.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
-    assert loading._dtype(options, folder, torch) == torch.bfloat16
-    model = loading._shape_of(folder, options)
+    assert placement.dtype_of(options, folder, torch) == torch.bfloat16
+    model = placement.shape_of(folder, options)
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     quantized = {name for name in linear if should_convert_module(name, found.llm_int8_skip_modules)}
     assert quantized == {name for name in linear if "language_model" in name}

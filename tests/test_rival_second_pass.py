@@ -1,5 +1,6 @@
 """VCD and PAI: logits held against those of a second pass, which is made here from whole prompts."""
 
+import logging
 import math
 from typing import Any
 
@@ -145,3 +146,12 @@ def test_numbers_too_large_to_compute_with_are_an_error() -> None:
             processor = handle.logits_processor(batch.inputs)
             more = {} if processor is None else {"logits_processor": [processor]}
             model.generate(**batch.inputs, **GREEDY, **more)
+
+
+def test_layers_that_the_model_does_not_have_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = built("vipllava")  # two layers
+    with caplog.at_level(logging.WARNING, "transformers_agci"):
+        with agci(model, method="pai", strength=1, first_layer=1):
+            assert "raises no score" not in caplog.text
+        with agci(model, method="pai", strength=1):  # from layer 2 on
+            assert "last_layer=31, family=vipllava, images=0) raises no score" in caplog.text

@@ -23,7 +23,7 @@ from transformers_agci.method.compiled_graphs import forget_graphs_of
 from transformers_agci.method.handle import check_fits_dtype
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.method.rivals import RIVALS
-from transformers_agci.method.rivals.attention import RIVAL, give_back, register, use_ours
+from transformers_agci.method.rivals.attention import RIVAL, attention_modules, give_back, register, use_ours
 from transformers_agci.method.rivals.call_state import state
 from transformers_agci.method.rivals.contrast import ContrastProcessor
 from transformers_agci.method.rivals.declaration import Rival
@@ -167,6 +167,13 @@ def attach_rival(model: nn.Module, method: str, strength: float | None, options:
             attach_from_position_key(model)
         raise
     forget_graphs_of(vlm)
+    _say_what_to_know(handle, vlm, strength is not None)
+    return handle
+
+
+def _say_what_to_know(handle: RivalHandle, vlm: Any, has_strength: bool) -> None:
+    """Lines of the log for what a user would not see: off-label use, a second pass, a method that does nothing."""
+    rival, rule = handle.rival, handle.rival.scores
     if rival.note:
         _log.warning("%s (%s): %s.", rival.title, rival.name, rival.note)
     if rival.contrast is not None:
@@ -175,13 +182,15 @@ def attach_rival(model: nn.Module, method: str, strength: float | None, options:
             "logits_processor=[handle.logits_processor(inputs)]. The package's own commands do that.",
             rival.name,
         )
-    if strength is None and given == rival.neutral:
+    layers: list[Any] = attention_modules(vlm)
+    if rule is not None and not any(rule.layers(handle.options, layer.layer_idx) for layer in layers):
+        _log.warning("%r raises no score: none of this model's layers is among those of its options.", handle)
+    if not has_strength and handle.strength == rival.neutral:
         _log.warning(
             "%s is at its neutral strength 0 and does nothing until a strength is given; its authors report %g.",
             rival.name,
             rival.published,
         )
-    return handle
 
 
 def attach_from_position_key(model: nn.Module) -> RivalHandle:
