@@ -5,7 +5,7 @@
 # make test     environment, then the default tests (offline, CPU)
 # make check    lint, types and import contracts
 # make slow     the tests that start processes or take long (SHARE=4: a quarter of the parameters of the longest)
-# make contract the method's contract on the older transformers versions of OVERLAYS
+# make contract the method's contract on the other transformers versions of OVERLAYS
 # make train-env  LLaMA-Factory in .venv-train (TRAIN_VENV=... elsewhere), laid over the environment: 0.2 GB, 20 s
 # make train-test every recipe of configs/, from a tiny checkpoint to a trained, merged, probed one
 # make lmms-env   lmms-eval in .venv-lmms (LMMS_VENV=... elsewhere), laid over the environment: 0.2 GB
@@ -36,12 +36,14 @@ TORCH_INDEX ?=
 SHARE ?= 1
 
 # Name of the overlay folder, then what goes into it on top of the environment's torch.
-OVERLAYS := 4.57.6 5.6.0
+OVERLAYS := 4.57.6 5.6.0 5.24.0
 OVERLAY_4.57.6 := transformers==4.57.6 huggingface-hub==0.36.2 tokenizers==0.22.2
 OVERLAY_5.6.0 := transformers==5.6.0 huggingface-hub==1.5.0 tokenizers==0.22.2 httpx==0.28.1 httpcore==1.0.9
+OVERLAY_5.24.0 := transformers==5.24.0
 CONTRACT := tests/test_injection.py tests/test_hooks.py tests/test_hooks_of_live_models.py \
             tests/test_reference_outputs.py tests/test_prefix_replay.py tests/test_vision_attention.py \
-            tests/test_family_contract.py tests/test_separators.py
+            tests/test_family_contract.py tests/test_separators.py \
+            tests/test_transformers_versions.py tests/test_first_token.py tests/test_planted_bias.py
 
 # One thread per process: two threads of torch are slower than one as soon as anything else runs.
 export OMP_NUM_THREADS = 1

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from transformers_agci.families import decoder_of, find_vlm
 from transformers_agci.inference.load import LoadedModel
+from transformers_agci.method.forward_call import cache_of_output
 
 TOLERANCE = 0.01  # rotary angles, AGCI's means and other small products that the formula leaves out
 
@@ -45,7 +46,8 @@ class Formula:
 
     def _see_prompts(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         rows, length, _ = output.last_hidden_state.shape  # what went in holds what is taken over from another prompt
-        keys = output.past_key_values.get_seq_length() if output.past_key_values is not None else length
+        cache = cache_of_output(output)
+        keys = length if cache is None else cache.get_seq_length()
         self.flops += rows * decoder_flops(self._text, length, keys)
 
     def _see_logits(self, head: Any, args: tuple[Any, ...], output: torch.Tensor) -> None:

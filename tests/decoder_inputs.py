@@ -6,9 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import transformers
+from packaging import version
 
 from transformers_agci import attach
 from transformers_agci.families import decoder_of, find_vlm
+
+# What this transformers calls a model's cache, as an argument and in what it returns.
+CACHE = "cache" if version.parse(transformers.__version__) >= version.parse("5.24") else "past_key_values"
 
 
 @contextlib.contextmanager

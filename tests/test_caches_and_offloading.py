@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from decoder_inputs import expected_embeds, images_of, recorded_decoder_inputs
+from decoder_inputs import CACHE, expected_embeds, images_of, recorded_decoder_inputs
 from tiny_checkpoints import TRANSFORMERS_5, build_model, image_tokens, make_inputs
 
 from transformers_agci import attach
@@ -61,7 +61,7 @@ def test_second_turn_on_the_same_cache(family: str, model: Any) -> None:
     def second_turn() -> torch.Tensor:
         with torch.no_grad():
             first = model(**inputs, use_cache=True)
-            return model(input_ids=more, past_key_values=first.past_key_values).logits
+            return model(input_ids=more, **{CACHE: first[CACHE]}).logits
 
     def at_once() -> torch.Tensor:
         with torch.no_grad():
@@ -86,10 +86,10 @@ def test_image_in_the_second_turn(family: str, model: Any) -> None:
     del second["attention_mask"]
     handle = attach(model, 1.0)
     with torch.no_grad():
-        cache = model(**first, use_cache=True).past_key_values
+        cache = model(**first, use_cache=True)[CACHE]
 
         def turn() -> None:
-            model(**second, past_key_values=copy.deepcopy(cache))
+            model(**second, **{CACHE: copy.deepcopy(cache)})
 
         def ours() -> None:
             handle.lam = 1.0
@@ -131,8 +131,8 @@ def test_candidates_that_hold_image_tokens(family: str, model: Any) -> None:
     def verify() -> torch.Tensor:
         with torch.no_grad():
             cache = transformers.DynamicCache(config=model.config)  # generate makes it before the first call
-            model(**inputs, past_key_values=cache)
-            return model(input_ids=candidates, past_key_values=cache).logits
+            model(**inputs, **{CACHE: cache})
+            return model(input_ids=candidates, **{CACHE: cache}).logits
 
     def ours() -> torch.Tensor:
         handle.lam = 1.0

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoder_inputs import CACHE
 from tiny_checkpoints import build_model, make_inputs
 
 from transformers_agci import attach
@@ -149,9 +150,9 @@ def test_decoding_steps_are_one_graph_at_any_lambda() -> None:
     step = torch.tensor([[21]])
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():
-        caches = [model(**model.inputs, use_cache=True).past_key_values for _ in range(2)]
-        expected = model(input_ids=step, past_key_values=caches[0]).logits
-        assert close(compiled(input_ids=step, past_key_values=caches[1]).logits, expected)
+        caches = [model(**model.inputs, use_cache=True)[CACHE] for _ in range(2)]
+        expected = model(input_ids=step, **{CACHE: caches[0]}).logits
+        assert close(compiled(input_ids=step, **{CACHE: caches[1]}).logits, expected)
 
 
 @pytest.mark.parametrize("order", ["attach first", "compile first"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoder_inputs import recorded_decoder_inputs
+from decoder_inputs import CACHE, recorded_decoder_inputs
 from tiny_checkpoints import TRANSFORMERS_5, build_model, make_inputs
 
 from transformers_agci import attach
@@ -279,10 +279,10 @@ def test_decoding_by_embeddings_goes_on(family: str, model: Any) -> None:
     inputs = make_inputs(family, model)
     attach(model, 0.5)
     with torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = model(**inputs, use_cache=True)[CACHE]
         image_features(model, inputs)
         step = model.get_input_embeddings()(torch.tensor([[21]]))
-        model(inputs_embeds=step, past_key_values=cache, use_cache=True)
+        model(inputs_embeds=step, **{CACHE: cache}, use_cache=True)
         with pytest.raises(ValueError, match="would inject nothing"):
             by_embeds_to_the_model(model, inputs)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from decoder_inputs import expected_embeds, images_of, recorded_decoder_inputs
+from decoder_inputs import CACHE, expected_embeds, images_of, recorded_decoder_inputs
 from tiny_checkpoints import build_model, image_tokens, make_inputs
 
 from transformers_agci import attach
@@ -49,10 +49,10 @@ def test_image_tokens_after_images_are_text(family: str, model: Any, given: bool
     handle = attach(model, 0.0)
 
     def verify() -> torch.Tensor:
-        cache = {"past_key_values": transformers.DynamicCache(config=model.config)} if given else {}
+        cache = {CACHE: transformers.DynamicCache(config=model.config)} if given else {}
         with torch.no_grad():
             output = model(**inputs, use_cache=True, **cache)
-            return model(input_ids=candidates, past_key_values=output.past_key_values).logits
+            return model(input_ids=candidates, **{CACHE: output[CACHE]}).logits
 
     verify()
     handle.lam = 0.5
@@ -65,10 +65,10 @@ def test_reset_cache_holds_no_images(family: str, model: Any) -> None:
     attach(model, 0.5)
     cache = transformers.StaticCache(config=model.config.get_text_config(), max_cache_len=256)
     with torch.no_grad():
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **{CACHE: cache})
         cache.reset()
         with pytest.raises(ValueError, match="no images came with it"):
-            model(input_ids=inputs["input_ids"], past_key_values=cache)
+            model(input_ids=inputs["input_ids"], **{CACHE: cache})
 
 
 @pytest.mark.parametrize("images", [1, 2])
@@ -108,16 +108,16 @@ def test_mask_as_long_as_a_static_cache(family: str, model: Any) -> None:
     handle = attach(model, 0.5)
     with torch.no_grad():
         with recorded_decoder_inputs(model, before_injection=True) as before:
-            model(**inputs, past_key_values=cache_of(model))
+            model(**inputs, **{CACHE: cache_of(model)})
         assert handle.injections == 1
         inputs["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, 256 - length))
         try:
             with handle.suspended():
-                model(**inputs, past_key_values=cache_of(model))
+                model(**inputs, **{CACHE: cache_of(model)})
         except IndexError as error:
             pytest.skip(f"stock itself takes no such mask: {error!r}")
         with recorded_decoder_inputs(model) as after:
-            model(**inputs, past_key_values=cache_of(model))
+            model(**inputs, **{CACHE: cache_of(model)})
     found = images_of(inputs["input_ids"][:1], model.config.image_token_id, image_tokens(family))
     torch.testing.assert_close(after[0].double(), expected_embeds(before[0], found, 0.5), atol=1e-5, rtol=0)
     assert handle.injections == 2
@@ -135,14 +135,14 @@ def test_image_in_a_second_turn_on_a_static_cache(family: str, model: Any) -> No
     handle = attach(model, 0.5)
     cache = cache_of(model)
     with torch.no_grad():
-        model(input_ids=torch.tensor([[20, 21, 22]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[20, 21, 22]]), **{CACHE: cache})
         positions = {"cache_position": torch.arange(3, 3 + length)}
         try:
-            model(**inputs | {"attention_mask": mask} | positions, past_key_values=cache)
+            model(**inputs | {"attention_mask": mask} | positions, **{CACHE: cache})
         except Exception:
             handle.lam = 0.0
             with pytest.raises(Exception):  # noqa: B017
-                model(**inputs | {"attention_mask": mask} | positions, past_key_values=cache_of(model))
+                model(**inputs | {"attention_mask": mask} | positions, **{CACHE: cache_of(model)})
             pytest.skip("stock cannot")
     assert handle.injections == 1
 

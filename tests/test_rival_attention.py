@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from decoder_inputs import CACHE
 from naive_attention import BACKENDS, GREEDY, NAMES, SCORED, Layers, built, images_by_row, naive
 from tiny_families import TEXT, TINY, make_batch, wide_image
 
@@ -187,19 +188,19 @@ def test_adaptvis_weighs_a_second_turn_by_its_own_confidence(name: str, monkeypa
     model, batch = built(name), make_batch(TINY[name], [[TEXT, "plain", TEXT]])
     handle = attach(model, method="adaptvis", strength=1, threshold=0)  # never below: w_high
     cache = transformers.DynamicCache(config=model.config.get_text_config())
-    model(**batch.inputs, past_key_values=cache)
+    model(**batch.inputs, **{CACHE: cache})
     past, more = cache.get_seq_length(), torch.tensor([[50, 51, 52]])
     turn = {"input_ids": more, "attention_mask": torch.ones(1, past + 3, dtype=torch.long)}
     if name == "qwen2_vl":
         turn["position_ids"] = (torch.arange(past, past + 3) + int(model.model.rope_deltas[0])).expand(3, 1, -1)
     with handle.suspended():
-        stock = model(**turn, past_key_values=copy.deepcopy(cache)).logits[0, -1]
+        stock = model(**turn, **{CACHE: copy.deepcopy(cache)}).logits[0, -1]
     columns = images_by_row(batch, 1)[0]
     for threshold, weight in ((0.0, 1.5), (1.0, 0.5)):
         handle.detach()
         handle = attach(model, method="adaptvis", strength=1, threshold=threshold)
         layers = Layers(monkeypatch)
-        answer = model(**turn, past_key_values=copy.deepcopy(cache)).logits[0, -1]
+        answer = model(**turn, **{CACHE: copy.deepcopy(cache)}).logits[0, -1]
         first, second = layers.calls[:2], layers.calls[2:]
         assert len(second) == 2
         for factor, calls in ((1.0, first), (weight, second)):

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from decoder_inputs import CACHE
 from naive_attention import BACKENDS, GREEDY, SCORED, built
 from tiny_families import TEXT, TINY, make_batch
 
@@ -81,12 +82,12 @@ def test_a_second_turn_acts_on_the_images_in_the_cache(method: str) -> None:
 
     def last(*cuts: int) -> torch.Tensor:
         cache = transformers.DynamicCache(config=model.config.get_text_config())
-        model(**batch.inputs, past_key_values=cache)
+        model(**batch.inputs, **{CACHE: cache})
         for start, stop in zip((0, *cuts), (*cuts, 3), strict=True):
             past = cache.get_seq_length()
             ids = more[:, start:stop]
             mask = torch.ones(1, past + ids.shape[1], dtype=torch.long)
-            logits = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits[:, -1]
+            logits = model(input_ids=ids, attention_mask=mask, **{CACHE: cache}).logits[:, -1]
         return logits
 
     ours = last(2)

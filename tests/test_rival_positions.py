@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from decoder_inputs import CACHE
 from tiny_families import TEXT, TINY, TinyFamily, make_batch, wide_image
 
 from transformers_agci import attach
@@ -219,7 +220,7 @@ def test_a_second_turn_goes_on_from_the_changed_positions(name: str) -> None:
         whole["mm_token_type_ids"] = (ids == 30).long()
     wanted = model(**whole).logits[:, -len(more[0]) :]
     cache = transformers.DynamicCache(config=model.config.get_text_config())
-    model(**batch.inputs, past_key_values=cache, use_cache=True)
+    model(**batch.inputs, **{CACHE: cache}, use_cache=True)
     length = batch.inputs["input_ids"].shape[1]
 
     def go_on(tokens: torch.Tensor) -> torch.Tensor:
@@ -228,7 +229,7 @@ def test_a_second_turn_goes_on_from_the_changed_positions(name: str) -> None:
         positions = torch.arange(past, past + tokens.shape[1])[None]
         if name == "qwen2_vl":
             positions = (positions + int(model.model.rope_deltas[0])).expand(3, 1, -1)
-        return model(input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+        return model(input_ids=tokens, attention_mask=mask, position_ids=positions, **{CACHE: cache}).logits
 
     got = torch.cat([go_on(more[:, :3]), go_on(more[:, 3:4]), go_on(more[:, 4:])], dim=1)
     torch.testing.assert_close(got, wanted, atol=2e-6, rtol=1e-4)
@@ -242,13 +243,13 @@ def test_cache_that_the_model_made_itself(name: str) -> None:
     family = TINY[name]
     model, batch = family.build(), make_batch(family, [[TEXT, "plain", TEXT]])
     attach(model, method="bapa")
-    cache = model(**batch.inputs, use_cache=True).past_key_values
+    cache = model(**batch.inputs, use_cache=True)[CACHE]
     with Positions(model) as seen:
         length = batch.inputs["input_ids"].shape[1]
         given = torch.tensor([[length]])
         if name == "qwen2_vl":
             given = (given + int(model.model.rope_deltas[0])).expand(3, 1, -1)
-        model(input_ids=torch.tensor([[50]]), position_ids=given, past_key_values=cache)
+        model(input_ids=torch.tensor([[50]]), position_ids=given, **{CACHE: cache})
     assert int(seen.calls[0][-1, 0, 0]) == counted(batch, 1)[0][-1]
 
 

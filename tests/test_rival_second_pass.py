@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from decoder_inputs import CACHE
 from naive_attention import GREEDY, MARKS, NAMES, built
 from tiny_families import TEXT, TINY, make_batch
 
@@ -73,10 +74,10 @@ def test_vcd_in_a_second_turn_is_vcd_on_the_whole_conversation(name: str) -> Non
     once = handle.logits_processor(whole)
     wanted = model.generate(**whole, **GREEDY, logits_processor=[once])
     cache = transformers.DynamicCache(config=model.config.get_text_config())
-    model(**batch.inputs, past_key_values=cache)
+    model(**batch.inputs, **{CACHE: cache})
     later = handle.logits_processor(whole)
     text = {key: whole[key] for key in ("input_ids", "attention_mask")}
-    found = model.generate(**text, **GREEDY, past_key_values=cache, logits_processor=[later])
+    found = model.generate(**text, **GREEDY, **{CACHE: cache}, logits_processor=[later])
     assert torch.equal(found, wanted)
     torch.testing.assert_close(later.first, once.first, atol=2e-5, rtol=1e-4)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoder_inputs import expected_embeds, images_of, logits, recorded_decoder_inputs
+from decoder_inputs import CACHE, expected_embeds, images_of, logits, recorded_decoder_inputs
 from tiny_checkpoints import build_model, image_tokens, make_inputs
 from torch.utils.checkpoint import checkpoint
 
@@ -52,7 +52,7 @@ class TriesAgain(Wrapper):
     """The first attempt is thrown away, as after an out-of-memory error."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs.pop("past_key_values", None)
+        kwargs.pop(CACHE, None)
         self.inside(*args, **kwargs)
         return self.inside(*args, **kwargs)
 

@@ -1,7 +1,7 @@
 """The six families as tiny random checkpoints: real model and processor classes, about 0.1 M parameters each.
 
 Nothing is downloaded and nothing is trained; the same seed gives the same weights on every run. It works on
-transformers 4.57.1 to 5.23.0. Gemma3n needs timm and torchvision, the Qwen and InternVL processors torchvision.
+transformers 4.57.1 to 5.24.0. Gemma3n needs timm and torchvision, the Qwen and InternVL processors torchvision.
 
     model, processor = build_model("llava"), build_processor("llava")
     logits = model(**make_inputs("llava", model, batch=2)).logits

@@ -24,7 +24,7 @@ from torch import nn
 
 from transformers_agci.errors import InputError
 from transformers_agci.families import SUPPORTED_FAMILIES, decoder_of, family_of, find_vlm
-from transformers_agci.method.forward_call import forward_call
+from transformers_agci.method.forward_call import cache_of_call, forward_call
 from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
 from transformers_agci.method.rivals.attention import backend_of
 
@@ -152,7 +152,7 @@ class PlantedBias:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Add the bias to the mask of one attention layer."""
         hidden = args[0] if args else kwargs["hidden_states"]  # [B, queries, D]
-        cache, queries = kwargs.get("past_key_values"), hidden.shape[1]
+        cache, queries = cache_of_call(kwargs), hidden.shape[1]
         prompt = getattr(self._thread, "prompt", None)
         if prompt is not None:
             steps, text = prompt.steps, prompt.text[:, -queries:]  # a replayed prefix leaves the last queries only

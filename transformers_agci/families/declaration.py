@@ -37,13 +37,19 @@ class ForwardCall:
     image_grid_thw: "torch.Tensor | None" = None  # [images, 3] patches in time, height, width
     image_sizes: Any = None  # [images, 2] height, width in pixels
     encoded: Any = None
-    past_key_values: Any = None
+    cache: Any = None  # of keys and values
     arguments: Mapping[str, Any] = field(default_factory=dict)  # all of them, by name
 
     @property
     def has_images(self) -> bool:
         """Whether pixels or encoded images came with the call."""
         return self.pixel_values is not None or self.encoded is not None
+
+    @property
+    def has_sliced_images(self) -> bool:
+        """Whether chunked prefill cut the encoded images: a slice carries the pooled and DeepStack features only."""
+        held = {name for name, value in getattr(self.encoded, "__dict__", {}).items() if value is not None}
+        return self.encoded is not None and held <= {"pooler_output", "deepstack_features"}
 
     @property
     def has_videos(self) -> bool:

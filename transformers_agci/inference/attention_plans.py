@@ -20,6 +20,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from transformers_agci.families import decoder_of, find_vlm
+from transformers_agci.method.forward_call import cache_of_call
 
 
 def varying_lengths(loaded: Any) -> contextlib.AbstractContextManager[Any]:
@@ -43,7 +44,7 @@ class VaryingLengths:
 
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            cache = kwargs.get("past_key_values")
+            cache = cache_of_call(kwargs)
             if not isinstance(cache, DynamicCache) or not cache.get_seq_length():
                 return original(*args, **kwargs)
             switch = torch.backends.cuda.cudnn_sdp_enabled()

@@ -21,11 +21,12 @@ from transformers.generation.logits_process import RepetitionPenaltyLogitsProces
 
 from transformers_agci.inference.answer import Answer, Answerer, recorded_settings, verdict_is_fixed
 from transformers_agci.inference.prefix_replay import Tail
+from transformers_agci.method.forward_call import cache_name
 from transformers_agci.method.lost_images import note_images_in_cache
 
 # Settings that leave the first token alone, or that are followed here.
 FOLLOWED = {"decoding", "repetition_penalty", "eos_token_id", "pad_token_id"}
-GIVEN = {"position_ids", "past_key_values", "attention_mask", "logits_to_keep"}
+GIVEN = {"position_ids", "attention_mask", "logits_to_keep"}  # and a cache
 ANSWERED_PER_MISS = 8  # calls with a verdict for each one without, beyond the first
 TEXT = {"input_ids", "attention_mask", "mm_token_type_ids"}
 
@@ -44,7 +45,7 @@ class FirstToken:
         others = recorded_settings(self.answerer.settings).keys() - FOLLOWED
         if others:
             return f"the checkpoint's generation settings include {', '.join(sorted(others))}"
-        missing = GIVEN - inspect.signature(self.model.forward).parameters.keys()
+        missing = (GIVEN | {cache_name(self.model)}) - inspect.signature(self.model.forward).parameters.keys()
         if missing or self.model.config.is_encoder_decoder:
             return f"{type(self.model).__name__} takes no {', '.join(sorted(missing)) or 'prompt of a decoder'}"
         return None
@@ -58,16 +59,16 @@ class FirstToken:
         self, inputs: dict[str, torch.Tensor], positions: torch.Tensor, padded: bool, cache: bool
     ) -> list[Answer] | None:
         """Answers to whole prompts [B, S]; `cache`: their keys and values are wanted, or another prompt's are there."""
-        given = {**inputs, "position_ids": positions}
+        given: dict[str, Any] = {**inputs, "position_ids": positions}
         if positions.dim() > 2:  # token types are there for the positions; Gemma 4 shapes its attention mask by them
             given.pop("mm_token_type_ids", None)
         if not padded:
             del given["attention_mask"]  # an explicit mask costs the attention its quickest kernel
             if positions.dim() == 2:
                 del given["position_ids"]  # what the model counts by itself; given, they are searched for a second text
-        past = DynamicCache(config=self.model.config.get_text_config()) if cache else None
+        given[cache_name(self.model)] = DynamicCache(config=self.model.config.get_text_config()) if cache else None
         with torch.inference_mode():
-            made = self.model(**given, past_key_values=past, use_cache=cache, logits_to_keep=1).logits
+            made = self.model(**given, use_cache=cache, logits_to_keep=1).logits
             return self._answers(made, inputs["input_ids"])
 
     def tails(self, tail: Tail, whole_ids: torch.Tensor) -> list[Answer] | None:
@@ -78,9 +79,9 @@ class FirstToken:
                 input_ids=tail.ids,
                 attention_mask=tail.mask,
                 position_ids=tail.positions,
-                past_key_values=tail.cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{cache_name(self.model): tail.cache},
             ).logits
             return self._answers(made, whole_ids)
 

@@ -25,6 +25,7 @@ from transformers import DynamicCache, cache_utils
 
 from transformers_agci.families import decoder_of, find_vlm
 from transformers_agci.inference.host_values import crossing
+from transformers_agci.method.forward_call import cache_of_call
 from transformers_agci.method.rivals.positions import carry_over
 
 # How the decoder's arguments lie along the prompt: the dimension that has its length.
@@ -172,7 +173,7 @@ class PrefixReplay:
                 return original(*args, **kwargs)
             reuse = self._reuse(coming, args, kwargs)
             if reuse is not None and self._record is not None:
-                _fill(kwargs["past_key_values"], self._record, reuse)
+                _fill(cache_of_call(kwargs), self._record, reuse)
                 self.prefill_tokens += int(coming.mask[:, reuse.begin :].sum())
                 self.replayed_tokens += int(coming.mask[:, : reuse.begin].sum())
                 return original(*args, **_after(kwargs, reuse.begin))
@@ -180,7 +181,7 @@ class PrefixReplay:
             output = original(*args, **kwargs)
             self.prefill_tokens += int(coming.mask.sum())
             if keep:
-                self._record = _recorded(coming, kwargs.get("past_key_values"))
+                self._record = _recorded(coming, cache_of_call(kwargs))
             return output
 
         self.decoder.__dict__["forward"] = forward
@@ -292,7 +293,7 @@ def _shared(old: torch.Tensor, new: torch.Tensor) -> int:
 
 def _known(kwargs: Mapping[str, Any], width: int) -> bool:
     """Whether this is a prefill of the whole prompt on an empty cache whose every tensor can be cut."""
-    cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
+    cache, embeds = cache_of_call(kwargs), kwargs.get("inputs_embeds")
     if type(cache) is not DynamicCache or cache.get_seq_length() or embeds is None or embeds.shape[1] != width:
         return False
     mask = kwargs.get("attention_mask")

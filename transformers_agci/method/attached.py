@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from transformers_agci.families import SUPPORTED_FAMILIES, Family, family_of
+from transformers_agci.method.tested_versions import warn_of_untested_transformers
 
 
 class AttachedMethod:
@@ -30,6 +31,7 @@ class AttachedMethod:
         self._config = vlm.config
         self._found_key = vars(vlm.config).get(self.config_key, _ABSENT)
         self._start_empty()
+        warn_of_untested_transformers()
 
     def _start_empty(self) -> None:
         """Set what a copy does not take along."""

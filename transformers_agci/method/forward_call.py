@@ -20,10 +20,45 @@ def forward_call(vlm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     pixels = next((given[name] for name in PIXELS if _holds_something(given.get(name))), None)
     outputs = given.get("mm_encoder_outputs")
     encoded = outputs.get("image") if isinstance(outputs, Mapping) else None
-    names = ("input_ids", _EMBEDS, "attention_mask", "image_grid_thw", "image_sizes", "past_key_values")
+    names = ("input_ids", _EMBEDS, "attention_mask", "image_grid_thw", "image_sizes")
     return ForwardCall(
-        **{name: on_host(given.get(name)) for name in names}, pixel_values=pixels, encoded=encoded, arguments=given
+        **{name: on_host(given.get(name)) for name in names},
+        pixel_values=pixels,
+        encoded=encoded,
+        cache=cache_of_call(given),
+        arguments=given,
     )
+
+
+# What transformers calls the cache of keys and values: until 5.23, and from 5.24 on.
+CACHES = ("past_key_values", "cache")
+
+
+def cache_of_call(arguments: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a vlm, decoder or attention layer, whichever name it came under; or None."""
+    return next((arguments[name] for name in CACHES if arguments.get(name) is not None), None)
+
+
+def cache_of_output(output: Any) -> Any:
+    """The cache in a model's output, or None."""
+    fields = getattr(output, "__dict__", {})  # 5.24 warns of each look at the old name, which is a property there
+    return cache_of_call(fields)
+
+
+def cache_name(module: nn.Module) -> str:
+    """The keyword by which a model's forward takes its cache; a wrapper hands its own on to the module inside."""
+    for part in module.modules():
+        parameters = _parameters(type(part).forward)
+        found = next((name for name in CACHES if name in parameters), None)
+        if found is not None:
+            return found
+    return CACHES[0]
+
+
+def with_cache(module: nn.Module, arguments: Mapping[str, Any], cache: Any) -> dict[str, Any]:
+    """The same arguments of a module's forward with another cache."""
+    others = {name: value for name, value in arguments.items() if name not in CACHES}
+    return {**others, cache_name(module): cache}
 
 
 _ON_HOST = "_agci_on_host"  # attribute of a tensor on a device

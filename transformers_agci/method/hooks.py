@@ -173,7 +173,7 @@ def _find_images(handle: "Handle", vlm: nn.Module, args: tuple[Any, ...], kwargs
         clear_mark(handle)
         warn_of_mates(handle, call)
         images = Images(call, image_token_mask(vlm, call), lam)
-        note_images_in_cache(call.past_key_values)
+        note_images_in_cache(call.cache)
     elif call.has_videos:
         clear_mark(handle)
     elif is_prefill:

@@ -251,8 +251,7 @@ def _short(numbers: Sequence[int]) -> str:
 
 
 def _check_images_whole(call: ForwardCall) -> None:
-    # Chunked prefill hands each chunk a slice of the encoded images, which carries the pooled features only.
-    if call.encoded is not None and getattr(call.encoded, "last_hidden_state", None) is None:
+    if call.has_sliced_images:
         raise ValueError(
             "AGCI needs each image whole, but chunked prefill (prefill_chunk_size) cuts images: leave it unset."
         )
@@ -266,7 +265,7 @@ def _visible(images: list[ImagePositions], call: ForwardCall, length: int) -> li
     The mask [B, L] begins with the tokens in the cache. It ends with those of this call, or goes on for as long as a
     static cache is: with 3 tokens in a cache of 16 and 5 in this call, L is 8 or 16, and columns 3 to 7 are looked at.
     """
-    mask, cache = call.attention_mask, call.past_key_values
+    mask, cache = call.attention_mask, call.cache
     if not images or not isinstance(mask, torch.Tensor) or mask.ndim != 2:
         return images
     start = mask.shape[1] - length

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from transformers_agci.families import ForwardCall, image_token_id
+from transformers_agci.method.forward_call import cache_of_output
 
 if TYPE_CHECKING:
     from transformers_agci.method.handle import Handle
@@ -37,7 +38,7 @@ def note_images_in_cache(cache: Any) -> None:
 
 def images_went_into(output: Any) -> Any:
     """The cache in the output of a vlm, where it made or filled one."""
-    parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
+    parts = output if isinstance(output, tuple) else (cache_of_output(output),)
     return next((part for part in parts if hasattr(part, "get_seq_length")), None)
 
 
@@ -47,7 +48,7 @@ def with_whole_images(call: ForwardCall) -> ForwardCall:
     transformers slices the encoded images even then, and loses which tokens belong to which image. Its frame still
     holds them whole. Where there are several chunks, or no such frame, the call is returned as it is.
     """
-    if call.encoded is None or getattr(call.encoded, "last_hidden_state", None) is not None:
+    if not call.has_sliced_images:
         return call
     for frame in _stack():
         if frame.f_code.co_name != "_prefill" or "transformers" not in frame.f_code.co_filename:
@@ -65,7 +66,7 @@ def check_no_lost_images(vlm: Any, call: ForwardCall) -> None:
     calls on a cache that images went into: prompt lookup proposes pieces of the prompt, image tokens among them, as an
     answer. A draft model and generate_batch are warned of: they lose the images by design.
     """
-    if call.input_ids is None or _holds_images(call.past_key_values):
+    if call.input_ids is None or _holds_images(call.cache):
         return
     mask = call.input_ids == image_token_id(vlm.config)
     if not bool(mask.any()) or _is_typed(mask):

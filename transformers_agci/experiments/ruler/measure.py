@@ -24,6 +24,7 @@ from transformers_agci.experiments.ruler.conditions import CELLS, CUTTING_WINDOW
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prompt import answer_token_ids
 from transformers_agci.method.attach import agci
+from transformers_agci.method.forward_call import cache_of_output, with_cache
 from transformers_agci.method.rivals import RIVALS
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class _Prefix:
         ids = inputs["input_ids"]
         self.length = _through_the_image(model, inputs)
         cut = {name: value[:, : self.length] if value.shape == ids.shape else value for name, value in inputs.items()}
-        self.cache = model.model(**cut, use_cache=True).past_key_values
+        self.cache = cache_of_output(model.model(**cut, use_cache=True))
         self.next_position = self.length + int(model.model.rope_deltas[0])
 
     def next_logits(self, tail: Sequence[int]) -> torch.Tensor:
@@ -140,8 +141,7 @@ class _Prefix:
         ids = torch.tensor([tail]).expand(CELLS, -1)
         positions = torch.arange(self.next_position, self.next_position + len(tail)).expand(3, CELLS, -1)
         mask = torch.ones(CELLS, self.length + len(tail), dtype=torch.long)
-        output = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, logits_to_keep=1
-        )
+        tokens = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        output = self.model(**with_cache(self.model, tokens, self.cache), logits_to_keep=1)
         self.cache.crop(-len(tail))
         return output.logits[:, -1].float()

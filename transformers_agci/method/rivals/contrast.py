@@ -12,6 +12,7 @@ import torch
 
 from transformers_agci.errors import InputError
 from transformers_agci.families import decoder_of, find_vlm, image_token_id
+from transformers_agci.method.forward_call import cache_name, cache_of_output
 from transformers_agci.method.rivals.call_state import state
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class ContrastProcessor:
             output = self._call(given, new)
         else:
             output = self._step(new)
-        self._cache = output.past_key_values
+        self._cache = cache_of_output(output)
         found: torch.Tensor = output.logits[:, -1].float()
         return found
 
@@ -102,8 +103,8 @@ class ContrastProcessor:
             input_ids=new[:, -1:],
             attention_mask=self._mask,
             position_ids=position,
-            past_key_values=self._cache,
             use_cache=True,
+            **{cache_name(self.model): self._cache},
         )
 
 

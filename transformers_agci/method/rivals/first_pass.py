@@ -12,7 +12,7 @@ import torch
 
 from transformers_agci.families import ForwardCall
 from transformers_agci.families.declaration import ALL_PIXELS
-from transformers_agci.method.forward_call import forward_call
+from transformers_agci.method.forward_call import forward_call, with_cache
 from transformers_agci.method.image_positions import ImagePositions
 from transformers_agci.method.rivals.call_state import state
 from transformers_agci.method.rivals.plan import kept_columns, last_columns
@@ -20,8 +20,6 @@ from transformers_agci.method.rivals.positions import past_length
 
 if TYPE_CHECKING:
     from transformers_agci.method.rivals.handle import RivalHandle
-
-_CACHE = "past_key_values"
 
 
 def weigh(handle: "RivalHandle", model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -31,11 +29,11 @@ def weigh(handle: "RivalHandle", model: Any, args: tuple[Any, ...], kwargs: dict
     state.weights = None
     if state.weighing:
         return
-    given = dict(forward_call(model, args, kwargs).arguments)
-    cache = given.get(_CACHE)
-    if not forward_call(model, args, kwargs).has_images and kept_columns(cache, past_length(cache), 1) is None:
+    call = forward_call(model, args, kwargs)
+    cache = call.cache
+    if not call.has_images and kept_columns(cache, past_length(cache), 1) is None:
         return
-    given[_CACHE] = copy.deepcopy(cache) if past_length(cache) else None
+    given = with_cache(model, call.arguments, copy.deepcopy(cache) if past_length(cache) else None)
     given |= {"use_cache": bool(past_length(cache)), "labels": None, "logits_to_keep": 0}
     known = inspect.signature(model.forward).parameters
     state.weighing = True
@@ -63,9 +61,8 @@ def calibrate(handle: "RivalHandle", vlm: Any, call: ForwardCall, images: list[I
         if blank is None:
             raise ValueError(f"These images were encoded before {handle.method} was attached: encode them again.")
         given["mm_encoder_outputs"] = {**given["mm_encoder_outputs"], "image": blank}
-    cache = given.get(_CACHE)
-    past = past_length(cache)
-    given |= {_CACHE: copy.deepcopy(cache) if past else None, "use_cache": bool(past)}
+    past = past_length(call.cache)
+    given = with_cache(vlm, given, copy.deepcopy(call.cache) if past else None) | {"use_cache": bool(past)}
     prompt, state.seen, state.bias = state.prompt, {}, None
     try:
         with torch.no_grad():

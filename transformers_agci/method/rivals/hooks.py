@@ -12,7 +12,7 @@ from torch import nn
 from transformers_agci.errors import InputError
 from transformers_agci.families import decoder_of
 from transformers_agci.method.encoded_images import NotesUnits, forget_units, note_units
-from transformers_agci.method.forward_call import embeds_of, forward_call, is_decoding_step
+from transformers_agci.method.forward_call import cache_of_call, embeds_of, forward_call, is_decoding_step
 from transformers_agci.method.hooks import HANDLE, outside_graphs, remove_hooks
 from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
 from transformers_agci.method.lost_images import (
@@ -42,8 +42,6 @@ from transformers_agci.method.rivals.positions import (
 if TYPE_CHECKING:
     from transformers_agci.method.rivals.declaration import Grid
     from transformers_agci.method.rivals.handle import RivalHandle
-
-_CACHE = "past_key_values"
 
 
 def before_vlm(vlm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -149,7 +147,7 @@ def _find_images(handle: "RivalHandle", vlm: Any, args: tuple[Any, ...], kwargs:
         state.prompt = Prompt(call, images)
         if not state.weighing:
             handle.count(len(images))
-        note_images_in_cache(call.past_key_values)
+        note_images_in_cache(call.cache)
         if handle.rival.bias is not None:
             calibrate(handle, vlm, call, images)
     elif call.input_ids is not None and call.input_ids.shape[1] > 1 and not call.has_videos:
@@ -186,7 +184,7 @@ def _grids(
     rule = handle.rival.positions
     if rule is None or not rule.needs_grid:
         return [(image, None) for image in prompt.images]
-    given, past = kwargs.get("position_ids"), past_length(kwargs.get(_CACHE))
+    given, past = kwargs.get("position_ids"), past_length(cache_of_call(kwargs))
     stock = positions_of(given, shown.shape[0], shown.shape[1], past, shown.device)
     real = stock[1:] if stock.shape[0] == rope_axes(vlm.config) + 1 else stock
     return [(image, grid_of(image, number, real, vlm, prompt.call)) for number, image in enumerate(prompt.images)]
@@ -204,7 +202,7 @@ def _place(
     assert rule is not None
     if images:
         check_packing(handle.rival, vlm)
-    cache = changed.get(_CACHE)
+    cache = cache_of_call(changed)
     past = past_length(cache)
     placement = Placement(rule, rope_axes(vlm.config))
     shape = shown.shape[0], shown.shape[1]
@@ -234,7 +232,7 @@ def _plan_attention(
     if plan is None:
         return
     check_in_use(handle, decoder)
-    cache = changed.get(_CACHE)
+    cache = cache_of_call(changed)
     if cache is None:
         state.plan = plan
     elif images or shown.shape[1] > 1:

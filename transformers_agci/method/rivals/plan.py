@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from transformers_agci.method.forward_call import cache_of_call
 from transformers_agci.method.image_positions import ImagePositions
 from transformers_agci.method.rivals.call_state import state
 from transformers_agci.method.rivals.positions import past_length
@@ -57,7 +58,7 @@ def plan_of_call(
     images: "list[tuple[ImagePositions, Grid | None]]",
 ) -> Plan | None:
     """What the attention layers of the coming call shall do; None where no image is in sight."""
-    cache = kwargs.get("past_key_values")
+    cache = cache_of_call(kwargs)
     past, (rows, length) = past_length(cache), shown.shape[:2]
     earlier = kept_columns(cache, past, rows)
     if not images and earlier is None:
