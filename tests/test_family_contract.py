@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from decoder_inputs import formula, recorded_decoder_inputs, training_gradients
-from tiny_families import ROWS, TEXT, TINY, Batch, TinyFamily, make_batch
+from decoder_inputs import CACHE, formula, recorded_decoder_inputs, training_gradients
+from tiny_families import BROKEN, ROWS, TEXT, TINY, Batch, TinyFamily, make_batch
+from tiny_families.grids import NEWEST
 
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, attach
 from transformers_agci.families import decoder_of, find_vlm
@@ -85,7 +86,18 @@ def test_every_family_has_a_tiny_model() -> None:
     missing = set(SUPPORTED_FAMILIES) - six - set(ROWS)
     assert not missing, f"put builders of {missing} into tests/tiny_families/"
     assert set(ROWS) <= set(SUPPORTED_FAMILIES)
-    assert set(TINY) == set(ROWS) or VERSION < (5, 23)
+    newest = {family.model_type for family in NEWEST}
+    assert set(ROWS) - set(TINY) <= newest | set(BROKEN) or VERSION < (5, 23)
+    assert set(TINY) | set(BROKEN) == set(ROWS) or VERSION < (5, 24)
+
+
+@pytest.mark.parametrize("name", BROKEN or [pytest.param("", marks=pytest.mark.skip(reason="none here"))])
+@torch.no_grad()
+def test_stock_fails_by_itself(name: str) -> None:
+    """The families that are left out of all tests on this version of transformers."""
+    model, batch = ROWS[name].build(), make_batch(ROWS[name], [[TEXT, "plain", TEXT]])
+    with pytest.raises(AttributeError, match="image_outputs"):
+        model(**batch.inputs)
 
 
 @pytest.mark.sampled(4)
@@ -217,13 +229,13 @@ def test_second_turn_on_the_same_cache(family: TinyFamily) -> None:
     model = family.build()
     first, second = make_batch(family, [[TEXT, "plain", TEXT]]), make_batch(family, [[TEXT, "tiled", TEXT]], seed=1)
     handle = attach(model, 1.0)
-    cache = model(**first.inputs, use_cache=True).past_key_values
+    cache = model(**first.inputs, use_cache=True)[CACHE]
     inputs = dict(second.inputs)
     inputs["attention_mask"] = torch.cat([first.inputs["attention_mask"], inputs["attention_mask"]], dim=1)
     if hasattr(find_vlm(model), "compute_3d_position_ids"):  # they have no positions of their own for a later turn
         past, length = first.inputs["input_ids"].shape[1], second.inputs["input_ids"].shape[1]
         inputs["position_ids"] = torch.arange(past, past + length).expand(AXES.get(family.model_type, 3), 1, length)
-    assert_formula(model, Batch(inputs, second.images), 1.0, past_key_values=cache, use_cache=True)
+    assert_formula(model, Batch(inputs, second.images), 1.0, **{CACHE: cache}, use_cache=True)
     assert handle.injections == 2
 
 
@@ -272,7 +284,7 @@ def test_lora(family: TinyFamily) -> None:
     model = family.build()
     batch = make_batch(family, TWO)
     torch.manual_seed(0)
-    of_decoder = {id(module) for module in decoder_of(find_vlm(model)).modules()}
+    of_decoder = {id(module) for module in decoder_of(find_vlm(model)).modules() if isinstance(module, torch.nn.Linear)}
     layers = [name for name, module in model.named_modules() if id(module) in of_decoder]
     layers = [name for name in layers if name.rpartition(".")[2] in family.lora.split("|")]
     lora = peft.LoraConfig(target_modules=layers, r=2, init_lora_weights=False)

@@ -11,6 +11,7 @@ which tokens belong to which image comes from how the prompt was made.
 """
 
 import torch
+import transformers
 
 from tiny_families import deepseek, gemma, grids, grids_otherwise, internvl, llava, minicpm, qwen, tiles
 from tiny_families.batches import BOS, EOS, IMG, PAD, TEXT, VOCABULARY, WIDTH, Batch, Piece, TinyFamily, concatenated
@@ -20,6 +21,7 @@ from tiny_families.prompts import make_batch, type_ids
 
 __all__ = [
     "BOS",
+    "BROKEN",
     "EOS",
     "IMG",
     "PAD",
@@ -42,7 +44,11 @@ __all__ = [
 _KIN = (qwen, gemma, internvl, llava, grids, grids_otherwise, tiles, deepseek, minicpm)
 
 ROWS = {row.model_type: row for kin in _KIN for row in kin.ROWS}
-TINY = {name: row for name, row in ROWS.items() if row.available}  # in this version of transformers
+# What fails there in any call, without AGCI: why. `test_stock_fails_by_itself` says when it no longer does.
+BROKEN = {}
+if transformers.__version__.startswith("5.24."):
+    BROKEN["llama4"] = "its forward asks the decoder's output for image_outputs, which that has not"
+TINY = {name: row for name, row in ROWS.items() if row.available and name not in BROKEN}  # in this transformers
 
 
 def wide_image() -> tuple[dict[str, torch.Tensor], list[int]]:

@@ -1,6 +1,6 @@
 """Tiny models of the kin of families/grids.py whose pixels come in patches with `image_grid_thw`, as Qwen's."""
 
-from tiny_families.batches import AUDIO, IMG, VIDEO, WIDTH
+from tiny_families.batches import AUDIO, IMG, VIDEO, VOCABULARY, WIDTH, padded_pixels
 from tiny_families.configs import (
     CLIP_SIZES,
     DSA,
@@ -20,9 +20,111 @@ from tiny_families.configs import (
 )
 from tiny_families.pieces import (
     QWEN_PATCH,
+    apertus_piece,
+    hy4_piece,
+    token_grid_piece,
+)
+
+# Since transformers 5.24.
+NEWEST = (
+    row(
+        "hy_v4_vl",
+        "HYV4VL",
+        config(
+            "HYV4VLConfig",
+            text_config=text(
+                **{**DSA, "head_dim": 16, "qk_rope_head_dim": 8},
+                rope_parameters=MROPE,
+                mlp_layer_types=["dense", "sparse"],
+                indexer_types=["full", "full"],
+                hc_mult=2,
+            ),
+            vision_config={
+                **CLIP_SIZES,
+                "spatial_merge_size": 2,
+                "out_hidden_size": WIDTH,
+                "max_image_size": 64,
+            },
+            image_token_id=IMG,
+            video_token_id=VIDEO,
+        ),
+        hy4_piece,
+        lora="q_a_proj|o_proj",
+    ),
+    row(
+        "inkling2_loop",
+        "Inkling2Loop",
+        config(
+            "Inkling2LoopConfig",
+            text_config=text(
+                num_hidden_layers=4,
+                swa_num_attention_heads=4,
+                swa_num_key_value_heads=2,
+                swa_head_dim=8,
+                sliding_window_size=64,
+                d_rel=4,
+                rel_extent=64,
+                unpadded_vocab_size=VOCABULARY,
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=32,
+                n_layers_per_attn_res_block=1,
+                layer_types=["hybrid_sliding", "hybrid"] * 2,
+                loop_layer_index_start=1,
+                loop_layer_index_end=3,
+                loop_num_passes=2,
+                loop_gate_rank=4,
+            ),
+            vision_config={
+                "hidden_size": WIDTH,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "patch_size": 4,
+                "mlp_ratio": 2.0,
+                "posemb_grid_size": 8,
+                "projection_hidden_dim": WIDTH,
+                "text_hidden_size": WIDTH,
+            },
+            image_token_id=IMG,
+        ),
+        token_grid_piece,
+        lora="linear",
+    ),
+    row(
+        "apertus1p5",
+        "Apertus1p5",
+        config(
+            "Apertus1p5Config",
+            text_config=text(),
+            vision_config={
+                "codebook_size": 16,
+                "embed_dim": 4,
+                "latent_channels": 4,
+                "base_channels": 32,
+                "channel_multiplier": [1, 1],
+                "num_res_blocks": 1,
+                "attn_resolutions": [],
+            },
+            audio_config={
+                "model_type": "wavtokenizer_encoder",
+                "num_filters": 4,
+                "hidden_size": 32,
+                "codebook_dim": 32,
+                "codebook_size": 8,
+                "num_lstm_layers": 1,
+            },
+            image_token_id=IMG,
+            audio_token_id=AUDIO,
+            image_token_offset=160,
+            audio_token_offset=176,
+        ),
+        apertus_piece,
+        padded_pixels,
+    ),
 )
 
 ROWS = (
+    *NEWEST,
     row(
         "glm4v",
         "Glm4v",

@@ -292,6 +292,7 @@ ROWS = (
             image_token_id=IMG,
         ),
         token_grid_piece,
+        lora="q_proj|v_proj|linear",  # from transformers 5.24 on a projection is a module around its linear layer
     ),
     row(
         "inkling_mm_model",

@@ -181,6 +181,14 @@ def hunyuan_piece(form: str, generator: torch.Generator) -> Piece:
     return Piece(ids, {"pixel_values": random(generator, height * width, 3 * 4 * 4), "image_grid_thw": grid})
 
 
+def hy4_piece(form: str, generator: torch.Generator) -> Piece:
+    """A newline token, of the image's own, behind each row of merged patches."""
+    height, width = GRID_SIZES[form]
+    ids = [3, *[IMG] * (height // 2 * (width // 2 + 1)), 4]
+    grid = torch.tensor([[1, height, width]])
+    return Piece(ids, {"pixel_values": random(generator, height * width, 3 * 4 * 4), "image_grid_thw": grid})
+
+
 def conv_piece(form: str, generator: torch.Generator) -> Piece:
     piece = grid_piece(form, generator, values=3 * 4 * 4)
     return Piece(piece.ids, {**piece.pixels, "pixel_values": piece.pixels["pixel_values"].view(-1, 3, 4, 4)})
@@ -287,6 +295,15 @@ def emu_piece(form: str, generator: torch.Generator) -> Piece:
     """Codes of 2 x 2 pixels, an end of line behind each row."""
     height, width = (4, 6) if form == "tiled" else (4, 4)
     ids = [3, *[IMG] * (height // 2 * (width // 2 + 1)), 4]
+    pixels = {"pixel_values": random(generator, 1, 3, height, width), "image_sizes": torch.tensor([[height, width]])}
+    return Piece(ids, pixels)
+
+
+def apertus_piece(form: str, generator: torch.Generator) -> Piece:
+    """Codes of 2 x 2 pixels; the size in words and a mark before them, an end of line between rows, which is text."""
+    height, width = (4, 6) if form == "tiled" else (4, 4)
+    row = [IMG] * (width // 2)
+    ids = [3, 40 + height // 2, 9, 40 + width // 2, 10, *[*row, 5] * (height // 2 - 1), *row, 4]
     pixels = {"pixel_values": random(generator, 1, 3, height, width), "image_sizes": torch.tensor([[height, width]])}
     return Piece(ids, pixels)
 

@@ -63,6 +63,14 @@ def _with_newlines(config: Any, call: ForwardCall, total: int) -> Sequence[int] 
     return [(h // merge) * (w // merge + 1) + 2 for _, h, w in call.image_grid_thw.tolist()]
 
 
+def _with_row_ends(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """HY-V4-VL: a newline token ends each row of merged patches: h * (w + 1)."""
+    if call.image_grid_thw is None:
+        return encoded_lengths(call)
+    merge = config.vision_config.spatial_merge_size
+    return [(h // merge) * (w // merge + 1) for _, h, w in call.image_grid_thw.tolist()]
+
+
 def _by_pixels(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
     """Mistral 3, LightOnOCR: squares of patches are merged; sizes are multiples of them."""
     if call.encoded is not None or call.image_sizes is None:
@@ -108,6 +116,14 @@ def _by_codes(config: Any, call: ForwardCall, total: int) -> Sequence[int] | Non
         return encoded_lengths(call)
     code = 2 ** (len(config.vq_config.channel_multiplier) - 1)  # pixels
     return [(height // code) * (width // code + 1) for height, width in pairs(call.image_sizes)]
+
+
+def _by_codes_alone(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
+    """Apertus 1.5: codes as Emu3's, but what ends a row is no image token: h * w."""
+    if call.encoded is not None or call.image_sizes is None:
+        return encoded_lengths(call)
+    code = 2 ** (len(config.vision_config.channel_multiplier) - 1)  # pixels
+    return [(height // code) * (width // code) for height, width in pairs(call.image_sizes)]
 
 
 def _grid(model_type: str, name: str, hub_id: str, tokens: str, **more: Any) -> Family:
@@ -181,6 +197,15 @@ FAMILIES = (
         ImageTokens(_with_newlines),
         NO_LAYOUT,
         alone=True,  # it numbers the images of a whole batch in its positions
+        vllm=NO_CLASS_IN_VLLM,
+    ),
+    Family(
+        "hy_v4_vl",
+        "HY-V4-VL",
+        "tencent/Hy4",
+        "702, newlines included",
+        ImageTokens(_with_row_ends),
+        NO_LAYOUT,
         vllm=NO_CLASS_IN_VLLM,
     ),
     Family(
@@ -291,6 +316,16 @@ FAMILIES = (
         positions=NO_ROTARY,
         vllm=NO_CLASS_IN_VLLM,
     ),
+    Family(
+        "inkling2_loop",
+        "Inkling 2 with loops",
+        "thinkingmachines/Inkling-2-Mini",
+        "441",
+        _TOKENS,
+        NO_LAYOUT,
+        positions=NO_ROTARY,
+        vllm=NO_CLASS_IN_VLLM,
+    ),
     _grid(
         "glm5_next",
         "GLM-5 Next",
@@ -329,6 +364,15 @@ FAMILIES = (
         ImageTokens(_by_codes),
         NO_LAYOUT,
         alone=True,  # images of one call are padded to one size, and its codes see the padding
+        vllm=NO_CLASS_IN_VLLM,
+    ),
+    Family(
+        "apertus1p5",
+        "Apertus 1.5",
+        "swiss-ai/Apertus-v1.5-8B",
+        "2704",
+        ImageTokens(_by_codes_alone, rows=in_rows),
+        NO_LAYOUT,
         vllm=NO_CLASS_IN_VLLM,
     ),
     Family(

@@ -1,6 +1,6 @@
 """Families of transformers that AGCI cannot serve, each with the reason that its user reads.
 
-Every image-text-to-text family of transformers 5.23 is either here or supported.
+Every image-text-to-text family of transformers 5.24 is either here or supported.
 """
 
 from transformers_agci.families.declaration import RefusedFamily
