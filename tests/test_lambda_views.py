@@ -293,23 +293,6 @@ def test_key_in_the_vision_config_is_named(caplog: pytest.LogCaptureFixture) -> 
     assert ["vision_config does nothing" in r.getMessage() for r in caplog.records] == [True]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("where", ["config", "text_config", "inner config"])
-def test_key_set_on_the_config_of_a_model_without_it(family: str, where: str) -> None:
-    model = served(build_config(family), family)
-    stock = logits(model, family)
-    assert current_handle(model) is None
-    config = {"config": model.config, "text_config": model.config.text_config, "inner config": model.model.config}[
-        where
-    ]
-    setattr(config, LAMBDA_KEY, 0.7)
-    assert model.global_context_broadcast_lambda == 0.7
-    assert not torch.equal(logits(model, family), stock)
-    assert current_handle(model).injections == 1
-    setattr(model.config, LAMBDA_KEY, 0.0)
-    assert torch.equal(logits(model, family), stock)
-
-
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("where", ["model", "inner model"])
@@ -333,33 +316,6 @@ def test_replaced_config(family: str, where: str, by: str, caplog: pytest.LogCap
     logits(model, family)
     assert getattr(without_key, LAMBDA_KEY) == 0.7  # a number that was asked for is not lost without a word
     assert len([r for r in caplog.records if "was given another config" in r.getMessage()]) == 2
-
-
-def test_key_set_on_another_config_of_a_model_without_it() -> None:
-    model = served(build_config("llava"), "llava")
-    stock = logits(model)
-    model.config = copy.deepcopy(model.config)  # the vlm inside keeps the old one
-    setattr(model.config, LAMBDA_KEY, 0.7)
-    assert model.global_context_broadcast_lambda == 0.7
-    assert not torch.equal(logits(model), stock)
-    assert current_handle(model).injections == 1
-
-
-@pytest.mark.parametrize("where", ["model", "inner model"])
-def test_config_with_the_key_given_to_a_model_without_it(where: str) -> None:
-    model = served(build_config("llava"), "llava")
-    stock = logits(model)
-    shown = model if where == "model" else model.model
-    shown.config = copy.deepcopy(model.config)
-    assert current_handle(model) is None
-    with_key = copy.deepcopy(model.config)
-    setattr(with_key, LAMBDA_KEY, 0.7)
-    shown.config = with_key
-    assert model.global_context_broadcast_lambda == 0.7
-    assert not torch.equal(logits(model), stock)
-    assert current_handle(model).injections == 1
-    model.global_context_broadcast_lambda = 0.0
-    assert torch.equal(logits(model), stock)
 
 
 @pytest.mark.parametrize("how", ["attach", "key", "nothing"])

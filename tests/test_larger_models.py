@@ -3,6 +3,7 @@
 The key may stand at the top of config.json, where `agci set-lambda` writes it, or in the part of the served model.
 """
 
+import copy
 import json
 import logging
 from pathlib import Path
@@ -121,6 +122,35 @@ def test_key_set_on_the_config_of_a_loaded_model(name: str, tmp_path: Path) -> N
     setattr(model.config, LAMBDA_KEY, 0.25)
     output(name, model, batch_of(name))
     assert (current_handle(model).lam, current_handle(model).injections) == (0.25, 3)
+
+
+@pytest.mark.sampled(3)
+@larger
+@pytest.mark.parametrize(
+    ("lam", "what"),
+    [(None, "config"), (None, "config, then key"), (0.25, "config"), (0.25, "config, then key"), (0.25, "part")],
+)
+def test_replaced_config(name: str, lam: float | None, what: str, tmp_path: Path) -> None:
+    """The larger model is given another config, or another part in its config; with AGCI on before, and without."""
+    part = LARGER[name][0]
+    model = load(name, checkpoint(name, tmp_path, nested=lam))
+    batch = batch_of(name)
+    before = output(name, model, batch)
+    other = copy.deepcopy(model.config)
+    if what != "config, then key":
+        setattr(getattr(other, part), LAMBDA_KEY, 0.7)
+    if what == "part":
+        setattr(model.config, part, getattr(other, part))
+    else:
+        model.config = other
+    if what == "config, then key":
+        setattr(model.config, LAMBDA_KEY, 0.7)
+    changed = output(name, model, batch)
+    assert not torch.equal(changed, before)
+    assert current_handle(model).lam == getattr(model, LAMBDA_KEY) == 0.7
+    setattr(model, LAMBDA_KEY, 0.0)
+    assert getattr(model.config, LAMBDA_KEY) == 0.0
+    assert torch.equal(output(name, model, batch), before) == (lam is None)
 
 
 @pytest.mark.parametrize("name", ["Qwen2_5Omni", "Qwen3OmniMoe"])

@@ -188,3 +188,25 @@ def test_requests_of_a_batch_do_not_fail_their_mates() -> None:
         pytest.skip("stock gives no answers on the CPU")
     attach(model, 0.5)
     assert answers() == stock
+
+
+def test_tracing_is_refused_where_it_would_keep_positions() -> None:
+    """torch.jit.trace writes into its graph where the images of the example stand."""
+    model = build_model("llava")
+    inputs = make_inputs("llava", model)
+
+    class Call(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.model(**{**inputs, "input_ids": ids}, use_cache=False).logits
+
+    handle = attach(model, 0.5)
+    with pytest.raises(ValueError, match="AGCI would update the wrong tokens"):
+        torch.jit.trace(Call(), (inputs["input_ids"],), check_trace=False)
+    handle.lam = 0.0
+    traced = torch.jit.trace(Call(), (inputs["input_ids"],), check_trace=False)
+    with torch.no_grad():
+        torch.testing.assert_close(traced(inputs["input_ids"]), model(**inputs).logits, atol=1e-5, rtol=0)

@@ -67,6 +67,20 @@ def test_copy_of_the_decoder_drags_nothing_along(family: str, model: Any) -> Non
     assert handle.injections == 0
 
 
+def test_shallow_copy_outlives_its_model() -> None:
+    model = build_model("llava")
+    inputs = make_inputs("llava", model)
+    handle = attach(model, 0.5)
+    with torch.no_grad():
+        half = model.model(**inputs)[0]
+    twin = copy.copy(model.model)
+    del model
+    gc.collect()
+    with torch.no_grad():
+        assert torch.equal(twin(**inputs)[0], half)
+    assert handle.injections == 2
+
+
 def test_replicas_in_threads(family: str, model: Any) -> None:
     """As DataParallel makes them: shallow copies of every module, each called in a thread of its own."""
     samples = [make_inputs(family, model, batch=batch, seed=batch) for batch in (1, 2)]

@@ -178,6 +178,26 @@ def test_recomputation_injects_as_well(family: str, model: Any, wrap: Callable[[
     assert any((expected[name] - stock[name]).abs().max() > 1e-5 for name in expected)
 
 
+def test_two_models_share_a_decoder() -> None:
+    """Called in turn, each has its own lambda, and the decoder does not gather hooks."""
+    models = [build_model("llava"), build_model("llava")]
+    inputs = make_inputs("llava", models[0])
+    decoder = models[0].model.language_model
+    models[1].model.language_model = decoder
+    stock = logits(models[0], inputs)
+    handles = [attach(model, lam) for model, lam in zip(models, (0.5, 1.0), strict=True)]
+    first = [logits(model, inputs) for model in models]
+    for model, found in zip(models, first, strict=True):
+        assert torch.equal(logits(model, inputs), found)
+        assert not torch.equal(found, stock)
+    assert not torch.equal(*first)
+    assert [handle.injections for handle in handles] == [2, 2]
+    assert len(decoder._forward_pre_hooks) == 1
+    handles[0].detach()
+    assert torch.equal(logits(models[0], inputs), stock)
+    assert torch.equal(logits(models[1], inputs), first[1])
+
+
 def test_second_call_with_the_same_embeddings() -> None:
     """A vlm that calls its decoder twice with one tensor gets the same twice; the images count once."""
     model = build_model("llava")

@@ -23,7 +23,7 @@ from transformers_agci.families import find_vlm
 from transformers_agci.method.arguments import check_scope, is_rival, needed_lambda, rival_arguments, seeded
 from transformers_agci.method.compiled_graphs import forget_graphs_of
 from transformers_agci.method.handle import Handle, check_fits_dtype, current_handle, modules_around
-from transformers_agci.method.lam import LAMBDA_KEY, config_lambda, validate_lambda
+from transformers_agci.method.lam import LAMBDA_KEY, validate_lambda
 from transformers_agci.method.rivals import RIVALS
 
 if TYPE_CHECKING:
@@ -211,13 +211,13 @@ def install_attribute() -> None:
 
 
 def _get_lambda(model: nn.Module) -> float:
-    """Lambda of a supported model, 0 where its config has none; AttributeError for any other model."""
+    """Lambda of a supported model, 0 where AGCI is not on, whatever its config says; AttributeError for any other."""
     try:
-        vlm: Any = find_vlm(model)
+        find_vlm(model)
     except InputError as error:
         raise AttributeError(str(error)) from error
     handle = current_handle(model)
-    return config_lambda(vlm.config) if handle is None else handle.lam
+    return 0.0 if handle is None else handle.lam
 
 
 def _set_lambda(model: nn.Module, value: float) -> None:

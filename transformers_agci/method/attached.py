@@ -75,8 +75,8 @@ class AttachedMethod:
             self._take_off(vlm)
         if self._found_key is _ABSENT:
             vars(self._config).pop(self.config_key, None)
-        else:
-            setattr(self._config, self.config_key, self._found_key)
+        else:  # not by setattr: setting the key turns AGCI on (autoload.py)
+            vars(self._config)[self.config_key] = self._found_key
 
     def _take_off(self, vlm: Any) -> None:
         """Undo what was done to the modules of this model."""

@@ -5,9 +5,10 @@ Then these change, and nothing else:
 
 - `PreTrainedModel.post_init` is wrapped: a supported model whose config carries the key gets AGCI as it is built.
 - `PreTrainedConfig.global_context_broadcast_lambda` is a property: where the key is set on the config of a model that
-  was built without it, the model gets AGCI then.
-- `PreTrainedModel.__setattr__` looks at `config`: a model that was built without the key and is given another config,
-  which carries it, gets AGCI then.
+  has no AGCI, the model gets AGCI then.
+- `PreTrainedModel.__setattr__` looks at `config`: a model that has no AGCI and is given another config, which carries
+  the key, gets AGCI then.
+- `PreTrainedModel.__setstate__` notes copied and unpickled models, which are served in the same ways.
 - `PreTrainedConfig.get_config_dict` hands the key of a larger model (Omni, ColPali) down to the part of its vlm.
 - `PreTrainedModel.global_context_broadcast_lambda` is a property, and so it is on the classes that wrap models (see
   attach.py): the model's lambda, to be read and set.
@@ -24,7 +25,7 @@ from transformers_agci.errors import InputError, short
 from transformers_agci.families import SUPPORTED_FAMILIES, family_of
 from transformers_agci.method import attach as attaching
 from transformers_agci.method.attach import install_attribute
-from transformers_agci.method.handle import current_handle
+from transformers_agci.method.handle import Handle, current_handle
 from transformers_agci.method.lam import (
     LAMBDA_KEY,
     hand_down_key,
@@ -38,7 +39,8 @@ SWITCH = "TRANSFORMERS_AGCI"  # environment variable
 
 _log = logging.getLogger("transformers_agci")
 _warned: set[str] = set()  # model types for which the key was reported as useless
-_without_key: weakref.WeakSet[Any] = weakref.WeakSet()  # supported models that were built without it
+# Supported models, and those that hold one: they may be given the key. Each with the handle that was last seen on it.
+_models: weakref.WeakKeyDictionary[Any, weakref.ref[Handle] | None] = weakref.WeakKeyDictionary()
 
 
 def switched_off() -> bool:
@@ -75,11 +77,18 @@ def activate() -> None:
     @functools.wraps(set_stock)
     def set_attribute(self: Any, name: str, value: Any) -> None:
         set_stock(self, name, value)
-        if name == "config" and self in _without_key:
-            _without_key.discard(self)
+        if name == "config" and self in _models:
             attach_from_config(self)
 
     base.__setattr__ = set_attribute
+    set_state = base.__setstate__
+
+    @functools.wraps(set_state)
+    def set_state_and_note(self: Any, state: Any) -> None:
+        set_state(self, state)
+        _note(self)
+
+    base.__setstate__ = set_state_and_note
     base._agci_active = True
     config_base: Any = configuration_utils.PretrainedConfig
     setattr(config_base, LAMBDA_KEY, property(_get_key, _set_key, _delete_key))
@@ -110,21 +119,32 @@ def attach_from_config(model: Any) -> None:
     if config is None or _is_part(model):
         return
     settle_key(config)
+    _note(model)
     _attach_position_balance(model, config)
-    served = served_config(config)
-    if LAMBDA_KEY not in vars(served):
-        if served is config and getattr(config, "model_type", None) in SUPPORTED_FAMILIES:
-            _without_key.add(model)
+    _serve_key(model)
+
+
+def _serve_key(model: Any) -> None:
+    """AGCI where the config carries the key and AGCI is not on yet."""
+    if LAMBDA_KEY not in vars(served_config(model.config)):
         return
-    if current_handle(model) is not None:  # asked, so that the handle learns of the model around its vlm
-        return
+    handle = current_handle(model)  # asked, so that it learns of the model around its vlm
+    if handle is None:
+        handle = _attached_from_key(model)
+    if handle is not None:
+        _models[model] = weakref.ref(handle)
+
+
+def _attached_from_key(model: Any) -> Handle | None:
+    """The handle of AGCI, put on now; None where the model is not supported, which is said once."""
+    config = model.config
     try:
         family = family_of(model)
     except InputError as error:
         _warn_once(config, error)
-        return
-    lam = validate_lambda(vars(served)[LAMBDA_KEY], f"{LAMBDA_KEY} in {_source(config)}")
-    attaching.attach_from_config(model)
+        return None
+    lam = validate_lambda(vars(served_config(config))[LAMBDA_KEY], f"{LAMBDA_KEY} in {_source(config)}")
+    handle = attaching.attach_from_config(model)
     if lam:
         _log.warning(
             "AGCI is on: lambda %s from %s (%s). %s=0 turns it off.",
@@ -133,6 +153,14 @@ def attach_from_config(model: Any) -> None:
             family.name,
             SWITCH,
         )
+    return handle
+
+
+def _note(model: Any) -> None:
+    """Remember a model that the key would serve if it were set."""
+    config = getattr(model, "config", None)
+    if hasattr(config, "__dict__") and getattr(served_config(config), "model_type", None) in SUPPORTED_FAMILIES:
+        _models.setdefault(model, None)
 
 
 def _attach_position_balance(model: Any, config: Any) -> None:
@@ -181,13 +209,18 @@ def _get_key(config: Any) -> Any:
 
 
 def _set_key(config: Any, value: Any) -> None:
-    """Store the key; models that were built with this config, and without the key, get AGCI now."""
+    """Store the key; models of this config that have no AGCI get it now."""
     served = served_config(config)
     vars(served)[LAMBDA_KEY] = value
-    for model in list(_without_key):
-        if model.config is served or vars(model.config).get("text_config") is config:
-            _without_key.discard(model)
-            attach_from_config(model)
+    for model, seen in list(_models.items()):
+        shown = served_config(model.config)
+        if getattr(shown, "text_config", None) is config:
+            settle_key(model.config)
+        elif shown is not served:
+            continue
+        handle = None if seen is None else seen()
+        if handle is None or not handle.attached:
+            _serve_key(model)
 
 
 def _delete_key(config: Any) -> None:

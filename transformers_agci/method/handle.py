@@ -25,7 +25,14 @@ from transformers_agci.method.attached import AttachedMethod
 from transformers_agci.method.embeds_update import EmbedsUpdate
 from transformers_agci.method.hooks import HANDLE, put_hooks_on, take_hooks_off
 from transformers_agci.method.image_positions import image_positions
-from transformers_agci.method.lam import LAMBDA_KEY, config_lambda, lambda_text, settle_key, validate_lambda
+from transformers_agci.method.lam import (
+    LAMBDA_KEY,
+    config_lambda,
+    lambda_text,
+    served_name,
+    settle_key,
+    validate_lambda,
+)
 from transformers_agci.method.thread_state import Images
 
 _log = logging.getLogger("transformers_agci")
@@ -154,12 +161,15 @@ class Handle(AttachedMethod):
 
         A model may have been given another config before AGCI came, which its vlm does not have: that one counts.
         """
-        if self._vlm is None:
+        if self.vlm() is None:
             self._vlm = weakref.ref(modules[0])
         known = [view.module() for view in self._views]
         for module in modules:
-            if not any(module is one for one in known) and type(getattr(module, "config", None)) is type(self._config):
-                self._views.append(_View(module, self._config))
+            if any(module is one for one in known):
+                continue
+            view = _View(module, self._config)
+            if type(view.shown()) is type(self._config):
+                self._views.append(view)
 
     def learns_prompts(self) -> bool:
         """Whether PEFT puts learnt embeddings before the prompt, which look like image features."""
@@ -169,14 +179,14 @@ class Handle(AttachedMethod):
     def _follow_configs(self) -> None:
         """Where a module was given another config, lambda is that one's; one without the key is given it."""
         for view in self._views:
-            module = view.module()
-            config = getattr(module, "config", None)
+            config = view.shown()
             if config is view.config or config is None:
                 continue
             view.config = config
             if config is self._config:
                 continue
-            settle_key(config)
+            module = view.module()
+            settle_key(getattr(module, "config", config))
             if LAMBDA_KEY not in vars(config):
                 setattr(config, LAMBDA_KEY, config_lambda(self._config))
             _log.warning(
@@ -196,14 +206,20 @@ class Handle(AttachedMethod):
 
 
 class _View:
-    """A module whose `config` is the model's: the vlm, the model around it, a PEFT wrapper. It may be replaced.
+    """A module that shows the vlm's config: the vlm, the model around it, a PEFT wrapper. The config may be replaced.
 
-    `config` is the one that it was last seen with.
+    `config` is the one that it was last seen with; `part` is its name within the config of a larger model (Omni).
     """
 
     def __init__(self, module: nn.Module, config: Any) -> None:
         self.module = weakref.ref(module)
         self.config = config
+        self.part = served_name(getattr(module, "config", None))
+
+    def shown(self) -> Any:
+        """The vlm's config as the module shows it now; None where it shows none."""
+        whole = getattr(self.module(), "config", None)
+        return whole if self.part is None else getattr(whole, self.part, None)
 
 
 def current_handle(model: nn.Module) -> Handle | None:

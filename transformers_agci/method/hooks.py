@@ -32,6 +32,7 @@ from transformers_agci.method.lost_images import (
     images_went_into,
     merged_embeds_error,
     note_images_in_cache,
+    refuse_tracing,
     warn_of_mates,
     with_whole_images,
 )
@@ -108,16 +109,16 @@ def put_hooks_on(handle: "Handle", vlm: Any) -> None:
     PEFT (modules_to_save), FSDP and checkpoint_wrapper put a module of their own in the decoder's place. Our hook on
     the outermost one updates what they hand on and save; the hook on the decoder inside finds its images taken.
     """
-    if not _has(vlm, handle, vlm._forward_pre_hooks, before_vlm):
+    if before_vlm not in vlm._forward_pre_hooks.values():
         vlm.register_forward_pre_hook(before_vlm, with_kwargs=True)
         vlm.register_forward_hook(after_vlm, with_kwargs=True, always_call=True)
     if handle.family.images.units_are_lost:
         note_units(vlm)
     decoder = decoder_of(vlm)
-    if not _has(decoder, handle, decoder._forward_pre_hooks, before_decoder):
+    if before_decoder not in decoder._forward_pre_hooks.values():
         decoder.register_forward_pre_hook(before_decoder, with_kwargs=True)
     for module in vision_modules(vlm):
-        if not _has(module, handle, module._forward_hooks, after_vision):
+        if after_vision not in module._forward_hooks.values():
             module.register_forward_pre_hook(before_vision, with_kwargs=True)
             module.register_forward_hook(after_vision, with_kwargs=True, always_call=True)
     for module in (vlm, decoder, *vision_modules(vlm)):
@@ -155,10 +156,6 @@ def vision_modules(vlm: nn.Module) -> list[nn.Module]:
     return [part for name, part in vlm.named_children() if any(word in name for word in _VISION)]
 
 
-def _has(module: nn.Module, handle: "Handle", hooks: Any, hook: Any) -> bool:
-    return vars(module).get(HANDLE) is handle and hook in hooks.values()
-
-
 # --- what the hooks do where lambda is above 0 ---------------------------------------------------------------------
 
 
@@ -170,6 +167,7 @@ def _find_images(handle: "Handle", vlm: nn.Module, args: tuple[Any, ...], kwargs
     images = None
     waiting = features_wait(handle)
     if call.has_images:
+        refuse_tracing()
         clear_mark(handle)
         warn_of_mates(handle, call)
         images = Images(call, image_token_mask(vlm, call), lam)

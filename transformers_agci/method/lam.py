@@ -62,10 +62,16 @@ def served_config(config: Any) -> Any:
     Qwen2.5-Omni has its vlm's in thinker_config, ColPali in vlm_config; which part it is its model_type says. A config
     of no supported family is returned as it is.
     """
-    if _is_served(getattr(config, "model_type", None)):
-        return config
-    parts = [part for part in vars(config).values() if _is_served(getattr(part, "model_type", None))]
-    return parts[0] if len(parts) == 1 else config
+    name = served_name(config)
+    return config if name is None else getattr(config, name)
+
+
+def served_name(config: Any) -> str | None:
+    """The name of the part that `served_config` returns; None where that is the config itself."""
+    if not hasattr(config, "__dict__") or _is_served(getattr(config, "model_type", None)):
+        return None
+    names = [name for name, part in vars(config).items() if _is_served(getattr(part, "model_type", None))]
+    return names[0] if len(names) == 1 else None
 
 
 def served_part(config: Mapping[str, Any]) -> str | None:

@@ -101,6 +101,16 @@ def bypass_error(decoder: nn.Module) -> ValueError:
     )
 
 
+def refuse_tracing() -> None:
+    """Raise ValueError under torch.jit.trace: the trace would update the positions of this prompt in every other."""
+    is_tracing: Any = torch.jit.is_tracing
+    if is_tracing():
+        raise ValueError(
+            "torch.jit.trace, and exporters that use it, keep where the images of the traced prompt stand: in any "
+            "other prompt AGCI would update the wrong tokens. Set lambda to 0 to trace the stock model."
+        )
+
+
 def warn_of_mates(handle: "Handle", call: ForwardCall) -> None:
     """Warn, once, where prompts share a call although stock's own output then depends on which ones do.
 

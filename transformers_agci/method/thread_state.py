@@ -24,7 +24,7 @@ from transformers_agci.families import ForwardCall
 if TYPE_CHECKING:
     from transformers_agci.method.handle import Handle
 
-_MODULE_FILE = torch.nn.Module.__call__.__code__.co_filename  # where torch calls hooks and forward
+_MODULE_FILE = torch.nn.modules.module.__file__  # where torch calls hooks and forward
 
 
 class Images(NamedTuple):

@@ -1,0 +1,128 @@
+"""The key set, or another config given, after a model was built, copied, unpickled, or had AGCI taken off."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tiny_checkpoints import FAMILIES, MODEL_CLASSES, build_config, make_inputs
+
+from transformers_agci import LAMBDA_KEY, agci
+from transformers_agci.method import autoload
+from transformers_agci.method.handle import current_handle
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def _active() -> None:
+    autoload.activate()
+
+
+def served(config: Any, family: str) -> Any:
+    """A model that was built with this config while the start-up hook was active."""
+    return getattr(transformers, MODEL_CLASSES[family])(config).eval()
+
+
+def logits(model: Any, family: str = "llava") -> torch.Tensor:
+    with torch.no_grad():
+        return model(**make_inputs(family, model)).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("where", ["config", "text_config", "inner config"])
+def test_key_set_on_the_config_of_a_model_without_it(family: str, where: str) -> None:
+    model = served(build_config(family), family)
+    stock = logits(model, family)
+    assert current_handle(model) is None
+    config = {"config": model.config, "text_config": model.config.text_config, "inner config": model.model.config}[
+        where
+    ]
+    setattr(config, LAMBDA_KEY, 0.7)
+    assert model.global_context_broadcast_lambda == 0.7
+    assert not torch.equal(logits(model, family), stock)
+    assert current_handle(model).injections == 1
+    setattr(model.config, LAMBDA_KEY, 0.0)
+    assert torch.equal(logits(model, family), stock)
+
+
+def test_key_set_on_another_config_of_a_model_without_it() -> None:
+    model = served(build_config("llava"), "llava")
+    stock = logits(model)
+    model.config = copy.deepcopy(model.config)  # the vlm inside keeps the old one
+    setattr(model.config, LAMBDA_KEY, 0.7)
+    assert model.global_context_broadcast_lambda == 0.7
+    assert not torch.equal(logits(model), stock)
+    assert current_handle(model).injections == 1
+
+
+@pytest.mark.parametrize("where", ["model", "inner model"])
+def test_config_with_the_key_given_to_a_model_without_it(where: str) -> None:
+    model = served(build_config("llava"), "llava")
+    stock = logits(model)
+    shown = model if where == "model" else model.model
+    shown.config = copy.deepcopy(model.config)
+    assert current_handle(model) is None
+    with_key = copy.deepcopy(model.config)
+    setattr(with_key, LAMBDA_KEY, 0.7)
+    shown.config = with_key
+    assert model.global_context_broadcast_lambda == 0.7
+    assert not torch.equal(logits(model), stock)
+    assert current_handle(model).injections == 1
+    model.global_context_broadcast_lambda = 0.0
+    assert torch.equal(logits(model), stock)
+
+
+def attached_and_detached() -> Any:
+    model = served(build_config("llava"), "llava")
+    with agci(model, 0.2):
+        logits(model)
+    return model
+
+
+def keyed_and_detached() -> Any:
+    config = build_config("llava")
+    vars(config)[LAMBDA_KEY] = 0.2
+    model = served(config, "llava")
+    current_handle(model).detach()
+    return model
+
+
+def copied() -> Any:
+    return copy.deepcopy(served(build_config("llava"), "llava"))
+
+
+def unpickled() -> Any:
+    return pickle.loads(pickle.dumps(served(build_config("llava"), "llava")))
+
+
+@pytest.mark.parametrize("made", [attached_and_detached, keyed_and_detached, copied, unpickled])
+@pytest.mark.parametrize("by", ["key", "config"])
+def test_key_set_on_a_model_that_has_no_agci_any_more_or_yet(made: Callable[[], Any], by: str) -> None:
+    model = made()
+    stock = logits(model)
+    assert current_handle(model) is None
+    assert model.global_context_broadcast_lambda == 0  # whatever the config says: the images are left as they are
+    if by == "key":
+        setattr(model.config, LAMBDA_KEY, 0.7)
+    else:
+        with_key = copy.deepcopy(model.config)
+        setattr(with_key, LAMBDA_KEY, 0.7)
+        model.config = with_key
+    assert model.global_context_broadcast_lambda == 0.7
+    assert not torch.equal(logits(model), stock)
+    assert current_handle(model).injections == 1
+
+
+def test_key_set_in_text_config_while_agci_is_on(caplog: pytest.LogCaptureFixture) -> None:
+    model = served(build_config("llava"), "llava")
+    setattr(model.config, LAMBDA_KEY, 0.5)
+    half = logits(model)
+    setattr(model.config.text_config, LAMBDA_KEY, 0.7)
+    assert [r.getMessage() for r in caplog.records if "the top level wins" in r.getMessage()] == [
+        f"{LAMBDA_KEY} is 0.5 at the top of config.json and 0.7 in text_config: the top level wins."
+    ]
+    assert torch.equal(logits(model), half)
