@@ -20,6 +20,7 @@ import random
 import re
 import threading
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -45,6 +46,7 @@ LARGEST = 32 * 2**20  # bytes of an answer
 DRIP = 5  # times `timeout`: for a whole exchange that keeps coming, from the connection to the last byte
 MODELS_WAIT = 10.0  # seconds for the list of models, which only words a message
 QUOTED = 300  # signs of a server's message
+OURS = ("messages", "model", "n", "stream")  # of a request: another value would ask something else, or for more answers
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class ServedOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"`{name}` must be above 0, but is {value:g}.")
+        for name in OURS:
+            if self.extra_body.get(name) is not None:
+                raise InputError(f"`extra_body` must not hold {name!r}: a request asks one question for one answer.")
 
 
 class Pace:
@@ -125,7 +130,7 @@ class ServerClient:
         self._loop: EventLoopThread | None = None  # from the first request on
 
     def _opened(self, options: ServedOptions) -> Any:
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        headers = {"Accept-Encoding": "gzip"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         limits = self._http.Limits(max_connections=options.concurrency)
         # A redirect is never followed: the key is for the server that was named.
         try:
@@ -210,17 +215,25 @@ class ServerClient:
             async with asyncio.timeout(within):
                 response = await self._client.send(request, stream=True)
                 async with contextlib.aclosing(response):
-                    async for part in response.aiter_bytes():
+                    async for part in response.aiter_raw():
                         content += part
-                        if len(content) > LARGEST:
-                            raise InputError(
-                                f"The server at {self.base_url} answers with more than {LARGEST // 2**20} MB, which is "
-                                "no answer to a question."
-                            )
+                        self._check_size(content)
         except TimeoutError:
             raise self._http.ReadTimeout(f"no whole answer in {within:g} s", request=request) from None
-        text = content.decode("utf-8", "replace")
+        try:
+            unpacked = _unpacked(content, response.headers.get("content-encoding", ""))
+        except (ValueError, zlib.error) as error:
+            raise self._http.DecodingError(str(error), request=request) from None
+        self._check_size(unpacked)
+        text = unpacked.decode("utf-8", "replace")
         return _Response(response.status_code, response.reason_phrase, response.headers, text)
+
+    def _check_size(self, content: bytes | bytearray) -> None:
+        if len(content) > LARGEST:
+            raise InputError(
+                f"The server at {self.base_url} answers with more than {LARGEST // 2**20} MB, which is no answer to a "
+                "question."
+            )
 
     def models(self) -> list[str]:
         """The names of the models that the server says it has; empty where it does not say."""
@@ -352,6 +365,23 @@ def checked_url(url: str | None) -> str:
     if parts.scheme not in ("http", "https") or not host:
         raise InputError(f"`base_url` must be like http://localhost:8000/v1, but is {short(url)}.")
     return url.rstrip("/").removesuffix("/chat/completions")
+
+
+def _unpacked(content: bytearray, encoding: str) -> bytes | bytearray:
+    """The body as it was before it was packed, of what is too large no more than a byte too many.
+
+    The library would unpack as often as the header says, a little into a lot. ValueError or zlib.error where the body
+    is packed otherwise than we ask for, or breaks off.
+    """
+    if encoding.strip().lower() in ("", "identity"):
+        return content
+    if encoding.strip().lower() != "gzip":
+        raise ValueError(f"an answer packed as {short(encoding)}, where gzip alone was asked for")
+    unpacking = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    unpacked = unpacking.decompress(content, LARGEST + 1)
+    if len(unpacked) <= LARGEST and not unpacking.eof:
+        raise ValueError("a packed answer that breaks off")
+    return unpacked
 
 
 def _place(location: str) -> str:

@@ -95,15 +95,22 @@ def fault_in(found: Mapping[str, Any]) -> Fault | None:
     >>> fault_in({"choices": []})[:2]
     (0, "the server's reply has no message with a text ({'choices': []})")
     """
-    choices = found.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    error = choice.get("error") if choices else found.get("error")
+    choice = choice_of(found)
+    error = choice.get("error") or found.get("error") or None
     if error is None and choice.get("finish_reason") != "error" and found.get("object") != "error":
         if text_of(choice.get("message")) is not None:
             return None
         return Fault(NO_ANSWER, f"the server's reply has no message with a text ({short(found)})")
     told = error if isinstance(error, dict) else found
     return Fault(_status(told), str(told.get("message") or error or "no message"))
+
+
+def choice_of(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The reply: of several choices the first by its index, whatever their order; empty where there is none."""
+    choices = found.get("choices")
+    known = [each for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
+    first = known[0] if known else {}
+    return next((each for each in known if each.get("index") == 0), first)
 
 
 def text_of(message: Any) -> str | None:
@@ -115,7 +122,8 @@ def text_of(message: Any) -> str | None:
     if content is None or isinstance(content, str):
         return content or ""
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        return "".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
+        texts = [part.get("text") for part in content if part.get("type") == "text"]
+        return "".join(text for text in texts if isinstance(text, str))  # null would read as "None", which is a No
     return None
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from transformers_agci.inference.answer import Answer, verdict_is_fixed
 from transformers_agci.inference.questions import ANSWER_WORDS
-from transformers_agci.inference.served.faults import text_of
+from transformers_agci.inference.served.faults import choice_of, text_of
 
 IMPOSSIBLE = -9000.0  # a log-probability that stands for minus infinity: vLLM writes -9999
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")  # of a message
@@ -19,7 +19,7 @@ REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")  # of a messag
 REASONING_MARKS = re.compile(
     r"(<think(?:ing)?>|\[THINK\]|◁think▷|<\|channel>)|(</think(?:ing)?>|\[/THINK\]|◁/think▷|<channel\|>)"
 )
-MARK_OF_AN_END = re.compile(r"\s*(<[^<>]*>|\[/?[A-Z_]+\])?\s*")  # of a turn, as a token: <|im_end|>, </s>
+MARK_OF_AN_END = re.compile(r"(<[^<>]*>|\[/?[A-Z_]+\])?")  # of a turn, as a token: <|im_end|>, </s>
 SPELLINGS = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": "\n"})  # of white space in tokens, by what some servers say
 
 
@@ -42,7 +42,7 @@ def read_reply(found: Mapping[str, Any], yes_no: bool) -> Reply:
     A reply without text (a filter, a refusal, reasoning that used up the tokens) is the empty answer, which is
     unreadable and counted as such.
     """
-    choice = found["choices"][0]
+    choice = choice_of(found)
     text, reasoned = _parted(choice["message"])
     tokens = _tokens(choice.get("logprobs")) if yes_no else []
     start = answer_start(text, [str(token.get("token", "")) for token in tokens], reasoned)
@@ -85,7 +85,7 @@ def answer_start(text: str, tokens: Sequence[str], reasoned: bool = False) -> in
     (None, None)
     """
     spelled = [token.translate(SPELLINGS) for token in tokens]
-    while spelled and MARK_OF_AN_END.fullmatch(spelled[-1]):
+    while spelled and MARK_OF_AN_END.fullmatch(spelled[-1].strip()):
         spelled.pop()
     if not reasoned and tokens and _spells(text.strip(), "".join(spelled).strip()):
         return 0
