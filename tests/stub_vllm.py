@@ -42,6 +42,7 @@ def model_class(name: str, build: Callable[[Any], None] = lambda config: None) -
             self.items: Any = ()
 
         def embed_multimodal(self, **inputs: Any) -> Any:
+            self.inputs = inputs
             return self.items
 
     Stub.__name__ = Stub.__qualname__ = name
@@ -111,7 +112,7 @@ class AsyncLLM:
         made = types.SimpleNamespace(
             token_ids=tokens[: parameters.max_tokens],
             logprobs=[found],
-            finish_reason="length" if len(tokens) > parameters.max_tokens else "stop",
+            finish_reason="length" if len(tokens) > parameters.max_tokens else "stop" if tokens else "abort",
         )
         yield types.SimpleNamespace(outputs=[made], prompt_token_ids=[0] * 7)
 
@@ -133,20 +134,29 @@ def as_plugin_says(arguments: AsyncEngineArgs) -> list[dict[str, Any]]:
     return [{"class": "Stub", "lambda": lam or None, "method": method if lam else None, "images": 0}]
 
 
+def get_model_architecture(config: ModelConfig) -> tuple[type, str]:
+    """Which class a model is built as; several modules of vLLM have this function."""
+    return config.architecture, config.architecture.__name__
+
+
 def install(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """Put the stub in the place of vllm, also of an installed one; returns model_executor.model_loader.utils."""
     AsyncLLM.started, AsyncLLM.most_at_once, AsyncLLM.reports = [], 0, staticmethod(as_plugin_says)
     contents: dict[str, dict[str, Any]] = {
         "vllm": {"AsyncEngineArgs": AsyncEngineArgs, "SamplingParams": SamplingParams},
         "vllm.sampling_params": {"RequestOutputKind": RequestOutputKind},
+        "vllm.multimodal": {},
+        "vllm.multimodal.inputs": {
+            "MultiModalFieldConfig": types.SimpleNamespace(
+                batched=lambda modality, keep_on_cpu: (modality, keep_on_cpu)
+            )
+        },
         "vllm.v1": {},
         "vllm.v1.engine": {},
         "vllm.v1.engine.async_llm": {"AsyncLLM": AsyncLLM},
         "vllm.model_executor": {},
-        "vllm.model_executor.model_loader": {},
-        "vllm.model_executor.model_loader.utils": {
-            "get_model_architecture": lambda config: (config.architecture, config.architecture.__name__)
-        },
+        "vllm.model_executor.model_loader": {"get_model_architecture": get_model_architecture},
+        "vllm.model_executor.model_loader.utils": {"get_model_architecture": get_model_architecture},
         "vllm.model_executor.models": {},
         "vllm.model_executor.models.interfaces": {
             "SupportsMultiModal": types.SimpleNamespace(embed_multimodal=lambda: None)

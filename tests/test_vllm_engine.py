@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 from transformers_agci.embedded.location import embedded_model_path
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.engines import VllmOptions
+from transformers_agci.families import SUPPORTED_FAMILIES
 from transformers_agci.inference.answering import AnswerOptions, answer_questions
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.progress import RunSummary
@@ -47,6 +48,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
             raise VLLMValidationError("This model's maximum context length is 512 tokens.")
         if "too long" in text:
             raise ValueError("The decoder prompt (length 9000) is\nlonger than the maximum model length of 512.")
+        if "broken off" in text:
+            return [], {}
         if "lower case" in text:
             return encode("yes, there is one"), {yes: -3.0, no: -4.0}
         if "unscored" in text:
@@ -100,7 +103,7 @@ def test_free_text_is_asked_once(engine: VllmEngine, tmp_path: Path) -> None:
 
 def test_bad_rows_are_skipped_and_named(engine: VllmEngine, tmp_path: Path) -> None:
     broken = Question({"id": 1}, "rows.json:2", "two", (ImageFile(tmp_path, "none.png", "rows.json:2"),))
-    asked = [*questions("one"), broken, *questions("too long", "not valid")]
+    asked = [*questions("one"), broken, *questions("too long", "not valid", "broken off")]
     summary = ask(engine, asked, tmp_path)
     assert [row["id"] for row in rows(tmp_path / "lam0.0.jsonl")] == [0]
     said = [failed.error for failed in summary.counts.failed]
@@ -110,7 +113,18 @@ def test_bad_rows_are_skipped_and_named(engine: VllmEngine, tmp_path: Path) -> N
         "of 512)."
     )
     assert said[2] == ("rows.json:2: vLLM refuses this row (This model's maximum context length is 512 tokens).")
+    assert said[3] == ("rows.json:3: vLLM refuses this row (it broke the answer off: abort).")
     engine.close()
+
+
+def test_images_go_by_the_name_that_vllm_has_for_them(engine: VllmEngine) -> None:
+    """Kimi K2.5 takes images and pieces of videos as one kind of item."""
+    qwen, kimi = engine.family, SUPPORTED_FAMILIES["kimi_k25"]
+    assert module.mm_limits(qwen, 2) == {"image": 2, "video": 0}
+    assert module.mm_data(qwen, ("A", "B")) == {"image": ["A", "B"]}
+    assert module.mm_limits(kimi, 2) == {"vision_chunk": 2}
+    assert module.mm_data(kimi, ("A",)) == {"vision_chunk": [{"type": "image", "image": "A", "uuid": None}]}
+    assert module.mm_data(SUPPORTED_FAMILIES["vipllava"], ("A",)) == {"image": ["A"]}
 
 
 def test_one_engine_per_lambda_and_many_questions_at_once(engine: VllmEngine, tmp_path: Path) -> None:

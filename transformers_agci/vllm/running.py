@@ -17,6 +17,7 @@ from transformers_agci.vllm.injection import METHOD_KEY
 from transformers_agci.vllm.worker import STARTED_BY
 
 EXTENSION = "transformers_agci.vllm.worker.AgciWorker"
+FINISHED = ("stop", "length")  # what an answer ends with that vLLM did not break off
 MORE_THAN_RUNNING = 32  # requests that wait in vLLM while others run, so that none of its steps is short of work
 
 T = TypeVar("T")
@@ -76,15 +77,19 @@ class RunningVllm:
         return list(self.wait(self._engine.collective_rpc("agci_report")))
 
     async def generate(self, prompt: Mapping[str, Any], parameters: Any) -> Any:
-        """The finished request's output (vLLM's RequestOutput); ValueError where vLLM refuses the prompt."""
+        """The finished request (vLLM's RequestOutput); ValueError where vLLM refuses the prompt, or breaks off."""
         number = str(next(self._numbers))
         try:
-            return [output async for output in self._engine.generate(dict(prompt), parameters, number)][-1]
+            found = [output async for output in self._engine.generate(dict(prompt), parameters, number)][-1]
         except Exception as error:
             # vLLM 0.32 has its own class for what is the request's fault; versions before it raised ValueError
             if "VLLMClientError" in {each.__name__ for each in type(error).__mro__}:
                 raise ValueError(in_one_line(error)) from error
             raise
+        ended = found.outputs[0].finish_reason
+        if ended not in FINISHED:
+            raise ValueError(f"it broke the answer off: {ended}")
+        return found
 
     def answers(self, jobs: Iterable[tuple[int, Callable[[], Awaitable[T]]]]) -> Generator[tuple[int, T], None, None]:
         """Run jobs in the loop, no more than `in_flight` at once, and give each result as soon as it is there."""
