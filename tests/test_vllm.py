@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from test_vllm_stand_ins import vllm_class
 
 from transformers_agci import agci
 from transformers_agci.cli import main
@@ -349,19 +350,11 @@ def test_an_unknown_class_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("name", served_classes())
-def test_vllm_has_the_class_and_the_method_that_is_wrapped(name: str) -> None:
+def test_vllm_has_the_class_and_the_method_that_is_wrapped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of its own or inherited: what the protocol alone gives is no method, and returns None."""
-    from importlib import import_module
-
     from vllm.model_executor.models.interfaces import SupportsMultiModal
-    from vllm.model_executor.models.registry import _MULTIMODAL_MODELS, _TEXT_GENERATION_MODELS
 
-    listed = [*_MULTIMODAL_MODELS.values(), *_TEXT_GENERATION_MODELS.values()]
-    modules = {module for module, found in listed if found == name}
-    assert len(modules) == 1
-    (module,) = modules
-    place = module if module.startswith("vllm.") else f"vllm.model_executor.models.{module}"
-    method = getattr(import_module(place), name).embed_multimodal
+    method = vllm_class(name, monkeypatch).embed_multimodal
     assert method is not SupportsMultiModal.embed_multimodal
     (_, keywords) = inspect.signature(method).parameters.values()
     assert keywords.kind is inspect.Parameter.VAR_KEYWORD

@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 import torch
 from decoder_inputs import recorded_decoder_inputs
+from PIL import Image
+from test_vllm_stand_ins import CASES
 from tiny_families import IMG, ROWS, TILE, WIDTH, Piece, concatenated, make_batch, onevision_piece
 
-from transformers_agci import agci
+from transformers_agci import agci, inject_global_context
 from transformers_agci.families import SUPPORTED_FAMILIES
 from transformers_agci.families.declaration import VllmClass
 from transformers_agci.method.lam import LAMBDA_KEY
+from transformers_agci.vllm.injection import IMAGE_MARK
 
 pytestmark = [
     pytest.mark.vllm,
@@ -90,6 +93,12 @@ def minicpm(pieces: list[Piece]) -> Inputs:
     return {"pixel_values": strips, "tgt_sizes": sizes}
 
 
+def marked(pieces: list[Piece]) -> Inputs:
+    """With the note that all are images (vllm/marks.py)."""
+    given = whole(pieces)
+    return {**given, "grid_thws": given.pop("image_grid_thw"), IMAGE_MARK: torch.ones(len(pieces), dtype=torch.bool)}
+
+
 def row_by_row(pieces: list[Piece]) -> Inputs:
     """Patches in rows, where transformers takes those that are merged, 2 x 2, one after the other."""
     values = []
@@ -101,7 +110,7 @@ def row_by_row(pieces: list[Piece]) -> Inputs:
 
 
 PIXELS: dict[str, Callable[[list[Piece]], Inputs]] = {
-    **dict.fromkeys(("llava", "llava_onevision", "mistral3", "lighton_ocr"), one_by_one),
+    **dict.fromkeys(("llava", "llava_next_video", "llava_onevision", "mistral3", "lighton_ocr"), one_by_one),
     **dict.fromkeys(("gemma3", "cohere2_vision"), with_counts),
     **dict.fromkeys(("idefics3", "smolvlm"), with_masks),
     "llama4": llama,
@@ -110,6 +119,7 @@ PIXELS: dict[str, Callable[[list[Piece]], Inputs]] = {
     **dict.fromkeys(("minicpmv4_6", "minicpmv4_7"), minicpm),
     "qianfan_ocr": flat,
     "cosmos3_edge": row_by_row,
+    "kimi_k25": marked,
     "paddleocr_vl": paddle,
 }
 # vLLM takes one tile per image of Aria; PaddleOCR's other grids have their positions interpolated in another way by
@@ -121,6 +131,8 @@ PLAIN_ONLY = ("aria", "paddleocr_vl")
 ARCHITECTURES = {
     "cosmos3_omni": "Cosmos3ForConditionalGeneration",
     "hyperclovax_vision_v2": "HCXVisionV2ForCausalLM",
+    "kimi_k25": "KimiK25ForConditionalGeneration",
+    "llava_next_video": "LlavaNextForConditionalGeneration",
     "lighton_ocr": "LightOnOCRForConditionalGeneration",
     "qwen2_5_omni_thinker": "Qwen2_5OmniModel",
     "qwen3_omni_moe_thinker": "Qwen3OmniMoeForConditionalGeneration",
@@ -150,6 +162,7 @@ KEYS: dict[str, dict[str, Any]] = {
     },
     "glm4v": {"text_config": {"rope_parameters": {**SECTIONS, "partial_rotary_factor": 0.5}}},
     "glm4v_moe": {"text_config": {"use_qk_norm": False}},
+    "llava_next_video": {"model_type": "llava_next"},
     "lfm2_vl": {"text_config": {"conv_dim": 32, "block_dim": 32}},
     "lighton_ocr": {"vision_feature_layer": -1, "projector_hidden_act": "gelu", "multimodal_projector_bias": False},
     "qwen3_omni_moe_thinker": {
@@ -174,6 +187,11 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "cosmos3_omni": {r"^model\.(visual|language_model)\.": ""},
     "ernie4_5_vl_moe": {r"^model\.vision_model\.": "vision_model."},
+    "kimi_k25": {
+        r"^model\.mm_projector": "mm_projector",
+        r"^vision_tower\.encoder\.patch_embed": "vision_tower.patch_embed",
+    },
+    "llava_next_video": {r"vision_tower\.": "vision_tower.vision_model."},
     "hyperclovax_vision_v2": {r"vision_projector\.": "mm_projector."},
 }
 FOLDERS = {"cosmos3_edge": "transformer", "cosmos3_omni": "transformer"}  # that the weights are in
@@ -208,7 +226,11 @@ def as_on_the_hub(model_type: str, folder: Path) -> None:
 
 
 # The others (the embedded model, Qwen3-VL, InternVL, LLaVA-1.6) answer questions in test_vllm.py.
-SERVED = [name for name, family in SUPPORTED_FAMILIES.items() if isinstance(family.vllm, VllmClass) and name in ROWS]
+SERVED = [
+    name
+    for name, family in SUPPORTED_FAMILIES.items()
+    if isinstance(family.vllm, VllmClass) and name in ROWS and name not in CASES
+]
 
 
 def pieces_of(model_type: str, generator: torch.Generator) -> list[Piece]:
@@ -274,7 +296,7 @@ def build() -> Iterator[Callable[[Path], tuple[Any, Any]]]:
     distributed.destroy_distributed_environment()
 
 
-@pytest.mark.parametrize("model_type", SERVED)
+@pytest.mark.parametrize("model_type", [*SERVED, "llava_next_video"])  # the last with LLaVA-NeXT's config.json
 def test_each_image_is_that_of_transformers(
     model_type: str, build: Callable[[Path], tuple[Any, Any]], tmp_path: Path
 ) -> None:
@@ -302,6 +324,59 @@ def test_gemma3n(build: Callable[[Path], tuple[Any, Any]], tmp_path: Path) -> No
             stock(**inputs)
         expected[lam] = [seen[0][row][image[row]] for row in range(2)]
     check_items(build(folder), {"pixel_values": inputs["pixel_values"]}, expected)
+
+
+def test_pieces_of_videos_beside_images_are_untouched(build: Callable[[Path], tuple[Any, Any]], tmp_path: Path) -> None:
+    """Kimi K2.5, from a request through vLLM's processor to the tensors: a piece of one frame looks like an image."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    from vllm.config import set_current_vllm_config
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.processing import ProcessorInputs, TimingContext
+    from vllm.multimodal.utils import group_and_batch_mm_kwargs
+
+    stock = ROWS["kimi_k25"].build()
+    stock.save_pretrained(tmp_path)
+    as_on_the_hub("kimi_k25", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"media_proc_cfg": KIMI_MEDIA}))
+    vocabulary = {"<|media_pad|>" if number == IMG else f"t{number}": number for number in range(256)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="t0")))
+    config, model = build(tmp_path)
+    frames = [Image.effect_noise((16, 16), 50 + number).convert("RGB") for number in range(4)]
+    items: list[dict[str, Any]] = [
+        {"type": "image", "image": frames[0], "uuid": None},
+        *(
+            {"type": "video_chunk", "video_chunk": chunk, "uuid": None, "prompt": "", "video_idx": 0}
+            for chunk in (frames[1:2], frames[2:])
+        ),
+    ]
+    with set_current_vllm_config(config), torch.inference_mode():
+        processor = MULTIMODAL_REGISTRY.create_processor(config.model_config, tokenizer=tokenizer)
+        request = ProcessorInputs([1, *[IMG] * 3, 2], processor.info.parse_mm_data({"vision_chunk": items}))
+        made = processor.apply(request, TimingContext(enabled=False))["mm_kwargs"]["vision_chunk"]
+        ((_, number, inputs),) = group_and_batch_mm_kwargs([("vision_chunk", item) for item in made])
+        found = model.embed_multimodal(**inputs)
+        marks = inputs.pop(IMAGE_MARK)
+        before = type(model).__mro__[1].embed_multimodal(model, **inputs)
+    assert (number, marks.tolist(), model.agci_images) == (3, [True, False, False], 1)
+    assert before[0].shape == before[1].shape
+    assert torch.equal(found[0], inject_global_context(before[0], LAM))
+    assert (found[0] - before[0]).abs().max() > 0.01
+    assert torch.equal(found[1], before[1]) and torch.equal(found[2], before[2])
+
+
+KIMI_MEDIA = {
+    "patch_size": 4,
+    "merge_kernel_size": 2,
+    "temporal_merge_kernel_size": 4,
+    "in_patch_limit": 1000,
+    "in_patch_limit_each_frame": None,
+    "in_patch_limit_video": None,
+    "patch_limit_on_one_side": 64,
+    "fixed_output_tokens": None,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
 
 
 def check_items(built: tuple[Any, Any], inputs: Inputs, expected: dict[float, list[torch.Tensor]]) -> None:

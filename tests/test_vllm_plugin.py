@@ -1,6 +1,7 @@
 """The plugin's rules, on stand-ins for vLLM's classes; with the real ones they are tested by `make vllm-test`."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import os
@@ -24,7 +25,7 @@ from transformers_agci.families.declaration import VllmClass
 from transformers_agci.method.injection import injection_of
 from transformers_agci.method.lam import LAMBDA_KEY
 from transformers_agci.vllm import plugin
-from transformers_agci.vllm.injection import METHOD_KEY, find_model, served_classes
+from transformers_agci.vllm.injection import IMAGE_MARK, METHOD_KEY, find_model, served_classes
 from transformers_agci.vllm.worker import STARTED_BY
 
 QWEN, DEEPSTACK = "Qwen2VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"
@@ -89,6 +90,13 @@ def test_the_switch_and_a_second_call(monkeypatch: pytest.MonkeyPatch) -> None:
     assert utils.get_model_architecture is once
 
 
+def test_every_module_of_vllm_chooses_so(utils: types.ModuleType) -> None:
+    """The processes that prepare requests, and the loader of tensorizer, have the function from elsewhere."""
+    package = sys.modules["vllm.model_executor.model_loader"]
+    assert package.get_model_architecture is utils.get_model_architecture
+    assert getattr(package.get_model_architecture, "chooses_agci", False)
+
+
 def test_a_version_without_the_seam_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     utils = stub_vllm.install(monkeypatch)
     del utils.get_model_architecture
@@ -106,6 +114,7 @@ def test_a_version_without_the_seam_is_said(monkeypatch: pytest.MonkeyPatch, cap
         {"video_embeds": 1},
         {"input_features_padded": 1},
         {"input_audio_features": 1},
+        {"audio_values": 1},
     ],
 )
 def test_videos_and_audio_are_untouched(utils: types.ModuleType, inputs: dict[str, Any]) -> None:
@@ -168,6 +177,91 @@ def test_the_thinker_of_an_omni_checkpoint(utils: types.ModuleType) -> None:
     model.items = (tokens(5, D, 0),)
     (found,) = model.embed_multimodal(**PIXELS)
     assert torch.equal(found, inject_global_context(tokens(5, D, 0), 0.5))
+
+
+MOLMO = "Molmo2ForConditionalGeneration"
+WORD, PATCH = 3, 9
+
+
+def test_words_between_the_rows_of_an_image_are_untouched(utils: types.ModuleType) -> None:
+    model = build(utils, config("molmo2", image_patch_id=PATCH, **{LAMBDA_KEY: 0.5}), MOLMO)
+    ids = [[WORD, PATCH, PATCH, WORD, PATCH], [PATCH, WORD, PATCH]]
+    model.items = (tokens(5, D, 0), tokens(3, D, 1))
+    inputs = {"image_tokens": torch.tensor(ids[0] + ids[1]), "num_image_tokens": torch.tensor([5, 3])}
+    found = model.embed_multimodal(pixel_values=torch.zeros(1), **inputs)
+    for item, before, of_item in zip(found, model.items, ids, strict=True):
+        patches = torch.tensor(of_item) == PATCH
+        assert torch.equal(item[patches], inject_global_context(before[patches], 0.5))
+        assert torch.equal(item[~patches], before[~patches])
+        assert not torch.equal(item, before)
+    assert model.agci_images == 2
+    assert model.embed_multimodal(pixel_values_videos=torch.zeros(1)) is model.items
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({}, "cannot tell which tokens of vLLM's Molmo2ForConditionalGeneration are image tokens: 'image_tokens'"),
+        ({"image_tokens": torch.tensor([WORD] * 4), "num_image_tokens": torch.tensor([4])}, "do not fit the tokens"),
+        ({"image_tokens": torch.tensor([WORD] * 4), "num_image_tokens": torch.tensor([5])}, "which tokens"),
+    ],
+)
+def test_words_of_which_nothing_is_known_are_an_error(
+    utils: types.ModuleType, inputs: dict[str, Any], said: str
+) -> None:
+    model = build(utils, config("molmo2", image_patch_id=PATCH, **{LAMBDA_KEY: 0.5}), MOLMO)
+    model.items = (tokens(5, D, 0),)
+    with pytest.raises(InputError, match=said):
+        model.embed_multimodal(pixel_values=torch.zeros(1), **inputs)
+
+
+class Processor:
+    """Of a class whose requests hold images and pieces of videos alike."""
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Any) -> dict[str, Any]:
+        return {"grid_thws": len(mm_items)}
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> dict[str, Any]:
+        return {"grid_thws": "batched"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Factories:
+    processor: type
+
+
+def kimi(utils: types.ModuleType) -> type:
+    stock: Any = model_class("KimiK25ForConditionalGeneration")
+    stock._processor_factory = Factories(Processor)
+    found: type = utils.get_model_architecture(ModelConfig(config("kimi_k25", **{LAMBDA_KEY: 0.5}), stock, D))[0]
+    assert stock._processor_factory.processor is Processor
+    return found
+
+
+def test_pieces_of_videos_beside_images_are_untouched(utils: types.ModuleType) -> None:
+    model = kimi(utils)(vllm_config=vllm_config(ModelConfig(config("kimi_k25"), object, D)))
+    model.items = (tokens(4, D, 0), tokens(4, D, 1))
+    found = model.embed_multimodal(pixel_values=torch.zeros(1), **{IMAGE_MARK: torch.tensor([False, True])})
+    assert found[0] is model.items[0]
+    assert torch.equal(found[1], inject_global_context(model.items[1], 0.5))
+    assert model.agci_images == 1
+    assert list(model.inputs) == ["pixel_values"]
+    for marks in ({}, {IMAGE_MARK: torch.tensor([True])}, {IMAGE_MARK: None}):
+        with pytest.raises(InputError, match="the process that prepares the requests must have the plugin agci, too"):
+            model.embed_multimodal(pixel_values=torch.zeros(1), **marks)
+
+
+def test_the_processor_marks_the_images(utils: types.ModuleType) -> None:
+    made: Any = kimi(utils)
+    processor = made._processor_factory.processor()
+    kinds = ["video_chunk", "image", "video_chunk"]
+    items = types.SimpleNamespace(get_all=lambda: [{"type": kind} for kind in kinds])
+    prepared = processor._apply_hf_processor_main({"vision_chunk": items}, {})
+    assert prepared.pop(IMAGE_MARK).tolist() == [False, True, False]
+    assert prepared == {"grid_thws": 1}
+    assert processor._apply_hf_processor_main({}, {}) == {"grid_thws": 0}
+    fields = processor._get_mm_fields_config(prepared, {})
+    assert fields == {"grid_thws": "batched", IMAGE_MARK: ("vision_chunk", True)}
 
 
 def test_a_control_of_the_config(utils: types.ModuleType) -> None:
@@ -278,7 +372,7 @@ def test_the_families_name_their_classes_of_vllm() -> None:
     declared = {model_type: family.vllm for model_type, family in SUPPORTED_FAMILIES.items()}
     classes = {each.name for each in declared.values() if isinstance(each, VllmClass)}
     assert set(served_classes()) == classes
-    assert len(classes) == 39
+    assert len(classes) == 50
     assert all(isinstance(family.vllm, VllmClass) for family in SUPPORTED_FAMILIES.values() if family.in_paper)
 
 

@@ -21,12 +21,13 @@ from PIL import Image
 from transformers_agci.data.images import open_image
 from transformers_agci.experiments.checkpoint_check import CAPTION, atlas_image
 from transformers_agci.experiments.position.questions import PROMPT
+from transformers_agci.families import Family
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prompt import tokenize
 from transformers_agci.method.attach import agci
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.method.self_check import DEFAULT_LAMBDA, Check, SelfCheck
-from transformers_agci.vllm.engine import VllmEngine, open_vllm
+from transformers_agci.vllm.engine import VllmEngine, mm_data, open_vllm
 from transformers_agci.vllm.running import RunningVllm, sampling
 
 if TYPE_CHECKING:
@@ -47,10 +48,11 @@ class _Prompt:
     text: str
     images: tuple[Image.Image, ...]
     tokens: int
+    family: Family
 
     @property
     def request(self) -> dict[str, Any]:
-        return {"prompt": self.text, "multi_modal_data": {"image": list(self.images)}}
+        return {"prompt": self.text, "multi_modal_data": mm_data(self.family, self.images)}
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _prompts(loaded: LoadedModel, image: Path | None) -> Iterator[_Prompt]:
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
         images = tuple(composites[:count])
-        yield _Prompt(name, text, images, _inputs(loaded, text, images)["input_ids"].shape[1])
+        yield _Prompt(name, text, images, _inputs(loaded, text, images)["input_ids"].shape[1], loaded.family)
 
 
 def _inputs(loaded: LoadedModel, text: str, images: Sequence[Image.Image]) -> dict[str, Any]:

@@ -190,8 +190,8 @@ _WITHIN = {
     "colpali": "paligemma",
 }
 
-# model_types of older versions of transformers -> today's
-_OLDER_NAMES = {"lfm2-vl": "lfm2_vl"}
+# model_types of older versions of transformers, and as vLLM writes them -> today's
+_OLDER_NAMES = {"lfm2-vl": "lfm2_vl", "unlimited-ocr": "unlimited_ocr"}
 
 
 def todays_model_type(model_type: object) -> str:

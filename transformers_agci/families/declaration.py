@@ -128,6 +128,8 @@ PinImageSize = Callable[[Any, int | None, int | None], None]
 
 # config, tokens of an item of vLLM -> tokens of each image in it
 ImagesOfItem = Callable[[Any, int], list[int]]
+# config, arguments of vLLM's `embed_multimodal` -> of each item, which of its tokens are image tokens: bool [N]
+ImageRows = Callable[[Any, Mapping[str, Any]], "Sequence[torch.Tensor]"]
 
 
 def one_image(config: Any, tokens: int) -> list[int]:
@@ -147,11 +149,15 @@ class VllmClass:
         images_of_item: how the tokens of an item divide into images.
         extra_columns: whether features that are no input of the decoder may follow the visible ones in each row
             (Qwen3-VL's DeepStack, positions that video pruning appends); they stay as they are.
+        image_rows: which tokens of an item are the image's, where words stand between them; None: all.
+        modality: what vLLM calls its images. "vision_chunk" holds pieces of videos, too (vllm/marks.py).
     """
 
     name: str
     images_of_item: ImagesOfItem = one_image
     extra_columns: bool = False
+    image_rows: ImageRows | None = None
+    modality: str = "image"
 
 
 FIXED_SIZE = Lacks("the checkpoint fixes the size of its images itself")
@@ -166,10 +172,6 @@ NOT_UNDER_VLLM = Lacks("what vLLM's class for it returns for an image has not be
 NO_CLASS_IN_VLLM = Lacks(
     "vLLM has no class of its own for it and runs transformers' modules, if it runs it, where AGCI has not been tried"
 )
-MAKERS_LAYOUT_IN_VLLM = Lacks(
-    "vLLM's class reads its maker's own config and weights, and what that returns has not been compared yet"
-)
-ON_A_GPU_IN_VLLM = Lacks("vLLM's class for it runs on a GPU only, and what that returns has not been compared yet")
 LINEAR_ATTENTION = Lacks("some of its layers have linear attention, which has no weights on the image tokens to record")
 
 

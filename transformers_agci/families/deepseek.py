@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers_agci.families.declaration import (
-    MAKERS_LAYOUT_IN_VLLM,
     NO_CLASS_IN_VLLM,
     NO_LAYOUT,
     Family,
     ForwardCall,
     ImageTokens,
+    VllmClass,
 )
 from transformers_agci.families.image_tokens import EQUAL, encoded_lengths, in_rows
 from transformers_agci.families.token_layout import ImageInfo, Region, TokenGrid
@@ -114,7 +114,7 @@ FAMILIES = (
         "144 per crop and 257",
         ImageTokens(_by_queries),
         NO_LAYOUT,
-        vllm=MAKERS_LAYOUT_IN_VLLM,
+        vllm=VllmClass("DeepseekOCR2ForCausalLM"),
     ),
     Family(
         "unlimited_ocr",
@@ -123,7 +123,7 @@ FAMILIES = (
         "100 per crop and 256, and newlines",
         ImageTokens(_by_lines),
         NO_LAYOUT,
-        vllm=MAKERS_LAYOUT_IN_VLLM,
+        vllm=VllmClass("UnlimitedOCRForCausalLM"),
     ),
     Family(
         "step3p7",
@@ -132,6 +132,6 @@ FAMILIES = (
         "81 per crop and 169",
         ImageTokens(_by_crops, rows=in_rows),
         NO_LAYOUT,
-        vllm=MAKERS_LAYOUT_IN_VLLM,
+        vllm=VllmClass("Step3p7ForConditionalGeneration"),
     ),
 )

@@ -5,17 +5,15 @@ rows and columns of its two views in `image_grids`.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from transformers_agci.families.declaration import (
     LINEAR_ATTENTION,
-    MAKERS_LAYOUT_IN_VLLM,
     NO_CHAT,
     NO_CLASS_IN_VLLM,
     NO_LAYOUT,
     NO_ROTARY,
-    ON_A_GPU_IN_VLLM,
     Family,
     ForwardCall,
     ImageTokens,
@@ -24,6 +22,9 @@ from transformers_agci.families.declaration import (
 )
 from transformers_agci.families.image_tokens import GRID, encoded_lengths, equal_shares, in_rows, pairs
 from transformers_agci.families.token_layout import ImageInfo, TokenGrid, grid_of_patches, patch_grid
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _by_patches(merged: Callable[[Any, ForwardCall], Any]) -> ImageTokens:
@@ -85,6 +86,13 @@ def _by_two_views(config: Any, call: ForwardCall, total: int) -> Sequence[int] |
     if call.encoded is not None or grids is None:
         return encoded_lengths(call)
     return [low_h * low_w + h * w for low_h, low_w, h, w in grids.tolist()]
+
+
+def _patches_among_words(config: Any, inputs: Mapping[str, Any]) -> "Sequence[torch.Tensor]":
+    """Molmo 2 under vLLM: an item also holds the embeddings of the words around the rows of its two views."""
+    patches = inputs["image_tokens"] == config.image_patch_id
+    found: Sequence[torch.Tensor] = patches.split(inputs["num_image_tokens"].flatten().tolist())
+    return found
 
 
 def _by_grid_hw(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
@@ -165,7 +173,7 @@ FAMILIES = (
         "900",
         _MERGE_KERNEL,
         _kimi_grid,
-        vllm=Lacks("vLLM's class does not tell images from pieces of a video"),
+        vllm=VllmClass("KimiK25ForConditionalGeneration", modality="vision_chunk"),
     ),
     _grid(
         "ernie4_5_vl_moe",
@@ -215,7 +223,7 @@ FAMILIES = (
         "196 per crop",
         ImageTokens(_by_two_views, rows=in_rows),
         NO_LAYOUT,
-        vllm=Lacks("an image's tensor there also holds the embeddings of the words between its tiles"),
+        vllm=VllmClass("Molmo2ForConditionalGeneration", image_rows=_patches_among_words),
     ),
     _grid("glm_ocr", "GLM-OCR", "zai-org/GLM-OCR", "900", vllm=VllmClass("GlmOcrForConditionalGeneration")),
     _grid(
@@ -267,9 +275,17 @@ FAMILIES = (
         "MiniMax-M3-VL",
         "MiniMaxAI/MiniMax-M3",
         "576",
-        vllm=ON_A_GPU_IN_VLLM,
+        vllm=VllmClass("MiniMaxM3SparseForConditionalGeneration"),
     ),
-    Family("muse_glimmer", "Muse Glimmer", "meta-models/Muse-Glimmer-30B", "900", _MERGE_SIZE, NO_LAYOUT),
+    Family(
+        "muse_glimmer",
+        "Muse Glimmer",
+        "meta-models/Muse-Glimmer-30B",
+        "900",
+        _MERGE_SIZE,
+        NO_LAYOUT,
+        vllm=VllmClass("MuseGlimmerForCausalLM"),
+    ),
     Family(
         "video_llama_3",
         "VideoLLaMA 3",
@@ -295,7 +311,7 @@ FAMILIES = (
         "900",
         GRID,
         NO_LAYOUT,
-        vllm=MAKERS_LAYOUT_IN_VLLM,
+        vllm=VllmClass("Dots3NoteForCausalLM"),
     ),
     Family(
         "muse_spark",
@@ -333,7 +349,7 @@ FAMILIES = (
         "900",
         flow=LINEAR_ATTENTION,
         positions=NO_ROTARY,
-        vllm=ON_A_GPU_IN_VLLM,
+        vllm=VllmClass("Glm5NextForConditionalGeneration"),
     ),
     Family(
         "inkling_mm_model",
@@ -343,7 +359,7 @@ FAMILIES = (
         ImageTokens(_behind_marks),
         NO_LAYOUT,
         positions=NO_ROTARY,
-        vllm=ON_A_GPU_IN_VLLM,
+        vllm=VllmClass("InklingForConditionalGeneration"),
     ),
     Family(
         "nemotron_h_omni",
@@ -354,7 +370,7 @@ FAMILIES = (
         NO_LAYOUT,
         flow=LINEAR_ATTENTION,
         positions=NO_ROTARY,
-        vllm=MAKERS_LAYOUT_IN_VLLM,
+        vllm=VllmClass("NemotronH_Nano_VL_V2"),
     ),
     Family(
         "emu3",

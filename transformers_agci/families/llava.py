@@ -282,7 +282,10 @@ FAMILIES = (
         "2928",
         ImageTokens(_by_anyres),
         _base_and_tiles,
-        vllm=Lacks("vLLM's class takes its videos only"),
+        vllm=Lacks(
+            "vLLM's class takes its videos only; for its images put LLaVA-NeXT's model_type (llava_next) and "
+            "architectures (LlavaNextForConditionalGeneration) into config.json"
+        ),
     ),
     Family("vipllava", "VipLLaVA", "llava-hf/vip-llava-7b-hf", "576", EQUAL, _cropped_square, vllm=NO_CLASS_IN_VLLM),
     Family(

@@ -154,7 +154,7 @@ class VllmEngine:
         if self.running is not None and (self.started_with[:2] != wanted or self.started_with[2] < images):
             self.close()
         if self.running is None:
-            limits = {"image": max(images, 1), "video": 0}
+            limits = mm_limits(self.family, max(images, 1))
             self.running = RunningVllm({**self.arguments, "limit_mm_per_prompt": limits}, *wanted)
             self.started_with = (*wanted, images)
         return self.running
@@ -186,7 +186,7 @@ class VllmEngine:
         images = [image.open() for image in question.images]
         counts.image_changes.update(change for image in images for change in changes_of(image))
         prompt: dict[str, Any] = {"prompt": chat_text(self.processor, question)}
-        return prompt | {"multi_modal_data": {"image": images}} if images else prompt
+        return prompt | {"multi_modal_data": mm_data(self.family, images)} if images else prompt
 
     async def _asked(
         self, question: Question, prompt: Mapping[str, Any], running: RunningVllm, counts: VllmCounts
@@ -221,6 +221,22 @@ class VllmEngine:
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+
+def mm_limits(family: Family, images: int) -> dict[str, int]:
+    """`limit_mm_per_prompt`: so many images, no video."""
+    return {"image": images, "video": 0} if _modality(family) == "image" else {_modality(family): images}
+
+
+def mm_data(family: Family, images: Sequence[Any]) -> dict[str, Any]:
+    """`multi_modal_data`: the images of a prompt, as vLLM calls them for this family."""
+    if _modality(family) == "image":
+        return {"image": list(images)}
+    return {_modality(family): [{"type": "image", "image": image, "uuid": None} for image in images]}
+
+
+def _modality(family: Family) -> str:
+    return "image" if isinstance(family.vllm, Lacks) else family.vllm.modality
 
 
 def open_vllm(model: LoadOptions, options: VllmOptions, *, weights: bool = True) -> VllmEngine:

@@ -18,9 +18,10 @@ from transformers_agci.method.injection import METHODS, SEEDED, injection_of
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text, served_config, settle_key, validate_lambda
 
 METHOD_KEY = "global_context_broadcast_method"  # in config.json or hf_overrides: a control instead of AGCI
+IMAGE_MARK = "agci_is_image"  # an argument that marks.py adds to a call: of each item, whether it is an image
 
 # Arguments of `embed_multimodal`, by what they bring; the names are vLLM's own across its models.
-IMAGE_INPUTS = frozenset({"pixel_values", "pixel_values_flat", "image_embeds", "image_patches"})
+IMAGE_INPUTS = frozenset({"pixel_values", "pixel_values_flat", "image_embeds", "image_patches", "image_pixel_values"})
 OTHER_INPUTS = frozenset(
     {
         "pixel_values_videos",
@@ -31,6 +32,7 @@ OTHER_INPUTS = frozenset(
         "input_audio_features",
         "input_features_padded",
         "audio_embeds",
+        "audio_values",
     }
 )
 
@@ -113,11 +115,18 @@ def inject(served: Served, config: Any, items: Any, inputs: Mapping[str, Any]) -
         return items, 0
     function = injection_of(served.method)
     assert function is not None  # served_by has looked
+    marks = _image_marks(served.model, len(items), inputs)
+    rows = _image_rows(served.model, config, items, inputs)
     injected: list[torch.Tensor] = []
     images = 0
-    for item in items:
-        lengths = served.model.images_of_item(config, len(item))
-        injected.append(_inject_item(served, function, item, lengths))
+    for item, is_image, of_image in zip(items, marks, rows, strict=True):
+        if not is_image:
+            injected.append(item)
+            continue
+        tokens = item if of_image is None else item[of_image]
+        lengths = served.model.images_of_item(config, len(tokens))
+        done = _inject_item(served, function, tokens, lengths)
+        injected.append(done if of_image is None else item.index_put((of_image,), done))
         images += len(lengths)
     return (torch.stack(injected) if isinstance(items, torch.Tensor) else tuple(injected)), images
 
@@ -133,6 +142,34 @@ def holds_images(inputs: Mapping[str, Any]) -> bool:
     if not images and not others:
         raise InputError(f"AGCI does not know whether {', '.join(sorted(given)) or 'no input'} holds images.")
     return bool(images)
+
+
+def _image_marks(model: VllmClass, items: int, inputs: Mapping[str, Any]) -> list[bool]:
+    """Whether each item is an image; InputError where that must be said, and is not."""
+    if model.modality == "image":
+        return [True] * items
+    marks = inputs.get(IMAGE_MARK)
+    if not isinstance(marks, torch.Tensor) or marks.numel() != items:
+        raise InputError(
+            f"AGCI does not know which items of vLLM's {model.name} are images and which are pieces of a video: the "
+            "process that prepares the requests must have the plugin agci, too."
+        )
+    return [bool(mark) for mark in marks.flatten().tolist()]
+
+
+def _image_rows(
+    model: VllmClass, config: Any, items: Sequence[torch.Tensor], inputs: Mapping[str, Any]
+) -> list[torch.Tensor | None]:
+    """Which tokens of each item are the image's, None for all; InputError where they do not fit the items."""
+    if model.image_rows is None:
+        return [None] * len(items)
+    try:
+        rows = model.image_rows(config, inputs)
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"AGCI cannot tell which tokens of vLLM's {model.name} are image tokens: {error}.") from error
+    if [len(each) for each in rows] != [len(item) for item in items]:
+        raise InputError(f"vLLM's {model.name} gave items that do not fit the tokens it was called with.")
+    return [each.to(item.device) for each, item in zip(rows, items, strict=True)]
 
 
 def _inject_item(

@@ -13,6 +13,7 @@ The key comes from config.json or from `hf_overrides`; TRANSFORMERS_AGCI=0 leave
 import contextlib
 import functools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +21,8 @@ from typing import Any
 from transformers_agci.errors import InputError
 from transformers_agci.method.autoload import SWITCH, switched_off
 from transformers_agci.method.lam import LAMBDA_KEY
-from transformers_agci.vllm.injection import Served, inject, served_by
+from transformers_agci.vllm.injection import IMAGE_MARK, Served, inject, served_by
+from transformers_agci.vllm.marks import marking
 from transformers_agci.vllm.worker import end_with_parent
 
 # Below vLLM's own logger, whose handlers and level it then has.
@@ -47,7 +49,15 @@ def register() -> None:
         _log.error("AGCI needs vLLM's `embed_multimodal`, which this version lacks: %s does nothing.", LAMBDA_KEY)
         return
     if not getattr(stock, "chooses_agci", False):
-        utils.get_model_architecture = choosing(stock)
+        _replace(stock, choosing(stock))
+
+
+def _replace(stock: Any, ours: Any) -> None:
+    """In every module of vLLM that has imported it: what prepares requests and one of the loaders have, by now."""
+    name = stock.__name__
+    for module in [each for place, each in sys.modules.items() if place.startswith("vllm.")]:
+        if vars(module).get(name) is stock:
+            setattr(module, name, ours)
 
 
 def choosing(stock: Callable[[Any], tuple[type, str]]) -> Callable[[Any], tuple[type, str]]:
@@ -82,10 +92,13 @@ def injecting(model_class: type, served: Served) -> type:
             say_once(vllm_config, served)
 
         def embed_multimodal(self, **inputs: Any) -> Any:
-            items, images = inject(served, self._agci_config, super().embed_multimodal(**inputs), inputs)
+            stock = {name: value for name, value in inputs.items() if name != IMAGE_MARK}
+            items, images = inject(served, self._agci_config, super().embed_multimodal(**stock), inputs)
             self.agci_images += images
             return items
 
+    if served.model.modality != "image":
+        Injecting._processor_factory = marking(base._processor_factory, served.model.modality)
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
         setattr(Injecting, name, getattr(model_class, name))
     return Injecting
