@@ -167,22 +167,22 @@ def test_the_verdict_says_whose_margins_are_missing_and_what_a_cell_lacks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tables = margins(100, 0.4, seed=10)
-    tables["No"][:, 2:] = -1.0
-    tables["No"][0, 2:] = 1.0
+    tables["Yes"][:, 2:] = 1.0
+    tables["Yes"][0, 2:] = -1.0
     with_margins = str(write(tmp_path / "with.jsonl", margin_rows(tables)))
     bare = str(write(tmp_path / "bare.jsonl", margin_rows(tables, margin=False)))
     reason = (
         "d' needs 3 right and 3 wrong answers of either kind in a cell, which 2 of 9 have, but some cell has 1 "
-        "wrong on its No rows"
+        "wrong on its Yes rows"
     )
     for paths, whose in (((with_margins, bare), "bare has no margins"), ((bare, bare), "there are no margins")):
         assert main(["metrics", "--results_file", *paths, "--draws", "20"]) == 0
         assert f"cannot be told ({whose}, and {reason})" in capsys.readouterr().out
     tables = margins(100, 0.4, seed=10)
-    tables["No"][:, 3] = -1.0
+    tables["Yes"][:, 3] = 1.0
     one_cell = str(write(tmp_path / "one_cell.jsonl", margin_rows(tables, margin=False)))
     assert main(["metrics", "--results_file", one_cell, one_cell, "--draws", "20"]) == 0
-    assert "(no difference is shown in 8 of 9 cells; some cell has 0 wrong on its No rows)" in capsys.readouterr().out
+    assert "(no difference is shown in 8 of 9 cells; some cell has 0 wrong on its Yes rows)" in capsys.readouterr().out
     alone = str(write(tmp_path / "alone.jsonl", margin_rows({"Yes": tables["Yes"]}, margin=False)))
     assert main(["metrics", "--results_file", alone, alone, "--draws", "20"]) == 0
     assert "there are no margins, and accuracies of Yes rows alone move with" in capsys.readouterr().out

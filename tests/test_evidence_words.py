@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from test_evidence import margins, rows, write
 
 from transformers_agci.cli import main
@@ -110,3 +111,121 @@ def test_margins_on_one_answer_alone_are_said(tmp_path: Path, capsys: pytest.Cap
     lines = [row if row["answer"] == "Yes" else {k: row[k] for k in row if k != "margin"} for row in two_kinds(12)]
     assert main(["evidence", write(tmp_path / "a.jsonl", lines), "--draws", "20"]) == 0
     assert "Only the Yes rows of a have margins: no AUC and no calibration." in capsys.readouterr().out
+
+
+def test_an_unreadable_reply_is_no_evidence_of_a_correct_rejection(tmp_path: Path) -> None:
+    """d' and c of a result a third of whose No replies are unreadable are those of the other two thirds."""
+    from transformers_agci.experiments.position.measures import ResamplingConfig, measure
+
+    lines = two_kinds(30)
+    blurred = unreadable(lines, "No")
+    kept = [row for row in blurred if row["prediction"] != "Unclear"]
+    whole, part, clear = (
+        measure(read_results(write(tmp_path / f"{k}.jsonl", content)), ResamplingConfig(20))
+        for k, content in enumerate((lines, blurred, kept))
+    )
+    assert part.d_prime == clear.d_prime and part.criterion == clear.criterion
+    assert part.d_prime.n == 2 * whole.d_prime.n * 5 // 12 and part.d_prime_cells == clear.d_prime_cells
+    assert part.no.accuracy.estimate == pytest.approx(2 / 3 * clear.no.accuracy.estimate)
+    every = measure(read_results(write(tmp_path / "e.jsonl", unreadable(lines, "No", every=1))), ResamplingConfig(20))
+    assert np.isnan(every.d_prime.estimate) and every.no.accuracy.estimate == 0
+
+
+def test_unreadable_replies_change_no_difference_of_what_was_said(tmp_path: Path) -> None:
+    """Two results that say the same where both are readable differ in no d', c, V of d' or threshold."""
+    lines = [{k: v for k, v in row.items() if k != "margin"} for row in two_kinds(60)]
+    blurred = unreadable(unreadable(lines, "No"), "Yes", every=7)
+    results = [read_results(write(tmp_path / f"{k}.jsonl", content)) for k, content in enumerate((lines, blurred))]
+    for first, second in (results, results[::-1]):
+        pair = compare(first, second)
+        assert pair.d_prime.estimate == pair.criterion.estimate == pair.evenness.d_prime.estimate == 0
+        assert pair.yes.said_yes.estimate == pair.no.said_yes.estimate == 0
+        assert "the threshold moves" not in pair.verdict and pair.balanced.excludes(0)
+
+
+def test_unreadable_replies_are_counted_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = two_kinds(40)
+    paths = [write(tmp_path / f"{k}.jsonl", content) for k, content in enumerate((lines, unreadable(lines, "No")))]
+    sentence = (
+        "120 of 720 replies of 1 are neither Yes nor No: accuracies count them as wrong; d', c, V of d', lambda x "
+        "truth and the shares of Yes leave them out, in both of two results."
+    )
+    for command in (["metrics", "--results_file"], ["evidence"], ["sweep"], ["sweep", "--nested"]):
+        draws = ["--draws", "20"] if command[0] != "sweep" else []
+        assert main([*command[:1], *command[1:2], *paths, *draws]) == 0
+        assert capsys.readouterr().out.count(sentence) == 1, command
+    one = write(tmp_path / "one.jsonl", unreadable(lines, "Yes", every=1000))
+    assert main(["metrics", "--results_file", one, "--draws", "20"]) == 0
+    assert "1 of 720 replies of one is neither Yes nor No: accuracies count it as wrong; d'" in capsys.readouterr().out
+    yes = [row for row in unreadable(lines, "Yes", every=1000) if row["answer"] == "Yes"]
+    assert main(["metrics", "--results_file", write(tmp_path / "yes.jsonl", yes), "--draws", "20"]) == 0
+    assert "1 of 360 replies of yes is neither Yes nor No: accuracies count it as wrong." in capsys.readouterr().out
+
+
+def test_a_threshold_that_only_seems_to_move_is_not_said_to(tmp_path: Path) -> None:
+    """More Yes on Yes rows, and unreadable replies where the No rows had a Yes or a No."""
+    lines = two_kinds(100)
+    replies = {"Yes": lambda m: "Yes" if m > -0.5 else "No", "No": lambda m: "Yes" if m > 0.9 else "No"}
+    moved = [
+        row | {"prediction": "Hm" if row["answer"] == "No" and abs(row["margin"]) < 0.9 else said}
+        for row in lines
+        for said in [replies[row["answer"]](row["margin"])]
+    ]
+    first, second = (read_results(write(tmp_path / f"{k}.jsonl", each)) for k, each in enumerate((lines, moved)))
+    pair = compare(first, second)
+    assert pair.yes.said_yes.low > 0 and pair.no.accuracy.overall.high < 0
+    assert "the threshold moves" not in pair.verdict
+
+
+def test_lambda_by_position_says_where_items_are_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    paths = [
+        write(tmp_path / f"{k}.jsonl", rows(rng.choice([-1.0, 1.0], (9, 9)), rng.choice([-1.0, 1.0], (9, 9))))
+        for k in (0, 1)
+    ]
+    assert main(["evidence", *paths, "--draws", "20"]) == 0
+    out = capsys.readouterr().out
+    assert "lambda x position is not tested for 1: " in out and "is tested on shares" not in out
+
+
+def test_a_sweep_by_evenness_needs_margins_that_vary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flat = [row | {"margin": 1.0 if row["prediction"] == "Yes" else -1.0} for row in two_kinds(40)]
+    all_alike = [row | {"margin": 1.0, "prediction": "Yes"} for row in flat]
+    paths = [write(tmp_path / f"{k}.jsonl", all_alike) for k in (0, 1)]
+    for more in ([], ["--nested"]):
+        assert main(["sweep", *paths, "--choose_by", "evenness", *more]) == 2
+        error = capsys.readouterr()
+        assert "has no variance of the margins over the cells" in error.err and "inf" not in error.out
+
+
+def test_balanced_accuracy_at_the_same_yes_rate_is_a_mean_over_rows(tmp_path: Path) -> None:
+    """As every other balanced accuracy is: cells with fewer rows count less."""
+    lines = [row for k, row in enumerate(two_kinds(40)) if row["position"] != "top_left" or k % 4]
+    first = read_results(write(tmp_path / "a.jsonl", lines))
+    shifted = [row | {"margin": row["margin"] + 0.4} for row in lines]
+    second = read_results(
+        write(tmp_path / "b.jsonl", [row | {"prediction": "Yes" if row["margin"] > 0 else "No"} for row in shifted])
+    )
+    pair = compare(first, second)
+    over_rows = (np.nanmean(second.yes.correct) + np.nanmean(second.no.correct)) / 2
+    over_cells = np.mean([np.nanmean(t.correct, axis=0).mean() for t in (second.yes, second.no)])
+    assert pair.evenness.threshold_matched.balanced.second == pytest.approx(over_rows, abs=1e-12)
+    assert abs(over_rows - over_cells) > 1e-4
+
+
+def test_false_alarms_too_few_for_a_rate_of_each_cell_have_one_for_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A threshold moved down leaves hardly a false alarm: what is compared are then the answers to Yes rows."""
+    yes, no = margins(300, 10, bias=0.7), margins(300, 11, mean=-1.3)
+    moved = yes - yes.mean(axis=0) + yes.mean() - 1.2, no - 1.2
+    assert min((moved[1] > 0).sum(axis=0)) < 3
+    pairs = enumerate(((yes, no), moved))
+    paths = [write(tmp_path / f"{k}.jsonl", rows(*pair, margin=False)) for k, pair in pairs]
+    first, second = (read_results(path) for path in paths)
+    found = compare(first, second).evenness
+    rates = [(result.yes.said_yes.sum(axis=0) + 0.5) / 301 for result in (first, second)]
+    plain = [float(np.var(stats.norm.ppf(rate))) for rate in rates]  # what chance makes is small beside the bias
+    assert found.verdict == "more even" and found.d_prime.first == pytest.approx(plain[0], abs=0.02)
+    assert main(["metrics", "--results_file", *paths, "--draws", "20"]) == 0
+    assert "with one rate of false alarms for all of them: some cell has " in capsys.readouterr().out

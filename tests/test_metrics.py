@@ -47,7 +47,7 @@ def test_tables_of_a_result(tmp_path: Path) -> None:
     rows[0]["prediction"] = "I cannot say"
     result = read_results(write(tmp_path / "a.jsonl", rows))
     assert result.items == ("0000", "0001", "0002") and result.label == "a"
-    assert result.yes.correct[0, 0] == 0 and result.yes.unreadable[0, 0] == 1 and result.yes.said_yes[0, 0] == 0
+    assert result.yes.correct[0, 0] == 0 and result.yes.unreadable[0, 0] == 1 and np.isnan(result.yes.said_yes[0, 0])
     assert result.yes.correct[1, 4] == 0 and result.no.said_yes[1, 4] == 1
     assert result.yes.correct.sum() == 25 and result.no.correct.sum() == 26
 

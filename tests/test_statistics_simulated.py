@@ -338,20 +338,6 @@ def test_holm_keeps_the_family_at_five_percent(items: int) -> None:
 
 
 @pytest.mark.parametrize("items", SIZES)
-@pytest.mark.parametrize("within", [0.0, 0.8])
-def test_intervals_of_all_cells_at_once_cover_all_truths(items: int, within: float) -> None:
-    """Nine intervals of 95 % each hold all truths in two thirds of the samples."""
-    rng, held, alone = np.random.default_rng(items), 0, 0
-    for _ in range(200):
-        before, fresh = noise(rng, items, within), noise(rng, items, within)
-        first, second = ((z < 1.0).astype(float) for z in (before, 0.7 * before + 0.51**0.5 * fresh))
-        held += all(cell.low <= 0 <= cell.high for cell in st.simultaneous_differences(first, second))
-        alone += all(cell.low <= 0 <= cell.high for cell in st.proportion_difference(first, second).cells)
-    truth_or_fail(held / 200, 0.91, 1.0 if items == 30 else 0.99, "all cells")
-    assert alone < held - 10
-
-
-@pytest.mark.parametrize("items", SIZES)
 def test_failures_that_do_not_depend_on_the_position_are_not_reported(items: int) -> None:
     rng = np.random.default_rng(items)
     found = seen = 0

@@ -118,7 +118,7 @@ def figures(answered: Iterable[Mapping[str, Any]]) -> dict[str, float]:
             found |= _side(name, side)
     if report.balanced is not None:
         found["balanced_accuracy"] = 100 * report.balanced.estimate
-    if report.d_prime is not None:
+    if report.d_prime is not None and report.d_prime.n:  # of readable replies
         found["d_prime"] = report.d_prime.estimate
     return found
 

@@ -247,37 +247,54 @@ def of_margins_by_distance(yes: Floats, no: Floats, answer: Literal["yes", "no"]
     return pseudo_values(own.means / whole, own.deleted_means / deleted[:, None])
 
 
+def cells_with_both(table: Floats) -> Bools:
+    """[cells]: which have MIN_COUNT ones and MIN_COUNT zeros."""
+    ones = np.nansum(table, axis=0)
+    found: Bools = np.minimum(ones, np.isfinite(table).sum(axis=0) - ones) >= MIN_COUNT
+    return found
+
+
 def cells_with_d_prime(said_yes: Floats, said_yes_wrongly: Floats) -> Bools:
     """[cells]: which have MIN_COUNT right and wrong answers of either kind.
 
     In the others d' is mostly its correction, which makes cells alike.
     """
-    enough: Bools = np.ones(said_yes.shape[1], dtype=bool)
-    for table in (said_yes, said_yes_wrongly):
-        yeses = np.nansum(table, axis=0)
-        enough &= np.minimum(yeses, np.isfinite(table).sum(axis=0) - yeses) >= MIN_COUNT
-    return enough
+    return cells_with_both(said_yes) & cells_with_both(said_yes_wrongly)
+
+
+def corrected_rates(table: Floats, together: bool = False) -> tuple[Floats, Floats]:
+    """Rates of ones per cell [C], log-linear correction; and without each item [items, C].
+
+    `together`: one rate of the rows of all cells, [1] and [items, 1].
+    """
+    present, ones = np.isfinite(table), np.nan_to_num(table)
+    if together:
+        present, ones = (each.sum(axis=1, keepdims=True) for each in (present, ones))
+    totals, counts = ones.sum(axis=0), present.sum(axis=0)
+    return (totals + 0.5) / (counts + 1), (totals - ones + 0.5) / (counts - present + 1)
 
 
 def of_d_prime(
-    said_yes: Floats, said_yes_wrongly: Floats, shape: Shape = "normal", relative: bool = False
+    said_yes: Floats,
+    said_yes_wrongly: Floats,
+    shape: Shape = "normal",
+    relative: bool = False,
+    *,
+    alarms_together: bool = False,
 ) -> Floats | None:
     """Per-cell d' from the Yes answers to Yes rows and to No rows (tables of zeros and ones), log-linear correction.
 
     None where a cell is none of `cells_with_d_prime`. d' stays the same under a moved threshold only if margins are
     normal; `shape` measures it as if they had the heavy tails of Student's t with three degrees of freedom, or none.
     `relative` is d' as a multiple of its mean over the cells, which noise added to all margins does not change.
+    `alarms_together`: one rate of false alarms for all cells, where these are too few for one of each.
     """
-    if not cells_with_d_prime(said_yes, said_yes_wrongly).all():
+    no = said_yes_wrongly.reshape(-1, 1) if alarms_together else said_yes_wrongly
+    if not (cells_with_both(said_yes).all() and cells_with_both(no).all()):
         return None
     quantile = QUANTILES[shape]
-    rates = []
-    for table in (said_yes, said_yes_wrongly):
-        sums = _Sums(table)
-        whole = quantile((sums.totals + 0.5) / (sums.counts + 1))
-        deleted = quantile((sums.totals - sums.values + 0.5) / (sums.deleted_counts + 1))
-        rates.append((whole, deleted))
-    whole, deleted = rates[0][0] - rates[1][0], rates[0][1] - rates[1][1]
+    hits, alarms = corrected_rates(said_yes), corrected_rates(said_yes_wrongly, alarms_together)
+    whole, deleted = (quantile(of_yes) - quantile(of_no) for of_yes, of_no in zip(hits, alarms, strict=True))
     if relative:
         middle, middles = whole.mean(), deleted.mean(axis=1, keepdims=True)
         if not middle > 3 * _standard_error(middles.ravel()):

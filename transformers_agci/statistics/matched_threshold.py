@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from transformers_agci.statistics import scipy_stats as stats
-from transformers_agci.statistics.evenness import Change, compare, pseudo_values
+from transformers_agci.statistics.evenness import Change, compare, corrected_rates, pseudo_values
 from transformers_agci.statistics.intervals import Floats
 
 Tails = Literal["t(3)", "Cauchy"]
@@ -22,17 +22,18 @@ HALVINGS = 40  # of the interval in which d lies
 INSIDE = 1e-9  # how near to 0 and 1 a rate may be carried
 
 Answers = tuple[Floats, Floats]  # "said Yes" of the Yes rows and of the No rows, [items, cells]
-Rates = tuple[Floats, Floats]  # of the cells [C]; and without each item [items, C]
 
 
-def compare_at_one_threshold(first: Answers, second: Answers, tails: Tails) -> Change | None:
+def compare_at_one_threshold(
+    first: Answers, second: Answers, tails: Tails, *, alarms_together: bool = False
+) -> Change | None:
     """V of the per-cell d' of second - that of first, in units of z, with one of them carried to the other's threshold.
 
-    Every cell must be one of `evenness.cells_with_d_prime` in both.
+    Every cell must be one of `evenness.cells_with_d_prime` in both; `alarms_together` as in `evenness.of_d_prime`.
     """
     z = []
-    for tables in zip(first, second, strict=True):  # Yes rows, then No rows
-        rates = [_rates(table) for table in tables]
+    for tables, together in zip(zip(first, second, strict=True), (False, alarms_together), strict=True):  # Yes, then No
+        rates = [corrected_rates(table, together) for table in tables]
         extremes = [abs(float(whole.mean()) - 0.5) for whole, _ in rates]
         carried = 0 if extremes[0] < extremes[1] else 1
         (own, without), (mean, means_without) = rates[carried], (r.mean(axis=-1) for r in rates[1 - carried])
@@ -41,14 +42,6 @@ def compare_at_one_threshold(first: Answers, second: Answers, tails: Tails) -> C
         z.append([tuple(stats.norm.ppf(values) for values in of_one) for of_one in rates])
     yes, no = z
     return compare(*(pseudo_values(yes[i][0] - no[i][0], yes[i][1] - no[i][1]) for i in (0, 1)))
-
-
-def _rates(table: Floats) -> Rates:
-    """Rates of ones per cell, log-linear correction; and without each item."""
-    present = np.isfinite(table)
-    ones = np.nan_to_num(table)
-    totals, counts = ones.sum(axis=0), present.sum(axis=0)
-    return (totals + 0.5) / (counts + 1), (totals - ones + 0.5) / (counts - present + 1)
 
 
 def _carry(rates: Floats, mean: Floats, distribution: Any) -> Floats:

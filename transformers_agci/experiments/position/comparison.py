@@ -28,7 +28,7 @@ class AnswerChange:
 
     items: int  # that share a row of this answer
     accuracy: Measured
-    said_yes: Interval  # the change of the share of Yes
+    said_yes: Interval  # the change of the share of Yes, over rows that both answered readably
     sd_first: float
     sd_second: float
     simultaneous_cells: list[Interval]
@@ -160,18 +160,22 @@ def on_common_rows(results: Sequence[ProbeResult]) -> list[ProbeResult]:
 
 
 def common_rows(*results: Tables | None) -> tuple[Tables, ...] | None:
-    """The tables of several results with NaN where any has no row; None where nothing is left."""
+    """The tables of several results with NaN where any has no row; None where nothing is left.
+
+    What was said is compared on rows that all answered readably, and margins where all have one.
+    """
     given = [tables for tables in results if tables is not None]
     if len(given) < len(results):
         return None
     missing = np.any([np.isnan(tables.correct) for tables in given], axis=0)
     if missing.all():
         return None
-    without = np.any([np.isnan(tables.margin) for tables in given], axis=0)
+    unread, without = (np.any([np.isnan(getattr(t, name)) for t in given], axis=0) for name in ("said_yes", "margin"))
 
     def masked(tables: Tables) -> Tables:
         fields = {name: np.where(missing, np.nan, getattr(tables, name)) for name in Tables.__annotations__}
-        return Tables(**fields | {"margin": np.where(without, np.nan, tables.margin)})
+        said, margin = np.where(unread, np.nan, tables.said_yes), np.where(without, np.nan, tables.margin)
+        return Tables(**fields | {"said_yes": said, "margin": margin})
 
     return tuple(masked(tables) for tables in given)
 
@@ -296,6 +300,8 @@ def _evenness_words(pair: PairReport) -> str:
         f"unbiased sd of {what}, over the cells {signed_root(change.first):.2f} -> {signed_root(change.second):.2f}; "
         f"change of the variance {change.estimate:+.3f}, 95 % interval {change.low:+.3f} to {change.high:+.3f}"
     )
+    if not report.margin:
+        values += f"; {report.reason}"
     if report.verdict == "no difference shown":
         return f"no difference in evenness shown ({values})"
     return f"the Yes map is {report.verdict} ({values})"

@@ -9,20 +9,18 @@ two cells say depends on the distribution of the margins, which nobody has seen:
     apart, if they are Cauchy's       1.7, then 14.9: less even by far
 """
 
-import functools
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from transformers_agci.errors import counted
 from transformers_agci.experiments.position.results import Tables
-from transformers_agci.statistics import Floats, evenness, signal_detection
+from transformers_agci.statistics import evenness, signal_detection
 from transformers_agci.statistics.evenness import Bools, Change, Verdict
 from transformers_agci.statistics.intervals import items_with_rows
 from transformers_agci.statistics.matched_threshold import Answers, compare_at_one_threshold
 
 LOGITS = "logits"
-RELATIVE = functools.partial(evenness.of_d_prime, relative=True)
 
 Both = tuple[Tables, ...]  # of the first and of the second result, NaN where either has no row
 
@@ -80,39 +78,69 @@ def _moves(change: Change) -> str:
 
 
 def compare_d_prime(yes: Both, no: Both) -> Change | None:
-    """V of d' over the cells that have enough answers of either kind in both results; None where these are too few."""
-    answers, cells = _answers(yes, no)
-    return _compare(answers, evenness.of_d_prime) if _enough(cells) else None
+    """V of d' over the cells that have enough answers of either kind in both results; None where these are too few.
+
+    Where wrong answers to No rows are too few in some cell, one rate of these stands for all cells.
+    """
+    return Answered.of(yes, no).compare()
 
 
 def compare_relative_d_prime(yes: Both, no: Both) -> Change | None:
     """The same of d' as a multiple of its mean over the cells: what confirms a change of `compare_d_prime`."""
-    answers, cells = _answers(yes, no)
-    return _compare(answers, RELATIVE) if _enough(cells) else None
+    return Answered.of(yes, no).compare(relative=True)
 
 
-def _answers(yes: Both, no: Both) -> tuple[list[Answers], Bools]:
-    """What both results said in the cells whose d' can be had in both, and which these are."""
-    said = [(yes[i].said_yes, no[i].said_yes) for i in (0, 1)]
-    cells = np.logical_and(*(evenness.cells_with_d_prime(*answers) for answers in said))
-    return [(answers[0][:, cells], answers[1][:, cells]) for answers in said], cells
+@dataclass(frozen=True)
+class Answered:
+    """What two results said in the `cells` whose d' can be had in both.
 
+    `alarms_together`: wrong answers to No rows are too few for a rate of each cell, and one stands for all of them. It
+    adds the same to the d' of every cell, so that what is compared are the answers to Yes rows - as it is with margins.
+    """
 
-def _enough(cells: Bools) -> bool:
-    return bool(cells.sum() >= max(evenness.MIN_CELLS, evenness.MIN_CELL_SHARE * len(cells)))
+    pair: tuple[Answers, Answers]
+    cells: Bools
+    alarms_together: bool
 
+    @staticmethod
+    def of(yes: Both, no: Both) -> "Answered":
+        """With one rate of wrong answers to No rows where that leaves more cells."""
+        by_yes, by_no = (
+            np.logical_and(*(evenness.cells_with_both(tables.said_yes) for tables in side)) for side in (yes, no)
+        )
+        together = all(evenness.cells_with_both(tables.said_yes.reshape(-1, 1)).all() for tables in no)
+        together &= bool((by_yes & ~by_no).any())
+        cells = by_yes if together else by_yes & by_no
+        of_no = slice(None) if together else cells
+        first, second = ((yes[i].said_yes[:, cells], no[i].said_yes[:, of_no]) for i in (0, 1))
+        return Answered((first, second), cells, together)
 
-def _compare(answers: list[Answers], measure: Callable[[Floats, Floats], Floats | None]) -> Change | None:
-    items = min(items_with_rows(*of_one) for of_one in answers)
-    return evenness.compare(*(measure(*of_one) for of_one in answers), items=items)
+    @property
+    def enough(self) -> bool:
+        """Whether these are enough cells."""
+        return bool(self.cells.sum() >= max(evenness.MIN_CELLS, evenness.MIN_CELL_SHARE * len(self.cells)))
+
+    def compare(self, shape: evenness.Shape = "normal", relative: bool = False) -> Change | None:
+        """V of d'; None where it cannot be had."""
+        if not self.enough:
+            return None
+        items = min(items_with_rows(*of_one) for of_one in self.pair)
+        contributions = (
+            evenness.of_d_prime(*of_one, shape, relative, alarms_together=self.alarms_together) for of_one in self.pair
+        )
+        return evenness.compare(*contributions, items=items)
+
+    def at_one_threshold(self) -> Change | None:
+        """V of d' with one of the two carried to the other's threshold, for margins with the tails of t(3)."""
+        return compare_at_one_threshold(*self.pair, "t(3)", alarms_together=self.alarms_together)
 
 
 def _by_answers(yes: Both, no: Both, without_margins: str, items: int) -> tuple[Verdict, str]:
-    answers, cells = _answers(yes, no)
-    d_prime = _compare(answers, evenness.of_d_prime) if _enough(cells) else None
+    answered = Answered.of(yes, no)
+    cells = answered.cells
+    d_prime, relative = answered.compare(), answered.compare(relative=True)
     if d_prime is None:
-        return "cannot tell", f"{without_margins}, and {_why_no_d_prime(yes, no, cells)}"
-    relative = _compare(answers, RELATIVE)
+        return "cannot tell", f"{without_margins}, and {_why_no_d_prime(yes, no, answered)}"
     said = evenness.verdict(d_prime, relative, items)
     if said == "cannot tell":
         beside = "cannot be had" if relative is None else _moves(relative)
@@ -123,23 +151,23 @@ def _by_answers(yes: Both, no: Both, without_margins: str, items: int) -> tuple[
     if said == "no difference shown" and not cells.all():
         return "cannot tell", f"no difference is shown in {_share_of(cells)} cells; {_some_cell_has(yes, no)}"
     whole = [(yes[i].said_yes, no[i].said_yes) for i in (0, 1)]
-    if signal_detection.criterion_difference(*whole).excludes(0) and not _whatever_the_shape(answers, said, items):
+    if signal_detection.criterion_difference(*whole).excludes(0) and not _whatever_the_shape(answered, said, items):
         return "cannot tell", "the threshold moved, and without margins what d' then shows depends on their shape"
-    return said, f"variance of d' over {'the' if cells.all() else _share_of(cells)} cells"
+    reason = f"variance of d' over {'the' if cells.all() else _share_of(cells)} cells"
+    if answered.alarms_together:
+        reason += f" with one rate of false alarms for all of them: {_some_cell_has(None, no)}"
+    return said, reason
 
 
-def _whatever_the_shape(answers: list[Answers], said: Verdict, items: int) -> bool:
+def _whatever_the_shape(answered: Answered, said: Verdict, items: int) -> bool:
     """Whether the verdict is the same if margins are bounded, and if they have the heavy tails of t(3).
 
     For these there are two measures, each sharper where the other one is not: one that shows the change is enough.
     """
-    bounded = _compare(answers, functools.partial(evenness.of_d_prime, shape="uniform"))
+    bounded = answered.compare("uniform")
     if evenness.verdict(bounded, bounded, items) != said:
         return False
-    heavy = (
-        _compare(answers, functools.partial(evenness.of_d_prime, shape="t(3)")),
-        compare_at_one_threshold(answers[0], answers[1], "t(3)"),
-    )
+    heavy = answered.compare("t(3)"), answered.at_one_threshold()
     return any(evenness.verdict(change, change, items) == said for change in heavy)
 
 
@@ -147,22 +175,20 @@ def _share_of(cells: Bools) -> str:
     return f"{cells.sum()} of {len(cells)}"
 
 
-def _why_no_d_prime(yes: Both, no: Both, cells: Bools) -> str:
-    if _enough(cells):
+def _why_no_d_prime(yes: Both, no: Both, answered: Answered) -> str:
+    if answered.enough:
         return "d' does not vary between items"
     needed = f"d' needs {evenness.MIN_COUNT} right and {evenness.MIN_COUNT} wrong answers of either kind in a cell"
-    return f"{needed}, which {_share_of(cells)} have, but {_some_cell_has(yes, no)}"
+    return f"{needed}, which {_share_of(answered.cells)} have, but {_some_cell_has(yes, no)}"
 
 
-def _some_cell_has(yes: Both, no: Both) -> str:
+def _some_cell_has(yes: Both | None, no: Both) -> str:
     """Which answers some cell has fewest of."""
     fewest = min(
         (int(counts.min()), kind, name)
-        for name, pair in (("Yes", yes), ("No", no))
-        for tables in pair
-        for kind, counts in (
-            ("right", np.nansum(tables.correct == 1, axis=0)),
-            ("wrong", np.nansum(tables.correct == 0, axis=0)),
-        )
+        for name, right, pair in (("Yes", 1, yes), ("No", 0, no))
+        for tables in pair or ()
+        for kind, said in (("right", right), ("wrong", 1 - right))
+        for counts in [(tables.said_yes == said).sum(axis=0)]
     )
     return f"some cell has {fewest[0]} {fewest[1]} on its {fewest[2]} rows"

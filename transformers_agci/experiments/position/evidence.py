@@ -20,10 +20,12 @@ from transformers_agci.experiments.position.results import ProbeResult
 from transformers_agci.statistics import Interval, equivalence, intervals, regression
 from transformers_agci.statistics import scipy_stats as stats
 
+UNREADABLE = 2.0  # beside 0 for No and 1 for Yes
+
 
 @dataclass(frozen=True)
 class Consistency:
-    """Items whose Yes rows are all right, and all alike, in every cell that they have."""
+    """Items whose Yes rows are all right, and all answered alike (all Yes or all No), in every cell that they have."""
 
     all_right: Interval
     all_alike: Interval
@@ -121,14 +123,6 @@ def _notes(results: Sequence[ProbeResult], pairs: Sequence[Comparison], margin: 
             notes.append(
                 f"{result.label} was answered by several models or builds of its server: {', '.join(result.builds)}."
             )
-        tables = [t for t in (result.yes, result.no) if t]
-        if unreadable := sum(int(np.nansum(t.unreadable)) for t in tables):
-            said = "no letter and count as wrong"
-            if not result.choice:
-                said = (
-                    "neither Yes nor No and count as wrong in accuracies; d', c and the threshold take them as no Yes"
-                )
-            notes.append(f"{unreadable} of {sum(t.rows for t in tables)} replies of {result.label} are {said}.")
     bare = [r.label for r in results if not any(t.has_margins for t in (r.yes, r.no) if t)]
     if bare:
         notes.append(
@@ -193,10 +187,12 @@ def _single(result: ProbeResult, resampling: ResamplingConfig | None) -> ResultE
     consistency = None
     if result.yes:
         known = ~np.isnan(result.yes.correct).all(axis=1)
-        correct, said = result.yes.correct[known], result.yes.said_yes[known]
-        n = int(known.sum())
+        correct, n = result.yes.correct[known], int(known.sum())
+        said = np.where(result.yes.unreadable == 1, UNREADABLE, result.yes.said_yes)[known]
         right = int((np.nanmin(correct, axis=1) == 1).sum())
-        alike = int((np.nanmin(said, axis=1) == np.nanmax(said, axis=1)).sum())
+        alike = int(
+            ((np.nanmin(said, axis=1) == np.nanmax(said, axis=1)) & (np.nanmax(said, axis=1) < UNREADABLE)).sum()
+        )
         # Of a choice it is known whether the letter is right, and not which other one was given.
         consistency = Consistency(st.wilson(right, n), st.NO_DATA if result.choice else st.wilson(alike, n))
     answers = result.yes, result.no

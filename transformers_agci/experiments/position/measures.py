@@ -113,6 +113,27 @@ def against_margin(result: ProbeResult) -> str:
     )
 
 
+def unreadable_replies(result: ProbeResult) -> str:
+    """How many replies are neither of the two answers, and what is made of them; "" where there are none."""
+    tables = [t for t in (result.yes, result.no) if t is not None]
+    count = sum(int(np.nansum(t.unreadable)) for t in tables)
+    if not count:
+        return ""
+    are, them = ("is", "it") if count == 1 else ("are", "them")
+    said = f"{count} of {counted(sum(t.rows for t in tables), 'reply', 'replies')} of {result.label} {are}"
+    if result.choice:
+        return f"{said} no letter: accuracies count {them} as wrong."
+    left_out = ""
+    if len(tables) == 2:
+        left_out = f"; d', c, V of d', lambda x truth and the shares of Yes leave {them} out, in both of two results"
+    return f"{said} neither Yes nor No: accuracies count {them} as wrong{left_out}."
+
+
+def notes_on(result: ProbeResult) -> list[str]:
+    """What must be said beside the numbers of one result, whatever is made of it."""
+    return list(filter(None, [unreadable_replies(result), against_margin(result)]))
+
+
 def measure(result: ProbeResult, resampling: ResamplingConfig | None = None) -> ResultReport:
     """All numbers of one result."""
     resampling = resampling or ResamplingConfig()
@@ -144,7 +165,7 @@ def measure(result: ProbeResult, resampling: ResamplingConfig | None = None) -> 
         matched=matched,
         best_threshold=best,
         choice=result.choice,
-        notes=list(filter(None, [against_margin(result)])),
+        notes=notes_on(result),
     )
 
 

@@ -13,7 +13,13 @@ from transformers_agci.errors import InputError, printable, short
 from transformers_agci.experiments.position.comparison import PairReport, as_json, compare
 from transformers_agci.experiments.position.maps import Limits, probe_figure
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
-from transformers_agci.experiments.position.results import ProbeResult, label_of, model_of, read_results
+from transformers_agci.experiments.position.results import (
+    ProbeResult,
+    Tables,
+    label_of,
+    model_of,
+    read_results,
+)
 from transformers_agci.experiments.position.tables import ALL_AT_ONCE, pair_positions, pair_text, result_text
 from transformers_agci.report.heatmap import image_path
 from transformers_agci.report.table import PERCENT, Table, format_table
@@ -181,8 +187,13 @@ def _distinct(paths: Paths) -> list[str]:
 
 def _control(name: str, path: str | Path) -> Control:
     result = read_results(path)
-    yes, no = (None if t is None else st.clustered_proportion(t.said_yes) for t in (result.yes, result.no))
+    yes, no = (None if t is None else st.clustered_proportion(_share_of_yes(t)) for t in (result.yes, result.no))
     return Control(name, yes, no, result.choice)
+
+
+def _share_of_yes(tables: Tables) -> st.Floats:
+    """Of all replies: an unreadable one is no Yes, and no right letter."""
+    return np.where(tables.unreadable == 1, 0.0, tables.said_yes)
 
 
 def _controls_line(controls: Sequence[Control]) -> str:

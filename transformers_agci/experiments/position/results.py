@@ -53,7 +53,8 @@ def read_letter(prediction: str) -> str | None:
 class Tables:
     """The rows of one answer (all Yes rows, or all No rows). Arrays are [items, cells] with NaN for missing rows.
 
-    `correct`, `said_yes` and `unreadable` hold 0 and 1: an unreadable reply is not correct and is not a Yes.
+    `correct`, `said_yes` and `unreadable` hold 0 and 1. An unreadable reply is not correct, but neither a Yes nor a No:
+    `said_yes` is NaN there, so that on a No row it is no evidence of a correct rejection.
     `margin` is the logit of Yes minus that of No; NaN everywhere where a result carries none.
     """
 
@@ -360,7 +361,7 @@ def _tables(placed: Sequence[tuple[int, _Scored]], items: int, cells: int) -> Ta
 
     return Tables(
         correct=table(row.said == row.answer for _, row in placed),
-        said_yes=table(row.said == "Yes" for _, row in placed),
+        said_yes=table(math.nan if row.said is None else row.said == "Yes" for _, row in placed),
         unreadable=table(row.said is None for _, row in placed),
         margin=table(row.margin for _, row in placed),
     )

@@ -46,8 +46,8 @@ def nested_text(found: NestedSweep) -> str:
     """What each fold's others chose, and the gain over all items."""
     said = (
         f"{FOLDS} folds, each reported on by the result that the others chose: {', '.join(found.chosen)}\n\n"
-        f"balanced accuracy against the first result: {POINTS.write(found.gain)} points (the interval takes "
-        "the choices of the folds as given: it is too short)"
+        f"balanced accuracy of what they chose against the first result: {POINTS.write(found.gain)} points (the "
+        "interval counts that the choices are uncertain)"
     )
     return "\n\n".join([said, *found.notes])
 

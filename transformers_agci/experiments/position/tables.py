@@ -289,10 +289,7 @@ def pair_positions(pair: PairReport, positions: Sequence[str]) -> Table:
     return Table("", header, list(zip(*columns, strict=True)))
 
 
-ALL_AT_ONCE = (
-    "([all at once]: of simulated pairs all cells lay inside in 96 to 100 % where nothing had changed, but where the "
-    "threshold alone moved by 0.6 sd in 84 % of 40 items, 85 % of 100 (400 pairs each) and 93 % of 300 (200 pairs))"
-)
+ALL_AT_ONCE = "([all at once]: Tango's score intervals, surer so that all cells of a column hold together)"
 
 
 def summary_text(results: Sequence[ResultReport], pair: PairReport) -> str:

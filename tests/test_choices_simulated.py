@@ -1,0 +1,87 @@
+"""Intervals of all cells at once, and of what a choice is worth that every fold repeats, on samples of known truth."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from test_statistics_simulated import SIZES, noise, tables, truth_or_fail
+
+from transformers_agci import statistics as st
+from transformers_agci.experiments.defaults import Choice
+from transformers_agci.experiments.position.results import ProbeResult
+from transformers_agci.experiments.position.sweep import nested
+
+pytestmark = pytest.mark.slow
+ROWS = np.repeat([0.6, 0.0, -0.6], 3)
+CHANGES = {
+    "nothing": (np.zeros(9), np.zeros(9)),
+    "threshold up": (ROWS, ROWS + 0.6),
+    "threshold down": (ROWS, ROWS - 1.0),
+    "one cell": (np.r_[np.zeros(8), -1.2], np.zeros(9)),
+    "one cell and the threshold": (np.r_[np.zeros(8), -1.2], np.full(9, 0.6)),
+}
+
+
+@pytest.mark.parametrize("items", SIZES)
+@pytest.mark.parametrize("within", [0.0, 0.8])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_intervals_of_all_cells_at_once_hold_all_truths(items: int, within: float, change: Any) -> None:
+    """Nine intervals of 95 % each hold all truths in two thirds of the samples."""
+    from scipy import stats
+
+    rng, held, alone, replicates = np.random.default_rng(items), 0, 0, 300
+    truth = np.subtract(*(stats.norm.cdf(1.0 + lean) for lean in change[::-1]))
+    for _ in range(replicates):
+        before, fresh = noise(rng, items, within), noise(rng, items, within)
+        after = 0.9 * before + 0.19**0.5 * fresh
+        first, second = ((z < 1.0 + lean).astype(float) for z, lean in zip((before, after), change, strict=True))
+        together = st.simultaneous_differences(first, second, draws=4000)
+        single = st.proportion_difference(first, second).cells
+        held += all(cell.low <= true <= cell.high for cell, true in zip(together, truth, strict=True))
+        alone += all(cell.low <= true <= cell.high for cell, true in zip(single, truth, strict=True))
+        assert all(a.low <= b.low < b.high <= a.high for a, b in zip(together, single, strict=True))
+    truth_or_fail(held / replicates, 0.93, 1.0, "all cells")
+    assert alone < held
+
+
+def arms(rng: np.random.Generator, items: int, gains: list[float]) -> list[ProbeResult]:
+    """Results of one model at several lambdas: margins with a common part; `gains` move both answers apart."""
+    shared = [noise(rng, items) for _ in range(2)]
+    found = []
+    for number, gain in enumerate(gains):
+        sides = [
+            tables(sign * (1.28 + gain) + 0.9 * common + 0.19**0.5 * noise(rng, items), answer)
+            for sign, answer, common in zip((1, -1), ("yes", "no"), shared, strict=True)
+        ]
+        names = tuple(str(item) for item in range(items))
+        found.append(
+            ProbeResult(f"r{number}", (3, 3), names, *sides, captions=tuple(f"thing {k}" for k in range(items)))
+        )
+    return found
+
+
+ARMS = {
+    "two alike": [0.0] * 2,
+    "three alike": [0.0] * 3,
+    "ten alike": [0.0] * 10,
+    "six a little apart": [0.0, 0.01, 0.02, 0.03, 0.04, 0.05],
+    "ten, one a little better": [0.0] * 9 + [0.04],
+    "ten, one much better": [0.0] * 9 + [0.3],
+}
+
+
+@pytest.mark.parametrize("items", [40, 100, 300])
+@pytest.mark.parametrize("gains", ARMS.values(), ids=ARMS)
+@pytest.mark.parametrize("choice", ["balanced", "auc"])
+def test_what_a_choice_is_worth_is_held_by_its_interval(items: int, gains: list[float], choice: Choice) -> None:
+    """The truth is the mean gain of what the folds chose; with the choices taken as settled 84 to 92 % held it."""
+    from scipy import stats
+
+    rng, held, widths, replicates = np.random.default_rng(items), 0, [], 300
+    truth = {f"r{number}": stats.norm.cdf(1.28 + gain) - stats.norm.cdf(1.28) for number, gain in enumerate(gains)}
+    for _ in range(replicates):
+        found = nested(arms(rng, items, gains), choice)
+        true = sum(truth[label] * size for label, size in zip(found.chosen, found.fold_items, strict=True)) / items
+        held += found.gain.low <= true <= found.gain.high
+        widths.append(found.gain.high - found.gain.low)
+    truth_or_fail(held / replicates, 0.93, 1.0, "what the folds chose")
