@@ -63,7 +63,10 @@ def test_numbers_of_numpy_are_numbers(files: list[str]) -> None:
 def test_a_report_is_the_command_s(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = agci.make_report(agci.read_probe(files, labels=["a", "b"]), tmp_path / "ours.html", title="<t>", draws=20)
     words = ["--labels", "a", "b", "--title", "<t>", "--draws", 20, "--output", tmp_path / "theirs.html"]
-    assert said(["report", *files, *words], capsys) == page.text.replace("ours", "theirs")
+    assert "give `img_path`" in page.text
+    assert said(["report", *files, *words], capsys) == page.text.replace("ours", "theirs").replace(
+        "`img_path`", "--img_path"
+    )
     assert page.path.read_bytes() == (tmp_path / "theirs.html").read_bytes()
     assert page.size == page.path.stat().st_size and page.path.read_text("utf-8").startswith("<!DOCTYPE html>")
     assert 'ours.html" target="_blank">ours.html</a>' in page._repr_html_()

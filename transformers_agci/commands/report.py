@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from transformers_agci.commands.options import add_draws_options, path, whole
+from transformers_agci.commands.parser import teller
 from transformers_agci.commands.result_options import (
     add_controls_options,
     add_margin_option,
@@ -89,5 +90,5 @@ def run(args: argparse.Namespace) -> int:
             resampling=ResamplingConfig(args.draws, args.seed),
         )
     )
-    print(written.text)
+    teller(add_arguments)(written.text)
     return 0
