@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_checkpoints import build_model, make_inputs, random_image
+from tiny_families import TEXT, TINY, make_batch
 from torch.nn import functional
 
 from transformers_agci import agci
@@ -187,6 +188,26 @@ def slow_attention(
                 made[token, head] = sum(w * value[other, head] for w, other in zip(weights, segment, strict=True))
         start += length
     return made.float()
+
+
+@pytest.mark.parametrize(
+    "family", [name if name == "glm4v" else pytest.param(name, marks=pytest.mark.slow) for name in sorted(TINY)]
+)
+@torch.no_grad()
+def test_every_family_as_it_is_loaded(family: str) -> None:
+    """With the attention that transformers takes by itself; GLM-4V's layers have no bias."""
+    model = TINY[family].build()
+    try:
+        model.set_attn_implementation("sdpa")
+    except ValueError:
+        pytest.skip("it has no sdpa")
+    batch = make_batch(TINY[family], [[TEXT, "plain", "tiled", TEXT]])
+    stock = model(**batch.inputs).logits
+    chosen = use_segments(model)
+    as_matrix_product(model)
+    assert chosen.backend == (BY_LENGTH if vision_tower.packed_layers(model) else STOCK), chosen.reason
+    assert family != "glm4v" or chosen.backend == BY_LENGTH
+    torch.testing.assert_close(model(**batch.inputs).logits, stock, atol=1e-5, rtol=1e-5)
 
 
 def test_left_off_with_a_reason() -> None:

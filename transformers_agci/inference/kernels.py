@@ -175,7 +175,7 @@ def _rotary(model: Any) -> Callable[[], None]:
     layers = [layer for layer in vision_tower.packed_layers(model) if "forward" not in vars(layer)]
     if not layers:
         raise Disagreement("this family's vision tower has no packed attention layers, or something else runs them")
-    _need_gpu(layers[0].proj.bias.device)
+    _need_gpu(layers[0].proj.weight.device)
     if layers[0].config._attn_implementation != vision_tower.NAME:
         raise Disagreement(
             "the vision tower attends to one segment after the other, as transformers' own does: a compiler unrolls "

@@ -214,12 +214,15 @@ def _unfit(backend: str, layer: Any) -> str | None:
 
 
 def _dtype(layer: Any) -> torch.dtype:
-    return layer.proj.bias.dtype  # a quantized layer's weight has another one
+    """What the layer computes in; a quantized layer's weight has another dtype, and GLM-4V's has no bias."""
+    weight, bias = layer.proj.weight, layer.proj.bias
+    given = weight if bias is None else bias
+    return given.dtype if given.dtype.is_floating_point else torch.bfloat16
 
 
 def _disagreement_at_any_length(layer: Any, kernel: Kernel) -> str | None:
     """The first disagreement, over short segments and on a GPU over long ones."""
-    lists = PROBED_LENGTHS if layer.proj.bias.device.type == "cuda" else PROBED_LENGTHS[:1]
+    lists = PROBED_LENGTHS if layer.proj.weight.device.type == "cuda" else PROBED_LENGTHS[:1]
     return next((reason for lengths in lists if (reason := _disagreement(layer, kernel, lengths))), None)
 
 
@@ -239,7 +242,7 @@ def _disagreement(layer: Any, kernel: Kernel, lengths: tuple[int, ...] = PROBED_
         return query
 
     total, width = sum(lengths), layer.dim // layer.num_heads
-    device = layer.proj.bias.device
+    device = layer.proj.weight.device
     tokens = torch.zeros(total, layer.dim, dtype=_dtype(layer), device=device)
     angles = torch.zeros(total, width, device=device)
     bounds = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32, device=device)
@@ -264,7 +267,7 @@ def differs_from_itself(layer: Any, put_on: Callable[[], Callable[[], None]]) ->
     """Why what `put_on` puts on an attention layer must stay off, or None: both run on the same random segments."""
     lengths = PROBED_LENGTHS[0]
     total, width = sum(lengths), layer.dim // layer.num_heads
-    device, dtype = layer.proj.bias.device, _dtype(layer)
+    device, dtype = layer.proj.weight.device, _dtype(layer)
     with torch.inference_mode():  # what is given is made here, as in a run: other tensors are compiled for once more
         made = torch.randn(total, layer.dim + width, generator=torch.Generator().manual_seed(0))
         tokens, angles = made[:, : layer.dim].to(device, dtype, copy=True), made[:, layer.dim :].to(device)
