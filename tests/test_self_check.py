@@ -12,8 +12,11 @@ import torch
 import transformers
 from tiny_checkpoints import FAMILIES, build_model, checkpoint, make_inputs
 from tiny_families import TEXT, TINY, TinyFamily, make_batch
+from tiny_processor import TinyProcessor
 
-from transformers_agci import LAMBDA_KEY, attach, self_check
+from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, InputError, attach, self_check
+from transformers_agci.experiments import checkpoint_check
+from transformers_agci.inference.load import LoadedModel, LoadOptions
 from transformers_agci.method import autoload, embeds_update, hooks, injection
 from transformers_agci.method.handle import Handle, current_handle
 from transformers_agci.method.self_check import Check, SelfCheck
@@ -52,6 +55,41 @@ def test_sound_model_of_every_family(family: TinyFamily) -> None:
     result = self_check(family.build(), batch.inputs, images=2)
     assert failed(result) == [], str(result)
     assert row(result, "once per image").figure == 2
+
+
+@pytest.fixture
+def loaded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+    """What the command loads: the tiny model of a family behind the stand-in for its processor."""
+    family = TINY[request.param]
+    stands_in = LoadedModel(
+        family.build(), TinyProcessor(family), SUPPORTED_FAMILIES[request.param], torch.device("cpu"), {}, {}
+    )
+    monkeypatch.setattr(checkpoint_check, "load", lambda options: stands_in)
+    return stands_in
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loaded", ["unlimited_ocr"], indirect=True)
+def test_the_command_takes_lists_from_a_processor(loaded: LoadedModel) -> None:
+    """The crops of Unlimited-OCR are counted in lists."""
+    result = checkpoint_check.check_checkpoint(LoadOptions("x"))
+    assert failed(result) == [], str(result)
+    assert [found.passed for found in result.rows[-2:]] == [True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loaded", ["vipllava"], indirect=True)
+def test_prompts_that_cannot_be_served_are_no_traceback(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any, **__: Any) -> SelfCheck:
+        raise ValueError("AGCI cannot tell\nwhich runs")
+
+    monkeypatch.setattr(checkpoint_check, "check_images", refuses)
+    result = checkpoint_check.check_checkpoint(LoadOptions("x"))
+    assert failed(result) == ["two adjacent images", "a long image"]
+    assert row(result, "a long image").explanation == "AGCI cannot tell which runs"
+    monkeypatch.setattr(checkpoint_check, "self_check", refuses)
+    with pytest.raises(InputError, match="AGCI cannot tell which runs"):
+        checkpoint_check.check_checkpoint(LoadOptions("x"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -127,6 +165,26 @@ def test_random_vision_weight(tmp_path: Path) -> None:
     result = self_check(model, make_inputs("llava", model))
     assert failed(result) == ["no vision weight missing"]
     assert row(result, "no vision weight missing").figure == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [
+        ("qianfan_ocr", "layers.1.attention.k_proj.weight"),  # query, key and value in one tensor of the files
+        pytest.param("dots3_note", "blocks.1.mlp.experts.down_proj", marks=pytest.mark.slow),  # apart there
+    ],
+)
+def test_weights_that_the_files_keep_otherwise(family: str, part: str, tmp_path: Path) -> None:
+    if family not in TINY:
+        pytest.skip(f"this transformers has no {family}")
+    TINY[family].build().save_pretrained(tmp_path)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path)
+    inputs = make_batch(TINY[family], [[TEXT, "plain", TEXT]]).inputs
+    assert row(self_check(model, inputs, images=1), "no vision weight missing").passed
+    with torch.no_grad():
+        model.get_parameter(f"model.vision_tower.{part}").normal_()
+    found = row(self_check(model, inputs, images=1), "no vision weight missing")
+    assert (found.passed, found.figure) == (False, 1)
 
 
 def sabotage_decoder_hook(monkeypatch: pytest.MonkeyPatch, sabotage: Callable[..., Any]) -> None:

@@ -40,6 +40,7 @@ class StoredTensors:
         from safetensors import safe_open
 
         self._by_shape: dict[tuple[int, ...], list[Any]] = {}
+        self._rows: dict[tuple[bool, int, int], list[torch.Tensor]] = {}  # is a vector, width, values that are compared
         for file in sorted(folder.glob("*.safetensors")):
             opened: Any = safe_open(file, framework="pt")
             for key in opened.keys():  # noqa: SIM118 - no mapping
@@ -47,14 +48,45 @@ class StoredTensors:
                 self._by_shape.setdefault(tuple(entry.get_shape()), []).append(entry)
 
     def holds(self, weight: torch.Tensor) -> bool:
-        """Whether one of them has this weight's shape and first values."""
+        """Whether one of them has this weight's shape and first values, or a row that is its first row."""
         if weight.is_meta:  # offloaded: there is nothing to compare, and nothing that was made up
             return True
         mine = _head(weight, self.SAMPLE).cpu()
-        return any(
+        if any(
             torch.equal(_head(entry, self.SAMPLE).to(mine.dtype), mine)
             for entry in self._by_shape.get(tuple(weight.shape), ())
-        )
+        ):
+            return True
+        return weight.ndim > 0 and self._holds_rows(weight)
+
+    def _holds_rows(self, weight: torch.Tensor) -> bool:
+        """Versions of transformers keep apart what a checkpoint has in one tensor (query, key and value), and stack
+        what it has apart (experts).
+        """
+        first = weight if weight.ndim == 1 else weight.flatten(0, -2)[:1]
+        mine = _rows_of(first, self.SAMPLE)[0].cpu()
+        stored = self._rows_like(weight.ndim == 1, weight.shape[-1], len(mine))
+        return any(bool((rows.to(mine.dtype) == mine).all(dim=1).any()) for rows in stored)
+
+    def _rows_like(self, vectors: bool, width: int, count: int) -> list[torch.Tensor]:
+        """The rows of this width, or `count` values in a row of any vector."""
+        key = (vectors, 0 if vectors else width, count)
+        if key not in self._rows:
+            fitting = (
+                entry
+                for shape, entries in self._by_shape.items()
+                if (len(shape) == 1 and shape[0] >= count if vectors else len(shape) > 1 and shape[-1] == width)
+                for entry in entries
+            )
+            self._rows[key] = [_rows_of(entry[...], count) for entry in fitting]
+        return self._rows[key]
+
+
+def _rows_of(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """[R, up to `count`] the first values of every row; of a vector, of every piece of that length."""
+    if tensor.ndim == 1:
+        return tensor.unfold(0, min(count, len(tensor)), 1)
+    return tensor.flatten(0, -2)[:, :count].clone()  # not the whole tensor behind it
 
 
 def _head(tensor: Any, count: int) -> torch.Tensor:
