@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_checkpoints import random_image
 from tiny_families import TEXT, TINY, make_batch
 
 from transformers_agci.cli import main
@@ -58,6 +59,82 @@ def test_the_command_looks_at_a_checkpoint(
     assert "LlavaModel merges image features and calls LlamaModel" in said or "merges image features" in said
     assert "nothing was written" in said
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def copied(tiny_checkpoint: Callable[[str], Path], folder: Path) -> Path:
+    """A LLaVA checkpoint that a test may spoil."""
+    return shutil.copytree(tiny_checkpoint("llava"), folder / "spoiled")
+
+
+def test_a_checkpoint_without_a_chat_template_is_looked_at(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PaliGemma's and GOT-OCR2's have none: the image token then stands before the text."""
+    folder = copied(tiny_checkpoint, tmp_path)
+    for file in folder.glob("chat_template*"):
+        file.unlink()
+    for file in folder.glob("*.json"):
+        settings = json.loads(file.read_text())
+        if isinstance(settings, dict) and settings.pop("chat_template", None):
+            file.write_text(json.dumps(settings))
+    assert main(["self-check", str(folder), "--experimental"]) == 0
+    assert "They stand at 32 positions, in runs of 1 x 32." in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_a_processor_is_a_sentence(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(tiny_checkpoint, tmp_path)
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    assert main(["self-check", str(folder), "--experimental"]) == 2
+    assert "agci: " in (said := capsys.readouterr().err)
+    assert "processor for text and images" in said or "cannot be loaded by transformers" in said
+
+
+def test_a_call_that_fails_is_said(
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers import LlavaModel
+
+    def fails(self: object, *_: object, **__: object) -> None:
+        raise KeyError("image_sizes")
+
+    monkeypatch.setattr(LlavaModel, "get_image_features", fails)
+    assert main(["self-check", str(tiny_checkpoint("llava")), "--experimental"]) == 1
+    assert "failed: 'image_sizes'" in capsys.readouterr().out
+
+
+def test_a_refused_family_is_told_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mllama"}))
+    assert main(["self-check", str(tmp_path), "--experimental"]) == 1
+    assert "Llama 3.2 Vision cannot be served: its decoder looks at the image through cross" in capsys.readouterr().out
+
+
+def test_an_image_that_is_none_is_a_sentence(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "words.png").write_text("words")
+    for more in ([], ["--experimental"]):
+        for name in ("words.png", "missing.png"):
+            words = ["self-check", str(tiny_checkpoint("llava")), "--image", str(tmp_path / name), *more]
+            assert main(words) == 2
+            assert name in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_image_that_the_processor_refuses_is_a_sentence(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random_image(0, 900, 3).save(tmp_path / "long.png")  # Qwen's takes no image longer than 200 times its height
+    words = ["self-check", str(tiny_checkpoint("qwen2_5_vl")), "--image", str(tmp_path / "long.png")]
+    assert main(words) == 2
+    assert "The processor takes no question about" in capsys.readouterr().err
+    assert main([*words, "--experimental"]) == 2
+    assert "makes no prompt with an image" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -10,10 +10,12 @@ from PIL import Image
 
 from transformers_agci.embedded.atlas import Atlas
 from transformers_agci.embedded.probe_set import PROBE_STREAM, render_item
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, error_line
 from transformers_agci.experiments.position.questions import PROMPT
+from transformers_agci.families import REFUSED_FAMILIES
 from transformers_agci.inference.checkpoint_files import model_folder
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
+from transformers_agci.inference.prepare import to_device
 from transformers_agci.inference.prompt import chat_text, tokenize
 from transformers_agci.inference.questions import YES_NO, ImageBytes, ImageFile, ImageSource, Question
 from transformers_agci.method.attach import attach_from_config
@@ -31,7 +33,11 @@ def check_checkpoint(options: LoadOptions, image: Path | None = None) -> SelfChe
     loaded = load(options)
     if loaded.lam is not None:
         attach_from_config(loaded.model)
-    checked = self_check(loaded.model, _inputs(loaded, image), images=1)
+    inputs = _inputs(loaded, image)
+    try:
+        checked = self_check(loaded.model, inputs, images=1)
+    except ValueError as error:  # what AGCI, or the model, says of a prompt that it cannot serve
+        raise InputError(error_line(error)) from error
     return replace(checked, rows=(*checked.rows, *_other_prompts(loaded, checked.lam)))
 
 
@@ -46,65 +52,84 @@ def _other_prompts(loaded: LoadedModel, lam: float) -> Iterator[Check]:
         try:
             inputs = _tensors(loaded, f"{name}?", images)
         except Exception as error:  # processors raise what they like
-            yield Check(
-                name, None, None, None, f"The processor does not take them: {' '.join(str(error).split())[:120]}"
-            )
+            yield Check(name, None, None, None, f"The processor does not take them: {error_line(error, 120)}")
             continue
-        yield check_images(loaded.model, inputs, lam, len(images), name)
+        try:
+            yield check_images(loaded.model, inputs, lam, len(images), name)
+        except ValueError as error:  # as for one image
+            yield Check(name, False, None, None, error_line(error))
 
 
 def _tensors(loaded: LoadedModel, text: str, images: list[Image.Image]) -> dict[str, Any]:
-    content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-    prompt = loaded.processor.apply_chat_template(
+    return to_device(loaded, tokenize(loaded.processor, [_prompt(loaded.processor, text, len(images))], [images]))
+
+
+def _prompt(processor: Any, text: str, images: int) -> str:
+    """Images and then a text, in the chat template; where there is none, the image token before the text."""
+    if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
+        return f"{processor.image_token * images}{text}"
+    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+    prompt: str = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
-    return _on_device(loaded, tokenize(loaded.processor, [prompt], [images]))
+    return prompt
 
 
 def explore_checkpoint(options: LoadOptions, image: Path | None = None) -> Exploration:
     """Look at a checkpoint of any family that transformers has, in float32 on the CPU, on two images that touch.
 
-    Only data is read: safetensors, no code of the checkpoint's own.
+    On one image where the processor takes no two. Only data is read: safetensors, no code of the checkpoint's own.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     folder = model_folder(options.model, options.revision)
+    picture = _image(image)[0].open()
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
+        refused = REFUSED_FAMILIES.get(AutoConfig.from_pretrained(folder, **safe).model_type)
+        if refused is not None:
+            return Exploration((f"{refused.name} cannot be served: {refused.reason}.",), False)
         processor: Any = AutoProcessor.from_pretrained(folder, **safe)
         model: Any = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True, **safe).float().eval()
     except Exception as error:  # transformers has many
-        raise InputError(
-            f"{options.model} cannot be loaded by transformers ({' '.join(str(error).split())[:200]})."
-        ) from None
-    data = image.read_bytes() if image is not None else atlas_image()[0]
-    picture = Image.open(BytesIO(data)).convert("RGB")
-    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "What is it?"}]
-    prompt = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        raise InputError(f"{options.model} cannot be loaded by transformers ({error_line(error, 200)}).") from None
+    for given in ([picture, picture.rotate(90)], [picture]):
+        try:
+            inputs = tokenize(processor, [_prompt(processor, "What is it?", len(given))], [given])
+        except Exception as error:  # processors raise what they like
+            reason = error_line(error, 200)
+        else:
+            return explore(model, inputs, images=len(given))
+    raise InputError(
+        f"The {type(processor).__name__} of {options.model} makes no prompt with an image ({reason}): a processor for "
+        "text and images is needed to look at the model."
     )
-    return explore(model, tokenize(processor, [prompt], [[picture, picture.rotate(90)]]), images=2)
 
 
 def _inputs(loaded: LoadedModel, path: Path | None) -> dict[str, Any]:
-    image: ImageSource
-    if path is None:
-        data, caption = atlas_image()
-        image = ImageBytes(data, "the embedded atlas")
-    else:
-        image, caption = ImageFile(path.parent, path.name, "`image`"), CAPTION
+    image, caption = _image(path)
     question = Question(
         row={}, where="self-check", text=PROMPT.format(caption=caption), images=(image,), group=0, stop=YES_NO
     )
-    inputs = tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[image.open()]])
-    return _on_device(loaded, inputs)
+    opened = image.open()
+    try:
+        inputs = tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[opened]])
+    except InputError:
+        raise
+    except Exception as error:  # processors raise what they like
+        raise InputError(
+            f"The processor takes no question about {path or 'the embedded image'} ({error_line(error, 200)}); "
+            "name another image with `image`."
+        ) from error
+    return to_device(loaded, inputs)
 
 
-def _on_device(loaded: LoadedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.to(loaded.device, loaded.model.dtype) if value.is_floating_point() else value.to(loaded.device)
-        for name, value in inputs.items()
-    }
+def _image(path: Path | None) -> tuple[ImageSource, str]:
+    """The image to ask about and what it shows: the user's, or one of the embedded atlas."""
+    if path is not None:
+        return ImageFile(path.parent, path.name, "`image`"), CAPTION
+    data, caption = atlas_image()
+    return ImageBytes(data, "the embedded atlas"), caption
 
 
 def atlas_image(cell: int = 4) -> tuple[bytes, str]:

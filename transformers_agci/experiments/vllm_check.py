@@ -23,6 +23,7 @@ from transformers_agci.experiments.checkpoint_check import CAPTION, atlas_image
 from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.families import Family
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
+from transformers_agci.inference.prepare import to_device
 from transformers_agci.inference.prompt import tokenize
 from transformers_agci.method.attach import agci
 from transformers_agci.method.lam import lambda_text
@@ -134,11 +135,7 @@ def _prompts(loaded: LoadedModel, image: Path | None) -> Iterator[_Prompt]:
 
 
 def _inputs(loaded: LoadedModel, text: str, images: Sequence[Image.Image]) -> dict[str, Any]:
-    dtype = loaded.model.dtype
-    return {
-        name: value.to(loaded.device, dtype) if value.is_floating_point() else value.to(loaded.device)
-        for name, value in tokenize(loaded.processor, [text], [list(images)]).items()
-    }
+    return to_device(loaded, tokenize(loaded.processor, [text], [list(images)]))
 
 
 # --- vLLM ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from transformers_agci.errors import error_line
 from transformers_agci.families import SUPPORTED_FAMILIES, Family, decoder_of, is_vlm
 from transformers_agci.method.forward_call import embeds_of, forward_call
 from transformers_agci.method.image_positions import image_positions
@@ -33,6 +34,7 @@ class _Seen:
     call: Any = None
     features: Any = None
     embeds: torch.Tensor | None = None  # [B, S, D]
+    error: Exception | None = None  # that ended the call
 
 
 def explore(model: nn.Module, inputs: Mapping[str, Any], images: int) -> Exploration:
@@ -44,7 +46,10 @@ def explore(model: nn.Module, inputs: Mapping[str, Any], images: int) -> Explora
     vlm: Any = vlms[-1]
     seen = _call(model, vlm, inputs)
     lines = [f"{type(vlm).__name__} merges image features and calls {type(decoder_of(vlm)).__name__}."]
-    if seen.embeds is None or seen.features is None:
+    if seen.error is not None:
+        lines.append(f"Its forward call with what the processor made of the images failed: {error_line(seen.error)}")
+        return Exploration(tuple(lines), False)
+    if seen.call is None or seen.embeds is None or seen.features is None:
         lines.append("It cannot be served: the features or the decoder's inputs_embeds did not pass by.")
         return Exploration(tuple(lines), False)
     entries = _entries(seen.features, seen.embeds.shape[-1])
@@ -84,6 +89,8 @@ def _call(model: Any, vlm: Any, inputs: Mapping[str, Any]) -> _Seen:
     try:
         with torch.no_grad():
             model(**inputs)
+    except Exception as error:  # of a model that nobody has tried
+        seen.error = error
     finally:
         for hook in hooks:
             hook.remove()
@@ -118,7 +125,7 @@ def _about_places(seen: _Seen, places: list[tuple[int, int]]) -> Iterator[str]:
     runs = [len(list(group)) for _, group in groupby(enumerate(places), key=lambda p: (p[1][0], p[1][1] - p[0]))]
     yield f"They stand at {len(places)} positions, in runs of {_counted(runs)}."
     ids = seen.call.input_ids
-    if ids is not None:
+    if ids is not None and seen.embeds is not None and ids.shape == seen.embeds.shape[:2]:
         tokens = sorted({int(ids[row, position]) for row, position in places})
         elsewhere = int(sum((ids == token).sum() for token in tokens)) - len(places)
         yield f"The token ids there are {tokens}, which stand at {elsewhere} other positions."
