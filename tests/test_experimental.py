@@ -42,6 +42,15 @@ def test_it_finds_the_image_positions_from_the_features(family: str, rule: str) 
     assert "get_image_features" not in vars(model.model)
 
 
+def test_features_that_are_added_to_the_embeddings() -> None:
+    if "molmo2" not in TINY:
+        pytest.skip("this transformers has no Molmo2")
+    batch = make_batch(TINY["molmo2"], [[TEXT, "tiled", "plain", TEXT]])
+    found = explore(TINY["molmo2"].build(), batch.inputs, images=2)
+    assert found.served
+    assert "Molmo2 is supported all the same: `agci self-check CHECKPOINT` checks it." in str(found)
+
+
 def test_a_model_without_the_place_is_said_to_have_none() -> None:
     model = torch.nn.Linear(2, 2)
     found = explore(model, {}, images=1)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from transformers_agci.errors import error_line
-from transformers_agci.families import SUPPORTED_FAMILIES, Family, decoder_of, is_vlm
+from transformers_agci.families import SUPPORTED_FAMILIES, Family, decoder_of, is_vlm, todays_model_type
 from transformers_agci.method.forward_call import embeds_of, forward_call
 from transformers_agci.method.image_positions import image_positions
 
@@ -56,8 +56,9 @@ def explore(model: nn.Module, inputs: Mapping[str, Any], images: int) -> Explora
     places = _places(seen.embeds, entries)
     lines.append(f"get_image_features returned {len(entries)} entries of {_counted(map(len, entries))} features.")
     if places is None:
-        lines.append("It cannot be served: the features do not stand among the decoder's input embeddings.")
-        return Exploration(tuple(lines), False)
+        known = SUPPORTED_FAMILIES.get(todays_model_type(getattr(vlm.config, "model_type", None)))
+        lines.append("The features do not stand among the decoder's input embeddings as they are. " + _whether(known))
+        return Exploration(tuple(lines), known is not None)
     lines += _about_places(seen, places)
     fitting = [family.name for family in _distinct_rules() if _fits(family, vlm, seen, places, images)]
     lines.append(
@@ -119,6 +120,12 @@ def _places(embeds: torch.Tensor, entries: list[torch.Tensor]) -> list[tuple[int
                 found.append((row, position))
                 wanted += 1
     return found if rows and wanted == len(rows) else None
+
+
+def _whether(known: Family | None) -> str:
+    if known is None:
+        return "It cannot be served."
+    return f"{known.name} is supported all the same: `agci self-check CHECKPOINT` checks it."
 
 
 def _about_places(seen: _Seen, places: list[tuple[int, int]]) -> Iterator[str]:
