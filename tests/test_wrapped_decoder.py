@@ -178,6 +178,35 @@ def test_recomputation_injects_as_well(family: str, model: Any, wrap: Callable[[
     assert any((expected[name] - stock[name]).abs().max() > 1e-5 for name in expected)
 
 
+def layers_alone(model: Any) -> None:
+    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("wrap", [*CHECKPOINTING, layers_alone], ids=lambda wrap: wrap.__name__)
+@pytest.mark.parametrize("event", ["lambda was changed", "AGCI was taken off", "nothing"])
+def test_lambda_changed_before_the_backward_pass(
+    wrap: Callable[[Any], None], event: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is recomputed then would be computed with the new lambda: a warning, where it is the update itself."""
+    model = build_model("llava")
+    inputs = make_inputs("llava", model)
+    handle = attach(model, 0.5)
+    wrap(model)
+    losses = [model(**inputs, use_cache=False).logits.mean() for _ in range(2)]
+    if event == "lambda was changed":
+        handle.lam = 1.0
+    elif event == "AGCI was taken off":
+        handle.detach()
+    expected = [event] if event != "nothing" and wrap in (wrapper_around_the_vlm, call_is_checkpointed) else []
+    found = [r.getMessage() for r in caplog.records if "before the backward pass" in r.getMessage()]
+    assert [message.split(" before")[0] for message in found] == [f"AGCI: {event}" for event in expected]
+    if event == "nothing":
+        sum(losses).backward()
+        handle.lam = 1.0
+        assert not [r for r in caplog.records if "before the backward pass" in r.getMessage()]
+
+
 def test_two_models_share_a_decoder() -> None:
     """Called in turn, each has its own lambda, and the decoder does not gather hooks."""
     models = [build_model("llava"), build_model("llava")]

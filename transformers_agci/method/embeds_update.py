@@ -1,5 +1,7 @@
 """The update of one call: the formula on the image tokens of a decoder's input, the text around them as it was."""
 
+import logging
+import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,8 @@ _SURELY_FINITE = 1e4
 # at a few hundred).
 _SURELY_HELD = 10.0
 
+_log = logging.getLogger("transformers_agci")
+
 
 def check_output_finite(output: Any, images: Images) -> None:
     """InputError where a large lambda made the decoder's own arithmetic overflow: its answers would be NaN.
@@ -29,6 +33,35 @@ def check_output_finite(output: Any, images: Images) -> None:
             f"lambda {images.lam:g} is too large for this model in {hidden.dtype}: its decoder's output at the image "
             "tokens is infinite or no number."
         )
+
+
+class Recomputations:
+    """Updates within torch.utils.checkpoint whose backward pass, which runs the model once more, is still to come.
+
+    That run reads lambda anew: after a change its gradients are those of another model than the loss. Layers that are
+    checkpointed one by one lie behind the update and are not counted.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[weakref.ref[Any]] = []  # functions of torch that live until the backward pass has run
+
+    def note(self) -> None:
+        """An update is made now; note it where it will be made again."""
+        top: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # private: it may go
+        hooks = top(False) if top is not None else None
+        if hooks is not None and getattr(hooks[1], "__module__", "") == "torch.utils.checkpoint":
+            self._waiting.append(weakref.ref(hooks[1]))
+
+    def warn(self, event: str) -> None:
+        """Warn where some are still to come, since `event` makes them different; once for each."""
+        waiting = any(reference() is not None for reference in self._waiting)
+        self._waiting.clear()
+        if waiting:
+            _log.warning(
+                "AGCI: %s before the backward pass of a call within torch.utils.checkpoint, which runs the model again "
+                "as it is then: its gradients will be wrong. Call backward() first.",
+                event,
+            )
 
 
 class EmbedsUpdate(NamedTuple):
