@@ -26,6 +26,7 @@ from transformers_agci.method.lost_images import note_images_in_cache
 
 # Settings that leave the first token alone, or that are followed here.
 FOLLOWED = {"decoding", "repetition_penalty", "eos_token_id", "pad_token_id"}
+NEUTRAL = {"no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0}  # as transformers 4.57 fills them in
 GIVEN = {"position_ids", "attention_mask", "logits_to_keep"}  # and a cache
 ANSWERED_PER_MISS = 8  # calls with a verdict for each one without, beyond the first
 TEXT = {"input_ids", "attention_mask", "mm_token_type_ids"}
@@ -42,7 +43,8 @@ class FirstToken:
         self._answered = self._missed = 0  # calls
 
     def _why_not(self) -> str | None:
-        others = recorded_settings(self.answerer.settings).keys() - FOLLOWED
+        shaping = recorded_settings(self.answerer.settings)
+        others = {name for name, value in shaping.items() if NEUTRAL.get(name) != value} - FOLLOWED
         if others:
             return f"the checkpoint's generation settings include {', '.join(sorted(others))}"
         missing = (GIVEN | {cache_name(self.model)}) - inspect.signature(self.model.forward).parameters.keys()
