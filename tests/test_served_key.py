@@ -14,7 +14,8 @@ from transformers_agci.inference.answering import AnswerOptions
 from transformers_agci.inference.load import LoadOptions
 from transformers_agci.inference.questions import Question
 from transformers_agci.inference.served import client
-from transformers_agci.inference.served.client import ServedOptions, checked_url
+from transformers_agci.inference.served.address import checked_url
+from transformers_agci.inference.served.client import ServedOptions
 
 quick_and_keyed = served_run.quick_and_keyed  # fixture of every test
 
@@ -121,6 +122,16 @@ def test_without_a_key_no_header_is_sent(tmp_path: Path, monkeypatch: pytest.Mon
         (f"https://me:{KEY}@host/v1", "without user, password or query"),
         (f"https://host/v1?key={KEY}", "without user, password or query"),
         ("http://[::1/v1", "must be like"),
+        (f"http://me:{KEY}@[::1/v1", "without user, password or query"),
+        (f"http://me:{KEY}@host:port/v1", "without user, password or query"),
+        (f"me:{KEY}@host/v1", "without user, password or query"),
+        ("http://host:port/v1", "must be like"),
+        ("http://host:99999/v1", "must be like"),
+        ("http://host:0/v1", "must be like"),
+        ("http://a host/v1", "must be like"),
+        ("http://host\n/v1", "must be like"),
+        ("http://host..example/v1", "must be like"),
+        ("http:///v1", "must be like"),
     ],
 )
 def test_base_urls_that_are_refused(url: str | None, said: str) -> None:

@@ -13,7 +13,6 @@ so nothing that passes by itself may refuse one.
 import asyncio
 import contextlib
 import importlib
-import ipaddress
 import json
 import os
 import random
@@ -29,6 +28,7 @@ from urllib.parse import urlsplit
 
 from transformers_agci.errors import InputError, short
 from transformers_agci.inference.event_loop import EventLoopThread
+from transformers_agci.inference.served.address import checked_url, is_this_machine, place
 from transformers_agci.inference.served.faults import (
     NO_ANSWER,
     Fault,
@@ -147,7 +147,7 @@ class ServerClient:
     def exposes_the_key(self) -> bool:
         """Whether the key goes over a network as it is: by http to another machine."""
         parts = urlsplit(self.base_url)
-        return self._key is not None and parts.scheme == "http" and not _is_this_machine(parts.hostname or "")
+        return self._key is not None and parts.scheme == "http" and not is_this_machine(parts.hostname or "")
 
     def close(self) -> None:
         """End all waiting and all connections."""
@@ -249,10 +249,10 @@ class ServerClient:
         if fault.may_pass:
             return
         if 300 <= status < 400:
-            place = _place(self._without_key(fault.location))
+            elsewhere = place(self._without_key(fault.location))
             raise InputError(
-                f"The server at {self.base_url} redirects to {place}, which is not followed: the key is for the server "
-                "that was named. If you trust the other one, give it as `base_url`."
+                f"The server at {self.base_url} redirects to {elsewhere}, which is not followed: the key is for the "
+                "server that was named. If you trust the other one, give it as `base_url`."
             )
         if status in (401, 403):
             name = self._options.api_key_env
@@ -346,27 +346,6 @@ class ServerClient:
         self._stopped.wait(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tried - 1)) * random.uniform(0.5, 1.0))
 
 
-def checked_url(url: str | None) -> str:
-    """The URL without a slash at its end; InputError where it is none, or carries something secret."""
-    if not url:
-        raise InputError(
-            "`base_url` is needed: the server's address up to /chat/completions, such as http://localhost:8000/v1."
-        )
-    try:
-        parts = urlsplit(url)
-        host, user = parts.hostname, parts.username
-    except ValueError:
-        parts, host, user = urlsplit(""), None, None
-    if user is not None or parts.query or parts.fragment:
-        raise InputError(
-            "`base_url` must be an address alone, without user, password or query: it is written into manifests. The "
-            "key comes from the environment."
-        )
-    if parts.scheme not in ("http", "https") or not host:
-        raise InputError(f"`base_url` must be like http://localhost:8000/v1, but is {short(url)}.")
-    return url.rstrip("/").removesuffix("/chat/completions")
-
-
 def _unpacked(content: bytearray, encoding: str) -> bytes | bytearray:
     """The body as it was before it was packed, of what is too large no more than a byte too many.
 
@@ -382,22 +361,6 @@ def _unpacked(content: bytearray, encoding: str) -> bytes | bytearray:
     if len(unpacked) <= LARGEST and not unpacking.eof:
         raise ValueError("a packed answer that breaks off")
     return unpacked
-
-
-def _place(location: str) -> str:
-    """Scheme and host of a redirect, for a message."""
-    try:
-        target = urlsplit(location)
-        return f"{target.scheme}://{short(target.hostname, 80)[1:-1]}" if target.hostname else "another address"
-    except ValueError:
-        return "another address"
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _key(name: str) -> str | None:
