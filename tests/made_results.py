@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from transformers_agci.data.grid import POSITIONS
+from transformers_agci.experiments.compare.arms import parse_arm
+from transformers_agci.experiments.compare.run import ArmResult
 from transformers_agci.experiments.position.measures import ResamplingConfig
 
 RESAMPLING = ResamplingConfig(200)
@@ -71,3 +73,29 @@ def margins(items: int, bias: float, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     tables = {answer: 0.7 * rng.normal(size=(items, 1)) + 0.7 * rng.normal(size=(items, 9)) for answer in ("Yes", "No")}
     return {"Yes": tables["Yes"] + 1.3 + bias * np.repeat([1, 0, -1], 3), "No": tables["No"] - 1.3}
+
+
+def result_file(folder: Path, word: str, shift: float, spread: float, items: int = 60) -> ArmResult:
+    """An arm whose margins are those of a seed plus `shift`, lower by `spread` in the last cell."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for item in range(items):
+        for answer, mean in (("Yes", 1.5), ("No", -1.5)):
+            for cell in range(9):
+                margin = mean + shift + generator.normal() - spread * (cell == 8)
+                position = POSITIONS[cell]
+                rows.append(
+                    {
+                        "id": item,
+                        "image": f"{item}_{cell}.jpg",
+                        "caption": f"thing {item}",
+                        "position": position,
+                        "answer": answer,
+                        "prediction": "Yes" if margin > 0 else "No",
+                        "margin": margin,
+                    }
+                )
+    arm = parse_arm(word)
+    file = folder / arm.file_name
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ArmResult(arm, file, 10.0, None)

@@ -99,6 +99,7 @@ def compare_models(
     data = read_compared(options)
     for row in data.bad_rows:
         say(row.error)
+    _check_rows(data)
     split_items(_captions(data), report.dev_share)  # too few items are an error before hours of asking
     several, models, left_out = len(options.models) > 1, list[ModelComparison](), dict[str, str]()
     for number in range(len(options.models)):
@@ -114,11 +115,24 @@ def compare_models(
         say(_write(models[-1], None if several else target))
     if not models:
         raise InputError(f"None of the models could be asked. {next(iter(left_out.values()))}")
-    incomplete = bool(data.bad_rows or left_out or any(model.left_out for model in models))
-    found = ComparedModels(int(incomplete), models, left_out)
+    found = ComparedModels(int(bool(left_out) or not all(map(_is_whole, models))), models, left_out)
     if several:
         say(f"\n{_write_overview(found, options.folder, target)}")
     return found
+
+
+def _is_whole(model: ModelComparison) -> bool:
+    return not model.left_out and not any(result.skipped for result in model.results)
+
+
+def _check_rows(data: ProbeData) -> None:
+    """InputError where there are rows of one answer only, before hours of asking."""
+    answers = {row.answer for rows in data.items.values() for row in rows}
+    for answer, remedy in (("Yes", "give them as `data`"), ("No", "give them as `negatives_file`")):
+        if answer not in answers:
+            raise InputError(
+                f"There is no row whose right answer is {answer}, and methods are compared by both: {remedy}."
+            )
 
 
 def _name(options: CompareOptions, number: int) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.compare.arms import Arm
 from transformers_agci.experiments.compare.run import ArmResult
 from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE
@@ -121,6 +121,7 @@ def compared_text(compared: Compared, results: Sequence[ArmResult], left_out: Ma
         evidence_report.evidence_text(compared.evidence),
         cost_text(results),
         *notes_of([result.arm for result in results]),
+        *(f"{result.arm.label}: {counted(result.skipped, 'row')} skipped." for result in results if result.skipped),
         *(f"{label}: left out. {why}" for label, why in left_out.items()),
     ]
     return "\n\n".join(blocks)
@@ -163,6 +164,7 @@ def compared_json(compared: Compared, results: Sequence[ArmResult], left_out: Ma
         "evidence": as_json(compared.evidence),
         "cost": {result.arm.label: _cost_of(result) for result in results},
         "notes": notes_of([result.arm for result in results]),
+        "skipped_rows": {result.arm.label: result.skipped for result in results},
         "left_out": dict(left_out),
     }
 

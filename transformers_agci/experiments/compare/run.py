@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers_agci.data.rows import require_number, require_whole_number
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.compare.arms import STOCK, Arm
 from transformers_agci.experiments.defaults import ATLAS_ITEMS
 from transformers_agci.experiments.engines import NEEDS_THE_MODEL
@@ -57,12 +57,13 @@ class CompareOptions:
 
 
 class ArmResult(NamedTuple):
-    """An arm's result file, and what it took."""
+    """An arm's result file, what it took, and how many rows could not be asked."""
 
     arm: Arm
     file: Path
     ms_per_row: float | None
     kib_per_row: float | None  # by how much memory grew at most, over the lists of images in a batch
+    skipped: int = 0
 
 
 def read_compared(options: CompareOptions) -> ProbeData:
@@ -149,7 +150,10 @@ def _ask(  # noqa: PLR0917 - what an arm is asked with
         cost = {"ms_per_row": ms, "kib_per_row": max(0.0, grown) / 1024 / batch if here is not None else None}
         write_json(file.with_suffix(".cost.json"), cost, indent=1)
     say(f"{arm.label}: {summary.lines()[0]}")
-    return ArmResult(arm, file, *_cost(file))
+    failed = summary.counts.failed
+    if failed:
+        say(f"{arm.label}: {counted(len(failed), 'row')} skipped, for instance {failed[0].error}")
+    return ArmResult(arm, file, *_cost(file), len(failed))
 
 
 def _ms_per_row(file: Path) -> float | None:
