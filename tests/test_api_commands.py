@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -107,8 +108,6 @@ def test_a_built_set_is_the_commands_bytes_and_either_goes_on_in_the_others(
 
 
 def test_images_in_memory_from_any_iterable_become_a_similarity_set(tmp_path: Path) -> None:
-    import pandas as pd
-
     frame = pd.DataFrame({"image": [coloured(n) for n in range(2)], "caption": ["zero", "one"]})
     grid = {"canvas": 126, "box": 40, "gutter": 2, **QUIET}
     built = agci.build_similarity(frame["image"], frame["caption"], tmp_path / "s", **grid)
@@ -138,8 +137,13 @@ def test_other_images_in_the_same_folder_are_no_old_set(tmp_path: Path) -> None:
         ({"kind": "words", "target_sizes": 8}, "`target_sizes` must be a list of lengths in pixels, but is 8"),
         ({"kind": "words", "gutter": "x"}, "`gutter` must be a number, but is 'x'"),
         ({"source": "x", "captions": ["a"]}, "A list of `captions` goes with a list of images"),
-        ({"source": {"a": 1}}, "`source` must be a list with one element for each image, but is {'a': 1}"),
-        ({"source": [b"x"], "captions": "a"}, "`captions` must be a list with one element for each image"),
+        (
+            {"source": {"a": 1}},
+            "`source` must be a list of images: files, PIL images or encoded bytes, but is {'a': 1}",
+        ),
+        ({"source": [b"x"], "captions": "a"}, "`captions` must be a list of texts, one for each image, but is 'a'"),
+        ({"source": []}, "The list of images is empty"),
+        ({"source": pd.DataFrame({"a": [1]})}, "but is a DataFrame: give a column of it"),
         ({"source": [b"x"], "captions": [3]}, "`captions` must be texts, but one is 3"),
     ],
 )
@@ -179,6 +183,9 @@ def test_a_broken_off_download_goes_on_and_a_copy_is_read(tmp_path: Path, monkey
     assert asked == []
     (tmp_path / "new" / "AGCI_Probe_Dataset").mkdir(parents=True)  # what an interrupted download leaves
     assert agci.published_data("probe", tmp_path / "new").rows == 18
+    with pytest.raises(agci.InputError, match=r"`folder` .*rows\.json is a file"):
+        (tmp_path / "rows.json").touch()
+        agci.published_data("probe", tmp_path / "rows.json")
     (tmp_path / "empty").mkdir()
     agci.published_data("probe", tmp_path / "empty")
     monkeypatch.chdir(tmp_path)
@@ -364,6 +371,9 @@ def test_a_score_is_the_commands(
         ({"judge": "codes"}, "pope takes no `judge`"),
         ({"resamples": -1}, "`resamples` must be a whole number of at least 0"),
         ({"questions": 5}, "`questions` must be a file or a list of files, but is 5"),
+        ({"against": pd.DataFrame()}, "`against` must be a list of files, but is a DataFrame"),
     ):
         with pytest.raises(agci.InputError, match=message):
             agci.score("pope", one, **given)
+    with pytest.raises(agci.InputError, match="`answers` is an empty list"):
+        agci.score("pope", [])

@@ -120,7 +120,7 @@ def lambda_list(given: Sequence[float] | float | None) -> tuple[float, ...]:
         return ()
     if isinstance(given, str | bytes):
         raise InputError(f"`lambdas` is a number or a list of numbers, such as [0, 0.5], but is {given!r}.")
-    values = [given] if isinstance(given, Real) else _elements("lambdas", given, "numbers, such as [0, 0.5]")
+    values = [given] if isinstance(given, Real) else elements("lambdas", given, "numbers, such as [0, 0.5]")
     return tuple(validate_lambda(value, "one of `lambdas`") for value in values)
 
 
@@ -150,7 +150,7 @@ def place_of_lambda(lambdas: Sequence[float], wanted: float | None) -> int:
 
 def method_list(given: str | Sequence[str]) -> list[str]:
     """The methods in their order; one name is a list of one. That each exists is for the run to say."""
-    methods = [given] if isinstance(given, str) else _elements("method", given, "names of methods")
+    methods = [given] if isinstance(given, str) else elements("method", given, "names of methods")
     if not methods:
         raise InputError("`method` is an empty list; name at least one method.")
     if (wrong := next((name for name in methods if not isinstance(name, str)), None)) is not None:
@@ -189,7 +189,7 @@ def with_options(method: str, given: Mapping[str, Any] | None) -> tuple[str, dic
 def control_list(given: str | Sequence[str]) -> list[Control]:
     """The controls by their names; one name is a list of one."""
     known = [control.value for control in Control]
-    names = [given] if isinstance(given, str) else _elements("controls", given, "names of controls")
+    names = [given] if isinstance(given, str) else elements("controls", given, "names of controls")
     if (wrong := next((name for name in names if name not in known), None)) is not None:
         raise InputError(f"`controls` must be of {' and '.join(known)}, but has {wrong!r}.")
     return [Control(name) for name in names]
@@ -240,15 +240,21 @@ def one_of(name: str, given: Any, choices: Any) -> None:
 
 def path_list(name: str, given: Any) -> tuple[Path, ...]:
     """Files in their order; one is a list of one."""
-    single = isinstance(given, str | Path)
-    found: list[Any] = [given] if single else list(given) if isinstance(given, Iterable) else [None]
+    single, several = isinstance(given, str | Path), isinstance(given, Iterable)
+    found = [given] if single else elements(name, given, "files") if several else [None]
     if any(not isinstance(each, str | Path) for each in found):
         raise InputError(f"`{name}` must be a file or a list of files, but is {short(given)}.")
     return tuple(map(Path, found))
 
 
-def _elements(name: str, given: Any, what: str) -> list[Any]:
-    try:
-        return list(given)
-    except TypeError:
-        raise InputError(f"`{name}` must be a list of {what}, but is {given!r}.") from None
+def elements(name: str, given: Any, what: str) -> list[Any]:
+    """The elements of a list, a tuple, a column of a DataFrame, a generator. InputError where it is none of these.
+
+    >>> elements("files", (n for n in "ab"), "files")
+    ['a', 'b']
+    """
+    if hasattr(given, "columns"):
+        raise InputError(f"`{name}` must be a list of {what}, but is a {type(given).__name__}: give a column of it.")
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise InputError(f"`{name}` must be a list of {what}, but is {short(given)}.")
+    return list(given)

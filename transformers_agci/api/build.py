@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers_agci.api.arguments import checked, maybe_whole, one_of, whole_number
+from transformers_agci.api.arguments import checked, elements, maybe_whole, one_of, whole_number
 from transformers_agci.api.folders import place_of
-from transformers_agci.api.images import listed, written_source
+from transformers_agci.api.images import IMAGES, written_source
 from transformers_agci.api.rows import Shown, tables_html
 from transformers_agci.data.build import build
 from transformers_agci.data.built_set import (
@@ -24,7 +24,7 @@ from transformers_agci.data.built_set import (
 )
 from transformers_agci.data.grid import Grid
 from transformers_agci.data.sources import Source
-from transformers_agci.errors import InputError, counted, short
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.position.data import ProbeData, read_data
 from transformers_agci.inference.progress import ticking
 from transformers_agci.report.table import Table
@@ -230,11 +230,9 @@ def _given(
                 "A list of `captions` goes with a list of images; a source has its own, or a file of them."
             )
         return _Given(Source(str(source), None if captions is None else str(captions), *columns))
-    images = listed("source", source)
+    images = elements("source", source, IMAGES)
     return _Given(Source(str(written_source(folder / "source", images, captions, overwrite))), len(images))
 
 
 def _lengths(given: Any) -> tuple[int, ...]:
-    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
-        raise InputError(f"`target_sizes` must be a list of lengths in pixels, but is {short(given)}.")
-    return tuple(whole_number("target_sizes", size) for size in given)
+    return tuple(whole_number("target_sizes", size) for size in elements("target_sizes", given, "lengths in pixels"))

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.api.arguments import checked, maybe_whole, one_of, whole_number
+from transformers_agci.api.arguments import checked, elements, maybe_whole, one_of, whole_number
 from transformers_agci.api.build import build_probe, keeping
 from transformers_agci.api.folders import place_of
-from transformers_agci.api.images import listed
+from transformers_agci.api.images import IMAGES
 from transformers_agci.data.built_set import SetKind
 from transformers_agci.data.fetch import MAX_RATIO, arrange, copy_or_download
 from transformers_agci.data.grid import Grid, largest_box
@@ -118,7 +118,7 @@ def composites(
     """
     if isinstance(images, str | Path) and captions is not None:
         raise InputError("`captions` go with a list of images; a source has its own.")
-    source = images if isinstance(images, str | Path) else listed("images", images)
+    source = images if isinstance(images, str | Path) else elements("images", images, IMAGES)
     canvas, rows, cols = (whole_number(*each) for each in (("canvas", canvas), ("rows", rows), ("cols", cols)))
     gutter = Grid.gutter * canvas / Grid.canvas
     as_published = min(round(Grid.box * canvas / Grid.canvas), largest_box(canvas, gutter, max(rows, cols)))

@@ -3,14 +3,16 @@
 import io
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers_agci.api.arguments import elements
 from transformers_agci.errors import InputError, short
 from transformers_agci.storage.atomic import cannot_write, write_atomic
 from transformers_agci.storage.reading import is_file
 
+IMAGES = "images: files, PIL images or encoded bytes"
 NOT_IN_PNG = ("CMYK", "F", "HSV", "LAB", "YCbCr")  # modes of PIL
 
 
@@ -36,7 +38,9 @@ def written_source(folder: Path, images: Sequence[Any], captions: Any, overwrite
 
     What stands there already is left; InputError where it is something else, unless `overwrite`.
     """
-    texts = listed("captions", () if captions is None else captions)
+    texts = elements("captions", () if captions is None else captions, "texts, one for each image")
+    if not images:
+        raise InputError("The list of images is empty; give at least one.")
     if len(texts) != len(images):
         given = "none" if captions is None else f"{len(texts)}"
         raise InputError(f"There must be a caption for each of the {len(images)} images, but there are {given}.")
@@ -54,13 +58,6 @@ def written_source(folder: Path, images: Sequence[Any], captions: Any, overwrite
     except OSError as error:
         raise cannot_write(folder, error) from error
     return folder
-
-
-def listed(name: str, given: Any) -> list[Any]:
-    """The elements of a list, a column of a DataFrame, a generator."""
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
-        raise InputError(f"`{name}` must be a list with one element for each image, but is {short(given)}.")
-    return list(given)
 
 
 def _write_new(path: Path, content: bytes) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from transformers_agci.api.arguments import checked, path_list, whole_number
 from transformers_agci.api.rows import Shown, Tabular, tables_html
+from transformers_agci.errors import InputError
 from transformers_agci.experiments.benchmarks.declaration import Inputs
 from transformers_agci.experiments.benchmarks.score_report import (
     CHOICES,
@@ -101,7 +102,9 @@ def score(
     paths = {label: None if given is None else Path(given) for label, given in beside.items()}
     choices = {"questions": path_list("questions", questions) or None, "split": split, "judge": judge, **paths}
     bootstrap = Bootstrap(whole_number("resamples", resamples, 0), whole_number("seed", seed, 0))
-    wanted = AnswersToScore(path_list("answers", answers), path_list("against", against), official)
+    if not (given := path_list("answers", answers)):
+        raise InputError("`answers` is an empty list; name at least one file.")
+    wanted = AnswersToScore(given, path_list("against", against), official)
     return run_score(name, wanted, choices, bootstrap)
 
 

@@ -69,6 +69,8 @@ def copy_or_download(kind: str, folder: Path | None) -> Path:
         begun = any(is_folder(folder / name.split("/")[1]) for name in HUB_SETS[kind])
         if not begun and any(folder.iterdir()):
             return folder
+    elif folder is not None and folder.exists():
+        raise InputError(f"`output_dir` {path_text(folder)} is a file; give a folder.")
     return download(kind, folder or FOLDERS[kind])
 
 

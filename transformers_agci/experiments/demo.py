@@ -122,7 +122,8 @@ class Demo:
                     worker.wait()
             if any(worker.returncode for worker in workers):
                 log.seek(0)
-                raise InputError(f"A process of the demo failed; it said: {log.read().strip()}")
+                said = " ".join(dict.fromkeys(log.read().split("\n")))  # of several processes once
+                raise InputError(f"A process of the demo failed; it said: {said.strip()}")
 
     def _start(self, index: int, log: IO[str]) -> subprocess.Popen[str]:
         share = Share(
