@@ -31,6 +31,7 @@ class CallState(threading.local):
         plan: what its attention layers do, of such a call, too.
         weighing: the first pass of two is running.
         contrasting: a second pass is running, which the rival leaves alone; other threads go on.
+        positions: [B, S] or [axes, B, S], of the decoder's last call in a second pass; None where it was given none.
         weights: [B], which it chose.
         seen: per layer the attention that a blank image gets, while it is shown.
         bias: per layer [B, S], of the coming call.
@@ -43,6 +44,7 @@ class CallState(threading.local):
         self.plan: Plan | None = None
         self.weighing = False
         self.contrasting = False
+        self.positions: torch.Tensor | None = None
         self.weights: torch.Tensor | None = None
         self.seen: dict[int, torch.Tensor] | None = None
         self.bias: dict[int, torch.Tensor] | None = None
@@ -59,7 +61,7 @@ class CallState(threading.local):
         try:
             yield
         finally:
-            self.contrasting = False
+            self.contrasting, self.positions = False, None
 
     def end(self) -> "tuple[torch.Tensor | None, Plan | None]":
         """The call has ended; returns what its cache has to keep."""

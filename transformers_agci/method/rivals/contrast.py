@@ -4,14 +4,13 @@ The second pass has a cache of its own and goes on token by token with the first
 are reordered (beams), it starts over. The rival does nothing in it.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from transformers_agci.errors import InputError
-from transformers_agci.families import decoder_of, find_vlm, image_token_id
+from transformers_agci.families import find_vlm, image_token_id
 from transformers_agci.method.forward_call import cache_name, cache_of_output
 from transformers_agci.method.rivals.call_state import state
 
@@ -86,10 +85,11 @@ class ContrastProcessor:
             vlm.rope_deltas = None
         else:
             given["position_ids"] = (mask.cumsum(dim=-1) - 1).clamp_min(0)
-        with _decoder_positions(vlm) as positions:
-            output = self.model(**given, use_cache=True)
+        state.positions = None
+        output = self.model(**given, use_cache=True)
         # Not by rope_deltas, which count a row's padding or do not, by version and by whether there is an image.
-        self._next = positions[-1][..., -1:] + 1 if positions else torch.full_like(ids[:, -1:], ids.shape[1])
+        seen = state.positions
+        self._next = torch.full_like(ids[:, -1:], ids.shape[1]) if seen is None else seen[..., -1:] + 1
         self._mask = mask
         if hasattr(vlm, "rope_deltas"):
             vlm.rope_deltas = kept
@@ -106,19 +106,3 @@ class ContrastProcessor:
             use_cache=True,
             **{cache_name(self.model): self._cache},
         )
-
-
-@contextlib.contextmanager
-def _decoder_positions(vlm: Any) -> Iterator[list[torch.Tensor]]:
-    """The position ids ([B, S] or [axes, B, S]) of every call of the decoder; none of a call that leaves them to it."""
-    found: list[torch.Tensor] = []
-
-    def note(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if isinstance(kwargs.get("position_ids"), torch.Tensor):
-            found.append(kwargs["position_ids"])
-
-    hook = decoder_of(vlm).register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        yield found
-    finally:
-        hook.remove()

@@ -57,6 +57,8 @@ def before_decoder(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Give image tokens, and the text behind them, their positions."""
     handle: RivalHandle | None = getattr(decoder, RIVAL, None)
+    if state.contrasting:
+        state.positions = kwargs.get("position_ids")
     if handle is None or not handle.is_on():
         return None
     set_plan(None)
