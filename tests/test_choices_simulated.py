@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from test_statistics_simulated import SIZES, noise, tables, truth_or_fail
 
 from transformers_agci import statistics as st
@@ -27,9 +28,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_intervals_of_all_cells_at_once_hold_all_truths(items: int, within: float, change: Any) -> None:
     """Nine intervals of 95 % each hold all truths in two thirds of the samples."""
-    from scipy import stats
-
-    rng, held, alone, replicates = np.random.default_rng(items), 0, 0, 300
+    rng, held, alone, replicates = np.random.default_rng(items), 0, 0, 200
     truth = np.subtract(*(stats.norm.cdf(1.0 + lean) for lean in change[::-1]))
     for _ in range(replicates):
         before, fresh = noise(rng, items, within), noise(rng, items, within)
@@ -40,7 +39,7 @@ def test_intervals_of_all_cells_at_once_hold_all_truths(items: int, within: floa
         held += all(cell.low <= true <= cell.high for cell, true in zip(together, truth, strict=True))
         alone += all(cell.low <= true <= cell.high for cell, true in zip(single, truth, strict=True))
         assert all(a.low <= b.low < b.high <= a.high for a, b in zip(together, single, strict=True))
-    truth_or_fail(held / replicates, 0.93, 1.0, "all cells")
+    truth_or_fail(held / replicates, 0.92, 1.0, "all cells")
     assert alone < held
 
 
@@ -61,27 +60,24 @@ def arms(rng: np.random.Generator, items: int, gains: list[float]) -> list[Probe
 
 
 ARMS = {
-    "two alike": [0.0] * 2,
+    "two, one a little better": [0.0, 0.06],
     "three alike": [0.0] * 3,
     "ten alike": [0.0] * 10,
-    "six a little apart": [0.0, 0.01, 0.02, 0.03, 0.04, 0.05],
-    "ten, one a little better": [0.0] * 9 + [0.04],
-    "ten, one much better": [0.0] * 9 + [0.3],
+    "ten a little apart": [0.01 * number for number in range(10)],
 }
+LONGEST = {40: 0.07, 100: 0.04, 300: 0.022}  # half an interval, a share: one arm settled beforehand has about half
+CASES = [(name, "balanced") for name in ARMS] + [("ten alike", "auc"), ("three alike", "evenness")]
 
 
 @pytest.mark.parametrize("items", [40, 100, 300])
-@pytest.mark.parametrize("gains", ARMS.values(), ids=ARMS)
-@pytest.mark.parametrize("choice", ["balanced", "auc"])
-def test_what_a_choice_is_worth_is_held_by_its_interval(items: int, gains: list[float], choice: Choice) -> None:
+@pytest.mark.parametrize("name, choice", CASES)
+def test_what_a_choice_is_worth_is_held_by_its_interval(items: int, name: str, choice: Choice) -> None:
     """The truth is the mean gain of what the folds chose; with the choices taken as settled 84 to 92 % held it."""
-    from scipy import stats
-
-    rng, held, widths, replicates = np.random.default_rng(items), 0, [], 300
-    truth = {f"r{number}": stats.norm.cdf(1.28 + gain) - stats.norm.cdf(1.28) for number, gain in enumerate(gains)}
+    rng, held, replicates = np.random.default_rng(items), 0, 200
+    truth = {f"r{number}": stats.norm.cdf(1.28 + gain) - stats.norm.cdf(1.28) for number, gain in enumerate(ARMS[name])}
     for _ in range(replicates):
-        found = nested(arms(rng, items, gains), choice)
+        found = nested(arms(rng, items, ARMS[name]), choice)
         true = sum(truth[label] * size for label, size in zip(found.chosen, found.fold_items, strict=True)) / items
         held += found.gain.low <= true <= found.gain.high
-        widths.append(found.gain.high - found.gain.low)
+        assert found.gain.high - found.gain.low < 2 * LONGEST[items]
     truth_or_fail(held / replicates, 0.93, 1.0, "what the folds chose")

@@ -114,13 +114,9 @@ def simultaneous_differences(first: Floats, second: Floats, draws: int = 20_000,
     """
     difference = second - first
     counts = (~np.isnan(difference)).sum(axis=0).astype(float)
-    centred = np.where(np.isnan(difference), 0.0, difference - np.nansum(difference, axis=0) / np.maximum(counts, 1))
-    size = np.sqrt((centred**2).sum(axis=0))
-    correlation = np.where(np.outer(size, size) > 0, centred.T @ centred, 0.0) / np.maximum(
-        np.outer(size, size), 1e-300
+    normal = np.random.default_rng(seed).multivariate_normal(
+        np.zeros(len(counts)), _correlation(difference, counts), draws, method="eigh"
     )
-    np.fill_diagonal(correlation, 1.0)  # a cell in which nothing differs counts as independent
-    normal = np.random.default_rng(seed).multivariate_normal(np.zeros(len(counts)), correlation, draws, method="eigh")
     quantile = float(np.quantile(np.abs(normal).max(axis=1), CONFIDENCE))
     gained, lost = (np.nansum(difference == sign, axis=0).astype(float) for sign in (1, -1))
     alone = [agresti_min(*of_cell) for of_cell in zip(gained, lost, counts, strict=True)]
@@ -129,6 +125,25 @@ def simultaneous_differences(first: Floats, second: Floats, draws: int = 20_000,
         cell._replace(low=min(cell.low, float(low)), high=max(cell.high, float(high))) if cell.n else cell
         for cell, (low, high) in zip(alone, bounds, strict=True)
     ]
+
+
+def _correlation(difference: Floats, counts: Floats) -> Floats:
+    """[cells, cells]: how differences go together over items, less what chance makes of it.
+
+    Where few rows differ, chance alone correlates cells, and correlated cells ask for shorter intervals. So they are
+    shrunk by the share that their errors have in their squares (Schaefer and Strimmer 2005). A cell in which nothing
+    differs counts as independent.
+    """
+    centred = np.where(np.isnan(difference), 0.0, difference - np.nansum(difference, axis=0) / np.maximum(counts, 1))
+    size = np.sqrt((centred**2).sum(axis=0))
+    scale = np.outer(size, size)
+    found: Floats = np.where(scale > 0, centred.T @ centred, 0.0) / np.maximum(scale, 1e-300)
+    np.fill_diagonal(found, 0.0)
+    squares = float((found**2).sum())
+    by_chance = float((scale > 0).sum() - (size > 0).sum()) / max(len(difference), 1)
+    found *= max(0.0, 1 - by_chance / squares) if squares else 0.0
+    np.fill_diagonal(found, 1.0)
+    return found
 
 
 class McNemar(NamedTuple):
