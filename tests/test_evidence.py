@@ -162,7 +162,12 @@ def test_what_is_no_curve_is_refused(
     first, second, third = sweep_of_lambdas
     words = ["--output_curve", str(tmp_path / "c.png"), "--draws", "50"]
     assert main(["evidence", first, second, second, *words]) == 2
-    assert "one result per lambda, all of one method" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "one result per lambda, all of one method" in said and said.count("r1.jsonl (lambda 0.25)") == 2
+    for number in ("Infinity", "NaN", "1" + 400 * "0"):
+        Path(third).with_suffix(".manifest.json").write_text(f'{{"settings": {{"lambda": {number}}}}}')
+        assert main(["evidence", first, second, third, *words]) == 2
+        assert "r2.jsonl: no manifest beside it says its lambda" in capsys.readouterr().err
     Path(third).with_suffix(".manifest.json").unlink()
     assert main(["evidence", first, second, third, *words]) == 2
     assert "r2.jsonl: no manifest beside it says its lambda" in capsys.readouterr().err

@@ -33,7 +33,10 @@ def lambdas_of_files(paths: Sequence[str | Path]) -> list[float]:
         if lam:  # at 0 every method is the baseline
             methods.add(method)
     if len(set(found)) < len(found) or len(methods) > 1:
-        raise InputError("A curve needs one result per lambda, all of one method; name other result files.")
+        named = ", ".join(f"{path_text(path)} (lambda {lam:g})" for path, lam in zip(paths, found, strict=True))
+        raise InputError(
+            f"A curve needs one result per lambda, all of one method; name other result files than {named}."
+        )
     return found
 
 

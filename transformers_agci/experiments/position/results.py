@@ -2,10 +2,11 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -249,11 +250,11 @@ def label_of(path: str | Path) -> str:
     engine = settings.get("engine", "transformers")
     if lam == "as served":
         return f"{Path(path).stem}, as served by {engine}"
-    if isinstance(lam, bool) or not isinstance(lam, int | float):
+    if not _is_number(lam):
         return Path(path).stem
     name = "AGCI" if method == "agci" else str(method)
     strength = settings.get("strength")
-    if isinstance(strength, int | float) and strength:
+    if strength and _is_number(strength):
         note = ", reconstruction" if "reconstruction" in str(settings.get("method_note", "")) else ""
         label = f"{name} (strength {lambda_text(float(strength))}{note})"
     else:
@@ -265,9 +266,14 @@ def method_and_lambda(path: str | Path) -> tuple[str, float] | None:
     """The method of a result and its lambda, or what a rival calls its strength, where the manifest beside it tells."""
     settings = _settings_of(path)
     lam = settings.get("strength") or settings.get("lambda")
-    if isinstance(lam, bool) or not isinstance(lam, int | float):
+    if not _is_number(lam):
         return None
     return str(settings.get("method", "agci")), float(lam)
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether this is a number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def model_of(path: str | Path) -> str:
