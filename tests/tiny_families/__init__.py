@@ -13,7 +13,7 @@ which tokens belong to which image comes from how the prompt was made.
 import torch
 import transformers
 
-from tiny_families import deepseek, gemma, grids, grids_otherwise, internvl, llava, minicpm, qwen, tiles
+from tiny_families import codes, deepseek, gemma, grids, grids_otherwise, internvl, llava, minicpm, qwen, tiles
 from tiny_families.batches import BOS, EOS, IMG, PAD, TEXT, VOCABULARY, WIDTH, Batch, Piece, TinyFamily, concatenated
 from tiny_families.configs import TILE
 from tiny_families.pieces import onevision_piece
@@ -41,7 +41,7 @@ __all__ = [
     "wide_image",
 ]
 
-_KIN = (qwen, gemma, internvl, llava, grids, grids_otherwise, tiles, deepseek, minicpm)
+_KIN = (qwen, gemma, internvl, llava, grids, grids_otherwise, codes, tiles, deepseek, minicpm)
 
 ROWS = {row.model_type: row for kin in _KIN for row in kin.ROWS}
 # What fails there in any call, without AGCI: why. `test_stock_fails_by_itself` says when it no longer does.

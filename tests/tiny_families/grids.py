@@ -1,6 +1,6 @@
 """Tiny models of the kin of families/grids.py whose pixels come in patches with `image_grid_thw`, as Qwen's."""
 
-from tiny_families.batches import AUDIO, IMG, VIDEO, VOCABULARY, WIDTH, padded_pixels
+from tiny_families.batches import AUDIO, IMG, VIDEO, VOCABULARY, WIDTH
 from tiny_families.configs import (
     CLIP_SIZES,
     DSA,
@@ -20,7 +20,6 @@ from tiny_families.configs import (
 )
 from tiny_families.pieces import (
     QWEN_PATCH,
-    apertus_piece,
     hy4_piece,
     token_grid_piece,
 )
@@ -89,37 +88,6 @@ NEWEST = (
         ),
         token_grid_piece,
         lora="linear",
-    ),
-    row(
-        "apertus1p5",
-        "Apertus1p5",
-        config(
-            "Apertus1p5Config",
-            text_config=text(),
-            vision_config={
-                "codebook_size": 16,
-                "embed_dim": 4,
-                "latent_channels": 4,
-                "base_channels": 32,
-                "channel_multiplier": [1, 1],
-                "num_res_blocks": 1,
-                "attn_resolutions": [],
-            },
-            audio_config={
-                "model_type": "wavtokenizer_encoder",
-                "num_filters": 4,
-                "hidden_size": 32,
-                "codebook_dim": 32,
-                "codebook_size": 8,
-                "num_lstm_layers": 1,
-            },
-            image_token_id=IMG,
-            audio_token_id=AUDIO,
-            image_token_offset=160,
-            audio_token_offset=176,
-        ),
-        apertus_piece,
-        padded_pixels,
     ),
 )
 

@@ -21,7 +21,6 @@ from tiny_families.configs import (
 )
 from tiny_families.pieces import (
     conv_piece,
-    emu_piece,
     fuyu_piece,
     grid_piece,
     hunyuan_piece,
@@ -319,32 +318,6 @@ ROWS = (
             audio_bos_token_id=11,
         ),
         inkling_piece,
-    ),
-    row(
-        "emu3",
-        "Emu3",
-        config(
-            "Emu3Config",
-            text_config=text(),
-            vq_config={
-                "codebook_size": 16,
-                "embed_dim": 4,
-                "latent_channels": 4,
-                "base_channels": 32,
-                "channel_multiplier": [1, 1],
-                "num_res_blocks": 1,
-                "hidden_size": WIDTH,
-                "attn_resolutions": [],
-                "temporal_downsample_factor": 1,
-            },
-            vocabulary_map={
-                "<image>": IMG,
-                "<|extra_200|>": 8,
-                **{f"<|visual token {number:06}|>": 160 + number for number in range(16)},
-            },
-        ),
-        emu_piece,
-        padded_pixels,
     ),
     TinyFamily(
         "nemotron_h_omni",

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from transformers_agci.errors import InputError, short
-from transformers_agci.families import deepseek, gemma, grids, internvl, llava, minicpm, qwen, refused, tiles
+from transformers_agci.families import codes, deepseek, gemma, grids, internvl, llava, minicpm, qwen, refused, tiles
 from transformers_agci.families.declaration import Family, ForwardCall, Lacks, RefusedFamily, require
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _table(rows: Iterable[Family]) -> Mapping[str, Family]:
     return MappingProxyType({family.model_type: family for family in rows})
 
 
-_KIN = (qwen, gemma, internvl, llava, grids, tiles, deepseek, minicpm)
+_KIN = (qwen, gemma, internvl, llava, grids, codes, tiles, deepseek, minicpm)
 
 SUPPORTED_FAMILIES = _table(family for kin in _KIN for family in kin.FAMILIES)
 """Every family that AGCI serves, by its model_type in transformers."""

@@ -118,22 +118,6 @@ def _behind_marks(config: Any, call: ForwardCall, total: int) -> None:
         )
 
 
-def _by_codes(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
-    """Emu3: an image is a grid of codes, each a word of the vocabulary, an end of line behind each row: h * (w + 1)."""
-    if call.encoded is not None or call.image_sizes is None:
-        return encoded_lengths(call)
-    code = 2 ** (len(config.vq_config.channel_multiplier) - 1)  # pixels
-    return [(height // code) * (width // code + 1) for height, width in pairs(call.image_sizes)]
-
-
-def _by_codes_alone(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
-    """Apertus 1.5: codes as Emu3's, but what ends a row is no image token: h * w."""
-    if call.encoded is not None or call.image_sizes is None:
-        return encoded_lengths(call)
-    code = 2 ** (len(config.vision_config.channel_multiplier) - 1)  # pixels
-    return [(height // code) * (width // code) for height, width in pairs(call.image_sizes)]
-
-
 def _grid(model_type: str, name: str, hub_id: str, tokens: str, **more: Any) -> Family:
     return Family(model_type, name, hub_id, tokens, GRID, patch_grid, **more)
 
@@ -371,25 +355,6 @@ FAMILIES = (
         flow=LINEAR_ATTENTION,
         positions=NO_ROTARY,
         vllm=VllmClass("NemotronH_Nano_VL_V2"),
-    ),
-    Family(
-        "emu3",
-        "Emu3",
-        "Emu3-community/Emu3-Chat-hf",
-        "7938 of 720x720 pixels",
-        ImageTokens(_by_codes),
-        NO_LAYOUT,
-        alone=True,  # images of one call are padded to one size, and its codes see the padding
-        vllm=NO_CLASS_IN_VLLM,
-    ),
-    Family(
-        "apertus1p5",
-        "Apertus 1.5",
-        "swiss-ai/Apertus-v1.5-8B",
-        "2704",
-        ImageTokens(_by_codes_alone, rows=in_rows),
-        NO_LAYOUT,
-        vllm=NO_CLASS_IN_VLLM,
     ),
     Family(
         "fuyu",
