@@ -1,5 +1,6 @@
 """What is said of results with missing rows, few items, other negatives, or one kind of rows."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def test_an_unreadable_reply_is_no_evidence_of_a_correct_rejection(tmp_path: Pat
 
 def test_unreadable_replies_change_no_difference_of_what_was_said(tmp_path: Path) -> None:
     """Two results that say the same where both are readable differ in no d', c, V of d' or threshold."""
-    lines = [{k: v for k, v in row.items() if k != "margin"} for row in two_kinds(60)]
+    lines = [{k: v for k, v in row.items() if k != "margin"} for row in two_kinds(200)]
     blurred = unreadable(unreadable(lines, "No"), "Yes", every=7)
     results = [read_results(write(tmp_path / f"{k}.jsonl", content)) for k, content in enumerate((lines, blurred))]
     for first, second in (results, results[::-1]):
@@ -226,6 +227,30 @@ def test_false_alarms_too_few_for_a_rate_of_each_cell_have_one_for_all(
     found = compare(first, second).evenness
     rates = [(result.yes.said_yes.sum(axis=0) + 0.5) / 301 for result in (first, second)]
     plain = [float(np.var(stats.norm.ppf(rate))) for rate in rates]  # what chance makes is small beside the bias
-    assert found.verdict == "more even" and found.d_prime.first == pytest.approx(plain[0], abs=0.02)
+    assert found.verdict == "more even" and found.yes_answers.first == pytest.approx(plain[0], abs=0.02)
+    assert found.decisive is found.yes_answers is found.units[0] and found.d_prime is None
     assert main(["metrics", "--results_file", *paths, "--draws", "20"]) == 0
-    assert "with one rate of false alarms for all of them: some cell has " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "with one rate of false alarms for all of them because some cell has " in out
+    assert "only Yes rows are compared, and a threshold that leans with the place counts as unevenness" in out
+    assert "unbiased sd of d' with one rate of false alarms, over the cells" in out
+    assert re.search(r"d' of the cells +- +- +-\n", out)
+
+
+@pytest.mark.parametrize("margin", [True, False])
+def test_a_threshold_that_leans_with_the_place_does_not_move_d_prime_of_the_cells(tmp_path: Path, margin: bool) -> None:
+    """Every cell's true d' is 2.9 in both results; in the first Yes is said more often in the upper rows.
+
+    Without margins the answers to Yes rows are all that can be compared, and by these a lean is unevenness, as it is by
+    the margins of Yes rows.
+    """
+    lean = np.repeat([0.6, 0.0, -0.6], 3)
+    sides = [[margins(300, seed + by, mean=mean) for mean in (1.0, -1.9)] for by, seed in enumerate((20, 30))]
+    tables = [(sides[0][0] + lean, sides[0][1] + lean), sides[1]]
+    paths = [write(tmp_path / f"{k}.jsonl", rows(*pair, margin=margin)) for k, pair in enumerate(tables)]
+    first, second = (read_results(path) for path in paths)
+    assert min((result.no.said_yes == 1).sum(axis=0).min() for result in (first, second)) < 3
+    found = compare(first, second).evenness
+    assert found.d_prime is None or found.d_prime.low < 0 < found.d_prime.high
+    assert found.verdict == "more even"
+    assert (found.yes_answers is None) == margin

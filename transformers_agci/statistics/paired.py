@@ -106,7 +106,7 @@ def score_bounds(gained: Floats, lost: Floats, n: Floats, quantile: float) -> tu
 
 
 def simultaneous_differences(first: Floats, second: Floats, draws: int = 20_000, seed: int = 0) -> list[Interval]:
-    """second - first per cell, with intervals that hold in all cells at once in 95 % of samples (max-t).
+    """second - first per cell, with intervals that hold in all cells at once in about 95 % of samples or more (max-t).
 
     Tango's intervals whose quantile is that of the largest of |Z_1| .. |Z_C|, Z being normal with the correlation of
     the cells' differences between items; between that of one cell and that of C independent cells. None is shorter than

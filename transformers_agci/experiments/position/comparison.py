@@ -293,9 +293,11 @@ def _evenness_words(pair: PairReport) -> str:
     if report.verdict == "cannot tell":
         map_of = "map" if pair.choice else "Yes map"
         return f"whether the {map_of} is more or less even cannot be told ({report.reason})"
-    change = report.margin or report.d_prime
+    change = report.decisive
     assert change is not None
     what = f"the margins, in {evenness.MARGIN_UNIT}" if report.margin else "d'"
+    if change is report.yes_answers:
+        what = "d' with one rate of false alarms"
     values = (
         f"unbiased sd of {what}, over the cells {signed_root(change.first):.2f} -> {signed_root(change.second):.2f}; "
         f"change of the variance {change.estimate:+.3f}, 95 % interval {change.low:+.3f} to {change.high:+.3f}"

@@ -77,17 +77,21 @@ def _moves(change: Change) -> str:
     return {1: "rises", -1: "falls", 0: "does not change as far as is shown"}[change.direction]
 
 
-def compare_d_prime(yes: Both, no: Both) -> Change | None:
+def compare_d_prime(yes: Both, no: Both) -> tuple[Change | None, Change | None]:
     """V of d' over the cells that have enough answers of either kind in both results; None where these are too few.
 
-    Where wrong answers to No rows are too few in some cell, one rate of these stands for all cells.
+    The second is of d' as a multiple of its mean over the cells.
     """
-    return Answered.of(yes, no).compare()
+    return Answered.of(yes, no).in_both_units()
 
 
-def compare_relative_d_prime(yes: Both, no: Both) -> Change | None:
-    """The same of d' as a multiple of its mean over the cells: what confirms a change of `compare_d_prime`."""
-    return Answered.of(yes, no).compare(relative=True)
+def compare_yes_answers(yes: Both, no: Both) -> tuple[Change | None, Change | None]:
+    """The same with one rate of false alarms for all cells, where some cell has too few of its own; None elsewhere.
+
+    It is what a verdict without margins then compares: the answers to Yes rows.
+    """
+    answered = Answered.of(yes, no, may_pool=True)
+    return answered.in_both_units() if answered.alarms_together else (None, None)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ class Answered:
     """What two results said in the `cells` whose d' can be had in both.
 
     `alarms_together`: wrong answers to No rows are too few for a rate of each cell, and one stands for all of them. It
-    adds the same to the d' of every cell, so that what is compared are the answers to Yes rows - as it is with margins.
+    adds the same to the d' of every cell, so that what is compared are the answers to Yes rows. This is no d' of cells:
+    a threshold that leans with the place counts as unevenness, as it does in the margins of the Yes rows.
     """
 
     pair: tuple[Answers, Answers]
@@ -103,13 +108,13 @@ class Answered:
     alarms_together: bool
 
     @staticmethod
-    def of(yes: Both, no: Both) -> "Answered":
-        """With one rate of wrong answers to No rows where that leaves more cells."""
+    def of(yes: Both, no: Both, *, may_pool: bool = False) -> "Answered":
+        """`may_pool`: with one rate of wrong answers to No rows where that leaves more cells."""
         by_yes, by_no = (
             np.logical_and(*(evenness.cells_with_both(tables.said_yes) for tables in side)) for side in (yes, no)
         )
-        together = all(evenness.cells_with_both(tables.said_yes.reshape(-1, 1)).all() for tables in no)
-        together &= bool((by_yes & ~by_no).any())
+        together = may_pool and bool((by_yes & ~by_no).any())
+        together &= all(evenness.cells_with_both(tables.said_yes.reshape(-1, 1)).all() for tables in no)
         cells = by_yes if together else by_yes & by_no
         of_no = slice(None) if together else cells
         first, second = ((yes[i].said_yes[:, cells], no[i].said_yes[:, of_no]) for i in (0, 1))
@@ -130,15 +135,19 @@ class Answered:
         )
         return evenness.compare(*contributions, items=items)
 
+    def in_both_units(self) -> tuple[Change | None, Change | None]:
+        """V of d', and of d' as a multiple of its mean over the cells."""
+        return self.compare(), self.compare(relative=True)
+
     def at_one_threshold(self) -> Change | None:
         """V of d' with one of the two carried to the other's threshold, for margins with the tails of t(3)."""
         return compare_at_one_threshold(*self.pair, "t(3)", alarms_together=self.alarms_together)
 
 
 def _by_answers(yes: Both, no: Both, without_margins: str, items: int) -> tuple[Verdict, str]:
-    answered = Answered.of(yes, no)
+    answered = Answered.of(yes, no, may_pool=True)
     cells = answered.cells
-    d_prime, relative = answered.compare(), answered.compare(relative=True)
+    d_prime, relative = answered.in_both_units()
     if d_prime is None:
         return "cannot tell", f"{without_margins}, and {_why_no_d_prime(yes, no, answered)}"
     said = evenness.verdict(d_prime, relative, items)
@@ -146,17 +155,26 @@ def _by_answers(yes: Both, no: Both, without_margins: str, items: int) -> tuple[
         beside = "cannot be had" if relative is None else _moves(relative)
         return (
             said,
-            f"the variance of d' over the cells {_moves(d_prime)}, that of d' as a multiple of its mean {beside}",
+            f"the variance of d' over the cells {_moves(d_prime)}, that of d' as a multiple of its mean {beside}"
+            f"{_if_together(answered, no)}",
         )
     if said == "no difference shown" and not cells.all():
         return "cannot tell", f"no difference is shown in {_share_of(cells)} cells; {_some_cell_has(yes, no)}"
     whole = [(yes[i].said_yes, no[i].said_yes) for i in (0, 1)]
     if signal_detection.criterion_difference(*whole).excludes(0) and not _whatever_the_shape(answered, said, items):
         return "cannot tell", "the threshold moved, and without margins what d' then shows depends on their shape"
-    reason = f"variance of d' over {'the' if cells.all() else _share_of(cells)} cells"
-    if answered.alarms_together:
-        reason += f" with one rate of false alarms for all of them: {_some_cell_has(None, no)}"
-    return said, reason
+    over = "the" if cells.all() else _share_of(cells)
+    return said, f"variance of d' over {over} cells{_if_together(answered, no)}"
+
+
+def _if_together(answered: Answered, no: Both) -> str:
+    """What the comparison then rests on, to be said behind "over the cells"."""
+    if not answered.alarms_together:
+        return ""
+    return (
+        f", with one rate of false alarms for all of them because {_some_cell_has(None, no)}: only Yes rows are "
+        "compared, and a threshold that leans with the place counts as unevenness"
+    )
 
 
 def _whatever_the_shape(answered: Answered, said: Verdict, items: int) -> bool:

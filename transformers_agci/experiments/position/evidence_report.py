@@ -273,6 +273,6 @@ def _all_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
         (f"AUC,\n{against}", [NO_DATA, *(p.auc or NO_DATA for p in pairs)]),
         (
             f"variance of margins over\ncells, in squared sd within a\ncell, {against}",
-            [NO_DATA, *(change(p.evenness.margin or p.evenness.d_prime) for p in pairs)],
+            [NO_DATA, *(change(p.evenness.decisive) for p in pairs)],
         ),
     ]
