@@ -153,6 +153,22 @@ def test_what_is_packed_otherwise_is_not_unpacked(body: bytes, encoding: str, sa
         post(Says(body=body, headers={"content-encoding": encoding}))
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "encoding", "said"),
+    [
+        (401, b"packed", "br", r"refuses access \(HTTP 401: Unauthorized\)"),
+        (401, b"", "gzip", r"refuses access \(HTTP 401: Unauthorized\)"),
+        (401, gzip.compress(b"{}")[:-4], "gzip", r"refuses access \(HTTP 401: Unauthorized\)"),
+        (308, b"", "gzip", "redirects to https://elsewhere.example"),
+        (503, b"not packed", "gzip", "HTTP 503: Service Unavailable"),
+        (200, b"", "gzip", "an answer whose JSON breaks off"),
+    ],
+)
+def test_a_status_counts_however_its_body_is_packed(status: int, body: bytes, encoding: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        post(Says(status, body, {"content-encoding": encoding, "location": "https://elsewhere.example"}))
+
+
 def test_after_an_answer_that_was_cut_the_next_is_its_own() -> None:
     """Half an answer that stays in a connection would be the beginning of the next one."""
 

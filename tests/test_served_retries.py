@@ -155,6 +155,7 @@ def test_an_error_of_the_request_inside_an_answer_is_not_asked_again(tmp_path: P
     [
         {"choices": [{"finish_reason": "error", "error": {"code": 502}, "message": {"content": ""}}]},
         {"choices": [{"finish_reason": "error", "message": {"content": ""}}]},
+        {"choices": [{"finish_reason": "abort", "message": {"content": "Yes, there is"}}]},
         {"error": "overloaded, try again"},
         {"object": "error", "code": 503, "message": "busy"},
     ],
@@ -163,4 +164,5 @@ def test_an_error_inside_an_answer_that_passes_is_asked_again(tmp_path: Path, pa
     with stub_server(lambda number, body: Says(body=passing) if number == 1 else None) as server:
         summary = ask(server, tmp_path / "A.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "A.jsonl").read_text().splitlines()]
-    assert summary.counts.failed == [] and all(row["prediction"] for row in rows)
+    assert summary.counts.failed == [] and [row["prediction"] for row in rows] == ["Yes"] * ROWS
+    assert len(server.bodies) == ROWS + 1

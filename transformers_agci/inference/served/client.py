@@ -223,7 +223,9 @@ class ServerClient:
         try:
             unpacked = _unpacked(content, response.headers.get("content-encoding", ""))
         except (ValueError, zlib.error) as error:
-            raise self._http.DecodingError(str(error), request=request) from None
+            if response.status_code == 200:
+                raise self._http.DecodingError(str(error), request=request) from None
+            unpacked = b""  # the status says what is wrong
         self._check_size(unpacked)
         text = unpacked.decode("utf-8", "replace")
         return _Response(response.status_code, response.reason_phrase, response.headers, text)
@@ -352,7 +354,7 @@ def _unpacked(content: bytearray, encoding: str) -> bytes | bytearray:
     The library would unpack as often as the header says, a little into a lot. ValueError or zlib.error where the body
     is packed otherwise than we ask for, or breaks off.
     """
-    if encoding.strip().lower() in ("", "identity"):
+    if not content or encoding.strip().lower() in ("", "identity"):
         return content
     if encoding.strip().lower() != "gzip":
         raise ValueError(f"an answer packed as {short(encoding)}, where gzip alone was asked for")

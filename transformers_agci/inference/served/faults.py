@@ -6,6 +6,7 @@ Servers and the proxies before them report errors in several forms, and some und
     {"error": {"code": "rate_limit_exceeded", "type": "requests"}}   as a word
     {"object": "error", "type": "BadRequestError", "code": 400}      vLLM's own
     {"choices": [{"finish_reason": "error", "error": ...}]}          a router, when what it routes to fails
+    {"choices": [{"finish_reason": "abort", ...}]}                   vLLM, when it breaks the answer off
     {"choices": []}, {}                                              nothing at all
 
 One rule for all of them: what says what is wrong with the request, the key or the purse is that, and everything else
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 from transformers_agci.errors import InputError, counted, short
 
 AGAIN = {408, 409, 425, 429}  # and everything from 500 on
+BROKEN_OFF = ("error", "abort")  # what a reply ends with that is no answer, whatever text it has
 NO_ANSWER = 0  # in the place of a status: cut off, too late, not to be unpacked, an error that says nothing more
 # Of what a server calls an error, letters and digits alone, in lower case. The first that is found counts.
 CALLED = {
@@ -97,12 +99,14 @@ def fault_in(found: Mapping[str, Any]) -> Fault | None:
     """
     choice = choice_of(found)
     error = choice.get("error") or found.get("error") or None
-    if error is None and choice.get("finish_reason") != "error" and found.get("object") != "error":
+    broken_off = choice.get("finish_reason") in BROKEN_OFF
+    if error is None and not broken_off and found.get("object") != "error":
         if text_of(choice.get("message")) is not None:
             return None
         return Fault(NO_ANSWER, f"the server's reply has no message with a text ({short(found)})")
     told = error if isinstance(error, dict) else found
-    return Fault(_status(told), str(told.get("message") or error or "no message"))
+    without = f"the answer was broken off: {choice['finish_reason']}" if broken_off else "no message"
+    return Fault(_status(told), str(told.get("message") or error or without))
 
 
 def choice_of(found: Mapping[str, Any]) -> dict[str, Any]:
