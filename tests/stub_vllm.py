@@ -73,7 +73,10 @@ class AsyncEngineArgs:
     disable_log_stats: bool = False
     enable_log_requests: bool = True
     tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
     max_model_len: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
 
 
 # prompt -> the tokens of the answer and the log-probabilities of its first token; ValueError where vLLM refuses it
