@@ -16,10 +16,12 @@ from tiny_processor import TinyProcessor
 
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, InputError, attach, self_check
 from transformers_agci.experiments import checkpoint_check
+from transformers_agci.families import decoder_of, find_vlm
 from transformers_agci.inference.load import LoadedModel, LoadOptions
 from transformers_agci.method import autoload, embeds_update, hooks, injection
 from transformers_agci.method.handle import Handle, current_handle
 from transformers_agci.method.self_check import Check, SelfCheck
+from transformers_agci.method.stored_weights import vision_weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -171,6 +173,7 @@ def test_random_vision_weight(tmp_path: Path) -> None:
     ("family", "part"),
     [
         ("qianfan_ocr", "layers.1.attention.k_proj.weight"),  # query, key and value in one tensor of the files
+        ("got_ocr2", "neck.conv1.weight"),  # as it is there; a 1 x 1 convolution, of which one number is no row
         pytest.param("dots3_note", "blocks.1.mlp.experts.down_proj", marks=pytest.mark.slow),  # apart there
     ],
 )
@@ -182,9 +185,22 @@ def test_weights_that_the_files_keep_otherwise(family: str, part: str, tmp_path:
     inputs = make_batch(TINY[family], [[TEXT, "plain", TEXT]]).inputs
     assert row(self_check(model, inputs, images=1), "no vision weight missing").passed
     with torch.no_grad():
-        model.get_parameter(f"model.vision_tower.{part}").normal_()
+        weight = model.get_parameter(f"model.vision_tower.{part}")
+        weight.copy_(weight.flip(*range(weight.ndim)))  # every number is in the files, no row is
     found = row(self_check(model, inputs, images=1), "no vision weight missing")
     assert (found.passed, found.figure) == (False, 1)
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "emu3", "qwen2_5_omni_thinker", "llava"])
+def test_the_decoders_weights_are_no_vision_weights(family: str) -> None:
+    if family not in TINY:
+        pytest.skip(f"this transformers has no {family}")
+    vlm: Any = find_vlm(TINY[family].build())
+    seen = {id(weight) for weight in vision_weights(vlm).values()}
+    text = {
+        id(weight) for part in (decoder_of(vlm), getattr(vlm, "lm_head", None)) if part for weight in part.parameters()
+    }
+    assert seen and not seen & text
 
 
 def sabotage_decoder_hook(monkeypatch: pytest.MonkeyPatch, sabotage: Callable[..., Any]) -> None:

@@ -1,17 +1,22 @@
 """The tensors of a checkpoint by their values, to hold a loaded model's against them, whatever a version calls them."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from transformers_agci.families import decoder_of
+
 
 def vision_weights(vlm: Any) -> dict[str, torch.Tensor]:
     """The floating-point weights of what sees the image, by name."""
+    head = getattr(vlm, "lm_head", None)  # of a vlm that makes logits itself, as the thinkers do
+    of_text = {id(weight) for part in (decoder_of(vlm), head) if part is not None for weight in part.parameters()}
     return {
         key: weight
         for key, weight in vlm.named_parameters()
-        if not key.startswith("language_model.") and "audio" not in key and weight.is_floating_point()
+        if id(weight) not in of_text and "audio" not in key and weight.is_floating_point()
     }
 
 
@@ -35,6 +40,7 @@ class StoredTensors:
     """The tensors of a checkpoint, to be found by what they hold."""
 
     SAMPLE = 64  # values that are compared
+    LEAST = 16  # values of a row that tell it from others; of fewer, one row or another has the same by chance
 
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
@@ -63,9 +69,11 @@ class StoredTensors:
         """Versions of transformers keep apart what a checkpoint has in one tensor (query, key and value), and stack
         what it has apart (experts).
         """
-        first = weight if weight.ndim == 1 else weight.flatten(0, -2)[:1]
-        mine = _rows_of(first, self.SAMPLE)[0].cpu()
-        stored = self._rows_like(weight.ndim == 1, weight.shape[-1], len(mine))
+        width = _width(tuple(weight.shape))
+        if width < self.LEAST:
+            return False
+        mine = weight.flatten()[: min(width, self.SAMPLE)].cpu()
+        stored = self._rows_like(weight.ndim == 1, width, len(mine))
         return any(bool((rows.to(mine.dtype) == mine).all(dim=1).any()) for rows in stored)
 
     def _rows_like(self, vectors: bool, width: int, count: int) -> list[torch.Tensor]:
@@ -75,7 +83,7 @@ class StoredTensors:
             fitting = (
                 entry
                 for shape, entries in self._by_shape.items()
-                if (len(shape) == 1 and shape[0] >= count if vectors else len(shape) > 1 and shape[-1] == width)
+                if (len(shape) == 1 and shape[0] >= count if vectors else len(shape) > 1 and _width(shape) == width)
                 for entry in entries
             )
             self._rows[key] = [_rows_of(entry[...], count) for entry in fitting]
@@ -86,7 +94,12 @@ def _rows_of(tensor: torch.Tensor, count: int) -> torch.Tensor:
     """[R, up to `count`] the first values of every row; of a vector, of every piece of that length."""
     if tensor.ndim == 1:
         return tensor.unfold(0, min(count, len(tensor)), 1)
-    return tensor.flatten(0, -2)[:, :count].clone()  # not the whole tensor behind it
+    return tensor.reshape(-1, _width(tuple(tensor.shape)))[:, :count].clone()  # not the whole tensor behind it
+
+
+def _width(shape: tuple[int, ...]) -> int:
+    """The values that make one output: of a convolution [D, C, H, W] all of a filter's, else those of the last axis."""
+    return math.prod(shape[1:]) if len(shape) > 3 else shape[-1]
 
 
 def _head(tensor: Any, count: int) -> torch.Tensor:
