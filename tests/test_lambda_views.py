@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -166,6 +167,27 @@ def test_detach_leaves_no_key_where_there_was_none(model: Any) -> None:
     attach(model, 0.5).detach()
     assert model.config.to_dict() == before
     assert "_agci_handle" not in vars(model.model)
+
+
+@pytest.mark.parametrize("before", [None, 0.4])
+@pytest.mark.parametrize("given", [None, 0.2])
+@pytest.mark.parametrize("how", ["attached", "copied", "unpickled"])
+def test_detach_restores_every_config_that_the_model_had(
+    model: Any, before: float | None, given: float | None, how: str
+) -> None:
+    first, second = model.config, copy.deepcopy(model.config)
+    for config, lam in ((first, before), (second, given)):
+        if lam is not None:
+            vars(config)[LAMBDA_KEY] = lam
+    handle = attach(model, 0.5)
+    model.config = second
+    assert handle.lam == (0.5 if given is None else 0.2)
+    handle.lam = 0.6
+    if how != "attached":
+        model = copy.deepcopy(model) if how == "copied" else pickle.loads(pickle.dumps(model))
+        handle, first, second = current_handle(model), model.model.config, model.config
+    handle.detach()
+    assert [vars(config).get(LAMBDA_KEY) for config in (first, second)] == [before, given]
 
 
 def test_a_detached_handle_writes_nothing_into_the_config(model: Any) -> None:

@@ -29,7 +29,8 @@ class AttachedMethod:
         self._suspended = 0  # `suspended` blocks that are open
         self._model_type = family_of(vlm).model_type
         self._config = vlm.config
-        self._found_key = vars(vlm.config).get(self.config_key, _ABSENT)
+        self._found: list[tuple[Any, dict[str, Any]]] = []  # configs that may be written, and the key in them before
+        self._remember(vlm.config)
         self._start_empty()
         warn_of_untested_transformers()
 
@@ -37,6 +38,11 @@ class AttachedMethod:
         """Set what a copy does not take along."""
         self._vlm: weakref.ref[Any] | None = None  # a copy does not know its model until it is asked or called
         self._count_lock = threading.Lock()
+
+    def _remember(self, config: Any) -> None:
+        """Note what a config has under the key before it is written for the first time."""
+        if all(config is not known for known, _ in self._found):
+            self._found.append((config, {key: value for key, value in vars(config).items() if key == self.config_key}))
 
     @property
     def family(self) -> Family:
@@ -66,17 +72,16 @@ class AttachedMethod:
             self._suspended -= 1
 
     def detach(self) -> None:
-        """Take the hooks off and restore the config as it was found. A second call does nothing."""
+        """Take the hooks off and restore every config as it was found. A second call does nothing."""
         if not self.attached:
             return
         self.attached = False
         vlm = self.vlm()
         if vlm is not None:
             self._take_off(vlm)
-        if self._found_key is _ABSENT:
-            vars(self._config).pop(self.config_key, None)
-        else:  # not by setattr: setting the key turns AGCI on (autoload.py)
-            vars(self._config)[self.config_key] = self._found_key
+        for config, found in self._found:
+            vars(config).pop(self.config_key, None)
+            vars(config).update(found)  # not by setattr: setting the key turns the method on (autoload.py)
 
     def _take_off(self, vlm: Any) -> None:
         """Undo what was done to the modules of this model."""
@@ -90,6 +95,3 @@ class AttachedMethod:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._start_empty()
-
-
-_ABSENT = "absent"

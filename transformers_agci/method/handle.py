@@ -191,6 +191,7 @@ class Handle(AttachedMethod):
                 continue
             module = view.module()
             settle_key(getattr(module, "config", config))
+            self._remember(config)
             if LAMBDA_KEY not in vars(config):
                 setattr(config, LAMBDA_KEY, config_lambda(self._config))
             _log.warning(
