@@ -1,18 +1,22 @@
 """The key set, or another config given, after a model was built, copied, unpickled, or had AGCI taken off."""
 
 import copy
+import json
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from tiny_checkpoints import FAMILIES, MODEL_CLASSES, build_config, make_inputs
+from tiny_families import TINY
 
-from transformers_agci import LAMBDA_KEY, agci
+from transformers_agci import LAMBDA_KEY, agci, attach
 from transformers_agci.method import autoload
 from transformers_agci.method.handle import current_handle
+from transformers_agci.method.rivals.handle import current_rival
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -126,3 +130,57 @@ def test_key_set_in_text_config_while_agci_is_on(caplog: pytest.LogCaptureFixtur
         f"{LAMBDA_KEY} is 0.5 at the top of config.json and 0.7 in text_config: the top level wins."
     ]
     assert torch.equal(logits(model), half)
+
+
+def test_key_set_on_a_config_of_a_model_type_that_has_another_name_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LFM2-VL was lfm2-vl to transformers 4.57."""
+    family = TINY["lfm2_vl"]
+    monkeypatch.setattr(transformers.Lfm2VlConfig, "model_type", "lfm2-vl")
+    model: Any = family.build()
+    setattr(model.config, LAMBDA_KEY, 0.5)
+    assert model.global_context_broadcast_lambda == 0.5
+    del model.config.global_context_broadcast_lambda
+    model.config.position_balance = True
+    assert current_rival(model) is not None
+
+
+def test_position_balance_set_on_the_config_of_a_built_model() -> None:
+    model = served(build_config("llava"), "llava")
+    stock = logits(model)
+    with agci(model, method="bapa"):
+        ours = logits(model)
+    model.config.position_balance = True
+    assert torch.equal(logits(model), ours)
+    model.config.position_balance = False
+    assert torch.equal(logits(model), stock)
+    model.config.position_balance = True
+    assert current_rival(model).strength == 1
+    assert torch.equal(logits(model), ours)
+    with pytest.raises(ValueError, match=r"position_balance in .* must be true or false, but is 'yes'"):
+        model.config.position_balance = "yes"
+
+
+def test_position_balance_of_another_config(tmp_path: Path) -> None:
+    """Both configs have it while BaPA is on, and what is saved has it; then each is as it was."""
+    model = served(build_config("llava"), "llava")
+    stock = logits(model)
+    model.config = copy.deepcopy(model.config)
+    handle = attach(model, method="bapa")
+    ours = logits(model)
+    model.config = copy.deepcopy(model.model.config)
+    del model.config.position_balance
+    without = copy.deepcopy(model.config)
+    model.config = without  # given the key, as AGCI's is
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["position_balance"] is True
+    handle.strength = 0
+    assert (model.config.position_balance, model.model.config.position_balance) == (False, False)
+    turned_on = copy.deepcopy(without)
+    turned_on.position_balance = True
+    model.config = turned_on
+    assert handle.strength == 1
+    assert torch.equal(logits(model), ours)
+    handle.detach()
+    assert not hasattr(without, "position_balance") and not hasattr(model.model.config, "position_balance")
+    assert turned_on.position_balance is True
+    assert torch.equal(logits(model), stock)

@@ -19,6 +19,7 @@ from transformers_agci.cli import main
 from transformers_agci.families import find_vlm
 from transformers_agci.method import autoload
 from transformers_agci.method.handle import current_handle
+from transformers_agci.method.rivals.handle import current_rival
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -102,6 +103,16 @@ def test_key_is_served_wherever_it_stands(
     attach(model, 0.5)
     assert torch.equal(output(name, model, batch), changed)
     assert not torch.equal(stock, changed)
+
+
+@larger
+def test_position_balance_at_the_top_of_the_file(name: str, tmp_path: Path) -> None:
+    folder = checkpoint(name, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"position_balance": True}))
+    rival = current_rival(load(name, folder))
+    assert rival is not None
+    assert (rival.method, rival.strength, rival.from_config) == ("bapa", 1, True)
 
 
 @larger

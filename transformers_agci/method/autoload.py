@@ -5,11 +5,12 @@ Then these change, and nothing else:
 
 - `PreTrainedModel.post_init` is wrapped: a supported model whose config carries the key gets AGCI as it is built.
 - `PreTrainedConfig.global_context_broadcast_lambda` is a property: where the key is set on the config of a model that
-  has no AGCI, the model gets AGCI then.
+  has no AGCI, the model gets AGCI then. So is `position_balance`, the key of the published BaPA, which turns that on
+  and off.
 - `PreTrainedModel.__setattr__` looks at `config`: a model that has no AGCI and is given another config, which carries
   the key, gets AGCI then.
 - `PreTrainedModel.__setstate__` notes copied and unpickled models, which are served in the same ways.
-- `PreTrainedConfig.get_config_dict` hands the key of a larger model (Omni, ColPali) down to the part of its vlm.
+- `PreTrainedConfig.get_config_dict` hands a key of a larger model (Omni, ColPali) down to the part of its vlm.
 - `PreTrainedModel.global_context_broadcast_lambda` is a property, and so it is on the classes that wrap models (see
   attach.py): the model's lambda, to be read and set.
 """
@@ -19,16 +20,19 @@ import logging
 import os
 import sys
 import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from transformers_agci.errors import InputError, short
-from transformers_agci.families import SUPPORTED_FAMILIES, family_of
+from transformers_agci.families import family_of
 from transformers_agci.method import attach as attaching
 from transformers_agci.method.attach import install_attribute
 from transformers_agci.method.handle import Handle, current_handle
 from transformers_agci.method.lam import (
     LAMBDA_KEY,
+    POSITION_KEY,
     hand_down_key,
+    is_served,
     lambda_text,
     served_config,
     settle_key,
@@ -79,6 +83,7 @@ def activate() -> None:
         set_stock(self, name, value)
         if name == "config" and self in _models:
             attach_from_config(self)
+            _serve_position_balance(self, was_replaced=True)
 
     base.__setattr__ = set_attribute
     set_state = base.__setstate__
@@ -91,13 +96,15 @@ def activate() -> None:
     base.__setstate__ = set_state_and_note
     base._agci_active = True
     config_base: Any = configuration_utils.PretrainedConfig
-    setattr(config_base, LAMBDA_KEY, property(_get_key, _set_key, _delete_key))
+    for key, serve in ((LAMBDA_KEY, _serve_set_lambda), (POSITION_KEY, _serve_position_balance)):
+        setattr(config_base, key, _key_property(key, serve))
     read = config_base.get_config_dict.__func__
 
     @functools.wraps(read)
     def get_config_dict(cls: Any, *args: Any, **kwargs: Any) -> Any:
         found, rest = read(cls, *args, **kwargs)
-        hand_down_key(found)
+        for key in (LAMBDA_KEY, POSITION_KEY):
+            hand_down_key(found, key)
         return found, rest
 
     config_base.get_config_dict = classmethod(get_config_dict)
@@ -110,21 +117,22 @@ def active() -> bool:
 
 
 def attach_from_config(model: Any) -> None:
-    """Put AGCI on a model that was just built, if its config carries the key.
+    """Put AGCI, or BaPA, on a model that was just built, if its config carries the key.
 
     Raises:
-        InputError: the key's value is no lambda; the message names the file.
+        InputError: the key's value is no lambda, or neither true nor false; the message names the file.
     """
     config = getattr(model, "config", None)
     if config is None or _is_part(model):
         return
-    settle_key(config)
+    for key in (LAMBDA_KEY, POSITION_KEY):
+        settle_key(config, key)
     _note(model)
-    _attach_position_balance(model, config)
-    _serve_key(model)
+    _serve_position_balance(model)
+    _serve_lambda(model)
 
 
-def _serve_key(model: Any) -> None:
+def _serve_lambda(model: Any) -> None:
     """AGCI where the config carries the key and AGCI is not on yet."""
     if LAMBDA_KEY not in vars(served_config(model.config)):
         return
@@ -133,6 +141,14 @@ def _serve_key(model: Any) -> None:
         handle = _attached_from_key(model)
     if handle is not None:
         _models[model] = weakref.ref(handle)
+
+
+def _serve_set_lambda(model: Any) -> None:
+    """The same where the key was set: AGCI that is on reads it by itself."""
+    seen = _models.get(model)
+    handle = None if seen is None else seen()
+    if handle is None or not handle.attached:
+        _serve_lambda(model)
 
 
 def _attached_from_key(model: Any) -> Handle | None:
@@ -159,23 +175,37 @@ def _attached_from_key(model: Any) -> Handle | None:
 def _note(model: Any) -> None:
     """Remember a model that the key would serve if it were set."""
     config = getattr(model, "config", None)
-    if hasattr(config, "__dict__") and getattr(served_config(config), "model_type", None) in SUPPORTED_FAMILIES:
+    if hasattr(config, "__dict__") and is_served(getattr(served_config(config), "model_type", None)):
         _models.setdefault(model, None)
 
 
-def _attach_position_balance(model: Any, config: Any) -> None:
-    """BaPA where the config carries the published copy's key `position_balance`.
+def _serve_position_balance(model: Any, was_replaced: bool = False) -> None:
+    """BaPA on or off, as the published copy's key `position_balance` has it where the config carries it.
+
+    One that took another's place (`was_replaced`) and has no key is given it while BaPA is on.
 
     Raises InputError where its value is neither true nor false.
     """
-    from transformers_agci.method.rivals.handle import POSITION_KEY, attach_from_position_key, current_rival
+    config = served_config(model.config)
+    has_key = POSITION_KEY in vars(config)
+    if not is_served(getattr(config, "model_type", None)) or not (has_key or was_replaced):
+        return
+    from transformers_agci.method.rivals.handle import attach_from_position_key, current_rival
 
-    if POSITION_KEY not in vars(config) or getattr(config, "model_type", None) not in SUPPORTED_FAMILIES:
+    rival = current_rival(model)
+    if not has_key:
+        if rival is not None:
+            rival.write_key()
         return
     value = vars(config)[POSITION_KEY]
     if not isinstance(value, bool):
         raise InputError(f"{POSITION_KEY} in {_source(config)} must be true or false, but is {short(value, 60)}.")
-    if value and current_rival(model) is None:
+    if rival is not None and rival.method == "bapa":
+        if bool(rival.strength) is not value:
+            rival.strength = float(value)
+    elif rival is not None and value:
+        _log.warning("%s in %s does nothing: %r is attached to this model.", POSITION_KEY, _source(config), rival)
+    elif value:
         attach_from_position_key(model)
         _log.warning("BaPA is on: %s in %s. %s=0 turns it off.", POSITION_KEY, _source(config), SWITCH)
 
@@ -200,32 +230,37 @@ def _source(config: Any) -> str:
     return f"config.json of {config._name_or_path}" if getattr(config, "_name_or_path", "") else "the model's config"
 
 
-def _get_key(config: Any) -> Any:
-    """The key as it stands in the config; AttributeError where it does not, as for any other key."""
-    for holder in (config, served_config(config)):
-        if LAMBDA_KEY in vars(holder):
-            return vars(holder)[LAMBDA_KEY]
-    raise AttributeError(f"{type(config).__name__!r} object has no attribute {LAMBDA_KEY!r}")
+def _key_property(key: str, serve: Callable[[Any], None]) -> property:
+    """A key as an attribute of configs; where it is set, `serve` is called with every model that shows the config."""
+
+    def holders(config: Any) -> list[Any]:
+        found = [holder for holder in (config, served_config(config)) if key in vars(holder)]
+        if not found:  # as for any other key
+            raise AttributeError(f"{type(config).__name__!r} object has no attribute {key!r}")
+        return found
+
+    def get(config: Any) -> Any:
+        return vars(holders(config)[0])[key]
+
+    def store(config: Any, value: Any) -> None:
+        vars(served_config(config))[key] = value
+        for model in _models_that_show(config, key):
+            serve(model)
+
+    def delete(config: Any) -> None:
+        for holder in holders(config):
+            vars(holder).pop(key, None)
+
+    return property(get, store, delete)
 
 
-def _set_key(config: Any, value: Any) -> None:
-    """Store the key; models of this config that have no AGCI get it now."""
+def _models_that_show(config: Any, key: str) -> Iterator[Any]:
+    """The models of this config, or of one around it, to whose top the key goes up."""
     served = served_config(config)
-    vars(served)[LAMBDA_KEY] = value
-    for model, seen in list(_models.items()):
+    for model in list(_models):
         shown = served_config(model.config)
         if getattr(shown, "text_config", None) is config:
-            settle_key(model.config)
-        elif shown is not served:
-            continue
-        handle = None if seen is None else seen()
-        if handle is None or not handle.attached:
-            _serve_key(model)
-
-
-def _delete_key(config: Any) -> None:
-    holders = [holder for holder in (config, served_config(config)) if LAMBDA_KEY in vars(holder)]
-    if not holders:
-        raise AttributeError(LAMBDA_KEY)
-    for holder in holders:
-        vars(holder).pop(LAMBDA_KEY, None)
+            settle_key(model.config, key)
+            yield model
+        elif shown is served:
+            yield model

@@ -16,6 +16,8 @@ from transformers_agci.families import SUPPORTED_FAMILIES, todays_model_type
 LAMBDA_KEY = "global_context_broadcast_lambda"
 """The key of config.json that holds lambda; a model attribute of the same name is a view of it."""
 
+POSITION_KEY = "position_balance"  # the published BaPA's key: true turns it on; it stands where lambda's does
+
 MOST_DIGITS = 1e16  # beyond it 1e+16 is shorter, and no float is a half any more
 
 _log = logging.getLogger("transformers_agci")
@@ -68,17 +70,17 @@ def served_config(config: Any) -> Any:
 
 def served_name(config: Any) -> str | None:
     """The name of the part that `served_config` returns; None where that is the config itself."""
-    if not hasattr(config, "__dict__") or _is_served(getattr(config, "model_type", None)):
+    if not hasattr(config, "__dict__") or is_served(getattr(config, "model_type", None)):
         return None
-    names = [name for name, part in vars(config).items() if _is_served(getattr(part, "model_type", None))]
+    names = [name for name, part in vars(config).items() if is_served(getattr(part, "model_type", None))]
     return names[0] if len(names) == 1 else None
 
 
 def served_part(config: Mapping[str, Any]) -> str | None:
     """The same for a config.json that was read: the name of the part that is the vlm's; None where there is none."""
-    if _is_served(config.get("model_type")):
+    if is_served(config.get("model_type")):
         return None
-    names = [name for name, part in config.items() if isinstance(part, dict) and _is_served(part.get("model_type"))]
+    names = [name for name, part in config.items() if isinstance(part, dict) and is_served(part.get("model_type"))]
     return names[0] if len(names) == 1 else None
 
 
@@ -89,31 +91,32 @@ def key_of(config: Mapping[str, Any]) -> Any:
     return found[0] if found else None
 
 
-def _is_served(model_type: object) -> bool:
+def is_served(model_type: object) -> bool:
+    """Whether a config of this model_type, as any version of transformers writes it, is that of a supported vlm."""
     return isinstance(model_type, str) and todays_model_type(model_type) in SUPPORTED_FAMILIES
 
 
-def hand_down_key(config: dict[str, Any]) -> None:
-    """Move the key of a config.json that was read to where it is read, set and saved: the top of the vlm's config.
+def hand_down_key(config: dict[str, Any], key: str = LAMBDA_KEY) -> None:
+    """Move a key of a config.json that was read to where it is read, set and saved: the top of the vlm's config.
 
     The key of a larger model goes down to the part that is the vlm's: a thinker that is loaded alone from an Omni
     checkpoint is given its own part only. A key in text_config goes up, lest the decoder, which is a model of its own,
     be said not to be supported. The top of the file wins, and a conflict is warned of.
     """
     name = served_part(config)
-    if name is not None and LAMBDA_KEY in config:
-        _warn_of_two(config[LAMBDA_KEY], config[name].get(LAMBDA_KEY, config[LAMBDA_KEY]), name)
-        config[name] = config[name] | {LAMBDA_KEY: config.pop(LAMBDA_KEY)}
+    if name is not None and key in config:
+        _warn_of_two(key, config[key], config[name].get(key, config[key]), name)
+        config[name] = config[name] | {key: config.pop(key)}
     served = config if name is None else config[name]
     text = served.get("text_config")
-    if _is_served(served.get("model_type")) and isinstance(text, dict) and LAMBDA_KEY in text:
-        nested = text[LAMBDA_KEY]
-        served["text_config"] = {key: value for key, value in text.items() if key != LAMBDA_KEY}
-        _warn_of_two(served.setdefault(LAMBDA_KEY, nested), nested, "text_config")
+    if is_served(served.get("model_type")) and isinstance(text, dict) and key in text:
+        nested = text[key]
+        served["text_config"] = {name: value for name, value in text.items() if name != key}
+        _warn_of_two(key, served.setdefault(key, nested), nested, "text_config")
 
 
-def settle_key(config: Any) -> None:
-    """Leave the key in one place of a model's config, that of the vlm (`served_config`).
+def settle_key(config: Any, key: str = LAMBDA_KEY) -> None:
+    """Leave a key in one place of a model's config, that of the vlm (`served_config`).
 
     A config has parts (text_config, vision_config). Where a checkpoint's config.json is flat, transformers 4.57 copies
     keys it does not know into the text part, and reads them there. Two values may also have been written by hand:
@@ -124,21 +127,21 @@ def settle_key(config: Any) -> None:
         Omni: top 0.2               0.2 in thinker_config, the vlm's; a value there (0.5) is one of its own
     """
     served = served_config(config)
-    if served is not config and LAMBDA_KEY in vars(config):
-        top = vars(config).pop(LAMBDA_KEY)
-        _warn_of_two(top, vars(served).get(LAMBDA_KEY, top), "the part of its vision-language model")
-        vars(served)[LAMBDA_KEY] = top
+    if served is not config and key in vars(config):
+        top = vars(config).pop(key)
+        _warn_of_two(key, top, vars(served).get(key, top), "the part of its vision-language model")
+        vars(served)[key] = top
     for name, part in _parts(config):
-        if part is served or LAMBDA_KEY not in vars(part):
+        if part is served or key not in vars(part):
             continue
-        nested = vars(part).pop(LAMBDA_KEY)
-        top = vars(served).get(LAMBDA_KEY, _ABSENT)
+        nested = vars(part).pop(key)
+        top = vars(served).get(key, _ABSENT)
         if name != "text_config":
-            _log.warning("%s = %r in %s does nothing: it belongs at the top of config.json.", LAMBDA_KEY, nested, name)
+            _log.warning("%s = %r in %s does nothing: it belongs at the top of config.json.", key, nested, name)
         elif top is _ABSENT:
-            vars(served)[LAMBDA_KEY] = nested
+            vars(served)[key] = nested
         else:
-            _warn_of_two(top, nested, name)
+            _warn_of_two(key, top, nested, name)
 
 
 def _parts(config: Any) -> list[tuple[str, Any]]:
@@ -148,11 +151,9 @@ def _parts(config: Any) -> list[tuple[str, Any]]:
     return [(name, part) for one in holders for name, part in vars(one).items() if hasattr(part, "model_type")]
 
 
-def _warn_of_two(top: Any, nested: Any, name: str) -> None:
+def _warn_of_two(key: str, top: Any, nested: Any, name: str) -> None:
     if top != nested:
-        _log.warning(
-            "%s is %r at the top of config.json and %r in %s: the top level wins.", LAMBDA_KEY, top, nested, name
-        )
+        _log.warning("%s is %r at the top of config.json and %r in %s: the top level wins.", key, top, nested, name)
 
 
 _ABSENT = object()

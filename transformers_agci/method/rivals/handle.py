@@ -20,8 +20,8 @@ from transformers_agci.errors import InputError
 from transformers_agci.families import family_of, find_vlm, require
 from transformers_agci.method.attached import AttachedMethod
 from transformers_agci.method.compiled_graphs import forget_graphs_of
-from transformers_agci.method.handle import check_fits_dtype
-from transformers_agci.method.lam import lambda_text
+from transformers_agci.method.handle import check_fits_dtype, modules_around
+from transformers_agci.method.lam import POSITION_KEY, lambda_text, served_config
 from transformers_agci.method.rivals import RIVALS
 from transformers_agci.method.rivals.attention import RIVAL, attention_modules, give_back, register, use_ours
 from transformers_agci.method.rivals.call_state import state
@@ -29,8 +29,6 @@ from transformers_agci.method.rivals.contrast import ContrastProcessor
 from transformers_agci.method.rivals.declaration import Rival
 from transformers_agci.method.rivals.hooks import check_combination, put_hooks_on, take_hooks_off
 from transformers_agci.method.rivals.positions import check_packing
-
-POSITION_KEY = "position_balance"  # in config.json: true turns the published BaPA on
 
 _log = logging.getLogger("transformers_agci")
 
@@ -46,7 +44,7 @@ class RivalHandle(AttachedMethod):
     """
 
     config_key = POSITION_KEY
-    not_copied = (*AttachedMethod.not_copied, "_outer")
+    not_copied = (*AttachedMethod.not_copied, "_outer", "_around")
 
     def __init__(self, vlm: Any, outer: Any, rival: Rival, strength: float, options: Mapping[str, Any]) -> None:
         super().__init__(vlm)
@@ -56,11 +54,11 @@ class RivalHandle(AttachedMethod):
         self.belongs_to(vlm, outer)
         self._attention = use_ours(self, vlm) if rival.uses_attention else None  # what the config said
         put_hooks_on(self, vlm, outer)
-        self._write_key()
 
     def _start_empty(self) -> None:
         super()._start_empty()
         self._outer: weakref.ref[Any] | None = None  # the model with the output matrix, where there is one
+        self._around: list[weakref.ref[nn.Module]] = []  # modules around the vlm, whose configs show the key, too
 
     @property
     def rival(self) -> Rival:
@@ -80,7 +78,7 @@ class RivalHandle(AttachedMethod):
         if (vlm := self.vlm()) is not None:
             check_fits_dtype(vlm, strength, "handle.strength")
         self._strength = strength
-        self._write_key()
+        self.write_key()
 
     def is_on(self) -> bool:
         """Whether the hooks have something to do."""
@@ -98,9 +96,10 @@ class RivalHandle(AttachedMethod):
             self._vlm = weakref.ref(vlm)
             self._config = vlm.config
 
-    def put_on_by_key(self) -> None:
-        """It was the config key that asked for this method: the key stays when it is detached."""
-        self.from_config = self._found_key = True
+    def shown_by(self, *modules: nn.Module) -> None:
+        """Learn the modules around the vlm: a model may have a config that its vlm does not have."""
+        known = [reference() for reference in self._around]
+        self._around += [weakref.ref(module) for module in modules if all(module is not one for one in known)]
 
     def _take_off(self, vlm: Any) -> None:
         take_hooks_off(vlm, self.outer())
@@ -120,10 +119,15 @@ class RivalHandle(AttachedMethod):
             raise InputError(f"{self.method} runs the model a second time: say which, logits_processor(inputs, model).")
         return ContrastProcessor(self, outer, inputs)
 
-    def _write_key(self) -> None:
+    def write_key(self) -> None:
         """BaPA's own key follows its strength, so that a saved model has it; the other methods are not saved."""
-        if self.method == "bapa":
-            vars(self._config)[POSITION_KEY] = bool(self._strength)
+        if self.method != "bapa":
+            return
+        modules = (self.vlm(), *(reference() for reference in self._around))
+        shown = (served_config(getattr(module, "config", None)) for module in modules)
+        for config in [self._config, *(one for one in shown if type(one) is type(self._config))]:
+            self._remember(config)
+            vars(config)[POSITION_KEY] = bool(self._strength)
 
     def __repr__(self) -> str:
         numbers = {"strength": self.strength, **self.options}
@@ -166,6 +170,8 @@ def attach_rival(model: nn.Module, method: str, strength: float | None, options:
         if found is not None:
             attach_from_position_key(model)
         raise
+    handle.shown_by(*modules_around(model, vlm))
+    handle.write_key()
     forget_graphs_of(vlm)
     _say_what_to_know(handle, vlm, strength is not None)
     return handle
@@ -198,7 +204,7 @@ def attach_from_position_key(model: nn.Module) -> RivalHandle:
     handle = current_rival(model)
     if handle is None:
         handle = attach_rival(model, "bapa", 1.0, {})
-        handle.put_on_by_key()
+        handle.from_config = True
     return handle
 
 
@@ -238,6 +244,7 @@ def current_rival(model: nn.Module) -> RivalHandle | None:
     handle: RivalHandle | None = vars(vlm).get(RIVAL)
     if handle is not None:
         handle.belongs_to(vlm)
+        handle.shown_by(*modules_around(model, vlm))
     return handle
 
 
