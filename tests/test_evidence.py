@@ -262,7 +262,7 @@ def test_equivalence_is_that_of_statsmodels() -> None:
         (
             lambda: rows(margins(79, 0), margins(79, 1)),
             [],
-            "are not of the same items: 1 item is in one of them only",
+            "x.jsonl) are not of the same items: 1 item is in one of them only",
         ),
         (lambda: rows(margins(80, 0)), [], "has No rows; give the results on the negatives of both, or of none"),
         (lambda: rows(margins(80, 0, cells=4), shape=(2, 2)), [], "3x3 grid and"),

@@ -76,7 +76,7 @@ def check_same_captions(first: ProbeResult, second: ProbeResult) -> None:
     for item, caption in asked[0].items():
         if caption.split() != (other := asked[1].get(item, caption)).split():
             raise InputError(
-                f"'{first.label}' and '{second.label}' are not of the same items: {printable(item)} has the caption "
+                f"{first.named} and {second.named} are not of the same items: {printable(item)} has the caption "
                 f"{short(caption)} in one and {short(other)} in the other; give results of one data set."
             )
     _check_same_negatives(first, second)
@@ -88,7 +88,7 @@ def _check_same_negatives(first: ProbeResult, second: ProbeResult) -> None:
         others = asked.get(item, frozenset())
         if captions and others and not captions & others:
             raise InputError(
-                f"'{first.label}' and '{second.label}' have other negatives: the No rows of {printable(item)} ask "
+                f"{first.named} and {second.named} have other negatives: the No rows of {printable(item)} ask "
                 f"about {short(min(captions))} in one and {short(min(others))} in the other; give results of one set."
             )
 
@@ -111,7 +111,7 @@ def compare(first: ProbeResult, second: ProbeResult) -> PairReport:
     )
     if not common or not (yes or no):
         raise InputError(
-            f"'{first.label}' and '{second.label}' have no row in common (rows are paired by image, answer and "
+            f"{first.named} and {second.named} have no row in common (rows are paired by image, answer and "
             "position); compare two results of one data set."
         )
     shared = sum(pair[0].rows for pair in (yes, no) if pair)
@@ -139,12 +139,12 @@ def check_same_grid(first: ProbeResult, second: ProbeResult) -> None:
     if first.shape != second.shape:
         shapes = ["x".join(map(str, result.shape)) for result in (first, second)]
         raise InputError(
-            f"'{first.label}' has a {shapes[0]} grid and '{second.label}' a {shapes[1]} one; "
+            f"{first.named} has a {shapes[0]} grid and {second.named} a {shapes[1]} one; "
             "only results on the same grid can be compared."
         )
     if first.choice != second.choice:
         raise InputError(
-            f"Only one of '{first.label}' and '{second.label}' is of choices between options; results of one kind of "
+            f"Only one of {first.named} and {second.named} is of choices between options; results of one kind of "
             "question can be compared."
         )
 

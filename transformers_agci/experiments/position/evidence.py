@@ -94,7 +94,7 @@ def check_same_items(results: Sequence[ProbeResult]) -> None:
         differ = set(first.items) ^ set(other.items)
         if differ:
             raise InputError(
-                f"'{first.label}' and '{other.label}' are not of the same items: {counted(len(differ), 'item')} "
+                f"{first.named} and {other.named} are not of the same items: {counted(len(differ), 'item')} "
                 f"{'is' if len(differ) == 1 else 'are'} in one of them only, such as {min(differ)}; give results of "
                 "one data set."
             )
@@ -104,7 +104,7 @@ def check_same_items(results: Sequence[ProbeResult]) -> None:
         )
         if lacking:
             raise InputError(
-                f"Only one of '{first.label}' and '{other.label}' has {lacking.capitalize()} rows; give the results on "
+                f"Only one of {first.named} and {other.named} has {lacking.capitalize()} rows; give the results on "
                 "the negatives of both, or of none."
             )
     if len(first.items) < 2:

@@ -121,11 +121,17 @@ class ProbeResult:
     choice: bool = False
     builds: tuple[str, ...] = ()  # models and builds of a server, as far as the manifest names them
     no_captions: tuple[frozenset[str], ...] = ()  # of each item what its No rows ask about; empty as `captions`
+    file: str = ""  # that it was read from, where it was
 
     @property
     def cells(self) -> tuple[str, ...]:
         """The names of the cells, row-major."""
         return cell_names(self.shape)
+
+    @property
+    def named(self) -> str:
+        """How an error names it: two results may have labels that do not tell which files they are."""
+        return f"'{self.label}' ({self.file})" if self.file else f"'{self.label}'"
 
     def select(self, items: Sequence[str]) -> "ProbeResult":
         """The same result with these items in this order; an item that it lacks is a row of NaN."""
@@ -194,6 +200,7 @@ def read_results(
         rows[0].choice,
         tuple(dict.fromkeys(build for file in (path, negatives) if file is not None for build in _builds_of(file))),
         _captions_of_no_rows(items, names, rows),
+        str(path),
     )
 
 
