@@ -11,6 +11,7 @@ from test_evidence import margins, rows, write
 
 from transformers_agci.cli import main
 from transformers_agci.experiments.position.comparison import compare
+from transformers_agci.experiments.position.metrics import load_controls
 from transformers_agci.experiments.position.results import read_results
 
 Lines = list[dict[str, Any]]
@@ -151,16 +152,37 @@ def test_unreadable_replies_are_counted_in_one_sentence(tmp_path: Path, capsys: 
         "120 of 720 replies of 1 are neither Yes nor No: accuracies count them as wrong; d', c, V of d', lambda x "
         "truth and the shares of Yes leave them out, in both of two results."
     )
-    for command in (["metrics", "--results_file"], ["evidence"], ["sweep"], ["sweep", "--nested"]):
+    for command in (["metrics", "--results_file"], ["evidence"], ["sweep"]):
         draws = ["--draws", "20"] if command[0] != "sweep" else []
-        assert main([*command[:1], *command[1:2], *paths, *draws]) == 0
+        assert main([*command, *paths, *draws]) == 0
         assert capsys.readouterr().out.count(sentence) == 1, command
+    assert main(["sweep", "--nested", *paths]) == 0  # which shows balanced accuracy alone
+    out = capsys.readouterr().out
+    assert "120 of 720 replies of 1 are neither Yes nor No: accuracies count them as wrong." in out and "d'" not in out
     one = write(tmp_path / "one.jsonl", unreadable(lines, "Yes", every=1000))
     assert main(["metrics", "--results_file", one, "--draws", "20"]) == 0
     assert "1 of 720 replies of one is neither Yes nor No: accuracies count it as wrong; d'" in capsys.readouterr().out
     yes = [row for row in unreadable(lines, "Yes", every=1000) if row["answer"] == "Yes"]
     assert main(["metrics", "--results_file", write(tmp_path / "yes.jsonl", yes), "--draws", "20"]) == 0
     assert "1 of 360 replies of yes is neither Yes nor No: accuracies count it as wrong." in capsys.readouterr().out
+
+
+def test_the_controls_leave_unreadable_replies_out_of_the_shares_of_yes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shares are those of the readable replies, and one sentence counts the others."""
+    lines = two_kinds(30)
+    blurred = unreadable(unreadable(lines, "Yes"), "No", every=2)
+    kept = [row for row in blurred if row["prediction"] != "Unclear"]
+    paths = [write(tmp_path / f"{k}.jsonl", content) for k, content in enumerate((blurred, kept))]
+    (control,), (clear,) = (load_controls([path]) for path in paths)
+    assert (control.yes_rate, control.no_rate) == (clear.yes_rate, clear.no_rate)
+    assert control.yes_rate.n == 180 and control.no_rate.n == 135
+    said = "225 of 540 replies of text only are neither Yes nor No: the shares of Yes leave them out."
+    assert control.notes == (said,) and not clear.notes
+    for command in (["metrics", "--results_file"], ["evidence"]):
+        assert main([*command, paths[1], "--draws", "20", "--text_only_file", paths[0]]) == 0
+        assert said in capsys.readouterr().out
 
 
 def test_a_threshold_that_only_seems_to_move_is_not_said_to(tmp_path: Path) -> None:

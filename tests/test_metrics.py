@@ -13,6 +13,7 @@ from transformers_agci.cli import main
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.position.comparison import compare
 from transformers_agci.experiments.position.measures import measure
+from transformers_agci.experiments.position.metrics import load_controls
 from transformers_agci.experiments.position.results import read_answer, read_results
 from transformers_agci.statistics import evenness
 
@@ -194,6 +195,14 @@ def choice_rows(items: int, seed: int) -> list[Any]:
         for item in range(items)
         for place in range(3)
     ]
+
+
+def test_a_reply_that_is_no_letter_is_not_right_without_the_image(tmp_path: Path) -> None:
+    lines = [row | {"prediction": "Hm" if k % 4 == 0 else row["answer"]} for k, row in enumerate(choice_rows(40, 1))]
+    (control,) = load_controls([write(tmp_path / "a.jsonl", lines)])
+    assert control.choice and control.no_rate is None
+    assert control.yes_rate.estimate == 0.75 and control.yes_rate.n == 120
+    assert control.notes == ("30 of 120 replies of text only are no letter: accuracies count them as wrong.",)
 
 
 def test_choices_are_not_called_yes_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from transformers_agci.experiments.position.metrics import (
     load_controls,
     metrics_figure,
     metrics_text,
+    notes_of_controls,
     write_json,
 )
 from transformers_agci.experiments.position.results import ProbeResult, read_answer, read_letter
@@ -82,10 +83,11 @@ class ProbeStatistics(Shown, Metrics):
         write_json(self, path)
 
     def _repr_html_(self) -> str:
-        return tables_html(self.tables, [self.verdict])
+        return tables_html(self.tables, [*notes_of_controls(self.controls), self.verdict])
 
     def __str__(self) -> str:
-        return "\n\n".join([*(table.text for table in self.tables), *filter(None, [self.verdict])])
+        said = [*notes_of_controls(self.controls), self.verdict]
+        return "\n\n".join([*(table.text for table in self.tables), *filter(None, said)])
 
 
 @dataclass(frozen=True, eq=False, repr=False)

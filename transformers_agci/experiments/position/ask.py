@@ -12,7 +12,7 @@ from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.defaults import ATLAS_ITEMS
 from transformers_agci.experiments.engines import EngineOptions, open_engine
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
-from transformers_agci.experiments.position.metrics import accuracies_text, controls_table, load_controls
+from transformers_agci.experiments.position.metrics import accuracies_text, controls_text, load_controls
 from transformers_agci.experiments.position.questions import Control, questions
 from transformers_agci.experiments.position.run import PositionProbe
 from transformers_agci.inference.answering import AnswerOptions
@@ -136,6 +136,6 @@ def _show(probe: PositionProbe, controls: Sequence[Control], say: Say) -> Mappin
     files = {control.value: probe.control_outputs(control) for control in controls}
     say(f"\n{accuracies_text(probe.outputs)}")
     if controls:
-        said = controls_table(load_controls(files.get("text_only", []), files.get("blank_image", []))).text
+        said = controls_text(load_controls(files.get("text_only", []), files.get("blank_image", [])))
         say(f"\n{said}")
     return {"results": probe.outputs, **files}

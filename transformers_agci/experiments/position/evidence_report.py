@@ -9,7 +9,7 @@ import numpy as np
 from transformers_agci.errors import counted
 from transformers_agci.experiments.position.comparison import as_json
 from transformers_agci.experiments.position.evidence import Comparison, Evidence, ResultEvidence
-from transformers_agci.experiments.position.metrics import Control, controls_table
+from transformers_agci.experiments.position.metrics import Control, controls_text
 from transformers_agci.experiments.position.tables import failing_positions
 from transformers_agci.report.forest import CurvePanel, ForestPanel, forest_figure
 from transformers_agci.report.table import ABSENT, NUMBER, PERCENT, POINTS, Style, Table, p_value
@@ -33,7 +33,7 @@ def evidence_text(evidence: Evidence, controls: Sequence[Control] = ()) -> str:
     if len(evidence.comparisons) == 1:  # two engines, two versions of one: where they differ
         blocks.append(_by_position(evidence).text)
     if controls:
-        blocks.append(controls_table(controls).text)
+        blocks.append(controls_text(controls))
     if any(side.margin for row in evidence.results for side in (row.report.yes, row.report.no) if side):
         blocks.append(f"({MARGIN_UNIT_NOTE})")
     failing = [note for row in evidence.results for note in failing_positions(row.report, len(evidence.results))]

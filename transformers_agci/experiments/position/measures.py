@@ -1,6 +1,7 @@
 """What one result of the position probe shows, in numbers: accuracy, evenness over the cells, signal detection."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from transformers_agci.experiments.defaults import DRAWS
 from transformers_agci.experiments.position.results import ProbeResult, Tables
 from transformers_agci.statistics import Interval, SpreadTest, TestResult, evenness, signal_detection, thresholds
 from transformers_agci.statistics.intervals import items_with_rows
+
+Shown = Literal["everything", "accuracies", "shares of Yes"]  # what stands beside a note
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class ResultReport:
     notes: list[str]  # what must be said beside the numbers
 
 
-def against_margin(result: ProbeResult) -> str:
+def against_margin(result: ProbeResult, beside: Shown = "everything") -> str:
     """How many answers go against their margin, and the first of them; "" where none does.
 
     The margin of a row is above zero where Yes has the larger logit, so that an engine which picks the likelier word
@@ -106,14 +109,15 @@ def against_margin(result: ProbeResult) -> str:
         return ""
     name, item, cell = next((name, *np.argwhere(table)[0]) for name, table in found if table.any())
     go, theirs = ("goes", "its") if count == 1 else ("go", "their")
+    what = "accuracies and d'" if beside == "everything" else beside
     return (
         f"{counted(count, 'answer')} of {result.label} {go} against {theirs} margin (a No above zero or a Yes below), "
-        f"the first on the {name} row of {result.items[item]} at {result.cells[cell]}: accuracies and d' count the "
+        f"the first on the {name} row of {result.items[item]} at {result.cells[cell]}: {what} count the "
         "answers, everything about margins the margins."
     )
 
 
-def unreadable_replies(result: ProbeResult) -> str:
+def unreadable_replies(result: ProbeResult, beside: Shown = "everything") -> str:
     """How many replies are neither of the two answers, and what is made of them; "" where there are none."""
     tables = [t for t in (result.yes, result.no) if t is not None]
     count = sum(int(np.nansum(t.unreadable)) for t in tables)
@@ -123,15 +127,17 @@ def unreadable_replies(result: ProbeResult) -> str:
     said = f"{count} of {counted(sum(t.rows for t in tables), 'reply', 'replies')} of {result.label} {are}"
     if result.choice:
         return f"{said} no letter: accuracies count {them} as wrong."
+    if beside == "shares of Yes":
+        return f"{said} neither Yes nor No: the shares of Yes leave {them} out."
     left_out = ""
-    if len(tables) == 2:
+    if len(tables) == 2 and beside == "everything":
         left_out = f"; d', c, V of d', lambda x truth and the shares of Yes leave {them} out, in both of two results"
     return f"{said} neither Yes nor No: accuracies count {them} as wrong{left_out}."
 
 
-def notes_on(result: ProbeResult) -> list[str]:
-    """What must be said beside the numbers of one result, whatever is made of it."""
-    return list(filter(None, [unreadable_replies(result), against_margin(result)]))
+def notes_on(result: ProbeResult, beside: Shown = "everything") -> list[str]:
+    """What must be said beside the numbers of one result."""
+    return list(filter(None, [unreadable_replies(result, beside), against_margin(result, beside)]))
 
 
 def measure(result: ProbeResult, resampling: ResamplingConfig | None = None) -> ResultReport:

@@ -12,10 +12,9 @@ from transformers_agci import statistics as st
 from transformers_agci.errors import InputError, printable, short
 from transformers_agci.experiments.position.comparison import PairReport, as_json, compare
 from transformers_agci.experiments.position.maps import Limits, probe_figure
-from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
+from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure, unreadable_replies
 from transformers_agci.experiments.position.results import (
     ProbeResult,
-    Tables,
     label_of,
     model_of,
     read_results,
@@ -36,13 +35,15 @@ Paths = Sequence[str | Path]
 class Control:
     """How often a model says Yes without seeing the image, on Yes rows and on No rows (None where there are none).
 
-    `choice`: the rows are choices between options, and `yes_rate` is how often the letter is right.
+    `choice`: the rows are choices between options, and `yes_rate` is how often the letter is right. `notes` is what
+    must be said beside it.
     """
 
     name: str
     yes_rate: st.Interval | None
     no_rate: st.Interval | None
     choice: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def metrics_text(metrics: Metrics) -> str:
         blocks.append(pair_text(metrics.pair))
         blocks.append(f"{pair_positions(metrics.pair, metrics.results[0].positions).text}\n{ALL_AT_ONCE}")
     if metrics.controls:
-        blocks.append(controls_table(metrics.controls).text)
+        blocks.append(controls_text(metrics.controls))
     if metrics.pair:
         blocks.append(metrics.pair.verdict)
     return "\n\n".join(blocks)
@@ -135,6 +136,16 @@ def controls_table(controls: Sequence[Control]) -> Table:
         return Table("", ["right without the image", "choices % [95 %]"], choices)
     rows = [[control.name, PERCENT.write(control.yes_rate), PERCENT.write(control.no_rate)] for control in controls]
     return Table("", ["says Yes without the image", "Yes rows % [95 %]", "No rows % [95 %]"], rows)
+
+
+def controls_text(controls: Sequence[Control]) -> str:
+    """The table of the Yes-rates without the image, and what must be said beside it."""
+    return "\n\n".join([controls_table(controls).text, *notes_of_controls(controls)])
+
+
+def notes_of_controls(controls: Sequence[Control]) -> list[str]:
+    """What must be said beside their table."""
+    return [note for control in controls for note in control.notes]
 
 
 def metrics_figure(metrics: Metrics, title: str = "", limits: Limits | None = None) -> "Figure":
@@ -186,14 +197,12 @@ def _distinct(paths: Paths) -> list[str]:
 
 
 def _control(name: str, path: str | Path) -> Control:
-    result = read_results(path)
-    yes, no = (None if t is None else st.clustered_proportion(_share_of_yes(t)) for t in (result.yes, result.no))
-    return Control(name, yes, no, result.choice)
-
-
-def _share_of_yes(tables: Tables) -> st.Floats:
-    """Of all replies: an unreadable one is no Yes, and no right letter."""
-    return np.where(tables.unreadable == 1, 0.0, tables.said_yes)
+    result = read_results(path, label=name)
+    yes, no = (
+        None if t is None else st.clustered_proportion(t.correct if result.choice else t.said_yes)
+        for t in (result.yes, result.no)
+    )
+    return Control(name, yes, no, result.choice, tuple(filter(None, [unreadable_replies(result, "shares of Yes")])))
 
 
 def _controls_line(controls: Sequence[Control]) -> str:

@@ -200,7 +200,7 @@ def _with_choices(settled: Interval, results: Sequence[ProbeResult], choice: Cho
 
 def _notes_of_nested(results: Sequence[ProbeResult], gain: Interval) -> list[str]:
     """What must be said beside the gain: rows that it leaves out, and answers that go against their margins."""
-    notes = [note for result in results for note in notes_on(result)]
+    notes = [note for result in results for note in notes_on(result, "accuracies")]
     asked = max(sum(tables.rows for tables in (result.yes, result.no) if tables) for result in results)
     if left_out := asked - gain.n:
         be = "is" if left_out == 1 else "are"

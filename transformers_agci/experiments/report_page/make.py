@@ -12,7 +12,7 @@ from transformers_agci.errors import InputError, counted, printable
 from transformers_agci.experiments.defaults import IMAGES, THUMBNAILS, Images
 from transformers_agci.experiments.position.evidence import Evidence, gather
 from transformers_agci.experiments.position.measures import ResamplingConfig
-from transformers_agci.experiments.position.metrics import load_all, load_controls
+from transformers_agci.experiments.position.metrics import load_all, load_controls, notes_of_controls
 from transformers_agci.experiments.position.results import ProbeResult
 from transformers_agci.experiments.report_page import sections
 from transformers_agci.experiments.report_page.answers import Answers, Thumbnails, thumbnails
@@ -199,7 +199,7 @@ def _page(
         title=printable(options.title or title),
         summary=f"{counted(len(results), 'result')} on {evidence.items} items in {cells} positions",
         verdicts=_printable(sections.verdicts(evidence)),
-        notes=_printable([*evidence.notes, *inside.notes]),
+        notes=_printable([*evidence.notes, *notes_of_controls(controls), *inside.notes]),
         maps=sections.map_rows(evidence),
         margins=sections.margin_rows(evidence),
         margin_plots=sections.margin_plots(evidence),
