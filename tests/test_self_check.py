@@ -133,7 +133,7 @@ def test_bfloat16_and_inner_model() -> None:
 def test_table(model: Any) -> None:
     text = str(self_check(model, make_inputs("llava", model)))
     assert text.startswith("AGCI self-check: LLaVA-v1.5, lambda 0.5\ncheck ")
-    assert text.endswith("all checks passed")
+    assert text.endswith("all checks passed that could be made, 2 of 7 could not (-)")
     assert len(text.splitlines()) == 1 + 1 + 7 + 1
 
 
