@@ -386,7 +386,7 @@ def test_pilots_of_different_grids_plan_nothing(
 ) -> None:
     other = write(tmp_path / "g.jsonl", rows(margins(80, 3, cells=4), margins(80, 4, cells=4, mean=-1.3), shape=(2, 2)))
     assert main(["plan", three[0], other, "--difference", "2"]) == 2
-    assert "'r0' has a 3x3 grid and 'g' a 2x2 one" in capsys.readouterr().err
+    assert f"'r0' ({three[0]}) has a 3x3 grid and 'g' ({other}) a 2x2 one" in capsys.readouterr().err
 
 
 def as_tables(margin: np.ndarray, yes: bool = True) -> Tables:

@@ -59,7 +59,8 @@ def test_no_rows_about_other_captions_are_not_paired(tmp_path: Path, capsys: pyt
     blank = [row | {"caption": row["caption"] + " "} for row in lines]
     paths = [write(tmp_path / f"{k}.jsonl", content) for k, content in enumerate((lines, other, blank))]
     assert main(["metrics", "--results_file", *paths[:2]]) == 2
-    assert "'0' and '1' have other negatives: the No rows of i000 ask about" in capsys.readouterr().err
+    named = f"'0' ({paths[0]}) and '1' ({paths[1]})"
+    assert f"{named} have other negatives: the No rows of i000 ask about" in capsys.readouterr().err
     assert main(["evidence", paths[0], paths[2], "--draws", "20"]) == 0
 
 
