@@ -332,10 +332,20 @@ def test_a_sweep_chooses_on_some_items_and_reports_on_others(
     assert "5 folds" in capsys.readouterr().out
 
 
+def test_a_fold_of_one_item_is_too_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    firsts = [item for item in range(99) if part_of(f"Yes {item}", 5) == 0]
+    few = firsts[1]  # items before the second that falls into the first fold
+    assert few > 3
+    files = [write(tmp_path / f"{seed}.jsonl", rows(margins(few, seed), margins(few, 9 - seed))) for seed in (0, 1)]
+    assert main(["sweep", *files, "--nested"]) == 2
+    assert "Fold 1 of 5 has 1 item; give results of more items." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words, sentence",
     [
         (["--dev_share", "1"], "a lambda is not reported on the items on which it was chosen"),
+        (["--dev_share", "2", "--nested"], "--dev_share is 2, but must lie between 0 and 1"),
         (["--held_out", "SAME"], "80 captions"),
     ],
 )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers_agci.api.arguments import checked, one_of, share
+from transformers_agci.api.arguments import checked, one_of
 from transformers_agci.api.results import ProbeRun, as_results
 from transformers_agci.api.rows import Shown, tables_html
 from transformers_agci.errors import InputError
@@ -63,14 +63,14 @@ def sweep(
     held_out: Results = (),
     *,
     choose_by: Choice = CHOOSE_BY,
-    dev_share: float = DEV_SHARE,
+    dev_share: float | None = None,
     nested: bool = False,
 ) -> ChosenLambda:
     """Choose a lambda (or any of several results) on some items, and compare it with the first result on the others.
 
     `results` is a run of `probe` at several lambdas, or its files, the baseline first. The items are split by a hash of
-    their captions, `dev_share` of them choose; `held_out` are results of another data set that report instead, one per
-    result; `nested` takes five folds. `choose_by`: balanced, auc or evenness.
+    their captions, `dev_share` of them (0.5) choose; `held_out` are results of another data set that report instead,
+    one per result; `nested` takes five folds. `choose_by`: balanced, auc or evenness.
 
     >>> import json, random, tempfile
     >>> from pathlib import Path
@@ -94,6 +94,7 @@ def sweep(
     run, apart = as_results("results", results), as_results("held_out", held_out)
     if nested and apart.files:
         raise InputError("`nested` reports on the items of `results`; omit it or `held_out`.")
+    _check_dev_share(dev_share, nested, bool(apart.files))
     found: Sweep | NestedSweep
     if nested:
         found = sweeping.nested(run.results, choose_by)
@@ -102,11 +103,19 @@ def sweep(
         found = sweeping.sweep_apart(run.results, apart.results, choose_by)
         found.notes.extend(notes)
     else:
-        found = sweeping.sweep(
-            run.results, choose_by, dev_share if isinstance(dev_share, float) else share("dev_share", dev_share)
-        )
+        found = sweeping.sweep(run.results, choose_by, DEV_SHARE if dev_share is None else float(dev_share))
     sources = (*run.files, *(path for path in run.negatives if path), *apart.files)
     return ChosenLambda(found, sources)
+
+
+def _check_dev_share(dev_share: float | None, nested: bool, apart: bool) -> None:
+    """InputError for a share that is none, and for one where nothing is split by it."""
+    if dev_share is None:
+        return
+    sweeping.check_share(float(dev_share))
+    if nested or apart:
+        why = "`nested` chooses on four of five folds" if nested else "with `held_out` all items of `results` choose"
+        raise InputError(f"`dev_share` splits the items of `results`, but {why}: omit one of the two.")
 
 
 @checked

@@ -71,7 +71,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
         help="results of another data set to report on, one per result file; without it the items are split",
     )
     parser.add_argument(
-        "--dev_share", type=number, default=DEV_SHARE, metavar="S", help="share that chooses (default %(default)s)"
+        "--dev_share", type=number, metavar="S", help=f"share of the items that chooses (default {DEV_SHARE})"
     )
     parser.add_argument(
         "--choose_by",

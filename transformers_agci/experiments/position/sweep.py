@@ -75,11 +75,7 @@ def part_of(caption: str, parts: int) -> int:
 def sweep(results: Sequence[ProbeResult], choice: Choice = CHOOSE_BY, dev_share: float = DEV_SHARE) -> Sweep:
     """Split the items by their captions, choose on the first part, compare with the first result on the second."""
     _check(results)
-    if not 0 < dev_share < 1:
-        raise InputError(
-            f"`dev_share` is {dev_share:g}, but must lie between 0 and 1: a lambda is not reported on the items on "
-            "which it was chosen."
-        )
+    check_share(dev_share)
     first = results[0]
     buckets = np.array([part_of(caption, 1000) for caption in first.captions]) / 1000
     dev = [item for item, bucket in zip(first.items, buckets, strict=True) if bucket < dev_share]
@@ -87,6 +83,15 @@ def sweep(results: Sequence[ProbeResult], choice: Choice = CHOOSE_BY, dev_share:
     rule = f"SHA-256 of the caption, first 8 bytes modulo 1000, below {1000 * dev_share:g}: chooses"
     split = Split(rule, dev_share, len(dev), len(held))
     return _report(results, results, choice, (dev, held), split)
+
+
+def check_share(dev_share: float) -> None:
+    """InputError for a share that leaves no items to choose or none to report."""
+    if not 0 < dev_share < 1:
+        raise InputError(
+            f"`dev_share` is {dev_share:g}, but must lie between 0 and 1: a lambda is not reported on the items on "
+            "which it was chosen."
+        )
 
 
 def sweep_apart(dev: Sequence[ProbeResult], held_out: Sequence[ProbeResult], choice: Choice = CHOOSE_BY) -> Sweep:
@@ -174,7 +179,9 @@ def nested(results: Sequence[ProbeResult], choice: Choice = CHOOSE_BY) -> Nested
         inside = [item for item, of in zip(first.items, folds, strict=True) if of == fold]
         outside = [item for item, of in zip(first.items, folds, strict=True) if of != fold]
         if len(inside) < 2:
-            raise InputError(f"Fold {fold + 1} of {FOLDS} has {len(inside)} items; give results of more items.")
+            raise InputError(
+                f"Fold {fold + 1} of {FOLDS} has {counted(len(inside), 'item')}; give results of more items."
+            )
         best = _best(list(scores_of([result.select(outside) for result in results], choice).values()))
         chosen.append(results[best].label)
         tables.append(_both_correct(results[0].select(inside), results[best].select(inside)))
