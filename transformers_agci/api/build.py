@@ -89,7 +89,7 @@ def build_probe(
     seed: int = BuildOptions.seed,
     image_column: str | None = None,
     caption_column: str | None = None,
-    split: str = "train",
+    split: str | None = None,
     name: str = SET_NAMES["probe"],
     images: str = "",
     canvas: int = Grid.canvas,
@@ -118,11 +118,12 @@ def build_probe(
     one_of("kind", kind, Content)
     one_of("distractors", distractors, Distractors)
     place = place_of(folder)
-    given = _given(source, captions, (image_column, caption_column, split), place.folder, overwrite)
+    of_source = {"captions": captions, "image_column": image_column, "caption_column": caption_column, "split": split}
+    given = _given(kind, source, of_source, place.folder, overwrite)
     shape = {label: maybe_whole(label, value) for label, value in (("rows", rows), ("cols", cols), ("box", box))}
     options = BuildOptions(
         kind="probe",
-        source=needed_source(kind, given.source),
+        source=given.source,
         folder=place.folder,
         name=name,
         images=images,
@@ -150,7 +151,7 @@ def build_similarity(
     seed: int = BuildOptions.seed,
     image_column: str | None = None,
     caption_column: str | None = None,
-    split: str = "train",
+    split: str | None = None,
     name: str = SET_NAMES["similarity"],
     images: str = "",
     canvas: int = Grid.canvas,
@@ -172,11 +173,12 @@ def build_similarity(
     (9, None)
     """
     place = place_of(folder)
-    given = _given(source, captions, (image_column, caption_column, split), place.folder, overwrite)
+    of_source = {"captions": captions, "image_column": image_column, "caption_column": caption_column, "split": split}
+    given = _given("captions", source, of_source, place.folder, overwrite)
     side = maybe_whole("box", box)
     options = BuildOptions(
         kind="similarity",
-        source=needed_source("captions", given.source),
+        source=given.source,
         folder=place.folder,
         name=name,
         images=images,
@@ -210,7 +212,7 @@ def keeping(kept: "tempfile.TemporaryDirectory[str]", data: ProbeData) -> ProbeD
 class _Given(NamedTuple):
     """A source of images, and how many it has where that is known."""
 
-    source: Source | None
+    source: Source
     number: int | None = None
 
     def items(self, wanted: int | None) -> int:
@@ -218,19 +220,26 @@ class _Given(NamedTuple):
         return maybe_whole("items", wanted) or self.number or BuildOptions.items
 
 
-def _given(
-    source: Images | None, captions: Any, columns: tuple[str | None, str | None, str], folder: Path, overwrite: bool
-) -> _Given:
-    """The source: where it lies, or a list as files below `folder`; `columns` of images and captions, and the split."""
+def _given(kind: Content, source: Images | None, of_source: Mapping[str, Any], folder: Path, overwrite: bool) -> _Given:
+    """The source: where it lies, or a list as files below `folder`. InputError for what of `of_source` it cannot have.
+
+    `of_source` are captions, image_column, caption_column, split; None: not given.
+    """
+    given = {name: value for name, value in of_source.items() if value is not None}
     if source is None:
-        return _Given(None)
+        return _Given(needed_source(kind, None, list(given)))
+    captions = given.pop("captions", None)
     if isinstance(source, str | Path):
         if captions is not None and not isinstance(captions, str | Path):
             raise InputError(
                 "A list of `captions` goes with a list of images; a source has its own, or a file of them."
             )
-        return _Given(Source(str(source), None if captions is None else str(captions), *columns))
+        where = Source(str(source), None if captions is None else str(captions), **given)
+        return _Given(needed_source(kind, where))
+    if given:
+        raise InputError(f"`{next(iter(given))}` is of a source of captioned images; omit it with a list of images.")
     images = elements("source", source, IMAGES)
+    needed_source(kind, Source(""))  # before the images are written
     return _Given(Source(str(written_source(folder / "source", images, captions, overwrite))), len(images))
 
 

@@ -11,7 +11,7 @@ from transformers_agci.api.folders import quiet
 from transformers_agci.api.rows import Shown, Tabular, tables_html
 from transformers_agci.data.instruct import FolderCount, SampleOptions, count_images, draw_sample, write_sample
 from transformers_agci.data.scienceqa import conversations, write_questions
-from transformers_agci.errors import counted
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.defaults import INSTRUCT_ROWS
 from transformers_agci.inference.progress import Say
 from transformers_agci.report.table import Table
@@ -82,6 +82,8 @@ def sample_instruct(
     >>> sample.rows[0]["image"], dict(sample.skipped)
     ('a.jpg', {'missing image in .': 1})
     """
+    if name is not None and folder is None:
+        raise InputError("`name` is of the files that are written to `folder`: give a `folder`, or omit `name`.")
     options = SampleOptions(
         Path(mix), Path(image_root), whole_number("n", n), whole_number("seed", seed, 0), keep_text_only
     )
@@ -185,7 +187,7 @@ class ScienceQAQuestions(Shown, Tabular):
         letters = ", ".join(f"{letter} {count}" for letter, count in sorted(answers.items()))
         images = sum("image" in row for row in self.conversations)
         head = "" if self.file is None else f"{self.file}: "
-        return f"{head}{len(self.conversations)} items, {images} with an image; correct answers: {letters}"
+        return f"{head}{counted(len(self.conversations), 'item')}, {images} with an image; correct answers: {letters}"
 
     def _repr_html_(self) -> str:
         return tables_html([], [self.text])
@@ -205,7 +207,7 @@ def build_scienceqa(
     >>> _ = problems.write_text(json.dumps({"7": {"question": "Which?", "choices": ["a", "b"], "answer": 1}}))
     >>> _ = splits.write_text(json.dumps({"test": ["7"]}))
     >>> print(build_scienceqa(problems, splits))
-    1 items, 0 with an image; correct answers: B 1
+    1 item, 0 with an image; correct answers: B 1
     """
     return run_build_scienceqa(Path(problems), Path(pid_splits), split, None if output is None else Path(output))
 

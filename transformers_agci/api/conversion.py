@@ -2,17 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from transformers_agci.api.arguments import checked, one_of
 from transformers_agci.api.rows import Shown, tables_html
 from transformers_agci.conversion.convert import MANIFEST, Converted, convert
+from transformers_agci.errors import counted
 from transformers_agci.inference.checkpoint_files import ORIGINAL_FILES, model_folder
+from transformers_agci.inference.load import Dtype
 from transformers_agci.report.table import Table
 
 SHOWN = 12  # lines about what was not used
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,8 +36,8 @@ class ConvertedCheckpoint(Shown, Converted):
             return f"{self.folder} holds this conversion already."
         before, after = self.rows
         return (
-            f"{self.folder}: {self.tensors} tensors in {self.files} files, embeddings grown from {before} to {after} "
-            "rows."
+            f"{self.folder}: {counted(self.tensors, 'tensor')} in {counted(self.files, 'file')}, embeddings grown from "
+            f"{before} to {counted(after, 'row')}."
         )
 
     def _repr_html_(self) -> str:

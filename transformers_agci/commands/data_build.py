@@ -103,7 +103,7 @@ def _add_build_options(
     source.add_argument("--captions", help="CSV or JSONL with file names and captions, for a folder of images")
     source.add_argument("--image_column", help="column of the images (default: found by its usual names)")
     source.add_argument("--caption_column", help="column of the captions (default: found by its usual names)")
-    source.add_argument("--split", default="train", help="split of a hub set (default: %(default)s)")
+    source.add_argument("--split", help="split of a hub set (default: train)")
     result = parser.add_argument_group("result")
     result.add_argument("--output_dir", type=path, default=output_dir, help="(default: %(default)s)")
     result.add_argument("--name", default=name, help="name of the rows file (default: %(default)s)")
@@ -149,13 +149,15 @@ def _build_options(kind: Literal["probe", "similarity"], args: argparse.Namespac
     from transformers_agci.data.built_set import grid_of, needed_source
     from transformers_agci.data.sources import Source
 
-    columns = (args.captions, args.image_column, args.caption_column, args.split)
+    options = {name: getattr(args, name) for name in ("captions", "image_column", "caption_column", "split")}
+    given = {name: value for name, value in options.items() if value is not None}
+    source = None if args.source is None else Source(args.source, **given)
     return BuildOptions(
         kind=kind,
         content=args.kind,
         distractors=args.distractors,
         target_sizes=tuple(args.target_sizes),
-        source=needed_source(args.kind, None if args.source is None else Source(args.source, *columns)),
+        source=needed_source(args.kind, source, list(given)),
         folder=args.output_dir,
         name=args.name,
         images=args.images,

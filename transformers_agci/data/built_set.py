@@ -148,14 +148,19 @@ class BuildOptions:
         return self.kind == "probe" and self.negatives and self.content != "options"
 
 
-def needed_source(content: Content, source: Source | None) -> Source:
-    """The source of a set; one without a path for drawn sub-images. InputError where it is missing, or too much."""
+def needed_source(content: Content, source: Source | None, of_source: Sequence[str] = ()) -> Source:
+    """The source of a set; one without a path for drawn sub-images. InputError where it is missing, or too much.
+
+    `of_source` are the options of a source that were given.
+    """
     if (content in KINDS) == (source is not None):
         raise InputError(
             f"`kind` {content} draws its sub-images: omit `source`."
             if content in KINDS
             else f"`source` is needed for `kind` {content}: a folder of images with captions, for instance."
         )
+    if source is None and of_source:
+        raise InputError(f"`kind` {content} draws its sub-images: omit `{of_source[0]}`, which is of a `source`.")
     return source or Source("")
 
 

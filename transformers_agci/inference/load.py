@@ -6,14 +6,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from transformers_agci.errors import EVERYTHING, InputError
 from transformers_agci.inference.placement import device_of, dtype_of, placement_of, shape_of
 from transformers_agci.inference.quick import ALL, chosen, recorded
 from transformers_agci.method.lam import LAMBDA_KEY
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES: tuple[str, ...] = get_args(Dtype)
 VISION = ("auto", "stock")  # see vision_tower.py
 
 
