@@ -50,6 +50,8 @@ _KINDS: Mapping[type, tuple[str, Callable[[Any], bool]]] = {
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """A function that a user calls: its arguments are of the kinds that it says, and errors are in their names.
 
+    In a file or folder ~ is the home.
+
     What lies below names an argument as the command's option, `global_context_lambda` for `lambdas`: here it is
     respelled, as `commands.parser.with_flags` does for the command line.
 
@@ -64,12 +66,15 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     transformers_agci.errors.InputError: `lambdas` must be a number, but is '0'.
     """
     names = list(inspect.signature(function).parameters)
+    paths = {name for name, kind in function.__annotations__.items() if _may_be_a_path(kind)}
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             check_kinds(function, dict(zip(names, args, strict=False)) | kwargs)
-            return function(*args, **kwargs)
+            placed = [_at_home(value) if name in paths else value for name, value in zip(names, args, strict=False)]
+            named = {name: _at_home(value) if name in paths else value for name, value in kwargs.items()}
+            return function(*placed, *args[len(placed) :], **named)  # type: ignore[arg-type]
         except InputError as error:
             error.args = (in_arguments(str(error), names),)
             raise
@@ -244,7 +249,25 @@ def path_list(name: str, given: Any) -> tuple[Path, ...]:
     found = [given] if single else elements(name, given, "files") if several else [None]
     if any(not isinstance(each, str | Path) for each in found):
         raise InputError(f"`{name}` must be a file or a list of files, but is {short(given)}.")
-    return tuple(map(Path, found))
+    return tuple(map(path_of, found))
+
+
+def path_of(given: str | Path) -> Path:
+    """A file or folder that a caller names; ~ is the home, as a shell has it."""
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:  # ~name of nobody here: a name like any other
+        return Path(given)
+
+
+def _may_be_a_path(kind: Any) -> bool:
+    """Whether an argument of this annotation may be a file or folder."""
+    return kind is Path or Path in get_args(kind)
+
+
+def _at_home(given: Any) -> Any:
+    """A path that begins with ~ as `path_of` has it; what is none as it is, such as a hub id or a list."""
+    return path_of(given) if isinstance(given, str | Path) and str(given).startswith("~") else given
 
 
 def elements(name: str, given: Any, what: str) -> list[Any]:

@@ -79,7 +79,7 @@ def published_data(
     """
     one_of("kind", kind, SetKind)
     items, ratio = maybe_whole("items", items), whole_number("max_unpack_ratio", max_unpack_ratio)
-    found = arrange(copy_or_download(kind, None if folder is None else Path(folder).expanduser()), ratio)
+    found = arrange(copy_or_download(kind, None if folder is None else Path(folder)), ratio)
     by_name = {each.rows.stem: each for each in found}
     first = next((each for name, each in by_name.items() if not name.endswith(NEGATIVES)), found[0])
     negatives = by_name.get(f"{first.rows.stem}{NEGATIVES}")

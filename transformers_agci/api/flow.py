@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.api.arguments import checked, needed_data, place_of_lambda, some_lambdas, whole_number
+from transformers_agci.api.arguments import checked, needed_data, path_of, place_of_lambda, some_lambdas, whole_number
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.images import encoded
 from transformers_agci.api.models import Model, looking_inside
@@ -190,7 +190,7 @@ def run_flow_of(options: FlowOptions, image: Any, question: str) -> ImageFlow:
     """The flow of one image, as the command runs it."""
     source: ImageSource
     if isinstance(image, str | Path):
-        path = Path(image)
+        path = path_of(image)
         source, name = ImageFile(path.parent, path.name, "`image`"), str(path)
     else:
         source, name = ImageBytes(encoded(image, "`image`"), "`image`"), ""

@@ -19,7 +19,7 @@ class Place(NamedTuple):
 def place_of(folder: str | Path | None) -> Place:
     """The folder that was named, or one of its own."""
     if folder is not None:
-        return Place(Path(folder).expanduser())
+        return Place(Path(folder))
     kept = tempfile.TemporaryDirectory(prefix=TEMPORARY)
     return Place(Path(kept.name), kept)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.api.arguments import elements
+from transformers_agci.api.arguments import elements, path_of
 from transformers_agci.errors import InputError, short
 from transformers_agci.storage.atomic import cannot_write, write_atomic
 from transformers_agci.storage.reading import is_file
@@ -22,7 +22,7 @@ def encoded(image: Any, where: str) -> bytes:
         return image
     if isinstance(image, str | Path):
         try:
-            return Path(image).read_bytes()
+            return path_of(image).read_bytes()
         except OSError as error:
             raise InputError(f"{where}: {image} cannot be read ({error.strerror}).") from None
     if hasattr(image, "save") and hasattr(image, "mode"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.api.arguments import checked, one_of, share, whole_number
+from transformers_agci.api.arguments import checked, one_of, path_of, share, whole_number
 from transformers_agci.api.flow import FlowRun
 from transformers_agci.api.occlusion import OcclusionRun
 from transformers_agci.api.results import ProbeRun, as_results
@@ -98,7 +98,7 @@ def _ruler_file(given: Any) -> Path | None:
     if isinstance(given, Ruler):
         return given.file
     if given is None or isinstance(given, str | Path):
-        return None if given is None else Path(given)
+        return None if given is None else path_of(given)
     raise InputError(f"`ruler` must be what `ruler` gave, or the ruler.json of it, but is {short(given)}.")
 
 
@@ -109,7 +109,7 @@ def _folders(name: str, given: Any) -> list[Path]:
         if isinstance(each, OcclusionRun):
             found += each.folders
         elif isinstance(each, FlowRun | str | Path):
-            found.append(each.folder if isinstance(each, FlowRun) else Path(each))
+            found.append(each.folder if isinstance(each, FlowRun) else path_of(each))
         else:
             raise InputError(f"`{name}` must be what `{name}` gave, or a folder of it, but is {short(each)}.")
     return found
