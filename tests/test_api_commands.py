@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import transformers_agci as agci
+from transformers_agci.api.conversion import ConvertedCheckpoint
 from transformers_agci.cli import COMMANDS, main
 from transformers_agci.embedded import embedded_model_path
 
@@ -145,6 +146,11 @@ def test_other_images_in_the_same_folder_are_no_old_set(tmp_path: Path) -> None:
         ({"source": []}, "The list of images is empty"),
         ({"source": pd.DataFrame({"a": [1]})}, "but is a DataFrame: give a column of it"),
         ({"source": [b"x"], "captions": [3]}, "`captions` must be texts, but one is 3"),
+        ({"kind": "digits", "captions": ["a"]}, "`kind` digits draws its sub-images: omit `captions`, which is of"),
+        ({"kind": "digits", "caption_column": "c"}, "omit `caption_column`, which is of a `source`"),
+        ({"kind": "digits", "split": "train"}, "omit `split`, which is of a `source`"),
+        ({"source": [b"x"], "captions": ["a"], "image_column": "i"}, "`image_column` is of a source of captioned"),
+        ({"source": [b"x"], "captions": ["a"], "split": "train"}, "`split` is of a source of captioned images; omit"),
     ],
 )
 def test_sets_that_are_refused(given: dict[str, Any], said: str) -> None:
@@ -165,6 +171,30 @@ def test_a_check_says_what_the_command_prints(tmp_path: Path, capsys: pytest.Cap
         agci.check_data(agci.probe_data(items=1), **QUIET)
     with pytest.raises(agci.InputError, match="`rows` must be a rows file, or what `build_probe` gives, but is 5"):
         agci.check_data(5)
+
+
+def test_the_command_refuses_what_no_drawn_set_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data", "build-probe", "--kind", "digits", "--split", "test", "--output_dir", str(tmp_path / "d")]
+    assert main(words) == 2
+    assert "--kind digits draws its sub-images: omit --split, which is of a --source" in capsys.readouterr().err
+
+
+def test_the_negatives_of_a_set_are_checked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    built = agci.build_probe(kind="shapes", items=2, canvas=126, folder=tmp_path, **QUIET)
+    sound = agci.check_data(built, **QUIET)
+    assert (sound.passed, sound.rows, sound.items, sound.sizes) == (True, 36, 4, {(126, 126): 18})
+    assert sound.answers == {"Yes": 18, "No": 18}
+    command = ["data", "check", "--img_path", built.img_path]
+    said = [lines_of([*command, file], capsys) for file in sound.files]
+    assert sound.files == (built.rows_file, built.negatives_file)
+    assert "".join(said) == f"{sound.text}\n"
+    rows = built.negatives_file.read_text().splitlines(keepends=True)
+    built.negatives_file.write_text("".join(rows[1:]))
+    for whole in (built, agci.published_data("probe", tmp_path)):
+        found = agci.check_data(whole, **QUIET)
+        assert (found.passed, found.rows) == (False, 35)
+        assert [error for error in found.errors if "must have each of the nine positions once" in error]
+        assert len(found.errors) == 2  # and once the set's hash
 
 
 def test_a_broken_off_download_goes_on_and_a_copy_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +228,15 @@ def test_paths_that_are_none_and_a_folder_at_home(tmp_path: Path, monkeypatch: p
             agci.probe_data(items=1, folder=path)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert agci.probe_data(items=1, folder="~/set").img_path.is_relative_to(tmp_path / "set")
+    rows = next((tmp_path / "set" / "probe_set").glob("*.json*"))
+    home, images = f"~/{rows.relative_to(tmp_path)}", "~/set/probe_set/images"
+    assert agci.probe_data(home, Path(images)).source == str(rows)
+    assert agci.check_data(home, images, **QUIET).files == (rows,)
+    assert agci.read_probe(home, home).files == (rows, rows)
+    shutil.copy(embedded_model_path() / "config.json", tmp_path)
+    assert agci.set_lambda("~", 0.5).folder == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert agci.set_lambda("~", None, output="~nobody-of-this-name").folder.name == "~nobody-of-this-name"
 
 
 @pytest.mark.parametrize(
@@ -210,11 +249,18 @@ def test_paths_that_are_none_and_a_folder_at_home(tmp_path: Path, monkeypatch: p
         (lambda: agci.occlusion(seed=-1), "`seed` must be a whole number of at least 0, but is -1"),
         (lambda: agci.similarity(data=agci.probe_data(items=1), items=2), "`items` is for the embedded atlas"),
         (lambda: agci.read_probe([]), "`files` is an empty list"),
+        (lambda: agci.read_similarity("nowhere.jsonl"), "nowhere.jsonl"),
+        (lambda: agci.sample_instruct("mix.json", ".", n=1, name="x"), "`name` is of the files that are written to"),
     ],
 )
 def test_what_was_taken_for_something_else(call: Callable[[], Any], said: str) -> None:
     with pytest.raises(agci.InputError, match=said):
         call()
+
+
+def test_one_tensor_and_one_file_are_no_plural() -> None:
+    made = ConvertedCheckpoint(Path("o"), 1, 1, (0, 1), {}, True)
+    assert made.text == "o: 1 tensor in 1 file, embeddings grown from 0 to 1 row."
 
 
 # --- conversations -------------------------------------------------------------------------------------------------

@@ -54,6 +54,15 @@ def loose(tmp_path: Path) -> Path:
     return folder
 
 
+def test_one_is_counted_as_one(tmp_path: Path) -> None:
+    twice = [row | {"caption": "c"} for row in rows()]
+    assert check(write_rows(tmp_path / "twice.json", twice)).notes[0] == "1 caption is asked for in more than one item."
+    odd = [*rows(), {**rows()[0], "image": "o.jpg", "grid": "1x2", "row": 0, "col": 1, "id": 99}]
+    assert "one set needs one grid, but has 1 row of 1x2, 18 rows of 3x3." in "".join(
+        check(write_rows(tmp_path / "odd.json", odd)).errors
+    )
+
+
 def test_a_sound_set_has_no_errors(loose: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = check(loose / NAME, loose / "pictures")
     assert (report.rows, report.items, report.errors) == (18, 2, [])

@@ -59,7 +59,7 @@ def _check(file: Path, image_root: Path | None) -> int:
     """Check one file and print what was found; 1 when there are errors."""
     from transformers_agci.api.check import run_check
 
-    checked = run_check(file, image_root)
+    checked = run_check([file], image_root)
     teller(add_check_arguments)(checked.text)
     return 0 if checked.passed else 1
 

@@ -25,10 +25,15 @@ class CheckReport:
     positions: Counter[str] = field(default_factory=Counter)
     shapes: Counter[Shape] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # pixels, (width, height), per image
+    image_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # image -> pixels, (width, height)
     images_checked: bool = False
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> Counter[tuple[int, int]]:
+        """How many images have each size."""
+        return Counter(self.image_sizes.values())
 
     def lines(self, errors_shown: int = 20) -> Iterator[str]:
         """The report as text."""
@@ -41,7 +46,8 @@ class CheckReport:
         yield "positions: " + ", ".join(f"{self.positions[name]} {name}" for name in names)
         if self.images_checked:
             sizes = ", ".join(f"{count} of {w}x{h}" for (w, h), count in self.sizes.most_common(5))
-            more = f" and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
+            rest = len(self.sizes) - 5
+            more = f" and {counted(rest, 'other size')}" if rest > 0 else ""
             yield f"images: {sizes or 'none'}{more}"
         yield from (f"note: {note}" for note in self.notes)
         yield from (f"error: {printable(error)}" for error in self.errors[:errors_shown])
@@ -64,8 +70,8 @@ def check(
     report.positions.update(row.position for row in rows)
     report.shapes.update(row.shape for row in rows)
     if len(report.shapes) > 1:
-        found = ", ".join(f"{count} rows of {r}x{c}" for (r, c), count in sorted(report.shapes.items()))
-        report.errors.append(f"{path.name}: one set needs one grid, but there are {found}.")
+        found = ", ".join(f"{counted(count, 'row')} of {r}x{c}" for (r, c), count in sorted(report.shapes.items()))
+        report.errors.append(f"{path.name}: one set needs one grid, but has {found}.")
     report.answers.update(row.answer for row in rows)
     _check_items(rows, report)
     _check_duplicates(rows, report)
@@ -113,7 +119,8 @@ def _check_duplicates(rows: Sequence[ProbeRow], report: CheckReport) -> None:
     items_by_caption = Counter(caption for caption, _ in {(row.caption, item_key(row)) for row in rows})
     repeated = sum(count > 1 for count in items_by_caption.values())
     if repeated:
-        report.notes.append(f"{repeated} captions are asked for in more than one item.")
+        be = "is" if repeated == 1 else "are"
+        report.notes.append(f"{counted(repeated, 'caption')} {be} asked for in more than one item.")
 
 
 def _check_images(
@@ -125,7 +132,7 @@ def _check_images(
     first_use = {image: row.where for row in reversed(rows) for image in row.images}
     for number, (image, where) in enumerate(sorted(first_use.items()), 1):
         try:
-            report.sizes[image_size(resolve_below(root, image, where), where)] += 1
+            report.image_sizes[image] = image_size(resolve_below(root, image, where), where)
         except InputError as error:
             report.errors.append(str(error))
         if progress:

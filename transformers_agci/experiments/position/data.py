@@ -25,6 +25,7 @@ class ProbeData:
     bad_rows: list[FailedRow]
     settings: dict[str, Any] = field(default_factory=dict)
     source: str = "rows"  # what a reader calls it: the file, the embedded atlas
+    negatives_file: Path | None = None  # that was read too
 
     def __repr__(self) -> str:
         return f"<{counted(self.rows, 'row')}, {counted(len(self.items), 'item')} from {self.source}>"
@@ -60,9 +61,8 @@ def read_data(
             rows += read_probe_rows(file, note)
             settings[name] = hashlib.sha256(file.read_bytes()).hexdigest()
     chosen = dict(list(by_item(rows).items())[:items])
-    return ProbeData(
-        _first_rows(chosen, limit), img_path, bad, settings | {"items": items, "limit": limit}, str(eval_file)
-    )
+    settings |= {"items": items, "limit": limit}
+    return ProbeData(_first_rows(chosen, limit), img_path, bad, settings, str(eval_file), negatives_file)
 
 
 def _first_rows(items: dict[str, list[ProbeRow]], limit: int | None) -> dict[str, list[ProbeRow]]:
