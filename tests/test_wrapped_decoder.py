@@ -10,10 +10,11 @@ from decoder_inputs import CACHE, expected_embeds, images_of, logits, recorded_d
 from tiny_checkpoints import build_model, image_tokens, make_inputs
 from torch.utils.checkpoint import checkpoint
 
-from transformers_agci import agci, attach, self_check
+from transformers_agci import InputError, agci, attach, self_check
 from transformers_agci.families import decoder_of
 from transformers_agci.method.handle import current_handle
 from transformers_agci.method.hooks import HANDLE
+from transformers_agci.method.rivals.hooks import before_decoder
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -205,6 +206,62 @@ def test_lambda_changed_before_the_backward_pass(
         sum(losses).backward()
         handle.lam = 1.0
         assert not [r for r in caplog.records if "before the backward pass" in r.getMessage()]
+
+
+@pytest.mark.parametrize("wrap", [wrapper_around_the_decoder, wrapper_around_the_vlm, layers_alone])
+@pytest.mark.parametrize(
+    ("change", "event"),
+    [
+        (lambda handle: setattr(handle, "strength", 0), "bapa: its strength was changed"),
+        (lambda handle: handle.detach(), "bapa: it was taken off"),
+        (lambda handle: setattr(handle, "strength", 1), None),  # as it was
+    ],
+)
+def test_a_rival_changed_before_the_backward_pass(
+    wrap: Callable[[Any], None], change: Callable[[Any], None], event: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build_model("llava")
+    inputs = make_inputs("llava", model)
+    handle = attach(model, method="bapa")
+    wrap(model)
+    loss = model(**inputs, use_cache=False).logits.mean()
+    change(handle)
+    found = [r.getMessage().split(" before")[0] for r in caplog.records if "before the backward" in r.getMessage()]
+    assert found == ([event] if event is not None and wrap is wrapper_around_the_vlm else [])
+    loss.backward()
+
+
+@pytest.mark.parametrize("wrap", CHECKPOINTING, ids=lambda wrap: wrap.__name__)
+def test_a_rival_on_a_model_that_was_wrapped_after_it(wrap: Callable[[Any], None]) -> None:
+    """It acts, and its gradients are those without checkpointing; where they cannot be, that is said."""
+    model = build_model("llava")
+    inputs = make_inputs("llava", model)
+    plain = copy.deepcopy(model)
+    stock, handle = gradients(copy.deepcopy(model), inputs), attach(model, method="bapa")
+    attach(plain, method="bapa")
+    expected = gradients(plain, inputs)
+    wrap(model)
+    if wrap is call_is_checkpointed:
+        with pytest.raises(InputError, match="runs the decoder alone again in the backward pass"):
+            gradients(model, inputs)
+        return
+    found = {name.replace("_checkpoint_wrapped_module.", ""): grad for name, grad in gradients(model, inputs).items()}
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad, atol=1e-7, rtol=1e-4)
+    assert max((expected[name] - stock[name]).abs().max() for name in expected) > 1e-5
+    handle.detach()
+    assert not any(before_decoder in module._forward_pre_hooks.values() for module in model.modules())
+
+
+@pytest.mark.parametrize("method", ["agci", "bapa"])
+def test_finished_steps_are_forgotten(method: str) -> None:
+    model = build_model("llava")
+    inputs = make_inputs("llava", model)
+    handle = attach(model, 0.5) if method == "agci" else attach(model, method=method)
+    wrapper_around_the_vlm(model)
+    for _ in range(3):
+        gradients(model, inputs)
+    assert len(handle.recomputations._waiting) == 0
 
 
 def test_two_models_share_a_decoder() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from transformers_agci.families import SUPPORTED_FAMILIES, Family, family_of
+from transformers_agci.method.embeds_update import Recomputations
 from transformers_agci.method.tested_versions import warn_of_untested_transformers
 
 
@@ -20,7 +21,7 @@ class AttachedMethod:
     """
 
     config_key: ClassVar[str]  # the model's config carries it while the method is on; `detach` restores what was there
-    not_copied: ClassVar[tuple[str, ...]] = ("_vlm", "_count_lock")  # what `_start_empty` sets
+    not_copied: ClassVar[tuple[str, ...]] = ("_vlm", "_count_lock", "recomputations")  # what `_start_empty` sets
 
     def __init__(self, vlm: Any) -> None:
         self.injections = 0
@@ -38,6 +39,7 @@ class AttachedMethod:
         """Set what a copy does not take along."""
         self._vlm: weakref.ref[Any] | None = None  # a copy does not know its model until it is asked or called
         self._count_lock = threading.Lock()
+        self.recomputations = Recomputations()  # calls whose backward pass must see the method as it was
 
     def _remember(self, config: Any) -> None:
         """Note what a config has under the key before it is written for the first time."""

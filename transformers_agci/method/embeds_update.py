@@ -38,27 +38,31 @@ def check_output_finite(output: Any, images: Images) -> None:
 class Recomputations:
     """Updates within torch.utils.checkpoint whose backward pass, which runs the model once more, is still to come.
 
-    That run reads lambda anew: after a change its gradients are those of another model than the loss. Layers that are
-    checkpointed one by one lie behind the update and are not counted.
+    That run reads lambda or the strength anew: after a change its gradients are those of another model than the loss.
+    Layers that are checkpointed one by one lie behind the update and are not counted.
     """
 
     def __init__(self) -> None:
-        self._waiting: list[weakref.ref[Any]] = []  # functions of torch that live until the backward pass has run
+        self._waiting: weakref.WeakSet[Any] = weakref.WeakSet()  # functions of torch, which go with the backward pass
 
     def note(self) -> None:
         """An update is made now; note it where it will be made again."""
         top: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # private: it may go
         hooks = top(False) if top is not None else None
         if hooks is not None and getattr(hooks[1], "__module__", "") == "torch.utils.checkpoint":
-            self._waiting.append(weakref.ref(hooks[1]))
+            self._waiting.add(hooks[1])
+
+    def are_waiting(self) -> bool:
+        """Whether a backward pass is still to come, or running."""
+        return len(self._waiting) > 0
 
     def warn(self, event: str) -> None:
         """Warn where some are still to come, since `event` makes them different; once for each."""
-        waiting = any(reference() is not None for reference in self._waiting)
+        waiting = self.are_waiting()
         self._waiting.clear()
         if waiting:
             _log.warning(
-                "AGCI: %s before the backward pass of a call within torch.utils.checkpoint, which runs the model again "
+                "%s before the backward pass of a call within torch.utils.checkpoint, which runs the model again "
                 "as it is then: its gradients will be wrong. Call backward() first.",
                 event,
             )

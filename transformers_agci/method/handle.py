@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers_agci.errors import InputError
 from transformers_agci.families import find_vlm
 from transformers_agci.method.attached import AttachedMethod
-from transformers_agci.method.embeds_update import EmbedsUpdate, Recomputations
+from transformers_agci.method.embeds_update import EmbedsUpdate
 from transformers_agci.method.hooks import HANDLE, put_hooks_on, take_hooks_off
 from transformers_agci.method.image_positions import image_positions
 from transformers_agci.method.lam import (
@@ -62,7 +62,7 @@ class Handle(AttachedMethod):
     """
 
     config_key = LAMBDA_KEY
-    not_copied = (*AttachedMethod.not_copied, "_views", "_updates", "_recomputations")
+    not_copied = (*AttachedMethod.not_copied, "_views", "_updates")
 
     def __init__(self, vlm: Any, scope: str, method: str) -> None:
         settle_key(vlm.config)
@@ -81,7 +81,6 @@ class Handle(AttachedMethod):
         self._views: list[_View] = []
         # Decoder input [B, S, D] -> EmbedsUpdate, while autograd may ask again.
         self._updates: Any = WeakTensorKeyDictionary()
-        self._recomputations = Recomputations()
 
     # --- lambda ----------------------------------------------------------------------------------------------------
 
@@ -114,7 +113,7 @@ class Handle(AttachedMethod):
             check_fits_dtype(vlm, lam, source)
         self._follow_configs()
         if lam != vars(self._config).get(LAMBDA_KEY, 0.0):
-            self._recomputations.warn("lambda was changed")
+            self.recomputations.warn("AGCI: lambda was changed")
         setattr(self._config, LAMBDA_KEY, lam)
 
     def override_lam(self, lam: float) -> None:
@@ -146,7 +145,7 @@ class Handle(AttachedMethod):
         self.count(len(positions))
         if torch.is_grad_enabled() and positions:
             self._updates[embeds] = update
-            self._recomputations.note()
+            self.recomputations.note()
         return update.apply(embeds)
 
     def inject_again(self, embeds: torch.Tensor) -> torch.Tensor | None:
@@ -200,7 +199,7 @@ class Handle(AttachedMethod):
             self._config = config
 
     def _take_off(self, vlm: Any) -> None:
-        self._recomputations.warn("AGCI was taken off")
+        self.recomputations.warn("AGCI: AGCI was taken off")
         take_hooks_off(vlm)
 
     def __repr__(self) -> str:

@@ -203,7 +203,7 @@ def _update_images(
     again = handle.inject_again(embeds)
     if again is not None:
         return with_embeds(decoder, args, kwargs, again)
-    if call is None and embeds.shape[1] > 1 and not _in_backward():
+    if call is None and embeds.shape[1] > 1 and not in_backward():
         _check_called_by_owner(handle, decoder, embeds)
     return None
 
@@ -234,11 +234,11 @@ def _end_call(handle: "Handle", output: Any) -> None:
 def _note_features(handle: "Handle", output: Any) -> None:
     if output is None:
         clear_mark(handle)
-    elif not _in_backward() and running(handle) is None:
+    elif not in_backward() and running(handle) is None:
         mark_features(handle)
 
 
-def _in_backward() -> bool:
+def in_backward() -> bool:
     """Whether activation checkpointing is recomputing something."""
     return bool(torch._C._current_graph_task_id() != -1)
 

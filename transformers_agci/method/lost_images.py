@@ -102,12 +102,12 @@ def bypass_error(decoder: nn.Module) -> ValueError:
 
 
 def refuse_tracing() -> None:
-    """Raise ValueError under torch.jit.trace: the trace would update the positions of this prompt in every other."""
+    """Raise ValueError under torch.jit.trace: the trace would keep this prompt's image positions for every other."""
     is_tracing: Any = torch.jit.is_tracing
     if is_tracing():
         raise ValueError(
             "torch.jit.trace, and exporters that use it, keep where the images of the traced prompt stand: in any "
-            "other prompt AGCI would update the wrong tokens. Set lambda to 0 to trace the stock model."
+            "other prompt the wrong tokens would be changed. Set the method's strength to 0 to trace the stock model."
         )
 
 

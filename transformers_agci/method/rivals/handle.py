@@ -77,6 +77,8 @@ class RivalHandle(AttachedMethod):
             raise InputError(f"handle.strength cannot be set: {self.method} is detached from this model.")
         if (vlm := self.vlm()) is not None:
             check_fits_dtype(vlm, strength, "handle.strength")
+        if strength != self._strength:
+            self.recomputations.warn(f"{self.method}: its strength was changed")
         self._strength = strength
         self.write_key()
 
@@ -102,6 +104,7 @@ class RivalHandle(AttachedMethod):
         self._around += [weakref.ref(module) for module in modules if all(module is not one for one in known)]
 
     def _take_off(self, vlm: Any) -> None:
+        self.recomputations.warn(f"{self.method}: it was taken off")
         take_hooks_off(vlm, self.outer())
         if self._attention is not None:
             give_back(vlm, self._attention)

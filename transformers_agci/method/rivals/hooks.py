@@ -13,12 +13,13 @@ from transformers_agci.errors import InputError
 from transformers_agci.families import decoder_of
 from transformers_agci.method.encoded_images import NotesUnits, forget_units, note_units
 from transformers_agci.method.forward_call import cache_of_call, embeds_of, forward_call, is_decoding_step
-from transformers_agci.method.hooks import HANDLE, outside_graphs, remove_hooks
+from transformers_agci.method.hooks import HANDLE, in_backward, outside_graphs, remove_hooks
 from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
 from transformers_agci.method.lost_images import (
     check_no_lost_images,
     images_went_into,
     note_images_in_cache,
+    refuse_tracing,
     with_whole_images,
 )
 from transformers_agci.method.rivals import RIVALS
@@ -88,7 +89,6 @@ def after_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 def put_hooks_on(handle: "RivalHandle", vlm: Any, outer: Any) -> None:
     """Register the hooks on a vlm and its decoder, and on the model around it where that has two passes."""
-    decoder = decoder_of(vlm)
     scores = handle.rival.scores
     if scores is not None and scores.weigh is not None:
         vars(outer)[RIVAL] = handle
@@ -98,11 +98,18 @@ def put_hooks_on(handle: "RivalHandle", vlm: Any, outer: Any) -> None:
         note_units(vlm)
     if handle.rival.bias is not None:
         vars(vlm)["get_image_features"] = WithBlanks(vlm)
-    for module in (vlm, decoder):
-        vars(module)[RIVAL] = handle
+    vars(vlm)[RIVAL] = handle
     vlm.register_forward_pre_hook(before_vlm, with_kwargs=True)
     vlm.register_forward_hook(after_vlm, with_kwargs=True, always_call=True)
-    decoder.register_forward_pre_hook(before_decoder, with_kwargs=True)
+    _put_on_decoder(handle, vlm)
+
+
+def _put_on_decoder(handle: "RivalHandle", vlm: Any) -> None:
+    """Register the decoder's hook where it is not; asked at each call, since a wrapper may have been put around it."""
+    decoder = decoder_of(vlm)
+    vars(decoder)[RIVAL] = handle
+    if before_decoder not in decoder._forward_pre_hooks.values():
+        decoder.register_forward_pre_hook(before_decoder, with_kwargs=True)
 
 
 def take_hooks_off(vlm: nn.Module, outer: nn.Module | None) -> None:
@@ -145,6 +152,8 @@ def _find_images(handle: "RivalHandle", vlm: Any, args: tuple[Any, ...], kwargs:
     check_combination(vlm, handle.rival)
     call = with_whole_images(forward_call(vlm, args, kwargs))
     if call.has_images:
+        refuse_tracing()
+        _put_on_decoder(handle, vlm)
         images = image_positions(vlm, handle.family, call, image_token_mask(vlm, call))
         state.prompt = Prompt(call, images)
         if not state.weighing:
@@ -161,6 +170,11 @@ def _change_call(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     vlm = state.vlm
     if vlm is None or decoder_of(vlm) is not decoder:  # called around the vlm
+        if in_backward() and handle.recomputations.are_waiting():
+            raise InputError(
+                f"{handle.method} acts on a call of the whole model, but torch.utils.checkpoint runs the decoder alone "
+                "again in the backward pass: checkpoint the model or its layers."
+            )
         return None
     shown = embeds_of(decoder, args, kwargs)
     shown = kwargs.get("input_ids") if shown is None else shown
@@ -169,6 +183,8 @@ def _change_call(
     prompt, state.prompt = state.prompt, None  # a second decoder of the same call gets nothing
     changed = dict(kwargs)
     grids = _grids(handle, vlm, kwargs, shown, prompt)
+    if grids and torch.is_grad_enabled():
+        handle.recomputations.note()
     if handle.rival.positions is not None:
         _place(handle, vlm, changed, shown, grids)
     if handle.rival.uses_attention and not state.weighing:
