@@ -24,6 +24,10 @@ class InputError(ValueError):
         super().__init__(printable(str(message)))
 
 
+class CannotServe(InputError):
+    """A method refuses this model, or this prompt on it, at this strength: another one may still serve it."""
+
+
 def printable(text: str) -> str:
     """The text with everything escaped that is no sign: names out of files may hold control characters and the like.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import CannotServe
 
 if TYPE_CHECKING:
     import torch
@@ -257,9 +257,9 @@ T = TypeVar("T")
 def require(family: Family, capability: str, found: T | Lacks) -> T:
     """What the family declares under `capability`.
 
-    Raises InputError with the family's reason where it declares that it lacks it.
+    Raises CannotServe, an InputError, with the family's reason where it declares that it lacks it.
     """
     if isinstance(found, Lacks):
         what = {**CAPABILITIES, **TRAINING_CAPABILITIES}[capability]
-        raise InputError(f"{family.name} ({family.model_type}) does not support {what}: {found.reason}.")
+        raise CannotServe(f"{family.name} ({family.model_type}) does not support {what}: {found.reason}.")
     return found

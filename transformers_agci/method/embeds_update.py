@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import CannotServe
 from transformers_agci.method.image_positions import ImagePositions
 from transformers_agci.method.injection import global_context, injection_of
 from transformers_agci.method.thread_state import Images
@@ -21,7 +21,7 @@ _log = logging.getLogger("transformers_agci")
 
 
 def check_output_finite(output: Any, images: Images) -> None:
-    """InputError where a large lambda made the decoder's own arithmetic overflow: its answers would be NaN.
+    """CannotServe where a large lambda made the decoder's own arithmetic overflow: its answers would be NaN.
 
     Asked of the output [B, S, D] at image tokens, which is never that of padding.
     """
@@ -29,7 +29,7 @@ def check_output_finite(output: Any, images: Images) -> None:
     if images.lam <= _SURELY_HELD or not isinstance(hidden, torch.Tensor) or hidden.shape[:2] != images.mask.shape:
         return
     if not bool(torch.isfinite(hidden[images.mask.to(hidden.device)]).all()):
-        raise InputError(
+        raise CannotServe(
             f"lambda {images.lam:g} is too large for this model in {hidden.dtype}: its decoder's output at the image "
             "tokens is infinite or no number."
         )
@@ -98,4 +98,4 @@ class EmbedsUpdate(NamedTuple):
 
     def _check_finite(self, before: list[torch.Tensor], after: list[torch.Tensor]) -> None:
         if not bool(torch.isfinite(torch.cat(after)).all()) and bool(torch.isfinite(torch.cat(before)).all()):
-            raise InputError(f"lambda {self.lam:g} is too large for {after[0].dtype}: image tokens become infinite.")
+            raise CannotServe(f"lambda {self.lam:g} is too large for {after[0].dtype}: image tokens become infinite.")

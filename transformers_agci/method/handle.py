@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import CannotServe, InputError
 from transformers_agci.families import find_vlm
 from transformers_agci.method.attached import AttachedMethod
 from transformers_agci.method.embeds_update import EmbedsUpdate
@@ -248,7 +248,7 @@ def modules_around(model: nn.Module, vlm: nn.Module) -> Iterator[nn.Module]:
 
 
 def check_fits_dtype(vlm: Any, lam: float, source: str) -> None:
-    """InputError where the model's floating-point type cannot hold lambda; `source` is where it came from."""
+    """CannotServe where the model's floating-point type cannot hold lambda; `source` is where it came from."""
     dtype = getattr(getattr(vlm.get_input_embeddings(), "weight", None), "dtype", torch.float32)
     if dtype.is_floating_point and lam > torch.finfo(dtype).max:
-        raise InputError(f"{source} is {lam:g}, which is more than {dtype}, the model's type, can hold.")
+        raise CannotServe(f"{source} is {lam:g}, which is more than {dtype}, the model's type, can hold.")

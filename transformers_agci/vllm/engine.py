@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers_agci.data.images import changes_of
-from transformers_agci.errors import InputError
+from transformers_agci.errors import CannotServe, InputError
 from transformers_agci.families import SUPPORTED_FAMILIES, Family, Lacks
 from transformers_agci.inference import checkpoint_files
 from transformers_agci.inference.answer import SHAPING, Answer, verdict_is_fixed
@@ -110,12 +110,12 @@ class VllmEngine:
         if options.workers is not None:
             raise InputError("`workers` is for the engine transformers: vLLM prepares images itself. Omit it.")
         if injection_of(options.method) is None or options.method_options:
-            raise InputError(
+            raise CannotServe(
                 f"`method` {options.method} needs the engine transformers: vLLM serves what changes image tokens only."
             )
         (lam,) = lambdas
         if lam and isinstance(self.family.vllm, Lacks):
-            raise InputError(
+            raise CannotServe(
                 f"AGCI does not serve {self.family.name} under vLLM: {self.family.vllm.reason}. Use the engine "
                 "transformers."
             )

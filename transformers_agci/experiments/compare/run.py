@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers_agci.data.rows import require_number, require_whole_number
-from transformers_agci.errors import InputError, counted
+from transformers_agci.errors import CannotServe, InputError, counted
 from transformers_agci.experiments.compare.arms import STOCK, Arm
 from transformers_agci.experiments.defaults import ATLAS_ITEMS
 from transformers_agci.experiments.engines import NEEDS_THE_MODEL
@@ -111,7 +111,8 @@ class Asked(NamedTuple):
 def ask_arms(options: CompareOptions, engine: Engine, folder: Path, data: ProbeData, say: Say) -> Asked:
     """Ask all rows with every arm, into `folder`; what is recorded already is not asked again.
 
-    A method that cannot serve this model is named and left out. InputError where it is stock, or none is left.
+    A method that cannot serve this model is named and left out. InputError where it is stock, where none is left, and
+    for all that is no matter of the method: an engine that does not start, a result file of other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results: list[ArmResult] = []
@@ -119,7 +120,7 @@ def ask_arms(options: CompareOptions, engine: Engine, folder: Path, data: ProbeD
     for arm in options.arms:
         try:
             results.append(_ask(options, engine, folder / arm.file_name, arm, data, say))
-        except InputError as error:
+        except CannotServe as error:
             if arm.method == STOCK:
                 raise
             left_out[arm.label] = str(error)

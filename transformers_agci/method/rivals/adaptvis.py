@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import CannotServe
 from transformers_agci.method.rivals.declaration import Option, Rival, ScoreCall, ScoreRule
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def weigh(logits: "torch.Tensor", strength: float, options: Mapping[str, Any]) -
     low, high = (1 + strength * (options[name] - 1) for name in ("w_low", "w_high"))
     largest = torch.finfo(confidence.dtype).max
     if max(abs(low), abs(high)) > largest:
-        raise InputError(f"The weights of adaptvis are {low:g} and {high:g}, more than {largest:g}: give smaller ones.")
+        raise CannotServe(
+            f"The weights of adaptvis are {low:g} and {high:g}, more than {largest:g}: give smaller ones."
+        )
     below = confidence < options["threshold"]
     return torch.where(below, torch.full_like(confidence, low), torch.full_like(confidence, high))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import CannotServe, InputError
 from transformers_agci.families import decoder_of
 from transformers_agci.method.rivals.declaration import ScoreCall
 from transformers_agci.method.rivals.plan import Plan
@@ -61,17 +61,17 @@ def backend_of(config: Any) -> str:
 
 
 def use_ours(handle: "RivalHandle", vlm: Any) -> str:
-    """Let a decoder's attention come here; returns what its config said. InputError where that cannot be."""
+    """Let a decoder's attention come here; returns what its config said. CannotServe where that cannot be."""
     config = decoder_of(vlm).config
     found = str(getattr(config, "_attn_implementation", "eager"))
     modules = attention_modules(vlm)
     if not modules:
-        raise InputError(
+        raise CannotServe(
             f"{handle.method} acts on attention, but the decoder of {handle.family.name} does not go through "
             "transformers' AttentionInterface; take a method on positions (bapa, flat, cca_positions)."
         )
     if found not in BACKENDS:
-        raise InputError(
+        raise CannotServe(
             f"{handle.method} changes attention scores, which {found} does not show: load the model with "
             "attn_implementation='sdpa' or 'eager'."
         )
@@ -209,7 +209,7 @@ def _last_query(
     query, key, value, mask, more = call
     for name, what in UNSERVED.items():
         if more.get(name) is not None:
-            raise InputError(f"{plan.handle.method} cannot be computed: this decoder {what}. Take a position method.")
+            raise CannotServe(f"{plan.handle.method} cannot be computed: this decoder {what}. Take a position method.")
     batch, heads = query.shape[:2]
     columns = _last_of(plan, query)
     own = query[torch.arange(batch, device=query.device), :, columns][:, :, None]  # [B, H, 1, D]
@@ -279,7 +279,7 @@ def _ringed(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, p
     lowest = torch.finfo(stock.dtype).min
     hidden = stock[:, 0] <= lowest / 2
     if bool((same & later & ~hidden).any()):
-        raise InputError(
+        raise CannotServe(
             f"{plan.handle.method} changes a causal mask, but image tokens of {plan.handle.family.name} see each "
             "other already: take cca_positions."
         )

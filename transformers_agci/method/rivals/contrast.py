@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import CannotServe
 from transformers_agci.families import find_vlm, image_token_id
 from transformers_agci.method.forward_call import cache_name, cache_of_output
 from transformers_agci.method.rivals.call_state import state
@@ -43,7 +43,7 @@ class ContrastProcessor:
         if self.first is None:
             self.first = combined
             if not combined[allowed].isfinite().all():
-                raise InputError(f"The logits of {self.handle!r} are no numbers: give a smaller strength or option.")
+                raise CannotServe(f"The logits of {self.handle!r} are no numbers: give a smaller strength or option.")
         return combined.masked_fill(~allowed, -torch.inf).to(scores.dtype)
 
     def _second_logits(self, ids: torch.Tensor) -> torch.Tensor:

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import CannotServe
 from transformers_agci.method.rivals.declaration import Rival
 
 
 def check_generation(rival: Rival) -> None:
-    """InputError where a `generate` is running whose settings the rival cannot serve."""
+    """CannotServe where a `generate` is running whose settings the rival cannot serve."""
     if rival.scores is None and rival.bias is None:
         return
     frames = [frame for frame in _frames() if frame.f_code.co_name in _LOOPS]
@@ -32,28 +32,28 @@ def check_generation(rival: Rival) -> None:
             if rival.bias is None
             else "calibrates each prompt once by a blank image, which beam search repeats with the prompt"
         )
-        raise InputError(f"{rival.name} {reason}: generate with num_beams=1.")
+        raise CannotServe(f"{rival.name} {reason}: generate with num_beams=1.")
     if config.use_cache is False:
-        raise InputError(
+        raise CannotServe(
             f"{rival.name} acts on the last token of each step, but without a cache every step computes all tokens "
             "again: generate with use_cache=True."
         )
     if any(frame.f_code.co_name == "_assisted_decoding" for frame in frames):
-        raise InputError(
+        raise CannotServe(
             f"{rival.name} acts on the last token of each step, but assisted decoding takes several tokens in one: "
             "generate without an assistant and without prompt_lookup_num_tokens."
         )
     if getattr(config, "prefill_chunk_size", None) is not None:
-        raise InputError(
+        raise CannotServe(
             f"{rival.name} acts on the last token of a prompt, which prefill_chunk_size cuts into several calls: "
             "generate without it."
         )
 
 
 def check_checkpointing(rival: Rival, decoder: Any) -> None:
-    """InputError where training would call the layers again, when the plan of their call is gone."""
+    """CannotServe where training would call the layers again, when the plan of their call is gone."""
     if torch.is_grad_enabled() and decoder.training and getattr(decoder, "gradient_checkpointing", False):
-        raise InputError(
+        raise CannotServe(
             f"{rival.name} acts inside attention layers, which gradient checkpointing calls again later: train "
             "without it, or with a method on positions (bapa, flat, cca_positions)."
         )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import CannotServe, InputError
 from transformers_agci.families import family_of, find_vlm, require
 from transformers_agci.method.attached import AttachedMethod
 from transformers_agci.method.compiled_graphs import forget_graphs_of
@@ -161,7 +161,7 @@ def attach_rival(model: nn.Module, method: str, strength: float | None, options:
     _check_seam(vlm, rival)
     outer = _with_output_matrix(model, vlm)
     if outer is None and (rival.contrast is not None or (rival.scores is not None and rival.scores.weigh is not None)):
-        raise InputError(
+        raise CannotServe(
             f"{rival.name} needs the model's logits, but {type(model).__name__} has no output matrix: give the model "
             "around it (...ForConditionalGeneration)."
         )
@@ -268,7 +268,7 @@ def _with_output_matrix(model: nn.Module, vlm: nn.Module) -> nn.Module | None:
 
 
 def _check_seam(vlm: Any, rival: Rival) -> None:
-    """InputError where the model has no place for the method, with what to take instead."""
+    """CannotServe where the model has no place for the method, with what to take instead."""
     family = family_of(vlm)
     if rival.positions is not None or rival.mask is not None:
         require(family, "positions", family.positions)

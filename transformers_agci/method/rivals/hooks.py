@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import CannotServe, InputError
 from transformers_agci.families import decoder_of
 from transformers_agci.method.encoded_images import NotesUnits, forget_units, note_units
 from transformers_agci.method.forward_call import cache_of_call, embeds_of, forward_call, is_decoding_step
@@ -171,7 +171,7 @@ def _change_call(
     vlm = state.vlm
     if vlm is None or decoder_of(vlm) is not decoder:  # called around the vlm
         if in_backward() and handle.recomputations.are_waiting():
-            raise InputError(
+            raise CannotServe(
                 f"{handle.method} acts on a call of the whole model, but torch.utils.checkpoint runs the decoder alone "
                 "again in the backward pass: checkpoint the model or its layers."
             )

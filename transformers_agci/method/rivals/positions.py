@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import CannotServe
 from transformers_agci.families import Family, ForwardCall, decoder_of, family_of
 from transformers_agci.families.token_layout import ImageInfo
 from transformers_agci.method.image_positions import ImagePositions
@@ -35,10 +35,10 @@ def rope_axes(config: Any) -> int:
 
 
 def check_packing(rival: Rival, vlm: Any) -> None:
-    """InputError where the attention backend would take equal positions for the starts of packed sequences."""
+    """CannotServe where the attention backend would take equal positions for the starts of packed sequences."""
     attention = str(getattr(decoder_of(vlm).config, "_attn_implementation", ""))
     if rival.positions is not None and "flash" in attention and rope_axes(vlm.config) == 1:
-        raise InputError(
+        raise CannotServe(
             f"{rival.name} gives several tokens one position, from which {attention} would read packed sequences in "
             f"{family_of(vlm).name}: load the model with attn_implementation='sdpa' or 'eager'."
         )
@@ -61,7 +61,7 @@ def positions_of(given: torch.Tensor | None, rows: int, length: int, past: int, 
 def grid_of(image: ImagePositions, number: int, stock: torch.Tensor, vlm: Any, call: ForwardCall) -> Grid:
     """How the tokens of image `number` lie, from M-RoPE's positions [axes, B, S], the call's grids, or a square.
 
-    Raises InputError where the image is no single grid of tokens.
+    Raises CannotServe where the image is no single grid of tokens.
     """
     count = len(image)
     place = image.row, image.index(stock.device)
@@ -75,7 +75,7 @@ def grid_of(image: ImagePositions, number: int, stock: torch.Tensor, vlm: Any, c
     if found is None and len({run.stop - run.start for run in image.runs}) == 1 and len(image.runs) > 1:
         found = Grid(len(image.runs), count // len(image.runs))  # Pixtral: a break token behind each row
     if found is None:
-        raise InputError(
+        raise CannotServe(
             f"An image of {count} tokens is no single grid in {family.name}: where its rings lie is not defined. "
             "Take bapa or flat, or an image that is not cut into tiles."
         )
