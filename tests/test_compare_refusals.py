@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from made_results import result_file
@@ -14,20 +14,30 @@ from PIL import Image
 from transformers_agci import InputError
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
+from transformers_agci.errors import CannotServe
+from transformers_agci.experiments.benchmarks.asking.run import Asked
 from transformers_agci.experiments.compare.arms import Arm, parse_arms
-from transformers_agci.experiments.compare.command import Beside, ComparedModels, compare_models
+from transformers_agci.experiments.compare.command import (
+    Beside,
+    ComparedModels,
+    _benchmark,
+    _compare_model,
+    compare_models,
+)
 from transformers_agci.experiments.compare.report import ReportOptions
-from transformers_agci.experiments.compare.run import ArmResult, Candidate, CompareOptions
+from transformers_agci.experiments.compare.run import ArmResult, Candidate, CompareOptions, ask_arms
 from transformers_agci.experiments.position.measures import ResamplingConfig
 
 
-def answering_but(refusing: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def answering_but(
+    refusing: dict[str, str], monkeypatch: pytest.MonkeyPatch, kind: type[InputError] = CannotServe
+) -> None:
     """Every arm is answered at once, but for these methods, which a model refuses with a sentence."""
 
     def ask(options: Any, engine: Any, file: Path, arm: Arm, *_: Any) -> ArmResult:
         for method, sentence in refusing.items():
             if arm.method == method and file.parent.name != "serves-all":
-                raise InputError(sentence)
+                raise kind(sentence)
         file.parent.mkdir(parents=True, exist_ok=True)
         return result_file(file.parent, arm.word, 0.0, 0.0, 24)
 
@@ -201,3 +211,76 @@ def test_the_ruler_needs_the_engine_transformers(
     monkeypatch.chdir(tmp_path)
     assert main(["compare", "--methods", "stock", "agci:0.5", "--engine", "vllm", "--ruler", "3"]) == 2
     assert "--engine vllm: --ruler needs what happens inside the model" in capsys.readouterr().err
+
+
+def test_only_what_a_method_refuses_leaves_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that does not start and a result file of other settings are errors, whichever arm meets them."""
+    engine: Any = SimpleNamespace(name="transformers")
+    options = CompareOptions([], parse_arms(["stock", "bapa", "flat"]), tmp_path, items=24)
+    data: Any = None
+    answering_but({"bapa": "No single grid in Tiny."}, monkeypatch)
+    asked = ask_arms(options, engine, tmp_path, data, print)
+    assert (len(asked.results), asked.left_out) == (2, {"bapa 1": "No single grid in Tiny."})
+    answering_but({"bapa": "bapa.jsonl was made with other settings."}, monkeypatch, InputError)
+    with pytest.raises(InputError, match="made with other settings"):
+        ask_arms(options, engine, tmp_path, data, print)
+
+
+def benchmarked(
+    folder: Path, ends: dict[str, Asked | InputError], monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """The benchmark of a comparison whose arms (by the name of their file) end so; scores lie there from before."""
+
+    def ask(source: Any, file: Path, *_: Any) -> Asked:
+        end = ends[file.stem]
+        if isinstance(end, InputError):
+            raise end
+        file.with_suffix(".score.json").write_text(json.dumps({"accuracy": 0.5}))
+        return end._replace(outputs=[file])
+
+    monkeypatch.setattr("transformers_agci.experiments.benchmarks.asking.run.ask_benchmark", ask)
+    options = CompareOptions([], parse_arms([name.removeprefix("pope.") for name in ends]), folder)
+    compared: Any = SimpleNamespace(chosen=[ArmResult(arm, folder, 0, 0) for arm in options.arms])
+    engine: Any = SimpleNamespace(name="transformers")
+    return _benchmark(options, engine, Beside(benchmark="pope", benchmark_data=folder), compared, folder)
+
+
+def test_rows_skipped_in_one_arms_benchmark_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: dict[str, Asked | InputError] = {
+        "pope.stock": Asked(0, [0.0], [], True, 0, True),
+        "pope.bapa": Asked(1, [0.0], [], True, 3, True),
+        "pope.flat": Asked(1, [0.0], [], True, 3, False),
+        "pope.cca": CannotServe("No single grid in Tiny."),
+    }
+    text, scores, left_out = benchmarked(tmp_path, ends, monkeypatch)
+    lacking = "3 rows skipped; the score is that of the others."
+    assert scores == {"stock": {"accuracy": 0.5}, "bapa 1": {"partial": lacking, "accuracy": 0.5}}
+    assert left_out == {
+        "bapa 1 on pope": lacking,
+        "flat 1 on pope": "3 rows skipped; there is no score.",
+        "cca 1 on pope": "No single grid in Tiny.",
+    }
+    assert f"bapa 1: {lacking}" in text
+    with pytest.raises(InputError, match="other settings"):
+        benchmarked(tmp_path, {**ends, "pope.cca": InputError("Made with other settings.")}, monkeypatch)
+
+
+@pytest.mark.slow
+def test_the_probes_report_is_written_before_a_benchmark_may_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> Any:
+        raise InputError("rows.jsonl: no row.")
+
+    answering_but({}, monkeypatch)
+    monkeypatch.setattr("transformers_agci.experiments.benchmarks.asking.run.ask_benchmark", refuses)
+    monkeypatch.setattr("transformers_agci.experiments.compare.command.compared_figure", lambda compared: None)
+    monkeypatch.setattr("transformers_agci.experiments.compare.command.write_figure", lambda figure, file: file)
+    engine: Any = SimpleNamespace(name="transformers")
+    model = Candidate("one", lambda: contextlib.nullcontext(engine))
+    options, data = CompareOptions([model], parse_arms(["stock", "bapa"]), tmp_path), cast(Any, None)
+    report = ReportOptions(resampling=ResamplingConfig(50))
+    with pytest.raises(InputError, match="no row"):
+        _compare_model(options, report, Beside(benchmark="pope", benchmark_data=tmp_path), 0, data, None, print)
+    assert json.loads((tmp_path / "compared.json").read_text())["chosen"] == ["stock", "bapa 1"]
+    assert "on the 1" in (tmp_path / "compared.txt").read_text()

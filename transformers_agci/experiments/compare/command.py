@@ -1,11 +1,11 @@
 """A comparison from what a user asks for to the lines and files that the user reads."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from transformers_agci.errors import InputError, counted
+from transformers_agci.errors import CannotServe, InputError, counted
 from transformers_agci.experiments.benchmarks import benchmark
 from transformers_agci.experiments.compare.arms import STOCK
 from transformers_agci.experiments.compare.on_ruler import measure_on_ruler, ruler_text
@@ -39,6 +39,9 @@ from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.json_file import write_json
 from transformers_agci.storage.result_names import sibling_path
 
+if TYPE_CHECKING:
+    from transformers_agci.experiments.benchmarks.asking.run import Asked
+
 NUMBERS, TEXT = "compared.json", "compared.txt"
 
 
@@ -57,7 +60,7 @@ class Beside(NamedTuple):
 class ModelComparison:
     """One model: every arm's result, what was chosen and found, in words (`blocks`) and in numbers.
 
-    left_out  of each arm that could not answer, by its label, why
+    left_out  of each arm that could not answer, or not every row of the benchmark, by its label, why
     """
 
     name: str
@@ -104,7 +107,7 @@ def compare_models(
     several, models, left_out = len(options.models) > 1, list[ModelComparison](), dict[str, str]()
     for number in range(len(options.models)):
         try:
-            models.append(_compare_model(options, report, beside, number, data, say))
+            models.append(_compare_model(options, report, beside, number, data, None if several else target, say))
         except InputError as error:
             if not several:
                 raise
@@ -141,26 +144,35 @@ def _name(options: CompareOptions, number: int) -> str:
 
 
 def _compare_model(  # noqa: PLR0917 - what a model is compared with
-    options: CompareOptions, report: ReportOptions, beside: Beside, number: int, data: ProbeData, say: Say
+    options: CompareOptions,
+    report: ReportOptions,
+    beside: Beside,
+    number: int,
+    data: ProbeData,
+    target: Path | None,
+    say: Say,
 ) -> ModelComparison:
     model, name, folder = options.models[number], _name(options, number), model_folder(options, number)
     with model.opened() as engine:
         check_engine(engine.name, options.arms)
         results, left_out = ask_arms(options, engine, folder, data, say)
         compared = compare_arms(results, report)
-        blocks = [compared_text(compared, results, left_out)]
-        numbers: dict[str, Any] = compared_json(compared, results, left_out)
+        blocks, numbers = [compared_text(compared, results, left_out)], compared_json(compared, results, left_out)
+        found = ModelComparison(name, folder, results, compared, blocks, numbers, left_out)
+        if beside.benchmark is not None or beside.ruler is not None:
+            say(_write(found, target))  # what comes now may end in an error
         if beside.benchmark is not None:
-            text, numbers["benchmark"], unasked = _benchmark(options, engine, beside, compared, folder)
-            blocks.append(text)
-            left_out |= unasked
-            numbers["left_out"] = left_out
+            text, scores, unasked = _benchmark(options, engine, beside, compared, folder)
+            left_out = {**left_out, **unasked}
+            numbers = {**numbers, "benchmark": scores, "left_out": left_out}
+            found = replace(found, blocks=[*blocks, text], numbers=numbers, left_out=left_out)
     if beside.ruler is not None:
         arms = [result.arm for result in compared.chosen]
         summary, unmeasured = measure_on_ruler(folder, arms, beside.ruler, options.seed, beside.processes)
-        numbers["ruler"] = {"items": beside.ruler, "conditions": summary, "left_out": unmeasured}
-        blocks.append(f"on the ruler, {counted(beside.ruler, 'item')}:\n\n{ruler_text(summary, unmeasured)}")
-    return ModelComparison(name, folder, results, compared, blocks, numbers, left_out)
+        measured = {"items": beside.ruler, "conditions": summary, "left_out": unmeasured}
+        text = f"on the ruler, {counted(beside.ruler, 'item')}:\n\n{ruler_text(summary, unmeasured)}"
+        found = replace(found, blocks=[*found.blocks, text], numbers={**found.numbers, "ruler": measured})
+    return found
 
 
 def _captions(data: ProbeData) -> dict[str, str]:
@@ -221,17 +233,29 @@ def _benchmark(
         lambdas = [] if arm.is_rival else [arm.value]
         try:
             asked = ask_benchmark(source, file, AskOptions(lambdas, answers), lambda: engine, lines.append)
-        except InputError as error:
+        except CannotServe as error:
             if arm.method == STOCK:
                 raise
             left_out[f"{arm.label} on {beside.benchmark}"] = str(error)
             said.append(f"--- {arm.label}\nleft out. {error}")
             continue
-        scored = sibling_path(asked.outputs[0], ".score.json")
-        if asked.exit_code == 0 and scored.exists():
-            numbers[arm.label] = read_json_object(scored)
         said.append(f"--- {arm.label}\n" + "\n".join(lines[-2:]).strip())
+        lacks = _lacks(asked, lines)
+        if asked.scored:
+            partial = {"partial": lacks} if lacks else {}
+            numbers[arm.label] = partial | read_json_object(sibling_path(asked.outputs[0], ".score.json"))
+        if lacks:
+            left_out[f"{arm.label} on {beside.benchmark}"] = lacks
+            said.append(f"{arm.label}: {lacks}")
     return "\n\n".join(said), numbers, left_out
+
+
+def _lacks(asked: "Asked", lines: Sequence[str]) -> str:
+    """What is missing in an arm's answers to a benchmark; empty where nothing is."""
+    skipped = f"{counted(asked.skipped, 'row')} skipped" if asked.skipped else ""
+    if asked.scored:
+        return f"{skipped}; the score is that of the others." if skipped else ""
+    return "; ".join(filter(None, [skipped, lines[-1].strip() if lines else "", "there is no score."]))
 
 
 def _write(model: ModelComparison, target: Path | None) -> str:

@@ -40,12 +40,17 @@ class AskOptions:
 
 
 class Asked(NamedTuple):
-    """How it ended: 0, or 1 where rows were bad or could not be scored; `complete` where the files are whole."""
+    """How it ended: 0, or 1 where rows were bad or could not be scored; `complete` where the files are whole.
+
+    skipped  rows that were not answered, which the scores leave out; scored: whether there are scores
+    """
 
     exit_code: int
     lambdas: Sequence[float]
     outputs: Sequence[Path]
     complete: bool
+    skipped: int = 0
+    scored: bool = False
 
 
 def ask_benchmark(
@@ -80,7 +85,7 @@ def ask_benchmark(
     partial = source.limit is not None or bool(summary.counts.failed)
     reports = Reports(source, annotations, options.bootstrap, partial)
     scored = score_outputs(reports, outputs, _labels(engine, lambdas, options.answers.method), say)
-    return Asked(max(summary.exit_code, scored), lambdas, outputs, True)
+    return Asked(max(summary.exit_code, scored), lambdas, outputs, True, len(summary.counts.failed), scored == 0)
 
 
 def _labels(engine: Engine, lambdas: Sequence[float], method: str) -> list[float | str]:
