@@ -143,12 +143,13 @@ def test_a_real_change_is_found_in_answers_only(before: float, after: float, shi
     assert found["more even"] >= 0.93
 
 
-def test_a_threshold_moved_down_is_no_riddle_for_answers_only() -> None:
-    """Where no difference is there, that none is shown can be said although false alarms are few."""
-    for bias in (0.0, 0.3):
-        found = verdicts(300, 60, seed=3, margins=False, bias=(bias, bias), shift=-1.0)
-        assert found["more even"] + found["less even"] <= 0.08
-        assert found["no difference shown"] >= 0.5 or bias
+@pytest.mark.parametrize("bias, said", [(0.0, "no difference shown"), (0.3, "cannot tell")])
+def test_a_threshold_moved_down_is_no_change_for_answers_only(bias: float, said: str) -> None:
+    """False alarms are few. Without a bias it can be said that no difference is shown; with one, margins of another
+    shape than the normal would show a change, which nobody can tell from answers."""
+    found = verdicts(300, 60, seed=3, margins=False, bias=(bias, bias), shift=-1.0)
+    assert found["more even"] + found["less even"] <= 0.08
+    assert found[said] >= 0.9
 
 
 @pytest.mark.parametrize("items", SIZES)
