@@ -210,6 +210,12 @@ def test_tracing_is_refused_where_it_would_keep_positions(method: str) -> None:
     if method != "agci":
         return  # a trace takes over a second
     handle.strength = 0
-    traced = torch.jit.trace(Call(), (inputs["input_ids"],), check_trace=False)
+    try:
+        traced = torch.jit.trace(Call(), (inputs["input_ids"],), check_trace=False)
+    except (RuntimeError, IndexError) as error:
+        handle.detach()
+        with pytest.raises(type(error)):  # so does stock of transformers 4.57.6 and 5.6.0
+            torch.jit.trace(Call(), (inputs["input_ids"],), check_trace=False)
+        return
     with torch.no_grad():
         torch.testing.assert_close(traced(inputs["input_ids"]), model(**inputs).logits, atol=1e-5, rtol=0)
