@@ -509,6 +509,7 @@ def test_scripts_run_from_any_folder(data: Path, tiny_checkpoint: Callable[[str]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_in_a_process_of_its_own(data: Path, tiny_checkpoint: Callable[[str], Path]) -> None:
     """A real signal after the first finished block; then the same command, and the bytes of an undisturbed run.
 

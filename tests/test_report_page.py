@@ -207,7 +207,7 @@ def test_ruler_and_flow_stand_in_the_page(tmp_path: Path, capsys: pytest.Capture
     assert main(["report", *map(str, results), *words, *DRAWS]) == 0
     text = (tmp_path / "r.html").read_text()
     assert "The ruler: biases of known size" in text and "known repair" in text
-    assert text.count("flow from text, lambda 0.5 minus 0") == 1 and "on target +5.0 [" in text
+    assert text.count("flow from text, lambda 0.5 minus 0") == 1 and "on target +5.0 points [" in text
     overlays = Elements(text).data()["overlays"]
     assert len(overlays) == 18 and [name for name, _ in overlays["0"]] == [
         f"flow from {source}, lambda {lam}" for source in ("text", "answer") for lam in ("0", "0.5")
