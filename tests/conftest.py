@@ -95,6 +95,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=dropped)
 
 
+INPUTS = "hostile inputs"  # the property that carries their number from a test to pytest's summary
+
+
+@pytest.fixture
+def count_inputs(record_property: Callable[[str, object], None]) -> Callable[[int], None]:
+    """To be called with how many damaged files or odd options a test has tried."""
+    return lambda number: record_property(INPUTS, number)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many damaged files and odd options the tests tried, as the tests themselves counted them."""
+    reports = [report for group in ("passed", "failed") for report in terminalreporter.stats.get(group, [])]
+    tried = [count for report in reports for name, count in report.user_properties if name == INPUTS]
+    if tried:
+        terminalreporter.write_line(f"{sum(tried)} {INPUTS} in {len(tried)} tests")
+
+
 def _by_function(items: list[pytest.Item]) -> list[list[pytest.Item]]:
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:

@@ -338,7 +338,31 @@ def test_a_fold_of_one_item_is_too_small(tmp_path: Path, capsys: pytest.CaptureF
     assert few > 3
     files = [write(tmp_path / f"{seed}.jsonl", rows(margins(few, seed), margins(few, 9 - seed))) for seed in (0, 1)]
     assert main(["sweep", *files, "--nested"]) == 2
-    assert "Fold 1 of 5 has 1 item; give results of more items." in capsys.readouterr().err
+    assert f"Fold 1 of 5 has 1 item of '0' ({files[0]}); give results of more items." in capsys.readouterr().err
+
+
+def test_refusals_of_a_sweep_and_a_plan_name_the_file(
+    three: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The label of a result says only which method and lambda it is of."""
+
+    def written(name: str, items: int, *, answer: str = "", margins_too: bool = True, cells: int = 9) -> str:
+        table = margins(items, 1), margins(items, 5, mean=-1.3)
+        kept = [row for row in rows(*table) if row["answer"] != answer]
+        return write(tmp_path / name, [row if margins_too else row | {"margin": None} for row in kept[: cells * items]])
+
+    one, few, yes_only = written("one.jsonl", 1), written("few.jsonl", 3), written("yes.jsonl", 30, answer="No")
+    bare = written("bare.jsonl", 80, margins_too=False, cells=18)
+    refused = {
+        one: ["sweep", one, one],
+        few: ["sweep", few, few],
+        yes_only: ["sweep", yes_only, yes_only],
+        bare: ["sweep", bare, bare, "--choose_by", "auc"],
+        three[0]: ["sweep", three[0], three[1], "--held_out", three[0], three[1]],
+    }
+    for path, words in refused.items():
+        assert main(words) == 2
+        assert f"({path})" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -595,7 +619,7 @@ def test_captions_of_held_out_items_are_compared_without_their_blanks(
     assert main(["sweep", *three, "--held_out", *held("a", lambda caption: f" {caption}  ")]) == 2
     assert "80 captions" in capsys.readouterr().err
     assert main(["sweep", *three, "--held_out", *held("b", lambda caption: "")]) == 2
-    assert "80 items of 'b0' have no caption" in capsys.readouterr().err
+    assert f"80 items of 'b0' ({tmp_path / 'b0.jsonl'}) have no caption" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("choice", ["balanced", "auc", "evenness"])

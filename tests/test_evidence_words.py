@@ -88,7 +88,7 @@ def test_a_plan_says_what_it_rests_on(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "positions: from the 8 items with a Yes row in every cell" in out and "times as many" in out
     none = [row for k, row in enumerate(lines) if row["answer"] == "No" or k % 9 != k // 9 % 9]
     assert main(["plan", write(tmp_path / "b.jsonl", none), "--difference", "5"]) == 2
-    assert "0 of 40 items of 'b' have a Yes row in every cell" in capsys.readouterr().err
+    assert f"0 of 40 items of 'b' ({tmp_path / 'b.jsonl'}) have a Yes row in every cell" in capsys.readouterr().err
 
 
 def test_one_row_is_counted_in_the_singular(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -210,7 +210,12 @@ CASES: dict[str, tuple[Callable[[], Any], bool, Callable[[Path], list[Any]]]] = 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_a_damaged_file_is_used_or_named(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_file_is_used_or_named(
+    case: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    count_inputs: Callable[[int], None],
+) -> None:
     made, lines, command = CASES[case]
     content = made()
     codes = []
@@ -232,12 +237,15 @@ def test_a_damaged_file_is_used_or_named(case: str, tmp_path: Path, capsys: pyte
             assert any(name in printed.err for name in ("damaged.json", "a.jsonl", "s.json", "--", "coco")), printed.err
 
     try_it()
+    count_inputs(len(codes))
     assert len(codes) >= EXAMPLES
     assert {0, 2} <= set(codes) or {1, 2} <= set(codes)
 
 
 @pytest.mark.slow
-def test_a_damaged_archive_is_unpacked_or_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_archive_is_unpacked_or_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], count_inputs: Callable[[int], None]
+) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("rows.json", "".join(json.dumps(row) + "\n" for row in probe_rows()))
@@ -259,4 +267,5 @@ def test_a_damaged_archive_is_unpacked_or_named(tmp_path: Path, capsys: pytest.C
         assert codes[-1] != 2 or (error.startswith("agci: ") and error.count("\n") == 1), error
 
     try_it()
+    count_inputs(len(codes))
     assert len(codes) >= EXAMPLES

@@ -259,7 +259,7 @@ READING = [name for name, case in CASES.items() if case.files]
 
 
 @pytest.mark.parametrize("name", READING)
-def test_a_damaged_input_ends_in_one_sentence(name: str) -> None:
+def test_a_damaged_input_ends_in_one_sentence(name: str, count_inputs: Callable[[int], None]) -> None:
     codes: list[int] = []
 
     @settings(
@@ -275,6 +275,7 @@ def test_a_damaged_input_ends_in_one_sentence(name: str) -> None:
         codes.append(check_damaged(data, CASES[name]))
 
     try_it()
+    count_inputs(len(codes))
     assert len(codes) >= CASES[name].examples and set(codes) & {1, 2}
 
 
@@ -299,7 +300,7 @@ def test_every_command_is_damaged() -> None:
 @pytest.mark.parametrize(
     "command", [command for command in COMMANDS if options_with_values(command)], ids=lambda command: command.words
 )
-def test_every_option_with_odd_values(command: Command) -> None:
+def test_every_option_with_odd_values(command: Command, count_inputs: Callable[[int], None]) -> None:
     """Each of the command's options that take a value, with a fifth of the odd values each, another one every time."""
     case = CASES[cases_of(command)[0]]
     codes = []
@@ -307,6 +308,7 @@ def test_every_option_with_odd_values(command: Command) -> None:
         for odd in ODD_OPTIONS[number % ODD_STEP :: ODD_STEP]:
             with in_a_folder_of(case):
                 codes.append(check([*case.words.split(), option, odd], case))
+    count_inputs(len(codes))
     assert codes and 2 in codes
 
 

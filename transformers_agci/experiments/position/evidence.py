@@ -108,7 +108,7 @@ def check_same_items(results: Sequence[ProbeResult]) -> None:
                 "the negatives of both, or of none."
             )
     if len(first.items) < 2:
-        raise InputError(f"'{first.label}' has one item: nothing can be tested on it; give results of more items.")
+        raise InputError(f"{first.named} has one item: nothing can be tested on it; give results of more items.")
 
 
 def _notes(results: Sequence[ProbeResult], pairs: Sequence[Comparison], margin: float | None) -> list[str]:

@@ -107,14 +107,14 @@ def sweep_apart(dev: Sequence[ProbeResult], held_out: Sequence[ProbeResult], cho
     if shared:
         raise InputError(
             f"{counted(len(shared), 'caption')}, such as {min(shared)!r}, {'is' if len(shared) == 1 else 'are'} both "
-            "among those that choose and among the held-out ones; a lambda is not reported on the items on which it "
-            "was chosen."
+            f"among those that choose, of {dev[0].named}, and among the held-out ones, of {held_out[0].named}; a lambda "
+            "is not reported on the items on which it was chosen."
         )
     for results in (dev, held_out):
         without = sum(not _plain(caption) for caption in results[0].captions)
         if without:
             raise InputError(
-                f"{counted(without, 'item')} of '{results[0].label}' {'has' if without == 1 else 'have'} no caption, "
+                f"{counted(without, 'item')} of {results[0].named} {'has' if without == 1 else 'have'} no caption, "
                 "and without captions it cannot be told whether items are both among those that choose and among the "
                 "held-out ones; give results whose rows carry them."
             )
@@ -155,10 +155,11 @@ def _report(
     parts: tuple[list[str], list[str]],
     split: Split,
 ) -> Sweep:
-    for name, items in zip(("choose", "report"), parts, strict=True):
+    for name, items, first in zip(("choose", "report"), parts, (dev[0], held_out[0]), strict=True):
         if len(items) < FEWEST:
             raise InputError(
-                f"Only {counted(len(items), 'item')} left to {name}; at least {FEWEST} are needed: probe more of them."
+                f"{first.named} leaves only {counted(len(items), 'item')} to {name}; at least {FEWEST} are needed: "
+                "probe more of them."
             )
     scores = scores_of([result.select(parts[0]) for result in dev], choice)
     chosen = _best(list(scores.values()))
@@ -180,7 +181,8 @@ def nested(results: Sequence[ProbeResult], choice: Choice = CHOOSE_BY) -> Nested
         outside = [item for item, of in zip(first.items, folds, strict=True) if of != fold]
         if len(inside) < 2:
             raise InputError(
-                f"Fold {fold + 1} of {FOLDS} has {counted(len(inside), 'item')}; give results of more items."
+                f"Fold {fold + 1} of {FOLDS} has {counted(len(inside), 'item')} of {first.named}; give results of more "
+                "items."
             )
         best = _best(list(scores_of([result.select(outside) for result in results], choice).values()))
         chosen.append(results[best].label)
@@ -219,7 +221,7 @@ def _both_correct(first: ProbeResult, second: ProbeResult) -> list[tuple[st.Floa
     """Of each result whether its Yes rows and its No rows are right; NaN for a row that either lacks."""
     sides = [(result.yes, result.no) for result in on_common_rows([first, second])]
     if any(tables is None for pair in sides for tables in pair):
-        raise InputError(f"'{first.label}' and '{second.label}' share no Yes rows or no No rows in one of the folds.")
+        raise InputError(f"{first.named} and {second.named} share no Yes rows or no No rows in one of the folds.")
     return [(yes.correct, no.correct) for yes, no in sides if yes and no]
 
 
@@ -227,13 +229,13 @@ def _check(results: Sequence[ProbeResult]) -> None:
     if len(results) < 2:
         raise InputError("A sweep needs at least two results: the baseline first, then one per lambda.")
     check_same_items(results)
-    choice = next((r.label for r in results if r.choice), None)
+    choice = next((r.named for r in results if r.choice), None)
     if choice:
-        raise InputError(f"'{choice}' is of choices between options; a sweep takes results with Yes rows and No rows.")
-    lacking = next((r.label for r in results if r.yes is None or r.no is None), None)
+        raise InputError(f"{choice} is of choices between options; a sweep takes results with Yes rows and No rows.")
+    lacking = next((r.named for r in results if r.yes is None or r.no is None), None)
     if lacking:
         raise InputError(
-            f"'{lacking}' lacks Yes rows or No rows; a lambda chosen on one kind of row chooses a threshold."
+            f"{lacking} lacks Yes rows or No rows; a lambda chosen on one kind of row chooses a threshold."
         )
 
 
@@ -241,7 +243,7 @@ def scores_of(results: Sequence[ProbeResult], choice: Choice) -> dict[str, float
     """Results of the same items by the measure that chooses, on the rows that all of them have; larger is better."""
     shared = on_common_rows(results)
     if any(result.yes is None or result.no is None for result in shared):
-        labels = ", ".join(f"'{result.label}'" for result in results)
+        labels = ", ".join(result.named for result in results)
         raise InputError(f"{labels} share no Yes rows or no No rows among the items that choose.")
     return {result.label: _score_without_each(result, choice)[0] for result in shared}
 
@@ -255,18 +257,18 @@ def _score_without_each(result: ProbeResult, choice: Choice) -> Deletions:
             signal_detection.rates_without_each(
                 (yes.correct, no.correct), lambda yes, _, no, __: signal_detection.balanced_accuracy(yes, no)
             ),
-            f"'{result.label}' has its Yes rows or its No rows on one item; give results of more items.",
+            f"{result.named} has its Yes rows or its No rows on one item; give results of more items.",
         )
     if not (yes.has_margins and no.has_margins):
-        raise InputError(f"'{result.label}' carries no margins; choose by balanced accuracy.")
+        raise InputError(f"{result.named} carries no margins; choose by balanced accuracy.")
     if choice == "auc":
         return _found(
             signal_detection.auc_without_each(yes.margin, no.margin),
-            f"'{result.label}' has too few margins for an AUC; choose by balanced accuracy.",
+            f"{result.named} has too few margins for an AUC; choose by balanced accuracy.",
         )
     contributions = _found(
         evenness.of_standardized_margins(yes.margin, no.margin),
-        f"'{result.label}' has no variance of the margins over the cells (they do not vary, or a cell has fewer than "
+        f"{result.named} has no variance of the margins over the cells (they do not vary, or a cell has fewer than "
         "two); choose by balanced accuracy.",
     )
     return -evenness.unevenness(contributions), -evenness.leave_one_out(contributions)

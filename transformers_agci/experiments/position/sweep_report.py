@@ -121,12 +121,12 @@ def plan_items(pilots: Sequence[ProbeResult], difference: float) -> ItemPlan:
     complete, cells = int((~np.isnan(correct)).all(axis=1).sum()), correct.shape[1]
     if complete < 2:
         raise InputError(
-            f"{complete} of {counted(len(correct), 'item')} of '{first.label}' {'has' if complete == 1 else 'have'} a "
+            f"{complete} of {counted(len(correct), 'item')} of {first.named} {'has' if complete == 1 else 'have'} a "
             f"{name} row in every cell, and two are needed to plan from; give a pilot whose rows are whole."
         )
     if not residual > 0:
         raise InputError(
-            f"The answers of '{first.label}' do not vary within its items: no number of items can be planned from it; "
+            f"The answers of {first.named} do not vary within its items: no number of items can be planned from it; "
             "give a pilot with more items."
         )
     points = f"{100 * difference:g}"
@@ -164,7 +164,7 @@ def _difference_variance(pilots: Sequence[ProbeResult]) -> tuple[float, int, str
         items = int(np.isfinite(change).sum())
         if items < 2:
             raise InputError(
-                f"'{first.label}' and '{pilots[1].label}' have {counted(items, 'item')} with rows in common; give two "
+                f"{first.named} and {pilots[1].named} have {counted(items, 'item')} with rows in common; give two "
                 "of one set."
             )
         whose = f"the {counted(items, 'item')} that the two pilots share"
@@ -173,7 +173,7 @@ def _difference_variance(pilots: Sequence[ProbeResult]) -> tuple[float, int, str
     means = _by_item(first)
     if np.isfinite(means).sum() < 2:
         raise InputError(
-            f"'{first.label}' has no two items with a balanced accuracy: its Yes and No rows are of different items, "
+            f"{first.named} has no two items with a balanced accuracy: its Yes and No rows are of different items, "
             "or of one; give a pilot whose negatives are asked about the same images."
         )
     variance = 2 * float(np.nanvar(means, ddof=1))
