@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from decoder_inputs import CACHE, formula, recorded_decoder_inputs, training_gradients
-from tiny_families import BROKEN, ROWS, TEXT, TINY, Batch, TinyFamily, codes, grids, make_batch
+from tiny_families import BLIND, BROKEN, ROWS, TEXT, TINY, Batch, TinyFamily, codes, grids, make_batch
 
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, attach
 from transformers_agci.families import decoder_of, find_vlm
@@ -39,8 +39,6 @@ BEFORE_5_18 = {
     ("lfm2_vl", "beams"): "generate() then deals the images of a prompt to the wrong beams",
     ("paligemma", "checkpointing"): "it then wants token_type_ids in training",
 }
-# Emu3's forward drops the pixels on the way to its own inner model, Fuyu's takes them under another name.
-SINCE_5_18 = ("emu3", "fuyu")
 M_ROPE_4 = dict.fromkeys(("qwen2_vl", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "gemma3"), "second turn")
 
 
@@ -49,7 +47,7 @@ def stock_gives_images(request: pytest.FixtureRequest) -> None:
     """Skip the families whose images stock itself does not hand on before 5.18; the last test shows what is said."""
     callspec = getattr(request.node, "callspec", None)
     family = callspec.params.get("family") if callspec else None
-    if VERSION < (5, 18) and family is not None and family.model_type in SINCE_5_18:
+    if family is not None and family.model_type in BLIND:
         pytest.skip("before transformers 5.18 its images do not come in")
 
 
@@ -323,11 +321,12 @@ def test_perception_lm_tells_touching_images_apart_in_generate() -> None:
 
 
 @pytest.mark.skipif(VERSION >= (5, 18), reason="it is served from 5.18 on")
+@pytest.mark.parametrize("name", ["emu3", "fuyu"])
 @torch.no_grad()
-def test_images_that_stock_does_not_hand_on_are_no_silence() -> None:
-    if "emu3" not in TINY:
-        pytest.skip("this transformers has no Emu3")
-    model, batch = TINY["emu3"].build(), make_batch(TINY["emu3"], [[TEXT, "plain", TEXT]])
+def test_images_that_stock_does_not_hand_on_are_no_silence(name: str) -> None:
+    if name not in TINY:
+        pytest.skip(f"this transformers has no {name}")
+    model, batch = TINY[name].build(), make_batch(TINY[name], [[TEXT, "plain", TEXT]])
     attach(model, 0.5)
     with pytest.raises(ValueError, match="no images came with it"):
         model(**batch.inputs)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from tiny_checkpoints import FAMILIES, build_model, checkpoint, make_inputs
-from tiny_families import TEXT, TINY, TinyFamily, make_batch
+from tiny_families import BLIND, TEXT, TINY, TinyFamily, make_batch
 from tiny_processor import TinyProcessor
 
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, InputError, attach, self_check
@@ -53,6 +53,8 @@ def model() -> Any:
 @pytest.mark.parametrize("family", TINY.values(), ids=list(TINY))
 def test_sound_model_of_every_family(family: TinyFamily) -> None:
     """With a tiled image: what a family hands over besides tensors, or in a strip, is doubled for the batch mates."""
+    if family.model_type in BLIND:
+        pytest.skip("before transformers 5.18 its images do not come in")
     batch = make_batch(family, [[TEXT, "tiled", "plain", TEXT]])
     result = self_check(family.build(), batch.inputs, images=2)
     assert failed(result) == [], str(result)

@@ -20,6 +20,7 @@ from tiny_families.pieces import onevision_piece
 from tiny_families.prompts import make_batch, type_ids
 
 __all__ = [
+    "BLIND",
     "BOS",
     "BROKEN",
     "EOS",
@@ -48,6 +49,9 @@ ROWS = {row.model_type: row for kin in _KIN for row in kin.ROWS}
 BROKEN = {}
 if transformers.__version__.startswith("5.24."):
     BROKEN["llama4"] = "its forward asks the decoder's output for image_outputs, which that has not"
+# Whose images do not come in before 5.18: Emu3's forward drops the pixels on the way to its own inner model, Fuyu's
+# takes them under another name.
+BLIND = {"emu3", "fuyu"} if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18) else set()
 TINY = {name: row for name, row in ROWS.items() if row.available and name not in BROKEN}  # in this transformers
 
 

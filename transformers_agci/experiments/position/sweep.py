@@ -107,8 +107,8 @@ def sweep_apart(dev: Sequence[ProbeResult], held_out: Sequence[ProbeResult], cho
     if shared:
         raise InputError(
             f"{counted(len(shared), 'caption')}, such as {min(shared)!r}, {'is' if len(shared) == 1 else 'are'} both "
-            f"among those that choose, of {dev[0].named}, and among the held-out ones, of {held_out[0].named}; a lambda "
-            "is not reported on the items on which it was chosen."
+            f"among those that choose, of {dev[0].named}, and among the held-out ones, of {held_out[0].named}; "
+            "a lambda is not reported on the items on which it was chosen."
         )
     for results in (dev, held_out):
         without = sum(not _plain(caption) for caption in results[0].captions)
