@@ -17,9 +17,11 @@ from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.attention_rows import AttentionRows
-from transformers_agci.experiments.flow.flow import parse_layers
+from transformers_agci.experiments.flow.flow import measure_flow, parse_layers
 from transformers_agci.experiments.flow.maps import aggregate, maps_text, read_flows
 from transformers_agci.families import decoder_of, find_vlm
+from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.questions import ImageFile, Question
 
 
 def image_of(model: Any, inputs: dict[str, torch.Tensor]) -> range:
@@ -60,6 +62,19 @@ def test_layers_are_all_one_or_a_range() -> None:
     for wrong in ("3", "2-1", "-1", "x", "0-3", ""):
         with pytest.raises(InputError, match="`layers` must be all, one layer or a range such as 0-2"):
             parse_layers(wrong, 3)
+
+
+def test_logits_that_are_not_numbers_have_no_flow(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    loaded = load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl"))))
+    random_image(2, 60, 60).save(tmp_path / "x.png")
+    asked = Question({}, "x.json:1", "Is there a dog?", (ImageFile(tmp_path, "x.png", "x.json:1"),))
+
+    def spoil(_: Any, args: Any, output: Any) -> None:
+        output.logits[:] = float("nan")
+
+    loaded.model.register_forward_hook(spoil)
+    with pytest.raises(InputError, match=r"x\.json:1: the model gives logits that are not numbers"):
+        measure_flow(loaded, asked, [0.5])
 
 
 @pytest.mark.sampled(3)

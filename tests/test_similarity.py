@@ -14,10 +14,12 @@ from transformers_agci import image_embeddings
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.errors import InputError
+from transformers_agci.experiments.positives import read_positives
 from transformers_agci.experiments.similarity import report as similarity_report
 from transformers_agci.experiments.similarity.run import SimilarityRun, caption_embeddings
 from transformers_agci.families import decoder_of, find_vlm
 from transformers_agci.inference.load import LoadOptions, load
+from transformers_agci.inference.runner import RunOptions
 
 
 def write_rows(folder: Path, items: int = 2, **changes: Any) -> tuple[Path, Path]:
@@ -188,6 +190,27 @@ def test_bad_rows_are_named_and_the_others_go_on(
     assert len((tmp_path / "A.jsonl").read_text().splitlines()) == 8
     assert main([*command, "--family", "gemma3n"]) == 2
     assert "is a LLaVA-v1.5 checkpoint" in capsys.readouterr().err
+
+
+def test_a_similarity_that_is_no_number_is_a_bad_row(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    """As float16 gives it where the vision side overflows."""
+    loaded = load(LoadOptions(str(tiny_checkpoint("llava"))))
+    file, images = write_rows(tmp_path, items=1)
+    projector = loaded.model.model.multi_modal_projector
+
+    def spoil(_: Any, args: Any, output: Any) -> None:
+        output[3] = float("nan")
+
+    hook = projector.register_forward_hook(spoil)
+    positives = read_positives(file, images)
+    run = SimilarityRun(loaded, positives.rows, images)
+    summary = run.write(tmp_path / "A.jsonl", positives, {}, RunOptions(progress=False))
+    hook.remove()
+    assert [row.where for row in summary.counts.failed] == ["rows.json:4"]
+    assert "its similarity is not a number" in summary.counts.failed[0].error
+    text = (tmp_path / "A.jsonl").read_text()
+    assert len(text.splitlines()) == 8
+    assert "NaN" not in text
 
 
 def test_shards_make_the_same_file(tiny_checkpoint: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """One way of answering: greedy `generate` with a stop rule per task."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +53,7 @@ class Answer:
     text: str
     yes_logit: float | None = None
     no_logit: float | None = None
-    not_a_number: bool = field(default=False, kw_only=True)  # some logit is none: the text means nothing
+    not_a_number: bool = field(default=False, kw_only=True)  # some logit is none, or infinite: the text means nothing
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -95,14 +96,15 @@ def verdict_is_fixed(text: str) -> bool:
 class _NanGuard(LogitsProcessor):
     """Leaves the scores as they are, and remembers on the device which rows held one that is not a number.
 
-    A row whose attention mask hides every key gives such scores, and their argmax is a token like any other.
+    A row whose attention mask hides every key gives such scores, and their argmax is a token like any other; float16
+    gives infinite ones. Minus infinity is what a token that may not come is given.
     """
 
     def __init__(self) -> None:
         self._found: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        here = scores.isnan().any(dim=-1)
+        here = _no_numbers(scores)
         self._found = here if self._found is None else self._found | here
         return scores
 
@@ -110,6 +112,12 @@ class _NanGuard(LogitsProcessor):
         """For each row whether it held one."""
         assert self._found is not None
         return self._found.tolist()
+
+
+def _no_numbers(scores: torch.Tensor) -> torch.Tensor:
+    """Whether some score [..., V] is not a number, or infinite: the largest one is [...]."""
+    largest = scores.amax(dim=-1)
+    return largest.isnan() | largest.isposinf()
 
 
 class _StopAtVerdict(StoppingCriteria):
@@ -191,12 +199,15 @@ class Answerer:
         texts = [
             text.strip() for text in self.tokenizer.batch_decode(made.sequences[:, length:], skip_special_tokens=True)
         ]
-        bad = torch.stack(made.logits).isnan().any(-1).any(0).tolist() if self._drops_guard else guard.rows()
+        bad = _no_numbers(torch.stack(made.logits)).any(0).tolist() if self._drops_guard else guard.rows()
         if not stop.yes_no:
             return [Answer(text, not_a_number=nan) for text, nan in zip(texts, bad, strict=True)]
         # Of two passes the margin is that before any token is cut: a cut one has no logit.
         words = self._word_logits(made.logits if contrast is None or contrast.first is None else [contrast.first])
-        return [Answer(text, yes, no, not_a_number=nan) for text, (yes, no), nan in zip(texts, words, bad, strict=True)]
+        return [
+            Answer(text, yes, no, not_a_number=nan or not (math.isfinite(yes) and math.isfinite(no)))
+            for text, (yes, no), nan in zip(texts, words, bad, strict=True)
+        ]
 
     def _word_logits(self, logits: Sequence[torch.Tensor]) -> list[list[float]]:
         """The Yes and No logits of each row before the first answer token, as the model gave them."""

@@ -96,7 +96,7 @@ class FirstToken:
         read = torch.cat([words.double(), top[:, None].double(), token[:, None].double()], dim=1).tolist()  # [B, 4]
         tokens = [int(token) for *_, token in read]
         texts = self.answerer.tokenizer.batch_decode([[token] for token in tokens], skip_special_tokens=True)
-        bad = [math.isnan(top) for *_, top, _ in read]
+        bad = [not all(map(math.isfinite, scores)) for *scores, _ in read]  # of Yes, No and the largest
         fixed = (
             verdict_is_fixed(text) and token not in self.answerer.ends
             for text, token in zip(texts, tokens, strict=True)

@@ -89,11 +89,13 @@ def measure_flow(
     flows = []
     for lam in lambdas:
         with agci(loaded.model, lam), host_values(loaded) or contextlib.nullcontext():
-            prediction = answerer.answer(inputs, up_to(max_new_tokens))[0].text
+            answer = answerer.answer(inputs, up_to(max_new_tokens))[0]
+            if answer.not_a_number:
+                raise InputError(f"{question.where}: the model gives logits that are not numbers; try `dtype` float32.")
             with AttentionRows(loaded.model, chosen, rows, columns) as recorded, torch.inference_mode():
                 loaded.model(**inputs, logits_to_keep=1)
         mean = recorded.weights.mean(dim=0)  # [rows, N]
-        flows.append(Flow(lam, prediction, tuple(chosen), mean.mean(dim=0), mean[-1], layout))
+        flows.append(Flow(lam, answer.text, tuple(chosen), mean.mean(dim=0), mean[-1], layout))
     return flows
 
 

@@ -7,6 +7,7 @@ runs: v is taken at its door, before AGCI.
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,10 +136,20 @@ class SimilarityRun:
                     failed += prepared.failed
                     on_device = upload.receive(sent or upload.send(prepared.batches))
                     for batch, there in zip(prepared.batches, on_device, strict=True):
-                        rows += self._measure(batch.numbers, there.inputs)
+                        for number, value in zip(
+                            batch.numbers, self._measure(batch.numbers, there.inputs), strict=True
+                        ):
+                            if math.isfinite(value):
+                                rows.append({**self.rows[number].fields, "similarity": round(value, DIGITS)})
+                            else:
+                                failed.append(self._no_number(number))
                         counts.pictures += len(batch.numbers)
                     reporter.advance(len(share))
-                yield BlockResult([rows], failed)
+                yield BlockResult([rows], sorted(failed))
+
+    def _no_number(self, number: int) -> FailedRow:
+        where = self.rows[number].where
+        return FailedRow(number, where, f"{where}: its similarity is not a number; try `dtype` float32.")
 
     @property
     def _workers(self) -> int:
@@ -148,15 +159,11 @@ class SimilarityRun:
         numbers = range(start, stop)
         return [tuple(numbers[at : at + self._batch_size]) for at in range(0, len(numbers), self._batch_size)]
 
-    def _measure(self, numbers: Sequence[int], inputs: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
+    def _measure(self, numbers: Sequence[int], inputs: Mapping[str, torch.Tensor]) -> list[float]:
         with torch.inference_mode():
             images = image_embeddings(self.loaded.model, inputs)
             found = [self._similarity(tokens, number) for number, tokens in zip(numbers, images, strict=True)]
-            values = torch.stack(found).tolist()  # one read-back for all
-        return [
-            {**self.rows[number].fields, "similarity": round(value, DIGITS)}
-            for number, value in zip(numbers, values, strict=True)
-        ]
+            return torch.stack(found).tolist()  # one read-back for all
 
     def _similarity(self, tokens: torch.Tensor, number: int) -> torch.Tensor:
         pool = POOLINGS[self.pooling]
