@@ -25,12 +25,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from transformers_agci.errors import InputError
+from transformers_agci.inference.process_group import local_size
 
 AHEAD = 2  # items a process may be ahead: what bounds the memory
 THREADS_AHEAD = 3  # items that threads make ahead
 SHARED_MEMORY = "/dev/shm"  # where tensors cross on Linux
 ROOM = 2**28  # bytes of it for a process: two batches of 18 images of 840x840 pixels, and some more
 DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:exited unexpectedly with |is )?(.*?)(?:\.|$)")
+BUS_ERROR = "Bus error"  # what becomes of a process that writes where shared memory has no room
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -45,16 +47,18 @@ def default_workers(device_type: str) -> int:
 def room_for(workers: int) -> tuple[int, str | None]:
     """So many processes, or 0 and why: where shared memory is small, a process dies in the middle of a copy.
 
-    Docker gives a container 64 MB of it, and PyTorch's tensors cross nowhere else.
+    Docker gives a container 64 MB of it, and PyTorch's tensors cross nowhere else. All processes of a torchrun look at
+    the same memory before any of them has filled it.
     """
     if not workers or not Path(SHARED_MEMORY).is_dir():
         return workers, None
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    if free >= workers * ROOM:
+    free, started = shutil.disk_usage(SHARED_MEMORY).free, workers * local_size()
+    if free >= started * ROOM:
         return workers, None
     return 0, (
-        f"{SHARED_MEMORY} has {free / 2**20:.0f} MB free, and {workers} processes that prepare images need "
-        f"{workers * ROOM / 2**20:.0f} MB there: the main process prepares them. With Docker, --shm-size=2g gives more."
+        f"{SHARED_MEMORY} has {free / 2**20:.0f} MB free, and {started} processes that prepare images need "
+        f"{started * ROOM / 2**20:.0f} MB there: the main process prepares them. With Docker, "
+        f"--shm-size={max(2, -(-started * ROOM // 2**30))}g gives more."
     )
 
 
@@ -146,13 +150,17 @@ def _explained(error: RuntimeError, places: Any, where: Callable[[int], str]) ->
     death = DEATH.search(str(error))
     if death is None:
         return error
+    cause = DEATH.search(str(error.__cause__))  # the signal that ended it, which the error itself does not name
+    why = (cause or death)[2]
     processes = {int(number) for number in death[1].split(",")}
     rows = [places[place + 1] for place in range(0, len(places), 2) if places[place] in processes]
     at = f"{where(rows[0])}: the process that prepares images died at this row" if rows else "A worker process died"
-    how = f" ({death[2]})" if death[2] else ""
+    how = f" ({why})" if why else ""
+    what = "Look at the image"
+    if BUS_ERROR in why:
+        what = f"{SHARED_MEMORY} has probably no room left: give it more (with Docker, --shm-size)"
     return InputError(
-        f"{at}{how}; finished blocks are kept. Look at the image, or give `workers` 0 to prepare it in the main "
-        "process."
+        f"{at}{how}; finished blocks are kept. {what}, or give `workers` 0 to prepare it in the main process."
     )
 
 

@@ -40,6 +40,11 @@ def local_rank() -> int:
     return _whole_number("LOCAL_RANK", least=0, default=0)
 
 
+def local_size() -> int:
+    """LOCAL_WORLD_SIZE as torchrun sets it: how many processes share this machine; 1 where it is not set."""
+    return _whole_number("LOCAL_WORLD_SIZE", least=1, default=1)
+
+
 def _whole_number(name: str, least: int, default: int) -> int:
     text = os.environ.get(name)
     if text is None:
