@@ -16,7 +16,7 @@ from transformers_agci.inference.host_values import HostValues
 from transformers_agci.inference.kernels import Disagreement, pad_widths, use_kernels
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.quick import ALL, chosen
-from transformers_agci.inference.vision_tower import use_segments
+from transformers_agci.inference.vision_tower import as_matrix_product, use_segments
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -168,6 +168,36 @@ def test_a_compiler_that_fails_is_left_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert not made.on
     assert "it raises" in dict(made.reasons)["activation"]
     assert torch.equal(logits(model), stock)
+
+
+def test_a_copy_of_compiled_layers_has_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "COMPILER", "eager")
+    mlp = build_model("qwen2_5_vl").model.language_model.layers[0].mlp
+    kernels._compile(mlp)
+    copied = copy.deepcopy(mlp)
+    rows = torch.ones(2, 3, mlp.gate_proj.in_features)
+    with torch.no_grad():
+        copied.down_proj.weight.zero_()
+        assert not copied(rows).any()
+        assert mlp(rows).any()
+
+
+@pytest.mark.parametrize("names", [["norms"], ["activation"], ["rotary"]], ids=lambda names: names[0])
+def test_layers_that_cannot_be_tried_stay_as_they_are(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in eight bits, whose product with anything in eight bits raises: the model must load all the same."""
+    monkeypatch.setattr(kernels, "_need_gpu", lambda device: None)
+    model = build_model("qwen2_5_vl")
+    attention = use_segments(model)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            eight = torch.nn.Parameter(parameter.data.to(torch.float8_e4m3fn), requires_grad=False)
+            setattr(module, name, eight)
+    made = use_kernels(model, names)
+    assert not made.on
+    assert "it raises" in dict(made.reasons)[names[0]]
+    assert not forwards(model)
+    attention.remove()
+    assert as_matrix_product(model).reason == "its weights are in float8_e4m3fn"
 
 
 def test_what_is_on_stands_in_the_notes(tiny_checkpoint: Callable[[str], Path]) -> None:

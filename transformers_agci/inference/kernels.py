@@ -23,7 +23,7 @@ from torch import nn
 
 from transformers_agci.families import decoder_of, find_vlm
 from transformers_agci.inference.quick import OF_THE_MODEL
-from transformers_agci.inference.vision_tower import TOLERANCE
+from transformers_agci.inference.vision_tower import TOLERANCE, computed_in
 
 MULTIPLE = 64  # of elements, to which a width is padded: 128 bytes in bfloat16
 BOTH = ("weight", "bias")
@@ -211,9 +211,10 @@ def _need_gpu(device: torch.device) -> None:
 
 
 def _compile(module: Any) -> Callable[[], None]:
-    """This instance's forward as torch.compile makes it, for any number of rows; equal layers share one compilation."""
-    vars(module)["forward"] = torch.compile(module.forward, dynamic=True, backend=COMPILER)
-    return lambda: vars(module).pop("forward", None)
+    """This instance's forward as torch.compile makes it, for any number of rows; equal layers share one compilation,
+    and a copy of the model computes with its own weights.
+    """
+    return _put_forward(module, torch.compile(type(module).forward, dynamic=True, backend=COMPILER))
 
 
 # --- all of them ---
@@ -257,17 +258,15 @@ def _apart(
     """Why the replacement must stay off, or None: both run on the same random rows of this width."""
     weight = next(module.parameters())
     random = scale * torch.randn(*rows, width, generator=torch.Generator().manual_seed(0))
-    dtype = weight.dtype if weight.is_floating_point() else torch.bfloat16  # of a quantized matrix
-    with torch.inference_mode():
-        given = random.to(weight.device, dtype, copy=True)  # made here, as in a run: others are compiled for once more
-        stock = module(given).float()
-        remove = put_on()
+    dtype = computed_in(weight.dtype)
+    with torch.inference_mode(), contextlib.ExitStack() as put_off:
         try:
+            given = random.to(weight.device, dtype, copy=True)  # made here, as in a run: others are compiled once more
+            stock = module(given).float()
+            put_off.callback(put_on())
             ours = module(given).float()
         except Exception as error:  # whatever a compiler raises on a machine that it does not like
             return f"it raises {type(error).__name__} ({' '.join(str(error).split())[:200]})"
-        finally:
-            remove()
     apart = float((ours - stock).abs().max() / stock.abs().max())
     if not apart <= TOLERANCE[dtype]:
         return f"it differs from transformers' own by {apart:.1e} of the largest value"

@@ -16,6 +16,7 @@ output is one dot product. As a convolution it took a third of the embedded mode
 are known to spend seconds on it in bfloat16 (transformers issue 45750): it runs as the matrix product that it is.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -216,8 +217,12 @@ def _unfit(backend: str, layer: Any) -> str | None:
 def _dtype(layer: Any) -> torch.dtype:
     """What the layer computes in; a quantized layer's weight has another dtype, and GLM-4V's has no bias."""
     weight, bias = layer.proj.weight, layer.proj.bias
-    given = weight if bias is None else bias
-    return given.dtype if given.dtype.is_floating_point else torch.bfloat16
+    return computed_in((weight if bias is None else bias).dtype)
+
+
+def computed_in(stored: torch.dtype) -> torch.dtype:
+    """The dtype of what goes through a matrix stored in this one: bfloat16 where it is quantized (integers, float8)."""
+    return stored if stored in TOLERANCE else torch.bfloat16
 
 
 def _disagreement_at_any_length(layer: Any, kernel: Kernel) -> str | None:
@@ -273,14 +278,13 @@ def differs_from_itself(layer: Any, put_on: Callable[[], Callable[[], None]]) ->
         tokens, angles = made[:, : layer.dim].to(device, dtype, copy=True), made[:, layer.dim :].to(device)
         bounds = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32)
         given = {"cu_seqlens": bounds, "position_embeddings": (angles.cos(), angles.sin())}
-        stock = layer(tokens, **given).float()
-        remove = put_on()
-        try:
-            ours = layer(tokens, **given).float()
-        except Exception as error:  # whatever a compiler raises on a machine that it does not like
-            return f"it raises {type(error).__name__} ({' '.join(str(error).split())[:200]})"
-        finally:
-            remove()
+        with contextlib.ExitStack() as put_off:
+            try:
+                stock = layer(tokens, **given).float()
+                put_off.callback(put_on())
+                ours = layer(tokens, **given).float()
+            except Exception as error:  # whatever a compiler raises on a machine that it does not like
+                return f"it raises {type(error).__name__} ({' '.join(str(error).split())[:200]})"
     apart = float((ours - stock).abs().max() / stock.abs().max())
     return None if apart <= TOLERANCE[dtype] else f"it differs from stock by {apart:.1e} of the largest value"
 
@@ -357,13 +361,14 @@ def _product(convolution: Any, patches: torch.Tensor) -> torch.Tensor:  # [N, ch
 def _product_disagreement(convolution: Any) -> str | None:
     """Why the product must not take the convolution's place, or None: both embed a few random patches."""
     weight = convolution.weight
+    if weight.dtype not in TOLERANCE:
+        return f"its weights are in {str(weight.dtype).removeprefix('torch.')}"
     probe = torch.randn(PROBED_PATCHES, *weight.shape[1:], generator=torch.Generator().manual_seed(0)).to(weight)
-    with torch.inference_mode():
+    with torch.inference_mode(), contextlib.ExitStack() as put_off:
         with torch.backends.cudnn.flags(enabled=False):  # which rounds float32 to 10 bits by default
             stock = convolution(probe).float()
-        remove = _put_product_on(convolution)
+        put_off.callback(_put_product_on(convolution))
         ours = convolution(probe).float()
-        remove()
     apart = float((ours - stock).abs().max() / stock.abs().max())
     if not apart <= TOLERANCE[weight.dtype]:
         return f"it differs from the convolution by {apart:.1e} of the largest value"
