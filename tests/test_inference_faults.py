@@ -155,6 +155,54 @@ def test_logits_that_are_not_numbers_are_no_answer(
         assert len(rows(tmp_path / f"A.lam{lam}.jsonl")) == len(questions) - len(summary.counts.failed)
 
 
+@pytest.mark.parametrize("stop", [YES_NO, up_to(3)], ids=["yes or no", "free text"])
+def test_infinite_logits_are_no_answer(loaded: LoadedModel, pictures: Path, tmp_path: Path, stop: Any) -> None:
+    """As float16 gives them where a number is too large for it; infinity is no JSON, nor is their difference."""
+    questions = [replace(question, stop=stop) for question in probe(pictures, 1)]
+
+    def spoil(_: object, args: object, output: Any) -> None:
+        output.logits[1] = float("inf")
+
+    hook = loaded.model.register_forward_hook(spoil)
+    try:
+        summary = ask(loaded, questions, tmp_path / "A.jsonl", [0.5], workers=0)
+    finally:
+        hook.remove()
+    assert len(summary.counts.failed) in (2, 4)  # of every batch of four rows the second
+    assert "gives logits that are not numbers" in summary.counts.failed[0].error
+    text = (tmp_path / "A.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+
+
+def test_halved_batches_of_a_processor_that_gives_lists(
+    loaded: LoadedModel, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes of images as a list of pairs, as some processors give them: each half gets its own."""
+    from transformers_agci.inference import prepare
+
+    real, seen = prepare.prompt.tokenize, []
+
+    def with_sizes(processor: Any, prompts: Any, images: Any) -> Any:
+        made = dict(real(processor, prompts, images))
+        return {**made, "image_sizes": [[image.width, image.height] for of_prompt in images for image in of_prompt]}
+
+    def note_sizes(_: object, args: object, given: dict[str, Any]) -> tuple[Any, Any]:
+        seen.append(len(given.pop("image_sizes")))
+        if len(given["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return args, given
+
+    monkeypatch.setattr(prepare.prompt, "tokenize", with_sizes)
+    hook = loaded.model.register_forward_pre_hook(note_sizes, with_kwargs=True)
+    try:
+        summary = ask(loaded, [q for q in probe(pictures, 1) if "dog" in q.text], tmp_path / "A.jsonl", [0.5])
+    finally:
+        hook.remove()
+    assert summary.exit_code == 0
+    assert seen[:3] == [CELLS, CELLS // 2, CELLS // 2]
+
+
 @dataclass(frozen=True)
 class Deadly:
     """An image whose decoder takes its process down."""
@@ -238,6 +286,28 @@ def test_workers_are_not_started_where_shared_memory_is_small(
     assert "--shm-size=2g" in said
     assert os.getpid() not in made_by(2**30)
     assert not capsys.readouterr().err
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # torchrun's processes all look before any of them has filled it
+    assert made_by(2**30) == {os.getpid()}
+    said = capsys.readouterr().err
+    assert "1024 MB free, and 16 processes that prepare images need 4096 MB there" in said
+    assert "--shm-size=4g" in said
+
+
+def test_a_worker_without_shared_memory_does_not_blame_the_image() -> None:
+    """What Linux does where /dev/shm has no room left for a page that is written."""
+    import os
+    import signal
+
+    def make(item: int, at: Callable[[int], None]) -> int:
+        at(item)
+        os.kill(os.getpid(), signal.SIGBUS)
+        return item
+
+    with (
+        pytest.raises(InputError, match=r"row 7: .*Bus error.*/dev/shm has probably no room left: .*--shm-size"),
+        prefetched([7], make, 1, lambda row: f"row {row}") as made,
+    ):
+        next(made)
 
 
 @pytest.mark.parametrize("begun_in_a_pool", [False, True], ids=["main thread", "thread of a pool"])

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.questions import ImageFile, Question, QuestionSet, up_to
 from transformers_agci.inference.quick import ALL, OF_THE_MODEL
 from transformers_agci.inference.runner import RunOptions, output_paths
+from transformers_agci.inference.upload import Upload
 from transformers_agci.inference.vision_tower import as_matrix_product, use_segments
 
 pytestmark = pytest.mark.slow
@@ -80,7 +82,7 @@ def answers(
     loaded: LoadedModel, asked: list[Question], path: Path, lambdas: list[float], **options: Any
 ) -> tuple[list[dict[str, Any]], AnswerCounts]:
     paths = output_paths(path, lambdas)
-    given = AnswerOptions(batch_size=IMAGES, workers=0, run=RunOptions(progress=False), **options)
+    given = AnswerOptions(**{"batch_size": IMAGES, "workers": 0, "run": RunOptions(progress=False), **options})
     counts = answer_questions(loaded, QuestionSet(asked), lambdas, paths, given).counts
     assert isinstance(counts, AnswerCounts)
     return [json.loads(line) for each in paths for line in each.read_text().splitlines()], counts
@@ -141,6 +143,37 @@ def test_memory_that_runs_out(loaded: LoadedModel, folder: Path, tmp_path: Path)
     assert tried == [IMAGES, *[IMAGES // 2] * 4]  # two halves at two lambdas
     assert counts.halved_blocks == [0]
     compare(ours, stock)
+
+
+def test_columns_that_will_be_cut_are_not_sent_whole(loaded: LoadedModel, folder: Path, tmp_path: Path) -> None:
+    """Four columns: the first is cut when memory runs out, the second is on its way by then, two are cut at once."""
+    asked = questions(folder, 1)
+    with SimulatedCuda() as gpu:
+        there = moved(loaded, gpu)
+
+        def on_full_device(_: Any, args: Any, given: Any) -> None:
+            if len(given["inputs_embeds"]) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
+
+        sent: list[int] = []
+        real = Upload._sent
+        with mock.patch.object(
+            Upload,
+            "_sent",
+            lambda self, batches, event: sent.append(len(batches[0].numbers)) or real(self, batches, event),
+        ):
+            full = there.model.model.language_model.register_forward_pre_hook(on_full_device, with_kwargs=True)
+            answers(there, asked[:16], tmp_path / "gpu.jsonl", [0.5], batch_size=4, block_rows=16)
+            full.remove()
+        assert sorted(sent) == [2] * 8 + [4] * 2
+
+
+def test_all_runs_on_a_model_share_a_stream(loaded: LoadedModel) -> None:
+    """The memory of a stream's tensors is kept for that stream: a stream for each run would take it again."""
+    with SimulatedCuda() as gpu:
+        there = moved(loaded, gpu)
+        one, other = (Upload(there, None, grids_stay=True) for _ in range(2))
+        assert one._stream is other._stream is not None
 
 
 def test_memory_that_runs_out_in_follow_up_questions(loaded: LoadedModel, folder: Path, tmp_path: Path) -> None:

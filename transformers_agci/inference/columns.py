@@ -102,7 +102,10 @@ class ColumnWork:
 
         `sent` is the column's transfer to the device, where that has begun.
         """
-        for part in self._cut(column, made.block):
+        parts = self._cut(column, made.block)
+        if sent is not None and len(parts) > 1:
+            sent.let_go()
+        for part in parts:
             try:
                 on_device = self.upload.receive(sent if part is column and sent else self.upload.send(part))
                 self._answer_part(part, on_device, made, at_lambda, reporter)
@@ -123,7 +126,7 @@ class ColumnWork:
             self.answer(part, made, at_lambda, reporter)
 
     def _make_room(self, lists: int) -> None:
-        self.fits = lists
+        self.fits = self.upload.most = lists
         self.vision.set_images(None)
         self.prefix.clear()
         _release()
@@ -303,15 +306,20 @@ class ColumnWork:
         sliced = {}
         for name, value in batch.pixels.items():
             if len(value) == sum(counts):
-                sliced[name] = value[images]
+                sliced[name] = _taken(value, images)
             elif patches is not None and len(value) == sum(patches):
                 parts = value.split(patches)
                 sliced[name] = torch.cat([parts[image] for image in images])
             elif len(value) == len(counts):
-                sliced[name] = value[list(rows)]
+                sliced[name] = _taken(value, rows)
             else:
                 return None
         return sliced
+
+
+def _taken(values: Any, places: Sequence[int]) -> Any:
+    """Of a tensor, or of a list, as some processors give."""
+    return values[list(places)] if isinstance(values, torch.Tensor) else [values[place] for place in places]
 
 
 def _tokens(column: Sequence[Batch], numbers: Sequence[int]) -> int:

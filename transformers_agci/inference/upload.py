@@ -9,6 +9,7 @@ transfer by an event, not the host. Pixels are normalised on the device (`prepar
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -33,14 +34,30 @@ class _Sent(NamedTuple):
     pixels: list[dict[str, torch.Tensor]]  # of each batch; one object where batches share it
     event: Any
 
+    def let_go(self) -> None:
+        """Give up the tensors, whoever still holds this."""
+        self.batches.clear()
+        self.pixels.clear()
+
+
+# By model and device. PyTorch keeps the memory that a stream's tensors took for that stream: all runs share one.
+_STREAMS: "WeakKeyDictionary[Any, dict[torch.device, Any]]" = WeakKeyDictionary()
+
 
 class Upload:
-    """Moves batches to the model's device; `grids_stay`: image grids are not asked for there."""
+    """Moves batches to the model's device; `grids_stay`: image grids are not asked for there.
+
+    most  rows of a batch, as far as memory is known to hold them: a column with more is cut before it is sent
+    """
 
     def __init__(self, loaded: LoadedModel, raw: RawPixels | None, grids_stay: bool) -> None:
         self.loaded, self.raw, self.grids_stay = loaded, raw, grids_stay
         self.pinned = loaded.device.type == "cuda" and "pinned" in loaded.quick
-        self._stream: Any = torch.cuda.Stream(loaded.device) if self.pinned else None
+        self.most: int | None = None
+        self._stream: Any = None
+        if self.pinned:
+            of_model = _STREAMS.setdefault(loaded.model, {})
+            self._stream = of_model.setdefault(loaded.device, torch.cuda.Stream(loaded.device))
 
     def ahead(self, columns: Iterator[Prepared]) -> Generator[tuple[Prepared, "_Sent | None"], None, None]:
         """Each column with its transfer, started while the one before is in use; None: not started."""
@@ -58,6 +75,8 @@ class Upload:
         prepared = next(columns, None)
         if prepared is None:
             return None
+        if self.most is not None and any(len(batch.numbers) > self.most for batch in prepared.batches):
+            return prepared, None
         try:
             return prepared, self.send(prepared.batches)
         except RuntimeError as error:
@@ -88,10 +107,12 @@ class Upload:
         for pixels in sent.pixels:
             if id(pixels) not in ready:
                 ready[id(pixels)] = {name: self._as_model(value) for name, value in pixels.items()}
-        return [
+        received = [
             OnDevice({**batch.inputs, **ready[id(pixels)]}, batch.positions)
             for batch, pixels in zip(sent.batches, sent.pixels, strict=True)
         ]
+        sent.let_go()
+        return received
 
     def _sent(self, batches: Sequence[Batch], event: Any) -> _Sent:
         crossed: dict[int, dict[str, torch.Tensor]] = {}
