@@ -169,6 +169,18 @@ def test_a_processor_that_does_more_than_reorder_keeps_its_copies(tiny_checkpoin
     assert painters._find_order(112, 112) is None
 
 
+def test_images_of_ever_new_sizes_do_not_fill_the_memory(tiny_checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of one size takes 9 bytes for each of its values: 38 MB for 840x840 pixels."""
+    from transformers_agci.experiments.occlusion.painting import PIXELS, Painters
+
+    painters = Painters(load(LoadOptions(str(tiny_checkpoint("qwen2_5_vl")))))
+    monkeypatch.setattr(painters, "_find_order", lambda height, width: None)
+    for side in range(28, 428, 4):
+        painters._order(torch.zeros(3, side, side, dtype=torch.uint8), {PIXELS: torch.zeros(1)})
+    assert (424, 424) in painters._orders
+    assert len(painters._orders) <= 4
+
+
 def test_masked_copies_divide_evenly() -> None:
     from transformers_agci.experiments.occlusion.occlude import even_size
 

@@ -30,7 +30,7 @@ from transformers_agci.families import find_vlm
 from transformers_agci.method.forward_call import on_host
 
 UTILITIES = "transformers.vision_utils"  # of transformers 5.20 and newer
-REMEMBERED = 4  # batches' grids
+REMEMBERED = 4  # grids of batches, sizes of images
 GRID = "image_grid_thw"
 GRIDS, BOUNDS = [GRID, "grid_thw"], ["cu_seqlens", "cu_window_seqlens"]  # arguments of model, tower and its layers
 

@@ -18,7 +18,7 @@ import torch
 
 from transformers_agci.experiments.forced_answer import ForcedAnswer
 from transformers_agci.experiments.occlusion.masks import Mask, masked_copies
-from transformers_agci.inference.host_values import crossing
+from transformers_agci.inference.host_values import REMEMBERED, crossing
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prepare import PIXELS, TEXT_KEYS, TOLERANCE, RawPixels, crossing_pixels, raw_pixels
 
@@ -111,7 +111,7 @@ class Painters:
         self.loaded = loaded
         self.raw = raw_pixels(loaded.processor) if "painting" in loaded.quick else None
         self.crossing = crossing_pixels(loaded)  # of copies that the processor makes
-        self._orders: dict[tuple[int, int], Order | None] = {}  # by height and width
+        self._orders: dict[tuple[int, int], Order | None] = {}  # by height and width, of the last sizes
 
     def of(
         self, asked: ForcedAnswer, image: torch.Tensor, alone: Mapping[str, torch.Tensor], colour: tuple[int, int, int]
@@ -131,6 +131,8 @@ class Painters:
             return None
         height, width = image.shape[1:]
         if (height, width) not in self._orders:
+            while len(self._orders) >= REMEMBERED:  # 38 MB for 840x840 pixels
+                self._orders.pop(next(iter(self._orders)))
             self._orders[height, width] = self._find_order(height, width)
         order = self._orders[height, width]
         given = alone[PIXELS] if alone[PIXELS].dtype == torch.uint8 else self._bytes(image)
