@@ -1,5 +1,6 @@
 """Where the cells of a composite lie, and what the nine positions are called."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -109,11 +110,15 @@ class Grid:
 
     def boxes(self) -> list[Box]:
         """The boxes of all cells, row-major; fewer rows than columns (or the other way) stand in the middle."""
+        return list(self._boxes)
+
+    @functools.cached_property
+    def _boxes(self) -> tuple[Box, ...]:
         step, most = self.box + self.gutter, max(self.rows, self.cols)
         left = self.margin + (most - self.cols) * step / 2
         top = self.margin + (most - self.rows) * step / 2
         corners = [(left + column * step, top + row * step) for row in range(self.rows) for column in range(self.cols)]
-        return [Box(x, y, x + self.box, y + self.box) for x, y in corners]
+        return tuple(Box(x, y, x + self.box, y + self.box) for x, y in corners)
 
     def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size (width, height) that an image of `size` gets: aspect kept, longer side as long as a box."""
@@ -122,5 +127,5 @@ class Grid:
 
     def placed(self, size: tuple[int, int], cell: int) -> tuple[int, int]:
         """The whole pixel (left, top) at which an image of the fitted `size` stands centred in `cell`."""
-        box = self.boxes()[cell]
+        box = self._boxes[cell]
         return round((box.left + box.right - size[0]) / 2), round((box.top + box.bottom - size[1]) / 2)

@@ -22,7 +22,7 @@ from transformers_agci.storage.result_file import ResultFile, merge_shards
 from transformers_agci.storage.result_names import sibling_path
 
 LAMBDAS = (0.0, 0.5)
-LOOK_EVERY = 0.2  # seconds between two looks at how far the processes are
+LOOK_EVERY = 0.5  # seconds between two looks at how far the processes are: each reads their files
 # One thread each: the bytes of a row are then the same in every run. Nothing is fetched.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 

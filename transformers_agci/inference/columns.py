@@ -213,7 +213,7 @@ class ColumnWork:
         recorded = self.prefix.recorded is not None
         if recorded and not keep and "tails" in self.loaded.quick:
             self._set_images(None)
-            image_token = image_token_id(find_vlm(self.loaded.model).config)
+            image_token = image_token_id(self.vision.vlm.config)
             tail = self.prefix.tail([self._prompts(batch) for batch in batches], image_token)
             if tail is not None:
                 return self.first.tails(tail, joined_ids([batch.text["input_ids"] for batch in batches]))

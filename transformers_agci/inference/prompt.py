@@ -50,8 +50,12 @@ def chat_text(processor: Any, question: Question) -> str:
 
 def check_text(text: str, where: str) -> None:
     """Raise InputError where a text holds half a surrogate pair: JSON can write it, tokenizers refuse it."""
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise InputError(f"{where}: the text holds half a surrogate pair (\\ud800 to \\udfff), which is no character.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{where}: the text holds half a surrogate pair (\\ud800 to \\udfff), which is no character."
+        ) from None
 
 
 def tokenize(processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from transformers_agci.statistics import scipy_stats as stats
+from transformers_agci.statistics.distributions import t_share
 from transformers_agci.statistics.intervals import Interval, deviate
 
 
@@ -24,5 +24,5 @@ def equivalence(difference: Interval, margin: float, freedom: float, level: floa
     above, below = (deviate(difference, bound, freedom) for bound in (-margin, margin))
     if math.isnan(above):
         return None
-    p = float(max(stats.t.sf(above, freedom), stats.t.sf(-below, freedom)))
+    p = float(max(t_share(-above, freedom), t_share(below, freedom)))
     return Equivalence(margin, p, p <= level)

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from transformers_agci.statistics import scipy_stats as stats
+from transformers_agci.statistics.distributions import normal_quantiles, t_quantiles
 from transformers_agci.statistics.intervals import Floats, t_quantile
 from transformers_agci.statistics.signal_detection import auc_without_each
 
@@ -43,8 +43,8 @@ MIN_CELLS, MIN_CELL_SHARE = 3, 0.5  # cells with a d' that are needed for its un
 
 Shape = Literal["normal", "t(3)", "uniform"]
 QUANTILES: dict[Shape, Callable[[Floats], Floats]] = {
-    "normal": lambda share: stats.norm.ppf(share),  # noqa: PLW0108 - scipy.stats is loaded by the call
-    "t(3)": lambda share: stats.t.ppf(share, df=3),
+    "normal": normal_quantiles,
+    "t(3)": lambda share: t_quantiles(share, 3),
     "uniform": lambda share: share,
 }
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from transformers_agci.statistics import scipy_stats as stats
+from transformers_agci.statistics.distributions import normal_quantiles, t_quantiles
 
 Floats = NDArray[np.floating[Any]]
 CONFIDENCE = 0.95
@@ -52,12 +52,12 @@ class Measured(NamedTuple):
 
 def normal_quantile(confidence: float = CONFIDENCE) -> float:
     """Two-sided: 1.96 for 0.95."""
-    return float(stats.norm.ppf(0.5 + confidence / 2))
+    return float(normal_quantiles(0.5 + confidence / 2))
 
 
 def t_quantile(freedom: float) -> float:
     """Two-sided 95 % quantile of Student's t."""
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))
+    return float(t_quantiles(0.5 + CONFIDENCE / 2, freedom))
 
 
 def about(estimate: float, error: float, freedom: float, n: int) -> Interval:

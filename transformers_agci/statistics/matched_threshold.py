@@ -8,11 +8,11 @@ are less extreme is carried, because the other way errors would grow. If F is ri
 the d' of both are then equally uneven.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from transformers_agci.statistics import scipy_stats as stats
+from transformers_agci.statistics.distributions import normal_quantiles, t_quantiles, t_share
 from transformers_agci.statistics.evenness import Change, compare, corrected_rates, pseudo_values
 from transformers_agci.statistics.intervals import Floats
 
@@ -37,21 +37,21 @@ def compare_at_one_threshold(
         extremes = [abs(float(whole.mean()) - 0.5) for whole, _ in rates]
         carried = 0 if extremes[0] < extremes[1] else 1
         (own, without), (mean, means_without) = rates[carried], (r.mean(axis=-1) for r in rates[1 - carried])
-        shape = stats.t(FREEDOM[tails])
-        rates[carried] = _carry(own, mean, shape), _carry(without, means_without, shape)
-        z.append([tuple(stats.norm.ppf(values) for values in of_one) for of_one in rates])
+        freedom = FREEDOM[tails]
+        rates[carried] = _carry(own, mean, freedom), _carry(without, means_without, freedom)
+        z.append([tuple(normal_quantiles(values) for values in of_one) for of_one in rates])
     yes, no = z
     return compare(*(pseudo_values(yes[i][0] - no[i][0], yes[i][1] - no[i][1]) for i in (0, 1)))
 
 
-def _carry(rates: Floats, mean: Floats, distribution: Any) -> Floats:
+def _carry(rates: Floats, mean: Floats, freedom: float) -> Floats:
     """Rates [..., C] at the threshold where their mean over the cells is `mean` [...]."""
-    places = distribution.ppf(rates)
-    target = distribution.ppf(mean)
+    places = t_quantiles(rates, freedom)
+    target = t_quantiles(mean, freedom)
     low, high = target - places.max(axis=-1), target - places.min(axis=-1)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        below = distribution.cdf(places + middle[..., None]).mean(axis=-1) < mean
+        below = t_share(places + middle[..., None], freedom).mean(axis=-1) < mean
         low, high = np.where(below, middle, low), np.where(below, high, middle)
-    found: Floats = np.clip(distribution.cdf(places + ((low + high) / 2)[..., None]), INSIDE, 1 - INSIDE)
+    found: Floats = np.clip(t_share(places + ((low + high) / 2)[..., None], freedom), INSIDE, 1 - INSIDE)
     return found

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformers_agci.statistics import scipy_stats as stats
+from transformers_agci.statistics.distributions import chi2_above, f_above
 from transformers_agci.statistics.intervals import CONFIDENCE, Floats, cell_means
 
 NORMAL_LIMIT = 1000  # items; with more, sums of permuted values are drawn from their normal limit
@@ -116,7 +116,7 @@ def hotelling(table: Floats) -> TestResult | None:
         return None
     statistic = float(n * mean @ np.linalg.solve(covariance, mean))
     freedom = contrasts, n - contrasts
-    return TestResult(statistic, freedom, float(stats.f.sf(statistic * freedom[1] / (contrasts * (n - 1)), *freedom)))
+    return TestResult(statistic, freedom, f_above(statistic * freedom[1] / (contrasts * (n - 1)), freedom))
 
 
 def cochran_q(table: Floats) -> TestResult | None:
@@ -127,7 +127,7 @@ def cochran_q(table: Floats) -> TestResult | None:
     cells, ones, items = table.shape[1], complete.sum(axis=0), complete.sum(axis=1)
     spread = cells * (ones**2).sum() - ones.sum() ** 2
     statistic = float((cells - 1) * spread / (cells * items.sum() - (items**2).sum()))
-    return TestResult(statistic, (cells - 1,), float(stats.chi2.sf(statistic, cells - 1)))
+    return TestResult(statistic, (cells - 1,), chi2_above(statistic, cells - 1))
 
 
 def failures_by_position(table: Floats, unreadable: Floats, seed: int = 0) -> TestResult | None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from transformers_agci.statistics import scipy_stats as stats
+from transformers_agci.statistics.distributions import even_binomial_share, t_quantiles
 from transformers_agci.statistics.intervals import (
     CONFIDENCE,
     NO_DATA,
@@ -44,7 +44,7 @@ def agresti_min(
     size = n + 2
     centre = (gained - lost) / size
     quantile = (
-        float(stats.t.ppf(0.5 + confidence / 2, freedom)) if np.isfinite(freedom) else normal_quantile(confidence)
+        float(t_quantiles(0.5 + confidence / 2, freedom)) if np.isfinite(freedom) else normal_quantile(confidence)
     )
     half = quantile * np.sqrt(max((gained + lost + 1) / size - centre**2, 0) / size)
     return Interval((gained - lost) / n, max(-1.0, float(centre - half)), min(1.0, float(centre + half)), int(n))
@@ -158,7 +158,7 @@ def mcnemar(first: Floats, second: Floats) -> McNemar:
     """Exact McNemar test of two vectors of zeros and ones over the same independent rows (one cell, not a table)."""
     gained = int(((first == 0) & (second == 1)).sum())
     lost = int(((first == 1) & (second == 0)).sum())
-    p = min(1.0, 2 * float(stats.binom.cdf(min(gained, lost), gained + lost, 0.5))) if gained + lost else 1.0
+    p = min(1.0, 2 * even_binomial_share(min(gained, lost), gained + lost)) if gained + lost else 1.0
     return McNemar(gained, lost, p)
 
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
-from transformers_agci.statistics import scipy_stats as stats
+from transformers_agci.statistics.distributions import chi2_quantile
 from transformers_agci.statistics.intervals import Floats
 
 ALPHA = 0.05
@@ -39,7 +40,7 @@ def variance_bounds(freedom: int) -> tuple[float, float]:
     >>> [round(bound, 2) for bound in variance_bounds(10)]
     [0.49, 3.08]
     """
-    low, high = (freedom / float(stats.chi2.ppf(share, freedom)) for share in (0.975, 0.025))
+    low, high = (freedom / chi2_quantile(share, freedom) for share in (0.975, 0.025))
     return low, high
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from transformers_agci.statistics import scipy_stats as stats
+from transformers_agci.statistics.distributions import f_above, t_share
 from transformers_agci.statistics.evenness import of_means
 from transformers_agci.statistics.intervals import Floats, Interval, about, deviate, items_with_rows
 
@@ -53,7 +53,7 @@ def wald(contributions: Floats) -> Wald | None:
         return None
     statistic = float(mean @ np.linalg.solve(covariance, mean))
     freedom = contrasts, n - contrasts
-    return Wald(statistic, freedom, float(stats.f.sf(statistic * freedom[1] / (contrasts * (n - 1)), *freedom)))
+    return Wald(statistic, freedom, f_above(statistic * freedom[1] / (contrasts * (n - 1)), freedom))
 
 
 def fewest_changed(first: Floats, second: Floats) -> int:
@@ -120,4 +120,4 @@ def two_sided_p(value: Interval, freedom: float) -> float:
     `freedom`: of the t quantile that made the interval; infinite for a normal one.
     """
     place = deviate(value, 0.0, freedom)
-    return float(2 * stats.t.sf(abs(place), freedom))
+    return float(2 * t_share(-abs(place), freedom))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from transformers_agci.statistics import scipy_stats as stats
+from transformers_agci.statistics.distributions import normal_quantiles, ranks
 from transformers_agci.statistics.intervals import (
     NO_DATA,
     Floats,
@@ -54,7 +54,7 @@ def criterion(hit_rate: Floats, positives: Floats, false_alarm_rate: Floats, neg
 
 
 def _z(rate: Floats, n: Floats) -> Floats:
-    found: Floats = stats.norm.ppf((np.asarray(rate) * n + 0.5) / (np.asarray(n) + 1))
+    found: Floats = normal_quantiles((np.asarray(rate) * n + 0.5) / (np.asarray(n) + 1))
     return found
 
 
@@ -72,12 +72,12 @@ def balanced_intervals(yes_correct: Floats, no_correct: Floats) -> Measured:
 
 def d_prime_intervals(said_yes: Floats, said_yes_wrongly: Floats) -> Measured:
     """d' over all rows and per cell, with intervals."""
-    return _combined(said_yes, said_yes_wrongly, stats.norm.ppf, (1.0, -1.0))
+    return _combined(said_yes, said_yes_wrongly, normal_quantiles, (1.0, -1.0))
 
 
 def criterion_intervals(said_yes: Floats, said_yes_wrongly: Floats) -> Measured:
     """c over all rows and per cell, with intervals."""
-    return _combined(said_yes, said_yes_wrongly, stats.norm.ppf, (-0.5, -0.5))
+    return _combined(said_yes, said_yes_wrongly, normal_quantiles, (-0.5, -0.5))
 
 
 Transform = Callable[[Any], Any]
@@ -155,10 +155,10 @@ def auc_without_each(yes: Floats, no: Floats) -> tuple[float, Floats] | None:
     if min(left_yes.min(), left_no.min()) < 1:
         return None
     values = np.concatenate([yes[has_yes], no[has_no]])
-    ranks = stats.rankdata(values)
+    among_all = ranks(values)
     wins, losses = np.zeros(yes.shape), np.zeros(no.shape)
-    wins[has_yes] = ranks[:yeses] - stats.rankdata(values[:yeses])
-    losses[has_no] = yeses - (ranks[yeses:] - stats.rankdata(values[yeses:]))
+    wins[has_yes] = among_all[:yeses] - ranks(values[:yeses])
+    losses[has_no] = yeses - (among_all[yeses:] - ranks(values[yeses:]))
     own = np.zeros(len(yes))
     for cell in no.T:  # NaN compares as false
         own += ((yes > cell[:, None]) + 0.5 * (yes == cell[:, None])).sum(axis=1)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformers_agci.statistics import scipy_stats as stats
+from transformers_agci.statistics.distributions import normal_density
 from transformers_agci.statistics.intervals import (
     Floats,
     Interval,
@@ -87,7 +87,7 @@ def density_at(values: Floats, place: float) -> float:
     width = 0.9 * spread * len(values) ** -0.2
     if width <= 0:
         return 0.0
-    return float(stats.norm.pdf((values - place) / width).mean() / width)
+    return float(normal_density((values - place) / width).mean() / width)
 
 
 class AtThreshold(NamedTuple):

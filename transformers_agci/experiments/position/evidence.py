@@ -18,7 +18,7 @@ from transformers_agci.experiments.position.comparison import (
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
 from transformers_agci.experiments.position.results import ProbeResult
 from transformers_agci.statistics import Interval, equivalence, intervals, regression
-from transformers_agci.statistics import scipy_stats as stats
+from transformers_agci.statistics.distributions import t_share
 
 UNREADABLE = 2.0  # beside 0 for No and 1 for Yes
 
@@ -234,6 +234,6 @@ def _evenness_p(pair: PairReport) -> float:
             for c, items in zip(found.units, found.unit_items, strict=True)
         ]
     )
-    shares = stats.t.sf(np.array([places, -places]), np.array(found.unit_items) - 1)
+    shares = t_share(np.array([-places, places]), np.array(found.unit_items) - 1)
     p = float(np.minimum(1.0, 2 * shares.max(axis=1).min()))  # NaN stays NaN
     return np.nan if p <= 0.05 and found.verdict == "cannot tell" else p
