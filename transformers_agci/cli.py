@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import functools
 import importlib
 import io
 import os
@@ -10,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, NoReturn, TextIO
 
-from transformers_agci.commands.parser import STDOUT, Parser, with_flags, without_long_words
 from transformers_agci.errors import EVERYTHING, InputError
 
 
@@ -131,6 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = find_command(arguments)
         if command is None:
             return _list_commands(arguments)
+        from transformers_agci.commands.parser import STDOUT, with_flags  # needless for a list of the commands
+
         loaded = command.load()
         parser = command_parser(command)
         args = parser.parse_args(arguments)
@@ -142,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except InputError as error:
             raise InputError(with_flags(str(error), parser)) from error
     except InputError as error:
+        from transformers_agci.commands.parser import without_long_words
+
         print(f"agci: {without_long_words(str(error))}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
@@ -205,6 +209,8 @@ class _UntilClosed(io.TextIOBase):
 
 def command_parser(command: Command) -> argparse.ArgumentParser:
     """The parser of one command; its words are the first arguments."""
+    from transformers_agci.commands.parser import Parser
+
     loaded = command.load()
     parser = Parser(
         f"agci {command.words}",
@@ -239,7 +245,8 @@ def _list_commands(arguments: Sequence[str]) -> int:
         usage="agci <command> [options]",
         description=f"AGCI: spatial bias in vision-language models, measured and treated.\n\n{table}",
         epilog="agci <command> --help shows a command's options.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # Nothing here is wrapped; to learn the terminal's width argparse loads what packs files.
+        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=78),
     )
     parser.add_argument("--version", action="version", version=f"transformers-agci {__version__}")
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)

@@ -1,6 +1,6 @@
 """The parser of every command, and how messages from below are said in its words: the flags.
 
-`agci --help` loads this and no more: whatever a command needs is imported by the command's own file.
+Whatever a command needs beside this is imported by the command's own file.
 """
 
 import argparse
