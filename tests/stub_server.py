@@ -93,6 +93,7 @@ class StubServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # or the body waits 40 ms for the headers to be acknowledged
 
             def log_message(self, *_: object) -> None:
                 pass
