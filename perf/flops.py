@@ -14,6 +14,7 @@ from machine import peak_memory, timed
 from torch.utils.flop_counter import FlopCounterMode
 
 from transformers_agci.families import decoder_of, find_vlm
+from transformers_agci.inference.last_positions import is_narrowed
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.method.forward_call import cache_of_output
 
@@ -25,6 +26,7 @@ class Formula:
 
     def __init__(self, model: Any) -> None:
         self.flops = 0
+        self._narrowed, self._prompts = is_narrowed(model), (0, 0)
         owner: Any = find_vlm(model)
         self._text, self._vision = model.config.get_text_config(), model.config.vision_config
         self._hooks: list[Any] = [
@@ -49,9 +51,14 @@ class Formula:
         cache = cache_of_output(output)
         keys = length if cache is None else cache.get_seq_length()
         self.flops += rows * decoder_flops(self._text, length, keys)
+        self._prompts = rows, length
 
     def _see_logits(self, head: Any, args: tuple[Any, ...], output: torch.Tensor) -> None:
         self.flops += 2 * output.numel() * head.in_features
+        if self._narrowed:  # the last MLP computes these positions only
+            rows, length = self._prompts
+            omitted = rows * length - output[..., 0].numel()
+            self.flops -= 2 * omitted * 3 * self._text.hidden_size * self._text.intermediate_size
 
 
 def vision_flops(config: Any, rows: int, cols: int) -> int:

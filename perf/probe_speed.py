@@ -20,7 +20,10 @@ from rows import probe_questions
 from transformers_agci.experiments.position.data import embedded_data
 from transformers_agci.experiments.position.questions import questions
 
-OF_PROBE = ("rotary", "activation", "norms", "padded_width", "host_values", "pinned", "first_token", "painting")
+OF_PROBE = (
+    *("padding_behind", "last_positions"),  # first: no GPU has run them yet
+    *("rotary", "activation", "norms", "padded_width", "host_values", "pinned", "first_token", "painting"),
+)
 
 
 def main() -> None:

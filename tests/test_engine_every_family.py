@@ -30,8 +30,15 @@ from transformers_agci.experiments.occlusion.occlude import MaskOptions, Occlusi
 from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.experiments.similarity.run import SimilarityRun
 from transformers_agci.families import decoder_of, find_vlm, supports
+from transformers_agci.inference.answer import Answerer
 from transformers_agci.inference.answering import AnswerOptions, answer_questions
+from transformers_agci.inference.batches import Column
+from transformers_agci.inference.columns import positions_by
+from transformers_agci.inference.first_token import FirstToken
+from transformers_agci.inference.kernels import use_kernels
+from transformers_agci.inference.last_positions import is_narrowed
 from transformers_agci.inference.load import LoadedModel
+from transformers_agci.inference.prepare import prepare
 from transformers_agci.inference.prompt import chat_text, tokenize
 from transformers_agci.inference.questions import YES_NO, ImageFile, Question, QuestionSet, up_to
 from transformers_agci.inference.quick import ALL
@@ -245,3 +252,34 @@ def opened(folder: Path, number: int) -> Any:
 
 def tokenize_row(loaded: LoadedModel, folder: Path, number: int) -> dict[str, torch.Tensor]:
     return tokenize(loaded.processor, [f"{MARK}describe?"], [[opened(folder, number)]])
+
+
+@pytest.mark.slow
+@families
+def test_fewer_positions_and_no_mask(family: TinyFamily, tmp_path: Path) -> None:
+    """What only some families can do: the last MLP where logits are asked for, and padding behind the prompt."""
+    loaded, plain = loaded_of(family, ALL), loaded_of(family, ALL)
+    if loaded.family.alone:
+        pytest.skip("its prompts are never padded")
+    made = use_kernels(loaded.model, ["last_positions"])
+    texts = ["Is there a dog?", "Is there a very very long dog?", "Is there a small dog?"]
+    asked = []
+    for number, text in enumerate(texts):
+        random_image(number, 20, 20).save(tmp_path / f"{number}.png")
+        asked.append(Question({}, f"x:{number}", text, (ImageFile(tmp_path, f"{number}.png", f"x:{number}"),)))
+    batch, *_ = prepare(Column(((0, 1, 2),)), asked, loaded.processor, positions=positions_by(loaded)).batches
+    assert batch.padding
+    assert batch.positions is not None
+    ours = FirstToken(Answerer(loaded.model, loaded.processor), padding_behind=True)
+    stock = FirstToken(Answerer(plain.model, plain.processor))
+    if not ours.serves(batch.text):
+        pytest.skip("generate answers for it")
+    given = (batch.inputs, batch.positions, batch.padding, False)
+    with agci(loaded.model, 0.5), agci(plain.model, 0.5):
+        found, wanted = ours.whole(*given), stock.whole(*given)
+    assert found is not None
+    assert wanted is not None
+    for one, other in zip(found, wanted, strict=True):
+        assert one.text == other.text
+        assert one.yes_logit == pytest.approx(other.yes_logit, abs=1e-5 * max(1, abs(other.yes_logit or 0)))
+    assert is_narrowed(loaded.model) == bool(made.on)

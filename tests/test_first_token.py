@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 from tiny_checkpoints import FAMILIES, random_image
 
+from transformers_agci import agci
+from transformers_agci.families import decoder_of, find_vlm
+from transformers_agci.inference.answer import Answerer
 from transformers_agci.inference.answering import AnswerCounts, AnswerOptions, answer_questions
+from transformers_agci.inference.batches import Column
+from transformers_agci.inference.columns import positions_by
+from transformers_agci.inference.first_token import FirstToken
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
+from transformers_agci.inference.prepare import prepare
 from transformers_agci.inference.questions import ImageFile, Question, QuestionSet
+from transformers_agci.inference.quick import ALL
 from transformers_agci.inference.runner import RunOptions, output_paths
 
 LAMBDAS = [0.0, 0.5]
@@ -70,9 +78,6 @@ def test_a_repetition_penalty_is_followed(
     ours, _ = answers(with_ways(loaded, "first_token"), questions, tmp_path)
     assert ours == stock
     loaded.model.generation_config.no_repeat_ngram_size = 3
-    from transformers_agci.inference.answer import Answerer
-    from transformers_agci.inference.first_token import FirstToken
-
     assert "no_repeat_ngram_size" in str(FirstToken(Answerer(loaded.model, loaded.processor)).reason)
     answerer = Answerer(loaded.model, loaded.processor)
     answerer.settings.no_repeat_ngram_size, answerer.settings.encoder_repetition_penalty = 0, 1.0
@@ -133,3 +138,37 @@ def test_a_model_that_answers_in_other_words_is_not_called_twice_for_long(
     stock, before = answers(with_ways(loaded), asked, tmp_path, batch_size=1)
     assert ours == stock
     assert counts.forwards == before.forwards + 2
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("lam", LAMBDAS)
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava"])
+def test_padding_behind_needs_no_mask(
+    tiny_checkpoint: Callable[[str], Path], questions: list[Question], tmp_path: Path, family: str, lam: float
+) -> None:
+    """One question about each image, of different lengths: the same margins, and the decoder is given no mask."""
+    loaded = load(LoadOptions(str(tiny_checkpoint(family)), kernels="stock", vision="stock"))
+    answerer = Answerer(loaded.model, loaded.processor)
+    column = Column(((0, 7, 14),))  # "a dog" about the first image, "a red square in ..." about the second, "x"
+    (batch,) = prepare(column, questions, loaded.processor, positions=positions_by(with_ways(loaded, *ALL))).batches
+    assert batch.padding > 3
+    assert batch.positions is not None
+    seen: list[Any] = []
+    hook = decoder_of(find_vlm(loaded.model)).register_forward_pre_hook(
+        lambda _, args, given: seen.append(given.get("attention_mask")), with_kwargs=True
+    )
+    with agci(loaded.model, lam):
+        stock, ours, kept = (
+            FirstToken(answerer, behind).whole(batch.inputs, batch.positions, batch.padding, cache)
+            for behind, cache in ((False, False), (True, False), (True, True))
+        )
+    hook.remove()
+    behind = family != "llava"  # one place for each token: left as it is, since some such families see what follows
+    assert [mask is None for mask in seen] == [False, behind, False]
+    assert stock is not None
+    assert ours is not None
+    assert kept == stock
+    for one, other in zip(ours, stock, strict=True):
+        assert one.text == other.text
+        assert (one.yes_logit, one.no_logit) == pytest.approx((other.yes_logit, other.no_logit), abs=1e-5)
+    assert len({answer.yes_logit for answer in ours}) == len(ours)

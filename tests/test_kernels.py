@@ -14,6 +14,7 @@ from transformers_agci.inference import kernels
 from transformers_agci.inference.attention_plans import VaryingLengths
 from transformers_agci.inference.host_values import HostValues
 from transformers_agci.inference.kernels import Disagreement, pad_widths, use_kernels
+from transformers_agci.inference.last_positions import is_narrowed, last_mlp
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.quick import ALL, chosen
 from transformers_agci.inference.vision_tower import as_matrix_product, use_segments
@@ -168,6 +169,63 @@ def test_a_compiler_that_fails_is_left_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert not made.on
     assert "it raises" in dict(made.reasons)["activation"]
     assert torch.equal(logits(model), stock)
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_mlp_computes_the_positions_that_are_asked_for(family: str) -> None:
+    """The same logits from fewer rows; all rows where all logits, or the hidden states, are asked for."""
+    model = build_model(family)
+    inputs = make_inputs(family, model, batch=2)
+
+    def ask(**options: Any) -> tuple[Any, int]:
+        rows.clear()
+        with torch.no_grad():
+            return model(**inputs, **options), sum(rows)
+
+    rows: list[int] = []
+    mlp = last_mlp(model)
+    hook = mlp.down_proj.register_forward_hook(lambda _, args, output: rows.append(output[..., 0].numel()))
+    (stock, every), (two, _) = ask(logits_to_keep=1), ask(logits_to_keep=2)
+    with_states = ask(output_hidden_states=True, logits_to_keep=1)[0].hidden_states[-1]
+    made = use_kernels(model, ["last_positions"])
+    assert made.on == ("last_positions",), made.reasons
+    ours, computed = ask(logits_to_keep=1)
+    assert (computed, every) == (2, inputs["input_ids"].numel())
+    assert torch.allclose(ours.logits, stock.logits, atol=1e-5)
+    ours, computed = ask(logits_to_keep=2)
+    assert computed == 4
+    assert torch.allclose(ours.logits, two.logits, atol=1e-5)
+    assert ask()[1] == ask(logits_to_keep=torch.tensor([0]))[1] == every
+    assert torch.equal(ask(output_hidden_states=True, logits_to_keep=1)[0].hidden_states[-1], with_states)
+    made.remove()
+    hook.remove()
+    assert not is_narrowed(model)
+    assert torch.equal(ask(logits_to_keep=1)[0].logits, stock.logits)
+    assert not forwards(model)
+
+
+def test_a_call_that_was_interrupted_narrows_no_other() -> None:
+    """torch runs no hook behind a call that a Ctrl-C ends; a copy of the model knows nothing of the call."""
+    model = build_model("qwen2_5_vl")
+    inputs = make_inputs("qwen2_5_vl", model, batch=2)
+    with torch.no_grad():
+        stock = model.model(**inputs).last_hidden_state
+        use_kernels(model, ["last_positions"])
+
+        def ctrl_c(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        hook = model.model.language_model.norm.register_forward_pre_hook(ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            model(**inputs, logits_to_keep=1)
+        hook.remove()
+        assert torch.equal(model.model(**inputs).last_hidden_state, stock)
+        copied = copy.deepcopy(model)
+        last_mlp(copied).down_proj.weight.zero_()
+        assert is_narrowed(copied)
+        assert torch.equal(model.model(**inputs).last_hidden_state, stock)
+        assert not torch.equal(copied.model(**inputs).last_hidden_state, stock)
 
 
 def test_a_copy_of_compiled_layers_has_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,8 @@ def test_the_probe(loaded: LoadedModel, folder: Path, tmp_path: Path) -> None:
         ours, counts = answers(moved(loaded, gpu), asked, tmp_path / "gpu.jsonl", [0.5])
         assert counts.forwards == 1
         assert sum(gpu.syncs.values()) <= WAITS_PROBE, gpu.report()
+        masked = [kernel for kernel in gpu.kernels if kernel[1] == "mask"]  # of prompts that differ in length
+        assert bool(masked) == (loaded.family.model_type == "llava"), masked
     compare(ours, stock)
 
 

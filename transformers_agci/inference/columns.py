@@ -78,7 +78,8 @@ class ColumnWork:
         self.upload, self.positions, self.scope, self.counts = upload, positions, scope, counts
         self.replays_off = replays_off  # what must not serve the method: see methods.py
         served = positions is not None and "first_token" not in replays_off
-        self.first = FirstToken(answerer) if served else None
+        behind = loaded.device.type == "cuda" and "padding_behind" in loaded.quick
+        self.first = FirstToken(answerer, behind) if served else None
         self.fits: int | None = None  # lists per batch, once memory has run out
         self.follow_up_tokens = FOLLOW_UP_TOKENS.get(loaded.device.type, FOLLOW_UP_TOKENS["cpu"])
         self.vision, self.prefix = VisionReplay(loaded.model), PrefixReplay(loaded.model)
@@ -222,7 +223,7 @@ class ColumnWork:
             self._set_images(batch, keep)
             there = inputs[number]
             assert there.positions is not None
-            of_batch = self.first.whole(there.inputs, there.positions, batch.padded, cache=keep or recorded)
+            of_batch = self.first.whole(there.inputs, there.positions, batch.padding, cache=keep or recorded)
             if of_batch is None:
                 return None
             answers += of_batch

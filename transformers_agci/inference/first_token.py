@@ -5,9 +5,16 @@ question. The first token of greedy decoding is the largest of the last logits, 
 checkpoint has one. Calling the model for these logits instead of `generate` saves a dozen waits for a GPU, and lets
 many questions about the same images share one call (`tails`): the decoder then sees the questions' own tokens only.
 
+On a GPU a prompt of Qwen's that nothing goes on from is padded behind instead of in front (`_padded_behind`): what
+comes after a token means nothing to it, so that no mask is needed, with which attention takes several times as long.
+
+    padded in front, with a mask     . . s s i i i t        padded behind      s s i i i t . .
+                                     s s i i i t t t                           s s i i i t t t
+
 Where some row of a batch has no verdict yet, or the checkpoint's settings shape the answer in another way, None is
-returned and `generate` answers; both give the same bits for the same batch. A model that often answers in other words
-pays for each such call twice: once calls without a verdict are more than one in eight, no further one is tried.
+returned and `generate` answers; padded in front both give the same bits for the same batch. A model that often answers
+in other words pays for each such call twice: once calls without a verdict are more than one in eight, no further one is
+tried.
 """
 
 import inspect
@@ -20,23 +27,30 @@ from transformers import DynamicCache
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from transformers_agci.inference.answer import Answer, Answerer, recorded_settings, verdict_is_fixed
+from transformers_agci.inference.host_values import crossing
 from transformers_agci.inference.prefix_replay import Tail
-from transformers_agci.method.forward_call import cache_name
+from transformers_agci.method.forward_call import cache_name, keep_on_host, on_host
 from transformers_agci.method.lost_images import note_images_in_cache
+from transformers_agci.method.rivals.handle import current_rival
 
 # Settings that leave the first token alone, or that are followed here.
 FOLLOWED = {"decoding", "repetition_penalty", "eos_token_id", "pad_token_id"}
 NEUTRAL = {"no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0}  # as transformers 4.57 fills them in
 GIVEN = {"position_ids", "attention_mask", "logits_to_keep"}  # and a cache
 ANSWERED_PER_MISS = 8  # calls with a verdict for each one without, beyond the first
+MOST_PADDING = 32  # tokens: the output matrix is applied to one position more in each row
 TEXT = {"input_ids", "attention_mask", "mm_token_type_ids"}
 
 
 class FirstToken:
-    """Answers batches by their first token; `reason` says why it cannot, or is None."""
+    """Answers batches by their first token; `reason` says why it cannot, or is None.
 
-    def __init__(self, answerer: Answerer) -> None:
-        self.answerer, self.model = answerer, answerer.model
+    padding_behind  prompts that nothing goes on from are padded behind, where the family's tokens have three places:
+                    these decoders let no token see what comes after it
+    """
+
+    def __init__(self, answerer: Answerer, padding_behind: bool = False) -> None:
+        self.answerer, self.model, self.padding_behind = answerer, answerer.model, padding_behind
         penalty = answerer.settings.repetition_penalty
         self._processor = None if penalty in (None, 1.0) else RepetitionPenaltyLogitsProcessor(float(penalty))
         self.reason = self._why_not()
@@ -58,20 +72,32 @@ class FirstToken:
         return self.reason is None and worth_it and text.keys() <= TEXT
 
     def whole(
-        self, inputs: dict[str, torch.Tensor], positions: torch.Tensor, padded: bool, cache: bool
+        self, inputs: dict[str, torch.Tensor], positions: torch.Tensor, padding: int, cache: bool
     ) -> list[Answer] | None:
-        """Answers to whole prompts [B, S]; `cache`: their keys and values are wanted, or another prompt's are there."""
+        """Answers to whole prompts [B, S], padded in front, the shortest by `padding` tokens.
+
+        `cache`: their keys and values are wanted, or another prompt's are there.
+        """
         given: dict[str, Any] = {**inputs, "position_ids": positions}
+        last, keep = None, 1
+        if self._may_pad_behind(positions, padding, cache):
+            last, keep, padding = _padded_behind(given, padding), 1 + padding, 0
         if positions.dim() > 2:  # token types are there for the positions; Gemma 4 shapes its attention mask by them
             given.pop("mm_token_type_ids", None)
-        if not padded:
+        if not padding:
             del given["attention_mask"]  # an explicit mask costs the attention its quickest kernel
             if positions.dim() == 2:
                 del given["position_ids"]  # what the model counts by itself; given, they are searched for a second text
         given[cache_name(self.model)] = DynamicCache(config=self.model.config.get_text_config()) if cache else None
         with torch.inference_mode():
-            made = self.model(**given, use_cache=cache, logits_to_keep=1).logits
+            made = self.model(**given, use_cache=cache, logits_to_keep=keep).logits
+            if last is not None:
+                made = made.gather(1, last.to(made.device)[:, None, None].expand(-1, 1, made.shape[-1]))
             return self._answers(made, inputs["input_ids"])
+
+    def _may_pad_behind(self, positions: torch.Tensor, padding: int, cache: bool) -> bool:
+        asked = self.padding_behind and 0 < padding <= MOST_PADDING and not cache
+        return asked and positions.dim() > 2 and current_rival(self.model) is None
 
     def tails(self, tail: Tail, whole_ids: torch.Tensor) -> list[Answer] | None:
         """Answers to prompts whose beginnings lie in the tail's cache; `whole_ids` [B, S], padded on the left."""
@@ -109,6 +135,23 @@ class FirstToken:
             Answer(text.strip(), yes, no, not_a_number=nan)
             for text, (yes, no, *_), nan in zip(texts, read, bad, strict=True)
         ]
+
+
+def _padded_behind(given: dict[str, Any], padding: int) -> torch.Tensor:
+    """Move the padding of ids [B, S] and places [3, B, S] behind the tokens; where each row's last token stands among
+    the last `padding` + 1 positions [B].
+
+    Worked out on the host, where ids and mask came from, so that it waits for nothing.
+    """
+    ids, mask = given["input_ids"], on_host(given["attention_mask"]).cpu()
+    width, pads = mask.shape[1], (mask == 0).sum(dim=1)
+    order = (torch.arange(width) + pads[:, None]) % width
+    there = crossing(order, ids.device)
+    given["input_ids"] = ids.gather(1, there)
+    if given["input_ids"].device.type != "cpu":
+        keep_on_host(given["input_ids"], on_host(ids).cpu().gather(1, order))
+    given["position_ids"] = given["position_ids"].gather(-1, there.expand_as(given["position_ids"]))
+    return crossing(padding - pads, ids.device)
 
 
 def positions_of(vlm: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -1,17 +1,19 @@
 """Fewer and larger steps within a model's layers, on its instances, where they agree with transformers' own.
 
-    norms         RMSNorm as one kernel of PyTorch's; transformers' takes five passes over memory, in float32
-    padded_width  the vision tower's MLP padded with zeros: rows of 3,420 bfloat16 are 6,840 bytes, which no kernel of a
-                  GPU reads 16 bytes at a time; 3,456 are. silu(0) * 0 = 0, so the padding adds nothing.
-    rotary        the forward of an attention layer of the vision tower compiled: rotary embeddings in one kernel
-    activation    the forward of an MLP compiled: silu(gate) * up in one kernel
+    norms           RMSNorm as one kernel of PyTorch's; transformers' takes five passes over memory, in float32
+    padded_width    the vision tower's MLP padded with zeros: rows of 3,420 bfloat16 are 6,840 bytes, which no kernel of
+                    a GPU reads 16 bytes at a time; 3,456 are. silu(0) * 0 = 0, so the padding adds nothing.
+    last_positions  the decoder's last MLP on the positions whose logits are asked for: last_positions.py
+    rotary          the forward of an attention layer of the vision tower compiled: rotary embeddings in one kernel
+    activation      the forward of an MLP compiled: silu(gate) * up in one kernel
 
 Each is tried on random values beside what it replaces, and stays off with a reason where the two differ by more than
 rounding, or where something else (accelerate) has put a forward on the module. No class is touched; `remove` gives
-the model back as it was. Without a GPU only the norms are worth it.
+the model back as it was. Without a GPU only norms and last_positions are worth it.
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +24,7 @@ import torch
 from torch import nn
 
 from transformers_agci.families import decoder_of, find_vlm
+from transformers_agci.inference.last_positions import ASKED, last_mlp, narrow
 from transformers_agci.inference.quick import OF_THE_MODEL
 from transformers_agci.inference.vision_tower import TOLERANCE, computed_in
 
@@ -165,6 +168,27 @@ def _as_found(shapes: Mapping[str, torch.Size], mlp: Any, state: dict[str, Any],
         state[f"{prefix}{name}"] = state[f"{prefix}{name}"][tuple(slice(size) for size in shape)]
 
 
+# --- what nobody asks for ---
+
+
+def _last_positions(model: Any) -> Callable[[], None]:
+    mlp = last_mlp(model)
+    if mlp is None or not _is_gated(mlp) or "forward" in vars(mlp):
+        raise Disagreement("the decoder's last layer has no gated MLP, or something else runs it")
+    if ASKED not in inspect.signature(model.forward).parameters:
+        raise Disagreement(f"{type(model).__name__} cannot be asked for some of the logits")
+    reason = _apart(mlp, lambda: _each_position_alone(mlp), mlp.gate_proj.in_features, rows=PROMPTS)
+    if reason is not None:
+        raise Disagreement(reason)
+    return narrow(model, mlp)
+
+
+def _each_position_alone(mlp: Any) -> Callable[[], None]:
+    """For the comparison: one position after the other."""
+    stock = mlp.forward
+    return _put_forward(mlp, lambda _, x: torch.cat([stock(position) for position in x.split(1, dim=1)], dim=1))
+
+
 # --- compiled forwards ---
 
 
@@ -276,6 +300,7 @@ def _apart(
 _PUT_ON: dict[str, Callable[[Any], Callable[[], None]]] = {
     "norms": _norms,
     "padded_width": _padded_width,
+    "last_positions": _last_positions,
     "rotary": _rotary,
     "activation": _activation,
 }

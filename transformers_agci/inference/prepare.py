@@ -44,9 +44,9 @@ class Batch:
     positions: torch.Tensor | None = None  # [3, B, S] or [B, S], of the tokens within their prompts
 
     @property
-    def padded(self) -> bool:
-        """Whether the prompts differ in length."""
-        return not bool(self.text["attention_mask"].all())
+    def padding(self) -> int:
+        """How many tokens the shortest prompt lacks to the longest."""
+        return int((self.text["attention_mask"] == 0).sum(dim=1).max())
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:

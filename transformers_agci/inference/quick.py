@@ -15,18 +15,28 @@ WAYS = {
     "rotary": "rotary embeddings of the vision tower turned in one compiled kernel (GPU)",
     "activation": "silu(gate) * up in one compiled kernel (GPU)",
     "padded_width": "the vision tower's MLP padded with zeros to rows of a multiple of 128 bytes (GPU)",
+    "last_positions": "the decoder's last MLP on the positions whose logits are asked for",
     "host_values": "what follows from token ids and image grids is worked out on the CPU, without waiting for the GPU",
     "pinned": "pixels cross from pinned memory on a stream of their own, while the batch before is computed (GPU)",
     "first_token": "a Yes/No question is answered from one forward call, without generate",
     "tails": "many questions about the same images in one call, on keys and values that are there",
     "varying_lengths": "attention on keys that are there goes without cuDNN, which plans for every length (GPU)",
     "equal_lengths": "prompts of the same number of tokens are batched together",
+    "padding_behind": "prompts are padded behind where nothing goes on from them, which needs no mask (GPU)",
     "painting": "images cross as bytes and are normalised where the model is (GPU); occlusion paints its masks there",
 }
 ALL = frozenset(WAYS)
-BUILDS_ON = {"tails": "first_token"}  # the keys and values that the first question about each image has left
-ON_A_GPU = ("host_values", "pinned", "varying_lengths")  # elsewhere there is nothing to wait for, to pin or to plan
-OF_THE_MODEL = ("norms", "padded_width", "rotary", "activation")  # put on its layers when it is loaded: kernels.py
+# The keys and values that the first question about each image has left; the call that is made here, not by generate.
+BUILDS_ON = {"tails": "first_token", "padding_behind": "first_token"}
+# Elsewhere there is nothing to wait for, to pin or to plan, and a mask costs little.
+ON_A_GPU = ("host_values", "pinned", "varying_lengths", "padding_behind")
+OF_THE_MODEL = (
+    "norms",
+    "padded_width",
+    "last_positions",
+    "rotary",
+    "activation",
+)  # put on its layers when it is loaded: kernels.py
 
 
 def chosen(text: str) -> frozenset[str]:
