@@ -131,18 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = find_command(arguments)
         if command is None:
             return _list_commands(arguments)
-        from transformers_agci.commands.parser import STDOUT, with_flags  # needless for a list of the commands
-
-        loaded = command.load()
-        parser = command_parser(command)
-        args = parser.parse_args(arguments)
-        try:
-            # --json - : the figures alone go to the standard output, the tables beside it
-            stream = sys.stderr if str(getattr(args, "json", None)) == STDOUT else sys.stdout
-            with contextlib.redirect_stdout(_UntilClosed(stream)):
-                return int(loaded.run(args))
-        except InputError as error:
-            raise InputError(with_flags(str(error), parser)) from error
+        return _run(command, arguments)
     except InputError as error:
         from transformers_agci.commands.parser import without_long_words
 
@@ -166,6 +155,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("agci: interrupted; what was finished is kept, the same command goes on from there.", file=sys.stderr)
         return 130
+
+
+def _run(command: Command, arguments: Sequence[str]) -> int:
+    from transformers_agci.commands.parser import STDOUT, with_flags  # needless for a list of the commands
+
+    parser = command_parser(command)
+    args = parser.parse_args(arguments)
+    try:
+        # --json - : the figures alone go to the standard output, the tables beside it
+        stream = sys.stderr if str(getattr(args, "json", None)) == STDOUT else sys.stdout
+        with contextlib.redirect_stdout(_UntilClosed(stream)):
+            return int(command.load().run(args))
+    except InputError as error:
+        raise InputError(with_flags(str(error), parser)) from error
 
 
 def _file_of(error: OSError) -> str:

@@ -32,20 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help=f"stock, agci:0.5, uniform:0.5, random-1:0.5, a rival ({', '.join(RIVALS)}) or one at a strength, pai:0.2",
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", type=path, metavar="D", help="rows of the position probe (default: embedded atlas)")
-    data.add_argument("--img_path", "--image_path", type=path, metavar="I", help="folder of the rows' images")
-    data.add_argument("--negatives_file", type=path, metavar="N", help="rows whose right answer is No")
-    data.add_argument(
-        "--items", type=whole(1), metavar="N", help=f"at most N items (embedded atlas: default {ATLAS_ITEMS})"
-    )
-    data.add_argument("--item_seed", type=SEED, default=0, metavar="N", help="seed of the atlas's items (default 0)")
-    beside = parser.add_argument_group("beside the probe")
-    beside.add_argument("--ruler", type=whole(3), metavar="N", help="also N items on the ruler (embedded model)")
-    beside.add_argument("--benchmark", metavar="NAME", help="also a benchmark, by each method's chosen strength")
-    beside.add_argument("--benchmark_data", type=path, metavar="F", help="its rows")
-    beside.add_argument("--benchmark_images", type=path, metavar="I", help="the folder of its images")
-    beside.add_argument("--benchmark_prompt", metavar="T", help="instead of its own: {question} stands for the row's")
+    _add_data_options(parser.add_argument_group("data"))
+    _add_options_beside(parser.add_argument_group("beside the probe"))
     report = parser.add_argument_group("report")
     report.add_argument("--output_dir", type=path, default=Path("compared"), metavar="O", help="(default compared)")
     report.add_argument("--choose_by", choices=get_args(Choice), default=CHOOSE_BY)
@@ -61,6 +49,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--processes", type=whole(1, 1024), default=1, metavar="N", help="of the ruler (default 1)")
     run.add_argument("--overwrite", action="store_true", help="start over instead of going on")
     run.add_argument("--quiet", action="store_true", help="no progress line")
+
+
+def _add_data_options(data: "argparse._ArgumentGroup") -> None:
+    data.add_argument("--data", type=path, metavar="D", help="rows of the position probe (default: embedded atlas)")
+    data.add_argument("--img_path", "--image_path", type=path, metavar="I", help="folder of the rows' images")
+    data.add_argument("--negatives_file", type=path, metavar="N", help="rows whose right answer is No")
+    data.add_argument(
+        "--items", type=whole(1), metavar="N", help=f"at most N items (embedded atlas: default {ATLAS_ITEMS})"
+    )
+    data.add_argument("--item_seed", type=SEED, default=0, metavar="N", help="seed of the atlas's items (default 0)")
+
+
+def _add_options_beside(beside: "argparse._ArgumentGroup") -> None:
+    beside.add_argument("--ruler", type=whole(3), metavar="N", help="also N items on the ruler (embedded model)")
+    beside.add_argument("--benchmark", metavar="NAME", help="also a benchmark, by each method's chosen strength")
+    beside.add_argument("--benchmark_data", type=path, metavar="F", help="its rows")
+    beside.add_argument("--benchmark_images", type=path, metavar="I", help="the folder of its images")
+    beside.add_argument("--benchmark_prompt", metavar="T", help="instead of its own: {question} stands for the row's")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -96,12 +102,6 @@ def run(args: argparse.Namespace) -> int:
         engine.name,
     )
     report = ReportOptions(args.choose_by, args.dev_share, equal_within, ResamplingConfig(args.draws, args.seed))
-    beside = Beside(
-        args.ruler,
-        args.processes,
-        args.benchmark,
-        args.benchmark_data,
-        args.benchmark_images,
-        args.benchmark_prompt,
-    )
+    benchmark = args.benchmark, args.benchmark_data, args.benchmark_images, args.benchmark_prompt
+    beside = Beside(args.ruler, args.processes, *benchmark)
     return run_compare(options, report, beside, args.json, teller(add_arguments)).exit_code

@@ -92,11 +92,23 @@ def run_similarity(args: argparse.Namespace) -> int:
 def _add_build_options(
     parser: argparse.ArgumentParser, output_dir: Path, name: str, source_required: bool = True
 ) -> None:
-    """The options of both; the defaults are the published geometry."""
-    source = parser.add_argument_group("source")
+    """The options of both."""
+    _add_source_options(parser.add_argument_group("source"), source_required)
+    _add_result_options(parser.add_argument_group("result"), output_dir, name)
+    _add_look_options(parser.add_argument_group("look (all lengths in pixels)"))
+    parser.add_argument(
+        "--workers",
+        type=whole(1, 1024),
+        default=os.cpu_count() or 1,
+        help="processes (default: all cores); no byte depends on it",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there under this name")
+
+
+def _add_source_options(source: "argparse._ArgumentGroup", required: bool) -> None:
     source.add_argument(
         "--source",
-        required=source_required,
+        required=required,
         help="folder of images with metadata.csv or metadata.jsonl (file_name, caption), parquet or arrow files, "
         "WebDataset tars as img2dataset writes them, or a hub id",
     )
@@ -104,7 +116,9 @@ def _add_build_options(
     source.add_argument("--image_column", help="column of the images (default: found by its usual names)")
     source.add_argument("--caption_column", help="column of the captions (default: found by its usual names)")
     source.add_argument("--split", help="split of a hub set (default: train)")
-    result = parser.add_argument_group("result")
+
+
+def _add_result_options(result: "argparse._ArgumentGroup", output_dir: Path, name: str) -> None:
     result.add_argument("--output_dir", type=path, default=output_dir, help="(default: %(default)s)")
     result.add_argument("--name", default=name, help="name of the rows file (default: %(default)s)")
     result.add_argument("--images", default="", help="folder of the images in output_dir (default: <name>_images)")
@@ -120,7 +134,10 @@ def _add_build_options(
         default=BuildOptions.seed,
         help="of the distractors and absent captions (default: %(default)s)",
     )
-    look = parser.add_argument_group("look (all lengths in pixels)")
+
+
+def _add_look_options(look: "argparse._ArgumentGroup") -> None:
+    """The defaults are the published geometry."""
     look.add_argument(
         "--canvas", type=whole(1, 20_000), default=Grid.canvas, help="side of the composite (default: %(default)s)"
     )
@@ -136,13 +153,6 @@ def _add_build_options(
     look.add_argument(
         "--quality", type=whole(1, 95), default=BuildOptions.quality, help="of the JPEGs (default: %(default)s)"
     )
-    parser.add_argument(
-        "--workers",
-        type=whole(1, 1024),
-        default=os.cpu_count() or 1,
-        help="processes (default: all cores); no byte depends on it",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there under this name")
 
 
 def _build_options(kind: Literal["probe", "similarity"], args: argparse.Namespace) -> BuildOptions:

@@ -14,6 +14,17 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """What `EngineOptions` holds."""
     group = parser.add_argument_group("engine")
     add_engine_option(group)
+    _add_served_options(group)
+    group.add_argument("--tensor_parallel_size", type=whole(1), metavar="N", help="vllm: GPUs that share each layer")
+    group.add_argument("--data_parallel_size", type=whole(1), metavar="N", help="vllm: copies of the model")
+    group.add_argument(
+        "--gpu_memory_utilization", type=number, metavar="SHARE", help="vllm: share of a GPU's memory that it takes"
+    )
+    group.add_argument("--engine_args", type=json_object, metavar="JSON", help="vllm: further arguments of its LLM")
+
+
+def _add_served_options(group: "argparse._ArgumentGroup") -> None:
+    """What `ServedOptions` holds."""
     group.add_argument(
         "--base_url", metavar="URL", help="openai: the server up to /chat/completions: http://host:8000/v1"
     )
@@ -48,12 +59,6 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--extra_body", type=json_object, metavar="JSON", help="openai: further fields of each request; null omits one"
     )
-    group.add_argument("--tensor_parallel_size", type=whole(1), metavar="N", help="vllm: GPUs that share each layer")
-    group.add_argument("--data_parallel_size", type=whole(1), metavar="N", help="vllm: copies of the model")
-    group.add_argument(
-        "--gpu_memory_utilization", type=number, metavar="SHARE", help="vllm: share of a GPU's memory that it takes"
-    )
-    group.add_argument("--engine_args", type=json_object, metavar="JSON", help="vllm: further arguments of its LLM")
 
 
 def add_engine_option(group: "argparse._ArgumentGroup") -> None:

@@ -67,47 +67,63 @@ def activate() -> None:
     install_attribute()
     if active():  # asked only now: the start-up hook, where it is installed, activates during the import
         return
-    base: Any = modeling_utils.PreTrainedModel
-    stock = base.post_init
+    models: Any = modeling_utils.PreTrainedModel
+    _serve_when_built(models)
+    _serve_when_given_a_config(models)
+    _note_when_restored(models)
+    models._agci_active = True
+    configs: Any = configuration_utils.PretrainedConfig
+    for key, serve in ((LAMBDA_KEY, _serve_set_lambda), (POSITION_KEY, _serve_position_balance)):
+        setattr(configs, key, _key_property(key, serve))
+    _hand_down_when_read(configs)
+
+
+def _serve_when_built(models: Any) -> None:
+    stock = models.post_init
 
     @functools.wraps(stock)
     def post_init(self: Any, *args: Any, **kwargs: Any) -> None:
         stock(self, *args, **kwargs)
         attach_from_config(self)
 
-    base.post_init = post_init
-    set_stock = base.__setattr__
+    models.post_init = post_init
 
-    @functools.wraps(set_stock)
+
+def _serve_when_given_a_config(models: Any) -> None:
+    stock = models.__setattr__
+
+    @functools.wraps(stock)
     def set_attribute(self: Any, name: str, value: Any) -> None:
-        set_stock(self, name, value)
+        stock(self, name, value)
         if name == "config" and self in _models:
             attach_from_config(self)
             _serve_position_balance(self, was_replaced=True)
 
-    base.__setattr__ = set_attribute
-    set_state = base.__setstate__
+    models.__setattr__ = set_attribute
 
-    @functools.wraps(set_state)
-    def set_state_and_note(self: Any, state: Any) -> None:
-        set_state(self, state)
+
+def _note_when_restored(models: Any) -> None:
+    stock = models.__setstate__
+
+    @functools.wraps(stock)
+    def set_state(self: Any, state: Any) -> None:
+        stock(self, state)
         _note(self)
 
-    base.__setstate__ = set_state_and_note
-    base._agci_active = True
-    config_base: Any = configuration_utils.PretrainedConfig
-    for key, serve in ((LAMBDA_KEY, _serve_set_lambda), (POSITION_KEY, _serve_position_balance)):
-        setattr(config_base, key, _key_property(key, serve))
-    read = config_base.get_config_dict.__func__
+    models.__setstate__ = set_state
 
-    @functools.wraps(read)
+
+def _hand_down_when_read(configs: Any) -> None:
+    stock = configs.get_config_dict.__func__
+
+    @functools.wraps(stock)
     def get_config_dict(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        found, rest = read(cls, *args, **kwargs)
+        found, rest = stock(cls, *args, **kwargs)
         for key in (LAMBDA_KEY, POSITION_KEY):
             hand_down_key(found, key)
         return found, rest
 
-    config_base.get_config_dict = classmethod(get_config_dict)
+    configs.get_config_dict = classmethod(get_config_dict)
 
 
 def active() -> bool:

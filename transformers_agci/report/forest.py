@@ -45,7 +45,6 @@ def forest_figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.ticker import MaxNLocator
 
     names = [textwrap.fill(label, LABEL_LETTERS) for label in labels]
     lines = max(name.count("\n") + 1 for name in names)
@@ -58,25 +57,31 @@ def forest_figure(
         halves: Any = figure.subfigures(2, 1, height_ratios=(height, CURVE_INCHES))
         upper, lower = halves
         _draw_curves(lower, curves, labels)
-    for number, (axes, panel) in enumerate(
-        zip(upper.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True)
-    ):
-        for place, point in enumerate(panel.points):
-            if np.isfinite(point.low):
-                axes.plot([point.low, point.high], [place, place], color=GREY, linewidth=1.4)
-            axes.plot([point.estimate], [place], "o", color=INK, markersize=4.5)
-        if panel.zero:
-            axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
-        axes.set_title(panel.title, fontsize=8.5, color=INK)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.tick_params(labelsize=7.5, length=2, color=GREY, labelcolor=INK)
+    places = upper.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for number, (axes, panel) in enumerate(zip(places, panels, strict=True)):
+        _draw_panel(axes, panel)
         axes.set_yticks(range(len(names)), names if number == 0 else None)
         axes.set_ylim(len(names) - 0.5, -0.5)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
     figure.suptitle(title, fontsize=11, color=INK)
     figure.supxlabel(footnote, fontsize=7.5, color=GREY)
     return with_plain_words(figure)
+
+
+def _draw_panel(axes: Any, panel: ForestPanel) -> None:
+    """A point and its interval per row, the first one on top."""
+    from matplotlib.ticker import MaxNLocator
+
+    for place, point in enumerate(panel.points):
+        if np.isfinite(point.low):
+            axes.plot([point.low, point.high], [place, place], color=GREY, linewidth=1.4)
+        axes.plot([point.estimate], [place], "o", color=INK, markersize=4.5)
+    if panel.zero:
+        axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set_title(panel.title, fontsize=8.5, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.tick_params(labelsize=7.5, length=2, color=GREY, labelcolor=INK)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
 def _draw_curves(figure: Any, panels: Sequence[CurvePanel], labels: Sequence[str]) -> None:

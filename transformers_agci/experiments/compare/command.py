@@ -215,12 +215,8 @@ def _benchmark(
     from transformers_agci.storage.json_file import read_json_object
 
     assert beside.benchmark is not None
-    source = Source(
-        benchmark(beside.benchmark),
-        beside.benchmark_data,
-        image_root=beside.benchmark_images,
-        prompt=beside.benchmark_prompt,
-    )
+    images, prompt = beside.benchmark_images, beside.benchmark_prompt
+    source = Source(benchmark(beside.benchmark), beside.benchmark_data, image_root=images, prompt=prompt)
     said = [f"{beside.benchmark}, each method at the strength that was chosen on the probe:"]
     numbers, left_out = dict[str, Any](), dict[str, str]()
     for result in compared.chosen:

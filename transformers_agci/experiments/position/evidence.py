@@ -135,22 +135,28 @@ def _notes(results: Sequence[ProbeResult], pairs: Sequence[Comparison], margin: 
             name = next(name for name, has in sides if has)
             notes.append(f"Only the {name} rows of {result.label} have margins: no AUC and no calibration.")
     for result in results:
-        tables = [t for t in (result.yes, result.no) if t]
-        if all(np.nanmin(t.correct) == 1 for t in tables):
-            notes.append(f"Every answer of {result.label} is right: only margins can differ between its positions.")
-        if any(t is None for t in (result.yes, result.no)):
-            only = "choices between options" if result.choice else f"{'Yes' if result.yes else 'No'} rows only"
-            notes.append(f"{result.label} has {only}: no d', no balanced accuracy.")
-        without = sum(int(np.isnan(t.margin[~np.isnan(t.correct)]).sum()) for t in tables if t.has_margins)
-        if without:
-            have, be = ("has", "is") if without == 1 else ("have", "are")
-            notes.append(
-                f"{counted(without, 'row')} of {result.label} {have} no margin and {be} left out of what margins show."
-            )
+        notes += _notes_on_rows(result)
     notes += _notes_on_odds(results, pairs)
     if margin is None and pairs:
         notes.append(
             "No equivalence is tested, because no margin was stated: a difference that is not shown is not zero."
+        )
+    return notes
+
+
+def _notes_on_rows(result: ProbeResult) -> list[str]:
+    """What the answers of one result cannot show."""
+    notes, tables = [], [t for t in (result.yes, result.no) if t]
+    if all(np.nanmin(t.correct) == 1 for t in tables):
+        notes.append(f"Every answer of {result.label} is right: only margins can differ between its positions.")
+    if any(t is None for t in (result.yes, result.no)):
+        only = "choices between options" if result.choice else f"{'Yes' if result.yes else 'No'} rows only"
+        notes.append(f"{result.label} has {only}: no d', no balanced accuracy.")
+    without = sum(int(np.isnan(t.margin[~np.isnan(t.correct)]).sum()) for t in tables if t.has_margins)
+    if without:
+        have, be = ("has", "is") if without == 1 else ("have", "are")
+        notes.append(
+            f"{counted(without, 'row')} of {result.label} {have} no margin and {be} left out of what margins show."
         )
     return notes
 
