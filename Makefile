@@ -134,7 +134,7 @@ vllm-test vllm-smoke: export VLLM_CPU_KVCACHE_SPACE = 1
 vllm-test vllm-smoke: export VLLM_CPU_OMP_THREADS_BIND = nobind
 
 vllm-test: $(VENV)/.dev $(VLLM_VENV)/.done
-	$(VLLM_VENV)/bin/python -m pytest -m vllm -rs --durations 10 tests/test_vllm.py tests/test_vllm_server.py tests/test_vllm_families.py tests/test_vllm_stand_ins.py
+	$(VLLM_VENV)/bin/python -m pytest -m vllm -rs --durations 10 tests/test_vllm.py tests/test_vllm_server.py tests/test_vllm_classes.py tests/test_vllm_families.py tests/test_vllm_stand_ins.py
 
 vllm-smoke: $(VENV)/.dev $(VLLM_VENV)/.done
 	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/test_vllm.py -k smoke

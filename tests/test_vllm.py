@@ -3,7 +3,6 @@
 `make vllm-test` makes its environment and runs this there. Every engine that is started takes a minute.
 """
 
-import inspect
 import itertools
 import json
 import re
@@ -17,7 +16,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from test_vllm_stand_ins import vllm_class
 
 from transformers_agci import agci
 from transformers_agci.cli import main
@@ -30,10 +28,7 @@ from transformers_agci.inference.answering import AnswerOptions, answer_question
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prompt import answer_token_ids, chat_text, tokenize
 from transformers_agci.inference.questions import ImageFile, Question, QuestionSet
-from transformers_agci.method.lam import LAMBDA_KEY
 from transformers_agci.vllm.engine import VllmEngine, open_vllm
-from transformers_agci.vllm.injection import served_classes
-from transformers_agci.vllm.plugin import check_engine
 from transformers_agci.vllm.running import sampling
 
 pytestmark = [
@@ -225,7 +220,7 @@ def children(pid: int) -> list[int]:
 # vLLM's CPU attention has heads of 32, 64 and more.
 ONE_HEAD = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 32}
 INTERLEAVED = {"rope_scaling": {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True}}
-FAMILIES = {"qwen3_vl": INTERLEAVED, "internvl": {}, "llava": {}, "llava_next": {}}
+FAMILIES = {"qwen3_vl": INTERLEAVED, "internvl": {}, "llava": {}, "llava_next": {}, "vipllava": {}}
 
 
 def tiny_checkpoint(family: str, folder: Path) -> Path:
@@ -233,12 +228,32 @@ def tiny_checkpoint(family: str, folder: Path) -> Path:
     from safetensors.torch import load_file, save_file
     from tiny_checkpoints import checkpoint
 
+    if family == "vipllava":
+        return tiny_vipllava(folder)
     checkpoint(family, folder, **ONE_HEAD, **FAMILIES[family])
     if family.startswith("llava"):  # transformers 5 leaves out a level of the CLIP tower's names
         file = folder / "model.safetensors"
         weights = load_file(file)
         named = {name.replace("vision_tower.", "vision_tower.vision_model."): weights[name] for name in weights}
         save_file(named, file, {"format": "pt"})
+    return folder
+
+
+def tiny_vipllava(folder: Path) -> Path:
+    """vLLM runs it with transformers' modules."""
+    from tiny_checkpoints import build_config, build_processor
+    from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
+
+    llava = build_config("llava", **ONE_HEAD)
+    shared = ("text_config", "vision_config", "image_seq_length", "tie_word_embeddings")
+    config = VipLlavaConfig(
+        **{name: getattr(llava, name) for name in shared},
+        image_token_index=llava.image_token_id,
+        vision_feature_layers=[-3, -2],
+    )
+    torch.manual_seed(0)
+    VipLlavaForConditionalGeneration(config).save_pretrained(folder)
+    build_processor("llava").save_pretrained(folder)
     return folder
 
 
@@ -309,55 +324,6 @@ def test_the_switch_turns_it_off(engine: VllmEngine, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TRANSFORMERS_AGCI", "0")
     with pytest.raises(InputError, match="AGCI is not on in vLLM's worker"):
         engine.at(0.5)
-
-
-def test_recorded_encoders_are_refused() -> None:
-    from vllm import AsyncEngineArgs
-    from vllm.model_executor.model_loader import utils
-
-    from transformers_agci.vllm.plugin import register
-
-    register()
-    for recorded in (False, True):
-        arguments = AsyncEngineArgs(
-            model=MODEL,
-            hf_overrides={LAMBDA_KEY: 0.5},
-            compilation_config={"cudagraph_mm_encoder": recorded},
-            max_model_len=512,
-        )
-        built = arguments.create_engine_config()
-        chosen: Any = utils.get_model_architecture(built.model_config)[0]
-        assert chosen.agci.lam == 0.5
-        if recorded:
-            with pytest.raises(InputError, match="cudagraph_mm_encoder"):
-                chosen(vllm_config=built)
-        else:
-            check_engine(built, chosen.agci)
-
-
-def test_an_unknown_class_is_an_error() -> None:
-    from vllm import AsyncEngineArgs
-    from vllm.model_executor.model_loader import utils
-
-    from transformers_agci.vllm.plugin import register
-
-    register()
-    arguments = AsyncEngineArgs(
-        model=MODEL, hf_overrides={LAMBDA_KEY: 0.5}, model_impl="transformers", max_model_len=512
-    )
-    with pytest.raises(InputError, match="does not serve vLLM's TransformersMultiModal"):
-        utils.get_model_architecture(arguments.create_engine_config().model_config)
-
-
-@pytest.mark.parametrize("name", served_classes())
-def test_vllm_has_the_class_and_the_method_that_is_wrapped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of its own or inherited: what the protocol alone gives is no method, and returns None."""
-    from vllm.model_executor.models.interfaces import SupportsMultiModal
-
-    method = vllm_class(name, monkeypatch).embed_multimodal
-    assert method is not SupportsMultiModal.embed_multimodal
-    (_, keywords) = inspect.signature(method).parameters.values()
-    assert keywords.kind is inspect.Parameter.VAR_KEYWORD
 
 
 def test_pixel_limits(rows: list[Question], tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_images_go_by_the_name_that_vllm_has_for_them(engine: VllmEngine) -> Non
     assert module.mm_data(qwen, ("A", "B")) == {"image": ["A", "B"]}
     assert module.mm_limits(kimi, 2) == {"vision_chunk": 2}
     assert module.mm_data(kimi, ("A",)) == {"vision_chunk": [{"type": "image", "image": "A", "uuid": None}]}
-    assert module.mm_data(SUPPORTED_FAMILIES["vipllava"], ("A",)) == {"image": ["A"]}
+    assert module.mm_data(SUPPORTED_FAMILIES["janus"], ("A",)) == {"image": ["A"]}
 
 
 def test_one_engine_per_lambda_and_many_questions_at_once(engine: VllmEngine, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tiny_families import IMG, ROWS, TILE, WIDTH, Piece, concatenated, make_batc
 
 from transformers_agci import agci, inject_global_context
 from transformers_agci.families import SUPPORTED_FAMILIES
-from transformers_agci.families.declaration import VllmClass
+from transformers_agci.families.declaration import BY_TRANSFORMERS, VllmClass
 from transformers_agci.method.lam import LAMBDA_KEY
 from transformers_agci.vllm.injection import IMAGE_MARK
 
@@ -109,11 +109,22 @@ def row_by_row(pieces: list[Piece]) -> Inputs:
     return {**whole(pieces), "pixel_values": torch.cat(values)}
 
 
+def by_transformers(pieces: list[Piece]) -> Inputs:
+    """With the rows of `pixel_values` that are of each image."""
+    given = whole(pieces)
+    return {**given, "num_image_patches": torch.tensor([len(piece.pixels["pixel_values"]) for piece in pieces])}
+
+
+def emu3(pieces: list[Piece]) -> Inputs:
+    return {**one_by_one(pieces), "num_image_patches": torch.ones(len(pieces), dtype=torch.long)}
+
+
 PIXELS: dict[str, Callable[[list[Piece]], Inputs]] = {
     **dict.fromkeys(("llava", "llava_next_video", "llava_onevision", "mistral3", "lighton_ocr"), one_by_one),
     **dict.fromkeys(("gemma3", "cohere2_vision"), with_counts),
     **dict.fromkeys(("idefics3", "smolvlm"), with_masks),
     "llama4": llama,
+    "emu3": emu3,
     "lfm2_vl": lfm,
     **dict.fromkeys(("gemma4", "gemma4_unified"), gemma4),
     **dict.fromkeys(("minicpmv4_6", "minicpmv4_7"), minicpm),
@@ -123,8 +134,9 @@ PIXELS: dict[str, Callable[[list[Piece]], Inputs]] = {
     "paddleocr_vl": paddle,
 }
 # vLLM takes one tile per image of Aria; PaddleOCR's other grids have their positions interpolated in another way by
-# transformers before 5.23, with AGCI and without.
-PLAIN_ONLY = ("aria", "paddleocr_vl")
+# transformers before 5.23, with AGCI and without. Of Emu3, transformers pads images to the largest of a batch, and the
+# tower sees the padding; vLLM encodes each alone.
+PLAIN_ONLY = ("aria", "paddleocr_vl", "emu3")
 
 # --- checkpoints as the hub has them, where transformers 5 saves them in another way ---------------------------------
 
@@ -258,14 +270,20 @@ def decoder_images(model: Any, model_type: str, lam: float) -> list[torch.Tensor
 @pytest.fixture(scope="module")
 def build() -> Iterator[Callable[[Path], tuple[Any, Any]]]:
     """Folder -> config and model of vLLM, as a worker builds it, in this process."""
-    from vllm import EngineArgs, distributed
+    from vllm import EngineArgs, _custom_ops, distributed
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.model_loader import get_model
+    from vllm.model_executor.models.transformers import MultiModalMixin, MultiModalProcessingInfo
 
     from transformers_agci.vllm.plugin import register
 
     register()
     patch = pytest.MonkeyPatch()
+    # The folders hold no processor, which it would ask.
+    patch.setattr(MultiModalProcessingInfo, "_get_supported_modalities", lambda _: ["image"])
+    # It would change transformers' own classes, of which the next family may have one, too.
+    patch.setattr(MultiModalMixin, "_decorate_for_torch_compile", lambda _: None)
+    patch.setattr(_custom_ops, "onednn_mm", in_order(_custom_ops.onednn_mm))
     if not torch.accelerator.is_available():  # as vLLM's worker for the CPU does
         patch.setattr(torch.accelerator, "get_memory_info", lambda *_: (2**30, 2**30))
         for name in ("empty_cache", "synchronize"):
@@ -296,6 +314,11 @@ def build() -> Iterator[Callable[[Path], tuple[Any, Any]]]:
     distributed.destroy_distributed_environment()
 
 
+def in_order(stock: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """vLLM's product for a CPU, which refuses what Emu3's tower transposes."""
+    return lambda handler, x, bias: stock(handler, x.contiguous(), bias)
+
+
 @pytest.mark.parametrize("model_type", [*SERVED, "llava_next_video"])  # the last with LLaVA-NeXT's config.json
 def test_each_image_is_that_of_transformers(
     model_type: str, build: Callable[[Path], tuple[Any, Any]], tmp_path: Path
@@ -303,9 +326,12 @@ def test_each_image_is_that_of_transformers(
     stock = ROWS[model_type].build()
     expected = {lam: decoder_images(stock, model_type, lam) for lam in (0.0, LAM)}
     stock.save_pretrained(tmp_path)
-    as_on_the_hub(model_type, tmp_path)
+    modules_of_transformers = SUPPORTED_FAMILIES[model_type].vllm == BY_TRANSFORMERS
+    if not modules_of_transformers:
+        as_on_the_hub(model_type, tmp_path)
     pieces = pieces_of(model_type, torch.Generator().manual_seed(0))
-    check_items(build(tmp_path), PIXELS.get(model_type, whole)(pieces), expected)
+    pixels = PIXELS.get(model_type, by_transformers if modules_of_transformers else whole)
+    check_items(build(tmp_path), pixels(pieces), expected)
 
 
 def test_gemma3n(build: Callable[[Path], tuple[Any, Any]], tmp_path: Path) -> None:
@@ -390,4 +416,6 @@ def check_items(built: tuple[Any, Any], inputs: Inputs, expected: dict[float, li
     for item, injected, before in zip(items, expected[LAM], expected[0.0], strict=True):
         assert len(item) == len(injected)
         assert (item[:, : injected.shape[1]] - injected).abs().max() <= EXACT
-        assert len(item) == 1 or (injected - before).abs().max() > 0.1  # one token is its own mean
+        assert (
+            len(item) == 1 or (injected - before).abs().max() > 0.05 * before.abs().max()
+        )  # one token is its own mean

@@ -22,12 +22,14 @@ from transformers_agci import inject_global_context
 from transformers_agci.errors import InputError
 from transformers_agci.families import SUPPORTED_FAMILIES
 from transformers_agci.families.declaration import VllmClass
+from transformers_agci.method import autoload
 from transformers_agci.method.injection import injection_of
-from transformers_agci.method.lam import LAMBDA_KEY
+from transformers_agci.method.lam import LAMBDA_KEY, POSITION_KEY
 from transformers_agci.vllm import plugin
 from transformers_agci.vllm.injection import IMAGE_MARK, METHOD_KEY, find_model, served_classes
 from transformers_agci.vllm.worker import STARTED_BY
 
+BACKEND = "TransformersMultiModalForCausalLM"  # vLLM's, for models for which it has no class of its own
 QWEN, DEEPSTACK = "Qwen2VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"
 D = 6  # columns of the decoder's input
 PIXELS = {"pixel_values": torch.zeros(1), "image_grid_thw": torch.zeros(1)}
@@ -70,7 +72,7 @@ def test_images_of_equal_size_stay_one_tensor(utils: types.ModuleType) -> None:
     assert torch.equal(found[1], inject_global_context(tokens(4, D, 1), 0.5))
 
 
-@pytest.mark.parametrize("keys", [{}, {LAMBDA_KEY: 0.0}, {LAMBDA_KEY: 0}])
+@pytest.mark.parametrize("keys", [{}, {LAMBDA_KEY: 0.0}, {LAMBDA_KEY: 0}, {POSITION_KEY: False}])
 def test_without_lambda_the_model_is_stock(utils: types.ModuleType, keys: dict[str, Any]) -> None:
     stock = model_class(QWEN)
     assert utils.get_model_architecture(ModelConfig(config(**keys), stock, D)) == (stock, QWEN)
@@ -169,6 +171,33 @@ def test_gemma3_crops_are_images_of_their_own(utils: types.ModuleType) -> None:
     model.items = (tokens(7, D, 0),)
     with pytest.raises(InputError, match="7 tokens"):
         model.embed_multimodal(**PIXELS)
+
+
+class OfTransformers:
+    """A model that transformers builds from a config."""
+
+    def __init__(self, hf_config: Any) -> None:
+        self.config = hf_config
+        autoload.attach_from_config(self)
+
+
+@pytest.mark.parametrize("name", [BACKEND, "TransformersMultiModalMoEForCausalLM"])
+def test_modules_of_transformers_that_vllm_runs_get_it_once(
+    utils: types.ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    attached: list[Any] = []
+    monkeypatch.setattr(autoload, "_serve_lambda", attached.append)
+    hf_config = config("aya_vision", **{LAMBDA_KEY: 0.5})
+    modules = model_class(name, lambda _: OfTransformers(hf_config))
+    model_config = ModelConfig(hf_config, modules, D)
+    model = utils.get_model_architecture(model_config)[0](vllm_config=vllm_config(model_config))
+    assert attached == []
+    assert model.agci.words == f"lambda 0.5 ({name})"
+    model.items = [tokens(4, D, 0)]
+    (found,) = model.embed_multimodal(**PIXELS)
+    assert torch.equal(found, inject_global_context(tokens(4, D, 0), 0.5))
+    alone = OfTransformers(hf_config)  # and outside of vLLM as ever
+    assert attached == [alone]
 
 
 def test_the_thinker_of_an_omni_checkpoint(utils: types.ModuleType) -> None:
@@ -278,7 +307,11 @@ def test_a_control_of_the_config(utils: types.ModuleType) -> None:
     [
         ("NewModel", config("new", **{LAMBDA_KEY: 0.5}), "does not serve vLLM's NewModel"),
         (QWEN, config("tarsier", **{LAMBDA_KEY: 0.5}), "model_type 'tarsier'"),
-        ("Backend", config("vipllava", **{LAMBDA_KEY: 0.5}), "no class of its own"),
+        ("Backend", config("janus", **{LAMBDA_KEY: 0.5}), "no class of its own"),
+        ("Backend", config("muse_spark", **{LAMBDA_KEY: 0.5}), r"transformers .* \(before 5.20\) does not know it"),
+        (BACKEND, config(**{LAMBDA_KEY: 0.5}), f"it is served as {QWEN}"),
+        (QWEN, config(**{POSITION_KEY: True}), "position_balance, which turns BaPA on"),
+        (QWEN, config(text_config=config("qwen2", **{POSITION_KEY: True})), "position_balance, which turns BaPA on"),
         (QWEN, config(**{LAMBDA_KEY: -1}), "finite number >= 0"),
         (QWEN, config(**{LAMBDA_KEY: "0.5"}), "finite number >= 0"),
         (QWEN, config(**{LAMBDA_KEY: 0.5, METHOD_KEY: "magic"}), "must be one of agci"),
@@ -372,7 +405,8 @@ def test_the_families_name_their_classes_of_vllm() -> None:
     declared = {model_type: family.vllm for model_type, family in SUPPORTED_FAMILIES.items()}
     classes = {each.name for each in declared.values() if isinstance(each, VllmClass)}
     assert set(served_classes()) == classes
-    assert len(classes) == 50
+    assert len(classes) == 51  # of which one, transformers' modules, serves eight families
+    assert sum(isinstance(each, VllmClass) for each in declared.values()) == 58
     assert all(isinstance(family.vllm, VllmClass) for family in SUPPORTED_FAMILIES.values() if family.in_paper)
 
 

@@ -247,10 +247,9 @@ def nothing(*_: Any, **__: Any) -> None:
 
 def vllm_class(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """vLLM's class of this `__name__`."""
-    from vllm.model_executor.models.registry import _MULTIMODAL_MODELS, _TEXT_GENERATION_MODELS
+    from vllm.model_executor.models.registry import _VLLM_MODELS
 
-    listed = [*_MULTIMODAL_MODELS.values(), *_TEXT_GENERATION_MODELS.values()]
-    (module,) = {module for module, found in listed if found == name}
+    (module,) = {module for module, found in _VLLM_MODELS.values() if found == name}
     place = module if module.startswith("vllm.") else f"vllm.model_executor.models.{module}"
     if module == "vllm.models.dots3_note":  # its file of the decoder wants them at once
         from vllm.v1.attention.backends import fa_utils

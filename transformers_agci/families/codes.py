@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from transformers_agci.families.declaration import NO_CLASS_IN_VLLM, NO_LAYOUT, Family, ForwardCall, ImageTokens
+from transformers_agci.families.declaration import (
+    BY_TRANSFORMERS,
+    NO_LAYOUT,
+    UNKNOWN_TO_VLLM,
+    Family,
+    ForwardCall,
+    ImageTokens,
+)
 from transformers_agci.families.image_tokens import encoded_lengths, in_rows, pairs
 
 
@@ -32,7 +39,7 @@ FAMILIES = (
         ImageTokens(_by_codes),
         NO_LAYOUT,
         alone=True,  # images of one call are padded to one size, and its codes see the padding
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=BY_TRANSFORMERS,
     ),
     Family(
         "apertus1p5",
@@ -41,6 +48,6 @@ FAMILIES = (
         "2704",
         ImageTokens(_by_codes_alone, rows=in_rows),
         NO_LAYOUT,
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=UNKNOWN_TO_VLLM,
     ),
 )

@@ -146,6 +146,7 @@ class VllmClass:
 
     Attributes:
         name: its `__name__`; other models that vLLM runs with it are not served.
+        of_experts: the name under which vLLM builds decoders of experts, where that is another one.
         images_of_item: how the tokens of an item divide into images.
         extra_columns: whether features that are no input of the decoder may follow the visible ones in each row
             (Qwen3-VL's DeepStack, positions that video pruning appends); they stay as they are.
@@ -158,6 +159,7 @@ class VllmClass:
     extra_columns: bool = False
     image_rows: ImageRows | None = None
     modality: str = "image"
+    of_experts: str | None = None
 
 
 FIXED_SIZE = Lacks("the checkpoint fixes the size of its images itself")
@@ -169,8 +171,15 @@ NO_CHAT = Lacks("it answers no questions in a chat: its checkpoints have no chat
 NO_LAYOUT = Lacks("where its tiles and rows lie on the image is not declared yet")
 NO_ROTARY = Lacks("its decoder has no rotary positions, so that moving them changes nothing")
 NOT_UNDER_VLLM = Lacks("what vLLM's class for it returns for an image has not been compared with transformers yet")
-NO_CLASS_IN_VLLM = Lacks(
-    "vLLM has no class of its own for it and runs transformers' modules, if it runs it, where AGCI has not been tried"
+# vLLM has no class of its own, and runs transformers' modules; these encode images, vLLM cuts what they give by image.
+BY_TRANSFORMERS = VllmClass("TransformersMultiModalForCausalLM", of_experts="TransformersMultiModalMoEForCausalLM")
+UNCOUNTED = Lacks(
+    "vLLM has no class of its own for it, and runs transformers' modules only where the processor says how many tokens "
+    "an image has, which this one's does not"
+)
+UNKNOWN_TO_VLLM = Lacks(
+    "vLLM has no class of its own for it, and the transformers whose modules vLLM 0.32 runs (before 5.20) does not "
+    "know it"
 )
 LINEAR_ATTENTION = Lacks("some of its layers have linear attention, which has no weights on the image tokens to record")
 

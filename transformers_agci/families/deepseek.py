@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers_agci.families.declaration import (
-    NO_CLASS_IN_VLLM,
     NO_LAYOUT,
+    UNCOUNTED,
     Family,
     ForwardCall,
     ImageTokens,
@@ -95,7 +95,7 @@ FAMILIES = (
         "576",
         EQUAL,
         _padded_square,
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=UNCOUNTED,
     ),
     Family(
         "deepseek_vl_hybrid",
@@ -104,9 +104,9 @@ FAMILIES = (
         "576",
         EQUAL,
         _padded_square,
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=UNCOUNTED,
     ),
-    Family("janus", "Janus", "deepseek-community/Janus-Pro-1B", "576", EQUAL, _padded_square, vllm=NO_CLASS_IN_VLLM),
+    Family("janus", "Janus", "deepseek-community/Janus-Pro-1B", "576", EQUAL, _padded_square, vllm=UNCOUNTED),
     Family(
         "deepseek_ocr2",
         "DeepSeek-OCR 2",

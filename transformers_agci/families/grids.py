@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers_agci.families.declaration import (
+    BY_TRANSFORMERS,
     LINEAR_ATTENTION,
     NO_CHAT,
-    NO_CLASS_IN_VLLM,
     NO_LAYOUT,
     NO_ROTARY,
+    UNKNOWN_TO_VLLM,
     Family,
     ForwardCall,
     ImageTokens,
@@ -130,7 +131,7 @@ FAMILIES = (
         "GLM-4.6V",
         "zai-org/GLM-4.6V-Flash",
         "900",
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=BY_TRANSFORMERS,
     ),
     Family(
         "mistral3",
@@ -189,7 +190,10 @@ FAMILIES = (
         ImageTokens(_with_newlines),
         NO_LAYOUT,
         alone=True,  # it numbers the images of a whole batch in its positions
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=Lacks(
+            "vLLM has no class of its own for it, and cuts what transformers' modules give by the number of patches, "
+            "where an image has tokens for its beginning, its lines and its end, too"
+        ),
     ),
     Family(
         "hy_v4_vl",
@@ -198,7 +202,7 @@ FAMILIES = (
         "702, newlines included",
         ImageTokens(_with_row_ends),
         NO_LAYOUT,
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=UNKNOWN_TO_VLLM,
     ),
     Family(
         "molmo2",
@@ -215,7 +219,7 @@ FAMILIES = (
         "GLM-GA",
         "its maker's repository",
         "900",
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=BY_TRANSFORMERS,
     ),
     _grid(
         "cohere_compass",
@@ -252,7 +256,7 @@ FAMILIES = (
         "LiquidAI/LFM3-VL-2B",
         "676",
         flow=LINEAR_ATTENTION,
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=UNKNOWN_TO_VLLM,
     ),
     _grid(
         "minimax_m3_vl",
@@ -277,7 +281,7 @@ FAMILIES = (
         "3600",
         _OWN_MERGE_SIZE,
         NO_LAYOUT,
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=BY_TRANSFORMERS,
     ),
     Family(
         "mistral_large4",
@@ -286,7 +290,7 @@ FAMILIES = (
         "900",
         ImageTokens(_by_pixels, rows=in_rows),
         NO_LAYOUT,
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=UNKNOWN_TO_VLLM,
     ),
     Family(
         "dots3_note",
@@ -304,7 +308,7 @@ FAMILIES = (
         "900",
         _MERGE_SIZE,
         NO_LAYOUT,
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=UNKNOWN_TO_VLLM,
     ),
     Family(
         "inkling2",
@@ -314,7 +318,7 @@ FAMILIES = (
         _TOKENS,
         NO_LAYOUT,
         positions=NO_ROTARY,
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=UNKNOWN_TO_VLLM,
     ),
     Family(
         "inkling2_loop",
@@ -324,7 +328,7 @@ FAMILIES = (
         _TOKENS,
         NO_LAYOUT,
         positions=NO_ROTARY,
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=UNKNOWN_TO_VLLM,
     ),
     _grid(
         "glm5_next",
@@ -364,6 +368,9 @@ FAMILIES = (
         ImageTokens(equal_shares, rows=in_rows),
         NO_LAYOUT,
         NO_CHAT,
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=Lacks(
+            "vLLM has no class of its own for it, and fails on transformers' modules, which give the features of its "
+            "images under another name than vLLM reads"
+        ),
     ),
 )

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers_agci.errors import InputError
 from transformers_agci.families.declaration import (
-    NO_CLASS_IN_VLLM,
+    BY_TRANSFORMERS,
     NO_LAYOUT,
+    UNCOUNTED,
     Family,
     ForwardCall,
     ImageTokens,
@@ -287,10 +288,8 @@ FAMILIES = (
             "architectures (LlavaNextForConditionalGeneration) into config.json"
         ),
     ),
-    Family("vipllava", "VipLLaVA", "llava-hf/vip-llava-7b-hf", "576", EQUAL, _cropped_square, vllm=NO_CLASS_IN_VLLM),
-    Family(
-        "video_llava", "Video-LLaVA", "LanguageBind/Video-LLaVA-7B-hf", "257", EQUAL, NO_LAYOUT, vllm=NO_CLASS_IN_VLLM
-    ),
+    Family("vipllava", "VipLLaVA", "llava-hf/vip-llava-7b-hf", "576", EQUAL, _cropped_square, vllm=BY_TRANSFORMERS),
+    Family("video_llava", "Video-LLaVA", "LanguageBind/Video-LLaVA-7B-hf", "257", EQUAL, NO_LAYOUT, vllm=UNCOUNTED),
     Family(
         "fast_vlm",
         "FastVLM",
@@ -299,6 +298,6 @@ FAMILIES = (
         EQUAL,
         NO_LAYOUT,
         remote_code=("llava_qwen2",),
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=BY_TRANSFORMERS,
     ),
 )

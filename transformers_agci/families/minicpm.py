@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers_agci.families.declaration import (
     LINEAR_ATTENTION,
-    NO_CLASS_IN_VLLM,
     NO_LAYOUT,
+    UNKNOWN_TO_VLLM,
     Family,
     ForwardCall,
     ImageTokens,
@@ -65,6 +65,6 @@ FAMILIES = (
         "MiniCPM-OCR",
         "openbmb/MiniCPM-OCR-1.0",
         "256 per slice, whole image included",
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=UNKNOWN_TO_VLLM,
     ),
 )

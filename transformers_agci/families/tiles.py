@@ -6,13 +6,16 @@ from functools import partial
 from typing import Any
 
 from transformers_agci.families.declaration import (
+    BY_TRANSFORMERS,
     LINEAR_ATTENTION,
     NO_CHAT,
-    NO_CLASS_IN_VLLM,
     NO_LAYOUT,
+    UNCOUNTED,
+    UNKNOWN_TO_VLLM,
     Family,
     ForwardCall,
     ImageTokens,
+    Lacks,
     VllmClass,
 )
 from transformers_agci.families.image_tokens import (
@@ -105,7 +108,7 @@ FAMILIES = (
         "64 per tile, whole image included",
         ImageTokens(per_tile, tile_marks_at_start, frame=_FAKES),
         NO_LAYOUT,
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=UNKNOWN_TO_VLLM,
     ),
     Family(
         "aya_vision",
@@ -114,7 +117,7 @@ FAMILIES = (
         "169 per tile, thumbnail included",
         ImageTokens(equal_shares, until_mark_returns, frame=_COHERE),
         NO_LAYOUT,
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=BY_TRANSFORMERS,
     ),
     Family(
         "cohere2_vision",
@@ -146,7 +149,10 @@ FAMILIES = (
         ),
         NO_LAYOUT,
         remote_code=("ovis",),
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=Lacks(
+            "vLLM's class Ovis is that of checkpoints with code of their own, and puts words between an image's tiles; "
+            "for transformers' layout it runs transformers' modules, which need a processor that counts image tokens"
+        ),
     ),
     Family(
         "lfm2_vl",
@@ -165,7 +171,7 @@ FAMILIES = (
         "256 per tile, thumbnail included",
         ImageTokens(_tiles_of_images, units_are_lost=True),
         NO_LAYOUT,
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=BY_TRANSFORMERS,
     ),
     Family(
         "got_ocr2",
@@ -176,7 +182,7 @@ FAMILIES = (
         NO_LAYOUT,
         NO_CHAT,
         remote_code=("GOT",),
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=UNCOUNTED,
     ),
     Family(
         "aria",
@@ -194,6 +200,6 @@ FAMILIES = (
         "576",
         EQUAL,
         NO_LAYOUT,
-        vllm=NO_CLASS_IN_VLLM,
+        vllm=UNCOUNTED,
     ),  # a kin of GOT-OCR2 that cuts nothing
 )

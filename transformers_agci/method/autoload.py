@@ -15,10 +15,12 @@ Then these change, and nothing else:
   attach.py): the model's lambda, to be read and set.
 """
 
+import contextlib
 import functools
 import logging
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -45,6 +47,17 @@ _log = logging.getLogger("transformers_agci")
 _warned: set[str] = set()  # model types for which the key was reported as useless
 # Supported models, and those that hold one: they may be given the key. Each with the handle that was last seen on it.
 _models: weakref.WeakKeyDictionary[Any, weakref.ref[Handle] | None] = weakref.WeakKeyDictionary()
+_local = threading.local()
+
+
+@contextlib.contextmanager
+def built_for_another_engine() -> Iterator[None]:
+    """Leave alone what this thread builds: models that vLLM makes of transformers' modules, which its plugin serves."""
+    _local.for_another_engine = True
+    try:
+        yield
+    finally:
+        _local.for_another_engine = False
 
 
 def switched_off() -> bool:
@@ -139,7 +152,7 @@ def attach_from_config(model: Any) -> None:
         InputError: the key's value is no lambda, or neither true nor false; the message names the file.
     """
     config = getattr(model, "config", None)
-    if config is None or _is_part(model):
+    if config is None or _is_part(model) or getattr(_local, "for_another_engine", False):
         return
     for key in (LAMBDA_KEY, POSITION_KEY):
         settle_key(config, key)

@@ -6,7 +6,7 @@ by another request or cut later has been through it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,15 @@ from transformers_agci.errors import InputError, short
 from transformers_agci.families import SUPPORTED_FAMILIES, remote_code_twin, todays_model_type
 from transformers_agci.families.declaration import NOT_UNDER_VLLM, Lacks, VllmClass
 from transformers_agci.method.injection import METHODS, SEEDED, injection_of
-from transformers_agci.method.lam import LAMBDA_KEY, lambda_text, served_config, settle_key, validate_lambda
+from transformers_agci.method.lam import (
+    LAMBDA_KEY,
+    POSITION_KEY,
+    is_served,
+    lambda_text,
+    served_config,
+    settle_key,
+    validate_lambda,
+)
 
 METHOD_KEY = "global_context_broadcast_method"  # in config.json or hf_overrides: a control instead of AGCI
 IMAGE_MARK = "agci_is_image"  # an argument that marks.py adds to a call: of each item, whether it is an image
@@ -58,8 +66,10 @@ def served_by(config: Any, class_name: str, hidden_size: int) -> Served | None:
 
     Raises InputError where the value is no lambda or no method, and where no family declares the class.
     """
-    settle_key(config)
+    for key in (LAMBDA_KEY, POSITION_KEY):
+        settle_key(config, key)
     part = served_config(config)  # of an Omni checkpoint its thinker's
+    _refuse_position_balance(part)
     if LAMBDA_KEY not in vars(part):
         return None
     lam = validate_lambda(vars(part)[LAMBDA_KEY], f"{LAMBDA_KEY} in the model's config")
@@ -72,12 +82,21 @@ def served_by(config: Any, class_name: str, hidden_size: int) -> Served | None:
     return Served(lam, method, find_model(class_name, getattr(part, "model_type", None)), hidden_size)
 
 
+def _refuse_position_balance(config: Any) -> None:
+    """InputError where the config turns BaPA on, which is not silently left out."""
+    if vars(config).get(POSITION_KEY) and is_served(getattr(config, "model_type", None)):
+        raise InputError(
+            f"The config carries {POSITION_KEY}, which turns BaPA on; vLLM serves what changes image tokens only. "
+            "Remove the key or set TRANSFORMERS_AGCI=0 for the unmodified model, or use the engine transformers."
+        )
+
+
 def find_model(class_name: str, model_type: object) -> VllmClass:
     """What the family says of vLLM's class; InputError where the class, or this model in it, is not served."""
     kind = todays_model_type(model_type)
     found = declared(kind)
-    if isinstance(found, VllmClass) and found.name == class_name:
-        return found
+    if isinstance(found, VllmClass) and class_name in (found.name, found.of_experts):
+        return replace(found, name=class_name)
     why = found.reason if isinstance(found, Lacks) else f"it is served as {found.name}"
     raise InputError(
         f"The config carries {LAMBDA_KEY}, but AGCI does not serve vLLM's {class_name} (model_type {kind!r}): {why}. "

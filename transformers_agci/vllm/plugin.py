@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.method.autoload import SWITCH, switched_off
+from transformers_agci.method.autoload import SWITCH, built_for_another_engine, switched_off
 from transformers_agci.method.lam import LAMBDA_KEY
 from transformers_agci.vllm.injection import IMAGE_MARK, Served, inject, served_by
 from transformers_agci.vllm.marks import marking
@@ -109,7 +109,8 @@ def _building() -> Iterator[None]:
     """While a model is built, its decoder is, too, in the same way and with the same config: that is no model."""
     _local.building = True
     try:
-        yield
+        with built_for_another_engine():
+            yield
     finally:
         _local.building = False
 
