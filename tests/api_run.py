@@ -9,6 +9,7 @@ from PIL import Image
 
 import transformers_agci
 from transformers_agci.api.probe import ProbeRun
+from transformers_agci.cli import main
 from transformers_agci.experiments.position.data import ProbeData
 from transformers_agci.inference.engine import Engine
 
@@ -50,3 +51,8 @@ def coloured(number: int) -> Image.Image:
     generator = torch.Generator().manual_seed(number)
     small = torch.randint(0, 256, (5, 6, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(small.numpy()).resize((240, 200))
+
+
+def lines_of(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
+    assert main([str(word) for word in words]) == code
+    return capsys.readouterr().out
