@@ -228,7 +228,7 @@ CASES = {
     "ruler": Case(
         "ruler --items 3 --output_dir R",
         {"R/margins.jsonl": lines([RULER_SETTINGS, *RULER_ITEMS])},
-        stop="experiments.ruler.run.ProcessPoolExecutor",
+        stop="experiments.ruler.run.in_order",
     ),
     "ruler calibration": Case(
         "ruler --calibration --items 3 --pool 3 --sets 1 --output_dir R",
@@ -240,7 +240,7 @@ CASES = {
                 ]
             )
         },
-        stop="experiments.ruler.run.ProcessPoolExecutor",
+        stop="experiments.ruler.run.in_order",
     ),
     "study": Case(
         "study --seeds 1 --steps 1 --items 1 --output_dir S",

@@ -16,7 +16,7 @@ import pytest
 
 from transformers_agci.data.build import build
 from transformers_agci.data.built_set import BuildOptions
-from transformers_agci.data.painting import in_order
+from transformers_agci.data.worker_processes import in_order
 from transformers_agci.errors import InputError
 
 pytest.importorskip("datasets")
@@ -232,7 +232,7 @@ def test_a_second_process_on_the_same_set_is_refused(source: Path, tmp_path: Pat
 
 def test_a_killed_worker_is_an_error_and_not_a_hang() -> None:
     with pytest.raises(InputError, match="worker process was killed"):
-        list(in_order(os._exit, [9] * 3, workers=2))  # os._exit(9) is what a kill looks like from outside
+        list(in_order(os._exit, [9] * 3, processes=2))  # os._exit(9) is what a kill looks like from outside
 
 
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(

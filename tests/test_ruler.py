@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from transformers_agci.cli import main
 from transformers_agci.embedded import Atlas
 from transformers_agci.embedded.probe_set import PROBE_STREAM, render_item
 from transformers_agci.experiments.ruler import analysis
+from transformers_agci.experiments.ruler import run as ruler_run
 from transformers_agci.experiments.ruler.analysis import ItemSet, Side
 from transformers_agci.experiments.ruler.conditions import ARMS, BETAS, CALIBRATION, NOTHING, REPAIR, RULER, Condition
 from transformers_agci.experiments.ruler.run import ItemRun
@@ -69,6 +72,15 @@ def simulated(items: int, size: float, seed: int = 0) -> Any:
     level, noise = rng.normal(size=(items, 1, 1)), rng.normal(size=(items, 2, 9))
     rows = np.repeat([0.0, 0.5, 1.0], 3)
     return level + 0.3 * noise + np.array([[2.0], [-2.0]]) - size * np.stack([rows, 0 * rows])
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ruler_run, "_Worker", SimpleNamespace(start=print, ask=os._exit))
+    assert main(["ruler", "--items", "3", "--processes", "2", "--output_dir", str(tmp_path)]) == 2
+    assert "process was killed" in capsys.readouterr().err
 
 
 def test_a_bias_and_its_repair_are_recognised() -> None:

@@ -23,10 +23,11 @@ from transformers_agci.data.built_set import (
 )
 from transformers_agci.data.composites import image_name
 from transformers_agci.data.draws import Draw, draw, draw_near
-from transformers_agci.data.painting import Painter, Task, in_order
+from transformers_agci.data.painting import Painter, Task
 from transformers_agci.data.pool import CELLS, RECORDS, Drop, Pool, fill_pool, pool_colours
 from transformers_agci.data.rendered import Kind, rendered_item
 from transformers_agci.data.rows import Row
+from transformers_agci.data.worker_processes import in_order
 from transformers_agci.errors import InputError
 from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.journal import Journal

@@ -1,15 +1,8 @@
-"""Paint composites, in this process or in several; the order of the results never depends on how many."""
+"""Paint composites: the files of one item, in whatever process."""
 
 import hashlib
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +12,6 @@ from transformers_agci.data.composites import alone, compose, encode_jpeg, image
 from transformers_agci.data.grid import Grid
 from transformers_agci.data.pool import PoolPair
 from transformers_agci.data.rendered import Figure, draw_figure
-from transformers_agci.errors import InputError
 from transformers_agci.storage.atomic import open_atomic
 
 
@@ -76,42 +68,3 @@ class Painter:
 
     def _sub_image(self, shown: PoolPair | Figure) -> Image.Image:
         return draw_figure(shown, self.grid.box) if isinstance(shown, Figure) else shown.image(self.cells)
-
-
-def in_order(
-    work: Callable[[Task], list[str]], tasks: Iterable[Task], workers: int
-) -> Generator[list[str], None, None]:
-    """The results in the order of the tasks; only a few per worker are under way at a time."""
-    if workers <= 1:
-        yield from map(work, tasks)
-        return
-    # spawn: the datasets library has started threads by now, which a forked child would lose
-    executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_parent)
-    pending: deque[Future[list[str]]] = deque()
-    try:
-        for task in tasks:
-            pending.append(executor.submit(work, task))
-            if len(pending) >= 4 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool:
-        raise InputError(
-            "A worker process was killed (out of memory?); finished items are kept: run the same command again, "
-            "perhaps with fewer `workers`."
-        ) from None
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and end with it even when it was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)

@@ -3,9 +3,7 @@
 import contextlib
 import logging
 import math
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transformers_agci.data.worker_processes import in_order
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.ruler.conditions import CELLS, Condition
 from transformers_agci.inference.progress import Progress
@@ -118,12 +117,9 @@ class ItemRun:
         if self.processes == 1:
             yield from _asked_here(arguments, numbers)
             return
-        context = multiprocessing.get_context("spawn")  # a forked torch may hang
-        pool = ProcessPoolExecutor(self.processes, context, _Worker.start, arguments)
-        try:
-            yield from pool.map(_Worker.ask, numbers)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        started = _Worker.start, arguments
+        with closing(in_order(_Worker.ask, numbers, self.processes, "processes", started)) as records:
+            yield from records
 
 
 def _is_table(values: Any) -> bool:

@@ -1,0 +1,67 @@
+"""Work in several processes at once: results in order, a killed process named, none that outlives its parent."""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, get_context, parent_process
+from typing import Any, TypeVar
+
+from transformers_agci.errors import InputError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def in_order(
+    work: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    processes: int,
+    option: str = "workers",
+    start: tuple[Callable[..., None], tuple[Any, ...]] | None = None,
+) -> Generator[Result, None, None]:
+    """The results in the order of the tasks; only a few per process are under way at a time.
+
+    With one process all is done in the caller's. `start` is a function and its arguments, called in each process
+    before its first task; `option` is what the user knows the number of processes by.
+    """
+    if processes <= 1:
+        if start is not None:
+            start[0](*start[1])
+        yield from map(work, tasks)
+        return
+    # spawn: a forked child would lose the threads that torch or the datasets library has started by now
+    executor = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (start,))
+    pending: deque[Future[Result]] = deque()
+    try:
+        for task in tasks:
+            pending.append(executor.submit(work, task))
+            if len(pending) >= 4 * processes:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise InputError(
+            "A worker process was killed or could not begin (out of memory? a script whose work does not stand below "
+            f"`if __name__ == '__main__':`?); finished items are kept: run it again, perhaps with fewer `{option}`."
+        ) from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _begin(start: tuple[Callable[..., None], tuple[Any, ...]] | None) -> None:
+    """Leave Ctrl-C to the parent, and end with it even when it was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if start is not None:
+        start[0](*start[1])
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
