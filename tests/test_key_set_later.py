@@ -80,6 +80,17 @@ def test_config_with_the_key_given_to_a_model_without_it(where: str) -> None:
     assert torch.equal(logits(model), stock)
 
 
+def test_text_config_with_the_key_given_to_the_config_of_a_model_without_it() -> None:
+    model = served(build_config("llava"), "llava")
+    stock = logits(model)
+    part = copy.deepcopy(model.config.text_config)
+    vars(part)[LAMBDA_KEY] = 0.7
+    model.config.text_config = part
+    assert model.global_context_broadcast_lambda == getattr(model.config, LAMBDA_KEY) == 0.7
+    assert not torch.equal(logits(model), stock)
+    assert current_handle(model).injections == 1
+
+
 def attached_and_detached() -> Any:
     model = served(build_config("llava"), "llava")
     with agci(model, 0.2):

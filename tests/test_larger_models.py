@@ -139,7 +139,14 @@ def test_key_set_on_the_config_of_a_loaded_model(name: str, tmp_path: Path) -> N
 @larger
 @pytest.mark.parametrize(
     ("lam", "what"),
-    [(None, "config"), (None, "config, then key"), (0.25, "config"), (0.25, "config, then key"), (0.25, "part")],
+    [
+        (None, "config"),
+        (None, "config, then key"),
+        (None, "part"),
+        (0.25, "config"),
+        (0.25, "config, then key"),
+        (0.25, "part"),
+    ],
 )
 def test_replaced_config(name: str, lam: float | None, what: str, tmp_path: Path) -> None:
     """The larger model is given another config, or another part in its config; with AGCI on before, and without."""

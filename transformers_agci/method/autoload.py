@@ -8,7 +8,7 @@ Then these change, and nothing else:
   has no AGCI, the model gets AGCI then. So is `position_balance`, the key of the published BaPA, which turns that on
   and off.
 - `PreTrainedModel.__setattr__` looks at `config`: a model that has no AGCI and is given another config, which carries
-  the key, gets AGCI then.
+  the key, gets AGCI then. `PreTrainedConfig.__setattr__` looks at parts (thinker_config, text_config) in the same way.
 - `PreTrainedModel.__setstate__` notes copied and unpickled models, which are served in the same ways.
 - `PreTrainedConfig.get_config_dict` hands a key of a larger model (Omni, ColPali) down to the part of its vlm.
 - `PreTrainedModel.global_context_broadcast_lambda` is a property, and so it is on the classes that wrap models (see
@@ -88,6 +88,7 @@ def activate() -> None:
     configs: Any = configuration_utils.PretrainedConfig
     for key, serve in ((LAMBDA_KEY, _serve_set_lambda), (POSITION_KEY, _serve_position_balance)):
         setattr(configs, key, _key_property(key, serve))
+    _serve_when_given_a_part(configs)
     _hand_down_when_read(configs)
 
 
@@ -124,6 +125,18 @@ def _note_when_restored(models: Any) -> None:
         _note(self)
 
     models.__setstate__ = set_state
+
+
+def _serve_when_given_a_part(configs: Any) -> None:
+    stock = configs.__setattr__
+
+    @functools.wraps(stock)
+    def set_attribute(self: Any, name: str, value: Any) -> None:
+        stock(self, name, value)
+        if isinstance(value, configs):
+            _serve_set_part(self, value)
+
+    configs.__setattr__ = set_attribute
 
 
 def _hand_down_when_read(configs: Any) -> None:
@@ -178,6 +191,15 @@ def _serve_set_lambda(model: Any) -> None:
     handle = None if seen is None else seen()
     if handle is None or not handle.attached:
         _serve_lambda(model)
+
+
+def _serve_set_part(config: Any, part: Any) -> None:
+    """The same where a config was given a part that carries a key."""
+    for key, serve in ((LAMBDA_KEY, _serve_set_lambda), (POSITION_KEY, _serve_position_balance)):
+        if key in vars(part):
+            for model in _models_that_show(config, key):
+                settle_key(model.config, key)
+                serve(model)
 
 
 def _attached_from_key(model: Any) -> Handle | None:
