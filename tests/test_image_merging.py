@@ -13,7 +13,7 @@ from tiny_checkpoints import TRANSFORMERS_5, build_model, make_inputs
 
 from transformers_agci import attach
 from transformers_agci.families import decoder_of
-from transformers_agci.method import thread_state
+from transformers_agci.method import hooks, thread_state
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -64,6 +64,10 @@ def by_embeds_to_the_decoder(model: Any, inputs: dict[str, torch.Tensor]) -> Non
     decoder_of(model.model)(inputs_embeds=merged(model, inputs), attention_mask=inputs["attention_mask"])
 
 
+def by_forward_of_the_decoder(model: Any, inputs: dict[str, torch.Tensor]) -> None:
+    decoder_of(model.model).forward(inputs_embeds=merged(model, inputs), attention_mask=inputs["attention_mask"])
+
+
 def by_generate(model: Any, inputs: dict[str, torch.Tensor]) -> None:
     embeds = merged(model, inputs)
     model.generate(inputs_embeds=embeds, attention_mask=inputs["attention_mask"], max_new_tokens=2)
@@ -90,6 +94,7 @@ MERGING = [
     by_embeds_to_the_model,
     by_embeds_to_the_inner_model,
     by_embeds_to_the_decoder,
+    by_forward_of_the_decoder,
     by_generate,
     by_forward_of_the_inner_model,
     by_a_hook_on_the_model,
@@ -159,6 +164,28 @@ def test_text_after_features_clears_the_mark(family: str, model: Any) -> None:
         decoder_of(model.model)(inputs_embeds=embeds)
     assert handle.injections == 0
     assert thread_state.is_idle()
+
+
+def watched(model: Any) -> int:
+    return sum(hooks.before_first_layer in part._forward_pre_hooks.values() for part in model.modules())
+
+
+def test_text_by_forward_of_the_decoder_after_features(family: str, model: Any) -> None:
+    inputs = make_inputs(family, model)
+    embeds = model.get_input_embeddings()(text_inputs(model, inputs)["input_ids"])
+    decoder = decoder_of(model.model)
+    with torch.no_grad():
+        stock = decoder.forward(inputs_embeds=embeds).last_hidden_state
+        handle = attach(model, 0.5)
+        assert watched(model) == 0, "a run pays for it only after features were made"
+        image_features(model, inputs)
+        assert watched(model) == 1
+        assert torch.equal(decoder.forward(inputs_embeds=embeds).last_hidden_state, stock)
+        model(**inputs)
+        assert watched(model) == 0
+        image_features(model, inputs)
+        handle.detach()
+    assert watched(model) == 0
 
 
 def test_images_after_features_are_injected(family: str, model: Any) -> None:

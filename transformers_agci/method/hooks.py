@@ -103,6 +103,24 @@ def after_vision(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         _note_features(handle, output)
 
 
+def before_first_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Notice a decoder that is run by its `.forward`, where torch calls no hook of its own.
+
+    It is there from the moment that image features were made outside a call of the vlm until the decoder runs next.
+    """
+    if torch.compiler.is_compiling():
+        return
+    handle: Handle | None = getattr(layer, HANDLE, None)
+    if handle is None or not handle.may_act() or not features_wait(handle):  # it was called as it should, or elsewhere
+        remove_hooks(layer, (before_first_layer,))
+        return
+    hidden = kwargs.get("hidden_states", args[0] if args else None)
+    vlm = handle.vlm()
+    if running(handle) is None and isinstance(hidden, torch.Tensor) and hidden.shape[-2] > 1 and vlm is not None:
+        # Gemma 3n's are [4, B, S, D], and the first of the four is what came in
+        _check_called_by_owner(handle, decoder_of(vlm), hidden if hidden.ndim == 3 else hidden[0])
+
+
 def put_hooks_on(handle: "Handle", vlm: Any) -> None:
     """Register what is missing: at first everything, later what replaced or wraps a module that had its hook.
 
@@ -148,7 +166,7 @@ def remove_hooks(module: nn.Module, ours: Sequence[Any]) -> None:
 
 # Parts of the names: visual, vision_tower, vision_model, embed_vision, multi_modal_projector, connector, ...
 _VISION = ("vis", "image", "project", "connector", "multi_modal", "align", "merger")
-_OURS: tuple[Any, ...] = (before_vlm, after_vlm, before_decoder, before_vision, after_vision)
+_OURS: tuple[Any, ...] = (before_vlm, after_vlm, before_decoder, before_vision, after_vision, before_first_layer)
 
 
 def vision_modules(vlm: nn.Module) -> list[nn.Module]:
@@ -236,6 +254,16 @@ def _note_features(handle: "Handle", output: Any) -> None:
         clear_mark(handle)
     elif not in_backward() and running(handle) is None:
         mark_features(handle)
+        _watch_first_layer(handle)
+
+
+def _watch_first_layer(handle: "Handle") -> None:
+    vlm = handle.vlm()
+    lists = () if vlm is None else (part for part in decoder_of(vlm).modules() if isinstance(part, nn.ModuleList))
+    layer = next((layer for layers in lists for layer in layers), None)
+    if layer is not None and before_first_layer not in layer._forward_pre_hooks.values():
+        layer.register_forward_pre_hook(before_first_layer, with_kwargs=True)
+        vars(layer)[HANDLE] = handle
 
 
 def in_backward() -> bool:
