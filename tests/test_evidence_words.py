@@ -11,6 +11,8 @@ from test_evidence import margins, rows, write
 
 from transformers_agci.cli import main
 from transformers_agci.experiments.position.comparison import compare
+from transformers_agci.experiments.position.evidence import gather
+from transformers_agci.experiments.position.evidence_report import figure_panels
 from transformers_agci.experiments.position.metrics import load_controls
 from transformers_agci.experiments.position.results import read_results
 
@@ -258,6 +260,62 @@ def test_false_alarms_too_few_for_a_rate_of_each_cell_have_one_for_all(
     assert "only Yes rows are compared, and a threshold that leans with the place counts as unevenness" in out
     assert "unbiased sd of d' with one rate of false alarms, over the cells" in out
     assert re.search(r"d' of the cells +- +- +-\n", out)
+
+
+def answers_only(folder: Path, *tables: tuple[np.ndarray, np.ndarray]) -> list[str]:
+    return [str(write(folder / f"{k}.jsonl", rows(*pair, margin=False))) for k, pair in enumerate(tables)]
+
+
+@pytest.mark.slow
+def test_cells_that_do_not_differ_in_false_alarms_have_one_rate_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nine rates of their own would only add noise to what the Yes rows say; where cells differ in it, they count."""
+    no, lean = margins(300, 21, mean=-1.3), np.repeat([0.5, 0.0, -0.5], 3)
+    uneven = margins(300, 20, mean=1.3) + lean
+    even = uneven - lean
+    paths = answers_only(tmp_path, (uneven, no), (even, no))
+    found = compare(*map(read_results, paths)).evenness
+    assert found.verdict == "more even" and found.decisive is found.yes_answers
+    assert found.d_prime_cells == 9 and found.d_prime.high - found.d_prime.low > 1.2 * (
+        found.yes_answers.high - found.yes_answers.low
+    )
+    assert main(["metrics", "--results_file", *paths, "--draws", "20"]) == 0
+    out = capsys.readouterr().out
+    assert "because No rows are not shown to differ over the cells: only Yes rows are compared" in out
+    assert re.search(r"d', one rate of false alarms for all cells +0\.\d+", out)
+    leaning = answers_only(tmp_path, (uneven, no + lean), (even, no + lean))
+    found = compare(*map(read_results, leaning)).evenness
+    assert found.yes_answers is None and found.decisive is found.d_prime
+
+
+@pytest.mark.slow
+def test_a_change_hidden_behind_a_moved_threshold_is_not_said_to_be_none(tmp_path: Path) -> None:
+    """An equal bias and a threshold moved up: no change is shown by d'; by margins of another shape there is one."""
+    lean = np.repeat([0.35, 0.0, -0.35], 3)
+    yes, no = margins(300, 22, mean=1.0) + lean, margins(300, 23, mean=-1.6)
+    found = compare(*map(read_results, answers_only(tmp_path, (yes, no), (yes - 0.5, no - 0.5)))).evenness
+    assert found.verdict == "no difference shown"
+    assert found.reason.endswith("the threshold moved, and without margins a change could hide in their shape")
+
+
+@pytest.mark.slow
+def test_tables_and_figures_name_the_measure_and_the_cells_behind_a_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    no = margins(300, 25, mean=-1.0) + np.repeat([0.6, 0.0, -0.6], 3)
+    yes = margins(300, 24, mean=1.0)
+    yes[:, 4] = 3.0  # nobody errs in the middle
+    with_margins = [str(write(tmp_path / f"m{k}.jsonl", rows(yes + 0.1 * k, no))) for k in (0, 1)]
+    paths = answers_only(tmp_path, (yes, no), (yes + 0.1, no))
+    for given, panel in ((paths, "variance of d' over cells,\nagainst"), (with_margins, "variance of margins over")):
+        found = gather([read_results(path) for path in given])
+        names = [name for name, _ in figure_panels(found) if name.startswith("variance")]
+        assert len(names) == 1 and names[0].startswith(panel)
+    assert main(["metrics", "--results_file", *paths, "--draws", "20"]) == 0
+    assert re.search(r"d' of the cells \(8 of 9\) +\d", capsys.readouterr().out)
+    assert main(["evidence", *paths, "--draws", "20"]) == 0
+    assert re.search(r"\[[-+.\d]+, [-+.\d]+\] \(8 of 9\)", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("margin", [True, False])

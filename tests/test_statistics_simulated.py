@@ -135,21 +135,31 @@ def test_a_real_change_is_found_in_93_percent_at_300_items(after: float, said: s
     assert verdicts(300, 100, seed=1, bias=(0.2, after), **other)[said] >= 0.93
 
 
-@pytest.mark.parametrize("before, after, shift", [(0.5, 0.1, 0.0), (0.6, 0.0, 0.0), (0.4, 0.0, -1.0), (0.3, 0.0, -1.0)])
+@pytest.mark.parametrize(
+    "before, after, shift",
+    [
+        (0.3, 0.0, 0.0),
+        (0.3, 0.15, 0.0),
+        (0.5, 0.1, 0.0),
+        (0.6, 0.0, 0.0),
+        (0.6, 0.0, 0.6),
+        (0.4, 0.0, -1.0),
+        (0.3, 0.0, -1.0),
+    ],
+)
 def test_a_real_change_is_found_in_answers_only(before: float, after: float, shift: float) -> None:
-    """Cells that are nearly always right have no d' and are left out. Moved down by 1 the threshold leaves three false
-    alarms per cell: one rate stands for all of them."""
+    """Cells that are nearly always right have no d' and are left out. One rate of false alarms stands for all cells
+    where they do not seem to differ in it: with one of each, .3 removed was found in 93 % and .2 removed in 50."""
     found = verdicts(300, 60, seed=2, margins=False, bias=(before, after), shift=shift)
     assert found["more even"] >= 0.93
 
 
-@pytest.mark.parametrize("bias, said", [(0.0, "no difference shown"), (0.3, "cannot tell")])
-def test_a_threshold_moved_down_is_no_change_for_answers_only(bias: float, said: str) -> None:
-    """False alarms are few. Without a bias it can be said that no difference is shown; with one, margins of another
-    shape than the normal would show a change, which nobody can tell from answers."""
+@pytest.mark.parametrize("bias", [0.0, 0.3])
+def test_a_threshold_moved_down_is_no_change_for_answers_only(bias: float) -> None:
+    """False alarms are few. A change that only margins of another shape would show is none that is shown."""
     found = verdicts(300, 60, seed=3, margins=False, bias=(bias, bias), shift=-1.0)
     assert found["more even"] + found["less even"] <= 0.08
-    assert found[said] >= 0.9
+    assert found["no difference shown"] >= 0.9
 
 
 @pytest.mark.parametrize("items", SIZES)

@@ -303,6 +303,13 @@ def of_d_prime(
     return pseudo_values(whole, deleted)
 
 
+def of_false_alarms(said_yes_wrongly: Floats) -> Floats | None:
+    """Per-cell z of the rate of Yes answers to No rows; None where a cell has too few of either answer."""
+    if not cells_with_both(said_yes_wrongly).all():
+        return None
+    return pseudo_values(*map(normal_quantiles, corrected_rates(said_yes_wrongly)))
+
+
 def of_auc(yes: Floats, no: Floats) -> Floats | None:
     """Per-cell AUC of the margins: the share of pairs (Yes row, No row of the cell) in the right order, ties half."""
     columns = [auc_without_each(y[:, None], n[:, None]) for y, n in zip(yes.T, no.T, strict=True)]

@@ -10,7 +10,7 @@ from transformers_agci.errors import counted
 from transformers_agci.experiments.position.comparison import as_json
 from transformers_agci.experiments.position.evidence import Comparison, Evidence, ResultEvidence
 from transformers_agci.experiments.position.metrics import Control, controls_text
-from transformers_agci.experiments.position.tables import failing_positions
+from transformers_agci.experiments.position.tables import cells_with_d_prime, failing_positions
 from transformers_agci.report.forest import CurvePanel, ForestPanel, forest_figure
 from transformers_agci.report.table import ABSENT, NUMBER, PERCENT, POINTS, Style, Table, p_value
 from transformers_agci.statistics import NO_DATA, Interval
@@ -164,10 +164,15 @@ def _evenness(comparisons: Sequence[Comparison]) -> Table:
     def change(name: str, style: Style = VARIANCE) -> Callable[[Comparison], str]:
         return lambda row: style.write(getattr(row.pair.evenness, name))
 
+    def d_prime(row: Comparison) -> str:
+        return VARIANCE.write(row.pair.evenness.d_prime) + cells_with_d_prime(row.pair)
+
+    one_rate = ("V of d', one rate of false alarms", change("yes_answers"))
     columns: list[Column] = [
         (f"V of margins, in {MARGIN_UNIT}", change("margin")),
         ("V of AUC, points^2", change("auc", Style(1e4, 1, signed=True))),
-        ("V of d'", change("d_prime")),
+        ("V of d'", d_prime),
+        *([one_rate] if any(row.pair.evenness.yes_answers for row in comparisons) else []),
         ("V of accuracy, points^2", change("accuracy", Style(1e4, 1, signed=True))),
         ("evenness", lambda row: row.pair.evenness.verdict),
         ("balanced at the same Yes-rate, points", matched),
@@ -259,8 +264,13 @@ def _all_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
     pairs = [row.pair for row in evidence.comparisons]
     against = f"against {reports[0].label}"
 
-    def change(found: Change | None, factor: float = 1) -> Interval:
-        return NO_DATA if found is None else Interval(found.estimate, found.low, found.high, 1).scaled(factor)
+    def variances(measure: str) -> list[Interval]:
+        """Of the results whose verdict rests on this measure."""
+        points = [NO_DATA]
+        for evenness in (pair.evenness for pair in pairs):
+            found: Change | None = getattr(evenness, measure)
+            points.append(Interval(*found[2:], 1) if found and found is evenness.decisive else NO_DATA)
+        return points
 
     return [
         (
@@ -271,8 +281,7 @@ def _all_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
         ("AUC of the margins", [r.auc or NO_DATA for r in reports]),
         (f"balanced accuracy, points,\n{against}", [NO_DATA, *((p.balanced or NO_DATA).scaled(100) for p in pairs)]),
         (f"AUC,\n{against}", [NO_DATA, *(p.auc or NO_DATA for p in pairs)]),
-        (
-            f"variance of margins over\ncells, in squared sd within a\ncell, {against}",
-            [NO_DATA, *(change(p.evenness.decisive) for p in pairs)],
-        ),
+        (f"variance of margins over\ncells, in squared sd within a\ncell, {against}", variances("margin")),
+        (f"variance of d' over cells,\none rate of false alarms,\n{against}", variances("yes_answers")),
+        (f"variance of d' over cells,\n{against}", variances("d_prime")),
     ]

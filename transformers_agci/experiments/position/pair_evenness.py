@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from transformers_agci import statistics as st
 from transformers_agci.experiments.position.evenness_verdict import (
     LOGITS,
+    Answered,
     Both,
-    compare_d_prime,
     compare_yes_answers,
     verdict_on_evenness,
 )
@@ -44,9 +44,11 @@ class EvennessReport:
     margin_other_unit  the same in the unit `other_unit`; a verdict needs both to agree
     margin_no          `margin` for the No rows
     auc, d_prime       per-cell AUC and probit d'; the latter over the cells that have enough answers in both results
+    d_prime_cells      how many cells these are
     d_prime_relative   d' as a multiple of its mean over the cells, which confirms a change of d'
     yes_answers        d' with one rate of false alarms for all cells, of Yes rows alone: the verdict rests on it where
-                       there are no margins and some cell has too few false alarms for its own d'; else None
+                       there are no margins and cells do not seem to differ in that rate, or one has too few false
+                       alarms for its own; else None
     yes_answers_relative  the same as a multiple of its mean over the cells
     accuracy           accuracies of the Yes rows, or of the No rows where there are no Yes rows
     unit_items         items behind either of `units`
@@ -58,6 +60,7 @@ class EvennessReport:
     margin_no: Change | None
     auc: Change | None
     d_prime: Change | None
+    d_prime_cells: int
     d_prime_relative: Change | None
     yes_answers: Change | None
     yes_answers_relative: Change | None
@@ -95,8 +98,10 @@ def compare_evenness(
     d_prime: tuple[Change | None, Change | None] = (None, None)
     yes_answers = d_prime
     other_unit = "the distance of Yes and No rows" if yes and no else LOGITS
+    cells = 0
     if yes and no:
-        d_prime = compare_d_prime(yes, no)
+        answered = Answered.of(yes, no)
+        d_prime, cells = answered.in_both_units(), int(answered.cells.sum())
         if not yes[0].has_margins:
             yes_answers = compare_yes_answers(yes, no)
         if yes[0].has_margins and no[0].has_margins:
@@ -118,6 +123,7 @@ def compare_evenness(
         margin_no=margin_no,
         auc=auc,
         d_prime=d_prime[0],
+        d_prime_cells=cells,
         d_prime_relative=d_prime[1],
         yes_answers=yes_answers[0],
         yes_answers_relative=yes_answers[1],

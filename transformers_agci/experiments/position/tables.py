@@ -241,7 +241,8 @@ def _evenness_table(pair: PairReport) -> str:
         _change(f"margins, Yes rows, in {found.other_unit}", found.margin_other_unit),
         _change(f"margins, No rows, in {MARGIN_UNIT}", found.margin_no),
         _change("AUC of the cells", found.auc, Style(digits=5), Style(digits=5, signed=True)),
-        _change("d' of the cells", found.d_prime),
+        _change(f"d' of the cells{cells_with_d_prime(pair)}", found.d_prime),
+        *([_change("d', one rate of false alarms for all cells", found.yes_answers)] if found.yes_answers else []),
         _change("accuracy (points^2)", found.accuracy, POINTS_SQUARED, POINTS_SQUARED_CHANGE),
     ]
     rows = rows[-1:] if pair.choice else rows  # what is left of a choice without margins
@@ -257,6 +258,14 @@ def _evenness_table(pair: PairReport) -> str:
             f"{100 * balanced.second:.1f} %: {POINTS.write(balanced)} points."
         )
     return table
+
+
+def cells_with_d_prime(pair: PairReport) -> str:
+    """How many cells have a d', where not all have one: " (7 of 9)"."""
+    having, side = pair.evenness.d_prime_cells, pair.yes
+    if side is None or pair.evenness.d_prime is None or having == len(side.accuracy.cells):
+        return ""
+    return f" ({having} of {len(side.accuracy.cells)})"
 
 
 def _change(name: str, change: Change | None, style: Style = VARIANCE, signed: Style = VARIANCE_CHANGE) -> list[str]:
@@ -289,7 +298,10 @@ def pair_positions(pair: PairReport, positions: Sequence[str]) -> Table:
     return Table("", header, list(zip(*columns, strict=True)))
 
 
-ALL_AT_ONCE = "([all at once]: Tango's score intervals, surer so that all cells of a column hold together)"
+ALL_AT_ONCE = (
+    "([all at once]: hulls of Tango's score interval, surer so that all cells of a column hold together, and of "
+    "Agresti and Min's interval of the cell alone)"
+)
 
 
 def summary_text(results: Sequence[ResultReport], pair: PairReport) -> str:
