@@ -104,6 +104,8 @@ class Comparison:
         """Ours at other batch sizes, and without one way at a time."""
         ours = Contender("ours", ALL, tower=True)
         further = [ours._replace(name=f"ours, {size} per call", batch_size=size) for size in self.batch_sizes]
+        if self.leave_out:
+            further.append(ours._replace(name="ours, in turn with these", slow=True))
         for way in self.leave_out:
             without = ALL - {way}
             further.append(ours._replace(name=f"ours without {way}", kernels=without, quick=without, slow=True))
@@ -197,7 +199,7 @@ def add_further_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[], help="further ones, of ours alone")
     parser.add_argument("--slow_rows", type=int, help="questions of those with the stock tower, or without a way")
     parser.add_argument("--ours_only", action="store_true", help="without those that are ours in part")
-    parser.add_argument("--leave_out", action="store_true", help="also ours without each of its ways, one at a time")
+    parser.add_argument("--leave_out", nargs="*", metavar="WAY", help="also ours without each way, or these, alone")
 
 
 def further(args: argparse.Namespace, ways: Sequence[str]) -> dict[str, Any]:
@@ -207,5 +209,5 @@ def further(args: argparse.Namespace, ways: Sequence[str]) -> dict[str, Any]:
         "batch_sizes": args.batch_sizes,
         "slow_rows": args.slow_rows,
         "ours_only": args.ours_only,
-        "leave_out": ways if args.leave_out else (),
+        "leave_out": () if args.leave_out is None else args.leave_out or ways,
     }

@@ -25,18 +25,20 @@ TESTS = "-m pytest -q --tb=short -rf -p no:cacheprovider --show-capture=no"
 STEPS = (
     Step("GPU tests", f"{TESTS} -m gpu tests", f"{TESTS} -m gpu tests", None, lane=1, shared=False),
     Step(
-        "Position probe",
-        "probe_speed.py --random_7b --items 8 --rounds 1 --plain_rows 9 --slow_rows 36 --leave_out "
-        "--batch_sizes 9 36 72",
-        "probe_speed.py --random_7b --items 2 --rounds 1 --plain_rows 2 --batch_sizes 9 --leave_out",
-        "probe_speed.py --small --items 1 --rounds 1 --plain_rows 2 --batch_sizes 3 --leave_out",
+        "Position probe, more rows",
+        "probe_speed.py --random_7b --items 20 --rounds 3 --plain_rows 9 --ours_only "
+        "--leave_out padding_behind last_positions",  # which no GPU had run when they were made
+        None,
+        None,
         limit=240.0,
     ),
     Step(
-        "Position probe, more rows",
-        "probe_speed.py --random_7b --items 20 --rounds 3 --plain_rows 9 --ours_only",
-        None,
-        None,
+        "Position probe",
+        "probe_speed.py --random_7b --items 8 --rounds 1 --plain_rows 9 --slow_rows 36 "
+        "--batch_sizes 9 36 72 --leave_out",
+        "probe_speed.py --random_7b --items 2 --rounds 1 --plain_rows 2 --batch_sizes 9 --leave_out",
+        "probe_speed.py --small --items 1 --rounds 1 --plain_rows 2 --batch_sizes 3 --leave_out",
+        limit=240.0,
     ),
     Step(
         "The device's own rates, widths and attention kernels",

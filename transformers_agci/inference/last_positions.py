@@ -4,7 +4,7 @@ What a layer makes of a position reaches the logits of that position, and of oth
 Above the last MLP there are a norm and the output matrix, which take each position by itself. A call that asks for the
 logits of the last n positions (`logits_to_keep`, as `generate` does) therefore needs the last MLP there only; its keys
 and values come from before it. Of Qwen2.5-VL-7B's 28 layers that is 3 % of the decoder's arithmetic, of the embedded
-model's four a fifth.
+model's four 15 %.
 
     positions of a prompt    0 1 2 ... 923 924        logits_to_keep = 1
     layers 0 to 26           all
