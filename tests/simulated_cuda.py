@@ -31,11 +31,13 @@ from typing import Any
 from unittest import mock
 
 import torch
+from simulated_tensor import ENTERED, DeviceMix, Event, SimulatedTensor, Stream
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
 CPU = torch.device("cpu")
 OURS = ("transformers_agci", "/transformers/", "accelerate", "/perf/", "/tests/")  # frames that a count is booked to
+OWN = ("simulated_cuda", "simulated_tensor")
 # Operations after which the host knows something that the device computed.
 READS_BACK = {
     "aten::_local_scalar_dense",
@@ -50,108 +52,6 @@ READS_BACK = {
 MAY_MIX = {"aten::copy_", "aten::_to_copy", "aten::set_"}
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 VARLEN = "torch_attn::_varlen_attn"
-
-
-class DeviceMix(RuntimeError):
-    """An operation got tensors of several devices, or one that its stream has not waited for."""
-
-
-class SimulatedTensor(torch.Tensor):
-    """`values` on the CPU, `device` as the program sees it, `made` = (stream, number of its operation)."""
-
-    values: torch.Tensor
-    made: tuple["Stream", int]
-
-    @staticmethod
-    def __new__(
-        cls: type["SimulatedTensor"], values: torch.Tensor, device: torch.device, made: tuple["Stream", int]
-    ) -> "SimulatedTensor":
-        tensor = torch.Tensor._make_wrapper_subclass(
-            cls,
-            values.size(),
-            strides=values.stride(),
-            storage_offset=values.storage_offset(),
-            dtype=values.dtype,
-            layout=values.layout,
-            device=device,
-            requires_grad=False,
-        )
-        tensor.values, tensor.made = values, made
-        return tensor
-
-    def __repr__(self, *_: Any, **__: Any) -> str:
-        return f"SimulatedTensor({self.device}, {tuple(self.shape)}, {self.dtype})"
-
-    def tolist(self) -> Any:
-        _current().sync("tolist")
-        return self.values.tolist()
-
-    def numpy(self, *_: Any, **__: Any) -> Any:
-        raise TypeError("can't convert a cuda tensor to numpy: use Tensor.cpu() first")
-
-    def pin_memory(self, *_: Any) -> Any:
-        raise RuntimeError("cannot pin a cuda tensor: only CPU memory can be pinned")
-
-    def record_stream(self, stream: "Stream") -> None:
-        assert isinstance(stream, Stream)
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        with torch._C.DisableTorchFunctionSubclass():
-            if func is torch.nn.functional.scaled_dot_product_attention:
-                return _current().attention(func, args, kwargs)
-            return func(*args, **kwargs)
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _current().run(func, args, kwargs or {})
-
-
-class Stream:
-    """One queue of the device; `seen` says up to which operation of other streams its own ones wait."""
-
-    def __init__(self, device: Any = None, **_: Any) -> None:
-        self.number = 0
-        self.seen: dict[Stream, int] = {}
-
-    def wait_stream(self, other: "Stream") -> None:
-        self.seen[other] = other.number
-
-    def wait_event(self, event: "Event") -> None:
-        self.seen |= {event.stream: max(event.number, self.seen.get(event.stream, 0))} if event.stream else {}
-
-    def record_event(self, event: "Event | None" = None) -> "Event":
-        event = event or Event()
-        event.record(self)
-        return event
-
-    def synchronize(self) -> None:
-        _current().sync("stream.synchronize")
-
-
-class Event:
-    """A mark in a stream."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self.stream: Stream | None = None
-        self.number = 0
-
-    def record(self, stream: Stream | None = None) -> None:
-        self.stream = stream or _current().stream
-        self.number = self.stream.number
-
-    def wait(self, stream: Stream | None = None) -> None:
-        (stream or _current().stream).wait_event(self)
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
-        _current().sync("event.synchronize")
-
-    def elapsed_time(self, other: "Event") -> float:
-        return 1.0
 
 
 class SimulatedCuda(TorchDispatchMode):
@@ -219,7 +119,7 @@ class SimulatedCuda(TorchDispatchMode):
         return self.run(func, args, kwargs or {})
 
     def __enter__(self) -> "SimulatedCuda":
-        _ENTERED.append(self)
+        ENTERED.append(self)
         torch._C._ensureCUDADeviceGuardSet()
         self._lifted = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)
@@ -237,7 +137,7 @@ class SimulatedCuda(TorchDispatchMode):
         super().__exit__(*error)
         self._stand_ins.close()
         torch._C._set_only_lift_cpu_tensors(self._lifted)
-        _ENTERED.remove(self)
+        ENTERED.remove(self)
 
     def _names(self) -> Mapping[str, Any]:
         """What of torch a program sees otherwise; inference mode forbids what tensor subclasses need."""
@@ -441,13 +341,6 @@ class SimulatedCuda(TorchDispatchMode):
 
 _TENSOR = torch.tensor
 _IS_PINNED = torch.Tensor.is_pinned
-_ENTERED: list[SimulatedCuda] = []
-
-
-def _current() -> SimulatedCuda:
-    if not _ENTERED:
-        raise RuntimeError("a simulated tensor outlived its device: leave SimulatedCuda after its tensors")
-    return _ENTERED[-1]
 
 
 def _on_cpu(part: Any) -> Any:
@@ -485,7 +378,7 @@ def _where() -> str:
     """The two innermost frames of the programs that are looked at."""
     found = []
     for frame in reversed(traceback.extract_stack()[:-2]):
-        if "simulated_cuda" not in frame.filename and any(part in frame.filename for part in OURS):
+        if not any(own in frame.filename for own in OWN) and any(part in frame.filename for part in OURS):
             found.append(f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.name}")
             if len(found) == 2:
                 break

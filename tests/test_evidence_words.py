@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from evidence_rows import margins, rows, write
 from scipy import stats
-from test_evidence import margins, rows, write
 
 from transformers_agci.cli import main
 from transformers_agci.experiments.position.comparison import compare
