@@ -51,6 +51,20 @@ class Shown:
     __hash__ = object.__hash__
 
 
+class ShownLines(Shown):
+    """What shows itself by the `lines` that its command prints."""
+
+    lines: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """What the command prints."""
+        return "\n".join(self.lines)
+
+    def _repr_html_(self) -> str:
+        return tables_html([], self.lines)
+
+
 def labelled(ours: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """A result row with what it was made with in front; a column of its own that is called alike is input_<name>.
 

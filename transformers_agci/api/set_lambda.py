@@ -4,27 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers_agci.api.arguments import checked
-from transformers_agci.api.rows import Shown, tables_html
+from transformers_agci.api.rows import ShownLines
 from transformers_agci.conversion.set_lambda import copy_with_lambda
 from transformers_agci.conversion.set_lambda import set_lambda as change_lambda
 from transformers_agci.method.lam import validate_lambda
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LambdaChange(Shown):
-    """What became of a checkpoint's lambda: the `folder` that has it now, None where the key is absent."""
+class LambdaChange(ShownLines):
+    """What became of a checkpoint's lambda: the `folder` that has it now, None where the key is absent.
+
+    `lines` say the change, and where the file as it was lies.
+    """
 
     folder: Path
     lam: float | None
     lines: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """What `agci set-lambda` prints: the change, and where the file as it was lies."""
-        return "\n".join(self.lines)
-
-    def _repr_html_(self) -> str:
-        return tables_html([], self.lines)
 
 
 @checked

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers_agci.api.arguments import checked
 from transformers_agci.api.folders import quiet
-from transformers_agci.api.rows import Shown, Tabular, tables_html
+from transformers_agci.api.rows import Shown, ShownLines, Tabular, tables_html
 from transformers_agci.errors import InputError, short
 from transformers_agci.inference.progress import Say
 from transformers_agci.method.lam import lambda_text
@@ -21,7 +21,7 @@ Recipe = str | Path | Mapping[str, Any]  # a YAML file, or its keys
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RecipeCheck(Shown):
+class RecipeCheck(ShownLines):
     """What a check of a recipe found: `errors` stop a run, `warnings` and `notes` are worth knowing."""
 
     errors: tuple[str, ...]
@@ -33,14 +33,6 @@ class RecipeCheck(Shown):
     def passed(self) -> bool:
         """Whether there is no error."""
         return not self.errors
-
-    @property
-    def text(self) -> str:
-        """What `agci check-recipe` prints."""
-        return "\n".join(self.lines)
-
-    def _repr_html_(self) -> str:
-        return tables_html([], self.lines)
 
 
 @checked

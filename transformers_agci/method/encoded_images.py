@@ -12,13 +12,17 @@ from typing import Any
 _NOTE = "_agci_units_per_image"  # attribute of what get_image_features returns
 
 
-class NotesUnits:
+class StandIn:
     """Stands in for `get_image_features` on one vlm; a copy of the model has a copy of it, for itself."""
 
     def __init__(self, vlm: Any) -> None:
         stock = vlm.get_image_features
         functools.update_wrapper(self, stock)  # generate() reads the signature; takes over a stand-in's attributes
         self.stock = stock
+
+
+class NotesUnits(StandIn):
+    """Notes on what it returns how many units each image has."""
 
     def __call__(self, pixel_values: Any, *args: Any, **kwargs: Any) -> Any:
         output = self.stock(pixel_values, *args, **kwargs)

@@ -4,7 +4,6 @@ AdaptVis weighs the confidence of stock's first token, UAC the attention that a 
 """
 
 import copy
-import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import torch
 
 from transformers_agci.families import ForwardCall
 from transformers_agci.families.declaration import ALL_PIXELS
+from transformers_agci.method.encoded_images import StandIn
 from transformers_agci.method.forward_call import forward_call, with_cache
 from transformers_agci.method.image_positions import ImagePositions
 from transformers_agci.method.rivals.call_state import state
@@ -92,16 +92,11 @@ def blank_like(pixels: torch.Tensor) -> torch.Tensor:
     return held.to(pixels.dtype).expand_as(pixels) * 1e-4
 
 
-class WithBlanks:
-    """Stands in for `get_image_features` on one vlm: notes on what it returns the features of blank images, too.
+class WithBlanks(StandIn):
+    """Notes on what it returns the features of blank images, too.
 
     generate() encodes the images before it calls the model, and from then on the pixels are gone.
     """
-
-    def __init__(self, vlm: Any) -> None:
-        stock = vlm.get_image_features
-        functools.update_wrapper(self, stock)  # generate() reads the signature; takes over a stand-in's attributes
-        self.stock = stock
 
     def __call__(self, pixel_values: Any, *args: Any, **kwargs: Any) -> Any:
         output = self.stock(pixel_values, *args, **kwargs)
