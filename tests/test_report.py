@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from transformers_agci.errors import InputError
@@ -122,3 +123,18 @@ def test_words_out_of_a_data_file_are_drawn_as_they_are(odd: str, tmp_path: Path
     figure = overlay_figure(Image.new("RGB", (8, 8)), [overlay], label=odd, title=odd)
     drawn.append(write_figure(figure, tmp_path / "over.png"))
     assert all(path.stat().st_size > 10_000 for path in drawn)
+
+
+def test_a_figure_is_drawn_before_its_file_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes a second: whoever kills the run then finds no unfinished file."""
+    found: list[list[Path]] = []
+    drawn = Figure.savefig
+
+    def watched(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        drawn(figure, *args, **kwargs)
+        found.append(list(tmp_path.iterdir()))
+
+    monkeypatch.setattr(Figure, "savefig", watched)
+    draw([[panel()]], tmp_path / "a.png")
+    assert found == [[]]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]

@@ -4,6 +4,7 @@ Colours are safe for colour-blind readers: viridis for amounts (its order is kep
 for differences, always centred on zero.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transformers_agci.errors import InputError, printable
-from transformers_agci.storage.atomic import open_atomic
+from transformers_agci.storage.atomic import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -170,10 +171,11 @@ def save_figure(figure: Any, target: Path) -> None:
     """Write a figure; InputError if the place cannot be written to."""
     with_plain_words(figure)
     metadata = {"Software": None} if target.suffix.lower() == ".png" else None
+    drawn = io.BytesIO()  # drawing takes a second, in which a kill would leave an unfinished file behind
+    figure.savefig(drawn, format=target.suffix[1:].lower(), dpi=DOTS_PER_INCH, metadata=metadata)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open_atomic(target) as file:
-            figure.savefig(file, format=target.suffix[1:].lower(), dpi=DOTS_PER_INCH, metadata=metadata)
+        write_atomic(target, drawn.getvalue())
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"The map cannot be written to '{target}': {reason}; choose another path.") from error

@@ -1,5 +1,6 @@
 """The ruler's table and figure, and the two measurements that make them."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from transformers_agci.experiments.ruler.run import ItemRun
 from transformers_agci.inference.progress import Progress
 from transformers_agci.report.heatmap import DOTS_PER_INCH, GREY, INK
 from transformers_agci.report.table import Table, markdown_table
-from transformers_agci.storage.atomic import open_atomic, write_atomic
+from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.json_file import write_report
 
 if TYPE_CHECKING:
@@ -115,8 +116,9 @@ def measure(options: RulerOptions) -> RulerReport:
     write_report(options.folder / "ruler.json", {"settings": settings, "conditions": summary, "criteria": criteria})
     table = markdown_table(found.table.header, found.table.rows)
     write_atomic(options.folder / "ruler.md", f"{table}\n\n{criteria_text(found.criteria)}\n".encode())
-    with open_atomic(options.folder / FIGURE) as file:
-        found.figure().savefig(file, format="png")
+    drawn = io.BytesIO()
+    found.figure().savefig(drawn, format="png")
+    write_atomic(options.folder / FIGURE, drawn.getvalue())
     return found
 
 
