@@ -20,12 +20,15 @@ class StandIn:
         functools.update_wrapper(self, stock)  # generate() reads the signature; takes over a stand-in's attributes
         self.stock = stock
 
+    def __call__(self, pixel_values: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.stock(pixel_values, *args, **kwargs)
+
 
 class NotesUnits(StandIn):
     """Notes on what it returns how many units each image has."""
 
     def __call__(self, pixel_values: Any, *args: Any, **kwargs: Any) -> Any:
-        output = self.stock(pixel_values, *args, **kwargs)
+        output = super().__call__(pixel_values, *args, **kwargs)
         features = getattr(output, "pooler_output", None)
         if features is not None and len(pixel_values):
             setattr(output, _NOTE, len(features) // len(pixel_values))

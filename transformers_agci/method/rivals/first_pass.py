@@ -99,7 +99,7 @@ class WithBlanks(StandIn):
     """
 
     def __call__(self, pixel_values: Any, *args: Any, **kwargs: Any) -> Any:
-        output = self.stock(pixel_values, *args, **kwargs)
+        output = super().__call__(pixel_values, *args, **kwargs)
         if hasattr(output, "__dict__"):
             blank = {name: blank_like(kwargs[name]) for name in ALL_PIXELS if kwargs.get(name) is not None}
             setattr(output, _BLANK, self.stock(blank_like(pixel_values), *args, **{**kwargs, **blank}))
