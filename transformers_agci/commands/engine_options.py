@@ -104,7 +104,7 @@ def json_object(text: str) -> dict[str, Any]:
     """The type of an option that is a JSON object."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f'must be a JSON object, such as {{"seed": 1}}, but is {short(text)}')

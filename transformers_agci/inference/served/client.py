@@ -2,8 +2,8 @@
 
     429, 408, 5xx, a cut connection, no answer in time   tried again: after ever longer pauses, or a longer Retry-After
     an answer that is cut off, drips, or is packed badly tried again, too; so is JSON without a reply
-    400, 413, 422                                        the row is refused: too long, an image that it cannot read
-    401, 403, 404, a redirect, HTML, a flood             InputError: the run ends, what is finished is kept
+    400, 413, 415, 422, 451                              the row is refused: too long, an image that it cannot read
+    other 4xx, a redirect, HTML, a flood                 InputError: the run ends, what is finished is kept
     no answer after the last try                         NoAnswer: the run ends, unless only this row fails (engine.py)
 
 An error inside HTTP 200 counts as what it is: faults.py. A row that is refused is recorded as bad and not asked again,
@@ -46,6 +46,8 @@ LARGEST = 32 * 2**20  # bytes of an answer
 DRIP = 5  # times `timeout`: for a whole exchange that keeps coming, from the connection to the last byte
 MODELS_WAIT = 10.0  # seconds for the list of models, which only words a message
 QUOTED = 300  # signs of a server's message
+MOST_AT_ONCE = 1000  # requests, each of which has a thread
+OF_THE_ROW = (400, 413, 415, 422, 451)  # statuses of what is wrong with one request
 OURS = ("messages", "model", "n", "stream")  # of a request: another value would ask something else, or for more answers
 
 
@@ -75,6 +77,15 @@ class ServedOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"`{name}` must be above 0, but is {value:g}.")
+        if self.concurrency > MOST_AT_ONCE:
+            raise InputError(f"`concurrency` must be at most {MOST_AT_ONCE}, but is {self.concurrency}.")
+        try:
+            json.dumps(dict(self.extra_body), allow_nan=False, ensure_ascii=False).encode()
+        except (ValueError, TypeError, RecursionError):
+            raise InputError(
+                f"`extra_body` must be what JSON can say, without NaN and halves of letters, but is "
+                f"{short(dict(self.extra_body))}."
+            ) from None
         for name in OURS:
             if self.extra_body.get(name) is not None:
                 raise InputError(f"`extra_body` must not hold {name!r}: a request asks one question for one answer.")
@@ -93,7 +104,7 @@ class Pace:
             now = time.monotonic()
             slot = max(now, self._next)
             self._next = slot + self._interval
-        self._stopped.wait(slot - now)
+        self._stopped.wait(min(slot - now, threading.TIMEOUT_MAX))
 
     def hold(self, seconds: float) -> None:
         """Nobody asks for so long."""
@@ -132,10 +143,13 @@ class ServerClient:
     def _opened(self, options: ServedOptions) -> Any:
         headers = {"Accept-Encoding": "gzip"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         limits = self._http.Limits(max_connections=options.concurrency)
+        host = urlsplit(self.base_url).hostname or ""
+        # What is on this machine is not asked for by way of a proxy, which may not see the key, either.
+        direct = {f"all://[{host}]" if ":" in host else f"all://{host}": None} if is_this_machine(host) else {}
         # A redirect is never followed: the key is for the server that was named.
         try:
             return self._http.AsyncClient(
-                headers=headers, timeout=options.timeout, limits=limits, follow_redirects=False
+                headers=headers, timeout=options.timeout, limits=limits, follow_redirects=False, mounts=direct
             )
         except (ValueError, ImportError):  # its words may hold the proxy's password
             raise InputError(
@@ -183,7 +197,7 @@ class ServerClient:
         except self._http.RequestError as error:  # cut off, too late, or not to be unpacked
             return Fault(NO_ANSWER, f"{type(error).__name__}: {self._without_key(str(error))}")
         headers = response.headers
-        if response.status != 200:
+        if not 200 <= response.status < 300:
             fault: Fault | None = Fault(response.status, self._message(response))
         else:
             found = self._object(response.text)
@@ -264,6 +278,8 @@ class ServerClient:
             raise InputError(f"The server at {self.base_url} wants to be paid (HTTP 402: {reason}).")
         if status == 404:
             raise InputError(self._not_found(reason))
+        if status not in OF_THE_ROW:
+            raise InputError(f"The server at {self.base_url} takes no such request (HTTP {status}: {reason}).")
         raise RequestRefused(fault)
 
     def _not_found(self, reason: str) -> str:

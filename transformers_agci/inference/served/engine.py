@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, short
 from transformers_agci.inference.answering import AnswerOptions
 from transformers_agci.inference.engine import Answering, Answers, Numbered, QueuedAnswering
 from transformers_agci.inference.progress import Counts, counted, tell
@@ -25,6 +25,7 @@ from transformers_agci.inference.served.reply import Reply, read_reply
 
 YES_NO_TOKENS = 16  # asked for a Yes/No answer: enough for "Yes", a mark and the end, and for a line break before it
 MOST_REFUSED = 3  # questions refused before any was answered: then it is not the questions
+MOST_BUILDS, BUILDS_SHOWN = 100, 5  # that are told apart, and that a line names
 MOST_FAILING = 50  # questions in a row on which a server fails that answers others: then it is not the questions either
 CONTROL = 64  # pixels of a side: the image of a question that any server can answer
 
@@ -74,7 +75,8 @@ class ServedCounts(Counts):
         self.prompt_tokens += reply.prompt_tokens or 0
         self.completion_tokens += reply.completion_tokens or 0
         self.uncounted += reply.prompt_tokens is None
-        self.builds[" ".join(filter(None, (reply.model, reply.fingerprint))) or "unnamed"] += 1
+        build = " ".join(filter(None, (reply.model, reply.fingerprint))) or "unnamed"
+        self.builds[build if build in self.builds or len(self.builds) < MOST_BUILDS else "others"] += 1
         if not reply.answer.text:
             self.without_text[reply.ended] += 1
         if yes_no:
@@ -127,9 +129,12 @@ class ServedCounts(Counts):
         """A line where several models or builds have answered, now or before."""
         if len(self.builds | self.builds_before) < 2 or not self.builds:
             return []
-        each = [f"{build} ({counted(number, 'answer')})" for build, number in self.builds.most_common()]
-        each += [f"{build} ({counted(n, 'answer')} of earlier runs)" for build, n in self.builds_before.most_common()]
-        return [f"The server named several models or builds: {', '.join(each)}."]
+        each = [f"{build} ({counted(number, 'answer')})" for build, number in self.builds.most_common(BUILDS_SHOWN)]
+        earlier = self.builds_before.most_common(BUILDS_SHOWN)
+        each += [f"{build} ({counted(number, 'answer')} of earlier runs)" for build, number in earlier]
+        hidden = sum(max(len(found) - BUILDS_SHOWN, 0) for found in (self.builds, self.builds_before))
+        more = f" and {hidden} more, which stand in the manifest" if hidden else ""
+        return [f"The server named several models or builds: {', '.join(each)}{more}."]
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,10 @@ class ServedEngine:
     lam: ClassVar[None] = None
     sets_lambda: ClassVar[bool] = False
     lambdas_together: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.model.isprintable() or not self.model.strip():
+            raise InputError(f"`model` must be the name by which the server knows it, but is {short(self.model)}.")
 
     @functools.cached_property
     def _client(self) -> ServerClient:
@@ -271,6 +280,8 @@ class _Asking:
         self.model, self.client, self.options = model, client, options
         self.form, self.settled, self.refused = RequestForm(), False, 0
         self.failing = 0  # questions in a row
+        self.refused_since = 0  # questions that were refused since one was answered
+        self.answered: tuple[list[dict[str, Any]], Question] | None = None  # the last that was
 
     def ask(self, question: Question) -> Reply | InputError:
         """The reply, or why this question gets none; InputError is raised where the run cannot go on."""
@@ -278,15 +289,36 @@ class _Asking:
             content = _content(question)
         except InputError as error:
             return error
+        if not question.text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in question.text):
+            return InputError(f"{question.where}: the text holds half a letter, which no request can carry.")
         try:
             try:
                 found = self._post(content, question)
             except NoAnswer as silence:
                 found = self._post_once_more(content, question, silence)
         except RequestRefused as refusal:
+            self._check_others_are_answered(question, refusal)
             return InputError(f"{question.where}: {refusal}")
-        self.failing = 0
+        self.failing = self.refused_since = 0
+        self.answered = content, question
         return read_reply(found, question.stop.yes_no)
+
+    def _check_others_are_answered(self, question: Question, refusal: RequestRefused) -> None:
+        """InputError where questions in a row are refused, and one that was answered before is now, too.
+
+        Then it is not the questions: none of them shall be left behind as bad.
+        """
+        self.refused_since += 1
+        if self.answered is None or self.refused_since < MOST_REFUSED:
+            return
+        try:
+            self._post(*self.answered)
+        except RequestRefused:
+            raise InputError(
+                f"{question.where}: {refusal}, and now refuses what it answered before. Finished blocks are kept; the "
+                "same command goes on."
+            ) from None
+        self.refused_since = 0
 
     def _post_once_more(self, content: list[dict[str, Any]], question: Question, silence: NoAnswer) -> dict[str, Any]:
         """The reply after all; RequestRefused where the server answers another question, and fails on this one again.

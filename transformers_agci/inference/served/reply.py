@@ -9,10 +9,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from transformers_agci.errors import clipped, printable
 from transformers_agci.inference.answer import Answer, verdict_is_fixed
 from transformers_agci.inference.questions import ANSWER_WORDS
 from transformers_agci.inference.served.faults import choice_of, text_of
 
+LONGEST_NAME = 200  # of a model, a build, a reason, in letters
+MOST_TOKENS = 10**9  # of one answer; more is no count
 IMPOSSIBLE = -9000.0  # a log-probability that stands for minus infinity: vLLM writes -9999
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")  # of a message
 # Where reasoning begins and, as the second group, where it ends.
@@ -156,9 +159,9 @@ def _until_verdict(text: str, tokens: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _name(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    return clipped(printable(value), LONGEST_NAME) if isinstance(value, str) else None
 
 
 def _count(usage: Any, name: str) -> int | None:
     value = usage.get(name) if isinstance(usage, dict) else None
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else None
