@@ -219,31 +219,40 @@ def criterion_difference(first: Pair, second: Pair) -> Interval:
 
 def balanced_difference(first: Pair, second: Pair) -> Interval:
     """Balanced accuracy of second - that of first of the same items, from tables of "correct"."""
-    return _rates_difference(first, second, lambda yes, _, no, __: balanced_accuracy(yes, no))
+    return _rates_difference(first, second, lambda yes, _, no, __: balanced_accuracy(yes, no), of_z=False)
 
 
 Deletions = tuple[float, Floats]  # a measure, and its values without each item in turn
 
 
-def _difference(first: Deletions, second: Deletions, least: float, items: int, n: int) -> Interval:
+def _difference(
+    first: Deletions, second: Deletions, least: float, items: int, n: int, *, floor: float = 0.0
+) -> Interval:
     """second - first with a t interval over `items`. Its error is at least what one that differs as usual would give.
 
     Where nothing varies at all, because all is right, that is `least`: what one item with the other answer would do.
+    It is never below `floor`.
     """
     single = max(jackknife_error(first[1]), jackknife_error(second[1])) / np.sqrt(items)
-    error = max(jackknife_error(second[1] - first[1]), single) or least
+    error = max(jackknife_error(second[1] - first[1]), single, floor) or least
     return about(second[0] - first[0], error, items - 1, n)
 
 
 RateMeasure = Callable[[Any, Any, Any, Any], Floats]  # rate and number of Yes rows, rate and number of No rows
 
 
-def _rates_difference(first: Pair, second: Pair, measure: RateMeasure) -> Interval:
+def _rates_difference(first: Pair, second: Pair, measure: RateMeasure, *, of_z: bool = True) -> Interval:
+    """`of_z`: the measure is one of z of the rates, and where a rate is 0 or 1 that is mostly its correction.
+
+    No deletion of an item then shows how unsure it is: intervals of d' held the truth in 87 to 93 % of simulated pairs.
+    """
     found = rates_without_each(first, measure), rates_without_each(second, measure)
     if found[0] is None or found[1] is None:
         return NO_DATA
-    least = max(_one_item(tables, measure) for tables in (first, second))
-    return _difference(found[0], found[1], least, items_with_rows(*first), _rows(*first))
+    least = [_one_item(tables, measure) for tables in (first, second)]
+    whole = [any(np.nanmean(table) in (0, 1) for table in tables) for tables in (first, second)]
+    floor = max((of_one for of_one, edge in zip(least, whole, strict=True) if edge and of_z), default=0.0)
+    return _difference(found[0], found[1], max(least), items_with_rows(*first), _rows(*first), floor=floor)
 
 
 def rates_without_each(tables: Pair, measure: RateMeasure) -> Deletions | None:
