@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from transformers_agci import statistics as st
-from transformers_agci.statistics import paired
+from transformers_agci.statistics import paired, signal_detection
 from transformers_agci.statistics.nulls import permuted_cell_means
 
 
@@ -221,3 +221,17 @@ def test_seeds_decide() -> None:
     assert st.permutation_null(table, 100, 1) == st.permutation_null(table, 100, 1)
     assert st.permutation_null(table, 100, 1) != st.permutation_null(table, 100, 2)
     assert (st.bootstrap([table], 50, 1)[0].sums == st.bootstrap([table], 50, 1)[0].sums).all()
+
+
+def test_a_result_without_a_false_alarm_leaves_the_difference_of_d_prime_unsure() -> None:
+    """Its d' is mostly the correction of zero: one item that says Yes would take a third of a z from it."""
+    rng = np.random.default_rng(0)
+    yes = (rng.random((40, 9)) < 0.8).astype(float)
+    no = np.zeros((40, 9))
+    some = no.copy()
+    some[0] = 1
+    found = signal_detection.d_prime_difference((yes, no), (yes, some))
+    moved = signal_detection.d_prime_intervals(yes, no).overall.estimate
+    moved -= signal_detection.d_prime_intervals(yes, some).overall.estimate
+    assert found.estimate == pytest.approx(-moved) and found.low < 0 < found.high
+    assert found.high - found.low > 3 * moved
