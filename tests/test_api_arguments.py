@@ -1,6 +1,7 @@
 """The Python API refuses what cannot be meant, in one sentence."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import api_run
@@ -154,6 +155,24 @@ def test_arguments_of_a_result_that_cannot_be_meant(run: ProbeRun, ask: Callable
     with pytest.raises(InputError) as refused:
         ask(run)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: transformers_agci.set_lambda("x" * 5000, 0.5), "`checkpoint` must be a file or folder, but is 'xxx"),
+        (lambda: transformers_agci.set_lambda("m" * 256, 0.5), "`checkpoint` must be a file or folder, but is 'mmm"),
+        (lambda: transformers_agci.convert_llava("m", "\ud800"), r"`output` must be a file or folder, but is '\ud800'"),
+        (lambda: transformers_agci.read_occlusion(Path("x" * 5000)), "`folder` must be a file or folder, but is "),
+        (lambda: transformers_agci.plan("a.jsonl", 10**400), "`difference` must be a number, but is 1000"),
+        (lambda: transformers_agci.sweep("a.jsonl", dev_share=10**400), "`dev_share` must be a number or None, but is"),
+    ],
+)
+def test_names_that_no_file_can_have_and_numbers_that_no_float_holds(ask: Callable[[], Any], said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        ask()
+    assert said in str(refused.value)
+    assert len(str(refused.value)) < 200
 
 
 @pytest.mark.parametrize("margin", [float("nan"), 0, 5, -0.1])

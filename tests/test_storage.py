@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
+from transformers_agci.cli import main
+from transformers_agci.embedded import embedded_model_path
 from transformers_agci.errors import InputError
 from transformers_agci.storage import atomic
 from transformers_agci.storage.atomic import open_atomic, remove_leftovers, write_atomic
 from transformers_agci.storage.json_file import json_bytes, read_json_object, write_json
+from transformers_agci.storage.reading import with_a_name
 from transformers_agci.storage.settings import check_same_settings, differences
 
 
@@ -182,3 +185,18 @@ def test_differences_name_every_setting() -> None:
     with pytest.raises(InputError, match=r"^x was made with other settings: a is 1 there and 2 now\. Do y\.$"):
         check_same_settings("x was made", {"a": 1}, {"a": 2}, "Do y.")
     check_same_settings("x was made", {"a": 1}, {"a": 1}, "Do y.")
+
+
+def test_places_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert with_a_name(Path("a.jsonl")) == Path("a.jsonl")
+    assert with_a_name(Path()) == tmp_path
+    assert with_a_name(Path("..")) == tmp_path.parent
+    with pytest.raises(InputError, match="give one within it"):
+        with_a_name(Path("/"))
+
+
+@pytest.mark.parametrize("words", ["set-lambda {model} 0.5 --output /", "probe --items 1 --answer_file / --quiet"])
+def test_the_root_as_output_is_one_sentence(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word.format(model=embedded_model_path()) for word in words.split()]) == 2
+    assert capsys.readouterr().err.startswith("agci: / is not a name that can be given to a file or folder")

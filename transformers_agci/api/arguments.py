@@ -18,6 +18,8 @@ from transformers_agci.method.names import SEEDED
 from transformers_agci.method.rivals import RIVALS
 
 LARGEST_SEED = 999_999_999  # of a control, as its name can hold it
+LARGEST_COUNT = 2**63 - 1
+LONGEST_PATH, LONGEST_NAME = 4096, 255  # bytes that file systems take
 # What a command's option is called -> arguments of this package that are the same: a function has one of them, if any.
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "answer_file": ("folder",),
@@ -40,7 +42,7 @@ R = TypeVar("R")
 _KINDS: Mapping[type, tuple[str, Callable[[Any], bool]]] = {
     bool: ("True or False", lambda given: isinstance(given, bool)),
     int: ("a whole number", lambda given: isinstance(given, Integral) and not isinstance(given, bool)),
-    float: ("a number", lambda given: isinstance(given, Real) and not isinstance(given, bool)),
+    float: ("a number", lambda given: isinstance(given, Real) and not isinstance(given, bool) and _is_a_float(given)),
     str: ("a text", lambda given: isinstance(given, str)),
     Path: ("a path", lambda given: isinstance(given, os.PathLike)),
     NoneType: ("None", lambda given: given is None),
@@ -111,7 +113,7 @@ def check_kinds(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
         if not any(_KINDS[each][1](given[name]) for each in kinds):
             said = " or ".join(_KINDS[each][0] for each in kinds)
             raise InputError(f"`{name}` must be {said}, but is {short(given[name])}.")
-        if Path in kinds and isinstance(given[name], str) and (not given[name].strip() or "\0" in given[name]):
+        if Path in kinds and isinstance(given[name], str | Path) and not _can_be_a_name(str(given[name])):
             raise InputError(f"`{name}` must be a file or folder, but is {short(given[name])}.")
 
 
@@ -214,7 +216,8 @@ def whole_number(name: str, given: Any, least: int = 1, most: int | None = None)
     """A number of items, draws or pixels. InputError names it where it is none, below `least` or above `most`."""
     if isinstance(given, bool) or not isinstance(given, Integral) or given < least:
         raise InputError(f"`{name}` must be a whole number of at least {least}, but is {short(given)}.")
-    if most is not None and int(given) > most:
+    most = LARGEST_COUNT if most is None else most
+    if int(given) > most:
         raise InputError(f"`{name}` must be a whole number of at most {most}, but is {short(given)}.")
     return int(given)
 
@@ -226,8 +229,8 @@ def maybe_whole(name: str, given: Any, least: int = 1) -> int | None:
 
 def share(name: str, given: Any) -> float:
     """A share between 0 and 1, such as an equivalence margin."""
-    if isinstance(given, bool) or not isinstance(given, Real) or not 0 < float(given) < 1:
-        raise InputError(f"`{name}` must lie between 0 and 1 (0.02: two points), but is {given!r}.")
+    if isinstance(given, bool) or not isinstance(given, Real) or not 0 < given < 1:
+        raise InputError(f"`{name}` must lie between 0 and 1 (0.02: two points), but is {short(given)}.")
     return float(given)
 
 
@@ -258,6 +261,23 @@ def path_of(given: str | Path) -> Path:
         return Path(given).expanduser()
     except RuntimeError:  # ~name of nobody here: a name like any other
         return Path(given)
+
+
+def _is_a_float(given: Real) -> bool:
+    try:
+        float(given)
+    except OverflowError:  # a whole number beyond every float
+        return False
+    return True
+
+
+def _can_be_a_name(path: str) -> bool:
+    """Whether a file or folder can be called so."""
+    try:
+        parts = os.fsencode(path).split(os.fsencode(os.sep))
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+    return bool(path.strip()) and "\0" not in path and len(path) < LONGEST_PATH and max(map(len, parts)) <= LONGEST_NAME
 
 
 def _may_be_a_path(kind: Any) -> bool:

@@ -10,6 +10,7 @@ from transformers_agci.data.probe_rows import ProbeRow
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.defaults import DRAW_SEED, DRAWN_ITEMS
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
+from transformers_agci.storage.reading import with_a_name
 from transformers_agci.storage.result_lines import FailedRow
 
 
@@ -75,6 +76,7 @@ def probe_positives(options: RowsOptions, output_dir: Path) -> Positives:
     found = options.file_and_images()
     if found is not None:
         return read_positives(*found)
+    output_dir = with_a_name(output_dir)
     folder = output_dir.with_name(f"{output_dir.name}.probe_set")
     return only_positives(embedded_data(folder, options.items, options.seed), options.source)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers_agci.errors import InputError
 from transformers_agci.storage.atomic import sync_folder
 from transformers_agci.storage.lock import exclusive_lock
+from transformers_agci.storage.reading import with_a_name
 
 TEMPORARY = "agci-"  # how the folders begin that go with what was made in them
 
@@ -46,6 +47,7 @@ def committed_folder(
         InputError: another process is making `target`, or it holds something else and `replace` is off.
         OSError: the disk is full or may not be written; what was begun is removed.
     """
+    target = with_a_name(target)
     with exclusive_lock(target, doing, wait=wait):
         _put_back(target)
         unfinished = unfinished_folder(target)

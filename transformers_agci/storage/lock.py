@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from transformers_agci.errors import InputError
+from transformers_agci.storage.reading import with_a_name
 
 POLL_SECONDS = 0.02
 _held: "weakref.WeakSet[Lock]" = weakref.WeakSet()  # of this process
@@ -97,9 +98,10 @@ def exclusive_lock(target: Path, doing: str, *, wait: float = 0.0) -> Iterator[N
     """Keep every other process of ours from `doing` ("converting into") the file or folder `target`; makes its parents.
 
     Raises:
-        InputError: another process is at it, for `wait` seconds.
+        InputError: another process is at it, for `wait` seconds; `target` is the root.
         OSError: the folder around `target` cannot be written.
     """
+    target = with_a_name(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = Lock(target.with_name(f".{target.name}.lock"))
     if not lock.acquire(wait):

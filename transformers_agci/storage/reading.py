@@ -73,6 +73,18 @@ def is_folder(path: Path | str) -> bool:
         return False
 
 
+def with_a_name(path: Path) -> Path:
+    """A file or folder to make, beside which others can lie: `.` and `..` are the folders that they stand for.
+
+    InputError for the root.
+    """
+    if path.name in ("", ".."):
+        path = Path(os.path.abspath(path))  # noqa: PTH100 - a circle of links is for others to name
+    if not path.name:
+        raise InputError(f"{path} is not a name that can be given to a file or folder; give one within it.")
+    return path
+
+
 def read_bytes(path: Path | str) -> bytes:
     """The content of a regular file; InputError where there is none."""
     with open_file(path) as file:

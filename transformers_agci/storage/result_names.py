@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers_agci.errors import InputError, short
+from transformers_agci.storage.reading import with_a_name
 
 
 def base_path(path: Path) -> Path:
@@ -13,6 +14,7 @@ def base_path(path: Path) -> Path:
 
 def sibling_path(path: Path, ending: str) -> Path:
     """A file that belongs to a result file: sibling_path("A.jsonl", ".manifest.json") is A.manifest.json."""
+    path = with_a_name(path)
     return path.with_name(base_path(path).name + ending)
 
 
