@@ -92,12 +92,12 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
     return EngineOptions(args.engine, served, vllm)
 
 
-def check_engine_is_transformers(args: argparse.Namespace, command: str) -> None:
+def check_engine_is_transformers(engine: str, command: str) -> None:
     """InputError where a command that looks into the model is given another engine than transformers."""
     from transformers_agci.experiments.engines import NEEDS_THE_MODEL
 
-    if EngineOptions(args.engine).name != "transformers":
-        raise InputError(f"--engine {args.engine}: {command} {NEEDS_THE_MODEL}. Omit --engine.")
+    if EngineOptions(engine).name != "transformers":
+        raise InputError(f"--engine {engine}: {command} {NEEDS_THE_MODEL}. Omit --engine.")
 
 
 def json_object(text: str) -> dict[str, Any]:

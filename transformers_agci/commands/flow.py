@@ -79,18 +79,18 @@ def run(args: argparse.Namespace) -> int:
     say = teller(add_arguments)
     with main_process_output():
         if args.image is not None:
-            return _flow_of_image(options, args, say)
+            return _flow_of_image(options, args.image, args.question, args.output_path, say)
         rows = RowsOptions(args.eval_file, args.img_path, args.items, args.seed)
         return run_flow(options, rows, args.output_dir, run_options(args), say).exit_code
 
 
-def _flow_of_image(options: "FlowOptions", args: argparse.Namespace, say: "Say") -> int:
+def _flow_of_image(options: "FlowOptions", image: Path, question: str, output_path: Path, say: "Say") -> int:
     """One image: its flow over it as two images, and all numbers as JSON."""
     from transformers_agci.api.flow import run_flow_of
     from transformers_agci.report.heatmap import image_path
 
-    target = image_path(args.output_path)  # refuses a bad suffix before the work
-    found = run_flow_of(options, args.image, args.question)
+    target = image_path(output_path)  # refuses a bad suffix before the work
+    found = run_flow_of(options, image, question)
     files = found.write(target)
     for line in [*found.lines, *(f"Written: {file}" for file in files)]:
         say(line)

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.experiments.similarity.measure import SimilarityOptions
     from transformers_agci.inference.process_group import main_process_output
 
-    check_engine_is_transformers(args, "agci similarity")
+    check_engine_is_transformers(args.engine, "agci similarity")
     options = SimilarityOptions(
         model_options(args), args.pooling, lambdas(args)[0], args.limit, args.batch_size, args.workers
     )
