@@ -15,7 +15,7 @@ from transformers_agci import InputError
 from transformers_agci.cli import main
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.errors import CannotServe
-from transformers_agci.experiments.benchmarks.asking.run import Asked
+from transformers_agci.experiments.benchmarks.asking.run import BenchmarkAnswers
 from transformers_agci.experiments.compare.arms import Arm, parse_arms
 from transformers_agci.experiments.compare.command import (
     Beside,
@@ -227,11 +227,11 @@ def test_only_what_a_method_refuses_leaves_it_out(tmp_path: Path, monkeypatch: p
 
 
 def benchmarked(
-    folder: Path, ends: dict[str, Asked | InputError], monkeypatch: pytest.MonkeyPatch
+    folder: Path, ends: dict[str, BenchmarkAnswers | InputError], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, dict[str, Any], dict[str, str]]:
     """The benchmark of a comparison whose arms (by the name of their file) end so; scores lie there from before."""
 
-    def ask(source: Any, file: Path, *_: Any) -> Asked:
+    def ask(source: Any, file: Path, *_: Any) -> BenchmarkAnswers:
         end = ends[file.stem]
         if isinstance(end, InputError):
             raise end
@@ -246,10 +246,10 @@ def benchmarked(
 
 
 def test_rows_skipped_in_one_arms_benchmark_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ends: dict[str, Asked | InputError] = {
-        "pope.stock": Asked(0, [0.0], [], True, 0, True),
-        "pope.bapa": Asked(1, [0.0], [], True, 3, True),
-        "pope.flat": Asked(1, [0.0], [], True, 3, False),
+    ends: dict[str, BenchmarkAnswers | InputError] = {
+        "pope.stock": BenchmarkAnswers(0, [0.0], [], True, 0, True),
+        "pope.bapa": BenchmarkAnswers(1, [0.0], [], True, 3, True),
+        "pope.flat": BenchmarkAnswers(1, [0.0], [], True, 3, False),
         "pope.cca": CannotServe("No single grid in Tiny."),
     }
     text, scores, left_out = benchmarked(tmp_path, ends, monkeypatch)

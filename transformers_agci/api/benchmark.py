@@ -9,7 +9,7 @@ from typing import Any
 from transformers_agci.api.arguments import checked, maybe_lambdas, maybe_whole, whole_number, with_options
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, answering
-from transformers_agci.api.rows import Shown, Tabular, rows_of_files, tables_html
+from transformers_agci.api.rows import Displayed, Tabular, rows_of_files, tables_html
 from transformers_agci.data.rows import require
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
@@ -29,7 +29,7 @@ from transformers_agci.storage.result_names import sibling_path
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BenchmarkScore(Shown):
+class BenchmarkScore(Displayed):
     """The figures of one lambda, as its score file has them: fractions, or percent where a name ends in _pct."""
 
     name: str

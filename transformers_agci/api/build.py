@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from transformers_agci.api.arguments import checked, elements, maybe_whole, one_of, whole_number
 from transformers_agci.api.folders import place_of
 from transformers_agci.api.images import IMAGES, written_source
-from transformers_agci.api.rows import Shown, tables_html
+from transformers_agci.api.rows import Displayed, tables_html
 from transformers_agci.data.build import build
 from transformers_agci.data.built_set import (
     SET_NAMES,
@@ -33,7 +33,7 @@ Images = Iterable[Any] | str | Path
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BuiltSet(Shown):
+class BuiltSet(Displayed):
     """A set that was built, or stood there: its files, its counts. `data` is what `probe` and the others take.
 
     dropped       reason -> pairs of the source that were left out for it; <name>.dropped.jsonl names each

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers_agci.api.arguments import checked
 from transformers_agci.api.build import BuiltSet
-from transformers_agci.api.rows import Shown, tables_html
+from transformers_agci.api.rows import Displayed, tables_html
 from transformers_agci.data.check import check
 from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.position.data import ATLAS, ProbeData
@@ -16,7 +16,7 @@ from transformers_agci.report.table import Table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DataCheck(Shown):
+class DataCheck(Displayed):
     """What a check found: `errors` make the set unusable as it is, `notes` are worth knowing.
 
     files               the rows, and those of the answer No where they are a file of their own: all counts are of both

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformers_agci.api.arguments import checked, maybe_whole, method_list, needed_data, share, whole_number
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, answering, as_model
-from transformers_agci.api.rows import Shown, tables_html
+from transformers_agci.api.rows import Displayed, tables_html
 from transformers_agci.embedded.location import EMBEDDED, embedded_model_path
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.compare.arms import DEFAULT_ARMS, parse_arms
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ComparedModel(Shown, ModelComparison):
+class ComparedModel(Displayed, ModelComparison):
     """Every method on one model: `compared.evidence` holds each at its chosen strength against stock."""
 
     @property
@@ -46,7 +46,7 @@ class ComparedModel(Shown, ModelComparison):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Shown, ComparedModels, Sequence[ComparedModel]):
+class Comparison(Displayed, ComparedModels, Sequence[ComparedModel]):
     """The models that were compared, one after another; together they show themselves as one table."""
 
     models: Sequence[ComparedModel]

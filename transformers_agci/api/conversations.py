@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers_agci.api.arguments import checked, whole_number
 from transformers_agci.api.folders import quiet
-from transformers_agci.api.rows import Shown, Tabular, tables_html
+from transformers_agci.api.rows import Displayed, Tabular, tables_html
 from transformers_agci.data.instruct import FolderCount, SampleOptions, count_images, draw_sample, write_sample
 from transformers_agci.data.scienceqa import conversations, write_questions
 from transformers_agci.errors import InputError, counted
@@ -18,7 +18,7 @@ from transformers_agci.report.table import Table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class InstructSample(Shown, Tabular):
+class InstructSample(Displayed, Tabular):
     """A sample of conversations: `rows` in LLaVA's form in drawn order, why others were skipped, the files if written.
 
     read     conversations of the mix
@@ -109,7 +109,7 @@ def _read_lines(mix: Path, read: int, skipped: Mapping[str, int]) -> list[str]:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ImagesCheck(Shown, Tabular):
+class ImagesCheck(Displayed, Tabular):
     """Which images of an instruction file exist, folder by folder."""
 
     image_root: Path
@@ -169,7 +169,7 @@ def run_check_images(mix: Path, image_root: Path) -> ImagesCheck:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ScienceQAQuestions(Shown, Tabular):
+class ScienceQAQuestions(Displayed, Tabular):
     """ScienceQA's questions in LLaVA's form, and the file that they were written to, if one was named."""
 
     conversations: tuple[Mapping[str, Any], ...]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers_agci.api.arguments import checked, one_of
-from transformers_agci.api.rows import Shown, tables_html
+from transformers_agci.api.rows import Displayed, tables_html
 from transformers_agci.conversion.convert import MANIFEST, Converted, convert
 from transformers_agci.errors import counted
 from transformers_agci.inference.checkpoint_files import ORIGINAL_FILES, model_folder
@@ -15,7 +15,7 @@ SHOWN = 12  # lines about what was not used
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ConvertedCheckpoint(Shown, Converted):
+class ConvertedCheckpoint(Displayed, Converted):
     """A converted checkpoint: its `folder`, how much it holds, `unused` tensors with the reason of each.
 
     `written` is False where an earlier call had made it.

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers_agci.api.arguments import checked
-from transformers_agci.api.rows import Shown, Tabular, tables_html
+from transformers_agci.api.rows import Displayed, Tabular, tables_html
 from transformers_agci.families import SUPPORTED_FAMILIES
 from transformers_agci.families.overview import HEAD, families_text, family_cells, remarks, supported
 from transformers_agci.report.table import Table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FamilyTable(Shown, Tabular):
+class FamilyTable(Displayed, Tabular):
     """The supported families: a row each by `rows`, `to_pandas()` and `to_arrow()`, and why some lack what."""
 
     @property

@@ -10,7 +10,7 @@ from transformers_agci.api.arguments import checked, needed_data, path_of, place
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.images import encoded
 from transformers_agci.api.models import Model, looking_inside
-from transformers_agci.api.rows import Shown, Tabular, tables_html
+from transformers_agci.api.rows import Displayed, Tabular, tables_html
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.defaults import DRAW_SEED, DRAWN_ITEMS, FLOW_LAYERS, FLOW_TOKENS
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FlowStatistics(Shown):
+class FlowStatistics(Displayed):
     """Flow by source (text, answer) and lambda: mean maps and the share on the target. Shows itself as a table."""
 
     maps: list[FlowMaps]
@@ -116,7 +116,7 @@ def run_flow(options: FlowOptions, rows: RowsOptions, folder: Path, run: RunOpti
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ImageFlow(Shown, Sequence[Flow]):
+class ImageFlow(Displayed, Sequence[Flow]):
     """The flow of one question about one image: a `Flow` per lambda. Shows itself as a table."""
 
     image: ImageSource

@@ -16,7 +16,7 @@ from transformers_agci.api.arguments import (
 )
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
-from transformers_agci.api.rows import Shown, Tabular, lambda_of_file, rows_of_files, tables_html
+from transformers_agci.api.rows import Displayed, Tabular, lambda_of_file, rows_of_files, tables_html
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.defaults import DRAW_SEED, DRAWN_ITEMS, OCCLUSION_TOKENS
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OcclusionStatistics(Shown, OcclusionMaps):
+class OcclusionStatistics(Displayed, OcclusionMaps):
     """Mean maps by the target's place, and the share of each on the target. Shows itself as a table."""
 
     def _repr_html_(self) -> str:

@@ -10,7 +10,7 @@ from transformers_agci.api.arguments import checked, one_of, path_of, share, who
 from transformers_agci.api.flow import FlowRun
 from transformers_agci.api.occlusion import OcclusionRun
 from transformers_agci.api.results import ProbeRun, as_results
-from transformers_agci.api.rows import Shown
+from transformers_agci.api.rows import Displayed
 from transformers_agci.api.ruler import Ruler
 from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.defaults import DRAWS, IMAGES, THUMBNAILS, Images
@@ -19,7 +19,7 @@ from transformers_agci.experiments.report_page.make import ReportOptions, Writte
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ReportPage(Shown, Written):
+class ReportPage(Displayed, Written):
     """The page that was written: its `path`, its `size` in bytes, its `thumbnails`. In a notebook a link to it."""
 
     @property

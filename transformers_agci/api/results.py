@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers_agci.api.arguments import checked, path_list, share, whole_number
-from transformers_agci.api.rows import Shown, Tabular, labelled, tables_html
+from transformers_agci.api.rows import Displayed, Tabular, labelled, tables_html
 from transformers_agci.data.rows import read_rows
 from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.defaults import DRAWS
@@ -40,7 +40,7 @@ SETTINGS = ("engine", "method", "lambda", "strength")  # of a manifest, as colum
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ProbeStatistics(Shown, Metrics):
+class ProbeStatistics(Displayed, Metrics):
     """The numbers of a probe: `results`, `pair` where there are two, `controls`. Shows itself as tables."""
 
     @property
@@ -91,7 +91,7 @@ class ProbeStatistics(Shown, Metrics):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ProbeEvidence(Shown, Evidence):
+class ProbeEvidence(Displayed, Evidence):
     """Each of several results against the first, and all tests. Shows itself as tables."""
 
     controls: Sequence[Control] = ()

@@ -37,7 +37,7 @@ class Tabular(ABC):
         return to_arrow(self.rows)
 
 
-class Shown:
+class Displayed:
     """What shows itself by its `text`, and in a notebook as HTML. It equals itself alone, since it holds arrays."""
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class Shown:
     __hash__ = object.__hash__
 
 
-class ShownLines(Shown):
+class DisplayedLines(Displayed):
     """What shows itself by the `lines` that its command prints."""
 
     lines: tuple[str, ...]

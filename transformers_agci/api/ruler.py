@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers_agci.api.arguments import checked, whole_number
 from transformers_agci.api.folders import place_of
-from transformers_agci.api.rows import Shown, Tabular, tables_html
+from transformers_agci.api.rows import Displayed, Tabular, tables_html
 from transformers_agci.experiments.defaults import RULER_ITEMS, RULER_POOL, RULER_SETS
 from transformers_agci.experiments.ruler.report import (
     CalibrationReport,
@@ -22,7 +22,7 @@ FEWEST_ITEMS = 3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Ruler(Shown, RulerReport, Tabular):
+class Ruler(Displayed, RulerReport, Tabular):
     """What the ruler measured: `conditions` by name, `criteria`, the curves by `figure()`. Shows itself as a table."""
 
     _kept: Any = field(default=None, repr=False)
@@ -42,7 +42,7 @@ class Ruler(Shown, RulerReport, Tabular):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RulerCalibration(Shown, CalibrationReport):
+class RulerCalibration(Displayed, CalibrationReport):
     """How often test and verdict err, over many item sets: `criteria`, and what each of the `sets` said."""
 
     _kept: Any = field(default=None, repr=False)

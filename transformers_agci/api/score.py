@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers_agci.api.arguments import checked, path_list, whole_number
-from transformers_agci.api.rows import Shown, Tabular, tables_html
+from transformers_agci.api.rows import Displayed, Tabular, tables_html
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.benchmarks.declaration import Inputs
 from transformers_agci.experiments.benchmarks.score_report import (
@@ -26,7 +26,7 @@ Files = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ScoredAnswers(Shown, Tabular):
+class ScoredAnswers(Displayed, Tabular):
     """A score: its `figures` by name, and a row per answer. Shows itself as a table."""
 
     scored: Scored

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers_agci.api.arguments import checked
-from transformers_agci.api.rows import ShownLines
+from transformers_agci.api.rows import DisplayedLines
 from transformers_agci.conversion.set_lambda import copy_with_lambda
 from transformers_agci.conversion.set_lambda import set_lambda as change_lambda
 from transformers_agci.method.lam import validate_lambda
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LambdaChange(ShownLines):
+class LambdaChange(DisplayedLines):
     """What became of a checkpoint's lambda: the `folder` that has it now, None where the key is absent.
 
     `lines` say the change, and where the file as it was lies.

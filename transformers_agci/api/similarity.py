@@ -16,7 +16,7 @@ from transformers_agci.api.arguments import (
 )
 from transformers_agci.api.folders import place_of, quiet
 from transformers_agci.api.models import Model, looking_inside
-from transformers_agci.api.rows import Shown, Tabular, lambda_of_file, rows_of_files, tables_html
+from transformers_agci.api.rows import Displayed, Tabular, lambda_of_file, rows_of_files, tables_html
 from transformers_agci.data.grid import POSITIONS
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError, counted
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SimilarityStatistics(Shown, SimilarityReport):
+class SimilarityStatistics(Displayed, SimilarityReport):
     """Cosines overall and by position. Shows itself as a table."""
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers_agci.api.arguments import checked, whole_number
 from transformers_agci.api.folders import place_of, quiet
-from transformers_agci.api.rows import Shown, tables_html
+from transformers_agci.api.rows import Displayed, tables_html
 from transformers_agci.experiments.defaults import STUDY_ITEMS, STUDY_SEEDS, STUDY_STEPS
 from transformers_agci.experiments.study.run import Study
 from transformers_agci.experiments.study.table import StudyReport, study_report, write_study
@@ -14,7 +14,7 @@ from transformers_agci.inference.progress import Say
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class StudyRun(Shown, StudyReport):
+class StudyRun(Displayed, StudyReport):
     """A study that was run: `levels` of every condition, their paired `differences`, a forest plot by `figure()`."""
 
     file: Path = Path("study.md")

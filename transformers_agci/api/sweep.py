@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers_agci.api.arguments import checked, one_of
 from transformers_agci.api.results import ProbeRun, as_results
-from transformers_agci.api.rows import Shown, tables_html
+from transformers_agci.api.rows import Displayed, tables_html
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE, Choice
 from transformers_agci.experiments.position import sweep as sweeping
@@ -19,7 +19,7 @@ Results = ProbeRun | str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ChosenLambda(Shown):
+class ChosenLambda(Displayed):
     """What a sweep found: of one split, or of five folds. Shows itself as tables."""
 
     found: Sweep | NestedSweep
@@ -50,7 +50,7 @@ class ChosenLambda(Shown):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Plan(Shown, ItemPlan):
+class Plan(Displayed, ItemPlan):
     """How many items show an effect, by power. Shows itself as a table."""
 
     def _repr_html_(self) -> str:

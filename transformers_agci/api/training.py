@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers_agci.api.arguments import checked
 from transformers_agci.api.folders import quiet
-from transformers_agci.api.rows import Shown, ShownLines, Tabular, tables_html
+from transformers_agci.api.rows import Displayed, DisplayedLines, Tabular, tables_html
 from transformers_agci.errors import InputError, short
 from transformers_agci.inference.progress import Say
 from transformers_agci.method.lam import lambda_text
@@ -21,7 +21,7 @@ Recipe = str | Path | Mapping[str, Any]  # a YAML file, or its keys
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RecipeCheck(ShownLines):
+class RecipeCheck(DisplayedLines):
     """What a check of a recipe found: `errors` stop a run, `warnings` and `notes` are worth knowing."""
 
     errors: tuple[str, ...]
@@ -59,7 +59,7 @@ def run_check_recipe(recipe: TrainRecipe | MergeRecipe, progress: bool = True) -
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TrainedAdapter(Shown, Tabular):
+class TrainedAdapter(Displayed, Tabular):
     """A LoRA adapter that was trained, or stood finished: its `folder`, and what the command says."""
 
     folder: Path
@@ -139,7 +139,7 @@ def run_train(recipe: TrainRecipe | MergeRecipe, say: Say, progress: bool = True
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MergedCheckpoint(Shown):
+class MergedCheckpoint(Displayed):
     """A checkpoint with an adapter merged into it. `written` is False where an earlier call had made it.
 
     changed, weights  how many of its weights the adapter changes, and how many there are

@@ -70,7 +70,7 @@ def shown_errors(work: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """What the controls say."""
 
     scene: Scene
@@ -175,7 +175,7 @@ class _Live:
         """End this user's occlusion map after its present forward call."""
         self.cancelled.add(str(request.session_hash))
 
-    def _maps(self, asked: Asked) -> tuple[str, Image.Image]:
+    def _maps(self, asked: Request) -> tuple[str, Image.Image]:
         scene, caption, setting, cell = asked
         baseline, *changed = self.session.ask(
             scene, caption, [BASELINE] if setting.is_baseline else [BASELINE, setting]
@@ -186,7 +186,7 @@ class _Live:
             figures.append(difference_of(baseline, answers, cell))
         return side_by_side(figures), scene.image(cell)
 
-    def _asked(self, controls: Controls) -> Asked:
+    def _asked(self, controls: Controls) -> Request:
         """The controls, checked: a request need not come from the page."""
         upload, method, place = controls[self.upload], controls[self.method], controls[self.place]
         if method not in self.methods:
@@ -195,7 +195,7 @@ class _Live:
             raise InputError(f"There is no place {short(place)}; choose one of {', '.join(PLACES)}.")
         setting = Setting(validate_lambda(controls[self.lam], "lambda"), method)
         scene = self.session.scene(Path(upload) if upload else str(controls[self.name]), int(controls[self.seed] or 0))
-        return Asked(scene, str(controls[self.caption] or ""), setting, PLACES.index(place))
+        return Request(scene, str(controls[self.caption] or ""), setting, PLACES.index(place))
 
 
 def _take_name(name: str) -> tuple[str, None]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from transformers_agci import __version__
 from transformers_agci.conversion import processor_files
-from transformers_agci.conversion.plan import GROWN, Part, Plan, make_plan
+from transformers_agci.conversion.plan import GROWN, Plan, SourceFile, make_plan
 from transformers_agci.conversion.shards import Shard
 from transformers_agci.errors import EVERYTHING, InputError, error_line
 from transformers_agci.inference.checkpoint_files import CONFIG, INDEX
@@ -206,7 +206,7 @@ def _write_weights(plan: Plan, folder: Path) -> dict[str, str]:
     return weight_map
 
 
-def _write_part(plan: Plan, part: Part, file: Path, check_interrupted: Callable[[], None]) -> int:
+def _write_part(plan: Plan, part: SourceFile, file: Path, check_interrupted: Callable[[], None]) -> int:
     """One output file of one source file; returns the bytes of its tensors."""
     shard = Shard(part.file)
     rows = plan.config["text_config"]["vocab_size"]

@@ -19,7 +19,7 @@ GROWN = (layout.EMBEDDINGS, layout.HEAD)
 
 
 @dataclass(frozen=True)
-class Part:
+class SourceFile:
     """One source file: which of its tensors go where (source name -> name in transformers' layout)."""
 
     file: Path
@@ -33,7 +33,7 @@ class Plan:
     original: Original
     config: dict[str, Any]
     vocabulary: processor_files.Vocabulary
-    parts: list[Part]
+    parts: list[SourceFile]
     dtype: torch.dtype
     size: int  # bytes of all tensors, written
     unused: dict[str, str] = field(default_factory=dict)  # tensor or file of the source -> why it is not used
@@ -54,7 +54,7 @@ def make_plan(source: Path, tower: Path | None, dtype: str = "auto") -> Plan:
     text = originals.text_config(original)
     if original.tied and layout.HEAD in shapes:
         parts = [
-            Part(part.file, {name: place for name, place in part.places.items() if place != layout.HEAD})
+            SourceFile(part.file, {name: place for name, place in part.places.items() if place != layout.HEAD})
             for part in parts
         ]
         unused["lm_head.weight"] = "the config ties it to the embeddings"
@@ -100,7 +100,7 @@ def _place(
     table: tuple[tuple[str, str], ...],
     shapes: dict[str, layout.Shape],
     unused: dict[str, str],
-) -> Part:
+) -> SourceFile:
     """Where each tensor of a file goes; adds to the shapes found and to what is not used."""
     found = Shard(file).shapes
     check_index(folder, file, set(found))
@@ -119,7 +119,7 @@ def _place(
         else:
             places[name] = place
             shapes[place] = shape
-    return Part(file, places)
+    return SourceFile(file, places)
 
 
 def _reason(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
@@ -159,7 +159,7 @@ def _grown_rows(rows: int, vocabulary: processor_files.Vocabulary) -> int:
     return -(-needed // MULTIPLE) * MULTIPLE
 
 
-def _own_dtype(parts: list[Part]) -> torch.dtype:
+def _own_dtype(parts: list[SourceFile]) -> torch.dtype:
     """The dtype of the checkpoint's embeddings: the one that the whole result gets."""
     part = next(part for part in parts if layout.EMBEDDINGS in part.places.values())
     name = next(name for name, place in part.places.items() if place == layout.EMBEDDINGS)

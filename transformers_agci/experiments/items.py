@@ -54,8 +54,7 @@ def _key(row: Placed) -> str | None:
     if "//" in image or "./" in image:
         image = str(PurePosixPath(image))
     folder, slash, name = image.rpartition("/")
-    stem = name.rpartition(".")[0] or name
-    key, mark, number = stem.rpartition("_")
+    key, mark, number = (name.rpartition(".")[0] or name).rpartition("_")
     return folder + slash + key if mark and key and number == str(row.cell) else None
 
 

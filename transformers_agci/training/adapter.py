@@ -138,13 +138,13 @@ def _changes(weights: Path, config: Mapping[str, Any]) -> list[Change]:
     with safe_open(weights, framework="pt") as opened:
         names = set(opened.keys())
         for down in sorted(name for name in names if name.endswith(".lora_A.weight")):
-            stem = down.removesuffix(".lora_A.weight")
-            up = f"{stem}.lora_B.weight"
+            module = down.removesuffix(".lora_A.weight")
+            up = f"{module}.lora_B.weight"
             rank, inside = opened.get_slice(down).get_shape()
             outside, joined = opened.get_slice(up).get_shape()
             if joined != rank:
                 raise ValueError(f"{down} and {up} have the ranks {rank} and {joined}")
-            layer = stem.removeprefix("base_model.model.")
+            layer = module.removeprefix("base_model.model.")
             changes.append(Change(layer, weights, down, up, (outside, inside), _scale(config, layer, rank)))
             names -= {down, up}
     if names or not changes:

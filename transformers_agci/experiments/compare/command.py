@@ -40,7 +40,7 @@ from transformers_agci.storage.json_file import write_json
 from transformers_agci.storage.result_names import sibling_path
 
 if TYPE_CHECKING:
-    from transformers_agci.experiments.benchmarks.asking.run import Asked
+    from transformers_agci.experiments.benchmarks.asking.run import BenchmarkAnswers
 
 NUMBERS, TEXT = "compared.json", "compared.txt"
 
@@ -246,7 +246,7 @@ def _benchmark(
     return "\n\n".join(said), numbers, left_out
 
 
-def _lacks(asked: "Asked", lines: Sequence[str]) -> str:
+def _lacks(asked: "BenchmarkAnswers", lines: Sequence[str]) -> str:
     """What is missing in an arm's answers to a benchmark; empty where nothing is."""
     skipped = f"{counted(asked.skipped, 'row')} skipped" if asked.skipped else ""
     if asked.scored:

@@ -101,14 +101,14 @@ def check_engine(engine: str, arms: Sequence[Arm]) -> None:
         )
 
 
-class Asked(NamedTuple):
+class ArmResults(NamedTuple):
     """The arms that answered, and of each other one (by label) why it did not."""
 
     results: list[ArmResult]
     left_out: dict[str, str]
 
 
-def ask_arms(options: CompareOptions, engine: Engine, folder: Path, data: ProbeData, say: Say) -> Asked:
+def ask_arms(options: CompareOptions, engine: Engine, folder: Path, data: ProbeData, say: Say) -> ArmResults:
     """Ask all rows with every arm, into `folder`; what is recorded already is not asked again.
 
     A method that cannot serve this model is named and left out. InputError where it is stock, where none is left, and
@@ -127,7 +127,7 @@ def ask_arms(options: CompareOptions, engine: Engine, folder: Path, data: ProbeD
             say(f"{arm.label}: left out. {error}")
     if len(results) == 1:
         raise InputError(f"No method is left beside stock. {next(iter(left_out.values()))}")
-    return Asked(results, left_out)
+    return ArmResults(results, left_out)
 
 
 def _ask(  # noqa: PLR0917 - what an arm is asked with

@@ -46,7 +46,7 @@ def reused_windows(model: Any, family: Family, inputs: dict[str, torch.Tensor]) 
         embedded = tower.patch_embed(pixels)
         original = _output_of(tower, blocks[-1], pixels, inputs["image_grid_thw"])
     reuse = _Reuse(pixels, order, embedded, original)
-    hook = tower.register_forward_pre_hook(reuse.look_at, with_kwargs=True)
+    hook = tower.register_forward_pre_hook(reuse.find_changed, with_kwargs=True)
     # accelerate's device maps and offloading put a forward on these instances, too, which is put back.
     found = {module: module.__dict__.get("forward") for module in (tower.patch_embed, *blocks)}
     try:
@@ -86,7 +86,7 @@ class _Reuse:
         self.changed = torch.zeros(0, 0, dtype=torch.bool)  # [n, P] in the image's order, of the call at hand; CPU
         self.touched: _Touched | None = None
 
-    def look_at(self, tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def find_changed(self, tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the changed patches of a call of the vision tower."""
         pixels = args[0] if args else kwargs["hidden_states"]  # [n * P, C]
         copies = pixels.view(-1, *self.pixels.shape)

@@ -12,7 +12,7 @@ from transformers_agci.experiments.position.results import ProbeResult, Tables
 from transformers_agci.statistics import Interval, SpreadTest, TestResult, evenness, signal_detection, thresholds
 from transformers_agci.statistics.intervals import items_with_rows
 
-Shown = Literal["everything", "accuracies", "shares of Yes"]  # what stands beside a note
+Quantity = Literal["everything", "accuracies", "shares of Yes"]  # what stands beside a note
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class ResultReport:
     notes: list[str]  # what must be said beside the numbers
 
 
-def against_margin(result: ProbeResult, beside: Shown = "everything") -> str:
+def against_margin(result: ProbeResult, beside: Quantity = "everything") -> str:
     """How many answers go against their margin, and the first of them; "" where none does.
 
     The margin of a row is above zero where Yes has the larger logit, so that an engine which picks the likelier word
@@ -117,7 +117,7 @@ def against_margin(result: ProbeResult, beside: Shown = "everything") -> str:
     )
 
 
-def unreadable_replies(result: ProbeResult, beside: Shown = "everything") -> str:
+def unreadable_replies(result: ProbeResult, beside: Quantity = "everything") -> str:
     """How many replies are neither of the two answers, and what is made of them; "" where there are none."""
     tables = [t for t in (result.yes, result.no) if t is not None]
     count = sum(int(np.nansum(t.unreadable)) for t in tables)
@@ -135,7 +135,7 @@ def unreadable_replies(result: ProbeResult, beside: Shown = "everything") -> str
     return f"{said} neither Yes nor No: accuracies count {them} as wrong{left_out}."
 
 
-def notes_on(result: ProbeResult, beside: Shown = "everything") -> list[str]:
+def notes_on(result: ProbeResult, beside: Quantity = "everything") -> list[str]:
     """What must be said beside the numbers of one result."""
     return list(filter(None, [unreadable_replies(result, beside), against_margin(result, beside)]))
 

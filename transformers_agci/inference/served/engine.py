@@ -210,7 +210,7 @@ class ServedEngine:
     def _answers(self, numbered: Numbered, counts: ServedCounts) -> Answers:
         """Answers as they come, `concurrency` at a time; one by one until the form of a request is known."""
         asking, questions, retries = (
-            _Asking(self.model, self._client, self.options),
+            _Requester(self.model, self._client, self.options),
             iter(numbered),
             self._client.retries,
         )
@@ -273,7 +273,7 @@ class _Raised(NamedTuple):
     error: BaseException
 
 
-class _Asking:
+class _Requester:
     """Asks one question at a time, from any thread; finds out which form of request the server takes."""
 
     def __init__(self, model: str, client: ServerClient, options: ServedOptions) -> None:

@@ -104,9 +104,9 @@ def fault_in(found: Mapping[str, Any]) -> Fault | None:
         if text_of(choice.get("message")) is not None:
             return None
         return Fault(NO_ANSWER, f"the server's reply has no message with a text ({short(found)})")
-    told = error if isinstance(error, dict) else found
+    reported = error if isinstance(error, dict) else found
     without = f"the answer was broken off: {choice['finish_reason']}" if broken_off else "no message"
-    return Fault(_status(told), str(told.get("message") or error or without))
+    return Fault(_status(reported), str(reported.get("message") or error or without))
 
 
 def choice_of(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers_agci.data.rows import read_rows
 from transformers_agci.experiments.benchmarks import mmmu_pro
-from transformers_agci.experiments.benchmarks.asking.run import Asked, AskOptions, ask_benchmark
+from transformers_agci.experiments.benchmarks.asking.run import AskOptions, BenchmarkAnswers, ask_benchmark
 from transformers_agci.experiments.benchmarks.asking.source import Source
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.progress import Say
@@ -36,7 +36,7 @@ def ask_mmmu_pro(model: LoadOptions, source: Source, options: AskOptions, root: 
     return asked.exit_code
 
 
-def _write_published(asked: Asked, source: Source, official: Path, model: str, say: Say) -> None:
+def _write_published(asked: BenchmarkAnswers, source: Source, official: Path, model: str, say: Say) -> None:
     needed = mmmu_pro.ROWS
     for lam, path in zip(asked.lambdas, asked.outputs, strict=True):
         rows = _with_response(path)

@@ -39,7 +39,7 @@ class AskOptions:
     dry_run: bool = False
 
 
-class Asked(NamedTuple):
+class BenchmarkAnswers(NamedTuple):
     """How it ended: 0, or 1 where rows were bad or could not be scored; `complete` where the files are whole.
 
     skipped  rows that were not answered, which the scores leave out; scored: whether there are scores
@@ -61,7 +61,7 @@ def ask_benchmark(
     say: Say,
     *,
     annotations: Path | None = None,
-) -> Asked:
+) -> BenchmarkAnswers:
     """Ask every question, write one file per lambda, score; `load` gives what answers, when the data has been read.
 
     `annotations` is what scoring needs beside the rows.
@@ -75,17 +75,21 @@ def ask_benchmark(
         f"{len(asked)} questions" + (f", {asked.omitted} rows outside its population" if asked.omitted else "")
     )
     if options.dry_run:
-        return _dry_run(Asked(1 if asked.bad_rows else 0, lambdas, outputs, False), options, engine, asked, say)
+        return _dry_run(
+            BenchmarkAnswers(1 if asked.bad_rows else 0, lambdas, outputs, False), options, engine, asked, say
+        )
     noted = replace(asked, notes={**asked.notes, "lambda_source": lambda_source})
     summary = answer_questions(engine, noted, lambdas, outputs, options.answers)
     for line in summary.lines():
         say(line)
     if not summary.complete or not is_main_process():
-        return Asked(summary.exit_code, lambdas, outputs, False)
+        return BenchmarkAnswers(summary.exit_code, lambdas, outputs, False)
     partial = source.limit is not None or bool(summary.counts.failed)
     reports = Reports(source, annotations, options.bootstrap, partial)
     scored = score_outputs(reports, outputs, _labels(engine, lambdas, options.answers.method), say)
-    return Asked(max(summary.exit_code, scored), lambdas, outputs, True, len(summary.counts.failed), scored == 0)
+    return BenchmarkAnswers(
+        max(summary.exit_code, scored), lambdas, outputs, True, len(summary.counts.failed), scored == 0
+    )
 
 
 def _labels(engine: Engine, lambdas: Sequence[float], method: str) -> list[float | str]:
@@ -95,7 +99,9 @@ def _labels(engine: Engine, lambdas: Sequence[float], method: str) -> list[float
     return [lambda_setting(engine, lam) for lam in lambdas]
 
 
-def _dry_run(planned: Asked, options: AskOptions, engine: Engine, asked: QuestionSet, say: Say) -> Asked:
+def _dry_run(
+    planned: BenchmarkAnswers, options: AskOptions, engine: Engine, asked: QuestionSet, say: Say
+) -> BenchmarkAnswers:
     for line in engine.describe(asked.questions, planned.lambdas, planned.outputs, options.answers):
         say(line)
     for row in asked.bad_rows:
