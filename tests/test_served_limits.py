@@ -1,5 +1,6 @@
 """The engine openai where a server or a user goes beyond all measure: one sentence, or nothing; never a traceback."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import served_run
 from served_run import ROWS, ask, rows
 from stub_server import Says, completion, stub_server
 
+from transformers_agci.commands.engine_options import json_object
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.engines import EngineOptions, open_engine
 from transformers_agci.inference.load import LoadOptions
@@ -119,6 +121,13 @@ def test_half_a_letter_in_a_question_is_a_bad_row(tmp_path: Path) -> None:
 def test_options_that_no_request_can_carry(given: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):
         ServedOptions("http://localhost:1/v1", **given)
+
+
+@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": [1e999]}', "[1]", "null", '{"a": ' + "[" * 9999, ""])
+def test_what_is_no_json_object_is_none(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a JSON object"):
+        json_object(text)
+    assert json_object('{"a": [1e9, null]}') == {"a": [1e9, None]}
 
 
 @pytest.mark.parametrize("name", ["x\udcff", "", "  ", "a\nb"])

@@ -104,6 +104,7 @@ def json_object(text: str) -> dict[str, Any]:
     """The type of an option that is a JSON object."""
     try:
         value = json.loads(text)
+        json.dumps(value, allow_nan=False)  # no manifest could hold NaN or 1e999
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
