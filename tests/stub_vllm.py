@@ -93,7 +93,7 @@ class AsyncLLM:
     sequences = 4
 
     def __init__(self, arguments: AsyncEngineArgs) -> None:
-        self.arguments, self.running = arguments, 0
+        self.arguments, self.running, self.images = arguments, 0, 0
         self.vllm_config = types.SimpleNamespace(
             scheduler_config=types.SimpleNamespace(max_num_seqs=type(self).sequences)
         )
@@ -110,6 +110,7 @@ class AsyncLLM:
         type(self).most_at_once = max(type(self).most_at_once, self.running)
         await asyncio.sleep(0.001 * (int(request_id) % 3))  # so that requests end in another order
         self.running -= 1
+        self.images += len(prompt.get("multi_modal_data", {}).get("image", ()))
         tokens, scores = type(self).script(prompt)
         found = {token: types.SimpleNamespace(logprob=value) for token, value in scores.items()}
         made = types.SimpleNamespace(
@@ -121,7 +122,7 @@ class AsyncLLM:
 
     async def collective_rpc(self, method: str) -> list[dict[str, Any]]:
         assert method == "agci_report"
-        return type(self).reports(self.arguments)
+        return [{"images": self.images, **report} for report in type(self).reports(self.arguments)]
 
     def shutdown(self) -> None:
         pass
@@ -134,7 +135,7 @@ def as_plugin_says(arguments: AsyncEngineArgs) -> list[dict[str, Any]]:
 
     lam = arguments.hf_overrides[LAMBDA_KEY]
     method = arguments.hf_overrides.get(METHOD_KEY, "agci")
-    return [{"class": "Stub", "lambda": lam or None, "method": method if lam else None, "images": 0}]
+    return [{"class": "Stub", "lambda": lam or None, "method": method if lam else None}]
 
 
 def get_model_architecture(config: ModelConfig) -> tuple[type, str]:

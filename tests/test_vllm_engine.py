@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import stub_vllm
-from stub_vllm import AsyncLLM
+from stub_vllm import AsyncEngineArgs, AsyncLLM
 from transformers import GenerationConfig
 
 from transformers_agci.embedded.location import embedded_model_path
@@ -171,6 +171,25 @@ def test_a_worker_without_the_plugin_is_an_error(
     with pytest.raises(InputError, match="AGCI is not on in vLLM's worker"):
         ask(engine, questions("one"), tmp_path, (0.5,))
     engine.close()
+
+
+def test_answers_about_images_that_were_not_injected_are_an_error(
+    engine: VllmEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version of vLLM that goes around what the plugin wraps; its worker says that AGCI is on."""
+    around = [{**stub_vllm.as_plugin_says(AsyncEngineArgs(MODEL, hf_overrides={LAMBDA_KEY: 0.5}))[0], "images": 3}]
+    monkeypatch.setattr(AsyncLLM, "reports", staticmethod(lambda arguments: around))
+    with pytest.raises(InputError, match="answered about an image that its workers have not injected"):
+        ask(engine, questions("one", "two"), tmp_path, (0.5,))
+    assert rows(tmp_path / "lam0.5.jsonl") == []
+    engine.close()
+    for folder in ("words", "copies"):
+        (tmp_path / folder).mkdir()
+    ask(engine, questions("one", "two", images=0), tmp_path / "words", (0.5,))
+    engine.close()
+    copies = open_vllm(LoadOptions(MODEL), VllmOptions(data_parallel_size=2))  # of which one reports
+    ask(copies, questions("one", "two"), tmp_path / "copies", (0.5,))
+    copies.close()
 
 
 def test_an_engine_that_ends_is_one_sentence(

@@ -162,8 +162,11 @@ class VllmEngine:
     def _answers(self, numbered: Numbered, lam: float, method: str, images: int, counts: VllmCounts) -> Answers:
         """The answers of a run, in the order in which vLLM finishes them."""
 
+        with_images: set[int] = set()
+
         def jobs() -> Iterator[tuple[int, Callable[[], Awaitable[Answer | InputError]]]]:
             for number, question in numbered:
+                with_images.update([number] if question.images else [])
                 yield number, partial(self._answer, question, running, counts)
 
         first = next(iter(numbered := iter(numbered)), None)
@@ -171,7 +174,10 @@ class VllmEngine:
             return
         numbered = _chained(first, numbered)
         running = self.at(lam, method, images)
-        yield from running.answers(jobs())
+        for number, answer in running.answers(jobs()):
+            if number in with_images and isinstance(answer, Answer):
+                running.check_injection()
+            yield number, answer
 
     async def _answer(self, question: Question, running: RunningVllm, counts: VllmCounts) -> Answer | InputError:
         try:

@@ -23,7 +23,7 @@ from transformers_agci.method.autoload import SWITCH, built_for_another_engine, 
 from transformers_agci.method.lam import LAMBDA_KEY
 from transformers_agci.vllm.injection import IMAGE_MARK, Served, inject, served_by
 from transformers_agci.vllm.marks import marking
-from transformers_agci.vllm.worker import end_with_parent
+from transformers_agci.vllm.worker import STORES, end_with_parent
 
 # Below vLLM's own logger, whose handlers and level it then has.
 _log = logging.getLogger("vllm.transformers_agci")
@@ -130,7 +130,7 @@ def say_once(vllm_config: Any, served: Served) -> None:
     if getattr(parallel, "rank", 0) != 0:
         return
     _log.info("AGCI is on: %s. %s=0 turns it off.", served.words, SWITCH)
-    stores = [name for name in ("kv_transfer_config", "ec_transfer_config") if getattr(vllm_config, name, None)]
+    stores = [name for name in STORES if getattr(vllm_config, name, None)]
     if stores:
         _log.warning(
             "%s: what is stored there belongs to this lambda. Engines of another lambda need a store of their own.",

@@ -14,7 +14,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.inference.event_loop import EventLoopThread
 from transformers_agci.method.lam import LAMBDA_KEY, lambda_text
 from transformers_agci.vllm.injection import METHOD_KEY
-from transformers_agci.vllm.worker import STARTED_BY
+from transformers_agci.vllm.worker import STARTED_BY, STORES
 
 EXTENSION = "transformers_agci.vllm.worker.AgciWorker"
 FINISHED = ("stop", "length")  # what an answer ends with that vLLM did not break off
@@ -47,10 +47,14 @@ class RunningVllm:
         self._loop: EventLoopThread | None = EventLoopThread("vllm")
         self._numbers = itertools.count()
         self._engine: Any = None
+        # Copies of the model report for one of them; a store may hold what another engine has injected.
+        counted = given.get("data_parallel_size") in (None, 1) and not any(given.get(name) for name in STORES)
+        self._is_proven = not lam or not counted
         try:
             self._engine = self._start(async_llm, engine_args, given)
             self.in_flight = int(self._engine.vllm_config.scheduler_config.max_num_seqs) + MORE_THAN_RUNNING
             self._check_workers(lam, method)
+            self._images = self._images_injected()  # by vLLM's own profiling
         except BaseException:
             self.close()
             raise
@@ -108,6 +112,20 @@ class RunningVllm:
         finally:
             for future in waiting:
                 future.cancel()
+
+    def check_injection(self) -> None:
+        """Where an image was answered about: InputError where no worker has injected one since the start."""
+        if self._is_proven:
+            return
+        if self._images_injected() == self._images:
+            raise InputError(
+                "vLLM answered about an image that its workers have not injected: this version of vLLM, or one of "
+                "`engine_args`, encodes images in another way. Use the engine transformers."
+            )
+        self._is_proven = True
+
+    def _images_injected(self) -> list[int]:
+        return [report["images"] for report in self.reports()]
 
     def close(self) -> None:
         """End the engine's processes and the loop."""

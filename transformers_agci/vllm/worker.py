@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 STARTED_BY = "TRANSFORMERS_AGCI_ENGINE_OF"  # environment variable: the process that started vLLM for the engine vllm
+STORES = ("kv_transfer_config", "ec_transfer_config")  # of vLLM: what was encoded or computed, outside of an engine
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
