@@ -8,6 +8,7 @@ import argparse
 
 from transformers_agci.commands.options import path
 from transformers_agci.errors import InputError
+from transformers_agci.method.lam import parse_lambda
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Change the file, or make the second folder, and say how."""
     from transformers_agci.api.set_lambda import run_set_lambda
-    from transformers_agci.method.lam import parse_lambda
 
     if args.remove == (args.lam is not None):
         raise InputError("Give a lambda (agci set-lambda CHECKPOINT 0.5) or --remove, one of the two.")

