@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+QWEN = "Qwen2VLForConditionalGeneration"
+D = 6  # columns of the decoder's input
+PIXELS = {"pixel_values": torch.zeros(1), "image_grid_thw": torch.zeros(1)}
+
 
 class ModelConfig:
     """As far as the plugin looks."""
@@ -180,3 +184,22 @@ def install(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 def tokens(rows: int, columns: int, seed: int) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def utils(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """vLLM's module that says which class a model is built as, with the plugin registered."""
+    from transformers_agci.vllm import plugin
+
+    utils = install(monkeypatch)
+    plugin.register()
+    return utils
+
+
+def config(model_type: str = "qwen2_vl", **keys: Any) -> Any:
+    return types.SimpleNamespace(model_type=model_type, **keys)
+
+
+def build(utils: types.ModuleType, hf_config: Any, name: str = QWEN, **engine: Any) -> Any:
+    model_config = ModelConfig(hf_config, model_class(name), D)
+    return utils.get_model_architecture(model_config)[0](vllm_config=vllm_config(model_config, **engine), prefix="")
