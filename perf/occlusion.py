@@ -123,7 +123,7 @@ def beside(
     say(f"     ratio: {wall:.2f}x wall, {own:.2f}x of {unit}; the maps differ by {apart:.1e}")
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument("--items", type=int, default=1)
@@ -131,7 +131,11 @@ def main() -> None:
     parser.add_argument("--mask_size", type=int, default=28)
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--plain_copies", type=int, default=20, help="of the plain loop, random weights (default 20)")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     announce()
     loaded, random = chosen_model(args), args.random_7b or args.small
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:

@@ -19,6 +19,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,13 +148,52 @@ def shared(start: float, per_row: float, machines: int, rows: int = 90_000, bloc
     return start + -(-blocks // machines) * block * per_row
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--random_7b", action="store_true")
     parser.add_argument("--quick", action="store_true", help="two points of each kind, to try the command")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--figure", type=Path, help="where to draw it, for instance docs/scaling.png")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def all_points(loaded: LoadedModel, folder: Path, rounds: int, quick: bool) -> list[Point]:
+    """Every value of every sweep, a row of the table each."""
+    points = []
+    measure(loaded, folder, "rows", 9, 1)  # warm up
+    for sweep, values in SWEEPS.items():
+        for at in values[: 2 if quick else None]:
+            point = measure(loaded, folder, sweep, at, rounds)
+            points.append(point)
+            say(f"| {sweep} | {at} | {point.patches} | {point.tokens} | {point.seconds:.3f} |")
+    return points
+
+
+def whole_run(loaded: LoadedModel, folder: Path) -> str:
+    """One run's rows/s, TFLOP/s and memory."""
+    asked = probe_questions(folder, ROWS, SIDE, SIDE)
+    _, spent = timed(loaded.device, lambda: engine(loaded, asked, [0.0], workers=0))
+    with counter() as counted:  # which slows a run down: not the one that is timed
+        engine(loaded, asked, [0.0], workers=0)
+    return figures(loaded, ROWS, spent, counted.get_total_flops())
+
+
+def by_calculation(points: Sequence[Point], constants: np.ndarray) -> dict[int, float]:
+    """Hours of so many machines for 90,000 rows; prints them."""
+    base = max((point for point in points if point.sweep == "side" and point.at <= 840), key=lambda point: point.at)
+    per_row = (np.array(base.terms) @ constants - constants[0]) / base.images
+    hours = {machines: shared(constants[0], per_row, machines) / 3600 for machines in MACHINES}
+    say(
+        f"\n| machines | hours for 90,000 rows of {base.at}x{base.at} pixels, by calculation | part of one's |\n"
+        "|---|---|---|"
+    )
+    for machines, took in hours.items():
+        say(f"| {machines} | {took:.3f} | {took / hours[1]:.4f} |")
+    return hours
+
+
+def main() -> None:
+    args = arguments()
     announce()
     shape: Shape = SEVEN_B if args.random_7b else SMALL
     loaded = random_weights(shape)
@@ -163,38 +203,20 @@ def main() -> None:
         f"times in {unit}\n\n"
         "| varied | value | patches | prompt tokens | seconds |\n|---|---|---|---|---|"
     )
-    points = []
+    took: dict[int, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory() as name, quick_layers(loaded.model):
         folder = Path(name)
-        measure(loaded, folder, "rows", 9, 1)  # warm up
-        for sweep, values in SWEEPS.items():
-            for at in values[: 2 if args.quick else None]:
-                point = measure(loaded, folder, sweep, at, args.rounds)
-                points.append(point)
-                say(f"| {sweep} | {at} | {point.patches} | {point.tokens} | {point.seconds:.3f} |")
-        asked = probe_questions(folder, ROWS, SIDE, SIDE)
-        _, spent = timed(loaded.device, lambda: engine(loaded, asked, [0.0], workers=0))
-        with counter() as counted:  # which slows a run down: not the one that is timed
-            engine(loaded, asked, [0.0], workers=0)
-        say(f"\n{figures(loaded, ROWS, spent, counted.get_total_flops())}")
+        points = all_points(loaded, folder, args.rounds, args.quick)
+        say(f"\n{whole_run(loaded, folder)}")
         constants, error = fit(points)
         told = ", ".join(f"{name} = {value:.3g} s" for name, value in zip(NAMES, constants, strict=True))
         say(f"\nthe model's constants: {told}; mean error {100 * error:.1f} %")
-        took = {}
         if loaded.device.type == "cpu":
             took = processes(folder, 18 if args.quick else 72)
             say("\n| processes | wall seconds | core seconds of the slowest |\n|---|---|---|")
             for count, (wall, core) in took.items():
                 say(f"| {count} | {wall:.2f} | {core:.2f} |")
-    base = max((point for point in points if point.sweep == "side" and point.at <= 840), key=lambda point: point.at)
-    per_row = (np.array(base.terms) @ constants - constants[0]) / base.images
-    hours = {machines: shared(constants[0], per_row, machines) / 3600 for machines in MACHINES}
-    say(
-        f"\n| machines | hours for 90,000 rows of {base.at}x{base.at} pixels, by calculation | part of one's |\n"
-        "|---|---|---|"
-    )
-    for machines, took_hours in hours.items():
-        say(f"| {machines} | {took_hours:.3f} | {took_hours / hours[1]:.4f} |")
+    hours = by_calculation(points, constants)
     if args.figure:
         draw(
             args.figure,

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import spoilt_checkpoint
@@ -109,6 +110,15 @@ def test_a_device_map_is_for_one_process(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     refuse(folder, "gives one process all GPUs, but torchrun has started 2", device_map="auto")
+
+
+def test_the_dtype_beside_four_bits_is_recorded(folder: Path) -> None:
+    """A file made with another one does not go on."""
+    from transformers_agci.inference.load import _model_identity
+
+    model = SimpleNamespace(dtype=torch.float16, config=SimpleNamespace(_attn_implementation="sdpa"))
+    found = _model_identity(model, LoadOptions(str(folder), load_in_4bit=True), torch.device("cuda"))
+    assert (found["dtype"], found["quantization"]) == ("float16", "4bit nf4, vision and output matrix in float16")
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_next", "internvl"])
