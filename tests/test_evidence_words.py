@@ -335,3 +335,13 @@ def test_a_threshold_that_leans_with_the_place_does_not_move_d_prime_of_the_cell
     assert found.d_prime is None or found.d_prime.low < 0 < found.d_prime.high
     assert found.verdict == "more even"
     assert (found.yes_answers is None) == margin
+
+
+def test_balanced_accuracies_of_two_items_differ_by_a_hundred_points_at_most(tmp_path: Path) -> None:
+    yes, no = margins(2, 5, mean=0.3), margins(2, 6, mean=-0.3)
+    first, second = (
+        read_results(write(tmp_path / f"{k}.jsonl", rows(yes + by, no - by))) for k, by in enumerate((0.0, 0.5))
+    )
+    balanced = compare(first, second).evenness.threshold_matched.balanced
+    assert -1 <= balanced.low < balanced.estimate < balanced.high <= 1
+    assert balanced.high - balanced.low > 1

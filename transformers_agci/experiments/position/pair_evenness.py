@@ -210,5 +210,5 @@ def _level_change(first: Floats, second: Floats, items: int) -> Change | None:
     if single == 0:
         return None
     error = max((second - first).std(ddof=1) / np.sqrt(n), single / np.sqrt(n * items))
-    found = st.intervals.about(float((second - first).mean()), float(error), items - 1, n)
+    found = st.intervals.about(float((second - first).mean()), float(error), items - 1, n).within(-1, 1)
     return Change(float(first.mean()), float(second.mean()), *found[:3])
