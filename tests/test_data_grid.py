@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from transformers_agci.data.composites import alone, compose, encode_jpeg, fit, with_target
-from transformers_agci.data.grid import POSITIONS, Grid
+from transformers_agci.data.grid import POSITIONS, Grid, largest_box
 from transformers_agci.errors import InputError
 
 GOLDEN = Path(__file__).parent / "reference" / "composites"
@@ -162,3 +162,9 @@ if __name__ == "__main__":
         cells = with_target(painted(0), [painted(n) for n in range(1, 9)], cell)
         compose(cells, Grid()).save(GOLDEN / f"probe_{cell}.png", optimize=True)
     compose(alone(painted(0), 5), Grid()).save(GOLDEN / "similarity_5.png", optimize=True)
+
+
+def test_a_gutter_beyond_every_canvas_leaves_the_smallest_box() -> None:
+    assert largest_box(840, 1e308, 3) == 1  # four of them are infinite
+    with pytest.raises(InputError, match="choose a smaller box or gutter"):
+        Grid(box=largest_box(840, 1e308, 3), gutter=1e308)

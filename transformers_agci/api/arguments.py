@@ -229,7 +229,7 @@ def maybe_whole(name: str, given: Any, least: int = 1) -> int | None:
 
 def share(name: str, given: Any) -> float:
     """A share between 0 and 1, such as an equivalence margin."""
-    if isinstance(given, bool) or not isinstance(given, Real) or not 0 < given < 1:
+    if isinstance(given, bool) or not isinstance(given, Real) or not 0 < float(given) < 1:
         raise InputError(f"`{name}` must lie between 0 and 1 (0.02: two points), but is {short(given)}.")
     return float(given)
 

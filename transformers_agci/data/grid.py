@@ -42,7 +42,7 @@ def largest_box(canvas: int, gutter: float, cells: int) -> int:
     """
     if not math.isfinite(gutter) or canvas > MAX_PIXELS:
         raise InputError(f"A grid needs finite sizes, but the canvas is {short(canvas)} px and the gutter {gutter} px.")
-    return max(1, int((canvas - (cells + 1) * gutter) // cells))
+    return int(max(cells, canvas - (cells + 1) * gutter) // cells)  # the product may be infinite
 
 
 @dataclass(frozen=True)
