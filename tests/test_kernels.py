@@ -188,6 +188,7 @@ def test_the_last_mlp_computes_the_positions_that_are_asked_for(family: str) -> 
     hook = mlp.down_proj.register_forward_hook(lambda _, args, output: rows.append(output[..., 0].numel()))
     (stock, every), (two, _) = ask(logits_to_keep=1), ask(logits_to_keep=2)
     with_states = ask(output_hidden_states=True, logits_to_keep=1)[0].hidden_states[-1]
+    before = forwards(model)  # transformers 4.57 puts some on that gather the hidden states
     made = use_kernels(model, ["last_positions"])
     assert made.on == ("last_positions",), made.reasons
     ours, computed = ask(logits_to_keep=1)
@@ -202,7 +203,7 @@ def test_the_last_mlp_computes_the_positions_that_are_asked_for(family: str) -> 
     hook.remove()
     assert not is_narrowed(model)
     assert torch.equal(ask(logits_to_keep=1)[0].logits, stock.logits)
-    assert not forwards(model)
+    assert forwards(model) == before
 
 
 def test_a_call_that_was_interrupted_narrows_no_other() -> None:

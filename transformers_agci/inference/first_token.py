@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from transformers import DynamicCache
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
@@ -38,6 +39,7 @@ FOLLOWED = {"decoding", "repetition_penalty", "eos_token_id", "pad_token_id"}
 NEUTRAL = {"no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0}  # as transformers 4.57 fills them in
 GIVEN = {"position_ids", "attention_mask", "logits_to_keep"}  # and a cache
 ANSWERED_PER_MISS = 8  # calls with a verdict for each one without, beyond the first
+MASKLESS_SINCE = (5, 6)  # 4.57 takes image tokens, whose places in time do not count up, for texts of their own
 MOST_PADDING = 32  # tokens: the output matrix is applied to one position more in each row
 TEXT = {"input_ids", "attention_mask", "mm_token_type_ids"}
 
@@ -55,6 +57,7 @@ class FirstToken:
         self._processor = None if penalty in (None, 1.0) else RepetitionPenaltyLogitsProcessor(float(penalty))
         self.reason = self._why_not()
         self._answered = self._missed = 0  # calls
+        self._masked = tuple(map(int, transformers.__version__.split(".")[:2])) < MASKLESS_SINCE
 
     def _why_not(self) -> str | None:
         shaping = recorded_settings(self.answerer.settings)
@@ -84,7 +87,7 @@ class FirstToken:
             last, keep, padding = _padded_behind(given, padding), 1 + padding, 0
         if positions.dim() > 2:  # token types are there for the positions; Gemma 4 shapes its attention mask by them
             given.pop("mm_token_type_ids", None)
-        if not padding:
+        if not padding and not (self._masked and positions.dim() > 2):
             del given["attention_mask"]  # an explicit mask costs the attention its quickest kernel
             if positions.dim() == 2:
                 del given["position_ids"]  # what the model counts by itself; given, they are searched for a second text
@@ -97,7 +100,7 @@ class FirstToken:
 
     def _may_pad_behind(self, positions: torch.Tensor, padding: int, cache: bool) -> bool:
         asked = self.padding_behind and 0 < padding <= MOST_PADDING and not cache
-        return asked and positions.dim() > 2 and current_rival(self.model) is None
+        return asked and positions.dim() > 2 and not self._masked and current_rival(self.model) is None
 
     def tails(self, tail: Tail, whole_ids: torch.Tensor) -> list[Answer] | None:
         """Answers to prompts whose beginnings lie in the tail's cache; `whole_ids` [B, S], padded on the left."""
