@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from test_statistics_simulated import SIZES, noise, tables, truth_or_fail
+from simulated_answers import SIZES, noise, tables, truth_or_fail
 
 from transformers_agci import statistics as st
 from transformers_agci.experiments.defaults import Choice

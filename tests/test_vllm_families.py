@@ -17,7 +17,24 @@ import torch
 from decoder_inputs import recorded_decoder_inputs
 from PIL import Image
 from test_vllm_stand_ins import CASES
-from tiny_families import IMG, ROWS, TILE, WIDTH, Piece, concatenated, make_batch, onevision_piece
+from tiny_families import IMG, ROWS, TILE, WIDTH, Piece, make_batch, onevision_piece
+from vllm_inputs import (
+    Inputs,
+    by_transformers,
+    emu3,
+    flat,
+    gemma4,
+    lfm,
+    llama,
+    marked,
+    minicpm,
+    one_by_one,
+    paddle,
+    row_by_row,
+    whole,
+    with_counts,
+    with_masks,
+)
 
 from transformers_agci import agci, inject_global_context
 from transformers_agci.families import SUPPORTED_FAMILIES
@@ -30,95 +47,9 @@ pytestmark = [
     pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed here: make vllm-test"),
 ]
 
+
 LAM = 0.5
 EXACT = 1e-4  # of values of about 1, in float32
-Inputs = dict[str, Any]
-
-# --- pixels as vLLM's input processing hands them on ----------------------------------------------------------------
-
-
-def whole(pieces: list[Piece]) -> Inputs:
-    return dict(concatenated([pieces]))
-
-
-def one_by_one(pieces: list[Piece]) -> Inputs:
-    """Images of different size, or number of tiles, in a list."""
-    given: Inputs = {"pixel_values": [piece.pixels["pixel_values"][0] for piece in pieces]}
-    sizes = [piece.pixels["image_sizes"] for piece in pieces]
-    return {**given, "image_sizes": torch.cat(sizes)}
-
-
-def with_counts(pieces: list[Piece]) -> Inputs:
-    return {**whole(pieces), "num_patches": torch.tensor([len(piece.pixels["pixel_values"]) for piece in pieces])}
-
-
-def with_masks(pieces: list[Piece]) -> Inputs:
-    given = with_counts(pieces)
-    mask = torch.ones(len(given["pixel_values"]), TILE, TILE, dtype=torch.bool)
-    return {**given, "pixel_attention_mask": mask}
-
-
-def llama(pieces: list[Piece]) -> Inputs:
-    counts = with_counts(pieces).pop("num_patches")
-    ratios = torch.ones(len(pieces), 2, dtype=torch.long)
-    return {**whole(pieces), "patches_per_image": counts, "aspect_ratios": ratios}
-
-
-def lfm(pieces: list[Piece]) -> Inputs:
-    return {name: value for name, value in with_counts(pieces).items() if name != "pixel_attention_mask"}
-
-
-def paddle(pieces: list[Piece]) -> Inputs:
-    return {**whole(pieces), "pixel_values": [piece.pixels["pixel_values"] for piece in pieces]}
-
-
-def gemma4(pieces: list[Piece]) -> Inputs:
-    given = whole(pieces)
-    return {**given, "pixel_position_ids": given.pop("image_position_ids")}
-
-
-def flat(pieces: list[Piece]) -> Inputs:
-    given = with_counts(pieces)
-    named = {"pixel_values_flat": given["pixel_values"], "image_num_patches": given["num_patches"]}
-    return {**named, "image_token_id": torch.tensor(IMG)}
-
-
-def minicpm(pieces: list[Piece]) -> Inputs:
-    """The strip of each slice: [3, patch, patches * patch]."""
-    sizes = [piece.pixels["target_sizes"] for piece in pieces]
-    patches = [
-        piece.pixels["pixel_values"].split(size.prod(-1).tolist()) for piece, size in zip(pieces, sizes, strict=True)
-    ]
-    strips = [[each.permute(1, 2, 0, 3).flatten(2) for each in of_image] for of_image in patches]
-    return {"pixel_values": strips, "tgt_sizes": sizes}
-
-
-def marked(pieces: list[Piece]) -> Inputs:
-    """With the note that all are images (vllm/marks.py)."""
-    given = whole(pieces)
-    return {**given, "grid_thws": given.pop("image_grid_thw"), IMAGE_MARK: torch.ones(len(pieces), dtype=torch.bool)}
-
-
-def row_by_row(pieces: list[Piece]) -> Inputs:
-    """Patches in rows, where transformers takes those that are merged, 2 x 2, one after the other."""
-    values = []
-    for piece in pieces:
-        ((_, height, width),) = piece.pixels["image_grid_thw"].tolist()
-        blocks = piece.pixels["pixel_values"].view(height // 2, width // 2, 2, 2, -1)
-        values.append(blocks.transpose(1, 2).reshape(height * width, -1))
-    return {**whole(pieces), "pixel_values": torch.cat(values)}
-
-
-def by_transformers(pieces: list[Piece]) -> Inputs:
-    """With the rows of `pixel_values` that are of each image."""
-    given = whole(pieces)
-    return {**given, "num_image_patches": torch.tensor([len(piece.pixels["pixel_values"]) for piece in pieces])}
-
-
-def emu3(pieces: list[Piece]) -> Inputs:
-    return {**one_by_one(pieces), "num_image_patches": torch.ones(len(pieces), dtype=torch.long)}
-
-
 PIXELS: dict[str, Callable[[list[Piece]], Inputs]] = {
     **dict.fromkeys(("llava", "llava_next_video", "llava_onevision", "mistral3", "lighton_ocr"), one_by_one),
     **dict.fromkeys(("gemma3", "cohere2_vision"), with_counts),
@@ -137,9 +68,6 @@ PIXELS: dict[str, Callable[[list[Piece]], Inputs]] = {
 # transformers before 5.23, with AGCI and without. Of Emu3, transformers pads images to the largest of a batch, and the
 # tower sees the padding; vLLM encodes each alone.
 PLAIN_ONLY = ("aria", "paddleocr_vl", "emu3")
-
-# --- checkpoints as the hub has them, where transformers 5 saves them in another way ---------------------------------
-
 ARCHITECTURES = {
     "cosmos3_omni": "Cosmos3ForConditionalGeneration",
     "hyperclovax_vision_v2": "HCXVisionV2ForCausalLM",
@@ -262,9 +190,6 @@ def decoder_images(model: Any, model_type: str, lam: float) -> list[torch.Tensor
     with agci(model, lam), torch.inference_mode(), recorded_decoder_inputs(model) as seen:
         model(**batch.inputs)
     return [seen[0][row][positions] for row, positions in batch.images]
-
-
-# --- the test ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
