@@ -148,7 +148,7 @@ def test_prompts_of_one_length_need_no_mask(
     texts in a prompt without a mask, and finds one in every image token of Qwen3-VL.
     """
     loaded = load(LoadOptions(str(tiny_checkpoint(family)), kernels="stock", vision="stock"))
-    asked = [replace(questions[number * len(TEXTS)], text="Is there a dog?") for number in (0, 0, 0)]
+    asked = questions[:: len(TEXTS)]
     stock, _ = answers(loaded, asked, tmp_path, batch_size=1)
     ours, _ = answers(with_ways(loaded, "first_token"), asked, tmp_path, batch_size=1)
     for one, other in zip(ours, stock, strict=True):
