@@ -70,6 +70,7 @@ class Run:
     sections: list[Section]
     seconds: float | None
     tried: bool
+    small: bool
     folder: Path  # where what is printed lies until the run has ended
     begin: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -82,7 +83,8 @@ class Run:
         with contextlib.closing(Server(self.log)) as server:
             for section in sections:
                 longest = TRIED if self.tried and section.step.shared else LONGEST
-                limit = min(section.step.limit, longest, self.left())
+                own = LONGEST if self.small else section.step.limit  # of a GPU; any machine may be slow or busy
+                limit = min(own, longest, self.left())
                 if limit >= LEAST:
                     self._take(section, server, limit)
 
@@ -285,7 +287,7 @@ def main() -> int:
     steps = STEPS if not args.only else [step for word in args.only for step in STEPS if step.title.startswith(word)]
     sections = [Section(step, shlex.split(getattr(step, size))) for step in steps if getattr(step, size)]
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(args.out.resolve(), sections, args.seconds, args.tried, Path(folder))
+        run = Run(args.out.resolve(), sections, args.seconds, args.tried, args.small, Path(folder))
         run.log.write_text("")
         lanes = sorted({section.step.lane for section in sections}) if args.tried else [None]
         threads = [

@@ -49,7 +49,7 @@ OTHERS = {
     "atlas_pope.py {folder} --items 1": ("--benchmark pope --benchmark_data",),
     "composites.py --items 10": ("| 10 | 90 |",),
     "evidence_speed.py --items 40 --results 2 --folder {folder}": ("metrics", "evidence"),
-    "first_gpu.py {folder}/cpu.md --small --seconds 200 --only Similarity": ("0 failed, 0 not taken",),
+    "first_gpu.py {folder}/cpu.md --small --only Similarity": ("0 failed, 0 not taken",),
     "first_gpu.py {folder}/cpu.md --small --seconds 1": ("0 failed, 10 not taken",),
     "verdict_simulation.py --replicates 3 --items 30": ("bias .2 removed",),
 }
