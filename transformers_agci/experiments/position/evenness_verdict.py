@@ -22,6 +22,7 @@ from transformers_agci.statistics.intervals import Floats, items_with_rows
 from transformers_agci.statistics.matched_threshold import Answers, compare_at_one_threshold
 
 LOGITS = "logits"
+THRESHOLD_MOVED = "the threshold moved"
 
 Both = tuple[Tables, ...]  # of the first and of the second result, NaN where either has no row
 Pool = Literal["never", "where too few", "where alike"]  # when one rate of false alarms stands for all cells
@@ -166,13 +167,26 @@ def _by_answers(yes: Both, no: Both, without_margins: str, items: int) -> tuple[
         return "cannot tell", f"no difference is shown in {_share_of(cells)} cells; {_some_cell_has(yes, no)}"
     over = "the" if cells.all() else _share_of(cells)
     basis = f"variance of d' over {over} cells{_if_together(answered, no)}"
-    whole = [(yes[i].said_yes, no[i].said_yes) for i in (0, 1)]
-    if signal_detection.criterion_difference(*whole).excludes(0):
+    if moved := _what_moved(yes, no):
         if said == "no difference shown":
-            return said, f"{basis}; the threshold moved, and without margins a change could hide in their shape"
-        if not _whatever_the_shape(Answered.of(yes, no, "where too few"), said, items):
-            return "cannot tell", "the threshold moved, and without margins what d' then shows depends on their shape"
+            return said, f"{basis}; {moved}, and without margins a change could hide in their shape"
+        pool: Pool = "where too few" if moved == THRESHOLD_MOVED else "where alike"
+        if not _whatever_the_shape(Answered.of(yes, no, pool), said, items):
+            return "cannot tell", f"{moved}, and without margins what d' then shows depends on their shape"
     return said, basis
+
+
+def _what_moved(yes: Both, no: Both) -> str:
+    """What shifts the rates of all cells between two results, and so what these say of each other; "" if nothing does.
+
+    A moved threshold deceives most, because the rates of Yes and of No rows then move the same way: cells keep their
+    own rates of false alarms in what has to hold for all shapes, which asks more of a change (`_whatever_the_shape`).
+    """
+    first, second = ((yes[i].said_yes, no[i].said_yes) for i in (0, 1))
+    if signal_detection.criterion_difference(first, second).excludes(0):
+        return THRESHOLD_MOVED
+    changed = signal_detection.d_prime_difference(first, second).excludes(0)
+    return "the sensitivity changed" if changed else ""
 
 
 def _if_together(answered: Answered, no: Both) -> str:
