@@ -22,7 +22,15 @@ from transformers_agci.experiments.compare.on_ruler import (
     ruler_text,
     shown,
 )
-from transformers_agci.experiments.compare.report import ReportOptions, compare_arms, cost_text, notes_of
+from transformers_agci.experiments.compare.report import (
+    ReportOptions,
+    compare_arms,
+    compared_text,
+    cost_text,
+    notes_of,
+    overview,
+    split_items,
+)
 from transformers_agci.experiments.ruler.conditions import REPAIR
 from transformers_agci.experiments.ruler.run import ItemRun
 from transformers_agci.families import SUPPORTED_FAMILIES
@@ -90,6 +98,9 @@ def test_strength_is_chosen_on_some_items_and_reported_on_the_others(tmp_path: P
     assert [result.arm.label for result in compared.chosen] == ["stock", "agci 0.5", "bapa 1"]
     assert compared.split.dev + compared.split.held_out == 60
     assert compared.evidence.items == compared.split.held_out
+    text = compared_text(compared, results, {})
+    assert text.count("chosen") == 1 and text.count("(its only strength)") == 1
+    assert f"on the {compared.split.held_out} held-out items:" in text
     agci, bapa = compared.evidence.comparisons
     assert agci.pair.balanced is not None and agci.pair.balanced.low > 0
     assert agci.pair.evenness.verdict == "more even"
@@ -97,6 +108,23 @@ def test_strength_is_chosen_on_some_items_and_reported_on_the_others(tmp_path: P
     assert bapa.pair.auc is not None and abs(bapa.pair.auc.estimate) < 1e-9
     assert bapa.pair.criterion is not None and bapa.pair.criterion.low > 0
     assert len(bapa.holm) == len(bapa.tests)
+
+
+def test_where_nothing_is_to_be_chosen_all_items_report(tmp_path: Path) -> None:
+    results = [
+        result_file(tmp_path, "stock", 0.0, 2.0),
+        result_file(tmp_path, "agci:0.5", 0.0, 0.0),
+        result_file(tmp_path, "bapa", -1.0, 2.0),
+    ]
+    compared = compare_arms(results, ReportOptions())
+    assert (compared.split.dev, compared.split.held_out, compared.evidence.items) == (0, 60, 60)
+    assert compared.scores == {}
+    text = compared_text(compared, results, {})
+    assert text.startswith("No method has several strengths: nothing is chosen, and all 60 items report.\n\non all 60")
+    assert text.count("chosen") == 1 and "held-out" not in text
+    assert overview({"one": compared}).title == "all models on all 60 items; 95 % intervals"
+    with pytest.raises(InputError, match=r"^9 items to compare methods on, but at least 10 are needed"):
+        split_items({str(number): "" for number in range(9)}, 0.5, choose=False)
 
 
 def test_costs_and_notes(tmp_path: Path) -> None:
@@ -116,7 +144,7 @@ def test_one_run_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     words = ["compare", "--items", "24", "--methods", "stock", "flat", "--quiet", "--draws", "50"]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "held-out items" in said
+    assert "on all 24 items:" in said and "held-out" not in said
     assert "ms per row" in said
     assert "flat: an ablation of BaPA made here" in said
     first = (tmp_path / "compared" / "compared.json").read_text()
@@ -199,7 +227,7 @@ def test_agci_and_a_control_compared_under_vllm(
     assert (settings["engine"], settings["method"], settings["lambda"]) == ("vllm", "uniform", 0.5)
     cost = json.loads((tmp_path / "compared" / "compared.json").read_text())["cost"]["agci 0.5"]
     assert cost["ms_per_row"] > 0 and cost["kib_per_list"] is None
-    assert "held-out items" in said
+    assert "on all 24 items:" in said and "held-out" not in said
     assert main([*words, "--quiet", "--draws", "50"]) == 0
     assert len(AsyncLLM.started) == 3
     assert main([word for word in words if word not in ("--engine", "vllm")]) == 2

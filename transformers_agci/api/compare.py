@@ -1,4 +1,4 @@
-"""Methods compared in Python: every one on the same rows, its strength chosen on some items, reported on the others."""
+"""Methods compared in Python, on the same rows; a strength is chosen on some items and reported on the others."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ComparedModel(Displayed, ModelComparison):
-    """Every method on one model: `compared.evidence` holds each at its chosen strength against stock."""
+    """Every method on one model: `compared.evidence` holds each at its (chosen) strength against stock."""
 
     @property
     def text(self) -> str:
@@ -36,7 +36,7 @@ class ComparedModel(Displayed, ModelComparison):
         return "\n\n".join(self.blocks)
 
     def figure(self) -> "Figure":
-        """The forest plot of the held-out items."""
+        """The forest plot of the items that report."""
         return compared_figure(self.compared)
 
     def _repr_html_(self) -> str:
@@ -91,9 +91,10 @@ def compare(
     """AGCI, its controls and rivals on the same rows of one or several models.
 
     `methods` are words such as stock, agci:0.5, random-1:0.5, bapa, pai:0.2. Of a method at several strengths the one
-    that is best on `dev_share` of the items is held against stock on the others. `data` is that of `probe_data`; None:
-    `items` items (100) of the embedded atlas. `margin`: balanced accuracies that differ by less (0..1) are equal.
-    `ruler` items on the ruler and a `benchmark` are asked beside the probe. With a `folder` the same call goes on.
+    that is best on `dev_share` of the items is held against stock on the others, and so are all methods; where each has
+    one strength, all items report. `data` is that of `probe_data`; None: `items` items (100) of the embedded atlas.
+    `margin`: balanced accuracies that differ by less (0..1) are equal. `ruler` items on the ruler and a `benchmark` are
+    asked beside the probe. With a `folder` the same call goes on.
 
     >>> from transformers_agci import compare
     >>> found = compare(methods=["stock", "bapa"], items=24, progress=False)

@@ -1,9 +1,10 @@
 """AGCI, its controls and rivals on the same rows: one run that goes on after a kill, one report.
 
 Every method answers the same rows of the position probe. Of a method that is named at several strengths the one that
-is best on half of the items (told apart by a hash of their captions) is held against stock on the other half, through
-the evidence suite of `agci evidence`; beside it what each method costs. With --ruler the same methods meet decoder
-biases of known size, with --benchmark another task, so that a repair that costs accuracy elsewhere is seen.
+is best on half of the items (told apart by a hash of their captions) is held against stock on the other half, and so
+are all others; where every method has one strength, nothing is chosen and all items report. The tables are those of
+`agci evidence`; beside them what each method costs. With --ruler the same methods meet decoder biases of known size,
+with --benchmark another task, so that a repair that costs accuracy elsewhere is seen.
 """
 
 import argparse
@@ -38,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report.add_argument("--output_dir", type=path, default=Path("compared"), metavar="O", help="(default compared)")
     report.add_argument("--choose_by", choices=get_args(Choice), default=CHOOSE_BY)
     report.add_argument(
-        "--dev_share", type=number, default=DEV_SHARE, metavar="S", help="share that chooses (default %(default)s)"
+        "--dev_share",
+        type=number,
+        default=DEV_SHARE,
+        metavar="S",
+        help="share of the items that chooses among strengths (default %(default)s)",
     )
     add_margin_option(report)
     report.add_argument("--json", type=json_file, metavar="OUT", help="all numbers (default O/compared.json)")

@@ -12,6 +12,7 @@ from transformers_agci.experiments.compare.on_ruler import measure_on_ruler, rul
 from transformers_agci.experiments.compare.report import (
     Compared,
     ReportOptions,
+    chooses,
     compare_arms,
     compared_figure,
     compared_json,
@@ -103,7 +104,8 @@ def compare_models(
     for row in data.bad_rows:
         say(row.error)
     _check_rows(data)
-    split_items(_captions(data), report.dev_share)  # too few items are an error before hours of asking
+    # Too few items are an error before hours of asking.
+    split_items(_captions(data), report.dev_share, chooses(options.arms))
     several, models, left_out = len(options.models) > 1, list[ModelComparison](), dict[str, str]()
     for number in range(len(options.models)):
         try:
@@ -217,7 +219,8 @@ def _benchmark(
     assert beside.benchmark is not None
     images, prompt = beside.benchmark_images, beside.benchmark_prompt
     source = Source(benchmark(beside.benchmark), beside.benchmark_data, image_root=images, prompt=prompt)
-    said = [f"{beside.benchmark}, each method at the strength that was chosen on the probe:"]
+    strength = "the strength that was chosen on the probe" if compared.split.dev else "its strength"
+    said = [f"{beside.benchmark}, each method at {strength}:"]
     numbers, left_out = dict[str, Any](), dict[str, str]()
     for result in compared.chosen:
         lines: list[str] = []

@@ -1,11 +1,15 @@
-"""A comparison's report: strengths chosen on development items, every method against stock on the held-out ones."""
+"""A comparison's report: every method against stock.
+
+Of methods at several strengths one is chosen on development items, and all methods report on the held-out ones. Where
+there is nothing to choose, all items report.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from transformers_agci.errors import InputError, counted
-from transformers_agci.experiments.compare.arms import Arm
+from transformers_agci.experiments.compare.arms import STOCK, Arm
 from transformers_agci.experiments.compare.run import ArmResult
 from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE
 from transformers_agci.experiments.position import evidence_report
@@ -29,9 +33,9 @@ class Compared:
     """The report of one model.
 
     Attributes:
-        scores: of every arm on the development items, by label.
+        scores: of every arm on the development items, by label; empty where nothing is chosen.
         chosen: of every method the arm that reports, stock first.
-        evidence: on the held-out items.
+        evidence: on the held-out items, on all where nothing is chosen.
     """
 
     split: Split
@@ -39,6 +43,12 @@ class Compared:
     scores: dict[str, float]
     chosen: list[ArmResult]
     evidence: Evidence
+
+    @property
+    def reported_on(self) -> str:
+        """Which items report: "the 57 held-out items", "all 100 items"."""
+        items = counted(self.split.held_out, "item")
+        return f"the {self.split.held_out} held-out items" if self.split.dev else f"all {items}"
 
 
 @dataclass(frozen=True)
@@ -56,11 +66,12 @@ class ReportOptions:
 
 
 def compare_arms(results: Sequence[ArmResult], options: ReportOptions) -> Compared:
-    """Choose each method's strength on the development items, and gather the evidence on the others."""
+    """Choose the strengths of methods that have several on the development items; the evidence on the others."""
     read = {result.arm.label: read_results(result.file, label=result.arm.label) for result in results}
     first = read[results[0].arm.label]
-    dev, held, split = split_items(dict(zip(first.items, first.captions, strict=True)), options.dev_share)
-    scores = scores_of([result.select(dev) for result in read.values()], options.choice)
+    choose = chooses([result.arm for result in results])
+    dev, held, split = split_items(dict(zip(first.items, first.captions, strict=True)), options.dev_share, choose)
+    scores = scores_of([result.select(dev) for result in read.values()], options.choice) if choose else {}
     best: dict[str, ArmResult] = {}
     for result in results:
         name, label = result.arm.method, result.arm.label
@@ -89,12 +100,27 @@ def overview(models: Mapping[str, Compared]) -> Table:
                 ]
             )
     header = ["model, method", "balanced %", "AUC", "sd of margins over cells", "against its stock, points", "evenness"]
-    held = {compared.split.held_out for compared in models.values()}
-    return Table(f"all models on the {', '.join(map(str, sorted(held)))} held-out items; 95 % intervals", header, rows)
+    items = dict.fromkeys(compared.reported_on for compared in models.values())
+    return Table(f"all models on {' or '.join(items)}; 95 % intervals", header, rows)
 
 
-def split_items(captions: Mapping[str, str], share: float) -> tuple[list[str], list[str], Split]:
-    """The items that choose and those that report, by the hash of their captions; InputError where either are few."""
+def chooses(arms: Sequence[Arm]) -> bool:
+    """Whether some method has several arms, one of which must be chosen."""
+    return len({arm.method for arm in arms}) < len(arms)
+
+
+def split_items(captions: Mapping[str, str], share: float, choose: bool) -> tuple[list[str], list[str], Split]:
+    """The items that choose and those that report, by the hash of their captions; InputError where either are few.
+
+    Without anything to `choose` all report.
+    """
+    if not choose:
+        if len(captions) < FEWEST:
+            raise InputError(
+                f"{counted(len(captions), 'item')} to compare methods on, but at least {FEWEST} are needed: give more "
+                "`items`."
+            )
+        return [], list(captions), Split("no method has several strengths: all items report", 0.0, 0, len(captions))
     dev = [item for item, caption in captions.items() if part_of(caption, 1000) / 1000 < share]
     held = [item for item, caption in captions.items() if part_of(caption, 1000) / 1000 >= share]
     for what, items in (("choose", dev), ("report", held)):
@@ -109,15 +135,9 @@ def split_items(captions: Mapping[str, str], share: float) -> tuple[list[str], l
 
 def compared_text(compared: Compared, results: Sequence[ArmResult], left_out: Mapping[str, str]) -> str:
     """Everything: what was chosen, the evidence, what each method costs, what must be said, and who is missing."""
-    chosen = {result.arm.label for result in compared.chosen}
-    factor = 100.0 if compared.choice == "balanced" else 1.0
-    dev = [
-        [label, f"{factor * score:.2f}", "chosen" if label in chosen else ""]
-        for label, score in compared.scores.items()
-    ]
     blocks = [
-        format_table([f"on {compared.split.dev} items that choose", compared.choice, ""], dev),
-        f"on the {compared.split.held_out} held-out items:",
+        _choices_text(compared, results),
+        f"on {compared.reported_on}:",
         evidence_report.evidence_text(compared.evidence),
         cost_text(results),
         *notes_of([result.arm for result in results]),
@@ -125,6 +145,21 @@ def compared_text(compared: Compared, results: Sequence[ArmResult], left_out: Ma
         *(f"{label}: left out. {why}" for label, why in left_out.items()),
     ]
     return "\n\n".join(blocks)
+
+
+def _choices_text(compared: Compared, results: Sequence[ArmResult]) -> str:
+    """The arms' scores on the items that choose, or why nothing is chosen."""
+    if not compared.scores:
+        return f"No method has several strengths: nothing is chosen, and {compared.reported_on} report."
+    methods = [result.arm.method for result in results]
+    reporting = {result.arm.label for result in compared.chosen}
+    factor = 100.0 if compared.choice == "balanced" else 1.0
+    rows = []
+    for result in results:
+        label, several = result.arm.label, methods.count(result.arm.method) > 1
+        said = ("chosen" if label in reporting else "") if several else "(its only strength)"
+        rows.append([label, f"{factor * compared.scores[label]:.2f}", said if label != STOCK else ""])
+    return format_table([f"on {compared.split.dev} items that choose", compared.choice, ""], rows)
 
 
 def cost_text(results: Sequence[ArmResult]) -> str:
@@ -174,5 +209,5 @@ def _cost_of(result: ArmResult) -> Mapping[str, float | None]:
 
 
 def compared_figure(compared: Compared) -> "Figure":
-    """The evidence suite's figure of the held-out items."""
-    return evidence_report.evidence_figure(compared.evidence, "against stock, held-out items")
+    """The evidence suite's figure of the items that report."""
+    return evidence_report.evidence_figure(compared.evidence, f"against stock, {compared.reported_on}")
