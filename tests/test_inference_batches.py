@@ -170,6 +170,21 @@ def test_a_log_file_gets_plain_lines_the_first_after_five_seconds(
     assert capsys.readouterr().err == "agci: 1000 of 1000 rows, 4.2 rows/s\n"
 
 
+def test_where_a_second_does_little_it_is_seconds_for_each(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("transformers_agci.inference.progress.time.monotonic", lambda: clock[0])
+    progress = Progress(300, unit="item")
+    for clock[0], items in ((6.0, 0), (25.0, 1), (125.0, 2)):
+        progress.add(items)
+    assert capsys.readouterr().err.splitlines() == [
+        "agci: 0 of 300 items",
+        "agci: 1 of 300 items, 25.0 s/item, 2 h 5 min left",
+        "agci: 3 of 300 items, 41.7 s/item, 3 h 26 min left",
+    ]
+
+
 def test_a_run_of_a_moment_leaves_no_progress_in_a_log_file(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(2)
     progress.add(2)

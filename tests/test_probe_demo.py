@@ -9,12 +9,26 @@ import pytest
 from PIL import Image
 
 from transformers_agci.cli import main
+from transformers_agci.experiments import demo
+from transformers_agci.inference.progress import Progress
 
 
 @pytest.mark.slow
 def test_demo_from_start_to_end(
-    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    class Recorded(Progress):
+        def add(self, rows: int) -> None:
+            super().add(rows)
+            seen.append(self.done)
+
+    seen: list[int] = []
+    monkeypatch.setattr(demo, "Progress", Recorded)
+    monkeypatch.setattr(demo, "LOOK_EVERY", 0.001)
+    monkeypatch.setattr("transformers_agci.inference.progress.LOG_AT", (0.0,))
     model = str(tiny_checkpoint("qwen2_5_vl"))
     words = ["demo", "--items", "5", "--output_dir", str(tmp_path / "demo"), "--model", model]
     assert main(words) == 0
@@ -23,6 +37,8 @@ def test_demo_from_start_to_end(
     assert lines[0].startswith("A decoder bias of known size, 1, is planted in the model")
     assert lines[1].startswith("180 answers: 5 items x 9 positions, Yes and No, lambda 0 and 0.5")
     assert "180 of 180 rows" in said.err
+    assert seen == sorted(seen) and seen[-1] == 180
+    assert set(seen) - {0, 180}, "rows are counted as they are answered, though each process writes a single block"
     for words_ in ("top_left", "all positions", "balanced accuracy, %", "sd over positions, Yes rows"):
         assert words_ in said.out, words_
     assert re.match(r"180 answers in \d+ s", lines[-3])

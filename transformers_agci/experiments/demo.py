@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,9 @@ from transformers_agci.inference.progress import Progress, Say
 from transformers_agci.inference.runner import output_paths
 from transformers_agci.report.heatmap import write_figure
 from transformers_agci.storage.result_file import ResultFile, merge_shards
-from transformers_agci.storage.result_names import sibling_path
 
 LAMBDAS = (0.0, 0.5)
-LOOK_EVERY = 0.5  # seconds between two looks at how far the processes are: each reads their files
+LOOK_EVERY = 0.5  # seconds between two looks at how far the processes are
 # One thread each: the bytes of a row are then the same in every run. Nothing is fetched.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -106,21 +106,20 @@ class Demo:
     def _ask(self, data: ProbeData) -> None:
         """Answer in every process and show how far they are, together."""
         with tempfile.TemporaryFile("w+") as log:
-            workers = [self._start(index, log) for index in range(self.processes)]
+            workers = [_Worker(self._start(index, log)) for index in range(self.processes)]
             bar = Progress(data.rows * len(LAMBDAS), self.progress)
             try:
-                while any(worker.poll() is None for worker in workers):
+                while any(worker.process.poll() is None for worker in workers):
                     time.sleep(LOOK_EVERY)
-                    bar.add(self._rows_done() - bar.done)
-                    if any(worker.poll() for worker in workers):
+                    bar.add(sum(worker.rows for worker in workers) - bar.done)
+                    if any(worker.process.poll() for worker in workers):
                         break
-                bar.add(self._rows_done() - bar.done)
             finally:
-                bar.close()
                 for worker in workers:
-                    worker.terminate()
-                    worker.wait()
-            if any(worker.returncode for worker in workers):
+                    worker.end()
+                bar.add(sum(worker.rows for worker in workers) - bar.done)
+                bar.close()
+            if any(worker.process.returncode for worker in workers):
                 log.seek(0)
                 said = " ".join(dict.fromkeys(log.read().split("\n")))  # of several processes once
                 raise InputError(f"A process of the demo failed; it said: {said.strip()}")
@@ -138,8 +137,26 @@ class Demo:
             processes=self.processes,
         )
         environment = {**os.environ, **ENVIRONMENT}
-        return subprocess.Popen(share.command, stdout=subprocess.DEVNULL, stderr=log, text=True, env=environment)
+        return subprocess.Popen(share.command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
 
-    def _rows_done(self) -> int:
-        parts = (part for path in self.outputs for part in sibling_path(path, ".parts").glob("*.jsonl"))
-        return sum(part.read_bytes().count(b'"prediction":') for part in parts)
+
+class _Worker:
+    """A process of the demo, and how many rows it has answered: a thread adds up what it says."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.rows = 0
+        self._reader = threading.Thread(target=self._listen, daemon=True)
+        self._reader.start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                self.rows += int(line) if line.strip().isdigit() else 0  # what a library prints there is no number
+
+    def end(self) -> None:
+        """Stop the process where it still runs; `rows` is then final."""
+        self.process.terminate()
+        self.process.wait()
+        self._reader.join()

@@ -1,6 +1,7 @@
 """One process of the demo: `python -m transformers_agci.experiments.demo_share SHARE` answers its share of the rows.
 
-SHARE is a `Share` as JSON. Where the input is wrong the process says so and ends with 1.
+SHARE is a `Share` as JSON. Whenever rows are answered their number is a line on the standard output, for files grow by
+whole blocks only. Where the input is wrong the process says so and ends with 1.
 """
 
 import json
@@ -38,6 +39,7 @@ class Share:
         from transformers_agci.inference.runner import RunOptions
         from transformers_agci.storage.result_names import Shard
 
+        shard = Shard(self.index, self.processes)
         options = ProbeOptions(
             LoadOptions(self.model, device="cpu"),
             Path(self.eval_file),
@@ -47,7 +49,7 @@ class Share:
             lambdas=tuple(self.lambdas),
             lambda_source="the demo",
             planted_bias=self.planted_bias,
-            answers=AnswerOptions(run=RunOptions(Shard(self.index, self.processes), progress=False)),
+            answers=AnswerOptions(run=RunOptions(shard, progress=False, advanced=lambda rows: print(rows, flush=True))),
         )
         ask_probe(options, say=lambda line: None)
 

@@ -23,6 +23,7 @@ from transformers_agci.storage.result_names import Shard
 
 REDRAW = 0.2  # seconds between two states of the bar on a terminal
 LOG_AT = (5.0, 15.0, 30.0, 60.0)  # seconds of the first lines in a log file; then one every minute
+SLOWEST = 0.1  # per second that is said as such
 LISTED = 20  # skipped rows that the summary names
 
 Say = Callable[[str], None]  # takes the lines that a user reads while the work goes on
@@ -111,9 +112,9 @@ class _LogLines:
 
     def _line(self, done: int, seconds: float) -> None:
         self.last = done
-        rate = done / seconds if seconds else 0.0
-        left = f", {_duration((self.total - done) / rate)} left" if rate and done < self.total else ""
-        tell(f"agci: {done} of {counted(self.total, self.unit)}, {rate:.1f} {self.unit}s/s{left}")
+        pace = f", {rate_text(done, seconds, self.unit)}" if done else ""
+        left = f", {_duration((self.total - done) * seconds / done)} left" if done and done < self.total else ""
+        tell(f"agci: {done} of {counted(self.total, self.unit)}{pace}{left}")
 
 
 def _in_notebook() -> bool:
@@ -137,6 +138,16 @@ def _notebook_bar() -> type[tqdm]:
     from tqdm.notebook import tqdm as widget
 
     return widget  # type: ignore[no-any-return]
+
+
+def rate_text(done: int, seconds: float, unit: str) -> str:
+    """How fast a run is; seconds for each where a second does a small part of one only.
+
+    >>> rate_text(50, 20, "row"), rate_text(3, 125, "item"), rate_text(0, 3, "row")
+    ('2.5 rows/s', '41.7 s/item', '0.0 rows/s')
+    """
+    rate = done / seconds if seconds else 0.0
+    return f"{seconds / done:.1f} s/{unit}" if 0 < rate < SLOWEST else f"{rate:.1f} {unit}s/s"
 
 
 def _duration(seconds: float) -> str:
@@ -204,9 +215,9 @@ class RunSummary:
     def lines(self) -> list[str]:
         """What a command prints at the end."""
         counts = self.counts
-        rate = counts.rows / self.seconds if self.seconds else 0.0
         done = f", {counts.already_done} already done" if counts.already_done else ""
-        first = f"{counted(counts.rows, self.unit)} in {self.seconds:.1f} s ({rate:.1f} {self.unit}s/s){done}"
+        rate = rate_text(counts.rows, self.seconds, self.unit)
+        first = f"{counted(counts.rows, self.unit)} in {self.seconds:.1f} s ({rate}){done}"
         said = ["; ".join([first, *counts.details()]) + "."]
         if self.shard is not None and self.shard.index >= self.blocks:
             said.append(

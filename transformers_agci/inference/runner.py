@@ -55,6 +55,7 @@ class RunOptions:
     overwrite: bool = False
     strict: bool = False  # stop at the first bad row instead of naming it and going on
     progress: bool = True
+    advanced: Callable[[int], None] | None = None  # is called with each number of result rows that are made
 
 
 class Output(NamedTuple):
@@ -104,8 +105,15 @@ class BlockResult(NamedTuple):
 class Reporter:
     """What a work function tells while it works."""
 
-    def __init__(self, progress: Progress, strict: bool, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        strict: bool,
+        check: Callable[[], None],
+        advanced: Callable[[int], None] | None = None,
+    ) -> None:
         self._progress = progress
+        self._advanced = advanced
         self._strict = strict
         self._check = check
         self._named: set[int] = set()
@@ -113,6 +121,8 @@ class Reporter:
     def advance(self, rows: int) -> None:
         """So many result rows more are made. Raises KeyboardInterrupt where a Ctrl-C was lost on the way."""
         self._progress.add(rows)
+        if self._advanced is not None:
+            self._advanced(rows)
         self._check()
 
     def skip(self, row: FailedRow) -> None:
@@ -286,7 +296,7 @@ class _Run:
         progress = Progress(total, self.options.progress and self.group.is_main)
         try:
             with interruption_remembered() as check:
-                reporter = Reporter(progress, self.options.strict, check)
+                reporter = Reporter(progress, self.options.strict, check, self.options.advanced)
                 with contextlib.closing(self.job.work(tasks, reporter)) as results:
                     for task, result in zip(tasks, results, strict=True):
                         self._write(task, result, reporter)
