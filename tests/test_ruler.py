@@ -20,6 +20,7 @@ from transformers_agci.experiments.ruler import analysis
 from transformers_agci.experiments.ruler import run as ruler_run
 from transformers_agci.experiments.ruler.analysis import ItemSet, Side
 from transformers_agci.experiments.ruler.conditions import ARMS, BETAS, CALIBRATION, NOTHING, REPAIR, RULER, Condition
+from transformers_agci.experiments.ruler.report import criteria_text
 from transformers_agci.experiments.ruler.run import ItemRun
 from transformers_agci.method.rivals import RIVALS
 
@@ -115,17 +116,25 @@ def test_criteria_can_fail() -> None:
     margins = {condition.name: simulated(50, condition.beta or 0.0) for condition in RULER}
     for beta in BETAS:
         margins[Condition(beta, REPAIR).name] = margins[Condition(0.0).name]
-    found = analysis.ruler_criteria(margins, analysis.summarize(margins, RULER))
+    found = analysis.ruler_criteria(margins, analysis.summarize(margins, RULER), 50)
     assert [(criterion.name, criterion.met) for criterion in found] == [("monotone", True), ("repair", True)]
     margins[Condition(1.0).name], margins[Condition(2.0).name] = (margins[Condition(b).name] for b in (2.0, 1.0))
     margins[Condition(1.0, REPAIR).name] = margins[Condition(1.0, REPAIR).name] + 0.01
-    found = analysis.ruler_criteria(margins, analysis.summarize(margins, RULER))
+    found = analysis.ruler_criteria(margins, analysis.summarize(margins, RULER), 50)
     assert [criterion.met for criterion in found] == [False, False]
+    few = criteria_text(analysis.ruler_criteria(margins, analysis.summarize(margins, RULER)))
+    assert (
+        few.startswith("not judged: monotone") and "; registered for 300 items, run on 50 items\nNOT MET: repair" in few
+    )
 
     good = [ItemSet(False, "no difference shown", True, "more even")] * 92
     bad = [ItemSet(True, "less even", False, "cannot tell")]
     assert [criterion.met for criterion in analysis.calibration_criteria(good + 8 * bad)] == [True] * 4
     assert [criterion.met for criterion in analysis.calibration_criteria(good[:89] + 11 * bad)] == [False] * 4
+    for sets, items, run in ((good[:3], 300, "3 sets of 300 items"), (good + 8 * bad, 10, "100 sets of 10 items")):
+        for criterion in analysis.calibration_criteria(sets, items):
+            assert criterion.judged == "not judged"
+            assert criterion.found.endswith(f"; registered for 100 sets of 300 items, run on {run}")
 
 
 @pytest.mark.slow
@@ -151,7 +160,8 @@ def test_the_command_writes_table_figure_and_numbers_and_goes_on(
     assert main([*words, "--items", "3"]) == 0
     assert logging.getLogger("transformers_agci").level == level, "later warnings are heard as before"
     said = capsys.readouterr()
-    assert "met: repair" in said.out
+    assert "met: repair" in said.out and "registered for 300 items, run on 3 items" in said.out
+    assert "NOT MET" not in said.out
     records = (tmp_path / "margins.jsonl").read_text().splitlines()
     assert len(records) == 4, "the settings and three items"
     (tmp_path / "margins.jsonl").write_text("\n".join(records[:3]) + "\n" + records[3][:50])
@@ -173,7 +183,7 @@ def test_the_calibration_counts_its_sets(tmp_path: Path, capsys: pytest.CaptureF
     assert main([*words, "--pool", "12", "--items", "10", "--sets", "3"]) == 0
     result = json.loads((tmp_path / "calibration.json").read_text())
     assert len(result["sets"]) == 3
-    assert [criterion["found"].endswith("of 3") for criterion in result["criteria"]] == [True] * 4
+    assert [" of 3; registered for" in criterion["found"] for criterion in result["criteria"]] == [True] * 4
     assert main([*words, "--pool", "5", "--items", "10"]) == 2
     assert "--items must be at most --pool, 5, but is 10." in capsys.readouterr().err
 

@@ -48,7 +48,7 @@ class RulerCalibration(Displayed, CalibrationReport):
     _kept: Any = field(default=None, repr=False)
 
     def _repr_html_(self) -> str:
-        rows = [[each.name, each.stated, each.found, "met" if each.met else "NOT MET"] for each in self.criteria]
+        rows = [[each.name, each.stated, each.found, each.judged] for each in self.criteria]
         return tables_html([Table("", ["criterion", "stated", "found", ""], rows)])
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transformers_agci.data.draws import random_stream
+from transformers_agci.experiments.defaults import RULER_ITEMS, RULER_SETS
 from transformers_agci.experiments.ruler.conditions import (
     BETAS,
     CALIBRATED_BETA,
@@ -124,31 +125,46 @@ def summarize(margins: Margins, conditions: Sequence[Condition]) -> dict[str, An
 
 
 class Criterion(NamedTuple):
-    """One sentence of the preregistration, what was found, and whether it is met."""
+    """One sentence of the preregistration, what was found, and whether it is met.
+
+    `met` is None where less was run than it was registered for, which may say nothing about it.
+    """
 
     name: str
     stated: str
     found: str
-    met: bool
+    met: bool | None
+
+    @property
+    def judged(self) -> str:
+        """Whether it is met, in words."""
+        return "not judged" if self.met is None else "met" if self.met else "NOT MET"
 
 
-def ruler_criteria(margins: Margins, summary: Mapping[str, Any]) -> list[Criterion]:
-    """Criteria 2 and 4."""
+def _judged(criteria: Sequence[Criterion], registered: str, run: str) -> list[Criterion]:
+    """Criteria that were registered for a larger run than this one are not judged."""
+    if registered == run:
+        return list(criteria)
+    return [c._replace(met=None, found=f"{c.found}; registered for {registered}, run on {run}") for c in criteria]
+
+
+def ruler_criteria(margins: Margins, summary: Mapping[str, Any], registered: int = RULER_ITEMS) -> list[Criterion]:
+    """Criteria 2, judged from `registered` items on, and 4, which was registered for any number."""
     levels = [summary[Condition(beta).name]["unevenness"]["margin"] for beta in BETAS]
     deviations = [signed_root(of_beta["estimate"]) if of_beta else math.nan for of_beta in levels]
     baseline = margins[Condition(0.0).name]
     apart = max(float(np.abs(margins[Condition(beta, REPAIR).name] - baseline).max()) for beta in BETAS)
-    return [
-        Criterion(
-            "monotone",
-            "sd of the margins rises with every step of beta",
-            " < ".join(f"{deviation:.3f}" for deviation in deviations),
-            all(low < high for low, high in itertools.pairwise(deviations)),
-        ),
-        Criterion(
-            "repair", f"margins of the known repair are beta 0's to {REPAIRED:g}", f"{apart:.1g}", apart <= REPAIRED
-        ),
-    ]
+    monotone = Criterion(
+        "monotone",
+        "sd of the margins rises with every step of beta",
+        " < ".join(f"{deviation:.3f}" for deviation in deviations),
+        all(low < high for low, high in itertools.pairwise(deviations)),
+    )
+    repair = Criterion(
+        "repair", f"margins of the known repair are beta 0's to {REPAIRED:g}", f"{apart:.1g}", apart <= REPAIRED
+    )
+    run = min(registered, len(baseline))
+    return [*_judged([monotone], f"{registered} items", f"{run} items"), repair]
 
 
 class ItemSet(NamedTuple):
@@ -179,8 +195,8 @@ def item_sets(margins: Margins, items: int, sets: int) -> Iterator[ItemSet]:
         )
 
 
-def calibration_criteria(sets: Sequence[ItemSet]) -> list[Criterion]:
-    """Criteria 1 and 3."""
+def calibration_criteria(sets: Sequence[ItemSet], items: int = RULER_ITEMS) -> list[Criterion]:
+    """Criteria 1 and 3 from sets of so many items; judged where these are as many sets and items as were registered."""
     count = len(sets)
 
     def share(name: str, stated: str, hits: int, most: bool) -> Criterion:
@@ -188,7 +204,7 @@ def calibration_criteria(sets: Sequence[ItemSet]) -> list[Criterion]:
         return Criterion(name, stated, f"{hits} of {count}", met)
 
     at_most, at_least = f"at most {SIZE_LIMIT:g}", f"at least {POWER_LIMIT:g}"
-    return [
+    criteria = [
         share(
             "size of the test",
             f"position effect with permuted cells: {at_most}",
@@ -214,6 +230,8 @@ def calibration_criteria(sets: Sequence[ItemSet]) -> list[Criterion]:
             False,
         ),
     ]
+    run = f"{min(count, RULER_SETS)} sets of {min(items, RULER_ITEMS)} items"
+    return _judged(criteria, f"{RULER_SETS} sets of {RULER_ITEMS} items", run)
 
 
 def _plain(found: Level | Change | None) -> dict[str, Any] | None:

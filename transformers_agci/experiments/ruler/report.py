@@ -135,7 +135,7 @@ def calibrate(options: RulerOptions) -> CalibrationReport:
     progress.close()
     settings = {**run.settings(), "pool": options.pool, "items of a set": options.items, "sets": options.sets}
     summary = summarize(margins, CALIBRATION)
-    report = CalibrationReport(options.folder, settings, summary, calibration_criteria(judged), judged)
+    report = CalibrationReport(options.folder, settings, summary, calibration_criteria(judged, options.items), judged)
     result = {
         "settings": settings,
         "conditions": summary,
@@ -170,7 +170,7 @@ def _root(found: Mapping[str, float] | None, unit: float, form: str) -> str:
 
 def criteria_text(criteria: Sequence[Criterion]) -> str:
     """One line per criterion."""
-    return "\n".join(f"{'met' if c.met else 'NOT MET'}: {c.name} ({c.stated}): {c.found}" for c in criteria)
+    return "\n".join(f"{c.judged}: {c.name} ({c.stated}): {c.found}" for c in criteria)
 
 
 def ruler_figure(summary: Mapping[str, Any], items: int) -> "Figure":
