@@ -12,7 +12,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.report import heatmap
 from transformers_agci.report.heatmap import Panel, Scale, draw, image_path, scale_about_zero, scale_over, write_figure
 from transformers_agci.report.overlay import Overlay, overlay_figure
-from transformers_agci.report.table import PERCENT, POINTS, format_table
+from transformers_agci.report.table import CHANGE, NUMBER, PERCENT, POINTS, Style, format_table
 from transformers_agci.statistics import Interval
 
 SCALE = Scale(0, 100, "correct, %")
@@ -36,7 +36,24 @@ def test_estimates_have_their_unit_and_bounds_that_tell_apart() -> None:
     none, near = Interval(0.3, np.nan, np.nan, 1), Interval(0.0, -1e-6, 1e-6, 9)
     assert PERCENT.with_unit(none, "%") == "30.0 % [no interval]"
     assert PERCENT.with_unit(Interval(0.3, 0.25, 0.36, 9), "%") == "30.0 [25.0, 36.0] %"
-    assert POINTS.write(near) == "+0.0000 [-0.0001, +0.0001]"  # and not "[0.0, +0.0]"
+    assert POINTS.write(near) == "0.0000 [-0.0001, +0.0001]"  # and not "[0.0, 0.0]"
+
+
+@pytest.mark.parametrize(
+    "style, interval, text",
+    [
+        (NUMBER, (-0.45, -0.89, -0.0014), "-0.45 [-0.89, -0.001]"),
+        (CHANGE, (0.4, 0.0004, 0.8), "+0.40 [+0.0004, +0.80]"),
+        (POINTS, (-0.0001, -0.1, 0.1), "0.0 [-10.0, +10.0]"),
+        (PERCENT, (0.9, 0.0, 1.0), "90.0 [0.0, 100.0]"),
+        (CHANGE, (0.5, 1e-17, 1.0), "+0.50 [0.00, +1.00]"),
+    ],
+    ids=["below zero", "above zero", "zero has no sign", "exactly zero", "zero but for rounding"],
+)
+def test_a_bound_shows_on_which_side_of_it_zero_lies(
+    style: Style, interval: tuple[float, float, float], text: str
+) -> None:
+    assert style.write(Interval(*interval, 9)) == text
 
 
 def test_scale_spans_the_intervals_and_stays_inside_its_limits() -> None:

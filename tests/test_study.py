@@ -63,7 +63,7 @@ def test_table_by_hand(tmp_path: Path) -> None:
     assert found["both: trained and probed at 0.5 - at 0"][0] == "-50.0 [no interval]"
     assert found["lambda in evaluation, before the training"][:3] == [
         "-50.0 [no interval]",
-        "+0.0 [no interval]",
+        "0.0 [no interval]",
         "-100.0 [no interval]",
     ]
     assert "seed 0: -50.0, seed 1: -50.0." in study_report(study).text
@@ -84,7 +84,7 @@ def test_differences_are_paired() -> None:
     yes = (rng.random((5, 40, 9)) < rng.random((5, 40, 1))).astype(float)
     models, better = Models(yes, yes), Models(np.where(np.arange(40)[:, None] < 4, 1.0, yes), yes)
     contrast = {CROSSED[1]: 1.0, CROSSED[0]: -1.0}
-    assert CHANGE.write(_changes({CROSSED[0]: models, CROSSED[1]: models}, contrast)[0]) == "+0.0 [no interval]"
+    assert CHANGE.write(_changes({CROSSED[0]: models, CROSSED[1]: models}, contrast)[0]) == "0.0 [no interval]"
     assert _changes({CROSSED[0]: models, CROSSED[1]: better}, contrast)[0].estimate > 0
 
 

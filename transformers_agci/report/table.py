@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 ABSENT = "-"
 MOST_DIGITS = 12  # behind the point
+NOTHING = 1e-9  # what is smaller is the rounding of a zero
 
 
 class Estimate(Protocol):
@@ -36,11 +37,11 @@ class Style(NamedTuple):
     signed: bool = False
 
     def value(self, number: float) -> str:
-        """One number; "-" where it is not finite."""
+        """One number; "-" where it is not finite. What is rounded to zero has no sign."""
         if not math.isfinite(number):
             return ABSENT
         text = f"{self.factor * number:{'+' if self.signed else ''}.{self.digits}f}"
-        return text.replace("-", "", 1) if float(text) == 0 and text[0] == "-" else text
+        return text.lstrip("+-") if float(text) == 0 else text
 
     def write(self, value: "Estimate | None") -> str:
         """ "91.2 [89.0, 93.1]"; the estimate with "[no interval]" where it has no bounds; "-" without an estimate.
@@ -61,22 +62,27 @@ class Style(NamedTuple):
         return f"{number} {unit} [no{missing}" if missing else f"{text} {unit}"
 
     def bounds(self, value: "Estimate") -> str:
-        """ "[89.0, 93.1]"; "-" without bounds."""
+        """ "[89.0, 93.1]"; "-" without bounds.
+
+        A bound that is not zero does not look like it: "[-0.89, -0.001]" has the digit that shows where zero lies.
+        """
         if not (math.isfinite(value.low) and math.isfinite(value.high)):
             return ABSENT
         style = self._telling_apart(value)
-        return f"[{style.value(value.low)}, {style.value(value.high)}]"
+        return f"[{style._bound(value.low)}, {style._bound(value.high)}]"
+
+    def _bound(self, number: float) -> str:
+        style = self
+        while abs(self.factor * number) > NOTHING and float(style.value(number)) == 0:
+            style = style._replace(digits=style.digits + 1)
+        return style.value(number)
 
     def _telling_apart(self, value: "Estimate") -> "Style":
         """This style with as many digits as tell the bounds apart."""
         style = self
-        while style.digits < MOST_DIGITS and style._looks(value.low) == style._looks(value.high):
+        while style.digits < MOST_DIGITS and style.value(value.low) == style.value(value.high):
             style = style._replace(digits=style.digits + 1)
         return style
-
-    def _looks(self, number: float) -> str:
-        """As it is written, but no "+" before a zero: that alone tells no two bounds apart."""
-        return self._replace(signed=False).value(number)
 
 
 PERCENT = Style(100, 1)
