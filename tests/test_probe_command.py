@@ -344,3 +344,10 @@ def test_processes_of_torchrun_write_the_same_bytes(data: Path, tiny_checkpoint:
         assert done.stdout.count("numbers and map: agci metrics") == 1
     for ending in ("lam0", "lam0.5", "text_only"):
         assert (data / f"one.{ending}.jsonl").read_bytes() == (data / f"two.{ending}.jsonl").read_bytes()
+
+
+def test_the_help_says_the_lambdas_of_the_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["probe", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the key in the model's config.json, else 0; without --model_path 0 and 0.5" in said

@@ -158,10 +158,11 @@ def run_options(args: argparse.Namespace) -> "RunOptions":
     return RunOptions(shard, args.overwrite, args.strict, not args.quiet)
 
 
-def add_answer_options(parser: argparse.ArgumentParser) -> None:
+def add_answer_options(parser: argparse.ArgumentParser, lambda_unless_model: str = "") -> None:
     """Those, lambda, batches and workers: of the commands that ask questions."""
     asked = parser.add_argument_group("lambda")
-    add_lambda_option(asked, "one or several lambdas; default: the key in the model's config.json, else 0")
+    unless = f"; without --model_path {lambda_unless_model}" if lambda_unless_model else ""
+    add_lambda_option(asked, f"one or several lambdas; default: the key in the model's config.json, else 0{unless}")
     asked.add_argument(
         "--method",
         default="agci",

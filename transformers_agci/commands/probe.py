@@ -27,6 +27,7 @@ from transformers_agci.commands.options import (
 )
 from transformers_agci.commands.parser import teller
 from transformers_agci.experiments.defaults import ATLAS_ITEMS
+from transformers_agci.method.lam import lambda_text
 from transformers_agci.method.rivals import RIVALS
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--text_only", action="store_true", help="ask also without any image: A.text_only.jsonl")
     data.add_argument("--blank_image", action="store_true", help="ask also on a white image: A.blank_image.jsonl")
     add_engine_options(parser)
-    add_answer_options(parser)
+    add_answer_options(parser, " and ".join(map(lambda_text, EMBEDDED_LAMBDAS)))
     add_tracking_option(parser)
 
 
