@@ -1,5 +1,6 @@
 """What is said of results with missing rows, few items, other negatives, or one kind of rows."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers_agci.experiments.position.evidence import gather
 from transformers_agci.experiments.position.evidence_report import figure_panels
 from transformers_agci.experiments.position.metrics import load_controls
 from transformers_agci.experiments.position.results import read_results
+from transformers_agci.statistics import regression
 
 Lines = list[dict[str, Any]]
 
@@ -41,7 +43,7 @@ def test_results_of_no_rows_alone_have_a_position_effect(tmp_path: Path, capsys:
     no = [row for row in two_kinds() if row["answer"] == "No"]
     path = write(tmp_path / "a.jsonl", no)
     assert main(["evidence", path, "--draws", "20"]) == 0
-    table = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    table = capsys.readouterr().out.split("\n\n")[2].splitlines()
     assert table[1].split()[-5] not in ("-", "a") and "position effect on margins, p" in table[0]
     assert main(["metrics", "--results_file", path, "--draws", "20"]) == 0
     assert "Only No rows: accuracy is the No-rate" in capsys.readouterr().out
@@ -100,7 +102,7 @@ def test_one_row_is_counted_in_the_singular(tmp_path: Path, capsys: pytest.Captu
     assert main(["metrics", "--results_file", *paths, "--draws", "20"]) == 0
     out = capsys.readouterr().out
     assert "1 Yes row has no margin and is left out of" in out
-    assert "1 row that only one of the two results has is left out." in out
+    assert "\non the 215 rows that both have; 1 row that only one of the two results has is left out.\n\ndiff" in out
     assert main(["evidence", paths[0], "--draws", "20"]) == 0
     assert "1 row of 0 has no margin and is left out" in capsys.readouterr().out
 
@@ -259,7 +261,7 @@ def test_false_alarms_too_few_for_a_rate_of_each_cell_have_one_for_all(
     assert "with one rate of false alarms for all of them because some cell has " in out
     assert "only Yes rows are compared, and a threshold that leans with the place counts as unevenness" in out
     assert "unbiased sd of d' with one rate of false alarms, over the cells" in out
-    assert re.search(r"d' of the cells +- +- +-\n", out)
+    assert re.search(r"d' of the cells \([0-8] of 9 have one: too few\) +- +- +-\n", out)
 
 
 def answers_only(folder: Path, *tables: tuple[np.ndarray, np.ndarray]) -> list[str]:
@@ -345,3 +347,36 @@ def test_balanced_accuracies_of_two_items_differ_by_a_hundred_points_at_most(tmp
     balanced = compare(first, second).evenness.threshold_matched.balanced
     assert -1 <= balanced.low < balanced.estimate < balanced.high <= 1
     assert balanced.high - balanced.low > 1
+
+
+def at_lambda(path: Path, lam: float, content: list[dict[str, Any]]) -> str:
+    """A result with a manifest beside it that tells its lambda."""
+    settings = {"method": "agci", "lambda": lam}
+    path.with_suffix(".manifest.json").write_text(json.dumps({"settings": settings}))
+    return write(path, content)
+
+
+def test_stock_that_is_not_the_first_result_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = two_kinds(40)
+    stock, quarter, half = (at_lambda(tmp_path / f"b{lam}.jsonl", lam, lines) for lam in (0, 0.25, 0.5))
+    line = (
+        f"'AGCI (lambda 0.5)' ({half}) is first and taken as the baseline, but 'baseline (lambda 0)' ({stock}) is "
+        "stock, at lambda 0."
+    )
+    assert main(["sweep", half, stock, quarter]) == 2
+    assert f"{line} Give that one first: what is chosen is held against the first." in capsys.readouterr().err
+    for words in (["metrics", "--results_file", half, stock], ["evidence", half, quarter, stock]):
+        assert main([*words, "--draws", "20"]) == 0
+        assert capsys.readouterr().out.count(line) == 1
+    for words in (["metrics", "--results_file", half, quarter], ["evidence", stock, half], ["sweep", stock, half]):
+        assert main(words if words[0] == "sweep" else [*words, "--draws", "20"]) == 0
+        assert "taken as the baseline" not in capsys.readouterr().out
+
+
+def test_why_lambda_by_position_is_not_tested() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 2, (2, 9, 9)).astype(float)
+    assert regression.why_untested(first, second) == "9 items have rows of both, and 10 are needed"
+    alike = np.repeat(rng.integers(0, 2, (40, 1)), 9, axis=1).astype(float)
+    assert regression.method_by_position(alike, 1 - alike) is None
+    assert regression.why_untested(alike, 1 - alike) == "some cells change alike in every item"

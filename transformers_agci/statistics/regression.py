@@ -46,7 +46,7 @@ def logits_of_rates(table: Floats) -> Floats | None:
 def wald(contributions: Floats) -> Wald | None:
     """Are the means of contrasts [items, contrasts] jointly zero? None with too few items, or contrasts that agree."""
     n, contrasts = contributions.shape
-    if n <= contrasts + 1 or contrasts < 1:
+    if n < fewest_items(contrasts) or contrasts < 1:
         return None
     mean, covariance = contributions.mean(axis=0), np.atleast_2d(np.cov(contributions.T)) / n
     if np.linalg.matrix_rank(covariance, hermitian=True) < contrasts:
@@ -54,6 +54,19 @@ def wald(contributions: Floats) -> Wald | None:
     statistic = float(mean @ np.linalg.solve(covariance, mean))
     freedom = contrasts, n - contrasts
     return Wald(statistic, freedom, f_above(statistic * freedom[1] / (contrasts * (n - 1)), freedom))
+
+
+def fewest_items(contrasts: int) -> int:
+    """How many items Wald's test of so many contrasts needs."""
+    return contrasts + 2
+
+
+def why_untested(first: Floats, second: Floats) -> str:
+    """Why `method_by_position` is None although enough answers differ in each cell."""
+    items, needed = items_with_rows(first - second), fewest_items(first.shape[1] - 1)
+    if items < needed:
+        return f"{items} items have rows of both, and {needed} are needed"
+    return "some cells change alike in every item"
 
 
 def fewest_changed(first: Floats, second: Floats) -> int:

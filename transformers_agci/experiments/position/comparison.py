@@ -9,7 +9,7 @@ import numpy as np
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError, counted, printable, short
 from transformers_agci.experiments.position.pair_evenness import Both, EvennessReport, compare_evenness
-from transformers_agci.experiments.position.results import ProbeResult, Tables, rows_called
+from transformers_agci.experiments.position.results import ProbeResult, Tables, baseline_note, rows_called
 from transformers_agci.report.table import PERCENT, POINTS
 from transformers_agci.statistics import Interval, McNemar, Measured, evenness, signal_detection
 from transformers_agci.statistics.evenness import signed_root
@@ -54,6 +54,12 @@ class PairReport:
     evenness: EvennessReport
     left_out: int  # rows that only one of the two has
     choice: bool = False  # `yes` are choices between options
+    baseline: str = ""  # what must be said about the baseline
+
+    @property
+    def shared(self) -> int:
+        """Rows that both results have."""
+        return sum(side.accuracy.overall.n for side in (self.yes, self.no) if side)
 
     @property
     def freedom(self) -> int:
@@ -127,6 +133,7 @@ def compare(first: ProbeResult, second: ProbeResult) -> PairReport:
         evenness=compare_evenness(yes, no, _why_no_margins(first, second), choice=first.choice),
         left_out=total - 2 * shared,
         choice=first.choice,
+        baseline=baseline_note([first, second]),
     )
 
 

@@ -16,7 +16,7 @@ from transformers_agci.experiments.position.comparison import (
     compare,
 )
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure
-from transformers_agci.experiments.position.results import ProbeResult
+from transformers_agci.experiments.position.results import ProbeResult, baseline_note
 from transformers_agci.statistics import Interval, equivalence, intervals, regression
 from transformers_agci.statistics.distributions import t_share
 
@@ -112,7 +112,8 @@ def check_same_items(results: Sequence[ProbeResult]) -> None:
 
 
 def _notes(results: Sequence[ProbeResult], pairs: Sequence[Comparison], margin: float | None) -> list[str]:
-    notes = [
+    notes = [note] if (note := baseline_note(results)) else []
+    notes += [
         f"{counted(pair.pair.left_out, 'row')} that only one of {pair.pair.first} and {pair.pair.second} has "
         f"{'is' if pair.pair.left_out == 1 else 'are'} left out of their comparison."
         for pair in pairs
@@ -168,7 +169,8 @@ def _notes_on_odds(results: Sequence[ProbeResult], pairs: Sequence[Comparison]) 
         shared = common_rows(first.yes, other.select(first.items).yes)
         if shared is None:
             continue
-        fewest = regression.fewest_changed(*(tables.correct for tables in shared))
+        shared_correct = shared[0].correct, shared[1].correct
+        fewest = regression.fewest_changed(*shared_correct)
         if fewest < regression.MIN_CHANGED:
             differ = "differs" if fewest == 1 else "differ"
             notes.append(
@@ -177,7 +179,7 @@ def _notes_on_odds(results: Sequence[ProbeResult], pairs: Sequence[Comparison]) 
             )
         elif pair.position is None:
             notes.append(
-                f"lambda x position is not tested for {other.label}: too few items, or some cells change alike."
+                f"lambda x position is not tested for {other.label}: {regression.why_untested(*shared_correct)}."
             )
         elif any(regression.logits_of_rates(tables.correct) is None for tables in shared):
             infinite.append(other.label)

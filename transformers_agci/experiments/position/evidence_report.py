@@ -12,7 +12,7 @@ from transformers_agci.experiments.position.evidence import Comparison, Evidence
 from transformers_agci.experiments.position.metrics import Control, controls_text
 from transformers_agci.experiments.position.tables import cells_with_d_prime, failing_positions
 from transformers_agci.report.forest import CurvePanel, ForestPanel, forest_figure
-from transformers_agci.report.table import ABSENT, NUMBER, PERCENT, POINTS, Style, Table, p_value
+from transformers_agci.report.table import ABSENT, CHANGE, NUMBER, PERCENT, POINTS, Style, Table, p_value
 from transformers_agci.statistics import NO_DATA, Interval
 from transformers_agci.statistics.evenness import MARGIN_UNIT, MARGIN_UNIT_NOTE, Change, signed_root
 from transformers_agci.storage.json_file import write_report
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 THREE, THREE_CHANGE = Style(digits=3), Style(digits=3, signed=True)
 VARIANCE = Style(digits=4, signed=True)
-MARGIN_CHANGE = Style(digits=5, signed=True)  # engines that do the same differ by their rounding
 
 
 def evidence_text(evidence: Evidence, controls: Sequence[Control] = ()) -> str:
@@ -42,7 +41,7 @@ def evidence_text(evidence: Evidence, controls: Sequence[Control] = ()) -> str:
 
 def evidence_tables(evidence: Evidence) -> list[Table]:
     """Each result by itself, then each against the first, and all tests."""
-    tables = [_levels(evidence.results), _detection(evidence.results)]
+    tables = [_levels(evidence.results), _position_effects(evidence.results), _detection(evidence.results)]
     if evidence.comparisons:
         first = evidence.results[0].report.label
         tests = sum(len(comparison.tests) for comparison in evidence.comparisons)
@@ -71,13 +70,29 @@ def _without_empty_columns(table: Table) -> Table:
 
 
 def _levels(results: Sequence[ResultEvidence]) -> Table:
-    sides = [side for row in results if (side := row.report.yes or row.report.no)]
-    of_margins = all(side.margin_spread for side in sides)  # one measure for all results
+    """Accuracy and evenness of each result."""
 
     def sd(row: ResultEvidence) -> str:
         side = row.report.yes or row.report.no
         level = side.margin_unevenness if side else None
         return ABSENT if level is None else NUMBER.value(signed_root(level.estimate))
+
+    columns: list[Column] = [
+        (
+            "right %" if results[0].report.choice else "Yes %",
+            lambda row: PERCENT.write(row.report.yes and row.report.yes.accuracy),
+        ),
+        ("No %", lambda row: PERCENT.write(row.report.no and row.report.no.accuracy)),
+        ("balanced %", lambda row: PERCENT.write(row.report.balanced)),
+        (f"sd of margins over cells, in {MARGIN_UNIT}", sd),
+    ]
+    return _table("result", [(row.report.label, row) for row in results], columns)
+
+
+def _position_effects(results: Sequence[ResultEvidence]) -> Table:
+    """Whether answers depend on the place, and whether the cells of an item agree."""
+    sides = [side for row in results if (side := row.report.yes or row.report.no)]
+    of_margins = all(side.margin_spread for side in sides)  # one measure for all results
 
     def p(row: ResultEvidence) -> str:
         side = row.report.yes or row.report.no
@@ -96,10 +111,6 @@ def _levels(results: Sequence[ResultEvidence]) -> Table:
     choice, measure = results[0].report.choice, "margins" if of_margins else "answers"
     rows = "cells" if choice else "Yes rows"
     columns: list[Column] = [
-        ("right %" if choice else "Yes %", lambda row: PERCENT.write(row.report.yes and row.report.yes.accuracy)),
-        ("No %", lambda row: PERCENT.write(row.report.no and row.report.no.accuracy)),
-        ("balanced %", lambda row: PERCENT.write(row.report.balanced)),
-        (f"sd of margins over cells, in {MARGIN_UNIT}", sd),
         (f"position effect on {measure}, p", p),
         (f"Hotelling's T^2, {measure}, p", hotelling),
         ("failures by position, p", failures),
@@ -145,7 +156,7 @@ def _changes(evidence: Evidence) -> Table:
         ("No, points", lambda row: POINTS.write(row.pair.no and row.pair.no.accuracy.overall)),
         ("balanced, points", lambda row: POINTS.write(row.pair.balanced)),
         ("AUC", lambda row: THREE_CHANGE.write(row.pair.auc)),
-        ("d'", lambda row: Style(signed=True).write(row.pair.d_prime)),
+        ("d'", lambda row: CHANGE.write(row.pair.d_prime)),
     ]
     if evidence.margin is not None:
         columns.append((f"within {100 * evidence.margin:g} points", same))
@@ -208,7 +219,7 @@ def _by_position(evidence: Evidence) -> Table:
         columns += [[POINTS.write(cell) for cell in change.accuracy.cells], list(map(p_value, change.holm_cells))]
         if change.margin is not None:
             header += [f"margin of {name} rows, logits", "p"]
-            margins = [MARGIN_CHANGE.write(cell) for cell in change.margin.cells]
+            margins = [CHANGE.write(cell) for cell in change.margin.cells]
             columns += [margins, list(map(p_value, change.margin_cells))]
     title = (
         "by position (paired): answers by McNemar's test, margins by the t test (the sign test where all "

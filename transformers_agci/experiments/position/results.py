@@ -122,6 +122,7 @@ class ProbeResult:
     builds: tuple[str, ...] = ()  # models and builds of a server, as far as the manifest names them
     no_captions: tuple[frozenset[str], ...] = ()  # of each item what its No rows ask about; empty as `captions`
     file: str = ""  # that it was read from, where it was
+    stock: bool | None = None  # whether it is of the model as it is; None where no manifest tells
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -201,6 +202,7 @@ def read_results(
         tuple(dict.fromkeys(build for file in (path, negatives) if file is not None for build in _builds_of(file))),
         _captions_of_no_rows(items, names, rows),
         str(path),
+        is_stock(path),
     )
 
 
@@ -276,6 +278,20 @@ def method_and_lambda(path: str | Path) -> tuple[str, float] | None:
     if not _is_number(lam):
         return None
     return str(settings.get("method", "agci")), float(lam)
+
+
+def is_stock(path: str | Path) -> bool | None:
+    """Whether a result is of the model as it is, at lambda 0; None where no manifest beside it tells."""
+    made_with = method_and_lambda(path)
+    return None if made_with is None else made_with[1] == 0
+
+
+def baseline_note(results: Sequence[ProbeResult]) -> str:
+    """Which result is taken as the baseline, where the first is not stock and another one is; otherwise empty."""
+    first, stock = results[0], next((result for result in results[1:] if result.stock), None)
+    if first.stock is not False or stock is None:
+        return ""
+    return f"{first.named} is first and taken as the baseline, but {stock.named} is stock, at lambda 0."
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:

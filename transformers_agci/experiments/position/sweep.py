@@ -19,7 +19,7 @@ from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE, Choice
 from transformers_agci.experiments.position.comparison import PairReport, compare, on_common_rows
 from transformers_agci.experiments.position.evidence import check_same_items
 from transformers_agci.experiments.position.measures import notes_on
-from transformers_agci.experiments.position.results import ProbeResult, method_and_lambda
+from transformers_agci.experiments.position.results import ProbeResult, baseline_note, method_and_lambda
 from transformers_agci.statistics import Interval, evenness, nested_folds, signal_detection
 from transformers_agci.statistics.signal_detection import Deletions
 from transformers_agci.storage.reading import path_text
@@ -229,6 +229,8 @@ def _check(results: Sequence[ProbeResult]) -> None:
     if len(results) < 2:
         raise InputError("A sweep needs at least two results: the baseline first, then one per lambda.")
     check_same_items(results)
+    if note := baseline_note(results):
+        raise InputError(f"{note} Give that one first: what is chosen is held against the first.")
     choice = next((r.named for r in results if r.choice), None)
     if choice:
         raise InputError(f"{choice} is of choices between options; a sweep takes results with Yes rows and No rows.")

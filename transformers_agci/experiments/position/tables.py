@@ -206,13 +206,7 @@ def failing_positions(report: ResultReport, results: int = 1) -> list[str]:
 def pair_text(pair: PairReport) -> str:
     """The difference of two results over all positions: accuracy, signal detection, evenness."""
     lines = [differences(pair).text, "", _evenness_table(pair)]
-    if pair.left_out:
-        lines += [
-            "",
-            f"{counted(pair.left_out, 'row')} that only one of the two results has "
-            f"{'is' if pair.left_out == 1 else 'are'} left out.",
-        ]
-    return "\n".join(lines)
+    return "\n".join([pair.baseline, "", *lines] if pair.baseline else lines)
 
 
 def differences(pair: PairReport) -> Table:
@@ -231,6 +225,11 @@ def differences(pair: PairReport) -> Table:
         if value:
             rows.append([name, style.write(value), str(value.n)])
     title = f"{pair.second} minus {pair.first}, {items_text(pair)} (paired; intervals count items)"
+    if pair.left_out:
+        title += (
+            f"\non the {counted(pair.shared, 'row')} that both have; {counted(pair.left_out, 'row')} that only one of "
+            f"the two results has {'is' if pair.left_out == 1 else 'are'} left out."
+        )
     return Table(title, ["difference", "estimate [95 %]", "n"], rows)
 
 
@@ -241,7 +240,7 @@ def _evenness_table(pair: PairReport) -> str:
         _change(f"margins, Yes rows, in {found.other_unit}", found.margin_other_unit),
         _change(f"margins, No rows, in {MARGIN_UNIT}", found.margin_no),
         _change("AUC of the cells", found.auc, Style(digits=5), Style(digits=5, signed=True)),
-        _change(f"d' of the cells{cells_with_d_prime(pair)}", found.d_prime),
+        _change(f"d' of the cells{cells_with_d_prime(pair) or _too_few_d_prime(pair)}", found.d_prime),
         *([_change("d', one rate of false alarms for all cells", found.yes_answers)] if found.yes_answers else []),
         _change("accuracy (points^2)", found.accuracy, POINTS_SQUARED, POINTS_SQUARED_CHANGE),
     ]
@@ -266,6 +265,14 @@ def cells_with_d_prime(pair: PairReport) -> str:
     if side is None or pair.evenness.d_prime is None or having == len(side.accuracy.cells):
         return ""
     return f" ({having} of {len(side.accuracy.cells)})"
+
+
+def _too_few_d_prime(pair: PairReport) -> str:
+    """Why no cells' d' are compared, where both answers are there."""
+    if pair.evenness.d_prime is not None or not (pair.yes and pair.no):
+        return ""
+    having, cells = pair.evenness.d_prime_cells, len(pair.yes.accuracy.cells)
+    return f" ({having} of {cells} have one: too few)" if having < cells else ""
 
 
 def _change(name: str, change: Change | None, style: Style = VARIANCE, signed: Style = VARIANCE_CHANGE) -> list[str]:
