@@ -198,6 +198,16 @@ def test_ties_at_a_threshold_count_in_part() -> None:
     assert found.accuracy.overall.low < 0.75 < found.accuracy.overall.high
 
 
+def test_a_gap_at_the_threshold_does_not_make_an_interval_from_nothing_to_everything() -> None:
+    """No margin lies near the threshold: 18 of 20 items far below it, two above. Its density there is nearly zero."""
+    rng = np.random.default_rng(0)
+    no = np.r_[np.full(18, -6.0), 1.0, 2.0][:, None] + 0.01 * rng.normal(size=(20, 9))
+    yes = np.r_[-7.0, -6.0, np.full(18, 3.0)][:, None] + 0.01 * rng.normal(size=(20, 9))
+    found = thresholds.yes_accuracy_at_no_rate(yes, no).accuracy
+    for interval in (found.overall, *found.cells):
+        assert interval.estimate == 0.9 and 0.4 < interval.low < 0.8 and 0.95 < interval.high < 1
+
+
 def test_the_matched_baseline_says_yes_as_often_where_margins_are_tied(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     coarse = {name: np.round(2 * table) / 2 for name, table in margins(60, 0.3, seed=3).items()}

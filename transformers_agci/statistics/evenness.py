@@ -262,38 +262,26 @@ def cells_with_d_prime(said_yes: Floats, said_yes_wrongly: Floats) -> Bools:
     return cells_with_both(said_yes) & cells_with_both(said_yes_wrongly)
 
 
-def corrected_rates(table: Floats, together: bool = False) -> tuple[Floats, Floats]:
-    """Rates of ones per cell [C], log-linear correction; and without each item [items, C].
-
-    `together`: one rate of the rows of all cells, [1] and [items, 1].
-    """
+def corrected_rates(table: Floats) -> tuple[Floats, Floats]:
+    """Rates of ones per cell [C], log-linear correction; and without each item [items, C]."""
     present, ones = np.isfinite(table), np.nan_to_num(table)
-    if together:
-        present, ones = (each.sum(axis=1, keepdims=True) for each in (present, ones))
     totals, counts = ones.sum(axis=0), present.sum(axis=0)
     return (totals + 0.5) / (counts + 1), (totals - ones + 0.5) / (counts - present + 1)
 
 
 def of_d_prime(
-    said_yes: Floats,
-    said_yes_wrongly: Floats,
-    shape: Shape = "normal",
-    relative: bool = False,
-    *,
-    alarms_together: bool = False,
+    said_yes: Floats, said_yes_wrongly: Floats, shape: Shape = "normal", relative: bool = False
 ) -> Floats | None:
     """Per-cell d' from the Yes answers to Yes rows and to No rows (tables of zeros and ones), log-linear correction.
 
     None where a cell is none of `cells_with_d_prime`. d' stays the same under a moved threshold only if margins are
     normal; `shape` measures it as if they had the heavy tails of Student's t with three degrees of freedom, or none.
     `relative` is d' as a multiple of its mean over the cells, which noise added to all margins does not change.
-    `alarms_together`: one rate of false alarms for all cells, where these are too few for one of each.
     """
-    no = said_yes_wrongly.reshape(-1, 1) if alarms_together else said_yes_wrongly
-    if not (cells_with_both(said_yes).all() and cells_with_both(no).all()):
+    if not cells_with_d_prime(said_yes, said_yes_wrongly).all():
         return None
     quantile = QUANTILES[shape]
-    hits, alarms = corrected_rates(said_yes), corrected_rates(said_yes_wrongly, alarms_together)
+    hits, alarms = corrected_rates(said_yes), corrected_rates(said_yes_wrongly)
     whole, deleted = (quantile(of_yes) - quantile(of_no) for of_yes, of_no in zip(hits, alarms, strict=True))
     if relative:
         middle, middles = whole.mean(), deleted.mean(axis=1, keepdims=True)
@@ -301,13 +289,6 @@ def of_d_prime(
             return None
         whole, deleted = whole / middle, deleted / middles
     return pseudo_values(whole, deleted)
-
-
-def of_false_alarms(said_yes_wrongly: Floats) -> Floats | None:
-    """Per-cell z of the rate of Yes answers to No rows; None where a cell has too few of either answer."""
-    if not cells_with_both(said_yes_wrongly).all():
-        return None
-    return pseudo_values(*map(normal_quantiles, corrected_rates(said_yes_wrongly)))
 
 
 def of_auc(yes: Floats, no: Floats) -> Floats | None:

@@ -24,16 +24,14 @@ INSIDE = 1e-9  # how near to 0 and 1 a rate may be carried
 Answers = tuple[Floats, Floats]  # "said Yes" of the Yes rows and of the No rows, [items, cells]
 
 
-def compare_at_one_threshold(
-    first: Answers, second: Answers, tails: Tails, *, alarms_together: bool = False
-) -> Change | None:
+def compare_at_one_threshold(first: Answers, second: Answers, tails: Tails) -> Change | None:
     """V of the per-cell d' of second - that of first, in units of z, with one of them carried to the other's threshold.
 
-    Every cell must be one of `evenness.cells_with_d_prime` in both; `alarms_together` as in `evenness.of_d_prime`.
+    Every cell must be one of `evenness.cells_with_d_prime` in both.
     """
     z = []
-    for tables, together in zip(zip(first, second, strict=True), (False, alarms_together), strict=True):  # Yes, then No
-        rates = [corrected_rates(table, together) for table in tables]
+    for tables in zip(first, second, strict=True):  # Yes, then No
+        rates = [corrected_rates(table) for table in tables]
         extremes = [abs(float(whole.mean()) - 0.5) for whole, _ in rates]
         carried = 0 if extremes[0] < extremes[1] else 1
         (own, without), (mean, means_without) = rates[carried], (r.mean(axis=-1) for r in rates[1 - carried])

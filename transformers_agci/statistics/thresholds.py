@@ -16,6 +16,7 @@ from transformers_agci.statistics.intervals import (
     effective_floor,
     effective_size,
     proportion_by_error,
+    wilson,
 )
 
 TIED_SHARE = 0.1  # of margins that are equal to a threshold: from there on ties, and not a density, are counted
@@ -59,12 +60,14 @@ def at_threshold(table: Floats, threshold: Threshold, drift: Floats, others: Seq
     adds to (target - share). A rise of the target by d lowers the threshold by d / density, and raises the share above
     it in a cell by d * (density of the cell) / density. None where the density is zero.
     """
+    slopes = _slopes(table, threshold, np.concatenate([other[np.isfinite(other)] for other in others]))
+    return None if slopes is None else _contributions(table, threshold, drift, slopes)
+
+
+def _contributions(table: Floats, threshold: Threshold, drift: Floats, slopes: Floats) -> Floats:
     present = np.isfinite(table)
     above = threshold.above(table)
     rates, counts = np.nanmean(above, axis=0), present.sum(axis=0)
-    slopes = _slopes(table, threshold, np.concatenate([other[np.isfinite(other)] for other in others]))
-    if slopes is None:
-        return None
     own = np.where(present, np.nan_to_num(above) - rates, 0.0) * (len(table) / counts)
     found: Floats = rates + own + np.outer(drift, slopes)
     return found
@@ -100,8 +103,10 @@ class AtThreshold(NamedTuple):
 def yes_accuracy_at_no_rate(yes: Floats, no: Floats, no_rate: float = NO_RATE) -> AtThreshold | None:
     """The accuracy on Yes rows at the threshold at which `no_rate` of the No rows are answered rightly, ties in part.
 
-    Wilson's intervals, with an error that counts what is not known of the threshold. None where the margins do not
-    vary or a cell has no rows.
+    Wilson's intervals, with an error that counts what is not known of the threshold: an item that moves the share of
+    No rows moves that of the Yes rows as both do between the thresholds at the ends of the No rate's own interval. (A
+    density at the threshold would be near zero, and the interval from 0 to 100 %, where no margin lies near it.) None
+    where the margins do not vary or a cell has no rows.
     """
     values = no[np.isfinite(no)]
     if len(values) < 2 or np.ptp(values) == 0 or not np.isfinite(yes).any(axis=0).all():
@@ -109,13 +114,24 @@ def yes_accuracy_at_no_rate(yes: Floats, no: Floats, no_rate: float = NO_RATE) -
     threshold = threshold_for_count([no], round((1 - no_rate) * len(values), 9))
     said = threshold.above(no)
     drift = -np.nan_to_num(said - np.nanmean(said)).sum(axis=1) * (len(no) / len(values))
-    contributions = at_threshold(yes, threshold, drift, [no])
-    if contributions is None:
-        return None
+    contributions = _contributions(yes, threshold, drift, _slopes_between(yes, no, said, no_rate))
     above = threshold.above(yes)
     cells = [_share_above(a[:, None], c) for a, c in zip(above.T, contributions.T, strict=True)]
     rows = np.isfinite(above).sum(axis=0)
     return AtThreshold(threshold, Measured(_share_above(above, contributions @ rows / rows.sum()), cells))
+
+
+def _slopes_between(yes: Floats, no: Floats, said: Floats, no_rate: float) -> Floats:
+    """[cells]: by how much the share of Yes rows above the threshold rises for a rise of that of the No rows.
+
+    Between the thresholds at the ends of Wilson's interval of the No rate; `said` are the No rows at the threshold.
+    """
+    rows, rate = int(np.isfinite(no).sum()), 1 - no_rate
+    effective = effective_size(said, rate, rate * (1 - rate))
+    ends = wilson(rate * effective, effective)
+    fewer, more = (threshold_for_count([no], bound * rows) for bound in (ends.low, ends.high))
+    found: Floats = np.nanmean(more.above(yes) - fewer.above(yes), axis=0) / (ends.high - ends.low)
+    return found
 
 
 def _share_above(above: Floats, contributions: Floats) -> Interval:

@@ -303,8 +303,6 @@ def _evenness_words(pair: PairReport) -> str:
     change = report.decisive
     assert change is not None
     what = f"the margins, in {evenness.MARGIN_UNIT}" if report.margin else "d'"
-    if change is report.yes_answers:
-        what = "d' with one rate of false alarms"
     values = (
         f"unbiased sd of {what}, over the cells {signed_root(change.first):.2f} -> {signed_root(change.second):.2f}; "
         f"change of the variance {change.estimate:+.3f}, 95 % interval {change.low:+.3f} to {change.high:+.3f}"

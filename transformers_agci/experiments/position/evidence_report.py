@@ -178,12 +178,10 @@ def _evenness(comparisons: Sequence[Comparison]) -> Table:
     def d_prime(row: Comparison) -> str:
         return VARIANCE.write(row.pair.evenness.d_prime) + cells_with_d_prime(row.pair)
 
-    one_rate = ("V of d', one rate of false alarms", change("yes_answers"))
     columns: list[Column] = [
         (f"V of margins, in {MARGIN_UNIT}", change("margin")),
         ("V of AUC, points^2", change("auc", Style(1e4, 1, signed=True))),
         ("V of d'", d_prime),
-        *([one_rate] if any(row.pair.evenness.yes_answers for row in comparisons) else []),
         ("V of accuracy, points^2", change("accuracy", Style(1e4, 1, signed=True))),
         ("evenness", lambda row: row.pair.evenness.verdict),
         ("balanced at the same Yes-rate, points", matched),
@@ -293,6 +291,5 @@ def _all_panels(evidence: Evidence) -> list[tuple[str, list[Interval]]]:
         (f"balanced accuracy, points,\n{against}", [NO_DATA, *((p.balanced or NO_DATA).scaled(100) for p in pairs)]),
         (f"AUC,\n{against}", [NO_DATA, *(p.auc or NO_DATA for p in pairs)]),
         (f"variance of margins over\ncells, in squared sd within a\ncell, {against}", variances("margin")),
-        (f"variance of d' over cells,\none rate of false alarms,\n{against}", variances("yes_answers")),
         (f"variance of d' over cells,\n{against}", variances("d_prime")),
     ]

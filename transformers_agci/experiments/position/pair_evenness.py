@@ -15,7 +15,6 @@ from transformers_agci.experiments.position.evenness_verdict import (
     LOGITS,
     Answered,
     Both,
-    compare_yes_answers,
     verdict_on_evenness,
 )
 from transformers_agci.statistics import Floats, evenness, thresholds
@@ -46,10 +45,6 @@ class EvennessReport:
     auc, d_prime       per-cell AUC and probit d'; the latter over the cells that have enough answers in both results
     d_prime_cells      how many cells these are
     d_prime_relative   d' as a multiple of its mean over the cells, which confirms a change of d'
-    yes_answers        d' with one rate of false alarms for all cells, of Yes rows alone: the verdict rests on it where
-                       there are no margins and cells do not seem to differ in that rate, or one has too few false
-                       alarms for its own; else None
-    yes_answers_relative  the same as a multiple of its mean over the cells
     accuracy           accuracies of the Yes rows, or of the No rows where there are no Yes rows
     unit_items         items behind either of `units`
     """
@@ -62,8 +57,6 @@ class EvennessReport:
     d_prime: Change | None
     d_prime_cells: int
     d_prime_relative: Change | None
-    yes_answers: Change | None
-    yes_answers_relative: Change | None
     accuracy: Change | None
     threshold_matched: ThresholdMatched | None
     unit_items: tuple[int, int]
@@ -75,14 +68,12 @@ class EvennessReport:
         """The two changes of which a verdict needs both."""
         if self.margin or self.margin_other_unit:
             return self.margin, self.margin_other_unit
-        if self.yes_answers:
-            return self.yes_answers, self.yes_answers_relative
         return self.d_prime, self.d_prime_relative
 
     @property
     def decisive(self) -> Change | None:
         """The change that a verdict names."""
-        return self.margin or self.yes_answers or self.d_prime
+        return self.margin or self.d_prime
 
 
 def compare_evenness(
@@ -96,14 +87,11 @@ def compare_evenness(
     assert side is not None
     auc = margin = other = margin_no = None
     d_prime: tuple[Change | None, Change | None] = (None, None)
-    yes_answers = d_prime
     other_unit = "the distance of Yes and No rows" if yes and no else LOGITS
     cells = 0
     if yes and no:
         answered = Answered.of(yes, no)
         d_prime, cells = answered.in_both_units(), int(answered.cells.sum())
-        if not yes[0].has_margins:
-            yes_answers = compare_yes_answers(yes, no)
         if yes[0].has_margins and no[0].has_margins:
             auc = _compare_both(evenness.of_auc, yes, no)
             other = _compare_both(evenness.of_margins_by_distance, yes, no)
@@ -125,8 +113,6 @@ def compare_evenness(
         d_prime=d_prime[0],
         d_prime_cells=cells,
         d_prime_relative=d_prime[1],
-        yes_answers=yes_answers[0],
-        yes_answers_relative=yes_answers[1],
         accuracy=evenness.compare(*(evenness.of_means(_with_rows(tables.correct)) for tables in side)),
         threshold_matched=_threshold_matched(yes, no) if yes else None,
         unit_items=_items_of_units(yes, no),

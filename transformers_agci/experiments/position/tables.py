@@ -241,7 +241,6 @@ def _evenness_table(pair: PairReport) -> str:
         _change(f"margins, No rows, in {MARGIN_UNIT}", found.margin_no),
         _change("AUC of the cells", found.auc, Style(digits=5), Style(digits=5, signed=True)),
         _change(f"d' of the cells{cells_with_d_prime(pair) or _too_few_d_prime(pair)}", found.d_prime),
-        *([_change("d', one rate of false alarms for all cells", found.yes_answers)] if found.yes_answers else []),
         _change("accuracy (points^2)", found.accuracy, POINTS_SQUARED, POINTS_SQUARED_CHANGE),
     ]
     rows = rows[-1:] if pair.choice else rows  # what is left of a choice without margins
