@@ -49,6 +49,7 @@ class BuiltSet(Displayed):
     dropped: Mapping[str, int]
     already_done: int
     sha256: str
+    asked: int | None = None  # items, where there are fewer than that
     _kept: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
 
     @cached_property
@@ -61,9 +62,15 @@ class BuiltSet(Displayed):
     def text(self) -> str:
         """What `agci data build-probe` prints."""
         items, composites = counted(self.items, "item"), counted(self.composites, "composite")
+        fewer = (
+            "" if self.asked is None else f"{self.asked} items were asked for: the source has no more usable pairs\n"
+        )
+        negatives = (
+            "" if self.negatives_file is None else f"{self.negatives_file}: the same composites, right answer No\n"
+        )
         return (
             f"{self.rows_file}: {items}, {composites}; {counted(self.already_done, 'item')} already done\n"
-            f"dropped: {counts_text(dict(self.dropped))}\nsha256 of the set: {self.sha256}"
+            f"{fewer}{negatives}dropped: {counts_text(dict(self.dropped))}\nsha256 of the set: {self.sha256}"
         )
 
     def _repr_html_(self) -> str:
@@ -198,8 +205,17 @@ def run_build(options: BuildOptions, workers: int, overwrite: bool, progress: bo
         made = build(options, workers, overwrite, tick)
     negatives = options.folder / f"{options.name}_negatives.json" if options.has_negatives else None
     done = made.items - made.painted
+    given = options.items not in (made.items, BuildOptions.items) and not options.target_sizes
     return BuiltSet(
-        made.rows_file, negatives, options.image_folder, made.items, made.composites, made.dropped, done, made.sha256
+        made.rows_file,
+        negatives,
+        options.image_folder,
+        made.items,
+        made.composites,
+        made.dropped,
+        done,
+        made.sha256,
+        options.items if given and made.items < options.items else None,
     )
 
 

@@ -185,7 +185,11 @@ def _build(options: BuildOptions, workers: int, overwrite: bool) -> int:
     """Build and print what was built."""
     from transformers_agci.api.build import run_build
 
-    print(run_build(options, workers, overwrite).text)
+    built = run_build(options, workers, overwrite)
+    print(built.text)
+    negatives = f" --negatives_file {built.negatives_file}" if built.negatives_file else ""
+    command = f"agci {options.kind} --eval_file {built.rows_file} --img_path {built.img_path}{negatives}"
+    print(f"next: {command} --model_path MODEL --answer_file ANSWERS.jsonl")
     return 0
 
 

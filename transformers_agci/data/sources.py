@@ -109,6 +109,8 @@ def _captions_file(source: Source, folder: Path) -> Path:
     candidates = [Path(source.captions)] if source.captions else [folder / name for name in METADATA]
     found = next((file for file in candidates if is_file(file)), None)
     if found is None or found.suffix not in (".csv", ".jsonl", ".json") or not folder.is_dir():
+        if source.captions and not is_file(source.captions):
+            raise InputError(f"`captions`: {path_text(source.captions)}: there is no such file.")
         named = f" ({source.captions} is not a .csv or .jsonl file)" if source.captions else ""
         raise InputError(f"No images with captions were found in {path_text(source.path)}{named}: give {KINDS}.")
     return found

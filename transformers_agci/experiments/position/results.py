@@ -1,6 +1,8 @@
 """Results of the position probe, scored: from result rows to tables [items, cells]."""
 
+import glob
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,8 +21,12 @@ from transformers_agci.experiments.items import item_names
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.storage import manifest
 from transformers_agci.storage.json_file import read_json_object
+from transformers_agci.storage.reading import is_file, open_file, path_text
+from transformers_agci.storage.result_names import base_path
 
 Floats = NDArray[np.floating]
+
+MOST_NAMED = 5  # files that a message lists
 
 
 def read_answer(prediction: str) -> str | None:
@@ -170,9 +176,7 @@ def read_results(
     Rows need `image`, `answer`, `prediction` and `position` (or `grid`, `row`, `col`); other fields are passed over,
     so result files of the published scripts are read too. InputError names file:line and field.
     """
-    rows = [
-        _score(row, where) for file in (path, negatives) if file is not None for where, row in read_rows(file, nan=True)
-    ]
+    rows = [row for file in (path, negatives) if file is not None for row in _scored_rows(Path(file))]
     _check_one_kind(rows, path)
     names = item_names(rows)
     items = tuple(dict.fromkeys(names))
@@ -204,6 +208,36 @@ def read_results(
         str(path),
         is_stock(path),
     )
+
+
+def _scored_rows(file: Path) -> "list[_Scored]":
+    """The rows of a file; InputError says what else the file is, or where it may be, where that can be seen."""
+    try:
+        return [_score(row, where) for where, row in read_rows(file, nan=True)]
+    except InputError as error:
+        said = _what_else(file)
+        raise InputError(f"{str(error).removesuffix('.')}; {said}.") if said else error from None
+
+
+def _what_else(file: Path) -> str:
+    """What a user may not know of a file that holds no whole results; "" where nothing can be said."""
+    if not is_file(file):
+        beside = sorted(file.parent.glob(f"{glob.escape(base_path(file).name)}.lam*.jsonl")) if file.name else []
+        return f"there is {', '.join(path_text(each) for each in beside[:MOST_NAMED])}, one for each lambda" * bool(
+            beside
+        )
+    try:
+        content = read_json_object(file)
+    except InputError:
+        with open_file(file) as opened:
+            opened.seek(-min(1, file.stat().st_size), os.SEEK_END)
+            cut = opened.read(1) not in (b"", b"\n") and manifest.path_of(file).exists()
+        return "the file is cut off in its last line: the command that wrote it mends it when run again" if cut else ""
+    if "settings" in content:
+        return "this is a manifest, which says how results were made: name the result file beside it"
+    if "results" in content:
+        return "this holds the numbers of an earlier evaluation: name the result file that agci probe wrote"
+    return ""
 
 
 def _check_one_kind(rows: Sequence[_Scored], path: str | Path) -> None:
