@@ -294,7 +294,7 @@ def test_a_page_is_never_written_over_a_result(tmp_path: Path, capsys: pytest.Ca
     first, second = write_results(tmp_path, 6)
     before = first.read_bytes()
     assert main(["report", str(first), str(second), "--output", str(first), *DRAWS]) == 2
-    assert "must end in .html" in capsys.readouterr().err and first.read_bytes() == before
+    assert "would be written over" in capsys.readouterr().err and first.read_bytes() == before
 
 
 def test_images_that_moved_with_their_result_are_found(tmp_path: Path) -> None:

@@ -158,11 +158,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Command, arguments: Sequence[str]) -> int:
+    from transformers_agci.commands.files import check_files
     from transformers_agci.commands.parser import STDOUT, with_flags  # needless for a list of the commands
 
     parser = command_parser(command)
     args = parser.parse_args(arguments)
     try:
+        check_files(command.words, args)
         # --json - : the figures alone go to the standard output, the tables beside it
         stream = sys.stderr if str(getattr(args, "json", None)) == STDOUT else sys.stdout
         with contextlib.redirect_stdout(_UntilClosed(stream)):

@@ -9,12 +9,20 @@ from typing import Any
 from transformers_agci.api.arguments import checked, whole_number
 from transformers_agci.api.folders import quiet
 from transformers_agci.api.rows import Displayed, Tabular, tables_html
-from transformers_agci.data.instruct import FolderCount, SampleOptions, count_images, draw_sample, write_sample
+from transformers_agci.data.instruct import (
+    FolderCount,
+    SampleOptions,
+    count_images,
+    draw_sample,
+    sample_name,
+    write_sample,
+)
 from transformers_agci.data.scienceqa import conversations, write_questions
 from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.defaults import INSTRUCT_ROWS
 from transformers_agci.inference.progress import Say
 from transformers_agci.report.table import Table
+from transformers_agci.storage.overlap import Named, refuse_overlap
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,14 +100,17 @@ def sample_instruct(
 
 def run_sample(options: SampleOptions, folder: Path | None, name: str | None, say: Say) -> InstructSample:
     """A sample as the command draws it; `say` takes what was read and skipped before anything is written."""
+    named = name or sample_name(options.n)
+    if folder is not None:
+        files = [folder / f"{named}{ending}" for ending in (".json", "_for_llava1.5.json")]
+        refuse_overlap([Named("output_dir", file) for file in files], [Named("mix", options.mix)])
     sample = draw_sample(*options)
     for line in _read_lines(options.mix, sample.read, sample.skipped):
         say(line)
     sample.require(options.n, options.image_root)
-    number = f"{options.n // 1000}k" if options.n % 1000 == 0 else str(options.n)
     written: tuple[Path, ...] = ()
     if folder is not None:
-        written = write_sample(sample.rows, folder, name or f"llava_v1_5_instruct_sample_{number}")
+        written = write_sample(sample.rows, folder, named)
     return InstructSample(options.mix, tuple(sample.rows), sample.read, dict(sample.skipped), written)
 
 
@@ -214,6 +225,8 @@ def build_scienceqa(
 
 def run_build_scienceqa(problems: Path, pid_splits: Path, split: str, output: Path | None) -> ScienceQAQuestions:
     """The same as the command does it."""
+    if output is not None:
+        refuse_overlap([Named("output", output)], [Named("problems", problems), Named("pid_splits", pid_splits)])
     rows = conversations(problems, pid_splits, split)
     if output is not None:
         write_questions(rows, output)

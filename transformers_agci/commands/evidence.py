@@ -13,6 +13,7 @@ from transformers_agci.commands.result_options import (
     add_margin_option,
     add_results_arguments,
     margin,
+    say_equal,
 )
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE, Choice
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         blank_image_file=args.blank_image_file,
     )
     evidence = results.evidence(equal_within, args.draws, args.seed)
+    say_equal(args.results)
     print(evidence.text)
     if args.json:
         evidence.write_json(args.json)
@@ -95,6 +97,8 @@ def run_sweep(args: argparse.Namespace) -> int:
     """
     from transformers_agci.api.results import read_probe
     from transformers_agci.api.sweep import sweep
+    from transformers_agci.experiments.position.sweep_report import EXPERIMENT
+    from transformers_agci.storage.manifest import refuse_another_kind
 
     if args.engine is not None:
         raise InputError(
@@ -102,8 +106,11 @@ def run_sweep(args: argparse.Namespace) -> int:
             "`agci probe --engine ... --global_context_lambda 0 0.1 ...` and give sweep what it writes, or let "
             "`agci compare --engine ...` do both."
         )
+    if args.json:
+        refuse_another_kind(args.json, EXPERIMENT)  # before the work
     results = read_probe(args.results, negatives_file=args.negatives_file, labels=args.labels)
     found = sweep(results, args.held_out, choose_by=args.choose_by, dev_share=args.dev_share, nested=args.nested)
+    say_equal(args.results)
     print(found.text)
     if args.json:
         found.write_json(args.json)
@@ -130,5 +137,6 @@ def run_plan(args: argparse.Namespace) -> int:
 
     if not 0 < args.difference < 100:
         raise InputError(f"--difference must lie between 0 and 100 points, but is {args.difference:g}.")
+    say_equal(args.pilot)
     print(plan(args.pilot, args.difference).text)
     return 0

@@ -8,7 +8,7 @@ Three or more: their maps on one scale, and the tables of `agci evidence`, each 
 import argparse
 
 from transformers_agci.commands.options import add_draws_options, json_file, number, path
-from transformers_agci.commands.result_options import add_results_options
+from transformers_agci.commands.result_options import add_results_options, say_equal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     )
     draws = {"draws": args.draws, "seed": args.seed}
     found = results.evidence(**draws) if len(results) > 2 else results.statistics(**draws)
+    say_equal(args.results_file)
     print(found.text)
     if args.json:
         found.write_json(args.json)

@@ -1,9 +1,15 @@
 """The options of the commands that read result files of the position probe: metrics, evidence, report, compare."""
 
 import argparse
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
 
 from transformers_agci.commands.options import number, path
 from transformers_agci.errors import InputError
+from transformers_agci.storage.folder import same_bytes
+from transformers_agci.storage.overlap import same_place
+from transformers_agci.storage.reading import path_text
 
 
 def add_results_arguments(parser: argparse.ArgumentParser, metavar: str) -> None:
@@ -24,6 +30,15 @@ def add_results_options(parser: argparse.ArgumentParser) -> None:
         help="the results on the negatives, one per result file, where they are files of their own",
     )
     parser.add_argument("--labels", nargs="+", default=[], metavar="L", help="names of the results")
+
+
+def say_equal(results: Sequence[Path]) -> None:
+    """Name every two results that are one file, or hold the same bytes: a comparison of them says nothing."""
+    for first, second in itertools.combinations(results, 2):
+        if same_place(first, second):
+            print(f"{path_text(second)} is given twice: the two results are equal in every row.\n")
+        elif same_bytes(first, second):
+            print(f"{path_text(first)} and {path_text(second)}: the two results are equal in every row.\n")
 
 
 def add_controls_options(group: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:

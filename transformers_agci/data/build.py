@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from transformers_agci.data.built_set import (
+    SET_FILES,
     SUFFIX,
     BuildOptions,
     BuildSummary,
@@ -33,7 +34,8 @@ from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.journal import Journal
 from transformers_agci.storage.json_file import read_json_object
 from transformers_agci.storage.lock import exclusive_lock
-from transformers_agci.storage.reading import path_text
+from transformers_agci.storage.overlap import Named, refuse_overlap
+from transformers_agci.storage.reading import is_file, path_text
 from transformers_agci.storage.settings import as_stored
 
 ITEMS = "items.jsonl"
@@ -53,6 +55,10 @@ def build(
     the same name raise InputError that names the difference, unless `overwrite`. `progress(done, items)` is called
     after every item.
     """
+    source = options.source
+    given = () if source is None else (("source", source.path), ("captions", source.captions))
+    read = [Named(option, Path(text)) for option, text in given if text is not None and is_file(text)]
+    refuse_overlap([Named("name", options.folder / f"{options.name}{ending}") for ending in SET_FILES], read)
     with _scratch_folder(options) as scratch:
         summary = _finished(options, scratch, overwrite)
         if summary is None:

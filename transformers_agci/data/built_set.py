@@ -27,6 +27,7 @@ CONTENTS: tuple[Content, ...] = ("captions", "words", "digits", "shapes", "image
 SetKind = Literal["probe", "similarity"]
 Distractors = Literal["random", "lookalike"]
 SET_NAMES: Mapping[SetKind, str] = {"probe": "probe_840_840", "similarity": "similarity_840_840"}  # of the rows file
+SET_FILES = (".json", "_negatives.json", ".manifest.json", ".dropped.jsonl")  # behind a set's name
 SEQUENCE_CELLS = 4  # of a sequence of images or texts, where nothing else is said
 
 

@@ -144,6 +144,15 @@ def to_sharegpt(row: Row) -> Row:
     return {"messages": messages, "images": [row["image"]] if "image" in row else []}
 
 
+def sample_name(number: int) -> str:
+    """The published name of a sample of so many conversations.
+
+    >>> sample_name(10_000), sample_name(25)
+    ('llava_v1_5_instruct_sample_10k', 'llava_v1_5_instruct_sample_25')
+    """
+    return f"llava_v1_5_instruct_sample_{f'{number // 1000}k' if number % 1000 == 0 else number}"
+
+
 def write_sample(rows: list[Row], folder: Path, name: str) -> tuple[Path, Path]:
     """Write <name>_for_llava1.5.json and <name>.json, and enter the latter into dataset_info.json under its name.
 

@@ -45,7 +45,7 @@ def open_atomic(
     Raises:
         OSError: the disk is full, the folder is gone or may not be written.
     """
-    if _is_stream(path):
+    if is_stream(path):
         with contextlib.suppress(BrokenPipeError), _open_stream(path) as stream:  # a reader that has seen enough
             yield stream
         return
@@ -97,13 +97,13 @@ def _short_name(path: Path) -> str:
     return path.name if len(encoded) <= 200 else hashlib.sha256(encoded).hexdigest()
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
     """Whether `path` is a pipe, a device or a standard stream."""
     if str(path).startswith(STREAMS):
         return True
     try:
         mode = path.stat().st_mode
-    except OSError:
+    except (OSError, ValueError):  # nothing there, or a name that no file can have
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers_agci.errors import InputError
 from transformers_agci.storage.atomic import write_atomic
+from transformers_agci.storage.overlap import refuse_to_replace_rows
 from transformers_agci.storage.reading import kind_of, path_text, read_json
 
 
@@ -27,7 +28,8 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2, ascii_only: 
 
 
 def write_report(path: Path | str, content: Any) -> None:
-    """Write figures to the place that the user named; InputError where that is impossible."""
+    """Write figures to the place that the user named; InputError where that is impossible, or rows lie there."""
+    refuse_to_replace_rows(Path(path))
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(path), content, indent=1)

@@ -60,6 +60,34 @@ def read(result: Path) -> dict[str, Any] | None:
     return found
 
 
+def refuse_another_kind(result: Path, experiment: str | None) -> None:
+    """InputError where the manifest of `result` is not one that this experiment wrote, so that it is never replaced.
+
+    Replaced is what is missing, what is damaged, and what the same experiment wrote; None: of any run.
+    """
+    path = path_of(result)
+    try:
+        found = read_json_object(path)
+    except InputError:
+        return
+    settings = found.get("settings")
+    if not isinstance(settings, dict):
+        return
+    there = settings.get("experiment")
+    if "rows_files" in found:
+        kind = "a built data set"
+    elif experiment is not None and isinstance(there, str) and there != experiment:
+        kind = f"a {there} run" if there.isprintable() else "another run"
+    elif experiment is None and there == "sweep":
+        kind = "a sweep run"
+    else:
+        return
+    raise InputError(
+        f"{path} is the manifest of {kind}, which {result.name} would share and replace; choose a name with another "
+        "beginning, or another folder."
+    )
+
+
 def _is_blocks(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(type(number) is int and number > 0 for number in pair)
@@ -78,6 +106,7 @@ _FORM: dict[str, Callable[[Any], bool]] = {
 
 def open_for(result: Path, settings: Mapping[str, Any], notes: Mapping[str, Any], block_sizes: Sequence[int]) -> None:
     """Begin or go on: write the manifest, after comparing it with the one that is there."""
+    refuse_another_kind(result, settings.get("experiment"))
     found = read(result)
     if found is None:
         if result.exists() and result.stat().st_size:
@@ -90,6 +119,8 @@ def open_for(result: Path, settings: Mapping[str, Any], notes: Mapping[str, Any]
         there, here = ({**BEFORE, **each} for each in (found["settings"], settings))
         if there["engine"] != here["engine"]:  # nothing else is comparable then
             there, here = ({"engine": each["engine"]} for each in (there, here))
+        if there != here and found["rows"] != sum(block_sizes):  # which says more than the hashes of what was asked
+            there, here = {"rows": found["rows"], **there}, {"rows": sum(block_sizes), **here}
         check_same_settings(f"{result} was made", there, here, START_OVER.capitalize() + ".")
         settings, runs = found["settings"], found["runs"]
     _write(result, settings, notes, block_sizes, runs)

@@ -148,7 +148,8 @@ class ResultFile:
             self._out = None
 
     def delete(self) -> None:
-        """Remove the results and everything that stands beside them."""
+        """Remove the results and everything that stands beside them; InputError where that is another experiment's."""
+        manifest.refuse_another_kind(self.path, self.settings.get("experiment"))
         for file in (self.path, self.bad, manifest.path_of(self.path)):
             file.unlink(missing_ok=True)
         if self.parts.exists():

@@ -13,6 +13,7 @@ from transformers_agci.experiments.flow.flow import SOURCES, Flow, layers_text
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.report.overlay import Overlay, overlay_figure
 from transformers_agci.storage import json_file
+from transformers_agci.storage.overlap import refuse_to_replace_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +86,8 @@ def as_json(flows: Sequence[Flow], image: str, question: str) -> dict[str, Any]:
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
-    """Write the numbers; InputError if the place cannot be written to."""
+    """Write the numbers; InputError if the place cannot be written to, or rows lie there."""
+    refuse_to_replace_rows(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_json(path, content, indent=None)

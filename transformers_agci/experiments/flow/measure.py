@@ -8,7 +8,7 @@ from transformers_agci.errors import InputError
 from transformers_agci.experiments.defaults import FLOW_LAYERS, FLOW_TOKENS
 from transformers_agci.experiments.flow.flow import Flow, measure_flow
 from transformers_agci.experiments.flow.maps import aggregate, draw_maps, maps_text, read_flows
-from transformers_agci.experiments.flow.run import FlowRun
+from transformers_agci.experiments.flow.run import RESULTS, FlowRun
 from transformers_agci.experiments.positives import RowsOptions, draw_items, probe_positives
 from transformers_agci.inference.load import LoadedModel, LoadOptions, loaded_model
 from transformers_agci.inference.process_group import is_main_process
@@ -16,6 +16,7 @@ from transformers_agci.inference.progress import Say
 from transformers_agci.inference.questions import ImageSource, Question
 from transformers_agci.inference.runner import RunOptions
 from transformers_agci.method.lam import lambda_text
+from transformers_agci.storage.overlap import check_answers
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def flow_of_image(options: FlowOptions, image: ImageSource, question: str) -> li
 
 def flow_of_rows(options: FlowOptions, rows: RowsOptions, output_dir: Path, run: RunOptions, say: Say) -> int:
     """Measure drawn items, write their rows, draw the mean per place of the target; 1 where rows were bad."""
+    check_answers([output_dir / RESULTS], eval_file=rows.source)
     data = probe_positives(rows, output_dir)
     drawn = draw_items(data.items, rows.items, rows.seed)
     loaded = loaded_model(options.model)

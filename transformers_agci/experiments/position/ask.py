@@ -20,6 +20,7 @@ from transformers_agci.inference.engine import Engine, engine_lambdas, lambdas_t
 from transformers_agci.inference.load import LoadOptions
 from transformers_agci.inference.process_group import ProcessGroup, main_process_output
 from transformers_agci.inference.progress import Say
+from transformers_agci.storage.overlap import check_answers
 from transformers_agci.storage.result_names import sibling_path
 
 
@@ -72,6 +73,7 @@ def ask_probe(options: ProbeOptions, say: Say) -> Probed:
         data = _data(options, drawn_in)
         engine = stack.enter_context(_engine(options))
         probe = _probe(options, engine, data, say)
+        _check_overlap(probe, options.controls)
         if options.dry_run:
             return Probed(_dry_run(probe, options.controls, say))
         summaries = [probe.ask(), *(probe.ask_without_image(control) for control in options.controls)]
@@ -81,6 +83,12 @@ def ask_probe(options: ProbeOptions, say: Say) -> Probed:
         if not group.is_main or not all(summary.complete for summary in summaries):
             return Probed(code)
         return Probed(code, _show(probe, options.controls, say))
+
+
+def _check_overlap(probe: PositionProbe, controls: Sequence[Control]) -> None:
+    """InputError where an answer file is, or shares its manifest with, a file of the questions."""
+    outputs = [*probe.outputs, *(path for control in controls for path in probe.control_outputs(control))]
+    check_answers(outputs, eval_file=probe.data.source, negatives_file=probe.data.negatives_file)
 
 
 def _data(options: ProbeOptions, drawn: Path) -> ProbeData:

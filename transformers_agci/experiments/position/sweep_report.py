@@ -22,9 +22,10 @@ from transformers_agci.experiments.position.tables import pair_text
 from transformers_agci.report.table import POINTS, Table
 from transformers_agci.statistics import Floats, planning
 from transformers_agci.storage import manifest
-from transformers_agci.storage.json_file import write_report
+from transformers_agci.storage.json_file import write_json, write_report
 from transformers_agci.storage.reading import read_bytes
 
+EXPERIMENT = "sweep"
 SCORES = {"balanced": "balanced accuracy, %", "auc": "AUC", "evenness": "variance of the margins over cells"}
 BASELINE_CHOSEN = "The baseline itself was chosen: no other result is better on these items."
 
@@ -69,6 +70,7 @@ def scores_table(found: Sweep) -> Table:
 def write_sweep(found: Sweep | NestedSweep, path: str | Path, sources: Sequence[str | Path]) -> None:
     """The numbers as JSON; the manifest beside them has the split and the hashes of what was read."""
     target = Path(path)
+    manifest.refuse_another_kind(target, EXPERIMENT)
     write_report(target, as_json(found))
     split = (
         {"rule": f"SHA-256 of the caption, first 8 bytes modulo {FOLDS}", "folds": FOLDS}
@@ -76,8 +78,8 @@ def write_sweep(found: Sweep | NestedSweep, path: str | Path, sources: Sequence[
         else as_json(found.split)
     )
     hashes = {Path(source).name: hashlib.sha256(read_bytes(source)).hexdigest() for source in sources}
-    settings = {"experiment": "sweep", "choose_by": found.choice, "split": split, "results_sha256": hashes}
-    write_report(manifest.path_of(target), {"settings": settings, "environment": manifest.environment()})
+    settings = {"experiment": EXPERIMENT, "choose_by": found.choice, "split": split, "results_sha256": hashes}
+    write_json(manifest.path_of(target), {"settings": settings, "environment": manifest.environment()})
 
 
 class PlannedEffect(NamedTuple):

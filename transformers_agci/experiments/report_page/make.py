@@ -23,6 +23,7 @@ from transformers_agci.report.page.images import FOLDER_SIDE, SIDE, jpeg_uri
 from transformers_agci.report.page.render import Manifest, Page, render
 from transformers_agci.storage import manifest
 from transformers_agci.storage.atomic import cannot_write, write_atomic
+from transformers_agci.storage.overlap import Named, refuse_overlap
 from transformers_agci.storage.reading import is_folder
 
 
@@ -74,6 +75,8 @@ def write_page(options: ReportOptions) -> Written:
         raise InputError("`results` is empty; give at least one result.")
     if options.output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"`output` is a page and must end in .html, but is {options.output}.")
+    read = (*options.results, *(path for path in options.negatives if path), *options.text_only, *options.blank_image)
+    refuse_overlap([Named("output", options.output)], [Named("results", path) for path in read])
     results = load_all(options.results, options.negatives, options.labels, keep_rows=True)
     evidence = gather(results, options.margin, options.resampling)
     inside = gather_inside(options.occlusion, options.flow, _captions(results))

@@ -12,6 +12,7 @@ from transformers_agci.inference.load import LoadedModel, LoadOptions, loaded_mo
 from transformers_agci.inference.progress import Say
 from transformers_agci.inference.runner import RunOptions
 from transformers_agci.method.lam import lambda_text
+from transformers_agci.storage.overlap import check_answers
 from transformers_agci.storage.result_names import sibling_path
 
 
@@ -32,6 +33,7 @@ class SimilarityOptions:
 
 def measure_rows(options: SimilarityOptions, rows: RowsOptions, answer_file: Path, run: RunOptions, say: Say) -> int:
     """Measure every row and write one result file; 1 where rows were bad."""
+    check_answers([answer_file], eval_file=rows.source)
     data = _data(rows, answer_file)
     chosen = data.rows[: options.limit or ROWS]
     loaded = loaded_model(options.model)

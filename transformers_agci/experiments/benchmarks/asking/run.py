@@ -26,6 +26,7 @@ from transformers_agci.inference.runner import output_paths
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.method.rivals import RIVALS
 from transformers_agci.storage.json_file import write_json
+from transformers_agci.storage.overlap import check_answers
 from transformers_agci.storage.result_names import sibling_path
 
 
@@ -70,6 +71,7 @@ def ask_benchmark(
     engine = as_engine(load())
     lambdas, lambda_source = engine_lambdas(engine, options.lambdas, options.answers)
     outputs = output_paths(answer_file, lambdas, options.answers.method)
+    check_answers(outputs, data=source.data, annotations=annotations)
     say(
         f"{source.benchmark.title}, protocol {source.how}{' with a prompt of your own' if source.prompt else ''}: "
         f"{len(asked)} questions" + (f", {asked.omitted} rows outside its population" if asked.omitted else "")
