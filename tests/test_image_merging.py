@@ -3,16 +3,19 @@
 Every check first runs at lambda 0, where the same calls must do what stock does.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from decoder_inputs import CACHE, recorded_decoder_inputs
 from tiny_checkpoints import TRANSFORMERS_5, build_model, make_inputs
+from tiny_families import TINY
 
 from transformers_agci import attach
-from transformers_agci.families import decoder_of
+from transformers_agci.families import decoder_of, find_vlm
 from transformers_agci.method import hooks, thread_state
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -186,6 +189,68 @@ def test_text_by_forward_of_the_decoder_after_features(family: str, model: Any) 
         image_features(model, inputs)
         handle.detach()
     assert watched(model) == 0
+
+
+@pytest.mark.parametrize("name", ["granite_docling", "glm5_next", "minicpmv4_6"])
+def test_what_the_first_layer_is_given_by_forward_of_the_decoder(name: str) -> None:
+    """Granite's decoder scales it, GLM-5-Next's doubles it: text is never refused."""
+    if name not in TINY:
+        pytest.skip("not in this transformers")
+    model = TINY[name].build().eval()
+    vlm = find_vlm(model)
+    handle = attach(model, 0.5)
+    text = model.get_input_embeddings()(torch.tensor([[5, 6, 7, 0], [8, 9, 10, 11]]))
+    images = text.detach().clone()
+    images[:, 1:3] = torch.randn(2, 2, text.shape[-1])
+    with torch.no_grad():
+        for embeds in (text, images):
+            handle.made_features = True
+            hooks._note_features(handle, text)
+            assert watched(model) == 1
+            refused = embeds is images and name != "granite_docling"
+            with pytest.raises(ValueError, match="called directly") if refused else contextlib.nullcontext():
+                decoder_of(vlm).forward(inputs_embeds=embeds)
+    assert thread_state.is_idle()
+
+
+def test_another_thread_between_features_and_the_forward_of_the_decoder(family: str, model: Any) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    inputs = make_inputs(family, model)
+    text = text_inputs(model, inputs)
+    attach(model, 0.5)
+
+    @torch.no_grad()
+    def ask() -> None:
+        model(**text)
+
+    with torch.no_grad(), ThreadPoolExecutor(1) as pool:
+        embeds = merged(model, inputs)
+        pool.submit(ask).result()
+        with pytest.raises(ValueError, match="called directly"):
+            decoder_of(model.model).forward(inputs_embeds=embeds)
+        model(**text)
+    assert watched(model) == 0
+
+
+def test_features_between_a_forward_call_and_its_backward() -> None:
+    """Checkpointing runs the layers again in the backward pass: that is no new prompt."""
+    model = build_model("llava")
+    inputs = make_inputs("llava", model)
+    embeds = merged(model, inputs).detach().requires_grad_()
+    decoder = decoder_of(model.model)
+
+    def run(given: torch.Tensor) -> torch.Tensor:
+        return decoder.forward(inputs_embeds=given).last_hidden_state
+
+    handle = attach(model, 0.5)
+    out = torch.utils.checkpoint.checkpoint(run, embeds, use_reentrant=False)
+    image_features(model, inputs)
+    assert thread_state.features_wait(handle)
+    out.sum().backward()
+    assert embeds.grad is not None
+    assert thread_state.features_wait(handle)
+    thread_state.clear_mark(handle)
 
 
 def test_images_after_features_are_injected(family: str, model: Any) -> None:

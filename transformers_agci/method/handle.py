@@ -62,7 +62,7 @@ class Handle(AttachedMethod):
     """
 
     config_key = LAMBDA_KEY
-    not_copied = (*AttachedMethod.not_copied, "_views", "_updates")
+    not_copied = (*AttachedMethod.not_copied, "_views", "_updates", "threads_with_features")
 
     def __init__(self, vlm: Any, scope: str, method: str) -> None:
         settle_key(vlm.config)
@@ -79,6 +79,7 @@ class Handle(AttachedMethod):
     def _start_empty(self) -> None:
         super()._start_empty()
         self._views: list[_View] = []
+        self.threads_with_features: set[int] = set()  # see thread_state.py; one that has ended may still be in it
         # Decoder input [B, S, D] -> EmbedsUpdate, while autograd may ask again.
         self._updates: Any = WeakTensorKeyDictionary()
 

@@ -36,7 +36,7 @@ from transformers_agci.method.lost_images import (
     warn_of_mates,
     with_whole_images,
 )
-from transformers_agci.method.merged_embeds import merged_features
+from transformers_agci.method.merged_embeds import merged_features, merged_features_in_layer
 from transformers_agci.method.thread_state import (
     Images,
     clear_mark,
@@ -106,19 +106,23 @@ def after_vision(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 def before_first_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Notice a decoder that is run by its `.forward`, where torch calls no hook of its own.
 
-    It is there from the moment that image features were made outside a call of the vlm until the decoder runs next.
+    It is there from the moment that image features were made outside a call of the vlm until the decoder has run next
+    in each thread that made some.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or in_backward():
         return
     handle: Handle | None = getattr(layer, HANDLE, None)
-    if handle is None or not handle.may_act() or not features_wait(handle):  # it was called as it should, or elsewhere
+    if handle is None or not handle.attached or not handle.threads_with_features:
         remove_hooks(layer, (before_first_layer,))
         return
     hidden = kwargs.get("hidden_states", args[0] if args else None)
     vlm = handle.vlm()
-    if running(handle) is None and isinstance(hidden, torch.Tensor) and hidden.shape[-2] > 1 and vlm is not None:
-        # Gemma 3n's are [4, B, S, D], and the first of the four is what came in
-        _check_called_by_owner(handle, decoder_of(vlm), hidden if hidden.ndim == 3 else hidden[0])
+    if vlm is None or not handle.is_on() or not features_wait(handle) or running(handle) is not None:
+        return
+    if isinstance(hidden, torch.Tensor) and hidden.shape[-2] > 1:
+        clear_mark(handle)
+        if merged_features_in_layer(handle, vlm, hidden):
+            raise bypass_error(decoder_of(vlm))
 
 
 def put_hooks_on(handle: "Handle", vlm: Any) -> None:

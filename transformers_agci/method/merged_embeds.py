@@ -43,21 +43,44 @@ def merged_features(handle: "Handle", vlm: Any, embeds: torch.Tensor, marked: bo
     return False
 
 
-@torch.no_grad()
+def merged_features_in_layer(handle: "Handle", vlm: Any, hidden: torch.Tensor) -> bool:
+    """Whether the hidden states [B, ..., D] that a decoder's first layer is given hold features among text.
+
+    They are the decoder's input in most families. Granite's scales that; Gemma3n gives [4, B, S, D], of which the
+    first of the four is the input; GLM-5-Next gives [B, S, 2, D], twice the input. So a part hidden[i] tells only where
+    tokens of text are found in it; a row of zeros (padding), which scaling leaves as it is, tells nothing.
+    """
+    if handle.learns_prompts():
+        return False
+    try:
+        foreign = _are_foreign(vlm, hidden)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError):
+        return False
+    telling = hidden.ne(0).any(-1)
+    text = (telling & ~foreign).flatten(1).any(1)
+    return int((telling & foreign)[text].sum()) >= 2
+
+
 def foreign_rows(vlm: Any, embeds: torch.Tensor) -> int:
-    """How many rows of [B, S, D] are the embedding of no token.
+    """How many rows of [B, S, D] are the embedding of no token."""
+    return int(_are_foreign(vlm, embeds).sum())
+
+
+@torch.no_grad()
+def _are_foreign(vlm: Any, embeds: torch.Tensor) -> torch.Tensor:
+    """[..., D] -> [...] bool: which rows are the embedding of no token.
 
     Rows are told apart by their first 8 bytes (4 columns in bfloat16, 2 in float32): that two of them agree in these
     and nowhere else does not happen.
     """
     table = vlm.get_input_embeddings()
-    rows = _keys(embeds.flatten(0, 1))
+    rows = _keys(embeds.flatten(0, -2))
     missing = torch.ones_like(rows, dtype=torch.bool)
     for start in range(0, table.num_embeddings, _CHUNK):
         stop = min(start + _CHUNK, table.num_embeddings)
         ids = torch.arange(start, stop, device=table.weight.device)[None]
         missing &= ~torch.isin(rows, _keys(table(ids)[0].to(embeds.device, embeds.dtype)))
-    return int(missing.sum())
+    return missing.view(embeds.shape[:-1])
 
 
 def _keys(rows: torch.Tensor) -> torch.Tensor:

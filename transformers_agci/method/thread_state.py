@@ -78,7 +78,10 @@ def leave(handle: "Handle") -> RunningCall | None:
 
 def mark_features(handle: "Handle") -> None:
     """Image features of the handle's vlm were made outside a call of it."""
+    if _state.features_of is not None:
+        clear_mark(_state.features_of)
     _state.features_of = handle
+    handle.threads_with_features.add(threading.get_ident())
 
 
 def features_wait(handle: "Handle") -> bool:
@@ -88,6 +91,7 @@ def features_wait(handle: "Handle") -> bool:
 def clear_mark(handle: "Handle") -> None:
     if _state.features_of is handle:
         _state.features_of = None
+        handle.threads_with_features.discard(threading.get_ident())
 
 
 def is_idle() -> bool:
