@@ -199,6 +199,29 @@ def test_reloaded_module_is_activated_again(hooked: Environment) -> None:
     assert done.stdout.split() == ["True", "True"], done.stderr
 
 
+CONFIG_FIRST = """
+import copy
+from transformers import {name}
+config = {name}(text_config=dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+    num_key_value_heads=2, vocab_size=40), vision_config=dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    num_attention_heads=2, image_size=28, patch_size=14))
+from transformers import AutoModelForImageTextToText
+model = AutoModelForImageTextToText.from_config(config)
+part = copy.deepcopy(model.config.text_config)
+part.{key} = 0.5
+print(model.{key})
+model.config.text_config = part
+print(model.{key})
+"""
+
+
+@pytest.mark.parametrize("name", ["LlavaConfig", "Gemma3Config"])
+def test_config_class_that_was_imported_before_the_models(hooked: Environment, name: str) -> None:
+    """transformers 5 has each config class keep the `__setattr__` that its base class had by then."""
+    done = hooked.run("-c", CONFIG_FIRST.format(name=name, key=LAMBDA_KEY))
+    assert done.stdout.split() == ["0.0", "0.5"], done.stderr
+
+
 def test_wrapped_once_by_hook_and_drop_in(hooked: Environment) -> None:
     code = "import transformers_agci as t; print(hasattr(t.PreTrainedModel.post_init.__wrapped__, '__wrapped__'))"
     done = hooked.run("-c", code)

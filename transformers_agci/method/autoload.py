@@ -128,15 +128,30 @@ def _note_when_restored(models: Any) -> None:
 
 
 def _serve_when_given_a_part(configs: Any) -> None:
-    stock = configs.__setattr__
+    """In config classes that are there already, too: those of transformers 5 each keep what their base class had."""
 
-    @functools.wraps(stock)
-    def set_attribute(self: Any, name: str, value: Any) -> None:
-        stock(self, name, value)
-        if isinstance(value, configs):
-            _serve_set_part(self, value)
+    def serving(stock: Any) -> Any:
+        @functools.wraps(stock)
+        def set_attribute(self: Any, name: str, value: Any) -> None:
+            stock(self, name, value)
+            if isinstance(value, configs):
+                _serve_set_part(self, value)
 
-    configs.__setattr__ = set_attribute
+        return set_attribute
+
+    for each in [configs, *_classes_below(configs)]:
+        if "__setattr__" in vars(each):
+            each.__setattr__ = serving(vars(each)["__setattr__"])
+
+
+def _classes_below(top: type) -> set[type]:
+    found: set[type] = set()
+    waiting: list[type] = [top]
+    while waiting:
+        below: list[type] = type.__subclasses__(waiting.pop())
+        waiting += set(below) - found
+        found |= set(below)
+    return found
 
 
 def _hand_down_when_read(configs: Any) -> None:
