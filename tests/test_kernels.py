@@ -199,6 +199,10 @@ def test_the_last_mlp_computes_the_positions_that_are_asked_for(family: str) -> 
     assert torch.allclose(ours.logits, two.logits, atol=1e-5)
     assert ask()[1] == ask(logits_to_keep=torch.tensor([0]))[1] == every
     assert torch.equal(ask(output_hidden_states=True, logits_to_keep=1)[0].hidden_states[-1], with_states)
+    for config in (model.config, model.config.get_text_config()):  # which of them is read depends on the version
+        config.output_hidden_states = True
+        assert ask(logits_to_keep=1)[1] == every
+        config.output_hidden_states = False
     made.remove()
     hook.remove()
     assert not is_narrowed(model)

@@ -44,9 +44,9 @@ class _Positions:
 
     def begin(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward call of the model."""
-        asked, hidden = kwargs.get(ASKED), kwargs.get("output_hidden_states")
-        hidden = getattr(model.config.get_text_config(), "output_hidden_states", False) if hidden is None else hidden
-        some = type(asked) is int and asked > 0 and not hidden
+        asked = kwargs.get(ASKED)
+        some = type(asked) is int and asked > 0
+        some = some and not kwargs.get("output_hidden_states") and not _asks_for_hidden_states(model.config)
         self._of_thread.call = (sys._getframe(1), asked) if some else None
 
     def end(self, *_: Any) -> None:
@@ -63,6 +63,12 @@ class _Positions:
         while frame is not None and frame is not call[0]:
             frame = frame.f_back
         return None if frame is None else call[1]
+
+
+def _asks_for_hidden_states(config: Any) -> bool:
+    """Whether a config or one within it does: versions of transformers differ in which of them they read."""
+    parts = (part for part in vars(config).values() if hasattr(part, "get_text_config"))
+    return bool(getattr(config, "output_hidden_states", False)) or any(map(_asks_for_hidden_states, parts))
 
 
 def last_mlp(model: nn.Module) -> Any:
