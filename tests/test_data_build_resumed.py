@@ -235,6 +235,28 @@ def test_a_killed_worker_is_an_error_and_not_a_hang() -> None:
         list(in_order(os._exit, [9] * 3, processes=2))  # os._exit(9) is what a kill looks like from outside
 
 
+@pytest.mark.slow
+def test_a_start_that_fails_in_a_process_says_why() -> None:
+    for processes in (1, 2):
+        with pytest.raises(ValueError, match="invalid literal"):
+            list(in_order(abs, range(3), processes, start=(int, ("no number",))))
+
+
+def _write_later(task: tuple[float, Path]) -> None:
+    time.sleep(task[0])
+    task[1].touch()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, GeneratorExit])
+def test_tasks_under_way_are_broken_off(stop: type[BaseException], tmp_path: Path) -> None:
+    begun = in_order(_write_later, [(0, tmp_path / "first"), (3, tmp_path / "second")], processes=2)
+    next(begun)
+    with pytest.raises(stop):
+        begun.throw(stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+
+
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
     source: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
