@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from transformers_agci import statistics as st
-from transformers_agci.statistics import paired, signal_detection
+from transformers_agci.statistics import distributions, paired, signal_detection
 from transformers_agci.statistics.nulls import permuted_cell_means
 
 
@@ -235,3 +235,15 @@ def test_a_result_without_a_false_alarm_leaves_the_difference_of_d_prime_unsure(
     moved -= signal_detection.d_prime_intervals(yes, some).overall.estimate
     assert found.estimate == pytest.approx(-moved) and found.low < 0 < found.high
     assert found.high - found.low > 3 * moved
+
+
+def test_distributions_at_their_ends_are_those_of_scipy() -> None:
+    for value, freedom in [(-1.0, 8), (-1.0, 0), (3.0, 0), (0.0, 8), (3.0, 8), (float("nan"), 8)]:
+        expected = stats.chi2.sf(value, freedom)
+        assert distributions.chi2_above(value, freedom) == pytest.approx(expected, nan_ok=True)
+    assert np.isnan(distributions.chi2_quantile(1, 0))
+    assert np.isnan(distributions.t_quantiles([0, 0.5], 0)).all()
+    for trials in (1, 10, 10**9, 10**12):
+        for successes in (0, trials // 3, trials // 2, trials):
+            expected = stats.binom.cdf(successes, trials, 0.5)
+            assert distributions.even_binomial_share(successes, trials) == pytest.approx(expected, rel=1e-12)
