@@ -94,6 +94,19 @@ def test_modules_of_transformers_that_vllm_runs_get_it_once(
     assert attached == [alone]
 
 
+def test_modules_of_transformers_in_a_draft_get_nothing(
+    utils: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attached: list[Any] = []
+    monkeypatch.setattr(autoload, "_serve_lambda", attached.append)
+    hf_config = config("aya_vision", **{LAMBDA_KEY: 0.5})
+    draft = ModelConfig(hf_config, model_class("Draft", lambda _: OfTransformers(hf_config)), D, runner_type="draft")
+    built = utils.get_model_architecture(draft)[0]
+    assert built.__name__ == "Draft"
+    built(vllm_config=vllm_config(draft))
+    assert attached == []
+
+
 def test_a_control_of_the_config(utils: types.ModuleType) -> None:
     model = build(utils, config(**{LAMBDA_KEY: 0.5, METHOD_KEY: "random-1"}))
     model.items = (tokens(5, D, 0),)
@@ -141,6 +154,8 @@ def test_decoder_and_draft_are_no_models_of_their_own(utils: types.ModuleType) -
     utils.get_model_architecture(model_config)[0](vllm_config=vllm_config(model_config))
     assert chosen == [decoder]
     draft = ModelConfig(hf_config, model_class("Qwen3_5MTP"), D, runner_type="draft")
+    assert utils.get_model_architecture(draft)[0].__base__ is draft.architecture
+    draft.hf_config = config()
     assert utils.get_model_architecture(draft)[0] is draft.architecture
     with pytest.raises(InputError):  # but a model that is nothing else is not served silently
         utils.get_model_architecture(ModelConfig(hf_config, decoder, D))

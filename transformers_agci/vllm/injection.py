@@ -82,6 +82,13 @@ def served_by(config: Any, class_name: str, hidden_size: int) -> Served | None:
     return Served(lam, method, find_model(class_name, getattr(part, "model_type", None)), hidden_size)
 
 
+def carries_key(config: Any) -> bool:
+    """Whether transformers' own modules would be given something as they are built with this config."""
+    for key in (LAMBDA_KEY, POSITION_KEY):
+        settle_key(config, key)
+    return not {LAMBDA_KEY, POSITION_KEY}.isdisjoint(vars(served_config(config)))
+
+
 def _refuse_position_balance(config: Any) -> None:
     """InputError where the config turns BaPA on, which is not silently left out."""
     if vars(config).get(POSITION_KEY) and is_served(getattr(config, "model_type", None)):

@@ -21,7 +21,7 @@ from typing import Any
 from transformers_agci.errors import InputError
 from transformers_agci.method.autoload import SWITCH, built_for_another_engine, switched_off
 from transformers_agci.method.lam import LAMBDA_KEY
-from transformers_agci.vllm.injection import IMAGE_MARK, Served, inject, served_by
+from transformers_agci.vllm.injection import IMAGE_MARK, Served, carries_key, inject, served_by
 from transformers_agci.vllm.marks import marking
 from transformers_agci.vllm.worker import STORES, end_with_parent
 
@@ -66,14 +66,27 @@ def choosing(stock: Callable[[Any], tuple[type, str]]) -> Callable[[Any], tuple[
     @functools.wraps(stock)
     def get_model_architecture(model_config: Any) -> tuple[type, str]:
         model_class, architecture = stock(model_config)
-        draft = getattr(model_config, "runner_type", None) == "draft"  # proposes tokens to a model that has AGCI
-        if draft or getattr(_local, "building", False):
+        if getattr(_local, "building", False):
             return model_class, architecture
+        if getattr(model_config, "runner_type", None) == "draft":  # proposes tokens to a model that has AGCI
+            return (left_alone(model_class) if carries_key(model_config.hf_config) else model_class), architecture
         served = served_by(model_config.hf_config, model_class.__name__, model_config.get_hidden_size())
         return (model_class if served is None else injecting(model_class, served)), architecture
 
     get_model_architecture.chooses_agci = True  # type: ignore[attr-defined]
     return get_model_architecture
+
+
+def left_alone(model_class: type) -> type:
+    """A subclass, under the same name, of whose modules those of transformers get nothing as they are built."""
+    base: Any = model_class
+
+    class LeftAlone(base):  # type: ignore[misc]
+        def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+            with _building():
+                super().__init__(vllm_config=vllm_config, prefix=prefix)
+
+    return _named_like(model_class, LeftAlone)
 
 
 def injecting(model_class: type, served: Served) -> type:
@@ -99,9 +112,13 @@ def injecting(model_class: type, served: Served) -> type:
 
     if served.model.modality != "image":
         Injecting._processor_factory = marking(base._processor_factory, served.model.modality)
+    return _named_like(model_class, Injecting)
+
+
+def _named_like(model_class: type, ours: type) -> type:
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
-        setattr(Injecting, name, getattr(model_class, name))
-    return Injecting
+        setattr(ours, name, getattr(model_class, name))
+    return ours
 
 
 @contextlib.contextmanager
