@@ -240,7 +240,9 @@ def benchmarked(
 
     monkeypatch.setattr("transformers_agci.experiments.benchmarks.asking.run.ask_benchmark", ask)
     options = CompareOptions([], parse_arms([name.removeprefix("pope.") for name in ends]), folder)
-    compared: Any = SimpleNamespace(chosen=[ArmResult(arm, folder, 0, 0) for arm in options.arms])
+    compared: Any = SimpleNamespace(
+        split=SimpleNamespace(dev=0), chosen=[ArmResult(arm, folder, 0, 0) for arm in options.arms]
+    )
     engine: Any = SimpleNamespace(name="transformers")
     return _benchmark(options, engine, Beside(benchmark="pope", benchmark_data=folder), compared, folder)
 
