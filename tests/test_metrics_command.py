@@ -225,3 +225,41 @@ def test_script_runs_from_any_folder(two_files: list[str], tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert "balanced accuracy" in done.stdout
+
+
+def test_a_file_that_holds_no_results_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.lam0.jsonl", "a.lam0.5.jsonl", "torn.jsonl"):
+        write(Path(name), result_rows(2, coin(0.7, 1)))
+    Path("torn.jsonl").write_bytes(Path("torn.jsonl").read_bytes()[:-9])
+    Path("torn.manifest.json").write_text('{"settings": {}}')
+    assert main(["metrics", "--results_file", "a.lam0.jsonl", "--draws", "5", "--json", "m.json"]) == 0
+    capsys.readouterr()
+    for name, said in {
+        "a.jsonl": "there is no such file; of the lambdas that were asked there are a.lam0.5.jsonl and a.lam0.jsonl.",
+        "m.json": "m.json: this holds the numbers of an earlier evaluation",
+        "torn.manifest.json": "torn.manifest.json: this is a manifest",
+        "torn.jsonl": "the command that wrote it mends it when run again",
+    }.items():
+        assert main(["metrics", "--results_file", name]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+
+
+def test_equal_results_are_said_to_be_equal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, seed in {"a.jsonl": 1, "b.jsonl": 1, "c.jsonl": 2}.items():
+        write(Path(name), result_rows(2, coin(0.7, seed)))
+    for names, said in {
+        ("a.jsonl", "a.jsonl"): "a.jsonl is given twice: the two results are equal in every row.",
+        ("a.jsonl", "b.jsonl"): "a.jsonl and b.jsonl: the two results are equal in every row.",
+        ("a.jsonl", "c.jsonl"): "",
+    }.items():
+        for words in (["metrics", "--results_file", *names, "--draws", "5"], ["plan", *names, "--difference", "5"]):
+            assert main(words) == 0
+            printed = capsys.readouterr().out
+            assert said in printed and ("equal in every row" in printed) == bool(said)

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from made_results import coin, result_rows, write
 
-from tests.made_results import coin, result_rows, write
 from transformers_agci import build_probe, read_probe, sweep
 from transformers_agci.cli import COMMANDS, command_parser, find_command, main
 from transformers_agci.commands.files import DERIVED, FOLDERS, WRITTEN

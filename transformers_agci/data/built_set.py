@@ -263,7 +263,13 @@ def read_manifest(path: Path) -> Row:
         if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
             raise InputError(f'{where}: "rows_files" must be a list of names of files, but is {short(names)}.')
     except InputError as error:
-        remedy = "it is not the manifest of a built set: delete it or put the right one there"
+        settings = manifest.get("settings")
+        of_a_run = isinstance(settings, dict) and "experiment" in settings
+        remedy = (
+            "it is the manifest of a run: give another `output_dir`"
+            if of_a_run
+            else "it is not the manifest of a built set: delete it or put the right one there"
+        )
         raise InputError(f"{str(error).removesuffix('.')}; {remedy}.") from None
     return manifest
 

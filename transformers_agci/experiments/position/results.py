@@ -215,29 +215,37 @@ def _scored_rows(file: Path) -> "list[_Scored]":
     try:
         return [_score(row, where) for where, row in read_rows(file, nan=True)]
     except InputError as error:
-        said = _what_else(file)
-        raise InputError(f"{str(error).removesuffix('.')}; {said}.") if said else error from None
+        if kind := _other_kind(file):
+            raise InputError(f"{path_text(file)}: {kind}.") from None
+        hint = _hint(file)
+        raise InputError(f"{str(error).removesuffix('.')}; {hint}.") if hint else error from None
 
 
-def _what_else(file: Path) -> str:
-    """What a user may not know of a file that holds no whole results; "" where nothing can be said."""
-    if not is_file(file):
-        beside = sorted(file.parent.glob(f"{glob.escape(base_path(file).name)}.lam*.jsonl")) if file.name else []
-        return f"there is {', '.join(path_text(each) for each in beside[:MOST_NAMED])}, one for each lambda" * bool(
-            beside
-        )
+def _other_kind(file: Path) -> str:
+    """What a JSON file of ours holds that is not results; "" for every other file."""
     try:
         content = read_json_object(file)
     except InputError:
-        with open_file(file) as opened:
-            opened.seek(-min(1, file.stat().st_size), os.SEEK_END)
-            cut = opened.read(1) not in (b"", b"\n") and manifest.path_of(file).exists()
-        return "the file is cut off in its last line: the command that wrote it mends it when run again" if cut else ""
-    if "settings" in content:
-        return "this is a manifest, which says how results were made: name the result file beside it"
-    if "results" in content:
-        return "this holds the numbers of an earlier evaluation: name the result file that agci probe wrote"
+        return ""
+    if "settings" in content and "prediction" not in content:
+        return "this is a manifest, which says how results were made; name the result file beside it"
+    if "results" in content and "prediction" not in content:
+        return "this holds the numbers of an earlier evaluation; name the result file that agci probe wrote"
     return ""
+
+
+def _hint(file: Path) -> str:
+    """Where results are that were not found, or how a torn file is mended; "" where that cannot be seen."""
+    if not is_file(file):
+        beside = sorted(file.parent.glob(f"{glob.escape(base_path(file).name)}.lam*.jsonl")) if file.name else []
+        named = " and ".join(path_text(each) for each in beside[:MOST_NAMED])
+        return f"of the lambdas that were asked there {'is' if len(beside) == 1 else 'are'} {named}" if beside else ""
+    if not manifest.path_of(file).exists() or not file.stat().st_size:
+        return ""
+    with open_file(file) as opened:
+        opened.seek(-1, os.SEEK_END)
+        torn = opened.read(1) != b"\n"
+    return "the file is cut off in its last line: the command that wrote it mends it when run again" if torn else ""
 
 
 def _check_one_kind(rows: Sequence[_Scored], path: str | Path) -> None:
