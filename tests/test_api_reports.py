@@ -153,7 +153,7 @@ def test_two_models_are_compared_in_one_table(tmp_path: Path, capsys: pytest.Cap
     methods, live = ["stock", "bapa"], agci.load()
     found = agci.compare(["embedded", live], methods, items=24, folder=tmp_path / "ours", progress=False)
     assert len(found) == 2 and len(found.overview.rows) == 4 and isinstance(found[1].figure(), Figure)
-    assert found._repr_html_().count("<table>") == 1 and found[0]._repr_html_().count("<table>") == 5
+    assert found._repr_html_().count("<table>") == 1 and found[0]._repr_html_().count("<table>") == 6
     one, two = (found.overview.rows[k][1:] for k in (1, 3))
     assert one == two  # the same model
     words = ["compare", "--model", "embedded", "embedded", "--methods", *methods, "--items", 24, "--quiet"]
