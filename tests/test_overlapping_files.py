@@ -3,12 +3,14 @@
 import argparse
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_results import coin, result_rows, write
 
-from transformers_agci import build_probe, read_probe, sweep
+from transformers_agci import build_probe, probe, read_probe, score, similarity, sweep
 from transformers_agci.cli import COMMANDS, command_parser, find_command, main
 from transformers_agci.commands.files import DERIVED, FOLDERS, WRITTEN
 from transformers_agci.errors import InputError
@@ -175,6 +177,29 @@ def test_numbers_do_not_replace_rows_from_python() -> None:
         found.write_json("numbers.json")
 
 
+def test_a_score_does_not_replace_its_answers_from_python() -> None:
+    asked = {"image_source": "1", "category": "random"}
+    rows = [
+        {"question_id": text, "question": text, **asked, "answer": "no", "prediction": said}
+        for text, said in (("Is there a cat?", "No"), ("Is there a dog?", "Yes"))
+    ]
+    before = write(Path("answers.jsonl"), rows).read_bytes()
+    found = score("pope", "answers.jsonl", resamples=0)
+    for act in (found.write_items, found.write_json):
+        with pytest.raises(InputError, match=r"`path` would be written over answers\.jsonl.*`answers`"):
+            act("set/../answers.jsonl")
+    assert Path("answers.jsonl").read_bytes() == before
+
+
+def test_a_sweep_to_the_standard_output_leaves_nothing_beside_it() -> None:
+    beside = Path("/dev/stdout.manifest.json")
+    before = beside.stat().st_mtime_ns if beside.exists() else None
+    for name in ("a.jsonl", "b.jsonl"):
+        write(Path(name), result_rows(40, coin(0.7, len(name))))
+    sweep(["a.jsonl", "b.jsonl"]).write_json("/dev/stdout")
+    assert (beside.stat().st_mtime_ns if beside.exists() else None) == before
+
+
 def test_overwrite_leaves_a_data_set_alone(capsys: pytest.CaptureFixture[str]) -> None:
     """The manifest of a built set is not that of answers, whatever is read beside it."""
     built = build_probe(kind="shapes", items=1, canvas=90, folder="ds", name="words", progress=False)
@@ -187,3 +212,13 @@ def test_overwrite_leaves_a_data_set_alone(capsys: pytest.CaptureFixture[str]) -
     assert files(Path("ds")) == before
     assert main(["data", "check", str(built.rows_file)]) == 0
     assert path_of(built.rows_file).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("call", "name"), [(probe, "answers"), (similarity, "similarity")])
+def test_answers_from_python_are_not_written_over_what_is_asked(call: Callable[..., Any], name: str) -> None:
+    built = build_probe(kind="shapes", items=1, canvas=90, folder="ds", name=name, progress=False)
+    before = files(Path("ds"))
+    with pytest.raises(InputError, match=rf"{name}\.manifest\.json beside .* belongs to .*{name}\.json"):
+        call(data=built.data, folder="ds", lambdas=0, progress=False, overwrite=True)
+    assert files(Path("ds")) == before

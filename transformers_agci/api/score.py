@@ -21,6 +21,7 @@ from transformers_agci.experiments.benchmarks.score_report import (
 )
 from transformers_agci.experiments.defaults import RESAMPLES
 from transformers_agci.report.table import Table
+from transformers_agci.storage.overlap import Named, refuse_overlap
 
 Files = str | Path | Sequence[str | Path]
 
@@ -30,6 +31,7 @@ class ScoredAnswers(Displayed, Tabular):
     """A score: its `figures` by name, and a row per answer. Shows itself as a table."""
 
     scored: Scored
+    files: tuple[Path, ...] = ()  # of answers, which nothing is written over
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -49,12 +51,17 @@ class ScoredAnswers(Displayed, Tabular):
     @checked
     def write_json(self, path: str | Path) -> None:
         """All figures to a file."""
+        self._check_place(path)
         write_scored(self.scored, Path(path), None)
 
     @checked
     def write_items(self, path: str | Path) -> None:
         """One JSON line per answer to a file."""
+        self._check_place(path)
         write_scored(self.scored, None, Path(path))
+
+    def _check_place(self, path: str | Path) -> None:
+        refuse_overlap([Named("path", Path(path))], [Named("answers", file) for file in self.files])
 
     def _repr_html_(self) -> str:
         rows = [[name, figure_text(name, value)] for name, value in flat_figures(self.scored.score.figures).items()]
@@ -127,4 +134,5 @@ def run_score(name: str, wanted: AnswersToScore, choices: Mapping[str, Any], boo
         return Inputs(answers=tuple(files), official=wanted.official, **given)
 
     other = inputs(wanted.against) if wanted.against else None
-    return ScoredAnswers(score_files(name, inputs(wanted.answers), other, bootstrap))
+    files = (*wanted.answers, *wanted.against)
+    return ScoredAnswers(score_files(name, inputs(wanted.answers), other, bootstrap), files)

@@ -21,6 +21,7 @@ from transformers_agci.inference.questions import QuestionSet
 from transformers_agci.inference.runner import RunOptions
 from transformers_agci.storage import manifest
 from transformers_agci.storage.json_file import read_json_object, write_json
+from transformers_agci.storage.overlap import check_answers
 from transformers_agci.storage.reading import path_text
 
 
@@ -136,6 +137,7 @@ def _ask(  # noqa: PLR0917 - what an arm is asked with
     forms = dict.fromkeys(prompt_form(row) for rows in data.items.values() for row in rows)
     settings: dict[str, Any] = {"experiment": "position probe", "prompt": "".join(forms) or PROMPT, **data.settings}
     asked = QuestionSet(questions(data.items, data.img_path), data.bad_rows, settings, {"arm": arm.word})
+    check_answers([file], data=data.source, negatives_file=data.negatives_file)
     answers = AnswerOptions(
         options.batch_size, method=arm.engine_method, run=options.run, method_options=arm.method_options
     )

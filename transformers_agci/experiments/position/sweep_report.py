@@ -22,6 +22,7 @@ from transformers_agci.experiments.position.tables import pair_text
 from transformers_agci.report.table import POINTS, Table
 from transformers_agci.statistics import Floats, planning
 from transformers_agci.storage import manifest
+from transformers_agci.storage.atomic import is_stream
 from transformers_agci.storage.json_file import write_json, write_report
 from transformers_agci.storage.reading import read_bytes
 
@@ -72,6 +73,8 @@ def write_sweep(found: Sweep | NestedSweep, path: str | Path, sources: Sequence[
     target = Path(path)
     manifest.refuse_another_kind(target, EXPERIMENT)
     write_report(target, as_json(found))
+    if is_stream(target):  # beside which nothing lies
+        return
     split = (
         {"rule": f"SHA-256 of the caption, first 8 bytes modulo {FOLDS}", "folds": FOLDS}
         if isinstance(found, NestedSweep)
