@@ -119,6 +119,23 @@ def test_no_file_is_written_twice(command: str, capsys: pytest.CaptureFixture[st
     assert "would both write" in refused(command, capsys, **{"in": "in.jsonl"})
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "metrics --results_file other.jsonl --json {to}",
+        "evidence other.jsonl --json {to}",
+        "metrics-similarity --results_file other.jsonl --json {to}",
+        "score pope --answers other.jsonl --json {to}",
+        "compare --json {to}",
+    ],
+)
+@pytest.mark.parametrize("to", ["in.jsonl", "in.manifest.json", "in.bad.jsonl"])
+def test_figures_do_not_replace_the_rows_of_another_run(
+    command: str, to: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "figures may not replace" in refused(command, capsys, to=to)
+
+
 @pytest.mark.parametrize("spelled", ["symlink", "hardlink", "./in.jsonl", "set/../in.jsonl", "absolute"])
 def test_a_file_is_the_same_however_it_is_spelled(spelled: str, capsys: pytest.CaptureFixture[str]) -> None:
     if spelled == "symlink":

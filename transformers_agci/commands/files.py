@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from transformers_agci.storage.overlap import OF_A_RESULT, Named, refuse_overlap
+from transformers_agci.storage.overlap import OF_A_RESULT, Named, refuse_overlap, refuse_to_replace_rows
 
 ANSWERS = (*OF_A_RESULT, ".score.json")
 # option -> endings of what is written beside its file
@@ -28,7 +28,7 @@ READ_AS_TEXT = ("captions", "recipe", "source")  # files that the parser leaves 
 
 
 def check_files(words: str, args: argparse.Namespace) -> None:
-    """InputError where the command would write over what it reads, or write one file twice."""
+    """InputError where the command would write over what it reads or over other rows, or write one file twice."""
     outputs, inputs = [], []
     for option, value in vars(args).items():
         for path in _paths(option, value):
@@ -42,6 +42,9 @@ def check_files(words: str, args: argparse.Namespace) -> None:
     outputs = [name for named in outputs for name in _names(named, args)]
     derive = DERIVED.get(words)
     refuse_overlap([*outputs, *(derive(args) if derive else ())], inputs)
+    for named in outputs:
+        if named.option == "json":
+            refuse_to_replace_rows(named.path)
 
 
 def _paths(option: str, value: object) -> Iterator[Path]:
@@ -70,7 +73,7 @@ def _names(named: Named, args: argparse.Namespace) -> Iterator[Named]:
         yield named
     else:
         stem = path.with_suffix("") if path.suffix in (".json", ".jsonl") else path
-        several = [f".lam{text}.jsonl" for text in getattr(args, "global_context_lambda", ())]
+        several = [f".lam{text}.jsonl" for text in dict.fromkeys(getattr(args, "global_context_lambda", ()))]
         without_image = [f".{name}.jsonl" for name in ("text_only", "blank_image") if getattr(args, name, False)]
         if len(several) < 2:
             yield named
