@@ -159,6 +159,6 @@ def test_two_models_are_compared_in_one_table(tmp_path: Path, capsys: pytest.Cap
     words = ["compare", "--model", "embedded", "embedded", "--methods", *methods, "--items", 24, "--quiet"]
     text = said([*words, "--output_dir", tmp_path / "theirs", "--json", tmp_path / "all.json"], capsys)
     numbers = json.loads((tmp_path / "all.json").read_text())["models"]
-    assert len(numbers) == 2 and text.count("all models on the ") == 1
+    assert len(numbers) == 2 and text.count("all models on all 24 items") == 1
     evidence = [json.loads(json.dumps(model["evidence"])) for model in numbers.values()]
     assert evidence[0] == evidence[1] == json.loads(json.dumps(found[0].numbers["evidence"]))
