@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers_agci.data.rows import read_rows
-from transformers_agci.experiments.position.results import method_and_lambda
+from transformers_agci.experiments.position.result_labels import method_and_lambda
 from transformers_agci.report.table import Table
 
 if TYPE_CHECKING:

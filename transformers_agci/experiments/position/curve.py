@@ -9,7 +9,7 @@ import numpy as np
 from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.position.evidence import Evidence
 from transformers_agci.experiments.position.evidence_report import figure_panels
-from transformers_agci.experiments.position.results import method_and_lambda
+from transformers_agci.experiments.position.result_labels import method_and_lambda
 from transformers_agci.report.heatmap import GREY, INK, with_plain_words
 from transformers_agci.statistics import Interval
 from transformers_agci.storage.reading import path_text

@@ -13,10 +13,9 @@ from transformers_agci.errors import InputError, printable, short
 from transformers_agci.experiments.position.comparison import PairReport, as_json, compare
 from transformers_agci.experiments.position.maps import Limits, probe_figure
 from transformers_agci.experiments.position.measures import ResamplingConfig, ResultReport, measure, unreadable_replies
+from transformers_agci.experiments.position.result_labels import label_of, model_of
 from transformers_agci.experiments.position.results import (
     ProbeResult,
-    label_of,
-    model_of,
     read_results,
 )
 from transformers_agci.experiments.position.tables import ALL_AT_ONCE, pair_positions, pair_text, result_text

@@ -19,7 +19,8 @@ from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE, Choice
 from transformers_agci.experiments.position.comparison import PairReport, compare, on_common_rows
 from transformers_agci.experiments.position.evidence import check_same_items
 from transformers_agci.experiments.position.measures import notes_on
-from transformers_agci.experiments.position.results import ProbeResult, baseline_note, method_and_lambda
+from transformers_agci.experiments.position.result_labels import method_and_lambda
+from transformers_agci.experiments.position.results import ProbeResult, baseline_note
 from transformers_agci.statistics import Interval, evenness, nested_folds, signal_detection
 from transformers_agci.statistics.signal_detection import Deletions
 from transformers_agci.storage.reading import path_text
