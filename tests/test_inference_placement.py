@@ -132,7 +132,7 @@ def test_four_bits_leave_what_sees_the_image(
     folder = tiny_checkpoint(family)
     options = LoadOptions(str(folder), load_in_4bit=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: object())
+    monkeypatch.setattr("transformers_agci.inference.placement.find_spec", lambda name, package=None: object())
     monkeypatch.setattr("transformers.utils.quantization_config.is_bitsandbytes_available", lambda: True, raising=False)
     monkeypatch.setattr("transformers.BitsAndBytesConfig.post_init", lambda self: None)
     found = placement._four_bit(folder, options, torch)
@@ -146,7 +146,7 @@ def test_four_bits_leave_what_sees_the_image(
 
 
 def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    monkeypatch.setattr("transformers_agci.inference.placement.find_spec", lambda name, package=None: None)
     refuse(folder, "`device_map` needs the package accelerate: pip install accelerate", device_map="auto")
 
 
