@@ -330,3 +330,20 @@ def test_images_that_stock_does_not_hand_on_are_no_silence(name: str) -> None:
     attach(model, 0.5)
     with pytest.raises(ValueError, match="no images came with it"):
         model(**batch.inputs)
+
+
+@torch.no_grad()
+def test_a_forward_that_names_nothing_is_given_images() -> None:
+    """As where a framework puts its own function, which hands all on, in place of a class's forward."""
+    model, batch = TINY["idefics3"].build(), make_batch(TINY["idefics3"], [[TEXT, "plain", TEXT]])
+    vlm = find_vlm(model)
+    stock = type(vlm)
+
+    class Wrapped(stock):  # type: ignore[misc, valid-type]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    vlm.__class__ = Wrapped
+    handle = attach(model, 0.5)
+    model(**batch.inputs)
+    assert handle.injections == 1

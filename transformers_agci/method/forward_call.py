@@ -16,8 +16,11 @@ _EMBEDS = "inputs_embeds"
 
 def forward_call(vlm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ForwardCall:
     """The arguments of the vlm's forward that families look at, given by position or by name."""
-    given = {**dict(zip(_parameters(type(vlm).forward), args, strict=False)), **kwargs}
-    pixels = next((given[name] for name in PIXELS if _holds_something(given.get(name))), None)
+    taken = _parameters(type(vlm).forward)
+    given = {**dict(zip(taken, args, strict=False)), **kwargs}
+    # Fuyu's forward of transformers 5.6 takes pixels under another name and lets these go; a wrapper's names nothing
+    named = (name for name in PIXELS if name in taken or "input_ids" not in taken)
+    pixels = next((given[name] for name in named if _holds_something(given.get(name))), None)
     outputs = given.get("mm_encoder_outputs")
     encoded = outputs.get("image") if isinstance(outputs, Mapping) else None
     names = ("input_ids", _EMBEDS, "attention_mask", "image_grid_thw", "image_sizes")
