@@ -34,6 +34,7 @@ OVER_THE_INPUT = [
     "probe --eval_file {in} --img_path . --global_context_lambda 0 --answer_file {in} --overwrite",
     "probe --eval_file other.jsonl --negatives_file {in} --img_path . --global_context_lambda 0 --answer_file {in}",
     "probe --eval_file {stem}.lam0.jsonl --img_path . --global_context_lambda 0 0.5 --answer_file {in}",
+    "probe --eval_file {stem}.lam0.jsonl --img_path . --global_context_lambda 0.0 0.50 --answer_file {in}",
     "probe --eval_file {stem}.text_only.jsonl --img_path . --text_only --answer_file {in}",
     "benchmark pope --model none --data {in} --answer_file {in} --overwrite",
     "downstream --model none --eval_file_path_pope {in} --answers_file_pope {in}",

@@ -14,6 +14,7 @@ from transformers_agci.data.instruct import (
     SampleOptions,
     count_images,
     draw_sample,
+    sample_files,
     sample_name,
     write_sample,
 )
@@ -102,7 +103,7 @@ def run_sample(options: SampleOptions, folder: Path | None, name: str | None, sa
     """A sample as the command draws it; `say` takes what was read and skipped before anything is written."""
     named = name or sample_name(options.n)
     if folder is not None:
-        files = [folder / f"{named}{ending}" for ending in (".json", "_for_llava1.5.json")]
+        files = sample_files(folder, named)
         refuse_overlap([Named("output_dir", file) for file in files], [Named("mix", options.mix)])
     sample = draw_sample(*options)
     for line in _read_lines(options.mix, sample.read, sample.skipped):

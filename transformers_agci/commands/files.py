@@ -8,7 +8,9 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from transformers_agci.commands.options import lambdas
 from transformers_agci.storage.overlap import OF_A_RESULT, Named, refuse_overlap, refuse_to_replace_rows
+from transformers_agci.storage.result_names import sibling_path
 
 ANSWERS = (*OF_A_RESULT, ".score.json")
 # option -> endings of what is written beside its file
@@ -72,14 +74,13 @@ def _names(named: Named, args: argparse.Namespace) -> Iterator[Named]:
     elif option != "answer_file" or not path.name:
         yield named
     else:
-        stem = path.with_suffix("") if path.suffix in (".json", ".jsonl") else path
-        several = [f".lam{text}.jsonl" for text in dict.fromkeys(getattr(args, "global_context_lambda", ()))]
-        without_image = [f".{name}.jsonl" for name in ("text_only", "blank_image") if getattr(args, name, False)]
-        if len(several) < 2:
-            yield named
-            several = []
-        for ending in (*several, *without_image):
-            yield Named(option, stem.with_name(stem.name + ending), beside)
+        from transformers_agci.inference.runner import output_paths
+
+        asked = list(dict.fromkeys(lambdas(args))) if hasattr(args, "global_context_lambda") else []
+        yield from (Named(option, file, beside) for file in output_paths(path, asked or [0.0]))
+        for control in ("text_only", "blank_image"):
+            if getattr(args, control, False):
+                yield Named(option, sibling_path(path, f".{control}.jsonl"), beside)
 
 
 def _set_files(args: argparse.Namespace) -> Iterator[Named]:
@@ -91,11 +92,10 @@ def _set_files(args: argparse.Namespace) -> Iterator[Named]:
 
 
 def _sample_files(args: argparse.Namespace) -> Iterator[Named]:
-    from transformers_agci.data.instruct import sample_name
+    from transformers_agci.data.instruct import sample_files, sample_name
 
-    name = args.name or sample_name(args.n)
-    for file in (f"{name}.json", f"{name}_for_llava1.5.json", "dataset_info.json"):
-        yield Named("output_dir", args.output_dir / file)
+    for file in sample_files(args.output_dir, args.name or sample_name(args.n)):
+        yield Named("output_dir", file)
 
 
 def _flow_files(args: argparse.Namespace) -> Iterator[Named]:

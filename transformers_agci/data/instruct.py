@@ -153,6 +153,11 @@ def sample_name(number: int) -> str:
     return f"llava_v1_5_instruct_sample_{f'{number // 1000}k' if number % 1000 == 0 else number}"
 
 
+def sample_files(folder: Path, name: str) -> tuple[Path, Path, Path]:
+    """What a sample of this name is written to: LLaVA's form, LLaMA-Factory's, and the list that the latter is on."""
+    return folder / f"{name}_for_llava1.5.json", folder / f"{name}.json", folder / "dataset_info.json"
+
+
 def write_sample(rows: list[Row], folder: Path, name: str) -> tuple[Path, Path]:
     """Write <name>_for_llava1.5.json and <name>.json, and enter the latter into dataset_info.json under its name.
 
@@ -160,7 +165,7 @@ def write_sample(rows: list[Row], folder: Path, name: str) -> tuple[Path, Path]:
     or the folder cannot be written.
     """
     check_plain_name(name, "name")
-    for_llava, for_llama_factory = folder / f"{name}_for_llava1.5.json", folder / f"{name}.json"
+    for_llava, for_llama_factory, _ = sample_files(folder, name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_array(for_llava, rows)
@@ -173,7 +178,7 @@ def write_sample(rows: list[Row], folder: Path, name: str) -> tuple[Path, Path]:
 
 def register(folder: Path, name: str) -> None:
     """Enter <name>.json into the folder's dataset_info.json; other entries stay."""
-    path = folder / "dataset_info.json"
+    *_, path = sample_files(folder, name)
     entries = read_json_object(path, "repair it or remove it") if is_file(path) else {}
     entries[name] = {"file_name": f"{name}.json", **SHAREGPT}
     write_json(path, entries, indent=1)
