@@ -99,12 +99,12 @@ def test_rows_in_a_row_that_a_server_refuses_are_skipped(tmp_path: Path) -> None
     assert len(server.bodies) == ROWS + 1  # one that was answered, once more
 
 
-def test_half_a_letter_in_a_question_is_a_bad_row(tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_in_a_question_is_a_bad_row(tmp_path: Path) -> None:
     asked = [Question({"id": id}, f"x.json:{id + 1}", text, (BlankImage(8, 6),)) for id, text in enumerate("a\ud800é")]
     with stub_server(lambda number, body: None) as server:
         summary = ask(server, tmp_path / "A.jsonl", asked)
     assert [row.error for row in summary.counts.failed] == [
-        "x.json:2: the text holds half a letter, which no request can carry."
+        "x.json:2: the text holds half a surrogate pair (\\ud800 to \\udfff), which is no character."
     ]
     assert [row["id"] for row in rows(tmp_path / "A.jsonl")] == [0, 2]
 

@@ -49,7 +49,7 @@ def chat_text(processor: Any, question: Question) -> str:
 
 
 def check_text(text: str, where: str) -> None:
-    """Raise InputError where a text holds half a surrogate pair: JSON can write it, tokenizers refuse it."""
+    """Raise InputError where a text holds half a surrogate pair: JSON can write it, tokenizers and requests cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -17,7 +17,7 @@ from transformers_agci.errors import InputError, short
 from transformers_agci.inference.answering import AnswerOptions
 from transformers_agci.inference.engine import Answering, Answers, Numbered, QueuedAnswering
 from transformers_agci.inference.progress import Counts, counted, tell
-from transformers_agci.inference.prompt import chat_content
+from transformers_agci.inference.prompt import chat_content, check_text
 from transformers_agci.inference.questions import BlankImage, Question
 from transformers_agci.inference.served.client import ServedOptions, ServerClient
 from transformers_agci.inference.served.faults import NoAnswer, RequestRefused
@@ -286,11 +286,10 @@ class _Requester:
     def ask(self, question: Question) -> Reply | InputError:
         """The reply, or why this question gets none; InputError is raised where the run cannot go on."""
         try:
+            check_text(question.text, question.where)
             content = _content(question)
         except InputError as error:
             return error
-        if not question.text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in question.text):
-            return InputError(f"{question.where}: the text holds half a letter, which no request can carry.")
         try:
             try:
                 found = self._post(content, question)
