@@ -1,7 +1,7 @@
 """Which options of the commands name files to read and which name files to write; `cli` holds them against each other.
 
 An option that names a file is one to read unless it stands among `WRITTEN`. A command that writes names of its own
-making has an entry in `DERIVED`.
+making has an entry in `DERIVED`, unless what it calls holds them against its inputs before any work, as a build does.
 """
 
 import argparse
@@ -25,7 +25,7 @@ WRITTEN: Mapping[str, tuple[str, ...]] = {
     "output_path": (),
 }
 IMAGES = ("output_curve", "output_figure", "output_heatmap", "output_path")  # a name without an ending gets one
-FOLDERS = ("output_dir", "output_root")  # with names of our own in them: `DERIVED`
+FOLDERS = ("output_dir", "output_root")  # with names of our own in them
 READ_AS_TEXT = ("captions", "recipe", "source")  # files that the parser leaves as texts, for they may be something else
 
 
@@ -83,25 +83,8 @@ def _names(named: Named, args: argparse.Namespace) -> Iterator[Named]:
                 yield Named(option, sibling_path(path, f".{control}.jsonl"), beside)
 
 
-def _set_files(args: argparse.Namespace) -> Iterator[Named]:
-    """Of agci data build-probe and build-similarity."""
-    from transformers_agci.data.built_set import SET_FILES
-
-    for ending in SET_FILES:
-        yield Named("name", args.output_dir / f"{args.name}{ending}")
-
-
-def _sample_files(args: argparse.Namespace) -> Iterator[Named]:
-    from transformers_agci.data.instruct import sample_files, sample_name
-
-    for file in sample_files(args.output_dir, args.name or sample_name(args.n)):
-        yield Named("output_dir", file)
-
-
 def _flow_files(args: argparse.Namespace) -> Iterator[Named]:
-    if args.image is None:
-        yield Named("output_dir", args.output_dir / "flow.jsonl", OF_A_RESULT)
-    else:
+    if args.image is not None:
         image = next(_names(Named("output_path", args.output_path), args)).path
         if image.name:
             yield Named("output_path", image.with_suffix(".json"))
@@ -120,8 +103,5 @@ def _compared_files(args: argparse.Namespace) -> Iterator[Named]:
 
 DERIVED: Mapping[str, Callable[[argparse.Namespace], Iterator[Named]]] = {
     "compare": _compared_files,
-    "data build-probe": _set_files,
-    "data build-similarity": _set_files,
-    "data sample-instruct": _sample_files,
     "flow": _flow_files,
 }
