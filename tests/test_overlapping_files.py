@@ -155,6 +155,17 @@ def test_the_standard_output_and_other_names_are_none_of_the_input(capsys: pytes
     assert json.loads(Path("in.json").read_text())["results"]
 
 
+@pytest.mark.parametrize(("method", "infix"), [("uniform", "uniform"), ("random --method_seed 0 1", "random-1")])
+def test_a_control_leaves_the_file_of_the_name_without_it_alone(
+    method: str, infix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = f"probe --img_path . --global_context_lambda 0.5 --method {method} --answer_file in.jsonl --eval_file"
+    Path(f"in.{infix}.jsonl").write_text("{}\n")
+    assert "which this command reads" in refused(f"{asked} in.{infix}.jsonl", capsys)
+    assert main([*asked.split(), "in.jsonl"]) == 2  # its rows are answers, which is what is said of them
+    assert "which this command reads" not in capsys.readouterr().err
+
+
 def test_every_command_with_an_input_and_an_output_is_tried() -> None:
     """A new command, or a new option of one, needs a line in the table."""
     tried = {find_command(line.split()) for line in [*OVER_THE_INPUT, *BESIDE_THE_INPUT]}

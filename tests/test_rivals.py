@@ -235,6 +235,11 @@ def test_probe_with_a_rival(probed: Any, tmp_path: Path, capsys: pytest.CaptureF
         (("--method", "agci", "--method_options", "strength=1"), "agci has no option 'strength'; it has: none"),
         (("--method", "random", "--method_options", "tempo=1"), "random has no option 'tempo'; it has: seed."),
         (("--method", "random", "--method_options", "seed=1", "--method_seed", "1"), "the seed is given twice"),
+        (
+            ("--method", "random", "--method_options", "seed=-1"),
+            "--method_options: seed must be at least 0, but is -1.",
+        ),
+        (("--method", "random", "--method_options", "seed=0.5"), "seed must be a whole number, but is '0.5'."),
     ],
 )
 def test_bad_method_words(

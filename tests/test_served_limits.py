@@ -10,7 +10,7 @@ import served_run
 from served_run import ROWS, ask, rows
 from stub_server import Says, completion, stub_server
 
-from transformers_agci.commands.engine_options import json_object
+from transformers_agci.commands.options.engine import json_object
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.engines import EngineOptions, open_engine
 from transformers_agci.inference.load import LoadOptions

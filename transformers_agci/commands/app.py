@@ -8,8 +8,10 @@ import argparse
 from pathlib import Path
 
 from transformers_agci.app.serve import AppOptions
-from transformers_agci.commands.options import EMBEDDED, add_model_options, model_options, path, whole
+from transformers_agci.commands.options.model import add_model_options, model_options
+from transformers_agci.commands.options.types import path, whole
 from transformers_agci.commands.parser import teller
+from transformers_agci.embedded.location import EMBEDDED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

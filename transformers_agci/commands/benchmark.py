@@ -10,18 +10,12 @@ The answers of each lambda go to a file of their own (pope.lam0.jsonl, ...), the
 import argparse
 from pathlib import Path
 
-from transformers_agci.commands.engine_options import add_engine_options, engine_options
-from transformers_agci.commands.options import (
-    add_answer_options,
-    add_bootstrap_options,
-    add_model_options,
-    add_tracking_option,
-    answer_options,
-    lambdas,
-    model_options,
-    path,
-    whole,
-)
+from transformers_agci.commands.options.answering import add_answer_options, answer_options
+from transformers_agci.commands.options.data import add_bootstrap_options, add_tracking_option
+from transformers_agci.commands.options.engine import add_engine_options, engine_options
+from transformers_agci.commands.options.method import lambdas
+from transformers_agci.commands.options.model import add_model_options, model_options
+from transformers_agci.commands.options.types import path, whole
 from transformers_agci.commands.parser import teller
 from transformers_agci.experiments.benchmarks import benchmark_names
 from transformers_agci.experiments.benchmarks.declaration import MODES, PROTOCOLS

@@ -12,10 +12,12 @@ import contextlib
 from pathlib import Path
 from typing import get_args
 
-from transformers_agci.commands.engine_options import add_engine_options, engine_options
-from transformers_agci.commands.options import EMBEDDED, SEED, add_draws_options, json_file, number, path, whole
+from transformers_agci.commands.options.data import add_draws_options
+from transformers_agci.commands.options.engine import add_engine_options, engine_options
+from transformers_agci.commands.options.results import add_margin_option, margin
+from transformers_agci.commands.options.types import SEED, json_file, number, path, whole
 from transformers_agci.commands.parser import teller
-from transformers_agci.commands.result_options import add_margin_option, margin
+from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.experiments.compare.arms import DEFAULT_ARMS
 from transformers_agci.experiments.defaults import ATLAS_ITEMS, CHOOSE_BY, DEV_SHARE, Choice
 from transformers_agci.method.rivals import RIVALS

@@ -10,7 +10,7 @@ hub id). OUTPUT appears when everything is done.
 
 import argparse
 
-from transformers_agci.commands.options import path
+from transformers_agci.commands.options.types import path
 from transformers_agci.inference.load import DTYPES
 
 

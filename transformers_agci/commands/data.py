@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from transformers_agci.commands.options import SEED, path, whole
+from transformers_agci.commands.options.types import SEED, add_count, path, whole
 from transformers_agci.commands.parser import teller
 from transformers_agci.data.fetch import FOLDERS, MAX_RATIO
 from transformers_agci.experiments.defaults import INSTRUCT_ROWS
@@ -16,13 +16,8 @@ def add_fetch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("set", choices=sorted(FOLDERS), help="which of the two published sets")
     parser.add_argument("--output_dir", type=path, help="(default: probe_datasets or similarity_data)")
     parser.add_argument("--local_copy", type=path, help="folder with a copy of the set: arrange it, download nothing")
-    parser.add_argument(
-        "--max_unpack_ratio",
-        type=whole(1, 1_000_000),
-        default=MAX_RATIO,
-        metavar="N",
-        help="refuse an archive that unpacks to more than N times its size (default: %(default)s)",
-    )
+    ratio = "refuse an archive that unpacks to more than N times its size"
+    add_count(parser, "--max_unpack_ratio", MAX_RATIO, ratio, most=1_000_000)
 
 
 def run_fetch(args: argparse.Namespace) -> int:

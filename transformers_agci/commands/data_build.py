@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from transformers_agci.commands.options import SEED, path, whole
+from transformers_agci.commands.options.types import SEED, add_count, path, whole
 from transformers_agci.data.built_set import CONTENTS, SET_NAMES, BuildOptions
 from transformers_agci.data.fetch import FOLDERS
 from transformers_agci.data.grid import Grid
@@ -122,12 +122,7 @@ def _add_result_options(result: "argparse._ArgumentGroup", output_dir: Path, nam
     result.add_argument("--output_dir", type=path, default=output_dir, help="(default: %(default)s)")
     result.add_argument("--name", default=name, help="name of the rows file (default: %(default)s)")
     result.add_argument("--images", default="", help="folder of the images in output_dir (default: <name>_images)")
-    result.add_argument(
-        "--items",
-        type=whole(1),
-        default=BuildOptions.items,
-        help="images at most, nine rows each (default: %(default)s)",
-    )
+    add_count(result, "--items", BuildOptions.items, "images at most, nine rows each")
     result.add_argument(
         "--seed",
         type=SEED,
@@ -138,9 +133,7 @@ def _add_result_options(result: "argparse._ArgumentGroup", output_dir: Path, nam
 
 def _add_look_options(look: "argparse._ArgumentGroup") -> None:
     """The defaults are the published geometry."""
-    look.add_argument(
-        "--canvas", type=whole(1, 20_000), default=Grid.canvas, help="side of the composite (default: %(default)s)"
-    )
+    add_count(look, "--canvas", Grid.canvas, "side of the composite", most=20_000, metavar="PX")
     look.add_argument(
         "--box",
         type=whole(1, 20_000),
@@ -150,9 +143,7 @@ def _add_look_options(look: "argparse._ArgumentGroup") -> None:
     look.add_argument(
         "--background", default=BuildOptions.background, help="colour of the canvas (default: %(default)s)"
     )
-    look.add_argument(
-        "--quality", type=whole(1, 95), default=BuildOptions.quality, help="of the JPEGs (default: %(default)s)"
-    )
+    add_count(look, "--quality", BuildOptions.quality, "of the JPEGs", most=95)
 
 
 def _build_options(kind: Literal["probe", "similarity"], args: argparse.Namespace) -> BuildOptions:

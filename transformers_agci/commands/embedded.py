@@ -2,14 +2,14 @@
 
 import argparse
 import functools
-from pathlib import Path
 
-from transformers_agci.commands.options import EMBEDDED, SEED, add_planted_bias_option, path, whole
+from transformers_agci.commands.options.data import add_output_dir_option, add_planted_bias_option, add_processes_option
+from transformers_agci.commands.options.types import SEED, add_count, path, whole
 from transformers_agci.commands.parser import teller
+from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.experiments.defaults import (
     DEMO_BIAS,
     DEMO_ITEMS,
-    PROCESSES,
     RULER_ITEMS,
     RULER_POOL,
     RULER_SETS,
@@ -21,20 +21,10 @@ from transformers_agci.experiments.defaults import (
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; none is needed."""
-    parser.add_argument(
-        "--output_dir", type=path, default=Path("demo"), metavar="D", help="where everything goes (default demo)"
-    )
-    parser.add_argument(
-        "--items", type=whole(1), default=DEMO_ITEMS, metavar="N", help="items of nine composites (default %(default)s)"
-    )
+    add_output_dir_option(parser, "demo")
+    add_count(parser, "--items", DEMO_ITEMS, "items of nine composites")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the composites (default 0)")
-    parser.add_argument(
-        "--processes",
-        type=whole(1, 1024),
-        default=PROCESSES,
-        metavar="N",
-        help="one-thread processes (default %(default)s)",
-    )
+    add_processes_option(parser)
     add_planted_bias_option(parser, DEMO_BIAS)
     parser.add_argument("--model_path", "--model", dest="model", default=EMBEDDED, help=argparse.SUPPRESS)
 
@@ -55,39 +45,17 @@ def run_demo(args: argparse.Namespace) -> int:
 
 def add_ruler_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; none is needed."""
-    parser.add_argument(
-        "--output_dir", type=path, default=Path("ruler"), metavar="D", help="where everything goes (default ruler)"
-    )
-    parser.add_argument(
-        "--items",
-        type=whole(3),
-        default=RULER_ITEMS,
-        metavar="N",
-        help="items, or items of one item set (default %(default)s)",
-    )
+    add_output_dir_option(parser, "ruler")
+    add_count(parser, "--items", RULER_ITEMS, "items, or items of one item set", least=3)
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the items (default 0)")
-    parser.add_argument(
-        "--processes",
-        type=whole(1, 1024),
-        default=PROCESSES,
-        metavar="N",
-        help="one-thread processes (default %(default)s)",
-    )
+    add_processes_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="start over instead of going on")
     calibration = parser.add_argument_group("calibration")
     calibration.add_argument(
         "--calibration", action="store_true", help="measure the error rates of test and verdict over many item sets"
     )
-    calibration.add_argument(
-        "--pool",
-        type=whole(3),
-        default=RULER_POOL,
-        metavar="N",
-        help="items to draw sets from (default %(default)s)",
-    )
-    calibration.add_argument(
-        "--sets", type=whole(1), default=RULER_SETS, metavar="N", help="item sets (default %(default)s)"
-    )
+    add_count(calibration, "--pool", RULER_POOL, "items to draw sets from", least=3)
+    add_count(calibration, "--sets", RULER_SETS, "item sets")
 
 
 def run_ruler(args: argparse.Namespace) -> int:
@@ -119,18 +87,10 @@ def run_ruler(args: argparse.Namespace) -> int:
 
 def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; none is needed."""
-    parser.add_argument(
-        "--output_dir", type=path, default=Path("study"), metavar="D", help="where everything goes (default study)"
-    )
-    parser.add_argument(
-        "--seeds", type=whole(1), default=STUDY_SEEDS, metavar="N", help="trainings per lambda (default %(default)s)"
-    )
-    parser.add_argument(
-        "--steps", type=whole(1), default=STUDY_STEPS, metavar="N", help="steps of 8 rows (default %(default)s)"
-    )
-    parser.add_argument(
-        "--items", type=whole(1), default=STUDY_ITEMS, metavar="N", help="probe items (default %(default)s)"
-    )
+    add_output_dir_option(parser, "study")
+    add_count(parser, "--seeds", STUDY_SEEDS, "trainings per lambda")
+    add_count(parser, "--steps", STUDY_STEPS, "steps of 8 rows")
+    add_count(parser, "--items", STUDY_ITEMS, "probe items")
 
 
 def run_study(args: argparse.Namespace) -> int:
@@ -160,9 +120,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="train N steps in all, shared out as in the recipe (default: the recipe)",
     )
-    parser.add_argument(
-        "--items", type=whole(1), default=300, metavar="N", help="fresh items that measure the result (default: 300)"
-    )
+    add_count(parser, "--items", 300, "fresh items that measure the result")
 
 
 def run_train(args: argparse.Namespace) -> int:

@@ -7,14 +7,15 @@ consistency, calibration, equivalence within a margin that is stated beforehand,
 import argparse
 from typing import get_args
 
-from transformers_agci.commands.options import add_draws_options, json_file, number, path
-from transformers_agci.commands.result_options import (
+from transformers_agci.commands.options.data import add_draws_options, add_json_option
+from transformers_agci.commands.options.results import (
     add_controls_options,
     add_margin_option,
     add_results_arguments,
     margin,
     say_equal,
 )
+from transformers_agci.commands.options.types import json_file, number, path
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE, Choice
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_margin_option(parser)
     parser.add_argument("--output_figure", metavar="F", help="the figure to draw (.png, .pdf, .svg)")
     parser.add_argument("--output_curve", metavar="F", help="results of several lambdas: their curve over lambda")
-    parser.add_argument("--json", metavar="OUT", type=json_file, help="write all numbers to this file")
+    add_json_option(parser)
     parser.add_argument("--title", default="", help="title of the figures")
     add_controls_options(parser)
     add_draws_options(parser, "permutations of the null")

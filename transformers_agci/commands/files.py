@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from transformers_agci.commands.options import lambdas
+from transformers_agci.commands.options.method import lambdas, method_names
 from transformers_agci.storage.overlap import OF_A_RESULT, Named, refuse_overlap, refuse_to_replace_rows
 from transformers_agci.storage.result_names import sibling_path
 
@@ -77,10 +77,12 @@ def _names(named: Named, args: argparse.Namespace) -> Iterator[Named]:
         from transformers_agci.inference.runner import output_paths
 
         asked = list(dict.fromkeys(lambdas(args))) if hasattr(args, "global_context_lambda") else []
-        yield from (Named(option, file, beside) for file in output_paths(path, asked or [0.0]))
-        for control in ("text_only", "blank_image"):
-            if getattr(args, control, False):
-                yield Named(option, sibling_path(path, f".{control}.jsonl"), beside)
+        controls = [name for name in ("text_only", "blank_image") if getattr(args, name, False)]
+        for method in method_names(args) if hasattr(args, "method") else ["agci"]:
+            written = output_paths(path, asked or [0.0], method)
+            for control in controls:
+                written += output_paths(sibling_path(path, f".{control}.jsonl"), [0.0], method)
+            yield from (Named(option, file, beside) for file in written)
 
 
 def _flow_files(args: argparse.Namespace) -> Iterator[Named]:
@@ -93,12 +95,12 @@ def _flow_files(args: argparse.Namespace) -> Iterator[Named]:
 
 def _compared_files(args: argparse.Namespace) -> Iterator[Named]:
     from transformers_agci.experiments.compare.arms import parse_arms
+    from transformers_agci.experiments.compare.command import FIGURE, NUMBERS, TEXT
 
     for arm in parse_arms(args.methods):
         yield Named("output_dir", args.output_dir / arm.file_name, OF_A_RESULT)
-    if args.json is None:
-        yield Named("output_dir", args.output_dir / "compared.json")
-    yield Named("output_dir", args.output_dir / "compared.txt")
+    for name in (TEXT, FIGURE, *([] if args.json else [NUMBERS])):
+        yield Named("output_dir", args.output_dir / name)
 
 
 DERIVED: Mapping[str, Callable[[argparse.Namespace], Iterator[Named]]] = {

@@ -9,22 +9,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers_agci.commands.options import (
-    EMBEDDED,
-    SEED,
-    add_lambda_option,
-    add_model_options,
-    add_rows_options,
-    add_run_options,
-    lambdas,
-    model_options,
-    path,
-    run_options,
-    whole,
-)
+from transformers_agci.commands.options.data import add_draw_options, add_output_dir_option, add_rows_options
+from transformers_agci.commands.options.method import add_lambda_option, lambdas
+from transformers_agci.commands.options.model import add_model_options, model_options
+from transformers_agci.commands.options.run import add_run_options, run_options
+from transformers_agci.commands.options.types import add_count, path
 from transformers_agci.commands.parser import teller
+from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.defaults import DRAW_SEED, DRAWN_ITEMS, FLOW_LAYERS, FLOW_TOKENS
+from transformers_agci.experiments.defaults import FLOW_LAYERS, FLOW_TOKENS
 
 if TYPE_CHECKING:
     from transformers_agci.experiments.flow.measure import FlowOptions
@@ -48,19 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data = parser.add_argument_group("a probe file")
     add_rows_options(data)
-    data.add_argument(
-        "--items", type=whole(1), default=DRAWN_ITEMS, metavar="N", help="items to draw (default %(default)s)"
-    )
-    data.add_argument("--seed", type=SEED, default=DRAW_SEED, help="seed of the draw (default %(default)s)")
-    data.add_argument(
-        "--output_dir", type=path, default=Path("flow"), metavar="D", help="where results and maps go (default flow/)"
-    )
+    add_draw_options(data)
+    add_output_dir_option(data, "flow", "where results and maps go")
     asked = parser.add_argument_group("what is asked")
     add_lambda_option(asked, "one or several lambdas, baseline first (default 0 0.5)", LAMBDAS)
     asked.add_argument("--layers", default=FLOW_LAYERS, help="all, one layer, or a range such as 8-20, counted from 0")
-    asked.add_argument(
-        "--max_new_tokens", type=whole(1), default=FLOW_TOKENS, metavar="N", help="longest answer (default %(default)s)"
-    )
+    add_count(asked, "--max_new_tokens", FLOW_TOKENS, "longest answer in tokens")
     add_run_options(parser)
 
 

@@ -6,7 +6,7 @@ have written, and A.parts/ is removed. Several lambdas: name each of the files A
 
 import argparse
 
-from transformers_agci.commands.options import path
+from transformers_agci.commands.options.types import path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,9 @@ Three or more: their maps on one scale, and the tables of `agci evidence`, each 
 
 import argparse
 
-from transformers_agci.commands.options import add_draws_options, json_file, number, path
-from transformers_agci.commands.result_options import add_results_options, say_equal
+from transformers_agci.commands.options.data import add_draws_options, add_json_option
+from transformers_agci.commands.options.results import add_controls_options, add_results_options, say_equal
+from transformers_agci.commands.options.types import number, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one result file, two (baseline, then AGCI), or more",
     )
     parser.add_argument("--output_heatmap", metavar="H", help="the image to draw (.png, .pdf, .svg)")
-    parser.add_argument("--json", metavar="OUT", type=json_file, help="write all numbers to this file")
+    add_json_option(parser)
     add_results_options(parser)
     parser.add_argument("--title", default="", help="title of the image")
     for name, end in (("--vmin", "lower"), ("--vmax", "upper")):
@@ -33,22 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="PERCENT",
             help=f"{end} end of the accuracies' colours (default: of the intervals)",
         )
-    parser.add_argument(
-        "--text_only_file",
-        nargs="+",
-        type=path,
-        default=[],
-        metavar="T",
-        help="answers without an image (agci probe --text_only): their Yes-rate stands beside the map",
-    )
-    parser.add_argument(
-        "--blank_image_file",
-        nargs="+",
-        type=path,
-        default=[],
-        metavar="T",
-        help="answers on a blank image (agci probe --blank_image)",
-    )
+    add_controls_options(parser)
     add_draws_options(parser, "permutations and bootstrap resamples")
 
 

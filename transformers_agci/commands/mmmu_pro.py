@@ -13,16 +13,11 @@ Three files come of a run, below --output_root:
 import argparse
 from pathlib import Path
 
-from transformers_agci.commands.options import (
-    add_answer_options,
-    add_bootstrap_options,
-    add_model_options,
-    answer_options,
-    lambdas,
-    model_options,
-    path,
-    whole,
-)
+from transformers_agci.commands.options.answering import add_answer_options, answer_options
+from transformers_agci.commands.options.data import add_bootstrap_options
+from transformers_agci.commands.options.method import lambdas
+from transformers_agci.commands.options.model import add_model_options, model_options
+from transformers_agci.commands.options.types import path, whole
 from transformers_agci.commands.parser import teller
 from transformers_agci.experiments.benchmarks.declaration import MODES, PROTOCOLS
 

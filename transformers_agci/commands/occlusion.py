@@ -7,24 +7,20 @@ beginning. `agci occlusion-maps` aggregates the maps by the place of the target.
 """
 
 import argparse
-from pathlib import Path
 
-from transformers_agci.commands.options import (
-    EMBEDDED,
-    SEED,
+from transformers_agci.commands.options.data import (
+    add_draw_options,
     add_draws_options,
-    add_lambda_option,
-    add_model_options,
+    add_output_dir_option,
     add_rows_options,
-    add_run_options,
-    lambdas,
-    model_options,
-    path,
-    run_options,
-    whole,
 )
+from transformers_agci.commands.options.method import add_lambda_option, lambdas
+from transformers_agci.commands.options.model import add_model_options, model_options
+from transformers_agci.commands.options.run import add_run_options, run_options
+from transformers_agci.commands.options.types import add_count, path, whole
 from transformers_agci.commands.parser import teller
-from transformers_agci.experiments.defaults import DRAW_SEED, DRAWN_ITEMS, OCCLUSION_TOKENS
+from transformers_agci.embedded.location import EMBEDDED
+from transformers_agci.experiments.defaults import OCCLUSION_TOKENS
 from transformers_agci.experiments.occlusion.masks import MASK
 
 
@@ -33,34 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, default=EMBEDDED)
     data = parser.add_argument_group("data")
     add_rows_options(data)
-    data.add_argument(
-        "--output_dir", type=path, default=Path("occlusion"), metavar="D", help="where results go (default occlusion/)"
-    )
-    data.add_argument(
-        "--items", type=whole(1), default=DRAWN_ITEMS, metavar="N", help="items to draw (default %(default)s)"
-    )
-    data.add_argument("--seed", type=SEED, default=DRAW_SEED, help="seed of the draw (default %(default)s)")
+    add_output_dir_option(data, "occlusion", "where results go")
+    add_draw_options(data)
     masks = parser.add_argument_group("masks")
-    masks.add_argument(
-        "--mask_size",
-        type=whole(1),
-        default=MASK,
-        metavar="PX",
-        help="side of the mask in pixels (default %(default)s, the paper's; 1.5 image tokens of Qwen2.5-VL)",
-    )
+    side = "side of the mask in pixels; the paper's is 1.5 image tokens of Qwen2.5-VL"
+    add_count(masks, "--mask_size", MASK, side, metavar="PX")
     masks.add_argument(
         "--stride", type=whole(1), metavar="PX", help="distance of the masks in pixels (default: their side)"
     )
     masks.add_argument("--colour", "--color", default="white", help="colour of the mask: a name, or #808080")
     asked = parser.add_argument_group("what is asked")
     add_lambda_option(asked, "lambda while answering (default 0)", ("0",), several=False)
-    asked.add_argument(
-        "--max_new_tokens",
-        type=whole(1),
-        default=OCCLUSION_TOKENS,
-        metavar="N",
-        help="longest answer in tokens (default %(default)s)",
-    )
+    add_count(asked, "--max_new_tokens", OCCLUSION_TOKENS, "longest answer in tokens")
     group = add_run_options(parser)
     group.add_argument("--batch_size", type=whole(1), metavar="N", help="masked copies per forward call")
 

@@ -9,23 +9,19 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from transformers_agci.commands.engine_options import add_engine_options, engine_options
-from transformers_agci.commands.options import (
-    EMBEDDED,
-    SEED,
+from transformers_agci.commands.options.answering import add_answer_options, answer_options_by_seed
+from transformers_agci.commands.options.data import (
     add_answer_file_option,
-    add_answer_options,
-    add_model_options,
     add_planted_bias_option,
     add_rows_options,
     add_tracking_option,
-    answer_options_by_seed,
-    lambdas,
-    model_options,
-    path,
-    whole,
 )
+from transformers_agci.commands.options.engine import add_engine_options, engine_options
+from transformers_agci.commands.options.method import lambdas
+from transformers_agci.commands.options.model import add_model_options, model_options
+from transformers_agci.commands.options.types import SEED, path, whole
 from transformers_agci.commands.parser import teller
+from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.experiments.defaults import ATLAS_ITEMS
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.method.rivals import RIVALS

@@ -9,14 +9,15 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from transformers_agci.commands.options import add_draws_options, path, whole
-from transformers_agci.commands.parser import teller
-from transformers_agci.commands.result_options import (
+from transformers_agci.commands.options.data import add_draws_options
+from transformers_agci.commands.options.results import (
     add_controls_options,
     add_margin_option,
     add_results_arguments,
     margin,
 )
+from transformers_agci.commands.options.types import add_count, path
+from transformers_agci.commands.parser import teller
 from transformers_agci.experiments.defaults import IMAGES, THUMBNAILS, Images
 
 
@@ -46,13 +47,7 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
         "wrong ones; folder: of "
         "all images; or none",
     )
-    images.add_argument(
-        "--thumbnails",
-        type=whole(1),
-        default=THUMBNAILS,
-        metavar="N",
-        help="most thumbnails in the page (default %(default)s)",
-    )
+    add_count(images, "--thumbnails", THUMBNAILS, "most thumbnails in the page")
 
 
 def _add_parts(parser: argparse.ArgumentParser) -> None:

@@ -8,9 +8,10 @@ transformers with hooks.
 import argparse
 from dataclasses import replace
 
-from transformers_agci.commands.engine_options import add_engine_options, engine_options
-from transformers_agci.commands.options import EMBEDDED, add_model_options, model_options, path
-from transformers_agci.embedded.location import embedded_model_path
+from transformers_agci.commands.options.engine import add_engine_options, engine_options
+from transformers_agci.commands.options.model import add_model_options, model_options
+from transformers_agci.commands.options.types import path
+from transformers_agci.embedded.location import EMBEDDED, embedded_model_path
 from transformers_agci.errors import InputError
 
 

@@ -6,7 +6,7 @@ The file is replaced as a whole, what it was before stays beside it as config.js
 
 import argparse
 
-from transformers_agci.commands.options import path
+from transformers_agci.commands.options.types import path
 from transformers_agci.errors import InputError
 from transformers_agci.method.lam import parse_lambda
 

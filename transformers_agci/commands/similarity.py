@@ -7,24 +7,19 @@ Without --eval_file the images come from the embedded atlas, without --model_pat
 
 import argparse
 
-from transformers_agci.commands.engine_options import add_engine_option, check_engine_is_transformers
-from transformers_agci.commands.options import (
-    EMBEDDED,
-    SEED,
+from transformers_agci.commands.options.data import (
     add_answer_file_option,
     add_draws_options,
-    add_lambda_option,
-    add_model_options,
+    add_json_option,
     add_rows_options,
-    add_run_options,
-    json_file,
-    lambdas,
-    model_options,
-    path,
-    run_options,
-    whole,
 )
+from transformers_agci.commands.options.engine import add_engine_option, check_engine_is_transformers
+from transformers_agci.commands.options.method import add_lambda_option, lambdas
+from transformers_agci.commands.options.model import add_model_options, model_options
+from transformers_agci.commands.options.run import add_run_options, run_options
+from transformers_agci.commands.options.types import SEED, path, whole
 from transformers_agci.commands.parser import teller
+from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.experiments.defaults import ATLAS_ITEMS, POOLING
 
 
@@ -82,7 +77,7 @@ def add_metrics_arguments(parser: argparse.ArgumentParser) -> None:
         "--results_file", "--result_file", type=path, required=True, metavar="R", help="a file of agci similarity"
     )
     parser.add_argument("--output_heatmap", "--output_file", metavar="H", help="the image to draw (.png, .pdf, .svg)")
-    parser.add_argument("--json", metavar="OUT", type=json_file, help="write all numbers to this file")
+    add_json_option(parser)
     parser.add_argument("--title", default="", help="title of the image")
     add_draws_options(parser, "permutations and bootstrap resamples")
 

@@ -43,7 +43,7 @@ from transformers_agci.storage.result_names import sibling_path
 if TYPE_CHECKING:
     from transformers_agci.experiments.benchmarks.asking.run import BenchmarkAnswers
 
-NUMBERS, TEXT = "compared.json", "compared.txt"
+NUMBERS, TEXT, FIGURE = "compared.json", "compared.txt", "compared.png"  # in the folder of the results
 
 
 class Beside(NamedTuple):
@@ -262,7 +262,7 @@ def _write(model: ModelComparison, target: Path | None) -> str:
     file = target or model.folder / NUMBERS
     write_json(file, {**model.numbers, **_environment()})
     write_atomic(model.folder / TEXT, ("\n\n".join(model.blocks) + "\n").encode())
-    figure = write_figure(compared_figure(model.compared), model.folder / "compared.png")
+    figure = write_figure(compared_figure(model.compared), model.folder / FIGURE)
     return f"\nwritten: {model.folder / TEXT}, {file}; figure: {figure}"
 
 

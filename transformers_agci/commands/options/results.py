@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers_agci.commands.options import number, path
+from transformers_agci.commands.options.types import number, path
 from transformers_agci.errors import InputError
 from transformers_agci.storage.folder import same_bytes
 from transformers_agci.storage.overlap import same_place
@@ -43,8 +43,9 @@ def say_equal(results: Sequence[Path]) -> None:
 
 def add_controls_options(group: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:
     """--text_only_file and --blank_image_file: results without the image, which stand beside the others."""
-    for name, what in (("--text_only_file", "without an image"), ("--blank_image_file", "on a blank image")):
-        group.add_argument(name, nargs="+", type=path, default=[], metavar="T", help=f"answers {what}")
+    for control, what in (("text_only", "without an image"), ("blank_image", "on a blank image")):
+        said = f"answers {what} (agci probe --{control}): their Yes-rate stands beside the results"
+        group.add_argument(f"--{control}_file", nargs="+", type=path, default=[], metavar="T", help=said)
 
 
 def add_margin_option(group: "argparse._ArgumentGroup | argparse.ArgumentParser") -> None:

@@ -4,7 +4,8 @@ import argparse
 import json
 from typing import Any
 
-from transformers_agci.commands.options import EMBEDDED, number, whole
+from transformers_agci.commands.options.types import add_count, number, whole
+from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.engines import EngineOptions
 from transformers_agci.inference.served.client import ServedOptions
@@ -34,21 +35,9 @@ def _add_served_options(group: "argparse._ArgumentGroup") -> None:
         metavar="NAME",
         help="openai: the environment variable that holds the key (default %(default)s)",
     )
-    group.add_argument(
-        "--concurrency",
-        type=whole(1),
-        default=ServedOptions.concurrency,
-        metavar="N",
-        help="openai: requests at a time",
-    )
+    add_count(group, "--concurrency", ServedOptions.concurrency, "openai: requests at a time")
     group.add_argument("--requests_per_minute", type=number, metavar="N", help="openai: no more than so many")
-    group.add_argument(
-        "--retries",
-        type=whole(0),
-        default=ServedOptions.retries,
-        metavar="N",
-        help="openai: further tries of a request",
-    )
+    add_count(group, "--retries", ServedOptions.retries, "openai: further tries of a request", least=0)
     group.add_argument(
         "--timeout",
         type=number,
