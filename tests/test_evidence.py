@@ -46,6 +46,7 @@ def test_everything_in_one_table_one_figure_and_one_file(
         "text only",
     ):
         assert word in text, word
+    assert max(len(line) for line in text.splitlines() if "  " in line) <= 120  # tables, not sentences
     found = json.loads(out.read_text())
     moved, repaired = found["comparisons"]
     assert moved["pair"]["evenness"]["verdict"] == "no difference shown"

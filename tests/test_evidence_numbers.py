@@ -50,16 +50,35 @@ def test_odds_ratio_of_yes_and_truth_is_that_of_a_regression() -> None:
 
 
 def test_reliability_by_hand() -> None:
-    """sigma(2) = .88 twice as a Yes row's and as a No row's (1 - .12), and .52 of one row of either answer."""
-    yes, no = as_tables(np.array([[2.0, 0.1], [2.0, np.nan]])), as_tables(np.array([[-2.0, 0.1], [-2.0, 0.0]]), False)
+    """sigma(2) = .88 twice as a Yes row's and as a No row's (1 - .12), .52 of one row of either answer; 40 times."""
+    yes, no = (
+        as_tables(np.tile(table, (40, 1)), answer)
+        for table, answer in (([[2.0, 0.1], [2.0, np.nan]], True), ([[-2.0, 0.1], [-2.0, 0.0]], False))
+    )
     found = calibration(yes, no)
-    assert [of_bin.share.n for of_bin in found.curve] == [2, 3, 2]
+    assert [of_bin.share.n for of_bin in found.curve] == [80, 120, 80]
     assert [of_bin.share.estimate for of_bin in found.curve] == pytest.approx([0, 1 / 3, 1])
     middle = special.expit([0.1, 0.1, 0.0]).mean()
     assert [of_bin.probability for of_bin in found.curve] == pytest.approx(
         [special.expit(-2), middle, special.expit(2)]
     )
     assert calibration(yes, None) is None
+
+
+@pytest.mark.parametrize("items", [2, 15, 400])
+def test_bins_of_few_rows_are_joined(items: int) -> None:
+    """So that the curve of few items, each right at the rate that sigma says, does not go up and down by chance."""
+    rng = np.random.default_rng(items)
+    margin = rng.normal(0, 2, (items, 18))
+    is_yes = rng.random(margin.shape) < special.expit(margin)
+    curve = calibration(
+        as_tables(np.where(is_yes, margin, np.nan)), as_tables(np.where(is_yes, np.nan, margin), False)
+    ).curve
+    assert sum(of_bin.share.n for of_bin in curve) == margin.size
+    widths = [of_bin.share.high - of_bin.share.low for of_bin in curve]
+    shares = [of_bin.share.estimate for of_bin in curve]
+    assert len(curve) == {2: 2, 15: 8, 400: 10}[items] and max(widths) <= 0.4
+    assert shares == sorted(shares)
 
 
 def test_the_interval_of_a_brier_score_stays_within_its_range() -> None:

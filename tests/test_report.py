@@ -32,6 +32,18 @@ def test_table_columns_line_up() -> None:
     ]
 
 
+def test_columns_beyond_a_line_stand_in_a_table_below() -> None:
+    wide = [[name, "a" * 50, "b" * 50, "c" * 30] for name in ("left", "center")]
+    by_column = format_table(["position", "A", "B", "C"], wide).split("\n\n")
+    assert [table.splitlines()[0].split() for table in by_column] == [["position", "A", "B"], ["position", "C"]]
+    together = format_table(["position", "A", "B", "C"], wide, groups=(1, 2)).split("\n\n")
+    assert [table.splitlines()[2].split() for table in together] == [
+        ["center", "a" * 50],
+        ["center", "b" * 50, "c" * 30],
+    ]
+    assert "\n\n" not in format_table(["position", "A"], [["left", "a" * 130]])
+
+
 def test_estimates_have_their_unit_and_bounds_that_tell_apart() -> None:
     none, near = Interval(0.3, np.nan, np.nan, 1), Interval(0.0, -1e-6, 1e-6, 9)
     assert PERCENT.with_unit(none, "%") == "30.0 % [no interval]"

@@ -4,11 +4,14 @@ An interval of shares (0..1) is written in percent, a difference in percentage p
 (a single item, values that are all equal) are said to be missing and never written as an interval of width zero.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 ABSENT = "-"
+LETTERS = 120  # of a line on a terminal
+GAP = "  "  # between columns
 MOST_DIGITS = 12  # behind the point
 NOTHING = 1e-9  # what is smaller is the rounding of a zero
 
@@ -103,36 +106,51 @@ def p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[int] = ()) -> str:
     """Columns as wide as their widest text: the first to the left, the others to the right.
+
+    Columns that find no room on a line of LETTERS stand in a further table below, beside the first one again. `groups`
+    are how many of them each stay together; without it every column stands by itself.
 
     >>> print(format_table(["position", "n"], [["top_left", "100"], ["center", "98"]]))
     position    n
     top_left  100
     center     98
     """
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    parts = [[0]]
+    ends = list(itertools.accumulate(groups or [1] * (len(header) - 1), initial=1))
+    for start, end in itertools.pairwise(ends):
+        wider = [*parts[-1], *range(start, end)]
+        if len(parts[-1]) > 1 and sum(widths[k] + len(GAP) for k in wider) - len(GAP) > LETTERS:
+            parts.append([0, *range(start, end)])
+        else:
+            parts[-1] = wider
+    return "\n\n".join(_aligned([header, *rows], part, widths) for part in parts)
+
+
+def _aligned(lines: Sequence[Sequence[str]], columns: Sequence[int], widths: Sequence[int]) -> str:
     return "\n".join(
-        "  ".join(
-            text.ljust(width) if column == 0 else text.rjust(width)
-            for column, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
+        GAP.join(line[k].rjust(widths[k]) if k else line[k].ljust(widths[k]) for k in columns).rstrip()
         for line in lines
     )
 
 
 class Table(NamedTuple):
-    """A table before it is written: as text, as Markdown, in a page. `title` says what it holds, "" for nothing."""
+    """A table before it is written: as text, as Markdown, in a page. `title` says what it holds, "" for nothing.
+
+    `groups`: columns that stay together where the text is cut (`format_table`).
+    """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    groups: Sequence[int] = ()
 
     @property
     def text(self) -> str:
         """Title and table for the terminal."""
-        table = format_table(self.header, self.rows)
+        table = format_table(self.header, self.rows, self.groups)
         return f"{self.title}\n\n{table}" if self.title else table
 
 

@@ -14,6 +14,7 @@ from transformers_agci.experiments.position.results import Tables
 from transformers_agci.statistics import Interval, signal_detection
 
 BINS = 10  # of equal width, between probabilities of 0 and 1
+MOST_UNSURE = 0.4  # width of the interval of a bin's share: surer bins are joined with none
 ROC_POINTS = 200  # of a curve: more cannot be seen
 
 
@@ -30,7 +31,7 @@ class Calibration:
     """sigma(margin) as the probability of Yes: Brier score, and mean probability of the likelier word - accuracy.
 
     `cells` are those gaps per cell, over Yes and No rows together: above zero the model is surer than it is right.
-    `curve` is the reliability curve over all rows: the bins that hold any, by rising probability.
+    `curve` is the reliability curve over all rows, by rising probability, of bins that hold enough rows.
     """
 
     brier: Interval
@@ -62,16 +63,31 @@ def calibration(yes: Tables | None, no: Tables | None) -> Calibration | None:
 
 
 def _curve(yes: Tables, no: Tables) -> list[ReliabilityBin]:
+    """The bins from the lowest probability on, each joined with the next ones until its share is known to MOST_UNSURE.
+
+    What is left at the top belongs to the last bin. Few items otherwise make a curve that goes up and down by chance.
+    """
     said = special.expit(np.concatenate([yes.margin, no.margin], axis=1))  # [items, 2 cells]
     truth = np.repeat([1.0, 0.0], yes.margin.shape[1])
     with np.errstate(invalid="ignore"):
         bins = np.minimum(np.floor(said * BINS), BINS - 1)  # NaN stays NaN and is in none
-    found = []
-    for number in range(BINS):
-        inside = bins == number
-        if inside.any():
-            share = st.clustered_proportion(np.where(inside, truth, np.nan))
-            found.append(ReliabilityBin(float(said[inside].mean()), share))
+
+    def joined(first: int, last: int) -> ReliabilityBin:
+        inside = (bins >= first) & (bins <= last)
+        share = st.clustered_proportion(np.where(inside, truth, np.nan))
+        return ReliabilityBin(float(said[inside].mean()), share)
+
+    found: list[ReliabilityBin] = []
+    start = started = 0  # of the bin to come, and of the last one
+    for end in range(BINS):
+        if not ((bins >= start) & (bins <= end)).any():
+            continue
+        whole = joined(start, end)
+        if whole.share.high - whole.share.low <= MOST_UNSURE:
+            found.append(whole)
+            started, start = start, end + 1
+    if (bins >= start).any():
+        found[-1:] = [joined(started, BINS - 1)]
     return found
 
 

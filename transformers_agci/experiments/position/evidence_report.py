@@ -59,14 +59,15 @@ def evidence_tables(evidence: Evidence) -> list[Table]:
 Column = tuple[str, Callable[[Any], str]]
 
 
-def _table(first: str, rows: Sequence[tuple[str, Any]], columns: Sequence[Column]) -> Table:
+def _table(first: str, rows: Sequence[tuple[str, Any]], columns: Sequence[Column], groups: Sequence[int] = ()) -> Table:
     header = [first, *(name for name, _ in columns)]
-    return Table("", header, [[label, *(write(row) for _, write in columns)] for label, row in rows])
+    return Table("", header, [[label, *(write(row) for _, write in columns)] for label, row in rows], groups)
 
 
 def _without_empty_columns(table: Table) -> Table:
     kept = [k for k in range(len(table.header)) if any(row[k] != ABSENT for row in table.rows)]
-    return table._replace(header=[table.header[k] for k in kept], rows=[[row[k] for k in kept] for row in table.rows])
+    rows = [[row[k] for k in kept] for row in table.rows]
+    return Table(table.title, [table.header[k] for k in kept], rows)
 
 
 def _levels(results: Sequence[ResultEvidence]) -> Table:
@@ -117,7 +118,7 @@ def _position_effects(results: Sequence[ResultEvidence]) -> Table:
         (f"all {rows} right, % of items", lambda row: PERCENT.write(row.consistency and row.consistency.all_right)),
         (f"all {rows} alike, % of items", lambda row: PERCENT.write(row.consistency and row.consistency.all_alike)),
     ]
-    return _table("result", [(row.report.label, row) for row in results], columns)
+    return _table("result", [(row.report.label, row) for row in results], columns, groups=(3, 2))
 
 
 def _detection(results: Sequence[ResultEvidence]) -> Table:
@@ -139,10 +140,14 @@ def _detection(results: Sequence[ResultEvidence]) -> Table:
         ("surer than right, points", lambda row: POINTS.write(row.calibration and row.calibration.gap)),
         ("in the cells", in_cells),
     ]
-    return _table("result", [(row.report.label, row) for row in results], columns)
+    return _table("result", [(row.report.label, row) for row in results], columns, groups=(4, 3))
 
 
 def _changes(evidence: Evidence) -> Table:
+    def matched(row: Comparison) -> str:
+        found = row.pair.evenness.threshold_matched
+        return ABSENT if found is None else POINTS.write(found.balanced)
+
     def same(row: Comparison) -> str:
         if row.equivalence is None:
             return ABSENT
@@ -157,6 +162,7 @@ def _changes(evidence: Evidence) -> Table:
         ("balanced, points", lambda row: POINTS.write(row.pair.balanced)),
         ("AUC", lambda row: THREE_CHANGE.write(row.pair.auc)),
         ("d'", lambda row: CHANGE.write(row.pair.d_prime)),
+        ("balanced at the same Yes-rate, points", matched),
     ]
     if evidence.margin is not None:
         columns.append((f"within {100 * evidence.margin:g} points", same))
@@ -164,10 +170,6 @@ def _changes(evidence: Evidence) -> Table:
 
 
 def _evenness(comparisons: Sequence[Comparison]) -> Table:
-    def matched(row: Comparison) -> str:
-        found = row.pair.evenness.threshold_matched
-        return ABSENT if found is None else POINTS.write(found.balanced)
-
     def differing(row: Comparison) -> str:
         cells = [p for side in (row.pair.yes, row.pair.no) if side for p in side.holm_cells]
         return f"{sum(p <= 0.05 for p in cells)} of {len(cells)}"
@@ -184,10 +186,9 @@ def _evenness(comparisons: Sequence[Comparison]) -> Table:
         ("V of d'", d_prime),
         ("V of accuracy, points^2", change("accuracy", Style(1e4, 1, signed=True))),
         ("evenness", lambda row: row.pair.evenness.verdict),
-        ("balanced at the same Yes-rate, points", matched),
         ("cells that differ (McNemar, Holm)", differing),
     ]
-    return _table("change over the cells", [(row.pair.second, row) for row in comparisons], columns)
+    return _table("change over the cells", [(row.pair.second, row) for row in comparisons], columns, groups=(3, 3))
 
 
 def _test_table(comparisons: Sequence[Comparison]) -> Table:
@@ -210,6 +211,7 @@ def _by_position(evidence: Evidence) -> Table:
     """Answers and margins at each position, second - first, with p corrected over the positions."""
     (comparison,) = evidence.comparisons
     header, columns = ["position"], [list(evidence.results[0].report.positions)]
+    groups: list[int] = []  # columns of one answer
     for name, change in (("Yes", comparison.pair.yes), ("No", comparison.pair.no)):
         if change is None:
             continue
@@ -219,6 +221,7 @@ def _by_position(evidence: Evidence) -> Table:
             header += [f"margin of {name} rows, logits", "p"]
             margins = [CHANGE.write(cell) for cell in change.margin.cells]
             columns += [margins, list(map(p_value, change.margin_cells))]
+        groups.append(len(header) - 1 - sum(groups))
     title = (
         "by position (paired): answers by McNemar's test, margins by the t test (the sign test where all "
         "moved alike); p with Holm's correction over the "
@@ -226,7 +229,7 @@ def _by_position(evidence: Evidence) -> Table:
         if not comparison.pair.choice
         else "by position (paired): by McNemar's test; p with Holm's correction over the positions"
     )
-    return Table(title, header, list(zip(*columns, strict=True)))
+    return Table(title, header, list(zip(*columns, strict=True)), groups)
 
 
 def write_json(evidence: Evidence, controls: Sequence[Control], path: str | Path) -> None:

@@ -119,6 +119,7 @@ def _test(test: TestResult | None) -> str:
 
 def _positions(report: ResultReport) -> str:
     header, columns = ["position"], [list(report.positions)]
+    groups: list[int] = []  # columns of one answer
     for name, side in _sides(report):
         header += ["right %  [95 %]" if report.choice else f"{name} %  [95 %]", "n", "unreadable"]
         columns += [
@@ -129,10 +130,12 @@ def _positions(report: ResultReport) -> str:
         if side.margin_cells:
             header.append("margin")
             columns.append([NUMBER.value(cell.estimate) for cell in side.margin_cells])
+        groups.append(len(header) - 1 - sum(groups))
     if report.balanced_cells:
         header.append("balanced %")
         columns.append([PERCENT.write(cell) for cell in report.balanced_cells])
-    return format_table(header, list(zip(*columns, strict=True)))
+        groups.append(1)
+    return format_table(header, list(zip(*columns, strict=True)), groups)
 
 
 def _detection(report: ResultReport) -> str:
@@ -283,6 +286,7 @@ def _change(name: str, change: Change | None, style: Style = VARIANCE, signed: S
 def pair_positions(pair: PairReport, positions: Sequence[str]) -> Table:
     """The difference per position: points, intervals of one and of all at once, McNemar's p and Holm's."""
     header, columns = ["position"], [list(positions)]
+    groups: list[int] = []  # columns of one answer
     for name, change in (("Yes", pair.yes), ("No", pair.no)):
         if change:
             header += [
@@ -301,7 +305,8 @@ def pair_positions(pair: PairReport, positions: Sequence[str]) -> Table:
                 [p_value(test.p) for test in change.mcnemar_cells],
                 [p_value(p) for p in change.holm_cells],
             ]
-    return Table("", header, list(zip(*columns, strict=True)))
+            groups.append(len(header) - 1 - sum(groups))
+    return Table("", header, list(zip(*columns, strict=True)), groups)
 
 
 ALL_AT_ONCE = (
