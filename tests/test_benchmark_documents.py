@@ -18,7 +18,7 @@ def test_the_readme_explains_every_figure(name: str, tmp_path: Path) -> None:
     from transformers_agci.experiments.benchmarks import benchmark
 
     declared = benchmark(name)
-    text = (ROOT / "eval" / declared.folder / "README.md").read_text()
+    text = (ROOT / "eval" / declared.data_folder / "README.md").read_text()
     given: dict[str, Any] = {
         "scienceqa": lambda: [{**row, "prediction": "A"} for row in samples.scienceqa_questions()],
         "pope": lambda: [
@@ -34,7 +34,7 @@ def test_the_readme_explains_every_figure(name: str, tmp_path: Path) -> None:
     from transformers_agci.experiments.benchmarks.declaration import Inputs
 
     annotations = write_json(tmp_path / "val.json", samples.textvqa_annotations()) if name == "textvqa" else None
-    found = declared.score(Inputs((write_rows(tmp_path / "a.jsonl", given),), annotations=annotations)).figures
+    found = declared.scoring.score(Inputs((write_rows(tmp_path / "a.jsonl", given),), annotations=annotations)).figures
     keys = set(found)
     if "categories" in found:
         keys = (keys - {"categories"}) | set(next(iter(found["categories"].values())))
@@ -52,7 +52,7 @@ def test_the_sample_of_the_readme_is_scored(
     from transformers_agci.experiments.benchmarks import benchmark
 
     monkeypatch.chdir(ROOT)
-    text = (ROOT / "eval" / benchmark(name).folder / "README.md").read_text()
+    text = (ROOT / "eval" / benchmark(name).data_folder / "README.md").read_text()
     command = next(line.strip() for line in text.splitlines() if "/sample/" in line)
     assert main(shlex.split(command)[1:]) == 0
     assert "95 % interval" in capsys.readouterr().out

@@ -17,7 +17,7 @@ SHORT = "Answer the question using a single word or phrase."
 
 
 def ask(name: str, row: dict[str, Any], protocol: str = "official", mode: str = "direct") -> Any:
-    return benchmark(name).build_prompt(row, protocol, mode)
+    return benchmark(name).rows.prompt(row, protocol, mode)
 
 
 @pytest.mark.parametrize("protocol", ["official", "paper"])
@@ -148,11 +148,11 @@ def test_scienceqa_rows_from_its_own_files(tmp_path: Path) -> None:
     }
     write_json(tmp_path / "problems.json", problems)
     write_json(tmp_path / "pid_splits.json", {"test": list(problems)})
-    assert [read.row for read in benchmark("scienceqa").read_questions(tmp_path, None)] == samples.scienceqa_questions()
+    assert [read.row for read in benchmark("scienceqa").rows.read(tmp_path, None)] == samples.scienceqa_questions()
 
 
 def test_pope_rows_from_its_label_files(tmp_path: Path) -> None:
-    rows = [read.row for read in benchmark("pope").read_questions(samples.pope_label_files(tmp_path), None)]
+    rows = [read.row for read in benchmark("pope").rows.read(samples.pope_label_files(tmp_path), None)]
     assert len(rows) == 12
     assert ask("pope", rows[0]).text == f"Is there a dog in the imange?\n{SHORT}"
 
@@ -160,7 +160,7 @@ def test_pope_rows_from_its_label_files(tmp_path: Path) -> None:
 def test_crpe_rows_from_their_folder(tmp_path: Path) -> None:
     write_rows(tmp_path / "crpe_exist.jsonl", samples.crpe_questions(("exist",)))
     write_rows(tmp_path / "crpe_relation.jsonl", samples.crpe_questions())
-    assert len(benchmark("crpe").read_questions(tmp_path, None)) == 32
+    assert len(benchmark("crpe").rows.read(tmp_path, None)) == 32
 
 
 def test_a_benchmark_is_a_file() -> None:
@@ -172,7 +172,7 @@ def test_a_benchmark_is_a_file() -> None:
     for name, declared in all_benchmarks().items():
         assert declared.name == name
         assert declared.protocol in PROTOCOLS
-        assert (declared.score.__doc__ or "").strip()
+        assert (declared.scoring.score.__doc__ or "").strip()
 
 
 def test_another_needs_its_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ from test_vllm_stand_ins import vllm_class
 from transformers_agci.embedded.location import embedded_model_path
 from transformers_agci.errors import InputError
 from transformers_agci.families import SUPPORTED_FAMILIES
-from transformers_agci.families.declaration import BY_TRANSFORMERS, UNCOUNTED, UNKNOWN_TO_VLLM, VllmClass
+from transformers_agci.families.declaration import BY_TRANSFORMERS, VllmClass
+from transformers_agci.families.reasons import UNCOUNTED, UNKNOWN_TO_VLLM
 from transformers_agci.method.lam import LAMBDA_KEY
 from transformers_agci.vllm.injection import served_classes
 from transformers_agci.vllm.plugin import check_engine

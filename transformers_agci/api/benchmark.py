@@ -140,6 +140,7 @@ def benchmark(
         limit=maybe_whole("limit", limit),
         max_new_tokens=maybe_whole("max_new_tokens", max_new_tokens),
         prompt=prompt,
+        annotations=paths[2],
     )
     method, own_options = with_options(method, method_options)
     answers = AnswerOptions(
@@ -153,21 +154,15 @@ def benchmark(
     asking = AskOptions(maybe_lambdas(lambdas), answers, Bootstrap(whole_number("resamples", resamples, least=0)))
     with answering(model) as engine:
         output = place.folder / f"{name}.jsonl"
-        found = run_benchmark(source, output, asking, lambda: engine, quiet(lines), annotations=paths[2])
+        found = run_benchmark(source, output, asking, lambda: engine, quiet(lines))
     return replace(found, log=tuple(lines), _kept=place.kept)
 
 
 def run_benchmark(
-    source: Source,
-    answer_file: Path,
-    options: AskOptions,
-    load: Callable[[], Engine | LoadedModel],
-    say: Say,
-    *,
-    annotations: Path | None = None,
+    source: Source, answer_file: Path, options: AskOptions, load: Callable[[], Engine | LoadedModel], say: Say
 ) -> BenchmarkRun:
     """A benchmark as the command runs it; `say` takes what a user reads while it goes on."""
-    asked = ask_benchmark(source, answer_file, options, load, say, annotations=annotations)
+    asked = ask_benchmark(source, answer_file, options, load, say)
     lambdas, files = tuple(asked.lambdas), tuple(asked.outputs)
     return BenchmarkRun(asked.exit_code, (), source.benchmark.name, lambdas, files, asked.complete)
 

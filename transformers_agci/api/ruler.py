@@ -74,16 +74,8 @@ def ruler(
     (29, 2)
     """
     place = place_of(folder)
-    count = whole_number("items", items, FEWEST_ITEMS)
-    options = RulerOptions(
-        place.folder,
-        count,
-        whole_number("seed", seed, least=0),
-        whole_number("processes", processes),
-        overwrite=overwrite,
-        progress=progress,
-    )
-    return replace(run_ruler(options), _kept=place.kept)
+    options = _options(place.folder, items, seed, processes)
+    return replace(run_ruler(replace(options, overwrite=overwrite, progress=progress)), _kept=place.kept)
 
 
 @checked
@@ -106,17 +98,15 @@ def ruler_calibration(
     (['size of the test', 'size of the verdict'], 2)
     """
     place = place_of(folder)
-    options = RulerOptions(
-        place.folder,
-        whole_number("items", items, FEWEST_ITEMS),
-        whole_number("seed", seed, least=0),
-        whole_number("processes", processes),
-        whole_number("pool", pool, FEWEST_ITEMS),
-        whole_number("sets", sets),
-        overwrite,
-        progress,
-    )
-    return replace(run_calibration(options), _kept=place.kept)
+    pool, sets = whole_number("pool", pool, FEWEST_ITEMS), whole_number("sets", sets)
+    options = replace(_options(place.folder, items, seed, processes), pool=pool, sets=sets)
+    return replace(run_calibration(replace(options, overwrite=overwrite, progress=progress)), _kept=place.kept)
+
+
+def _options(folder: Path, items: int, seed: int, processes: int) -> RulerOptions:
+    """What both measurements have; InputError names an argument that is none."""
+    count, seed = whole_number("items", items, FEWEST_ITEMS), whole_number("seed", seed, least=0)
+    return RulerOptions(folder, count, seed, whole_number("processes", processes))
 
 
 def run_ruler(options: RulerOptions) -> Ruler:

@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 from transformers_agci.commands.options.answering import add_answer_options, answer_options
-from transformers_agci.commands.options.data import add_bootstrap_options, add_tracking_option
 from transformers_agci.commands.options.engine import add_engine_options, engine_options
+from transformers_agci.commands.options.figures import add_bootstrap_options, add_tracking_option
 from transformers_agci.commands.options.method import lambdas
 from transformers_agci.commands.options.model import add_model_options, model_options
 from transformers_agci.commands.options.types import path, whole
@@ -103,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         limit=args.limit,
         max_new_tokens=args.max_new_tokens,
         prompt=args.prompt,
+        annotations=args.annotations,
     )
     asking = AskOptions(lambdas(args), answer_options(args), Bootstrap(args.resamples, args.seed), args.dry_run)
     model, engine, answers = model_options(args), engine_options(args), args.answer_file or Path(f"{args.name}.jsonl")
@@ -114,7 +115,6 @@ def run(args: argparse.Namespace) -> int:
             asking,
             lambda: open_engine(engine, model, weights=not asking.dry_run),
             teller(add_arguments),
-            annotations=args.annotations,
         )
     if args.report_to is not None and asked.complete:
         track(args.report_to, asked.files, benchmark_figures)

@@ -12,8 +12,8 @@ import contextlib
 from pathlib import Path
 from typing import get_args
 
-from transformers_agci.commands.options.data import add_draws_options
 from transformers_agci.commands.options.engine import add_engine_options, engine_options
+from transformers_agci.commands.options.figures import add_draws_options
 from transformers_agci.commands.options.results import add_margin_option, margin
 from transformers_agci.commands.options.types import SEED, json_file, number, path, whole
 from transformers_agci.commands.parser import teller

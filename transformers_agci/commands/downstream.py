@@ -10,7 +10,7 @@ not there is skipped, and said so. The protocol is the paper's unless --protocol
 import argparse
 
 from transformers_agci.commands.options.answering import add_answer_options, answer_options
-from transformers_agci.commands.options.data import add_bootstrap_options
+from transformers_agci.commands.options.figures import add_bootstrap_options
 from transformers_agci.commands.options.method import lambdas
 from transformers_agci.commands.options.model import add_model_options, model_options
 from transformers_agci.commands.options.types import path, whole

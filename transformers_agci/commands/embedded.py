@@ -3,7 +3,7 @@
 import argparse
 import functools
 
-from transformers_agci.commands.options.data import add_output_dir_option, add_planted_bias_option, add_processes_option
+from transformers_agci.commands.options.rows import add_output_dir_option, add_planted_bias_option, add_processes_option
 from transformers_agci.commands.options.types import SEED, add_count, path, whole
 from transformers_agci.commands.parser import teller
 from transformers_agci.embedded.location import EMBEDDED

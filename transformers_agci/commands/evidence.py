@@ -7,11 +7,11 @@ consistency, calibration, equivalence within a margin that is stated beforehand,
 import argparse
 from typing import get_args
 
-from transformers_agci.commands.options.data import add_draws_options, add_json_option
+from transformers_agci.commands.options.figures import add_draws_options, add_json_option
 from transformers_agci.commands.options.results import (
     add_controls_options,
     add_margin_option,
-    add_results_arguments,
+    add_results_options,
     margin,
     say_equal,
 )
@@ -22,7 +22,7 @@ from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE, Choice
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    add_results_arguments(parser, "R")
+    add_results_options(parser)
     add_margin_option(parser)
     parser.add_argument("--output_figure", metavar="F", help="the figure to draw (.png, .pdf, .svg)")
     parser.add_argument("--output_curve", metavar="F", help="results of several lambdas: their curve over lambda")
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `agci sweep`."""
-    add_results_arguments(parser, "R")
+    add_results_options(parser)
     parser.add_argument(
         "--held_out",
         nargs="+",

@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers_agci.commands.options.data import add_draw_options, add_output_dir_option, add_rows_options
 from transformers_agci.commands.options.method import add_lambda_option, lambdas
 from transformers_agci.commands.options.model import add_model_options, model_options
+from transformers_agci.commands.options.rows import add_drawn_items_options, add_output_dir_option, add_rows_options
 from transformers_agci.commands.options.run import add_run_options, run_options
 from transformers_agci.commands.options.types import add_count, path
 from transformers_agci.commands.parser import teller
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data = parser.add_argument_group("a probe file")
     add_rows_options(data)
-    add_draw_options(data)
+    add_drawn_items_options(data)
     add_output_dir_option(data, "flow", "where results and maps go")
     asked = parser.add_argument_group("what is asked")
     add_lambda_option(asked, "one or several lambdas, baseline first (default 0 0.5)", LAMBDAS)

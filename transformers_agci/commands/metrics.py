@@ -7,25 +7,17 @@ Three or more: their maps on one scale, and the tables of `agci evidence`, each 
 
 import argparse
 
-from transformers_agci.commands.options.data import add_draws_options, add_json_option
+from transformers_agci.commands.options.figures import add_draws_options, add_json_option
 from transformers_agci.commands.options.results import add_controls_options, add_results_options, say_equal
-from transformers_agci.commands.options.types import number, path
+from transformers_agci.commands.options.types import number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options; both spellings of the published scripts work."""
-    parser.add_argument(
-        "--results_file",
-        "--result_file",
-        nargs="+",
-        type=path,
-        required=True,
-        metavar="R",
-        help="one result file, two (baseline, then AGCI), or more",
-    )
+    what = "one result file, two (baseline, then AGCI), or more"
+    add_results_options(parser, "--results_file", "--result_file", what=what)
     parser.add_argument("--output_heatmap", metavar="H", help="the image to draw (.png, .pdf, .svg)")
     add_json_option(parser)
-    add_results_options(parser)
     parser.add_argument("--title", default="", help="title of the image")
     for name, end in (("--vmin", "lower"), ("--vmax", "upper")):
         parser.add_argument(

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from transformers_agci.commands.options.answering import add_answer_options, answer_options
-from transformers_agci.commands.options.data import add_bootstrap_options
+from transformers_agci.commands.options.figures import add_bootstrap_options
 from transformers_agci.commands.options.method import lambdas
 from transformers_agci.commands.options.model import add_model_options, model_options
 from transformers_agci.commands.options.types import path, whole

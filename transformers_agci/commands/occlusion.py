@@ -8,14 +8,10 @@ beginning. `agci occlusion-maps` aggregates the maps by the place of the target.
 
 import argparse
 
-from transformers_agci.commands.options.data import (
-    add_draw_options,
-    add_draws_options,
-    add_output_dir_option,
-    add_rows_options,
-)
+from transformers_agci.commands.options.figures import add_draws_options
 from transformers_agci.commands.options.method import add_lambda_option, lambdas
 from transformers_agci.commands.options.model import add_model_options, model_options
+from transformers_agci.commands.options.rows import add_drawn_items_options, add_output_dir_option, add_rows_options
 from transformers_agci.commands.options.run import add_run_options, run_options
 from transformers_agci.commands.options.types import add_count, path, whole
 from transformers_agci.commands.parser import teller
@@ -30,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     add_rows_options(data)
     add_output_dir_option(data, "occlusion", "where results go")
-    add_draw_options(data)
+    add_drawn_items_options(data)
     masks = parser.add_argument_group("masks")
     side = "side of the mask in pixels; the paper's is 1.5 image tokens of Qwen2.5-VL"
     add_count(masks, "--mask_size", MASK, side, metavar="PX")

@@ -10,15 +10,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from transformers_agci.commands.options.answering import add_answer_options, answer_options_by_seed
-from transformers_agci.commands.options.data import (
-    add_answer_file_option,
-    add_planted_bias_option,
-    add_rows_options,
-    add_tracking_option,
-)
 from transformers_agci.commands.options.engine import add_engine_options, engine_options
+from transformers_agci.commands.options.figures import add_tracking_option
 from transformers_agci.commands.options.method import lambdas
 from transformers_agci.commands.options.model import add_model_options, model_options
+from transformers_agci.commands.options.rows import add_answer_file_option, add_planted_bias_option, add_rows_options
 from transformers_agci.commands.options.types import SEED, path, whole
 from transformers_agci.commands.parser import teller
 from transformers_agci.embedded.location import EMBEDDED

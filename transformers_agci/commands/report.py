@@ -9,11 +9,11 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from transformers_agci.commands.options.data import add_draws_options
+from transformers_agci.commands.options.figures import add_draws_options
 from transformers_agci.commands.options.results import (
     add_controls_options,
     add_margin_option,
-    add_results_arguments,
+    add_results_options,
     margin,
 )
 from transformers_agci.commands.options.types import add_count, path
@@ -23,7 +23,7 @@ from transformers_agci.experiments.defaults import IMAGES, THUMBNAILS, Images
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    add_results_arguments(parser, "RESULT")
+    add_results_options(parser, metavar="RESULT")
     parser.add_argument(
         "--output", type=path, default=Path("report.html"), metavar="H", help="the page (default report.html)"
     )

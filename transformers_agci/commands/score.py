@@ -10,7 +10,7 @@ tells where the files come from and what each figure means.
 
 import argparse
 
-from transformers_agci.commands.options.data import add_bootstrap_options
+from transformers_agci.commands.options.figures import add_bootstrap_options
 from transformers_agci.commands.options.types import json_file, path
 from transformers_agci.experiments.benchmarks import benchmark_names
 

@@ -7,15 +7,11 @@ Without --eval_file the images come from the embedded atlas, without --model_pat
 
 import argparse
 
-from transformers_agci.commands.options.data import (
-    add_answer_file_option,
-    add_draws_options,
-    add_json_option,
-    add_rows_options,
-)
 from transformers_agci.commands.options.engine import add_engine_option, check_engine_is_transformers
+from transformers_agci.commands.options.figures import add_draws_options, add_json_option
 from transformers_agci.commands.options.method import add_lambda_option, lambdas
 from transformers_agci.commands.options.model import add_model_options, model_options
+from transformers_agci.commands.options.rows import add_answer_file_option, add_rows_options
 from transformers_agci.commands.options.run import add_run_options, run_options
 from transformers_agci.commands.options.types import SEED, path, whole
 from transformers_agci.commands.parser import teller

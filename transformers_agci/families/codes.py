@@ -3,15 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from transformers_agci.families.declaration import (
-    BY_TRANSFORMERS,
-    NO_LAYOUT,
-    UNKNOWN_TO_VLLM,
-    Family,
-    ForwardCall,
-    ImageTokens,
-)
+from transformers_agci.families.declaration import BY_TRANSFORMERS, Family, ForwardCall, ImageTokens
 from transformers_agci.families.image_tokens import encoded_lengths, in_rows, pairs
+from transformers_agci.families.reasons import NO_LAYOUT, UNKNOWN_TO_VLLM
 
 
 def _by_codes(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:

@@ -162,26 +162,14 @@ class VllmClass:
     of_experts: str | None = None
 
 
+# vLLM has no class of its own, and runs transformers' modules; these encode images, vLLM cuts what they give by image.
+BY_TRANSFORMERS = VllmClass("TransformersMultiModalForCausalLM", of_experts="TransformersMultiModalMoEForCausalLM")
 FIXED_SIZE = Lacks("the checkpoint fixes the size of its images itself")
 NOT_CONVERTED = Lacks("its checkpoints are published in transformers' own layout")
 NOT_TRAINED = Lacks(
     "its prompt format has not been held against LLaMA-Factory's; train it there, with the config key set"
 )
-NO_CHAT = Lacks("it answers no questions in a chat: its checkpoints have no chat template")
-NO_LAYOUT = Lacks("where its tiles and rows lie on the image is not declared yet")
-NO_ROTARY = Lacks("its decoder has no rotary positions, so that moving them changes nothing")
 NOT_UNDER_VLLM = Lacks("what vLLM's class for it returns for an image has not been compared with transformers yet")
-# vLLM has no class of its own, and runs transformers' modules; these encode images, vLLM cuts what they give by image.
-BY_TRANSFORMERS = VllmClass("TransformersMultiModalForCausalLM", of_experts="TransformersMultiModalMoEForCausalLM")
-UNCOUNTED = Lacks(
-    "vLLM has no class of its own for it, and runs transformers' modules only where the processor says how many tokens "
-    "an image has, which this one's does not"
-)
-UNKNOWN_TO_VLLM = Lacks(
-    "vLLM has no class of its own for it, and the transformers whose modules vLLM 0.32 runs (before 5.20) does not "
-    "know it"
-)
-LINEAR_ATTENTION = Lacks("some of its layers have linear attention, which has no weights on the image tokens to record")
 
 
 @dataclass(frozen=True)

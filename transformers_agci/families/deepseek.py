@@ -9,15 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from transformers_agci.families.declaration import (
-    NO_LAYOUT,
-    UNCOUNTED,
-    Family,
-    ForwardCall,
-    ImageTokens,
-    VllmClass,
-)
+from transformers_agci.families.declaration import Family, ForwardCall, ImageTokens, VllmClass
 from transformers_agci.families.image_tokens import EQUAL, encoded_lengths, in_rows
+from transformers_agci.families.reasons import NO_LAYOUT, UNCOUNTED
 from transformers_agci.families.token_layout import ImageInfo, Region, TokenGrid
 
 

@@ -8,16 +8,9 @@ which is off by default, every crop is an image of its own: the prompt puts word
 from collections.abc import Sequence
 from typing import Any
 
-from transformers_agci.families.declaration import (
-    NO_CHAT,
-    NO_LAYOUT,
-    Family,
-    ForwardCall,
-    ImageTokens,
-    Lacks,
-    VllmClass,
-)
+from transformers_agci.families.declaration import Family, ForwardCall, ImageTokens, Lacks, VllmClass
 from transformers_agci.families.image_tokens import EQUAL, encoded_lengths
+from transformers_agci.families.reasons import NO_CHAT, NO_LAYOUT
 from transformers_agci.families.token_layout import square
 from transformers_agci.families.training_support import Template, TrainingSupport, count_sequence_length
 

@@ -8,20 +8,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers_agci.families.declaration import (
-    BY_TRANSFORMERS,
-    LINEAR_ATTENTION,
-    NO_CHAT,
-    NO_LAYOUT,
-    NO_ROTARY,
-    UNKNOWN_TO_VLLM,
-    Family,
-    ForwardCall,
-    ImageTokens,
-    Lacks,
-    VllmClass,
-)
+from transformers_agci.families.declaration import BY_TRANSFORMERS, Family, ForwardCall, ImageTokens, Lacks, VllmClass
 from transformers_agci.families.image_tokens import GRID, encoded_lengths, equal_shares, in_rows, pairs
+from transformers_agci.families.reasons import LINEAR_ATTENTION, NO_CHAT, NO_LAYOUT, NO_ROTARY, UNKNOWN_TO_VLLM
 from transformers_agci.families.token_layout import ImageInfo, TokenGrid, grid_of_patches, patch_grid
 
 if TYPE_CHECKING:

@@ -6,17 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.families.declaration import (
-    BY_TRANSFORMERS,
-    NO_LAYOUT,
-    UNCOUNTED,
-    Family,
-    ForwardCall,
-    ImageTokens,
-    Lacks,
-    VllmClass,
-)
+from transformers_agci.families.declaration import BY_TRANSFORMERS, Family, ForwardCall, ImageTokens, Lacks, VllmClass
 from transformers_agci.families.image_tokens import EQUAL, encoded_lengths, equal_shares, pairs
+from transformers_agci.families.reasons import NO_LAYOUT, UNCOUNTED
 from transformers_agci.families.token_layout import WHOLE, ImageInfo, Region, TokenGrid
 from transformers_agci.families.training_support import Pixels, Size, Template, TrainingSupport
 

@@ -4,17 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from transformers_agci.families.declaration import (
-    LINEAR_ATTENTION,
-    NO_LAYOUT,
-    UNKNOWN_TO_VLLM,
-    Family,
-    ForwardCall,
-    ImageTokens,
-    Lacks,
-    VllmClass,
-)
+from transformers_agci.families.declaration import Family, ForwardCall, ImageTokens, Lacks, VllmClass
 from transformers_agci.families.image_tokens import encoded_lengths, slices_behind_whole
+from transformers_agci.families.reasons import LINEAR_ATTENTION, NO_LAYOUT, UNKNOWN_TO_VLLM
 
 
 def _by_target_sizes(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:

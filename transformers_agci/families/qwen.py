@@ -6,8 +6,9 @@ Of the Omni models the thinker is served, and of what it takes the images.
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.families.declaration import LINEAR_ATTENTION, Family, Lacks, VllmClass
+from transformers_agci.families.declaration import Family, Lacks, VllmClass
 from transformers_agci.families.image_tokens import GRID
+from transformers_agci.families.reasons import LINEAR_ATTENTION
 from transformers_agci.families.token_layout import patch_grid
 from transformers_agci.families.training_support import CHATML, Bound, Pixels, Size, Template, TrainingSupport
 

@@ -5,19 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from transformers_agci.families.declaration import (
-    BY_TRANSFORMERS,
-    LINEAR_ATTENTION,
-    NO_CHAT,
-    NO_LAYOUT,
-    UNCOUNTED,
-    UNKNOWN_TO_VLLM,
-    Family,
-    ForwardCall,
-    ImageTokens,
-    Lacks,
-    VllmClass,
-)
+from transformers_agci.families.declaration import BY_TRANSFORMERS, Family, ForwardCall, ImageTokens, Lacks, VllmClass
 from transformers_agci.families.image_tokens import (
     EQUAL,
     between_fakes,
@@ -34,6 +22,7 @@ from transformers_agci.families.image_tokens import (
     until_mark_returns,
     visual_indicators,
 )
+from transformers_agci.families.reasons import LINEAR_ATTENTION, NO_CHAT, NO_LAYOUT, UNCOUNTED, UNKNOWN_TO_VLLM
 from transformers_agci.families.special_tokens import token_ids
 
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from transformers_agci.report.heatmap import GREY, INK, with_plain_words
-from transformers_agci.report.table import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from transformers_agci.statistics import Interval
 
 LABEL_LETTERS = 34  # of a line's name before it is broken
 INCHES_PER_LINE = 0.34
@@ -21,7 +22,7 @@ class ForestPanel(NamedTuple):
     """A measure: an estimate per line, NaN where there is none; `zero` draws a line at no difference."""
 
     title: str
-    points: Sequence[Estimate]
+    points: "Sequence[Interval]"
     zero: bool = False
 
 
@@ -31,7 +32,7 @@ class CurvePanel(NamedTuple):
     title: str
     x_label: str
     y_label: str
-    lines: Mapping[str, Sequence[tuple[float, Estimate]]]
+    lines: "Mapping[str, Sequence[tuple[float, Interval]]]"
 
 
 def forest_figure(

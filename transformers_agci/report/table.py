@@ -7,29 +7,19 @@ An interval of shares (0..1) is written in percent, a difference in percentage p
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from transformers_agci.statistics import Interval
+    from transformers_agci.statistics.evenness import Change
+
+    Estimate = Interval | Change  # `estimate` with its bounds `low` and `high`, NaN where there are none
 
 ABSENT = "-"
 LETTERS = 120  # of a line on a terminal
 GAP = "  "  # between columns
 MOST_DIGITS = 12  # behind the point
 NOTHING = 1e-9  # what is smaller is the rounding of a zero
-
-
-class Estimate(Protocol):
-    """What can be written: an estimate with bounds, NaN where there are none."""
-
-    @property
-    def estimate(self) -> float:
-        """The value."""
-
-    @property
-    def low(self) -> float:
-        """Lower bound."""
-
-    @property
-    def high(self) -> float:
-        """Upper bound."""
 
 
 class Style(NamedTuple):

@@ -11,24 +11,15 @@ from transformers_agci.storage.folder import same_bytes
 from transformers_agci.storage.overlap import same_place
 from transformers_agci.storage.reading import path_text
 
-
-def add_results_arguments(parser: argparse.ArgumentParser, metavar: str) -> None:
-    """The result files to compare, positional, with --negatives_file and --labels."""
-    parser.add_argument("results", nargs="+", type=path, metavar=metavar, help="result files, the baseline first")
-    add_results_options(parser)
+RESULTS = "result files, the baseline first"
 
 
-def add_results_options(parser: argparse.ArgumentParser) -> None:
-    """--negatives_file and --labels of the commands that read result files of the position probe."""
-    parser.add_argument(
-        "--negatives_file",
-        "--negatives_files",
-        nargs="+",
-        type=path,
-        default=[],
-        metavar="N",
-        help="the results on the negatives, one per result file, where they are files of their own",
-    )
+def add_results_options(parser: argparse.ArgumentParser, *flags: str, what: str = RESULTS, metavar: str = "R") -> None:
+    """The result files, positional where they have no `flags`, with --negatives_file and --labels."""
+    files = parser.add_argument(*(flags or ["results"]), nargs="+", type=path, metavar=metavar, help=what)
+    files.required = True
+    negatives = "the results on the negatives, one per result file, where they are files of their own"
+    parser.add_argument("--negatives_file", nargs="+", type=path, default=[], metavar="N", help=negatives)
     parser.add_argument("--labels", nargs="+", default=[], metavar="L", help="names of the results")
 
 

@@ -42,7 +42,7 @@ def benchmark(name: str) -> Benchmark:
 def score_answers(declared: Benchmark, inputs: Inputs) -> Score:
     """The score of the answers; where a file seems to belong to another benchmark, the error says so."""
     try:
-        return declared.score(inputs)
+        return declared.scoring.score(inputs)
     except InputError as error:
         raise InputError(f"{error}{_hints(declared, (*inputs.answers, *inputs.questions))}") from None
 
@@ -61,4 +61,4 @@ def _likely(path: Path) -> list[Benchmark]:
     rows = []
     with contextlib.suppress(InputError):
         rows = [sourced.row for sourced in read_scored(path)[:ROWS_LOOKED_AT] if sourced.row]
-    return [b for b in all_benchmarks().values() if rows and 2 * sum(map(b.looks_like, rows)) > len(rows)]
+    return [b for b in all_benchmarks().values() if rows and 2 * sum(map(b.rows.looks_like, rows)) > len(rows)]

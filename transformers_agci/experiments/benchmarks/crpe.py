@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 from transformers_agci.data.rows import Row, SourcedRow
 from transformers_agci.errors import InputError, short
-from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Item, Prompt, Score, Sums
+from transformers_agci.experiments.benchmarks.declaration import (
+    Benchmark,
+    Inputs,
+    Item,
+    Prompt,
+    Rows,
+    Score,
+    Scoring,
+    Sums,
+)
 from transformers_agci.experiments.benchmarks.joining import (
     answer_of,
     by_key,
@@ -215,14 +224,8 @@ def looks_like(row: Row) -> bool:
 
 
 BENCHMARK = Benchmark(
-    name="crpe",
-    title="CRPE",
-    score_options=("questions",),
-    headline="overall",
-    headline_of=overall,
-    score=score,
-    looks_like=looks_like,
-    read_questions=read_questions,
-    build_prompt=build_prompt,
-    folder="CRPE",
+    "crpe",
+    "CRPE",
+    Rows(read_questions, build_prompt, looks_like),
+    Scoring(score, "overall", overall, ("questions",)),
 )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers_agci.data.rows import Row, SourcedRow
 
@@ -34,8 +34,9 @@ class Prompt:
 class Item:
     """One scored answer.
 
-    `parts` are numbers that add up over items and from which the headline figure follows; `cluster` names the
-    image, because answers about one image are not independent. `fields` are written to the items file as well.
+    `parts` are numbers that add up over items and from which the headline figure follows: by default the score, and
+    a count of one. `cluster` names the image, because answers about one image are not independent. `fields` are
+    written to the items file as well.
     """
 
     id: Any
@@ -44,9 +45,14 @@ class Item:
     score: float  # 0..1
     cluster: Hashable
     key: Hashable
-    parts: Mapping[str, float]
+    parts: Mapping[str, float] = field(default_factory=dict)
     binary: bool = True  # right or wrong; False where the score has steps between
     fields: Row = field(default_factory=dict)
+
+    @property
+    def summed(self) -> Mapping[str, float]:
+        """What is added up over items."""
+        return self.parts or {"score": self.score, "count": 1.0}
 
     def as_row(self) -> Row:
         """The line of the items file."""
@@ -80,40 +86,72 @@ class Score:
     notes: tuple[str, ...] = ()
 
 
+class Rows(NamedTuple):
+    """How the rows of questions are read and asked.
+
+    Attributes:
+        read: data file or folder, setting -> (where, row) of each question.
+        prompt: row, protocol, mode -> the user's turn; None where the row is not in the protocol's population.
+        looks_like: whether a row is one of this benchmark's questions or answers.
+    """
+
+    read: Callable[[Path, str | None], Sequence[SourcedRow]]
+    prompt: Callable[[Row, str, str], Prompt | None]
+    looks_like: Callable[[Row], bool]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How answers become figures.
+
+    Attributes:
+        score: the files and choices of a user -> the figures.
+        headline: the figure that gets an interval.
+        headline_of: sums of the items' parts -> that figure; None: the mean of the scores, in percent where the
+            headline's name ends in _pct.
+        options: what `agci score` takes beside `answers`.
+    """
+
+    score: Callable[[Inputs], Score]
+    headline: str
+    headline_of: Callable[[Sums], Any] | None = None
+    options: tuple[str, ...] = ()
+
+    def headline_from(self, sums: Sums) -> Any:
+        """The headline of items from the sums of their parts."""
+        if self.headline_of is not None:
+            return self.headline_of(sums)
+        mean = sums["score"] / sums["count"]
+        return 100 * mean if self.headline.endswith("_pct") else mean
+
+
 @dataclass(frozen=True)
 class Benchmark:
-    """The declaration that each file of this folder makes in `BENCHMARK`."""
+    """The declaration that each file of this folder makes in `BENCHMARK`.
+
+    Attributes:
+        protocol: the default one.
+        modes: ways to ask for an answer; the first is the default.
+        settings: forms of the data set that are never mixed; the first is the default.
+        folder: its name below a common data root, as in eval/; by default the title.
+        images: where in the folder the images may lie; the first that exists is taken.
+        annotations: a file of the folder that scoring needs.
+        hub_id: the data set for the `datasets` library; None where it is plain files.
+    """
 
     name: str
     title: str
-    score_options: tuple[str, ...]  # options of `agci score` beside `answers`
-    headline: str  # the figure that gets an interval
-    headline_of: Callable[[Sums], Any]
-    score: Callable[[Inputs], Score]
-    looks_like: Callable[[Row], bool]  # a row of this benchmark's questions or answers
-    read_questions: Callable[[Path, str | None], Sequence[SourcedRow]]  # (where, row) of a data file or folder; setting
-    build_prompt: Callable[
-        [Row, str, str], Prompt | None
-    ]  # row, protocol, mode; None: not in the protocol's population
-    protocol: str = "official"  # the default
+    rows: Rows
+    scoring: Scoring
+    protocol: str = "official"
     modes: tuple[str, ...] = ("direct",)
-    settings: tuple[str, ...] = ()  # forms of the data set that are never mixed; the first is the default
-    folder: str = ""  # its name below a common data root, as in eval/
-    images: tuple[str, ...] = ("",)  # where in the folder the images may lie; the first that exists is taken
-    annotations: str | None = None  # a file of the folder that scoring needs
-    hub_id: str | None = None  # the data set for the `datasets` library; None where it is plain files
+    settings: tuple[str, ...] = ()
+    folder: str = ""
+    images: tuple[str, ...] = ("",)
+    annotations: str | None = None
+    hub_id: str | None = None
 
-
-def mean_score(sums: Sums) -> Any:
-    """The headline of most benchmarks: the mean of the scores, 0..1."""
-    return sums["score"] / sums["count"]
-
-
-def mean_score_pct(sums: Sums) -> Any:
-    """The mean of the scores in percent."""
-    return 100 * mean_score(sums)
-
-
-def counted(score: float) -> dict[str, float]:
-    """The parts that `mean_score` needs."""
-    return {"score": float(score), "count": 1.0}
+    @property
+    def data_folder(self) -> str:
+        """The name of its folder."""
+        return self.folder or self.title

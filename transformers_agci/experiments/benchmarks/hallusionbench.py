@@ -11,15 +11,7 @@ from typing import Any, NamedTuple
 
 from transformers_agci.data.rows import Row, SourcedRow
 from transformers_agci.errors import InputError, short
-from transformers_agci.experiments.benchmarks.declaration import (
-    Benchmark,
-    Inputs,
-    Item,
-    Prompt,
-    Score,
-    counted,
-    mean_score_pct,
-)
+from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Item, Prompt, Rows, Score, Scoring
 from transformers_agci.experiments.benchmarks.joining import answer_of, by_key, check_join, field_of, read_scored
 
 INSTRUCTION = "The answer should only contain 'Yes' or 'No', without reasoning process."
@@ -127,7 +119,6 @@ def _item(row: Judged, fields: Row) -> Item:
         float(row.correct),
         row.figure,
         row.key,
-        counted(row.correct),
         fields={"code": row.code, "visual_input": row.visual_input},
     )
 
@@ -310,16 +301,10 @@ def looks_like(row: Row) -> bool:
 
 
 BENCHMARK = Benchmark(
-    name="hallusionbench",
-    title="HallusionBench",
-    score_options=("questions", "judge"),
-    headline="aAcc_pct",
-    headline_of=mean_score_pct,
-    score=score,
-    looks_like=looks_like,
-    read_questions=read_questions,
-    build_prompt=build_prompt,
-    folder="HallusionBench",
+    "hallusionbench",
+    "HallusionBench",
+    Rows(read_questions, build_prompt, looks_like),
+    Scoring(score, "aAcc_pct", options=("questions", "judge")),
     images=("data", "hallusion_bench", ""),
     protocol="paper",
 )

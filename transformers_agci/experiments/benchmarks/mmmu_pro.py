@@ -12,15 +12,7 @@ from typing import Any
 
 from transformers_agci.data.rows import Row, SourcedRow
 from transformers_agci.errors import InputError, short
-from transformers_agci.experiments.benchmarks.declaration import (
-    Benchmark,
-    Inputs,
-    Item,
-    Prompt,
-    Score,
-    counted,
-    mean_score,
-)
+from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Item, Prompt, Rows, Score, Scoring
 from transformers_agci.experiments.benchmarks.joining import (
     by_key,
     check_join,
@@ -197,7 +189,6 @@ def _item(sourced: SourcedRow) -> Item:
         value,
         sourced.row.get("id"),
         sourced.row.get("id"),
-        counted(value),
         binary=False,
         fields=fields if letter is None else {"correct": letter == gold, **fields},
     )
@@ -292,15 +283,10 @@ def looks_like(row: Row) -> bool:
 
 
 BENCHMARK = Benchmark(
-    name="mmmu_pro",
-    title="MMMU-Pro",
-    score_options=("questions",),
-    headline="accuracy",
-    headline_of=mean_score,
-    score=score,
-    looks_like=looks_like,
-    read_questions=read_questions,
-    build_prompt=build_prompt,
+    "mmmu_pro",
+    "MMMU-Pro",
+    Rows(read_questions, build_prompt, looks_like),
+    Scoring(score, "accuracy", options=("questions",)),
     folder="MMMU",
     modes=("direct", "cot"),
     settings=SETTINGS,

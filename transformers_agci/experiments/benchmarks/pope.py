@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 from transformers_agci.data.rows import Row, SourcedRow
 from transformers_agci.errors import InputError, short
-from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Item, Prompt, Score, Sums
+from transformers_agci.experiments.benchmarks.declaration import (
+    Benchmark,
+    Inputs,
+    Item,
+    Prompt,
+    Rows,
+    Score,
+    Scoring,
+    Sums,
+)
 from transformers_agci.experiments.benchmarks.joining import (
     answer_of,
     by_key,
@@ -332,16 +341,10 @@ def looks_like(row: Row) -> bool:
 
 
 BENCHMARK = Benchmark(
-    name="pope",
-    title="POPE",
-    score_options=("annotations", "questions"),
-    headline="mean_f1",
-    headline_of=mean_f1,
-    score=score,
-    looks_like=looks_like,
-    read_questions=read_questions,
-    build_prompt=build_prompt,
-    folder="POPE",
+    "pope",
+    "POPE",
+    Rows(read_questions, build_prompt, looks_like),
+    Scoring(score, "mean_f1", mean_f1, ("annotations", "questions")),
     images=("val2014", "images", ""),
     hub_id="lmms-lab/POPE",
 )

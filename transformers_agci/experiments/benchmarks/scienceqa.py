@@ -8,15 +8,7 @@ from typing import Any, NamedTuple
 from transformers_agci.data.rows import Row, SourcedRow
 from transformers_agci.data.scienceqa import conversations
 from transformers_agci.errors import InputError, short
-from transformers_agci.experiments.benchmarks.declaration import (
-    Benchmark,
-    Inputs,
-    Item,
-    Prompt,
-    Score,
-    counted,
-    mean_score_pct,
-)
+from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Item, Prompt, Rows, Score, Scoring
 from transformers_agci.experiments.benchmarks.joining import answer_of, check_join, first_keys, identity_of, read_scored
 from transformers_agci.storage.reading import read_json
 
@@ -94,7 +86,7 @@ def _item(key: Any, problem: Problem, answer: SourcedRow | None) -> Item:
     letter = FAILED if answer is None else read_answer(answer_of(answer, "prediction", "text"))
     right = letter == LETTERS[problem.answer] and letter in LETTERS[: problem.choices]
     image = answer is not None and _is_multimodal(answer, problem)
-    return Item(key, letter, LETTERS[problem.answer], float(right), key, key, counted(right), fields={"image": image})
+    return Item(key, letter, LETTERS[problem.answer], float(right), key, key, fields={"image": image})
 
 
 def _is_multimodal(answer: SourcedRow, problem: Problem) -> bool:
@@ -217,16 +209,10 @@ def looks_like(row: Row) -> bool:
 
 
 BENCHMARK = Benchmark(
-    name="scienceqa",
-    title="ScienceQA",
-    score_options=("questions", "problems", "splits", "split"),
-    headline="accuracy_pct",
-    headline_of=mean_score_pct,
-    score=score,
-    looks_like=looks_like,
-    read_questions=read_questions,
-    build_prompt=build_prompt,
-    folder="ScienceQA",
+    "scienceqa",
+    "ScienceQA",
+    Rows(read_questions, build_prompt, looks_like),
+    Scoring(score, "accuracy_pct", options=("questions", "problems", "splits", "split")),
     images=("images/test", "images", "test", ""),
 )
 

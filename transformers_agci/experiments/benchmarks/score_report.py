@@ -62,8 +62,8 @@ def check_choices(name: str, given: set[str]) -> None:
     """InputError where the benchmark does not take one of the options that were given."""
     declared = benchmark(name)
     for option in CHOICES:
-        if option in given and option not in declared.score_options:
-            taken = ", ".join(f"`{name}`" for name in ("answers", *declared.score_options))
+        if option in given and option not in declared.scoring.options:
+            taken = ", ".join(f"`{name}`" for name in ("answers", *declared.scoring.options))
             raise InputError(f"{declared.name} takes no `{option}`; it takes: {taken}.")
 
 
@@ -81,11 +81,11 @@ def write_scored(scored: Scored, figures: Path | None, items: Path | None) -> No
 
 def interval_report(declared: Benchmark, score: Score, bootstrap: Bootstrap) -> dict[str, Any]:
     """The headline's interval for the result file; null where the headline is not known."""
-    known = score.figures.get(declared.headline) is not None
+    known = score.figures.get(declared.scoring.headline) is not None
     interval = headline_interval(declared, score, bootstrap.resamples, bootstrap.seed)
     return {
         "interval_95": {
-            declared.headline: _bounds(interval) if known else None,
+            declared.scoring.headline: _bounds(interval) if known else None,
             "resamples": bootstrap.resamples,
             "seed": bootstrap.seed,
             "clustered_by": "picture",
@@ -102,7 +102,7 @@ def difference_report(declared: Benchmark, first: Score, second: Score, bootstra
     """Second minus first for the result file, with McNemar's test where answers are right or wrong."""
     found = headline_difference(declared, first, second, max(1, bootstrap.resamples), bootstrap.seed)
     report: dict[str, Any] = {
-        declared.headline: found.headline.estimate,
+        declared.scoring.headline: found.headline.estimate,
         "interval_95": _bounds(found.headline),
     }
     if found.test is not None:
@@ -120,12 +120,12 @@ def report_text(declared: Benchmark, score: Score, report: dict[str, Any]) -> st
     for title, group in score.figures.items():
         if isinstance(group, dict) and group:
             parts += [f"\n{title}", _group_table(group)]
-    interval = (report.get("interval_95") or {}).get(declared.headline)
+    interval = (report.get("interval_95") or {}).get(declared.scoring.headline)
     if interval:
-        low, high = (figure_text(declared.headline, bound) for bound in interval)
-        parts.append(f"\n95 % interval of {declared.headline}: {low} to {high} (bootstrap over images)")
+        low, high = (figure_text(declared.scoring.headline, bound) for bound in interval)
+        parts.append(f"\n95 % interval of {declared.scoring.headline}: {low} to {high} (bootstrap over images)")
     if "difference" in report:
-        parts.append(_difference_text(declared.headline, report["difference"]))
+        parts.append(_difference_text(declared.scoring.headline, report["difference"]))
     return "\n".join([*parts, *(f"note: {printable(note)}" for note in score.notes)])
 
 

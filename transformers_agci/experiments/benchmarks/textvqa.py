@@ -8,15 +8,7 @@ from pathlib import Path
 from transformers_agci.data.rows import Row, SourcedRow
 from transformers_agci.errors import InputError, short
 from transformers_agci.experiments.benchmarks.contractions import CONTRACTIONS
-from transformers_agci.experiments.benchmarks.declaration import (
-    Benchmark,
-    Inputs,
-    Item,
-    Prompt,
-    Score,
-    counted,
-    mean_score,
-)
+from transformers_agci.experiments.benchmarks.declaration import Benchmark, Inputs, Item, Prompt, Rows, Score, Scoring
 from transformers_agci.experiments.benchmarks.joining import (
     answer_of,
     check_join,
@@ -127,9 +119,7 @@ def score(inputs: Inputs) -> Score:
 def _item(sourced: SourcedRow, key: tuple[str | int, str], humans: list[str]) -> Item:
     answer = answer_of(sourced, "prediction", "text")
     value = soft_score(answer, humans)
-    return Item(
-        key[0], normalise(answer), humans, value, key[0], key, counted(value), binary=False, fields={"question": key[1]}
-    )
+    return Item(key[0], normalise(answer), humans, value, key[0], key, binary=False, fields={"question": key[1]})
 
 
 def _annotations(path: Path) -> tuple[list[Hashable], dict[Hashable, list[str]]]:
@@ -189,16 +179,10 @@ def looks_like(row: Row) -> bool:
 
 
 BENCHMARK = Benchmark(
-    name="textvqa",
-    title="TextVQA",
-    score_options=("annotations",),
-    headline="accuracy",
-    headline_of=mean_score,
-    score=score,
-    looks_like=looks_like,
-    read_questions=read_questions,
-    build_prompt=build_prompt,
-    folder="TextVQA",
+    "textvqa",
+    "TextVQA",
+    Rows(read_questions, build_prompt, looks_like),
+    Scoring(score, "accuracy", options=("annotations",)),
     images=("train_images", "images", ""),
     annotations="TextVQA_0.5.1_val.json",
 )

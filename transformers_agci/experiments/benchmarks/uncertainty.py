@@ -46,7 +46,7 @@ def headline_difference(benchmark: Benchmark, first: Score, second: Score, resam
 def _headline(benchmark: Benchmark, names: Sequence[str], sums: Floats) -> Floats:
     """[resamples, parts] -> [resamples]; NaN where a resample has no row of a category."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(benchmark.headline_of(dict(zip(names, sums.T, strict=True))), dtype=float)
+        return np.asarray(benchmark.scoring.headline_from(dict(zip(names, sums.T, strict=True))), dtype=float)
 
 
 def _point(benchmark: Benchmark, names: Sequence[str], table: Floats) -> float:
@@ -55,14 +55,14 @@ def _point(benchmark: Benchmark, names: Sequence[str], table: Floats) -> float:
 
 def _aligned(first: Sequence[Item], second: Sequence[Item]) -> tuple[list[str], list[Floats]]:
     """The cluster sums of both, with the same rows (the first's clusters) and columns."""
-    names = sorted({name for item in (*first, *second) for name in item.parts})
+    names = sorted({name for item in (*first, *second) for name in item.summed})
     clusters = list(dict.fromkeys(item.cluster for item in first))
     row = {cluster: number for number, cluster in enumerate(clusters)}
     tables: list[Floats] = []
     for items in (first, second):
         table = np.zeros((len(clusters), len(names)))
         for own, item in zip(first, items, strict=True):
-            for name, value in item.parts.items():
+            for name, value in item.summed.items():
                 table[row[own.cluster], names.index(name)] += value
         tables.append(table)
     return names, tables

@@ -66,13 +66,18 @@ class RulerOptions:
 
 
 @dataclass(frozen=True)
-class RulerReport:
-    """What was measured, as ruler.json in `folder` has it: every condition by its name, and the criteria."""
+class Measured:
+    """What a run found, as its JSON file in `folder` has it: every condition by its name, and the criteria."""
 
     folder: Path
     settings: Mapping[str, Any]
     conditions: Mapping[str, Any]
     criteria: Sequence[Criterion]
+
+
+@dataclass(frozen=True)
+class RulerReport(Measured):
+    """Biases of known size under every arm: ruler.json."""
 
     @property
     def table(self) -> Table:
@@ -90,13 +95,9 @@ class RulerReport:
 
 
 @dataclass(frozen=True)
-class CalibrationReport:
-    """The instrument's own error rates, as calibration.json in `folder` has them: criteria, and what each set said."""
+class CalibrationReport(Measured):
+    """The instrument's own error rates, and what each set said: calibration.json."""
 
-    folder: Path
-    settings: Mapping[str, Any]
-    conditions: Mapping[str, Any]
-    criteria: Sequence[Criterion]
     sets: Sequence[ItemSet]
 
     @property

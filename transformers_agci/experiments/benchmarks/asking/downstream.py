@@ -60,13 +60,10 @@ def ask_all(options: DownstreamOptions, say: Say) -> int:
 def _ask(source: Source, options: DownstreamOptions, loaded: LoadedModel, say: Say) -> int:
     """One benchmark from its rows to its score; a mistake in its files does not stop the others."""
     name = source.benchmark.name
-    files = options.files.get(name, Files())
-    answers = files.answers or Path("results_downstream") / f"{name}_answers.json"
+    answers = options.files.get(name, Files()).answers or Path("results_downstream") / f"{name}_answers.json"
     say(f"\n== {source.benchmark.title}")
     try:
-        return ask_benchmark(
-            source, answers, options.asking, lambda: loaded, say, annotations=files.annotations
-        ).exit_code
+        return ask_benchmark(source, answers, options.asking, lambda: loaded, say).exit_code
     except InputError as error:
         if options.asking.answers.run.strict:
             raise
@@ -76,16 +73,17 @@ def _ask(source: Source, options: DownstreamOptions, loaded: LoadedModel, say: S
 
 def _source(name: str, options: DownstreamOptions) -> Source | None:
     """What to ask; None where the benchmark's files are absent."""
-    path, images = _data_of(name, options), options.files.get(name, Files()).images
+    path, files = _data_of(name, options), options.files.get(name, Files())
     if path is None or not path.exists() or (path.is_dir() and not any(map(list, map(path.glob, DATA_FILES)))):
         return None
     return Source(
         benchmark(name),
         path,
-        image_root=images,
+        image_root=files.images,
         protocol=options.protocol,
         limit=options.limit,
         max_new_tokens=options.max_new_tokens,
+        annotations=files.annotations,
     )
 
 
@@ -93,4 +91,4 @@ def _data_of(name: str, options: DownstreamOptions) -> Path | None:
     given = options.files.get(name, Files()).data
     if given is not None:
         return given
-    return options.data_root / benchmark(name).folder if options.data_root is not None else None
+    return options.data_root / benchmark(name).data_folder if options.data_root is not None else None

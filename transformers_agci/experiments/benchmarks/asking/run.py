@@ -55,23 +55,14 @@ class BenchmarkAnswers(NamedTuple):
 
 
 def ask_benchmark(
-    source: Source,
-    answer_file: Path,
-    options: AskOptions,
-    load: Callable[[], Engine | LoadedModel],
-    say: Say,
-    *,
-    annotations: Path | None = None,
+    source: Source, answer_file: Path, options: AskOptions, load: Callable[[], Engine | LoadedModel], say: Say
 ) -> BenchmarkAnswers:
-    """Ask every question, write one file per lambda, score; `load` gives what answers, when the data has been read.
-
-    `annotations` is what scoring needs beside the rows.
-    """
+    """Ask every question, write one file per lambda, score; `load` gives what answers, when the data has been read."""
     asked = question_set(source)
     engine = as_engine(load())
     lambdas, lambda_source = engine_lambdas(engine, options.lambdas, options.answers)
     outputs = output_paths(answer_file, lambdas, options.answers.method)
-    check_answers(outputs, data=source.data, annotations=annotations)
+    check_answers(outputs, data=source.data, annotations=source.annotations)
     say(
         f"{source.benchmark.title}, protocol {source.how}{' with a prompt of your own' if source.prompt else ''}: "
         f"{len(asked)} questions" + (f", {asked.omitted} rows outside its population" if asked.omitted else "")
@@ -87,7 +78,7 @@ def ask_benchmark(
     if not summary.complete or not is_main_process():
         return BenchmarkAnswers(summary.exit_code, lambdas, outputs, False)
     partial = source.limit is not None or bool(summary.counts.failed)
-    reports = Reports(source, annotations, options.bootstrap, partial)
+    reports = Reports(source, options.bootstrap, partial)
     scored = score_outputs(reports, outputs, _labels(engine, lambdas, options.answers.method), say)
     return BenchmarkAnswers(
         max(summary.exit_code, scored), lambdas, outputs, True, len(summary.counts.failed), scored == 0
@@ -115,19 +106,18 @@ class Reports(NamedTuple):
     """How result files are scored; `partial` where they hold the answers to some questions only."""
 
     source: Source
-    annotations: Path | None
     bootstrap: Bootstrap
     partial: bool
 
 
 def score_outputs(reports: Reports, outputs: Sequence[Path], lambdas: Sequence[float | str], say: Say) -> int:
     """Score each result file, write the figures beside it, compare the later lambdas with the first; 1: no score."""
-    source, annotations, bootstrap, partial = reports
+    source, bootstrap, partial = reports
     declared = source.benchmark
     first: Score | None = None
     for path, lam in zip(outputs, lambdas, strict=True):
         try:
-            score = score_answers(declared, score_inputs(source, path, annotations, partial))
+            score = score_answers(declared, score_inputs(source, path, partial))
         except InputError as error:
             say(f"no score: {error}")
             return 1

@@ -27,6 +27,7 @@ class Source:
     limit: int | None = None
     max_new_tokens: int | None = None  # default: the protocol's
     prompt: str | None = None  # instead of the protocol's: "{question}" stands for the row's question
+    annotations: Path | None = None  # what scoring needs beside the rows; default: where the folder of `data` has it
 
     @property
     def how(self) -> str:
@@ -37,6 +38,14 @@ class Source:
     def folder(self) -> Path | None:
         """The folder of the data."""
         return self.data.parent if self.data is not None and not self.data.is_dir() else self.data
+
+    @property
+    def scored_by(self) -> Path | None:
+        """What scoring needs beside the rows, where it is there."""
+        if self.annotations is not None or self.benchmark.annotations is None or self.folder is None:
+            return self.annotations
+        shipped = self.folder / self.benchmark.annotations
+        return shipped if shipped.is_file() else None
 
     @property
     def image_folder(self) -> Path | None:
@@ -64,7 +73,7 @@ def question_set(source: Source) -> QuestionSet:
     omitted = 0
     for number, (where, row) in enumerate(_rows(source)):
         try:
-            prompt = source.benchmark.build_prompt(row, source.how, source.mode)
+            prompt = source.benchmark.rows.prompt(row, source.how, source.mode)
         except InputError as error:
             bad_rows.append(FailedRow(number, where, f"{where}: {error}"))
             continue
@@ -132,7 +141,7 @@ def _rows(source: Source) -> Sequence[tuple[str, Row]]:
         raise InputError(f"{declared.name} needs `data`, its question file or folder (see eval/), or `hub_id`.")
     if not source.data.exists():
         raise InputError(f"`data` {source.data}: there is no such file or folder.")
-    return declared.read_questions(source.data, source.setting)
+    return declared.rows.read(source.data, source.setting)
 
 
 def _hub_rows(source: Source) -> list[tuple[str, Row]]:
@@ -167,11 +176,8 @@ def _fingerprint(questions: Sequence[Question]) -> str:
     return digest.hexdigest()
 
 
-def score_inputs(source: Source, answers: Path, annotations: Path | None, partial: bool) -> Inputs:
+def score_inputs(source: Source, answers: Path, partial: bool) -> Inputs:
     """The result file as an answer file: its rows carry their questions."""
-    declared = source.benchmark
-    if annotations is None and declared.annotations and source.folder is not None:
-        shipped = source.folder / declared.annotations
-        annotations = shipped if shipped.is_file() else None
-    variant = f"{source.setting or declared.settings[0]}, {source.mode}" if declared.settings else None
-    return Inputs((answers,), annotations=annotations, partial=partial, variant=variant)
+    settings = source.benchmark.settings
+    variant = f"{source.setting or settings[0]}, {source.mode}" if settings else None
+    return Inputs((answers,), annotations=source.scored_by, partial=partial, variant=variant)
