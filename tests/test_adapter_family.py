@@ -1,12 +1,12 @@
 """An adapter whose layers fit, but which was trained on another family, is not merged."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_checkpoints import Checkpoints
 
 from transformers_agci.cli import main
 from transformers_agci.families import paper_families
@@ -31,11 +31,7 @@ def write_adapter(folder: Path, base: str) -> Path:
 @pytest.mark.parametrize("evidence", ["processor", "base"])
 @pytest.mark.parametrize("trained", paper_families())
 def test_only_its_own_family_takes_it(
-    trained: str,
-    evidence: str,
-    tiny_checkpoint: Callable[[str], Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    trained: str, evidence: str, tiny_checkpoint: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tiny_checkpoints import build_processor
 

@@ -20,6 +20,12 @@ model = benchmark_rows.model  # fixture
 recorded = benchmark_rows.recorded  # fixture
 
 
+def ask(name: str, model: object, data: Path, answers: Path, more: str = "") -> int:
+    """The exit code of `agci benchmark`."""
+    words = ["benchmark", name, "--model", model, "--data", data, "--answer_file", answers, "--quiet", *more.split()]
+    return main(list(map(str, words)))
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_recorded_answers_give_the_score_computed_by_hand(
     name: str,
@@ -68,30 +74,8 @@ def test_crpe_keys_do_not_shadow_each_other() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_runs_a_benchmark(family: str, tmp_path: Path, tiny_checkpoint: Callable[[str], Path]) -> None:
     out = tmp_path / "a.jsonl"
-    assert (
-        main(
-            [
-                "benchmark",
-                "hallusionbench",
-                "--model",
-                str(tiny_checkpoint(family)),
-                "--data",
-                str(hallusionbench(tmp_path)),
-                "--protocol",
-                "official",
-                "--max_new_tokens",
-                "3",
-                "--answer_file",
-                str(out),
-                "--global_context_lambda",
-                "0.5",
-                "--quiet",
-                "--resamples",
-                "50",
-            ]
-        )
-        == 0
-    )
+    how = "--protocol official --max_new_tokens 3 --global_context_lambda 0.5 --resamples 50"
+    assert ask("hallusionbench", tiny_checkpoint(family), hallusionbench(tmp_path), out, how) == 0
     assert len(out.read_text().splitlines()) == 5  # one of them without an image
     assert figures(tmp_path / "a.score.json")["count"] == 5
 
@@ -99,28 +83,8 @@ def test_every_family_runs_a_benchmark(family: str, tmp_path: Path, tiny_checkpo
 def test_vision_runs_once_for_all_questions_on_an_image_and_all_lambdas(
     tmp_path: Path, tiny_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        main(
-            [
-                "benchmark",
-                "crpe",
-                "--model",
-                str(tiny_checkpoint("llava")),
-                "--data",
-                str(crpe(tmp_path)),
-                "--quiet",
-                "--max_new_tokens",
-                "1",
-                "--answer_file",
-                str(tmp_path / "a"),
-                "--global_context_lambda",
-                "0",
-                "0.5",
-                "1",
-            ]
-        )
-        == 0
-    )
+    how = "--max_new_tokens 1 --global_context_lambda 0 0.5 1"
+    assert ask("crpe", tiny_checkpoint("llava"), crpe(tmp_path), tmp_path / "a", how) == 0
     assert "72 answers" in (printed := capsys.readouterr().out)
     assert "vision ran on 6 images" in printed
 
@@ -134,22 +98,7 @@ def test_bad_rows_are_named_and_the_rest_is_scored(
     rows[0]["filename"] = "../outside.png"
     rows[1]["filename"] = "./VD/missing.png"
     write_json(folder / "HallusionBench.json", rows)
-    assert (
-        main(
-            [
-                "benchmark",
-                "hallusionbench",
-                "--model",
-                model,
-                "--data",
-                str(folder),
-                "--quiet",
-                "--answer_file",
-                str(tmp_path / "a.jsonl"),
-            ]
-        )
-        == 1
-    )
+    assert ask("hallusionbench", model, folder, tmp_path / "a.jsonl") == 1
     printed = capsys.readouterr()
     assert "HallusionBench.json:1: the path '../outside.png' must be relative and without '..'" in printed.out
     assert "does not exist" in printed.out
@@ -165,23 +114,7 @@ def test_a_link_that_leaves_the_root(
     inside = folder / "data" / "VD" / "illusion" / "0_0.png"
     inside.unlink()
     inside.symlink_to(tmp_path / "elsewhere" / "x.png")
-    assert (
-        main(
-            [
-                "benchmark",
-                "hallusionbench",
-                "--model",
-                model,
-                "--data",
-                str(folder),
-                "--quiet",
-                "--strict",
-                "--answer_file",
-                str(tmp_path / "a.jsonl"),
-            ]
-        )
-        == 2
-    )
+    assert ask("hallusionbench", model, folder, tmp_path / "a.jsonl", "--strict") == 2
     assert "is a link that leads out of" in capsys.readouterr().err
 
 

@@ -15,6 +15,11 @@ from transformers_agci.cli import COMMANDS, command_parser, find_command, main
 from transformers_agci.commands.parser import with_flags
 
 
+def python(code: str) -> "subprocess.CompletedProcess[str]":
+    """A fresh interpreter's run of the code, which must succeed."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
 def test_every_command_has_its_file_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert len({command.words for command in COMMANDS}) == len(COMMANDS)
     for command in COMMANDS:
@@ -34,7 +39,7 @@ def test_help_and_static_tables_load_nothing_large() -> None:
             "large = {'torch', 'transformers', 'numpy', 'PIL', 'matplotlib', 'scipy', 'pyarrow'}\n"
             "print(sorted(large & sys.modules.keys()), file=sys.stderr)"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        done = python(code)
         assert done.stderr.strip() == "[]", argument
         assert done.stdout.strip(), argument
 
@@ -47,7 +52,7 @@ def test_probe_metrics_and_demo_need_no_scipy_stats() -> None:
         "from transformers_agci.statistics.intervals import t_quantile\n"
         "assert t_quantile(5) > 2 and 'scipy.stats' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    python(code)
 
 
 def test_what_reads_results_loads_no_torch() -> None:
@@ -58,7 +63,7 @@ def test_what_reads_results_loads_no_torch() -> None:
         "from transformers_agci.experiments.similarity import report\n"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    python(code)
 
 
 def test_the_list_of_commands_loads_no_command() -> None:
@@ -69,7 +74,7 @@ def test_the_list_of_commands_loads_no_command() -> None:
         "print(*sorted(name for name in sys.modules if name.startswith('transformers_agci.')), file=sys.stderr)\n"
         "print(*{'inspect', 'json', 'logging', 'pathlib'} & sys.modules.keys(), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python(code)
     ours, standard = done.stderr.splitlines()
     assert ours.split() == ["transformers_agci.cli", "transformers_agci.errors"]
     assert standard == ""  # each takes longer to import than the list to print

@@ -13,6 +13,7 @@ import original_llava
 import pytest
 import training_data as td
 from PIL import Image
+from tiny_checkpoints import Checkpoints
 
 from transformers_agci.cli import main
 from transformers_agci.embedded.probe_set import build_probe_set, build_similarity_set
@@ -97,10 +98,7 @@ def test_convert(
 
 @pytest.mark.slow
 def test_an_output_deleted_while_it_is_made(
-    tiny_checkpoint: Callable[[str], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tiny_checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The unfinished folder of a merge, a copy and a conversion, in turn."""
     base, adapter = tiny_checkpoint("llava"), tmp_path / "adapter"
@@ -181,10 +179,7 @@ def test_a_second_interruption_does_not_wait() -> None:
 
 
 def test_interrupting_a_merge(
-    tiny_checkpoint: Callable[[str], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tiny_checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The interruption arrives while a weight is computed, where torch may turn it into another error."""
     base, data = tiny_checkpoint("llava"), td.write_data(tmp_path / "data")

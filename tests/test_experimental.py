@@ -2,12 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoints import random_image
+from tiny_checkpoints import Checkpoints, random_image
 from tiny_families import TEXT, TINY, make_batch
 
 from transformers_agci.cli import main
@@ -59,7 +58,7 @@ def test_a_model_without_the_place_is_said_to_have_none() -> None:
 
 
 def test_the_command_looks_at_a_checkpoint(
-    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tiny_checkpoint("llava")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -70,13 +69,13 @@ def test_the_command_looks_at_a_checkpoint(
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
-def copied(tiny_checkpoint: Callable[[str], Path], folder: Path) -> Path:
+def copied(tiny_checkpoint: Checkpoints, folder: Path) -> Path:
     """A LLaVA checkpoint that a test may spoil."""
     return shutil.copytree(tiny_checkpoint("llava"), folder / "spoiled")
 
 
 def test_a_checkpoint_without_a_chat_template_is_looked_at(
-    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """PaliGemma's and GOT-OCR2's have none: the image token then stands before the text."""
     folder = copied(tiny_checkpoint, tmp_path)
@@ -91,7 +90,7 @@ def test_a_checkpoint_without_a_chat_template_is_looked_at(
 
 
 def test_a_checkpoint_without_a_processor_is_a_sentence(
-    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = copied(tiny_checkpoint, tmp_path)
     for name in ("processor_config.json", "preprocessor_config.json"):
@@ -102,10 +101,7 @@ def test_a_checkpoint_without_a_processor_is_a_sentence(
 
 
 def test_a_call_that_fails_is_said(
-    tiny_checkpoint: Callable[[str], Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_checkpoint: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import LlavaModel
 
@@ -124,7 +120,7 @@ def test_a_refused_family_is_told_why(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_an_image_that_is_none_is_a_sentence(
-    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "words.png").write_text("words")
     for more in ([], ["--experimental"]):
@@ -136,7 +132,7 @@ def test_an_image_that_is_none_is_a_sentence(
 
 @pytest.mark.slow
 def test_an_image_that_the_processor_refuses_is_a_sentence(
-    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     random_image(0, 900, 3).save(tmp_path / "long.png")  # Qwen's takes no image longer than 200 times its height
     words = ["self-check", str(tiny_checkpoint("qwen2_5_vl")), "--image", str(tmp_path / "long.png")]
@@ -148,10 +144,7 @@ def test_an_image_that_the_processor_refuses_is_a_sentence(
 
 @pytest.mark.slow
 def test_a_family_that_nobody_declared_from_end_to_end(
-    tiny_checkpoint: Callable[[str], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tiny_checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A model_type that transformers knows, as after an upgrade, and AGCI does not: refused, then looked at."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor

@@ -36,6 +36,13 @@ def logits(model: Any, family: str = "llava") -> torch.Tensor:
         return model(**make_inputs(family, model)).logits
 
 
+def check_acts(model: Any, stock: torch.Tensor, family: str = "llava") -> None:
+    """AGCI is on at 0.7: the next call injects once and answers otherwise."""
+    assert model.global_context_broadcast_lambda == 0.7
+    assert not torch.equal(logits(model, family), stock)
+    assert current_handle(model).injections == 1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("where", ["config", "text_config", "inner config"])
 def test_key_set_on_the_config_of_a_model_without_it(family: str, where: str) -> None:
@@ -46,9 +53,7 @@ def test_key_set_on_the_config_of_a_model_without_it(family: str, where: str) ->
         where
     ]
     setattr(config, LAMBDA_KEY, 0.7)
-    assert model.global_context_broadcast_lambda == 0.7
-    assert not torch.equal(logits(model, family), stock)
-    assert current_handle(model).injections == 1
+    check_acts(model, stock, family)
     setattr(model.config, LAMBDA_KEY, 0.0)
     assert torch.equal(logits(model, family), stock)
 
@@ -58,9 +63,7 @@ def test_key_set_on_another_config_of_a_model_without_it() -> None:
     stock = logits(model)
     model.config = copy.deepcopy(model.config)  # the vlm inside keeps the old one
     setattr(model.config, LAMBDA_KEY, 0.7)
-    assert model.global_context_broadcast_lambda == 0.7
-    assert not torch.equal(logits(model), stock)
-    assert current_handle(model).injections == 1
+    check_acts(model, stock)
 
 
 @pytest.mark.parametrize("where", ["model", "inner model"])
@@ -73,9 +76,7 @@ def test_config_with_the_key_given_to_a_model_without_it(where: str) -> None:
     with_key = copy.deepcopy(model.config)
     setattr(with_key, LAMBDA_KEY, 0.7)
     shown.config = with_key
-    assert model.global_context_broadcast_lambda == 0.7
-    assert not torch.equal(logits(model), stock)
-    assert current_handle(model).injections == 1
+    check_acts(model, stock)
     model.global_context_broadcast_lambda = 0.0
     assert torch.equal(logits(model), stock)
 
@@ -86,9 +87,8 @@ def test_text_config_with_the_key_given_to_the_config_of_a_model_without_it() ->
     part = copy.deepcopy(model.config.text_config)
     vars(part)[LAMBDA_KEY] = 0.7
     model.config.text_config = part
-    assert model.global_context_broadcast_lambda == getattr(model.config, LAMBDA_KEY) == 0.7
-    assert not torch.equal(logits(model), stock)
-    assert current_handle(model).injections == 1
+    assert getattr(model.config, LAMBDA_KEY) == 0.7
+    check_acts(model, stock)
 
 
 def attached_and_detached() -> Any:
@@ -127,9 +127,7 @@ def test_key_set_on_a_model_that_has_no_agci_any_more_or_yet(made: Callable[[], 
         with_key = copy.deepcopy(model.config)
         setattr(with_key, LAMBDA_KEY, 0.7)
         model.config = with_key
-    assert model.global_context_broadcast_lambda == 0.7
-    assert not torch.equal(logits(model), stock)
-    assert current_handle(model).injections == 1
+    check_acts(model, stock)
 
 
 def test_key_set_in_text_config_while_agci_is_on(caplog: pytest.LogCaptureFixture) -> None:

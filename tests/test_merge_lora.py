@@ -11,7 +11,7 @@ import pytest
 import torch
 import training_data as td
 from safetensors.torch import load_file, save_file
-from tiny_checkpoints import FAMILIES, build_processor, prompt_inputs, random_image
+from tiny_checkpoints import FAMILIES, Checkpoints, build_processor, prompt_inputs, random_image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from transformers_agci import LAMBDA_KEY
@@ -34,7 +34,7 @@ class Tuned(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def tuned(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tuned]:
+def tuned(tiny_checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tuned]:
     """family -> two steps of training at a high rate, so that the adapter does something; once per family."""
     made: dict[str, Tuned] = {}
 
@@ -196,10 +196,7 @@ def test_another_lambda_is_a_warning(
 
 
 def test_bad_input_is_one_sentence(
-    tuned: Callable[[str], Tuned],
-    tiny_checkpoint: Callable[[str], Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    tuned: Callable[[str], Tuned], tiny_checkpoint: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = tuned("qwen2_5_vl")
     empty = tmp_path / "empty"
@@ -251,7 +248,7 @@ def test_an_adapter_that_is_not_a_number(
 def test_adapter_of_another_family(
     other: str,
     tuned: Callable[[str], Tuned],
-    tiny_checkpoint: Callable[[str], Path],
+    tiny_checkpoint: Checkpoints,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

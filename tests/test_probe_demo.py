@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_checkpoints import Checkpoints
 
 from transformers_agci.cli import main
 from transformers_agci.experiments import demo
@@ -15,10 +15,7 @@ from transformers_agci.inference.progress import Progress
 
 @pytest.mark.slow
 def test_demo_from_start_to_end(
-    tiny_checkpoint: Callable[[str], Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_checkpoint: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Recorded(Progress):
         def add(self, rows: int) -> None:

@@ -11,6 +11,7 @@ import probe_run
 import pytest
 from PIL import Image
 from probe_run import probe_rows, read, with_key, write_rows
+from tiny_checkpoints import Checkpoints
 
 from transformers_agci.cli import main
 from transformers_agci.method.lam import LAMBDA_KEY
@@ -179,11 +180,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("kind", MISTAKES)
 def test_a_mistake_is_one_sentence(
-    probe: Callable[..., Any],
-    data: Path,
-    tiny_checkpoint: Callable[[str], Path],
-    capsys: pytest.CaptureFixture[str],
-    kind: str,
+    probe: Callable[..., Any], data: Path, tiny_checkpoint: Checkpoints, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     make, sentence = MISTAKES[kind]
     changes = make(data, tiny_checkpoint("qwen2_5_vl"))

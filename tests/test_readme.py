@@ -2,11 +2,11 @@
 
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from tiny_checkpoints import Checkpoints
 
 from transformers_agci import cli
 
@@ -39,10 +39,7 @@ def commands(text: str) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_commands_run(
-    tiny_checkpoint: Callable[[str], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tiny_checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The quick start's probe on a tiny checkpoint and the shipped sample, its map, and the other maps."""
     samples = ROOT / "probe_datasets"

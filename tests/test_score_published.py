@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def scored(name: str, answers: Path, **inputs: Any) -> Score:
-    return benchmark(name).score(Inputs((answers,), **inputs))
+    return benchmark(name).scoring.score(Inputs((answers,), **inputs))
 
 
 def test_scienceqa_of_llava() -> None:

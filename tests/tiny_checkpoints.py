@@ -10,6 +10,7 @@ transformers 4.57.1 to 5.24.0. Gemma3n needs timm and torchvision, the Qwen and 
 The models are here, tokenizers and processors in family_processors.py, inputs in family_inputs.py.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "FAMILIES",
     "MODEL_CLASSES",
     "TRANSFORMERS_5",
+    "Checkpoints",
     "build_config",
     "build_model",
     "build_processor",
@@ -34,6 +36,8 @@ __all__ = [
     "prompt_inputs",
     "random_image",
 ]
+
+Checkpoints = Callable[[str], Path]  # what conftest's `tiny_checkpoint` is: family -> folder
 
 MODEL_CLASSES = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",

@@ -1,7 +1,7 @@
 """Tiny models of the kin of families/codes.py."""
 
 from tiny_families.batches import AUDIO, IMG, WIDTH, padded_pixels
-from tiny_families.configs import config, row, text
+from tiny_families.configs import VQ, config, row, text
 from tiny_families.pieces import apertus_piece, emu_piece
 
 # Since transformers 5.24.
@@ -12,15 +12,7 @@ NEWEST = (
         config(
             "Apertus1p5Config",
             text_config=text(),
-            vision_config={
-                "codebook_size": 16,
-                "embed_dim": 4,
-                "latent_channels": 4,
-                "base_channels": 32,
-                "channel_multiplier": [1, 1],
-                "num_res_blocks": 1,
-                "attn_resolutions": [],
-            },
+            vision_config={**VQ, "codebook_size": 16, "attn_resolutions": []},
             audio_config={
                 "model_type": "wavtokenizer_encoder",
                 "num_filters": 4,
@@ -48,12 +40,8 @@ ROWS = (
             "Emu3Config",
             text_config=text(),
             vq_config={
+                **VQ,
                 "codebook_size": 16,
-                "embed_dim": 4,
-                "latent_channels": 4,
-                "base_channels": 32,
-                "channel_multiplier": [1, 1],
-                "num_res_blocks": 1,
                 "hidden_size": WIDTH,
                 "attn_resolutions": [],
                 "temporal_downsample_factor": 1,

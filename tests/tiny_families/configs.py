@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 
-from tiny_families.batches import BOS, EOS, IMG, PAD, VIDEO, VOCABULARY, WIDTH, Piece, TinyFamily, concatenated
+from tiny_families.batches import AUDIO, BOS, EOS, IMG, PAD, VIDEO, VOCABULARY, WIDTH, Piece, TinyFamily, concatenated
 
 
 def text(**more: Any) -> dict[str, Any]:
@@ -69,7 +69,13 @@ QWEN_VISION = {
 }
 
 
-QWEN_IDS = {"image_token_id": IMG, "video_token_id": VIDEO, "vision_start_token_id": 3, "vision_end_token_id": 4}
+IDS = {"image_token_id": IMG, "video_token_id": VIDEO}
+
+
+IDS_WITH_AUDIO = {**IDS, "audio_token_id": AUDIO}
+
+
+QWEN_IDS = {**IDS, "vision_start_token_id": 3, "vision_end_token_id": 4}
 
 
 TILE = 16  # pixels
@@ -157,12 +163,56 @@ GLM_ROPE = {"rope_scaling": MROPE, "rope_parameters": {**MROPE, "partial_rotary_
 
 
 GLM_IDS = {
-    "image_token_id": IMG,
-    "video_token_id": VIDEO,
+    **IDS,
     "image_start_token_id": 3,
     "image_end_token_id": 4,
     "video_start_token_id": 11,
     "video_end_token_id": 12,
+}
+
+
+GLM_4V = {
+    "text_config": text(model_type="glm4v_text", **GLM_ROPE),
+    "vision_config": {**GLM_VISION, "model_type": "glm4v_vision"},
+    **GLM_IDS,
+}
+
+
+GEMMA4_IDS = {**IDS_WITH_AUDIO, "boi_token_id": 3, "eoi_token_id": 4, "boa_token_id": 11, "eoa_token_index": 12}
+
+
+INKLING = {
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "sliding_window_size": 64,
+    "d_rel": 4,
+    "rel_extent": 64,
+    "unpadded_vocab_size": VOCABULARY,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}
+
+
+INKLING2_VISION = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 4,
+    "mlp_ratio": 2.0,
+    "posemb_grid_size": 8,
+    "projection_hidden_dim": WIDTH,
+    "text_hidden_size": WIDTH,
+}
+
+
+VQ = {
+    "embed_dim": 4,
+    "latent_channels": 4,
+    "base_channels": 32,
+    "channel_multiplier": [1, 1],
+    "num_res_blocks": 1,
 }
 
 

@@ -3,7 +3,7 @@
 from functools import partial
 
 from tiny_families.batches import IMG, WIDTH, random
-from tiny_families.configs import DEEPSEEK_MOE, LLAMA, SAM, SAM_HALVED, SIGLIP, TILE, config, row, text
+from tiny_families.configs import DEEPSEEK_MOE, LLAMA, SAM, SAM_HALVED, SIGLIP, TILE, VQ, config, row, text
 from tiny_families.pieces import square_piece, step_tokens, views, views_piece
 
 ROWS = (
@@ -44,12 +44,9 @@ ROWS = (
                 "num_image_tokens": 16,
             },
             vq_config={
-                "embed_dim": 4,
-                "num_embeddings": 16,
+                **VQ,
                 "latent_channels": 16,
-                "base_channels": 32,
-                "channel_multiplier": [1, 1],
-                "num_res_blocks": 1,
+                "num_embeddings": 16,
                 "num_patches": 4,
                 "projection_dim": WIDTH,
                 "image_token_embed_dim": WIDTH,

@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from tiny_families.batches import AUDIO, IMG, VIDEO, VOCABULARY, WIDTH
-from tiny_families.configs import HEADS, INDEX, SIGLIP, config, row, text
+from tiny_families.batches import VOCABULARY, WIDTH
+from tiny_families.configs import GEMMA4_IDS, HEADS, INDEX, SIGLIP, config, row, text
 from tiny_families.pieces import gemma4_piece, pooled_piece, square_piece
 
 ROWS = (
@@ -41,13 +41,7 @@ ROWS = (
                 "patch_size": 4,
                 "position_embedding_size": 64,
             },
-            image_token_id=IMG,
-            video_token_id=VIDEO,
-            audio_token_id=AUDIO,
-            boi_token_id=3,
-            eoi_token_id=4,
-            boa_token_id=11,
-            eoa_token_index=12,
+            **GEMMA4_IDS,
         ),
         gemma4_piece,
     ),
@@ -72,13 +66,7 @@ ROWS = (
                 "mm_posemb_size": 16,
                 "output_proj_dims": WIDTH,
             },
-            image_token_id=IMG,
-            video_token_id=VIDEO,
-            audio_token_id=AUDIO,
-            boi_token_id=3,
-            eoi_token_id=4,
-            boa_token_id=11,
-            eoa_token_index=12,
+            **GEMMA4_IDS,
         ),
         pooled_piece,
     ),

@@ -1,12 +1,17 @@
 """Tiny models of the kin of families/grids.py whose pixels come in patches with `image_grid_thw`, as Qwen's."""
 
-from tiny_families.batches import AUDIO, IMG, VIDEO, VOCABULARY, WIDTH
+from tiny_families.batches import IMG, VIDEO, WIDTH
 from tiny_families.configs import (
     CLIP_SIZES,
     DSA,
+    GLM_4V,
     GLM_IDS,
     GLM_ROPE,
     GLM_VISION,
+    IDS,
+    IDS_WITH_AUDIO,
+    INKLING,
+    INKLING2_VISION,
     MOE,
     MROPE,
     MROPE_INTERLEAVED,
@@ -23,6 +28,7 @@ from tiny_families.pieces import (
     hy4_piece,
     token_grid_piece,
 )
+from tiny_families.qwen import qwen_row
 
 # Since transformers 5.24.
 NEWEST = (
@@ -44,8 +50,7 @@ NEWEST = (
                 "out_hidden_size": WIDTH,
                 "max_image_size": 64,
             },
-            image_token_id=IMG,
-            video_token_id=VIDEO,
+            **IDS,
         ),
         hy4_piece,
         lora="q_a_proj|o_proj",
@@ -57,16 +62,7 @@ NEWEST = (
             "Inkling2LoopConfig",
             text_config=text(
                 num_hidden_layers=4,
-                swa_num_attention_heads=4,
-                swa_num_key_value_heads=2,
-                swa_head_dim=8,
-                sliding_window_size=64,
-                d_rel=4,
-                rel_extent=64,
-                unpadded_vocab_size=VOCABULARY,
-                n_routed_experts=4,
-                num_experts_per_tok=2,
-                moe_intermediate_size=32,
+                **INKLING,
                 n_layers_per_attn_res_block=1,
                 layer_types=["hybrid_sliding", "hybrid"] * 2,
                 loop_layer_index_start=1,
@@ -74,16 +70,7 @@ NEWEST = (
                 loop_num_passes=2,
                 loop_gate_rank=4,
             ),
-            vision_config={
-                "hidden_size": WIDTH,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "patch_size": 4,
-                "mlp_ratio": 2.0,
-                "posemb_grid_size": 8,
-                "projection_hidden_dim": WIDTH,
-                "text_hidden_size": WIDTH,
-            },
+            vision_config=INKLING2_VISION,
             image_token_id=IMG,
         ),
         token_grid_piece,
@@ -125,12 +112,7 @@ ROWS = (
     row(
         "glm46v",
         "Glm46V",
-        config(
-            "Glm46VConfig",
-            text_config=text(model_type="glm4v_text", **GLM_ROPE),
-            vision_config={**QWEN_VISION, "image_size": 32, "model_type": "glm4v_vision"},
-            **GLM_IDS,
-        ),
+        config("Glm46VConfig", **GLM_4V),
         QWEN_PATCH,
     ),
     row(
@@ -140,8 +122,7 @@ ROWS = (
             "Exaone4_5_Config",
             text_config=text(model_type="exaone4", layer_types=["full_attention", "full_attention"]),
             vision_config={**QWEN_VISION, "num_key_value_heads": 2, "fullatt_block_indexes": [1], "window_size": 16},
-            image_token_id=IMG,
-            video_token_id=VIDEO,
+            **IDS,
         ),
         QWEN_PATCH,
     ),
@@ -160,35 +141,17 @@ ROWS = (
     row(
         "glmga",
         "Glm46V",
-        config(
-            "GlmgaConfig",
-            text_config=text(model_type="glm4v_text", **GLM_ROPE),
-            vision_config={**QWEN_VISION, "image_size": 32, "model_type": "glm4v_vision"},
-            **GLM_IDS,
-        ),
+        config("GlmgaConfig", **GLM_4V),
         QWEN_PATCH,
     ),
-    row(
-        "cohere_compass",
-        "CohereCompass",
-        config(
-            "CohereCompassConfig",
-            text_config=text(rope_parameters={"full_attention": MROPE_INTERLEAVED}),
-            vision_config=QWEN3_VISION,
-            **QWEN_IDS,
-        ),
-        QWEN_PATCH,
+    qwen_row(
+        "cohere_compass", "CohereCompass", text(rope_parameters={"full_attention": MROPE_INTERLEAVED}), QWEN3_VISION
     ),
-    row(
+    qwen_row(
         "cosmos3_omni",
         "Cosmos3Omni",
-        config(
-            "Cosmos3OmniConfig",
-            text_config=text(model_type="qwen3_vl_text", rope_parameters=MROPE_INTERLEAVED),
-            vision_config={**QWEN_VISION, "model_type": "qwen3_vl_vision", "deepstack_visual_indexes": [0]},
-            **QWEN_IDS,
-        ),
-        QWEN_PATCH,
+        text(model_type="qwen3_vl_text", rope_parameters=MROPE_INTERLEAVED),
+        {**QWEN_VISION, "model_type": "qwen3_vl_vision", "deepstack_visual_indexes": [0]},
     ),
     row(
         "hyperclovax_vision_v2",
@@ -202,8 +165,7 @@ ROWS = (
                 "fullatt_block_indexes": [1],
                 "window_size": 16,
             },
-            image_token_id=IMG,
-            video_token_id=VIDEO,
+            **IDS,
             tie_word_embeddings=False,
         ),
         QWEN_PATCH,
@@ -215,8 +177,7 @@ ROWS = (
             "MuseGlimmerConfig",
             text_config=text(sliding_window=64, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
             vision_config=MUSE_V,
-            image_token_id=IMG,
-            video_token_id=VIDEO,
+            **IDS,
             out_hidden_size=4 * WIDTH,
             projector_hidden_size=WIDTH,
         ),
@@ -276,9 +237,7 @@ ROWS = (
             ),
             vision_config=MUSE_V,
             audio_config={"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "out_hidden_size": WIDTH},
-            image_token_id=IMG,
-            video_token_id=VIDEO,
-            audio_token_id=AUDIO,
+            **IDS_WITH_AUDIO,
             out_hidden_size=4 * WIDTH,
             projector_hidden_size=WIDTH,
         ),

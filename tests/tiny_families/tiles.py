@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from tiny_families.batches import IMG, PAD, VIDEO, VOCABULARY, WIDTH, per_sample
-from tiny_families.configs import CLIP, IDEFICS_VISION, INDEX, LLAMA, QWEN2, SAM, SIGLIP, TILE, config, row, text
+from tiny_families.batches import IMG, PAD, VOCABULARY, WIDTH, TinyFamily, per_sample
+from tiny_families.configs import CLIP, IDEFICS_VISION, IDS, INDEX, LLAMA, QWEN2, SAM, SIGLIP, TILE, config, row, text
 from tiny_families.pieces import (
     aya_piece,
     cohere_piece,
@@ -19,35 +19,23 @@ from tiny_families.pieces import (
     square_piece,
 )
 
+
+def idefics(model_type: str, name: str) -> TinyFamily:
+    """Idefics 3 and SmolVLM are built alike."""
+    made = config(
+        f"{name}Config",
+        text_config=LLAMA,
+        vision_config={**CLIP, "model_type": f"{model_type}_vision"},
+        scale_factor=2,
+        image_token_id=IMG,
+        pad_token_id=PAD,
+    )
+    return row(model_type, name, made, partial(idefics_piece, tokens=4), per_sample)
+
+
 ROWS = (
-    row(
-        "idefics3",
-        "Idefics3",
-        config(
-            "Idefics3Config",
-            text_config=LLAMA,
-            vision_config={**CLIP, "model_type": "idefics3_vision"},
-            scale_factor=2,
-            image_token_id=IMG,
-            pad_token_id=PAD,
-        ),
-        partial(idefics_piece, tokens=4),
-        per_sample,
-    ),
-    row(
-        "smolvlm",
-        "SmolVLM",
-        config(
-            "SmolVLMConfig",
-            text_config=LLAMA,
-            vision_config={**CLIP, "model_type": "smolvlm_vision"},
-            scale_factor=2,
-            image_token_id=IMG,
-            pad_token_id=PAD,
-        ),
-        partial(idefics_piece, tokens=4),
-        per_sample,
-    ),
+    idefics("idefics3", "Idefics3"),
+    idefics("smolvlm", "SmolVLM"),
     row(
         "granite_docling",
         "GraniteDocling",
@@ -164,8 +152,7 @@ ROWS = (
                 },
             },
             projector_pooling_ratio=2,
-            image_token_id=IMG,
-            video_token_id=VIDEO,
+            **IDS,
         ),
         partial(perception_piece, tokens=4),
     ),
