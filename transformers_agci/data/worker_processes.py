@@ -38,14 +38,8 @@ def in_order(
     context = get_context("spawn")
     ended, end = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(processes, context, _begin, (start, ended))
-    pending: deque[Future[Result]] = deque()
     try:
-        for task in tasks:
-            pending.append(executor.submit(_do, work, task))
-            if len(pending) >= 4 * processes:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        yield from _results(executor, work, tasks, ahead=4 * processes)
     except BrokenProcessPool:
         raise InputError(
             "A worker process was killed or could not begin (out of memory? a script whose work does not stand below "
@@ -58,6 +52,19 @@ def in_order(
         executor.shutdown(cancel_futures=True)
         end.close()
         ended.close()
+
+
+def _results(
+    executor: ProcessPoolExecutor, work: Callable[[Task], Result], tasks: Iterable[Task], ahead: int
+) -> Generator[Result, None, None]:
+    """The results in the order of the tasks, of which at most `ahead` are handed out before theirs is taken."""
+    pending: deque[Future[Result]] = deque()
+    for task in tasks:
+        pending.append(executor.submit(_do, work, task))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _do(work: Callable[[Task], Result], task: Task) -> Result:

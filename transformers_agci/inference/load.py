@@ -69,10 +69,7 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
     Raises InputError for everything that is wrong with the folder, the options or the installed packages.
     """
     one_thread_on_cpu()
-    if options.vision not in VISION:
-        raise InputError(f"`vision` must be {' or '.join(VISION)}, but is {options.vision!r}.")
-    if options.dtype not in DTYPES:
-        raise InputError(f"`dtype` must be one of {', '.join(DTYPES)}, but is {options.dtype!r}.")
+    _check_words(options)
     quick = chosen(options.kernels)
     from transformers_agci.families import SUPPORTED_FAMILIES, family_of, find_vlm, image_token_id
     from transformers_agci.inference import checkpoint_files
@@ -104,6 +101,14 @@ def load(options: LoadOptions, *, weights: bool = True) -> LoadedModel:
         **recorded(quick, device.type, kernels.on, kernels.reasons),
     }
     return LoadedModel(model, processor, family_of(model), device, identity, notes, lam, quick)
+
+
+def _check_words(options: LoadOptions) -> None:
+    """InputError where an option that takes one of a few words has another."""
+    if options.vision not in VISION:
+        raise InputError(f"`vision` must be {' or '.join(VISION)}, but is {options.vision!r}.")
+    if options.dtype not in DTYPES:
+        raise InputError(f"`dtype` must be one of {', '.join(DTYPES)}, but is {options.dtype!r}.")
 
 
 def _model_identity(model: Any, options: LoadOptions, device: Any) -> dict[str, Any]:

@@ -49,9 +49,7 @@ def committed_folder(
     """
     target = with_a_name(target)
     with exclusive_lock(target, doing, wait=wait):
-        _put_back(target)
-        unfinished = unfinished_folder(target)
-        _remove(unfinished)
+        unfinished = _after_a_kill(target)
         if _is_done(target, is_finished, replace):
             yield None
             return
@@ -146,15 +144,16 @@ def _replaced(target: Path) -> Path:
     return target.with_name(f".{target.name}.replaced")
 
 
-def _put_back(target: Path) -> None:
-    """What a run that was killed between its two renames had moved aside, or had yet to remove."""
-    replaced = _replaced(target)
-    if not replaced.exists():
-        return
-    if target.exists():
-        _remove(replaced)
-    else:
-        replaced.rename(target)
+def _after_a_kill(target: Path) -> Path:
+    """The place of the unfinished folder, empty; what a killed run had moved aside is back, or removed."""
+    replaced, unfinished = _replaced(target), unfinished_folder(target)
+    if replaced.exists():
+        if target.exists():
+            _remove(replaced)
+        else:  # it was killed between its two renames
+            replaced.rename(target)
+    _remove(unfinished)
+    return unfinished
 
 
 def _remove(path: Path) -> None:

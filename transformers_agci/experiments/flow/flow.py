@@ -5,7 +5,7 @@ text after the image (mean over its tokens), and from the answer's position (the
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,10 +79,7 @@ def measure_flow(
     with refusal_named(question.where):
         prompt = tokenize(loaded.processor, [chat_text(loaded.processor, question)], [[image]])
     columns = _image_columns(prompt["input_ids"][0], image_token_id(find_vlm(loaded.model).config), question.where)
-    grid = prompt["image_grid_thw"][0].tolist() if "image_grid_thw" in prompt else None
-    layout = token_layout(
-        loaded.family, ImageInfo(*image.size, len(columns), loaded.model.config, loaded.processor.image_processor, grid)
-    )
+    layout = _layout(loaded, prompt, image.size, len(columns))
     rows = range(columns.stop, prompt["input_ids"].shape[1])
     inputs = to_device(loaded, prompt)
     answerer = Answerer(loaded.model, loaded.processor)
@@ -97,6 +94,13 @@ def measure_flow(
         mean = recorded.weights.mean(dim=0)  # [rows, N]
         flows.append(Flow(lam, answer.text, tuple(chosen), mean.mean(dim=0), mean[-1], layout))
     return flows
+
+
+def _layout(loaded: LoadedModel, prompt: Mapping[str, Any], size: tuple[int, int], tokens: int) -> TokenLayout:
+    """How the prompt's one image, of `size` pixels (width, height), lies under its tokens."""
+    grid = prompt["image_grid_thw"][0].tolist() if "image_grid_thw" in prompt else None
+    image = ImageInfo(*size, tokens, loaded.model.config, loaded.processor.image_processor, grid)
+    return token_layout(loaded.family, image)
 
 
 def _image_columns(ids: torch.Tensor, image_token_id: int, where: str) -> range:

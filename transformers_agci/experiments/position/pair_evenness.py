@@ -85,22 +85,15 @@ def compare_evenness(
     """
     side = yes or no
     assert side is not None
-    auc = margin = other = margin_no = None
     d_prime: tuple[Change | None, Change | None] = (None, None)
     other_unit = "the distance of Yes and No rows" if yes and no else LOGITS
     cells = 0
     if yes and no:
         answered = Answered.of(yes, no)
         d_prime, cells = answered.in_both_units(), int(answered.cells.sum())
-        if yes[0].has_margins and no[0].has_margins:
-            auc = _compare_both(evenness.of_auc, yes, no)
-            other = _compare_both(evenness.of_margins_by_distance, yes, no)
-    if yes and yes[0].has_margins:
-        margin = _compare_standardized(yes, no)
-        if no is None:
-            other = evenness.compare(*(evenness.of_means(_with_rows(tables.margin)) for tables in yes))
-    if no and no[0].has_margins:
-        margin_no = _compare_standardized(no, yes)
+    margin = _compare_standardized(yes, no) if yes and yes[0].has_margins else None
+    margin_no = _compare_standardized(no, yes) if no and no[0].has_margins else None
+    auc, other = _auc_and_other_unit(yes, no)
     said, reason = verdict_on_evenness(yes, no, (margin, other, other_unit), without_margins)
     if choice:
         said, reason = "cannot tell", "choices have no margins, and accuracies alone get nearer where all of them rise"
@@ -119,6 +112,15 @@ def compare_evenness(
         verdict=said,
         reason=reason,
     )
+
+
+def _auc_and_other_unit(yes: Both | None, no: Both | None) -> tuple[Change | None, Change | None]:
+    """AUC, and the margins of the Yes rows by their distance from the No rows, or in logits where there are none."""
+    if yes and no and yes[0].has_margins and no[0].has_margins:
+        return _compare_both(evenness.of_auc, yes, no), _compare_both(evenness.of_margins_by_distance, yes, no)
+    if yes and no is None and yes[0].has_margins:
+        return None, evenness.compare(*(evenness.of_means(_with_rows(tables.margin)) for tables in yes))
+    return None, None
 
 
 def _items_of_units(yes: Both | None, no: Both | None) -> tuple[int, int]:
