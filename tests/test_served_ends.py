@@ -129,6 +129,12 @@ def test_a_server_that_fails_on_every_image_ends_the_run(tmp_path: Path) -> None
             r"provided: \[key\]\) with the key in",
         ),
         (Says(403, ""), "refuses access"),
+        (Says(401, {"detail": "Not authenticated"}), "HTTP 401: Not authenticated"),
+        (Says(404, {"error": "model gone"}), r"model gone\. It serves: stub\."),
+        (
+            Says(429, {"error": {"code": "insufficient_quota", "message": "You exceeded it."}}),
+            "paid .HTTP 402: You exc",
+        ),
         (Says(200, "<!doctype html><title>Log in</title>"), "answers with HTML in place of a JSON object"),
         (Says(200, "[1, 2"), "answers with something else in place of a JSON object"),
         (
@@ -149,6 +155,9 @@ def test_a_server_that_fails_on_every_image_ends_the_run(tmp_path: Path) -> None
         "model",
         "key",
         "rights",
+        "a framework's own form",
+        "model, otherwise",
+        "purse",
         "html",
         "no json",
         "redirect",

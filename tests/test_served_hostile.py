@@ -72,6 +72,10 @@ def test_what_a_request_asks_is_not_changed_by_extra_fields(name: str) -> None:
         ([("Yes", {"No": -2.0, "Yes": -0.5})], "Yes", (-0.5, -2.0)),  # in any order
         ([(" Yes", {" No": -2.0, " Yes": -0.5, "No": -9.0})], "Yes", (-0.5, -2.0)),
         ([("yes", {"yes": -0.1, "Yes": -2.0, "No": -3.0})], "yes", (-2.0, -3.0)),  # as the other engines
+        ([("ĠYes", {"ĠNo": -2.0, "ĠYes": -0.5, "No": -9.0})], "Yes", (-0.5, -2.0)),
+        ([("▁Yes", {"▁No": -2.0, "▁Yes": -0.5, "Yes": -9.0})], "Yes", (-0.5, -2.0)),
+        ([("\n\nYes", {"\n\nNo": -2.0, "\n\nYes": -0.5})], "Yes", (-0.5, -2.0)),
+        ([("Yes", {"Yes": 1.2e-07, "No": -15.9})], "Yes", (1.2e-07, -15.9)),  # rounded to above 0
         ([("No", {"No": -0.1, "Nope": -2.0})], "No", (None, -0.1)),
         ([("Maybe", {"Maybe": -0.1})], "Maybe", (None, None)),
         ([("Yes", {"Yes": float("nan"), "No": -2.0})], "Yes", (None, -2.0)),

@@ -75,12 +75,16 @@ def test_a_short_key_is_in_no_file_and_no_message(
 
 
 @pytest.mark.parametrize(
-    "given", [{"base_url": f"http://localhost:1/{KEY}/v1"}, {"extra_body": {"api_key": KEY}}], ids=["base_url", "body"]
+    "given",
+    [{"base_url": f"http://localhost:1/{KEY}/v1"}, {"extra_body": {"api_key": KEY}}, {"model": KEY}],
+    ids=["base_url", "body", "model"],
 )
 def test_a_key_in_what_is_written_into_manifests_is_refused(tmp_path: Path, given: dict) -> None:
-    options = ServedOptions(**{"base_url": "http://localhost:1/v1", **given})
+    model = LoadOptions(given.get("model", "stub"))
+    served = {name: value for name, value in given.items() if name != "model"}
+    options = EngineOptions("openai", ServedOptions(**{"base_url": "http://localhost:1/v1", **served}))
     with pytest.raises(InputError, match=f"`{next(iter(given))}` holds the key of the environment variable") as raised:
-        client.ServerClient(options)
+        _ = open_engine(options, model).description
     assert KEY not in str(raised.value)
 
 
@@ -89,6 +93,14 @@ def test_a_proxy_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="A proxy of the environment") as raised:
         client.ServerClient(ServedOptions("http://localhost:1/v1"))
     assert "secret" not in str(raised.value)
+
+
+def test_certificates_that_cannot_be_read_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "no.pem").write_text("hello")
+    for file in (tmp_path / "no.pem", tmp_path / "missing.pem"):
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+        with pytest.raises(InputError, match=r"certificates .* cannot be read .*SSL_CERT_FILE"):
+            client.ServerClient(ServedOptions("https://localhost:1/v1"))
 
 
 @pytest.mark.parametrize("key", ["sk-with space", "sk-line\nbreak", "schlüssel"])
@@ -143,7 +155,13 @@ def test_base_urls_that_are_refused(url: str | None, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("url", "warned"),
-    [("http://models.example/v1", True), ("https://models.example/v1", False), ("http://localhost:1/v1", False)],
+    [
+        ("http://models.example/v1", True),
+        ("https://models.example/v1", False),
+        ("http://localhost:1/v1", False),
+        ("http://0.0.0.0:1/v1", False),
+        ("http://[::ffff:127.0.0.1]:1/v1", False),
+    ],
 )
 def test_a_key_that_would_go_unencrypted_to_another_machine_is_warned_of(
     url: str, warned: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -58,9 +58,11 @@ def test_a_success_without_a_reply_is_asked_again(tmp_path: Path, says: Says) ->
     assert (summary.exit_code, summary.counts.retries, len(rows(tmp_path / "A.jsonl"))) == (0, 1, ROWS)
 
 
-def test_a_reply_is_one_under_any_success(tmp_path: Path) -> None:
-    with stub_server(lambda number, body: Says(201, completion())) as server:
-        assert ask(server, tmp_path / "A.jsonl", retries=0).exit_code == 0
+def test_a_reply_is_one_under_any_success_and_behind_a_mark_of_its_encoding(tmp_path: Path) -> None:
+    for name, says in (("A", Says(201, completion())), ("B", Says(body="\ufeff" + json.dumps(completion())))):
+        with stub_server(lambda number, body, says=says: says) as server:
+            assert ask(server, tmp_path / f"{name}.jsonl", retries=0).exit_code == 0
+    assert rows(tmp_path / "A.jsonl") == rows(tmp_path / "B.jsonl")
 
 
 @pytest.mark.sampled(5)

@@ -1,6 +1,7 @@
 """The engine openai against a stub server: failures that pass by themselves are tried again."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from served_run import ROWS, ask
 from stub_server import Says, completion, stub_server
 
 from transformers_agci.errors import InputError
-from transformers_agci.inference.served import client
+from transformers_agci.inference.served import client, pace
 
 quick_and_keyed = served_run.quick_and_keyed  # fixture of every test
 
@@ -118,6 +119,26 @@ def test_retry_after_holds_all_requests(tmp_path: Path) -> None:
         pytest.raises(InputError, match=r"asks to come back in 7200 s\. Finished blocks are kept"),
     ):
         ask(server, tmp_path / "B.jsonl")
+
+
+def test_a_retry_after_holds_what_waits_for_its_turn_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request a second; a pause of 30 s is asked for while the third waits, and goes after it."""
+    clock = [100.0]
+    monkeypatch.setattr(pace.time, "monotonic", lambda: clock[0])
+
+    class Stopped(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            clock[0] += timeout or 0.0
+            if clock[0] == 102.0:
+                paced.hold(30.0)
+            return False
+
+    paced = pace.Pace(60.0, Stopped())
+    went = []
+    for _ in range(4):
+        paced.wait()
+        went.append(clock[0])
+    assert went == [100.0, 101.0, 132.0, 133.0]
 
 
 @pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": [{"message": {"content": 5}}]}, {"choices": [7]}])

@@ -45,6 +45,8 @@ def place(location: str) -> str:
 def is_this_machine(host: str) -> bool:
     """Whether a host is the loopback, so that nobody else sees what is sent there."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
+        address = getattr(address, "ipv4_mapped", None) or address
+        return address.is_loopback or address.is_unspecified  # 0.0.0.0 is what vLLM's log calls its own address
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")

@@ -18,7 +18,6 @@ import os
 import random
 import re
 import threading
-import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,8 +34,10 @@ from transformers_agci.inference.served.faults import (
     NoAnswer,
     RequestRefused,
     fault_in,
+    fault_of_status,
     retry_after,
 )
+from transformers_agci.inference.served.pace import Pace
 
 LIBRARIES = ("httpx", "httpx2")  # of one kind; huggingface_hub brings the one or the other
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between two tries, doubled each time
@@ -91,27 +92,6 @@ class ServedOptions:
                 raise InputError(f"`extra_body` must not hold {name!r}: a request asks one question for one answer.")
 
 
-class Pace:
-    """When the next request may go: no more than so many a minute, and not before a server's Retry-After."""
-
-    def __init__(self, per_minute: float | None, stopped: threading.Event) -> None:
-        self._interval = 60.0 / per_minute if per_minute else 0.0
-        self._next, self._lock, self._stopped = 0.0, threading.Lock(), stopped
-
-    def wait(self) -> None:
-        """Take the next slot and wait for it."""
-        with self._lock:
-            now = time.monotonic()
-            slot = max(now, self._next)
-            self._next = slot + self._interval
-        self._stopped.wait(min(slot - now, threading.TIMEOUT_MAX))
-
-    def hold(self, seconds: float) -> None:
-        """Nobody asks for so long."""
-        with self._lock:
-            self._next = max(self._next, time.monotonic() + seconds)
-
-
 class _Response(NamedTuple):
     """An answer, read to its end."""
 
@@ -132,8 +112,8 @@ class ServerClient:
         key = re.escape(self._key or "")
         # A short key is cut out where it stands as a word: "EMPTY", not each "a" of a sentence.
         self._key_in_text = re.compile(key if self._told_apart else rf"(?<![A-Za-z0-9]){key}(?![A-Za-z0-9])")
-        self._check_no_key_in("base_url", self.base_url)
-        self._check_no_key_in("extra_body", json.dumps(dict(options.extra_body)))
+        self.check_no_key_in("base_url", self.base_url)
+        self.check_no_key_in("extra_body", json.dumps(dict(options.extra_body)))
         self._stopped = threading.Event()
         self._pace = Pace(options.requests_per_minute, self._stopped)
         self.retries, self._lock = 0, threading.Lock()
@@ -151,10 +131,16 @@ class ServerClient:
             return self._http.AsyncClient(
                 headers=headers, timeout=options.timeout, limits=limits, follow_redirects=False, mounts=direct
             )
-        except (ValueError, ImportError):  # its words may hold the proxy's password
+        except (ValueError, ImportError, self._http.InvalidURL):  # its words may hold the proxy's password
             raise InputError(
                 "A proxy of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used: it must be like "
                 "http://host:3128; socks5:// needs the package socksio."
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"The certificates with which servers are checked cannot be read ({error.strerror or error}); the "
+                "environment variables SSL_CERT_FILE, SSL_CERT_DIR and SSLKEYLOGFILE name files for that: unset or "
+                "mend them."
             ) from None
 
     @property
@@ -198,7 +184,7 @@ class ServerClient:
             return Fault(NO_ANSWER, f"{type(error).__name__}: {self._without_key(str(error))}")
         headers = response.headers
         if not 200 <= response.status < 300:
-            fault: Fault | None = Fault(response.status, self._message(response))
+            fault: Fault | None = fault_of_status(response.status, response.phrase, response.text)
         else:
             found = self._object(response.text)
             fault = Fault(NO_ANSWER, "an answer whose JSON breaks off") if found is None else fault_in(found)
@@ -241,7 +227,7 @@ class ServerClient:
                 raise self._http.DecodingError(str(error), request=request) from None
             unpacked = b""  # the status says what is wrong
         self._check_size(unpacked)
-        text = unpacked.decode("utf-8", "replace")
+        text = unpacked.decode("utf-8-sig", "replace")  # some servers write a mark before it
         return _Response(response.status_code, response.reason_phrase, response.headers, text)
 
     def _check_size(self, content: bytes | bytearray) -> None:
@@ -286,7 +272,8 @@ class ServerClient:
         models = self.models()
         if models:
             more = f" and {len(models) - 20} more" if len(models) > 20 else ""
-            return f"The server at {self.base_url} says: {reason} It serves: {', '.join(models[:20])}{more}."
+            served = ", ".join(models[:20])
+            return f"The server at {self.base_url} says: {reason.rstrip('.')}. It serves: {served}{more}."
         lacks = f"The server at {self.base_url} has no /chat/completions (HTTP 404: {reason})"
         return f"{lacks}; `base_url` often ends in /v1."
 
@@ -327,16 +314,6 @@ class ServerClient:
             return {self._without_key(name): self._cleaned(value, answer) for name, value in found.items()}
         return found
 
-    def _message(self, response: _Response) -> str:
-        try:
-            found = json.loads(response.text)
-        except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, dict):
-            error = found.get("error", found)
-            found = error.get("message") if isinstance(error, dict) else error
-        return str(found or response.phrase or "no message")
-
     def _quoted(self, message: object) -> str:
         text = " ".join(self._without_key(str(message)).split())
         return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
@@ -345,7 +322,8 @@ class ServerClient:
         """What the server says, without the key that it may repeat."""
         return text if self._key is None else self._key_in_text.sub("[key]", text)
 
-    def _check_no_key_in(self, option: str, text: str) -> None:
+    def check_no_key_in(self, option: str, text: str) -> None:
+        """InputError where what is written into manifests holds the key."""
         if self._key is not None and self._told_apart and self._key in text:
             raise InputError(
                 f"`{option}` holds the key of the environment variable {self._options.api_key_env}, but it is written "

@@ -106,7 +106,7 @@ class ServedCounts(Counts):
             (self.words_alone, "the server gave no log-probabilities"),
             (
                 self.words_not_placed,
-                "which of the reply's tokens is the answer's cannot be told (the model reasons before it answers)",
+                "which of the tokens is the answer's first cannot be told (it has no text, or the model reasons first)",
             ),
             (
                 self.words_not_returned,
@@ -154,7 +154,9 @@ class ServedEngine:
 
     @functools.cached_property
     def _client(self) -> ServerClient:
-        return ServerClient(self.options)
+        client = ServerClient(self.options)
+        client.check_no_key_in("model", self.model)
+        return client
 
     @property
     def description(self) -> str:

@@ -14,6 +14,7 @@ may pass by itself.
 """
 
 import email.utils
+import json
 import math
 import re
 import time
@@ -22,7 +23,8 @@ from typing import Any, NamedTuple
 
 from transformers_agci.errors import InputError, counted, short
 
-AGAIN = {408, 409, 425, 429}  # and everything from 500 on
+TOO_MANY, EMPTY_PURSE = 429, 402
+AGAIN = {408, 409, 425, TOO_MANY}  # and everything from 500 on
 BROKEN_OFF = ("error", "abort")  # what a reply ends with that is no answer, whatever text it has
 NO_ANSWER = 0  # in the place of a status: cut off, too late, not to be unpacked, an error that says nothing more
 # Of what a server calls an error, letters and digits alone, in lower case. The first that is found counts.
@@ -87,6 +89,31 @@ class NoAnswer(InputError):
             "command goes on when it does."
         )
         self.fault = fault
+
+
+def fault_of_status(status: int, phrase: str, text: str) -> Fault:
+    """What is wrong by an HTTP status, with the words of the body, whose form is the server's own.
+
+    An empty purse is one, whatever the status: OpenAI's is 429, as for what passes.
+
+    >>> fault_of_status(401, "Unauthorized", '{"detail": "Not authenticated"}')[:2]
+    (401, 'Not authenticated')
+    >>> fault_of_status(429, "", '{"error": {"code": "insufficient_quota", "message": "You exceeded it."}}')[:2]
+    (402, 'You exceeded it.')
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, list) and found:
+        found = found[0]
+    if isinstance(found, dict):
+        error = found.get("error") or found
+        if status == TOO_MANY and isinstance(error, dict) and _status(error) == EMPTY_PURSE:
+            status = EMPTY_PURSE
+        words = [error.get(name) for name in ("message", "detail")] if isinstance(error, dict) else [error]
+        found = next(filter(None, words), None)
+    return Fault(status, str(found or phrase or "no message"))
 
 
 def fault_in(found: Mapping[str, Any]) -> Fault | None:

@@ -17,6 +17,7 @@ from transformers_agci.inference.served.faults import choice_of, text_of
 LONGEST_NAME = 200  # of a model, a build, a reason, in letters
 MOST_TOKENS = 10**9  # of one answer; more is no count
 IMPOSSIBLE = -9000.0  # a log-probability that stands for minus infinity: vLLM writes -9999
+ROUNDING = 1e-6  # by so much a log-probability may be above 0
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")  # of a message
 # Where reasoning begins and, as the second group, where it ends.
 REASONING_MARKS = re.compile(
@@ -123,7 +124,7 @@ def word_scores(top: Any, chosen: Any = None) -> tuple[float | None, float | Non
     """
     entries = [entry for entry in top if isinstance(entry, dict)] if isinstance(top, list) else []
     known = [(entry.get("token"), entry.get("logprob")) for entry in entries]
-    word = chosen.strip("▁ ") if isinstance(chosen, str) else ""
+    word = _word(chosen)
     if word in ANSWER_WORDS and chosen != word:
         before = chosen[: chosen.index(word)]
         known = [(str(token).removeprefix(before), score) for token, score in known if str(token).startswith(before)]
@@ -134,11 +135,16 @@ def word_scores(top: Any, chosen: Any = None) -> tuple[float | None, float | Non
 def _score(word: str, known: Sequence[tuple[Any, Any]]) -> float | None:
     numbers = [(token, float(score)) for token, score in known if isinstance(token, str) and _is_number(score)]
     bare = [score for token, score in numbers if token == word]
-    return max(bare or [score for token, score in numbers if token.strip("▁ ") == word], default=None)
+    return max(bare or [score for token, score in numbers if _word(token) == word], default=None)
+
+
+def _word(token: Any) -> str:
+    """A token without the white space around it, however that is spelled."""
+    return token.translate(SPELLINGS).strip() if isinstance(token, str) else ""
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and IMPOSSIBLE < value <= 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and IMPOSSIBLE < value <= ROUNDING
 
 
 def _tokens(logprobs: Any) -> list[dict[str, Any]]:
