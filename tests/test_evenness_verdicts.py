@@ -208,6 +208,20 @@ def test_a_gap_at_the_threshold_does_not_make_an_interval_from_nothing_to_everyt
         assert interval.estimate == 0.9 and 0.4 < interval.low < 0.8 and 0.95 < interval.high < 1
 
 
+def test_a_threshold_in_a_gap_is_as_unsure_as_another() -> None:
+    """What an item adds to the wanted share it adds to the share of all rows, whether margins lie near or not."""
+    rng = np.random.default_rng(0)
+    yes = np.r_[-7.0, -6.0, np.full(18, 3.0)][:, None] + 0.01 * rng.normal(size=(20, 9))
+    no = np.r_[np.full(18, -6.0), 1.0, 2.0][:, None] + 0.01 * rng.normal(size=(20, 9))
+    drift = rng.normal(size=20)
+    threshold = thresholds.threshold_for_count([yes, no], int((yes > 0).sum() + (no > 0).sum()))
+    moved, still = (
+        np.concatenate([thresholds.at_threshold(table, threshold, d, [yes, no]) for table in (yes, no)], axis=1)
+        for d in (drift, 0 * drift)
+    )
+    assert (moved - still).mean(axis=1) == pytest.approx(drift)
+
+
 def test_the_matched_baseline_says_yes_as_often_where_margins_are_tied(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     coarse = {name: np.round(2 * table) / 2 for name, table in margins(60, 0.3, seed=3).items()}

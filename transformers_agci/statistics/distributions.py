@@ -14,12 +14,6 @@ from scipy import special
 Floats = NDArray[np.floating[Any]]
 
 
-def normal_density(value: Floats) -> Floats:
-    """Density of the standard normal distribution."""
-    found: Floats = np.exp(-(value**2) / 2) / np.sqrt(2 * np.pi)
-    return found
-
-
 def normal_quantiles(share: ArrayLike) -> Floats:
     """Values below which `share` of the standard normal distribution lies."""
     found: Floats = special.ndtri(share)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformers_agci.statistics.distributions import normal_density
 from transformers_agci.statistics.intervals import (
     Floats,
     Interval,
@@ -19,7 +18,6 @@ from transformers_agci.statistics.intervals import (
     wilson,
 )
 
-TIED_SHARE = 0.1  # of margins that are equal to a threshold: from there on ties, and not a density, are counted
 NO_RATE = 0.9  # share of No rows answered rightly at the threshold where results are compared
 
 
@@ -53,44 +51,34 @@ def threshold_for_count(margins: Sequence[Floats], yeses: float) -> Threshold:
     return Threshold(float(value), float((yeses - (values > value).sum()) / (values == value).sum()))
 
 
-def at_threshold(table: Floats, threshold: Threshold, drift: Floats, others: Sequence[Floats]) -> Floats | None:
+def at_threshold(table: Floats, threshold: Threshold, drift: Floats, others: Sequence[Floats]) -> Floats:
     """What each item contributes to the share of margins above a threshold that is itself estimated, [items, cells].
 
     The threshold is set so that some share of the rows of `others` equals a target; `drift` [items] is what the item
-    adds to (target - share). A rise of the target by d lowers the threshold by d / density, and raises the share above
-    it in a cell by d * (density of the cell) / density. None where the density is zero.
+    adds to (target - share). A rise of the target moves the threshold, and so the share above it in every cell
+    (`_slopes`).
     """
-    slopes = _slopes(table, threshold, np.concatenate([other[np.isfinite(other)] for other in others]))
-    return None if slopes is None else _contributions(table, threshold, drift, slopes)
-
-
-def _contributions(table: Floats, threshold: Threshold, drift: Floats, slopes: Floats) -> Floats:
     present = np.isfinite(table)
     above = threshold.above(table)
     rates, counts = np.nanmean(above, axis=0), present.sum(axis=0)
     own = np.where(present, np.nan_to_num(above) - rates, 0.0) * (len(table) / counts)
-    found: Floats = rates + own + np.outer(drift, slopes)
+    found: Floats = rates + own + np.outer(drift, _slopes(table, threshold, others))
     return found
 
 
-def _slopes(table: Floats, threshold: Threshold, values: Floats) -> Floats | None:
-    """[cells]: density of a cell's margins at the threshold / that of all `values`; of many ties, their shares."""
-    cells = [cell[np.isfinite(cell)] for cell in table.T]
-    tied = float((values == threshold.value).mean())
-    if tied > TIED_SHARE:
-        return np.array([float((cell == threshold.value).mean()) for cell in cells]) / tied
-    density = density_at(values, threshold.value)
-    return np.array([density_at(cell, threshold.value) for cell in cells]) / density if density > 0 else None
+def _slopes(table: Floats, threshold: Threshold, others: Sequence[Floats]) -> Floats:
+    """[cells]: by how much the share of a cell above the threshold rises for a rise of that of all rows of `others`.
 
-
-def density_at(values: Floats, place: float) -> float:
-    """Normal kernel density at one place, bandwidth by Silverman's rule."""
-    quartiles = np.quantile(values, [0.25, 0.75])
-    spread = min(float(values.std()), float(quartiles[1] - quartiles[0]) / 1.349) or float(values.std())
-    width = 0.9 * spread * len(values) ** -0.2
-    if width <= 0:
-        return 0.0
-    return float(normal_density((values - place) / width).mean() / width)
+    Between the thresholds at the ends of Wilson's interval of the latter: a density at the threshold would be near
+    zero, and what is divided by it anything, where no margin lies near it.
+    """
+    above = np.concatenate([threshold.above(other) for other in others], axis=1)
+    rows, share = int(np.isfinite(above).sum()), float(np.nanmean(above))
+    effective = effective_size(above, share, share * (1 - share))
+    ends = wilson(share * effective, effective)
+    fewer, more = (threshold_for_count(others, bound * rows) for bound in (ends.low, ends.high))
+    found: Floats = np.nanmean(more.above(table) - fewer.above(table), axis=0) / (ends.high - ends.low)
+    return found
 
 
 class AtThreshold(NamedTuple):
@@ -103,10 +91,8 @@ class AtThreshold(NamedTuple):
 def yes_accuracy_at_no_rate(yes: Floats, no: Floats, no_rate: float = NO_RATE) -> AtThreshold | None:
     """The accuracy on Yes rows at the threshold at which `no_rate` of the No rows are answered rightly, ties in part.
 
-    Wilson's intervals, with an error that counts what is not known of the threshold: an item that moves the share of
-    No rows moves that of the Yes rows as both do between the thresholds at the ends of the No rate's own interval. (A
-    density at the threshold would be near zero, and the interval from 0 to 100 %, where no margin lies near it.) None
-    where the margins do not vary or a cell has no rows.
+    Wilson's intervals, with an error that counts what is not known of the threshold (`at_threshold`). None where the
+    margins do not vary or a cell has no rows.
     """
     values = no[np.isfinite(no)]
     if len(values) < 2 or np.ptp(values) == 0 or not np.isfinite(yes).any(axis=0).all():
@@ -114,24 +100,11 @@ def yes_accuracy_at_no_rate(yes: Floats, no: Floats, no_rate: float = NO_RATE) -
     threshold = threshold_for_count([no], round((1 - no_rate) * len(values), 9))
     said = threshold.above(no)
     drift = -np.nan_to_num(said - np.nanmean(said)).sum(axis=1) * (len(no) / len(values))
-    contributions = _contributions(yes, threshold, drift, _slopes_between(yes, no, said, no_rate))
+    contributions = at_threshold(yes, threshold, drift, [no])
     above = threshold.above(yes)
     cells = [_share_above(a[:, None], c) for a, c in zip(above.T, contributions.T, strict=True)]
     rows = np.isfinite(above).sum(axis=0)
     return AtThreshold(threshold, Measured(_share_above(above, contributions @ rows / rows.sum()), cells))
-
-
-def _slopes_between(yes: Floats, no: Floats, said: Floats, no_rate: float) -> Floats:
-    """[cells]: by how much the share of Yes rows above the threshold rises for a rise of that of the No rows.
-
-    Between the thresholds at the ends of Wilson's interval of the No rate; `said` are the No rows at the threshold.
-    """
-    rows, rate = int(np.isfinite(no).sum()), 1 - no_rate
-    effective = effective_size(said, rate, rate * (1 - rate))
-    ends = wilson(rate * effective, effective)
-    fewer, more = (threshold_for_count([no], bound * rows) for bound in (ends.low, ends.high))
-    found: Floats = np.nanmean(more.above(yes) - fewer.above(yes), axis=0) / (ends.high - ends.low)
-    return found
 
 
 def _share_above(above: Floats, contributions: Floats) -> Interval:

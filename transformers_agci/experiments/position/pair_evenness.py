@@ -167,14 +167,12 @@ def _threshold_matched(yes: Both, no: Both | None) -> ThresholdMatched | None:
     threshold = thresholds.threshold_for_count(margins, yeses)
     above = [np.nan_to_num(threshold.above(table)) for table in margins]
     drift: Floats = sum((a - b).sum(axis=1) for a, b in zip(said, above, strict=True)) * (len(margins[0]) / rows)
-    first = [thresholds.at_threshold(table, threshold, drift, margins) for table in margins]
-    if (at_yes := first[0]) is None or (at_last := first[-1]) is None:
-        return None
+    at_yes, *at_no = (thresholds.at_threshold(table, threshold, drift, margins) for table in margins)
     second = [evenness.of_means(np.where(have, yeses, np.nan)) for have, yeses in zip(seen, said, strict=True)]
     balanced = None
-    if no is not None and second[0] is not None and second[1] is not None:
+    if at_no and second[0] is not None and second[1] is not None:
         balanced = _level_change(
-            (_over_rows(at_yes, seen[0]) + 1 - _over_rows(at_last, seen[1])) / 2,
+            (_over_rows(at_yes, seen[0]) + 1 - _over_rows(at_no[0], seen[1])) / 2,
             (_over_rows(second[0], seen[0]) + 1 - _over_rows(second[1], seen[1])) / 2,
             items_with_rows(*margins),
         )
