@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from decoder_inputs import (
 from tiny_checkpoints import build_model, image_tokens, make_inputs, make_pixels
 
 from transformers_agci import LAMBDA_KEY, SUPPORTED_FAMILIES, agci, attach
+from transformers_agci.method import thread_state
 from transformers_agci.method.handle import current_handle
 
 pytestmark = [
@@ -147,6 +149,66 @@ def test_two_models_with_two_lambdas_in_two_threads(family: str, model: Any) -> 
 
     in_threads(lambda: repeat(0), lambda: repeat(1))
     assert [current_handle(one).injections for one in models] == [2 * 7, 2 * 7]
+
+
+Change = Callable[[Any], None]
+
+
+def attach_half(model: Any) -> None:
+    attach(model, 0.5)
+
+
+def detach(model: Any) -> None:
+    handle = current_handle(model)
+    assert handle is not None
+    handle.detach()
+
+
+def set_to(lam: float) -> Change:
+    def change(model: Any) -> None:
+        model.global_context_broadcast_lambda = lam
+
+    return change
+
+
+# lambda when the call begins -> what another thread does before the vision side runs, and behind the decoder
+WITHIN: dict[str, tuple[float | None, Change, Change]] = {
+    "turned on": (0.0, set_to(0.5), set_to(0.5)),
+    "turned on and off": (0.0, set_to(0.5), set_to(0.0)),
+    "turned off": (0.5, set_to(0.0), set_to(0.0)),
+    "turned off and on": (0.5, set_to(0.0), set_to(0.5)),
+    "attached": (None, attach_half, detach),
+}
+
+
+@pytest.mark.parametrize("event", WITHIN)
+def test_lambda_changed_while_a_call_runs(family: str, model: Any, event: str) -> None:
+    """As another thread may: the call goes on with what it began with, and is not refused."""
+    begun, first, second = WITHIN[event]
+    inputs = make_inputs(family, model)
+    with torch.no_grad():
+        with agci(model, begun or 0.0):
+            expected = model(**inputs).logits
+        if begun is not None:
+            attach(model, begun)
+        changes = iter((first, second))
+        tower = next(part for name, part in model.model.named_children() if name.startswith(("vis", "vision")))
+
+        def change(*_: object) -> None:
+            next(changes)(model)
+
+        hooks = [
+            part.register_forward_pre_hook(change, prepend=True)
+            for part in (tower, model.model.language_model.layers[-1])
+        ]
+        assert torch.equal(model(**inputs).logits, expected)
+        assert next(changes, None) is None
+        assert thread_state.is_idle()
+        for hook in hooks:
+            hook.remove()
+        with agci(model, 0.5):
+            after = model(**inputs).logits
+    assert not torch.equal(after, expected) or begun == 0.5
 
 
 def test_nothing_is_pending_after_an_exception(family: str, model: Any) -> None:

@@ -142,6 +142,14 @@ def test_shuffled_gives_the_doses_to_other_tokens() -> None:
         assert injection_of(name)(tokens, 0.0) is tokens
 
 
+def test_draws_do_not_depend_on_the_default_device() -> None:
+    tokens = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    expected = [method(tokens, 0.5, seed=1) for method in SEEDED.values()]
+    with torch.device("meta"):  # as torch.set_default_device("cuda")
+        found = [method(tokens, 0.5, seed=1) for method in SEEDED.values()]
+    assert all(map(torch.equal, found, expected))
+
+
 def test_names_of_methods_carry_a_seed() -> None:
     assert (*SEEDED, names.OTHER) == names.SEEDED
     assert {*METHODS, *SEEDED, names.OTHER} == {"agci", *names.CONTROLS}  # what help and messages list

@@ -10,7 +10,7 @@ from decoder_inputs import CACHE, expected_embeds, images_of, logits, recorded_d
 from tiny_checkpoints import build_model, image_tokens, make_inputs
 from torch.utils.checkpoint import checkpoint
 
-from transformers_agci import InputError, agci, attach, self_check
+from transformers_agci import InputError, agci, attach
 from transformers_agci.families import decoder_of
 from transformers_agci.method.handle import current_handle
 from transformers_agci.method.hooks import HANDLE
@@ -253,6 +253,69 @@ def test_a_rival_on_a_model_that_was_wrapped_after_it(wrap: Callable[[Any], None
     assert not any(before_decoder in module._forward_pre_hooks.values() for module in model.modules())
 
 
+# Those that act inside attention, at strengths that show.
+IN_ATTENTION = {"cca": 1.0, "pai": 0.5, "uac": 1.0, "adaptvis": 1.0}
+
+
+def peft_copy(model: Any) -> Any:
+    import peft
+
+    lora = peft.LoraConfig(target_modules=["lm_head"], r=2, modules_to_save=["language_model"])
+    return peft.get_peft_model(model, lora).eval()
+
+
+def around_the_decoder(wrap: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def replace(model: Any) -> Any:
+        model.model.language_model = wrap(model.model.language_model)
+        return model
+
+    replace.__name__ = wrap.__name__
+    return replace
+
+
+@pytest.mark.parametrize("method", IN_ATTENTION)
+@pytest.mark.parametrize(
+    "change",
+    [*map(around_the_decoder, (Wrapper, copy.deepcopy, lambda decoder: Wrapper(copy.deepcopy(decoder)))), peft_copy],
+    ids=["wrapper", "copy", "wrapped copy", "modules_to_save"],
+)
+def test_a_rival_inside_attention_on_a_decoder_that_was_replaced(change: Callable[[Any], Any], method: str) -> None:
+    model = build_model("llava")
+    inputs = make_inputs("llava", model, batch=2)
+    stock = logits(model, inputs)
+    handle = attach(model, method=method, strength=IN_ATTENTION[method])
+    expected = logits(model, inputs)
+    assert (expected - stock).abs().max() > 1e-5
+    model = change(model)
+    torch.testing.assert_close(logits(model, inputs), expected, atol=1e-7, rtol=0)
+    handle.detach()
+    torch.testing.assert_close(logits(model, inputs), stock, atol=1e-7, rtol=0)
+
+
+def each_layer(model: Any) -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    layers = model.model.language_model.layers
+    for number, layer in enumerate(layers):
+        layers[number] = checkpoint_wrapper(layer)
+
+
+@pytest.mark.parametrize("wrap", [*CHECKPOINTING, each_layer], ids=lambda wrap: wrap.__name__)
+def test_a_rival_inside_attention_is_recomputed_or_refused(wrap: Callable[[Any], None]) -> None:
+    model = build_model("llava")
+    inputs = make_inputs("llava", model)
+    attach(model, method="cca")
+    expected = gradients(copy.deepcopy(model), inputs)
+    wrap(model)
+    if wrap is not wrapper_around_the_vlm:
+        with pytest.raises(InputError, match=r"gradient checkpointing calls again later|runs the decoder alone again"):
+            gradients(model, inputs)
+        return
+    found = {name.replace("_checkpoint_wrapped_module.", ""): grad for name, grad in gradients(model, inputs).items()}
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad, atol=1e-7, rtol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["agci", "bapa"])
 def test_finished_steps_are_forgotten(method: str) -> None:
     model = build_model("llava")
@@ -327,70 +390,3 @@ def test_decoder_called_by_position() -> None:
     expected = expected_embeds(stock[0], found, 0.5)
     torch.testing.assert_close(received[0].double(), expected, atol=1e-5, rtol=0)
     assert handle.injections == 1
-
-
-# --- other hooks ---------------------------------------------------------------------------------------------------
-
-
-def test_hook_that_lengthens_the_prompt_is_refused(family: str, model: Any) -> None:
-    """Registered after ours, it moves the images away from where they were found."""
-    inputs = make_inputs(family, model)
-    handle = attach(model, 0.5)
-
-    def lengthen(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        ids, mask = (args or (kwargs["input_ids"],))[0], kwargs["attention_mask"]  # 5.x gives ids by position
-        longer = {"input_ids": torch.cat([ids[:, :1], ids], dim=1), "attention_mask": torch.cat([mask[:, :1], mask], 1)}
-        if "mm_token_type_ids" in kwargs and kwargs["mm_token_type_ids"] is not None:
-            types = kwargs["mm_token_type_ids"]
-            longer["mm_token_type_ids"] = torch.cat([torch.zeros_like(types[:, :1]), types], dim=1)
-        return (), {**kwargs, **longer, "position_ids": None}
-
-    model.model.register_forward_pre_hook(lengthen, with_kwargs=True)
-    with torch.no_grad():
-        with handle.suspended():
-            model(**inputs)
-        with pytest.raises(ValueError, match="another hook changed the sequence"):
-            model(**inputs)
-    assert handle.injections == 0
-
-
-def hook_names(model: Any) -> list[list[str]]:
-    vlm = model.model
-    kinds = vlm._forward_pre_hooks, vlm._forward_hooks, decoder_of(vlm)._forward_pre_hooks
-    return [[getattr(hook, "__name__", str(hook)) for hook in hooks.values()] for hooks in kinds]
-
-
-def test_suspended_and_self_check_keep_the_order_of_hooks() -> None:
-    model = build_model("llava")
-    inputs = make_inputs("llava", model)
-    handle = attach(model, 0.5)
-
-    def theirs(module: Any, args: Any) -> None:
-        """A hook that came after ours."""
-
-    model.model.register_forward_pre_hook(theirs)
-    model.model.language_model.register_forward_pre_hook(theirs)
-    before = hook_names(model)
-    assert before[0] == ["before_vlm", "theirs"]
-    with handle.suspended():
-        logits(model, inputs)
-    assert hook_names(model) == before
-    self_check(model, inputs)
-    assert hook_names(model) == before
-
-
-def test_suspended_leaves_a_detached_handle_detached() -> None:
-    model = build_model("llava")
-    inputs = make_inputs("llava", model)
-    stock = logits(model, inputs)
-    handle = attach(model, 0.5)
-    handle.detach()
-    with handle.suspended():
-        pass
-    assert current_handle(model) is None
-    assert hook_names(model) == [[], [], []]
-    handle = attach(model, 0.5)
-    with handle.suspended():
-        handle.detach()
-    assert not handle.attached
-    assert torch.equal(logits(model, inputs), stock)

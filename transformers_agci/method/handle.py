@@ -136,11 +136,6 @@ class Handle(AttachedMethod):
 
     def inject(self, embeds: torch.Tensor, images: Images) -> torch.Tensor:
         """The decoder's input [B, S, D] with its images updated; counts them."""
-        if embeds.shape[:2] != images.mask.shape:
-            raise ValueError(
-                f"The prompt came as {list(images.mask.shape)}, but the decoder received {list(embeds.shape[:2])}: "
-                "another hook changed the sequence after AGCI had found its images. Register that hook first."
-            )
         positions = image_positions(self.vlm(), self.family, images.call, images.mask)
         update = EmbedsUpdate(positions, images.lam, self.scope, self.method, self.context)
         self.count(len(positions))

@@ -29,6 +29,7 @@ from transformers_agci.method.image_positions import image_token_mask
 from transformers_agci.method.lost_images import (
     bypass_error,
     check_no_lost_images,
+    check_same_tokens,
     images_went_into,
     merged_embeds_error,
     note_images_in_cache,
@@ -39,6 +40,7 @@ from transformers_agci.method.lost_images import (
 from transformers_agci.method.merged_embeds import merged_features, merged_features_in_layer
 from transformers_agci.method.thread_state import (
     Images,
+    call_frame,
     clear_mark,
     enter,
     features_wait,
@@ -68,7 +70,7 @@ def before_decoder(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Update the image tokens on their way into the decoder."""
     handle: Handle | None = getattr(decoder, HANDLE, None)
-    if handle is None or not handle.is_on() or is_decoding_step(args, kwargs):
+    if handle is None or not _has_work(handle, args, kwargs):
         return None
     changed: tuple[tuple[Any, ...], dict[str, Any]] | None
     changed = outside_graphs(_update_images, handle, decoder, args, kwargs)
@@ -78,8 +80,15 @@ def before_decoder(
 def after_vlm(vlm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Runs after an exception, too: then torch gives no output."""
     handle: Handle | None = getattr(vlm, HANDLE, None)
-    if handle is not None and handle.is_on() and not is_decoding_step(args, kwargs):
+    if handle is not None and _has_work(handle, args, kwargs):
         outside_graphs(_end_call, handle, output)
+
+
+def _has_work(handle: "Handle", args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether lambda is above 0, or was when the running call began: another thread may have set it to 0 since."""
+    if is_decoding_step(args, kwargs):
+        return False
+    return handle.is_on() or (not torch.compiler.is_compiling() and running(handle) is not None)
 
 
 def before_vision(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -219,6 +228,9 @@ def _update_images(
                 f"{type(decoder).__name__} was called without inputs_embeds although images came with the prompt: "
                 "AGCI has nothing to inject into."
             )
+        vlm = handle.vlm()
+        if vlm is not None:
+            check_same_tokens(vlm, before_vlm, call.images.call, embeds.shape[:2])
         return with_embeds(decoder, args, kwargs, handle.inject(embeds, call.images))
     if embeds is None:
         return None
@@ -231,12 +243,19 @@ def _update_images(
 
 
 def _check_called_by_owner(handle: "Handle", decoder: nn.Module, embeds: torch.Tensor) -> None:
-    """The decoder is called and no call of its vlm runs: text may come so, images may not."""
+    """The decoder is called and no call of its vlm runs: text may come so, images may not.
+
+    A call of the vlm that no hook of ours has entered began at lambda 0, or before AGCI came, and ends so.
+    """
     waiting = features_wait(handle)
     clear_mark(handle)
     vlm = handle.vlm()
-    if vlm is not None and merged_features(handle, vlm, embeds, waiting):
+    if vlm is not None and not _runs(vlm) and merged_features(handle, vlm, embeds, waiting):
         raise bypass_error(decoder)
+
+
+def _runs(vlm: nn.Module | None) -> bool:
+    return vlm is not None and call_frame(vlm) is not None
 
 
 def _end_call(handle: "Handle", output: Any) -> None:
@@ -256,7 +275,7 @@ def _end_call(handle: "Handle", output: Any) -> None:
 def _note_features(handle: "Handle", output: Any) -> None:
     if output is None:
         clear_mark(handle)
-    elif not in_backward() and running(handle) is None:
+    elif not in_backward() and running(handle) is None and not _runs(handle.vlm()):
         mark_features(handle)
         _watch_first_layer(handle)
 

@@ -119,8 +119,14 @@ def global_context(tokens: torch.Tensor) -> torch.Tensor:
 
 def random_direction(dim: int, seed: int) -> torch.Tensor:
     """r [D] float64 on the CPU: a Gaussian direction of length 1, the same in every process for equal arguments."""
-    draw = torch.randn(dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    draw = _drawn(seed, dim)
     return draw.div(draw.norm())
+
+
+def _drawn(seed: int, *shape: int) -> torch.Tensor:
+    """Gaussian numbers, on the CPU whatever torch.set_default_device says: so they are the same on every machine."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator, device="cpu")
 
 
 def _inject(
@@ -159,14 +165,14 @@ def _random_delta(tokens: torch.Tensor, g: torch.Tensor, *, seed: int) -> torch.
 
 
 def _noise_delta(tokens: torch.Tensor, g: torch.Tensor, *, seed: int) -> torch.Tensor:
-    draw = torch.randn(*tokens.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    draw = _drawn(seed, *tokens.shape)
     direction = draw.div(draw.norm(dim=-1, keepdim=True)).to(g)
     delta: torch.Tensor = _distance(tokens, g) * g.norm() * direction
     return delta
 
 
 def _shuffled_delta(tokens: torch.Tensor, g: torch.Tensor, *, seed: int) -> torch.Tensor:
-    order = torch.randperm(tokens.shape[0], generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(tokens.shape[0], generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     delta: torch.Tensor = _distance(tokens, g)[order.to(tokens.device)] * g
     return delta
 

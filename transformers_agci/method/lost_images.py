@@ -5,16 +5,15 @@ And calls whose answers are not what they seem for another reason of stock's own
 
 import dataclasses
 import logging
-import sys
-from collections.abc import Iterator, Mapping
-from types import FrameType
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from transformers_agci.families import ForwardCall, image_token_id
-from transformers_agci.method.forward_call import cache_of_output
+from transformers_agci.method.forward_call import cache_of_output, forward_call
+from transformers_agci.method.thread_state import arguments_now, stack
 
 if TYPE_CHECKING:
     from transformers_agci.method.handle import Handle
@@ -50,7 +49,7 @@ def with_whole_images(call: ForwardCall) -> ForwardCall:
     """
     if not call.has_sliced_images:
         return call
-    for frame in _stack():
+    for frame in stack():
         if frame.f_code.co_name != "_prefill" or "transformers" not in frame.f_code.co_filename:
             continue
         encoded = frame.f_locals.get("mm_encoder_outputs")
@@ -79,6 +78,33 @@ def check_no_lost_images(vlm: Any, call: ForwardCall) -> None:
         )
     _log.warning(
         "AGCI: a prompt holds image tokens without images and is answered by stock: it comes from %s.", excused
+    )
+
+
+def check_same_tokens(vlm: Any, ours: Any, call: ForwardCall, shape: Sequence[int]) -> None:
+    """Raise ValueError where other tokens went into the decoder than those among which the images were found.
+
+    Args:
+        ours: the pre-hook of the vlm that was given `call`. One behind it may have given the vlm other tokens.
+        shape: [B, S] of what the decoder was given.
+    """
+    tokens = call.inputs_embeds if call.input_ids is None else call.input_ids
+    same = tokens is None or tuple(tokens.shape[:2]) == tuple(shape)
+    if same and next(reversed(vlm._forward_pre_hooks.values()), ours) is not ours:
+        given = arguments_now(vlm)
+        same = given is None or _are_the_tokens_of(call, forward_call(vlm, *given))
+    if not same:
+        raise ValueError(
+            f"{type(vlm).__name__}: another hook changed the sequence after the images had been found in it, so that "
+            "they may stand elsewhere. Register that hook first."
+        )
+
+
+def _are_the_tokens_of(call: ForwardCall, other: ForwardCall) -> bool:
+    pairs = ((call.input_ids, other.input_ids), (call.inputs_embeds, other.inputs_embeds))
+    return all(
+        one is two or (one is not None and two is not None and torch.equal(one, two.to(one.device)))
+        for one, two in pairs
     )
 
 
@@ -137,11 +163,4 @@ def _is_typed(mask: torch.Tensor) -> bool:
 
 
 def _is_called_from(name: str) -> bool:
-    return any(name in frame.f_code.co_filename for frame in _stack())
-
-
-def _stack() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+    return any(name in frame.f_code.co_filename for frame in stack())

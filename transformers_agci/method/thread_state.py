@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -57,7 +57,7 @@ _state = _ThreadState()
 def enter(handle: "Handle", images: Images | None) -> None:
     """A call of the handle's vlm begins; to be called below the hook that torch runs for it."""
     _drop_ended()
-    frame = next(frame for frame in _stack() if frame.f_code.co_filename == _MODULE_FILE)
+    frame = next(frame for frame in stack() if frame.f_code.co_filename == _MODULE_FILE)
     _state.calls.append(RunningCall(handle, images, frame))
 
 
@@ -66,6 +66,22 @@ def running(handle: "Handle") -> RunningCall | None:
     if _state.calls:
         _drop_ended()
     return next((call for call in reversed(_state.calls) if call.handle is handle), None)
+
+
+def call_frame(module: torch.nn.Module) -> FrameType | None:
+    """The frame in which torch calls this module with its hooks now, in this thread; None where it does not.
+
+    So a call is known that no hook of ours has entered: it began while lambda was 0, or before AGCI came.
+    """
+    frames = (frame for frame in stack() if frame.f_code.co_filename == _MODULE_FILE)
+    return next((frame for frame in frames if frame.f_locals.get("self") is module), None)
+
+
+def arguments_now(module: torch.nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """What a module that is being called was given behind all of its pre-hooks; None where that cannot be seen."""
+    frame = call_frame(module)
+    found = {} if frame is None else frame.f_locals
+    return (found["args"], found["kwargs"]) if found.keys() >= {"args", "kwargs"} else None
 
 
 def leave(handle: "Handle") -> RunningCall | None:
@@ -101,12 +117,13 @@ def is_idle() -> bool:
 
 def _drop_ended() -> None:
     if _state.calls:
-        on_stack = {id(frame) for frame in _stack()}  # the entries keep their frames: no id is used twice
+        on_stack = {id(frame) for frame in stack()}  # the entries keep their frames: no id is used twice
         _state.calls[:] = [call for call in _state.calls if id(call.frame) in on_stack]
 
 
-def _stack() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(2)
+def stack() -> Iterator[FrameType]:
+    """The frames that this thread is in, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         yield frame
         frame = frame.f_back

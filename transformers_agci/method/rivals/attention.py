@@ -19,6 +19,7 @@ from torch import nn
 from transformers_agci.errors import CannotServe, InputError
 from transformers_agci.families import decoder_of
 from transformers_agci.method.rivals.declaration import ScoreCall
+from transformers_agci.method.rivals.generation import check_not_recomputed
 from transformers_agci.method.rivals.plan import Plan
 
 if TYPE_CHECKING:
@@ -76,10 +77,15 @@ def use_ours(handle: "RivalHandle", vlm: Any) -> str:
             "attn_implementation='sdpa' or 'eager'."
         )
     register()
-    for module in modules:
-        vars(module)[RIVAL] = handle
+    mark_attention(handle, vlm)
     config._attn_implementation = BACKENDS[found]
     return found
+
+
+def mark_attention(handle: "RivalHandle", vlm: Any) -> None:
+    """Let the decoder's attention layers know the handle that acts on them."""
+    for module in attention_modules(vlm):
+        vars(module)[RIVAL] = handle
 
 
 def give_back(vlm: Any, found: str) -> None:
@@ -136,7 +142,10 @@ def attend(
     """The backend's attention ([B, Q, H, D], weights or None) of query [B, H, Q, D] with what the rival changes."""
     backend, plan = _backend(module), _state.plan
     handle: RivalHandle | None = getattr(module, RIVAL, None)
-    if handle is None or plan is None or plan.handle is not handle or not handle.is_on():
+    if handle is None or not handle.is_on():
+        return backend(module, query, key, value, attention_mask, **more)  # type: ignore[no-any-return]
+    if plan is None or plan.handle is not handle:
+        check_not_recomputed(handle.rival)
         return backend(module, query, key, value, attention_mask, **more)  # type: ignore[no-any-return]
     layer = int(getattr(module, "layer_idx"))  # noqa: B009 - nn.Module's type knows no such name
     if plan.seen is not None:
@@ -211,19 +220,19 @@ def _last_query(
         if more.get(name) is not None:
             raise CannotServe(f"{plan.handle.method} cannot be computed: this decoder {what}. Take a position method.")
     batch, heads = query.shape[:2]
-    columns = _last_of(plan, query)
-    own = query[torch.arange(batch, device=query.device), :, columns][:, :, None]  # [B, H, 1, D]
+    rows, columns = torch.arange(batch, device=query.device), _last_of(plan, query)
+    own = query[rows, :, columns][:, :, None]  # [B, H, 1, D]
     groups = heads // key.shape[1]
     keys, values = (part.repeat_interleave(groups, dim=1) if groups > 1 else part for part in (key, value))
     scaling = more.get("scaling")
     scores = own @ keys.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     bias = more.get("position_bias")  # [B, H, Q, K] of Inkling, whose layers know distances by it
     if bias is not None:
-        scores = scores + bias.expand(batch, heads, -1, -1)[torch.arange(batch), :, columns][:, :, None]
+        scores = scores + bias.expand(batch, heads, -1, -1)[rows, :, columns][:, :, None]
     if rescore is not None:
         scores = rescore(scores)
     hidden = _additive(mask, query, key, plan)
-    hidden = hidden.expand(batch, -1, -1, -1)[torch.arange(batch, device=query.device), :, columns][:, :, None]
+    hidden = hidden.expand(batch, -1, -1, -1)[rows, :, columns][:, :, None]
     weights = (scores + hidden).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     return (weights @ values).transpose(1, 2), weights
 

@@ -6,22 +6,22 @@ otherwise the last token is another one, and the numbers would be those of anoth
 `forward` has to keep to the same: this cannot be seen from here.
 """
 
-import sys
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 import torch
 
 from transformers_agci.errors import CannotServe
+from transformers_agci.method.hooks import in_backward
+from transformers_agci.method.rivals.call_state import state
 from transformers_agci.method.rivals.declaration import Rival
+from transformers_agci.method.thread_state import stack
 
 
 def check_generation(rival: Rival) -> None:
     """CannotServe where a `generate` is running whose settings the rival cannot serve."""
     if rival.scores is None and rival.bias is None:
         return
-    frames = [frame for frame in _frames() if frame.f_code.co_name in _LOOPS]
+    frames = [frame for frame in stack() if frame.f_code.co_name in _LOOPS]
     config = next((c for frame in frames if (c := frame.f_locals.get("generation_config")) is not None), None)
     if config is None:
         return
@@ -53,17 +53,20 @@ def check_generation(rival: Rival) -> None:
 def check_checkpointing(rival: Rival, decoder: Any) -> None:
     """CannotServe where training would call the layers again, when the plan of their call is gone."""
     if torch.is_grad_enabled() and decoder.training and getattr(decoder, "gradient_checkpointing", False):
-        raise CannotServe(
-            f"{rival.name} acts inside attention layers, which gradient checkpointing calls again later: train "
-            "without it, or with a method on positions (bapa, flat, cca_positions)."
-        )
+        raise _recomputed(rival)
+
+
+def check_not_recomputed(rival: Rival) -> None:
+    """The same of a layer that is called now, where a wrapper around it or around the decoder calls it again."""
+    if torch.is_grad_enabled() and state.vlm is None and in_backward():
+        raise _recomputed(rival)
+
+
+def _recomputed(rival: Rival) -> CannotServe:
+    return CannotServe(
+        f"{rival.name} acts inside attention layers, which gradient checkpointing calls again later: train without it, "
+        "or with a method on positions (bapa, flat, cca_positions)."
+    )
 
 
 _LOOPS = {"generate", "_sample", "_beam_search", "_assisted_decoding"}  # of transformers
-
-
-def _frames() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back

@@ -17,13 +17,14 @@ from transformers_agci.method.hooks import HANDLE, in_backward, outside_graphs, 
 from transformers_agci.method.image_positions import ImagePositions, image_positions, image_token_mask
 from transformers_agci.method.lost_images import (
     check_no_lost_images,
+    check_same_tokens,
     images_went_into,
     note_images_in_cache,
     refuse_tracing,
     with_whole_images,
 )
 from transformers_agci.method.rivals import RIVALS
-from transformers_agci.method.rivals.attention import RIVAL, check_in_use, set_plan
+from transformers_agci.method.rivals.attention import RIVAL, check_in_use, mark_attention, set_plan
 from transformers_agci.method.rivals.call_state import Prompt, state
 from transformers_agci.method.rivals.declaration import Rival
 from transformers_agci.method.rivals.first_pass import WithBlanks, calibrate, weigh
@@ -62,7 +63,6 @@ def before_decoder(
         state.positions = kwargs.get("position_ids")
     if handle is None or not handle.is_on():
         return None
-    set_plan(None)
     changed: tuple[tuple[Any, ...], dict[str, Any]] | None
     changed = outside_graphs(_change_call, handle, decoder, args, kwargs)
     return changed
@@ -105,11 +105,16 @@ def put_hooks_on(handle: "RivalHandle", vlm: Any, outer: Any) -> None:
 
 
 def _put_on_decoder(handle: "RivalHandle", vlm: Any) -> None:
-    """Register the decoder's hook where it is not; asked at each call, since a wrapper may have been put around it."""
+    """Register the decoder's hook where it is not, and let its attention know the handle.
+
+    Asked at each call with images: the decoder may have been wrapped, or replaced by a copy with a handle of its own.
+    """
     decoder = decoder_of(vlm)
     vars(decoder)[RIVAL] = handle
     if before_decoder not in decoder._forward_pre_hooks.values():
         decoder.register_forward_pre_hook(before_decoder, with_kwargs=True)
+    if handle.rival.uses_attention:
+        mark_attention(handle, vlm)
 
 
 def take_hooks_off(vlm: nn.Module, outer: nn.Module | None) -> None:
@@ -169,7 +174,9 @@ def _change_call(
     handle: "RivalHandle", decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     vlm = state.vlm
-    if vlm is None or decoder_of(vlm) is not decoder:  # called around the vlm
+    if vlm is None:
+        set_plan(None)
+    if vlm is None or decoder_of(vlm) is not decoder:  # called around the vlm, or by a wrapper that has had its turn
         if in_backward() and handle.recomputations.are_waiting():
             raise CannotServe(
                 f"{handle.method} acts on a call of the whole model, but torch.utils.checkpoint runs the decoder alone "
@@ -181,6 +188,8 @@ def _change_call(
     if shown is None:
         return None
     prompt, state.prompt = state.prompt, None  # a second decoder of the same call gets nothing
+    if prompt is not None:
+        check_same_tokens(vlm, before_vlm, prompt.call, shown.shape[:2])
     changed = dict(kwargs)
     grids = _grids(handle, vlm, kwargs, shown, prompt)
     if grids and torch.is_grad_enabled():

@@ -88,8 +88,8 @@ def _rows(count: int, shape: Sequence[int], seed: int) -> "torch.Tensor":
     """[count, *shape], drawn row by row from `seed`."""
     import torch
 
-    draw = torch.Generator().manual_seed(int(seed))
-    return torch.stack([torch.randn(tuple(shape), generator=draw) for _ in range(count)])
+    draw = torch.Generator("cpu").manual_seed(int(seed))
+    return torch.stack([torch.randn(tuple(shape), generator=draw, device="cpu") for _ in range(count)])
 
 
 def combine(
