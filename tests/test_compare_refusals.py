@@ -44,7 +44,9 @@ def answering_but(
     monkeypatch.setattr("transformers_agci.experiments.compare.run._ask", ask)
 
 
-def compared_with(folder: Path, words: list[str], models: tuple[str, ...] = ("one",)) -> tuple[ComparedModels, str]:
+def compared_with(
+    folder: Path, words: list[str], models: tuple[str, ...] = ("one",), target: Path | None = None
+) -> tuple[ComparedModels, str]:
     """`compare_models` on made-up answers; what it found, and what a user reads."""
     engine = SimpleNamespace(name="transformers")
 
@@ -57,7 +59,7 @@ def compared_with(folder: Path, words: list[str], models: tuple[str, ...] = ("on
     options = CompareOptions(candidates, parse_arms(words), folder, items=24)
     said: list[str] = []
     report = ReportOptions(resampling=ResamplingConfig(50))
-    return compare_models(options, report, Beside(), None, said.append), "\n".join(said)
+    return compare_models(options, report, Beside(), target, said.append), "\n".join(said)
 
 
 @pytest.mark.slow
@@ -77,6 +79,21 @@ def test_a_method_that_cannot_serve_the_model_is_named_and_the_others_are_compar
     answering_but({"stock": "The folder is full."}, monkeypatch)
     with pytest.raises(InputError, match="The folder is full"):
         compared_with(tmp_path, ["stock", "bapa"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("models", [("one",), ("one", "two")])
+def test_the_folder_of_the_numbers_is_made(
+    models: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering_but({}, monkeypatch)
+    target = tmp_path / "no" / "such" / "numbers.json"
+    compared_with(tmp_path, ["stock", "bapa"], models, target)
+    assert json.loads(target.read_text())["left_out"] == {}
+    target.unlink()
+    target.write_text('{"prediction": "Yes"}\n')
+    with pytest.raises(InputError, match="holds rows, which figures may not replace"):
+        compared_with(tmp_path, ["stock", "bapa"], models, target)
 
 
 @pytest.mark.slow

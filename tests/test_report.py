@@ -138,7 +138,7 @@ def test_path_of_a_image(tmp_path: Path) -> None:
 
 def test_unwritable_image_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot be written to .*map.png'.*choose another path\.$"):
+    with pytest.raises(InputError, match=r"map.png' cannot be written: .*; choose another path\.$"):
         draw([[panel()]], tmp_path / "file" / "map.png")
 
 

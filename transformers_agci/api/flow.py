@@ -14,7 +14,7 @@ from transformers_agci.api.rows import Displayed, Tabular, tables_html
 from transformers_agci.embedded.location import EMBEDDED
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.defaults import DRAW_SEED, DRAWN_ITEMS, FLOW_LAYERS, FLOW_TOKENS
-from transformers_agci.experiments.flow.figure import as_json, headline, image_flow_figure, write_json
+from transformers_agci.experiments.flow.figure import as_json, headline, image_flow_figure
 from transformers_agci.experiments.flow.flow import Flow
 from transformers_agci.experiments.flow.maps import SOURCES, FlowMaps, aggregate, flow_figure, maps_table, read_flows
 from transformers_agci.experiments.flow.measure import FlowOptions, flow_of_image, flow_of_rows
@@ -27,6 +27,7 @@ from transformers_agci.inference.runner import RunOptions
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.report.heatmap import image_path, write_figure
 from transformers_agci.report.table import Table
+from transformers_agci.storage.json_file import write_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -148,7 +149,7 @@ class ImageFlow(Displayed, Sequence[Flow]):
         files = [target if source == "text" else target.with_stem(f"{target.stem}_{source}") for source in SOURCES]
         for source, file in zip(SOURCES, files, strict=True):
             write_figure(self.figure(source), file)
-        write_json(as_json(self.flows, self.name, self.question), numbers)
+        write_report(numbers, as_json(self.flows, self.name, self.question), indent=None)
         return [*files, numbers]
 
     @property

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers_agci.data.rows import Row
 from transformers_agci.errors import InputError, short
-from transformers_agci.storage.json_file import read_json_object, write_json
+from transformers_agci.storage.atomic import write_output
+from transformers_agci.storage.json_file import json_bytes, read_json_object
 
 LETTERS = "ABCDE"
 
@@ -25,11 +26,7 @@ def conversations(problems: Path, pid_splits: Path, split: str = "test") -> list
 
 def write_questions(rows: list[Row], output: Path) -> None:
     """Write `conversations` to `output`, whole or not at all."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(output, rows, indent=1, ascii_only=False)
-    except OSError as error:
-        raise InputError(f"`output`: {output} cannot be written ({error.strerror}).") from error
+    write_output(output, json_bytes(rows, indent=1, ascii_only=False))
 
 
 def _conversation(by_key: Mapping[str, Any], key: Any, problems: Path) -> Row:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transformers_agci.errors import InputError, printable
-from transformers_agci.storage.atomic import write_atomic
+from transformers_agci.storage.atomic import write_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,12 +173,7 @@ def save_figure(figure: Any, target: Path) -> None:
     metadata = {"Software": None} if target.suffix.lower() == ".png" else None
     drawn = io.BytesIO()  # drawing takes a second, in which a kill would leave an unfinished file behind
     figure.savefig(drawn, format=target.suffix[1:].lower(), dpi=DOTS_PER_INCH, metadata=metadata)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, drawn.getvalue())
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"The map cannot be written to '{target}': {reason}; choose another path.") from error
+    write_output(target, drawn.getvalue())
 
 
 def write_figure(figure: "Figure", path: str | Path) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from transformers_agci.errors import InputError
+from transformers_agci.storage.reading import path_text
 
 # The standard streams by name. They are written to, not replaced: the reader on the other side has them open already.
 STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
@@ -25,6 +26,19 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes], *, mode_of: Path | N
             file.write(data)
         else:
             file.writelines(data)
+
+
+def write_output(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a whole file where a user wants it; the folders above it are made where they are not there.
+
+    InputError where that is impossible.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"'{path_text(path)}' cannot be written: {reason}; choose another path.") from error
 
 
 @contextlib.contextmanager

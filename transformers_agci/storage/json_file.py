@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError
-from transformers_agci.storage.atomic import write_atomic
+from transformers_agci.storage.atomic import write_atomic, write_output
 from transformers_agci.storage.overlap import refuse_to_replace_rows
 from transformers_agci.storage.reading import kind_of, path_text, read_json
 
@@ -27,14 +27,10 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2, ascii_only: 
     write_atomic(path, json_bytes(content, indent=indent, ascii_only=ascii_only))
 
 
-def write_report(path: Path | str, content: Any) -> None:
+def write_report(path: Path | str, content: Any, *, indent: int | None = 1) -> None:
     """Write figures to the place that the user named; InputError where that is impossible, or rows lie there."""
     refuse_to_replace_rows(Path(path))
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(path), content, indent=1)
-    except OSError as error:
-        raise InputError(f"'{path_text(path)}' cannot be written: {error.strerror}; choose another path.") from error
+    write_output(Path(path), json_bytes(content, indent=indent))
 
 
 def read_json_object(path: Path, remedy: str = "") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What a score looks like: the figures of its file, with interval and difference, and the terminal's tables."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from transformers_agci.experiments.benchmarks.uncertainty import headline_differ
 from transformers_agci.experiments.defaults import RESAMPLES
 from transformers_agci.report.table import format_table
 from transformers_agci.statistics import Interval
-from transformers_agci.storage.atomic import write_atomic
-from transformers_agci.storage.json_file import write_report
+from transformers_agci.storage.atomic import write_output
+from transformers_agci.storage.json_file import json_bytes, write_report
 
 CHOICES = ("questions", "annotations", "problems", "splits", "split", "judge")  # that not every benchmark takes
 
@@ -72,11 +71,7 @@ def write_scored(scored: Scored, figures: Path | None, items: Path | None) -> No
     if figures is not None:
         write_report(figures, scored.report)
     if items is not None:
-        try:
-            items.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(items, "".join(json.dumps(item.as_row()) + "\n" for item in scored.score.items).encode())
-        except OSError as error:
-            raise InputError(f"'{items}' cannot be written: {error.strerror}; choose another path.") from None
+        write_output(items, (json_bytes(item.as_row()) for item in scored.score.items))
 
 
 def interval_report(declared: Benchmark, score: Score, bootstrap: Bootstrap) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from transformers_agci.report.heatmap import write_figure
 from transformers_agci.report.table import Table
 from transformers_agci.storage import manifest
 from transformers_agci.storage.atomic import write_atomic
-from transformers_agci.storage.json_file import write_json
+from transformers_agci.storage.json_file import write_report
 from transformers_agci.storage.result_names import sibling_path
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def _lacks(asked: "BenchmarkAnswers", lines: Sequence[str]) -> str:
 def _write(model: ModelComparison, target: Path | None) -> str:
     """Write numbers, text and figure of one model; returns what to say."""
     file = target or model.folder / NUMBERS
-    write_json(file, {**model.numbers, **_environment()})
+    write_report(file, {**model.numbers, **_environment()}, indent=2)
     write_atomic(model.folder / TEXT, ("\n\n".join(model.blocks) + "\n").encode())
     figure = write_figure(compared_figure(model.compared), model.folder / FIGURE)
     return f"\nwritten: {model.folder / TEXT}, {file}; figure: {figure}"
@@ -270,7 +270,7 @@ def _write_overview(found: ComparedModels, folder: Path, target: Path | None) ->
     """Write the table of all models, and all numbers; returns what to say."""
     file, text = target or folder / NUMBERS, found.text
     numbers = {model.name: model.numbers for model in found.models}
-    write_json(file, {"models": numbers, "left_out": found.left_out, **_environment()})
+    write_report(file, {"models": numbers, "left_out": found.left_out, **_environment()}, indent=2)
     write_atomic(folder / TEXT, f"{text}\n".encode())
     return f"{text}\n\nwritten: {folder / TEXT}, {file}"
 

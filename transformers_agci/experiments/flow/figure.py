@@ -1,19 +1,15 @@
 """The flow of one question about one image: drawn over the image, and as JSON."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from transformers_agci.data.probe_rows import PROMPT
-from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.flow import SOURCES, Flow, layers_text
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.report.overlay import Overlay, overlay_figure
-from transformers_agci.storage import json_file
-from transformers_agci.storage.overlap import refuse_to_replace_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,13 +79,3 @@ def as_json(flows: Sequence[Flow], image: str, question: str) -> dict[str, Any]:
             for flow in flows
         ],
     }
-
-
-def write_json(content: dict[str, Any], path: Path) -> None:
-    """Write the numbers; InputError if the place cannot be written to, or rows lie there."""
-    refuse_to_replace_rows(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_json(path, content, indent=None)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}; choose another `output_path`.") from error

@@ -1,6 +1,5 @@
 """The ruler's table and figure, and the two measurements that make them."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from transformers_agci.experiments.ruler.analysis import (
 from transformers_agci.experiments.ruler.conditions import ARMS, CALIBRATION, LAMBDA, NOTHING, REPAIR, RULER, Condition
 from transformers_agci.experiments.ruler.run import ItemRun
 from transformers_agci.inference.progress import Progress
-from transformers_agci.report.heatmap import DOTS_PER_INCH, GREY, INK
+from transformers_agci.report.heatmap import DOTS_PER_INCH, GREY, INK, write_figure
 from transformers_agci.report.table import Table, markdown_table
 from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.json_file import write_report
@@ -117,9 +116,7 @@ def measure(options: RulerOptions) -> RulerReport:
     write_report(options.folder / "ruler.json", {"settings": settings, "conditions": summary, "criteria": criteria})
     table = markdown_table(found.table.header, found.table.rows)
     write_atomic(options.folder / "ruler.md", f"{table}\n\n{criteria_text(found.criteria)}\n".encode())
-    drawn = io.BytesIO()
-    found.figure().savefig(drawn, format="png")
-    write_atomic(options.folder / FIGURE, drawn.getvalue())
+    write_figure(found.figure(), options.folder / FIGURE)
     return found
 
 

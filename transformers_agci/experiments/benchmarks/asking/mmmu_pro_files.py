@@ -10,7 +10,7 @@ from transformers_agci.experiments.benchmarks.asking.source import Source
 from transformers_agci.inference.load import LoadOptions, load
 from transformers_agci.inference.progress import Say
 from transformers_agci.method.lam import lambda_text
-from transformers_agci.storage.atomic import write_atomic
+from transformers_agci.storage.atomic import write_output
 from transformers_agci.storage.json_file import json_bytes
 
 OFFICIAL_NAMES = {
@@ -67,6 +67,5 @@ def _with_response(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, rows: list[dict[str, Any]], say: Say) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json_bytes(row, ascii_only=False) for row in rows))
+    write_output(path, (json_bytes(row, ascii_only=False) for row in rows))
     say(f"Written: {path}")
