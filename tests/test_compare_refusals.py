@@ -17,7 +17,7 @@ from transformers_agci.data.grid import POSITIONS
 from transformers_agci.errors import CannotServe
 from transformers_agci.experiments.benchmarks.asking.run import BenchmarkAnswers
 from transformers_agci.experiments.compare.arms import Arm, parse_arms
-from transformers_agci.experiments.compare.command import (
+from transformers_agci.experiments.compare.models import (
     Beside,
     ComparedModels,
     _benchmark,
@@ -293,8 +293,8 @@ def test_the_probes_report_is_written_before_a_benchmark_may_fail(
 
     answering_but({}, monkeypatch)
     monkeypatch.setattr("transformers_agci.experiments.benchmarks.asking.run.ask_benchmark", refuses)
-    monkeypatch.setattr("transformers_agci.experiments.compare.command.compared_figure", lambda compared: None)
-    monkeypatch.setattr("transformers_agci.experiments.compare.command.write_figure", lambda figure, file: file)
+    monkeypatch.setattr("transformers_agci.experiments.compare.models.compared_figure", lambda compared: None)
+    monkeypatch.setattr("transformers_agci.experiments.compare.models.write_figure", lambda figure, file: file)
     engine: Any = SimpleNamespace(name="transformers")
     model = Candidate("one", lambda: contextlib.nullcontext(engine))
     options, data = CompareOptions([model], parse_arms(["stock", "bapa"]), tmp_path), cast(Any, None)

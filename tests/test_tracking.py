@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from transformers_agci.cli import main
-from transformers_agci.commands.options.figures import add_tracking_option
+from transformers_agci.commands.options.figures import TRACKERS, add_tracking_option
 from transformers_agci.commands.parser import Parser
-from transformers_agci.experiments.tracking import TRACKERS
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from transformers_agci.api.rows import Displayed, tables_html
 from transformers_agci.embedded.location import EMBEDDED, embedded_model_path
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.compare.arms import DEFAULT_ARMS, parse_arms
-from transformers_agci.experiments.compare.command import Beside, ComparedModels, ModelComparison, compare_models
+from transformers_agci.experiments.compare.models import Beside, ComparedModels, ModelComparison, compare_models
 from transformers_agci.experiments.compare.report import ReportOptions, compared_figure, notes_of
 from transformers_agci.experiments.compare.run import Candidate, CompareOptions
 from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE, DRAWS, Choice

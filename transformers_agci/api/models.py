@@ -12,13 +12,14 @@ from typing import Any
 from transformers_agci.api.arguments import check_kinds, checked
 from transformers_agci.embedded.location import EMBEDDED, embedded_model_path
 from transformers_agci.errors import InputError
-from transformers_agci.experiments.engines import NEEDS_THE_MODEL, EngineOptions, VllmOptions, open_engine
+from transformers_agci.experiments.engines import NEEDS_THE_MODEL, EngineOptions, open_engine
 from transformers_agci.inference.answering import TransformersEngine, as_engine
 from transformers_agci.inference.engine import Engine
 from transformers_agci.inference.live import as_it_is_now, live_model
 from transformers_agci.inference.load import LoadedModel, LoadOptions
 from transformers_agci.inference.served.client import ServedOptions
 from transformers_agci.method.self_check import evaluating
+from transformers_agci.vllm.options import VllmOptions
 
 Model = Engine | LoadedModel | str | Path
 

@@ -16,14 +16,13 @@ from PIL import Image
 
 from transformers_agci.app.scene import Scene
 from transformers_agci.data.grid import POSITIONS, Grid
-from transformers_agci.data.probe_rows import ProbeRow
+from transformers_agci.data.probe_rows import PROMPT, ProbeRow
 from transformers_agci.embedded.probe_set import GRID as EMBEDDED_GRID
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.flow.figure import image_flow_figure
 from transformers_agci.experiments.flow.flow import layer_count, measure_flow
 from transformers_agci.experiments.occlusion.files import IMAGE, write_image_files
 from transformers_agci.experiments.occlusion.occlude import OcclusionRun
-from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.inference.answer import Answer, Answerer
 from transformers_agci.inference.batches import Column
 from transformers_agci.inference.load import LoadedModel

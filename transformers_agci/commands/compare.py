@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers_agci.api.compare import run_compare
     from transformers_agci.embedded import embedded_model_path
     from transformers_agci.experiments.compare.arms import parse_arms
-    from transformers_agci.experiments.compare.command import Beside
+    from transformers_agci.experiments.compare.models import Beside
     from transformers_agci.experiments.compare.report import ReportOptions
     from transformers_agci.experiments.compare.run import Candidate, CompareOptions
     from transformers_agci.experiments.engines import open_engine

@@ -95,7 +95,7 @@ def _flow_files(args: argparse.Namespace) -> Iterator[Named]:
 
 def _compared_files(args: argparse.Namespace) -> Iterator[Named]:
     from transformers_agci.experiments.compare.arms import parse_arms
-    from transformers_agci.experiments.compare.command import FIGURE, NUMBERS, TEXT
+    from transformers_agci.experiments.compare.models import FIGURE, NUMBERS, TEXT
 
     for arm in parse_arms(args.methods):
         yield Named("output_dir", args.output_dir / arm.file_name, OF_A_RESULT)

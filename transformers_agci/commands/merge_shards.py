@@ -10,6 +10,7 @@ from transformers_agci.commands.options.types import path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     parser.add_argument(
         "answer_file", metavar="ANSWER_FILE", nargs="+", type=path, help="the answer file that the shards were given"
     )
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Merge each file; 1 if rows of it were skipped."""
-    from transformers_agci.inference.progress import counted
+    from transformers_agci.errors import counted
     from transformers_agci.storage.result_file import merge_shards
 
     failed = 0

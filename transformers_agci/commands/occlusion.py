@@ -86,9 +86,9 @@ def add_maps_arguments(parser: argparse.ArgumentParser) -> None:
 def run_maps(args: argparse.Namespace) -> int:
     """Occlusion maps aggregated by the place of the target: nine maps on one scale, the target's cell outlined, and the
     share of each map that lies on it, with an interval over items."""
+    from transformers_agci.errors import counted
     from transformers_agci.experiments.occlusion.files import listed, read_folder
     from transformers_agci.experiments.occlusion.maps import aggregate, draw_maps, map_files, maps_text
-    from transformers_agci.inference.progress import counted
 
     files = map_files(args.output_path)  # refuses a bad suffix before the work
     folder = read_folder(args.prob_results_dir)

@@ -140,6 +140,7 @@ def tokenizer_config(folder: Path, original: Original, vocabulary: Vocabulary) -
 
 
 def processor_class(original: Original) -> str:
+    """The class of transformers' that prepares its prompts and images."""
     return "LlavaNextProcessor" if original.anyres else "LlavaProcessor"
 
 
@@ -187,6 +188,7 @@ def processor_config(original: Original, config: Mapping[str, Any]) -> dict[str,
 
 
 def chat_template(original: Original) -> str:
+    """The template of the conversations that its decoder was trained on."""
     return MISTRAL if original.mistral else VICUNA
 
 

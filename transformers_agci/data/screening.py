@@ -68,6 +68,7 @@ class Seen:
         return bool((differences.max(axis=1, initial=0) <= NEAR_LEVELS).any()) if len(near) else False
 
     def add(self, key: str, caption: str, new: Fingerprint) -> None:
+        """Take in a pair, so that a later one is recognised as its duplicate."""
         if self._count == len(self._bits):
             self._bits = np.concatenate([self._bits, np.zeros_like(self._bits)])
             self._colours = np.concatenate([self._colours, np.zeros_like(self._colours)])

@@ -1,1 +1,1 @@
-"""What is measured about position: the position probe, and what the vision encoder sees."""
+"""What is measured: the position probe, what a model looks at, benchmarks, comparisons of methods, ruler and study."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from PIL import Image
 
+from transformers_agci.data.probe_rows import PROMPT
 from transformers_agci.embedded.atlas import Atlas
 from transformers_agci.embedded.probe_set import PROBE_STREAM, render_item
 from transformers_agci.errors import InputError, error_line
-from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.families import REFUSED_FAMILIES
 from transformers_agci.inference.checkpoint_files import model_folder
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load

@@ -18,7 +18,6 @@ from transformers_agci.storage import manifest
 from transformers_agci.storage.json_file import read_json_object
 from transformers_agci.storage.result_names import sibling_path
 
-TRACKERS = ("wandb", "trackio")
 PROJECT = "transformers-agci"
 
 

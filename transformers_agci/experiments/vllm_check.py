@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 
 from transformers_agci.data.images import open_image
+from transformers_agci.data.probe_rows import PROMPT
 from transformers_agci.errors import counted
 from transformers_agci.experiments.checkpoint_check import CAPTION, atlas_image
-from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.families import Family
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prepare import to_device
@@ -34,7 +34,7 @@ from transformers_agci.vllm.engine import VllmEngine, mm_data, open_vllm
 from transformers_agci.vllm.running import RunningVllm, sampling
 
 if TYPE_CHECKING:
-    from transformers_agci.experiments.engines import VllmOptions
+    from transformers_agci.vllm.options import VllmOptions
 
 MOST_LIKELY = 5  # tokens whose log-probabilities are compared
 RETURNED = 20  # tokens whose log-probabilities vLLM is asked for: as many as it gives by default

@@ -17,10 +17,6 @@ from transformers_agci.families.special_tokens import token_ids
 # --- how many tokens a unit has ------------------------------------------------------------------------------------
 
 
-def by_runs(config: Any, call: ForwardCall, total: int) -> None:
-    """A contiguous run of image tokens is one unit: the prompt puts marks around it."""
-
-
 def by_grid(config: Any, call: ForwardCall, total: int) -> Sequence[int] | None:
     """image_grid_thw says the patches of each image, a square of which is merged into a token."""
     if call.image_grid_thw is None:

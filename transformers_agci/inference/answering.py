@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers_agci.embedded.location import EMBEDDED, embedded_model_path
+from transformers_agci.errors import counted
 from transformers_agci.families import find_vlm, image_token_id
 from transformers_agci.inference.answer import Answer, Answerer, recorded_settings
 from transformers_agci.inference.attention_plans import varying_lengths
@@ -40,7 +41,7 @@ from transformers_agci.inference.prepare import (
     crossing_pixels,
     prepared_ahead,
 )
-from transformers_agci.inference.progress import Counts, RunSummary, counted, joined
+from transformers_agci.inference.progress import Counts, RunSummary, joined
 from transformers_agci.inference.questions import Question, QuestionSet
 from transformers_agci.inference.runner import (
     BlockResult,

@@ -123,6 +123,7 @@ def _list_key(questions: Sequence[Question], number: int) -> Hashable:
 
 
 def image_keys(images: Sequence[ImageSource]) -> tuple[Hashable, ...]:
+    """What tells lists of images from each other."""
     return tuple(image.key for image in images)
 
 

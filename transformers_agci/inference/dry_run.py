@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.families import find_vlm, image_token_id
 from transformers_agci.inference.batches import Block, Column, Plan, make_plan, plan_columns
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prepare import Batch, Prepared, prepare
-from transformers_agci.inference.progress import counted
 from transformers_agci.inference.prompt import chat_text
 from transformers_agci.inference.questions import Question
 from transformers_agci.method.lam import lambda_text

@@ -101,10 +101,12 @@ def mark_features(handle: "Handle") -> None:
 
 
 def features_wait(handle: "Handle") -> bool:
+    """Whether features made outside a call of the handle's vlm, on this thread, have not gone into one yet."""
     return _state.features_of is handle
 
 
 def clear_mark(handle: "Handle") -> None:
+    """Forget that the handle's features wait."""
     if _state.features_of is handle:
         _state.features_of = None
         handle.threads_with_features.discard(threading.get_ident())

@@ -196,6 +196,7 @@ def peak_memory() -> dict[str, int]:
 
 
 def now() -> str:
+    """The time of day in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers_agci.data.images import changes_of
-from transformers_agci.errors import CannotServe, InputError
+from transformers_agci.errors import CannotServe, InputError, counted
 from transformers_agci.families import SUPPORTED_FAMILIES, Family, Lacks
 from transformers_agci.inference import checkpoint_files
 from transformers_agci.inference.answer import SHAPING, Answer, verdict_is_fixed
@@ -26,7 +26,7 @@ from transformers_agci.inference.engine import Answering, Answers, Numbered, Que
 from transformers_agci.inference.load import LoadOptions, hub_revision
 from transformers_agci.inference.process_group import rank_and_size
 from transformers_agci.inference.processor import load_processor, processor_identity
-from transformers_agci.inference.progress import Counts, counted
+from transformers_agci.inference.progress import Counts
 from transformers_agci.inference.prompt import answer_token_ids, chat_text
 from transformers_agci.inference.questions import Question
 from transformers_agci.method.injection import injection_of

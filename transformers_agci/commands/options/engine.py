@@ -62,7 +62,7 @@ def add_engine_option(group: "argparse._ArgumentGroup") -> None:
 
 def engine_options(args: argparse.Namespace) -> EngineOptions:
     """What `add_engine_options` parsed."""
-    from transformers_agci.experiments.engines import VllmOptions
+    from transformers_agci.vllm.options import VllmOptions
 
     if args.engine == "openai" and args.model == EMBEDDED:
         raise InputError("--model is needed with --engine openai: the name by which the server knows the model.")

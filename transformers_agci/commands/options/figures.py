@@ -5,6 +5,8 @@ import argparse
 from transformers_agci.commands.options.types import SEED, add_count, json_file, whole
 from transformers_agci.experiments.defaults import DRAWS, RESAMPLES
 
+TRACKERS = ("wandb", "trackio")
+
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """--json of the commands whose numbers also appear as a table."""
@@ -33,6 +35,6 @@ def add_tracking_option(group: "argparse._ArgumentGroup | argparse.ArgumentParse
     """--report_to of the commands that write result files with figures."""
     group.add_argument(
         "--report_to",
-        choices=("wandb", "trackio"),
+        choices=TRACKERS,
         help="also hand settings and figures of each result file to this tracker, where it is installed",
     )

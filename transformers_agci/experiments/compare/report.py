@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.compare.arms import STOCK, Arm
 from transformers_agci.experiments.compare.run import ArmResult
-from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE
+from transformers_agci.experiments.defaults import CHOOSE_BY, DEV_SHARE, Choice
 from transformers_agci.experiments.position import evidence_report
 from transformers_agci.experiments.position.comparison import as_json
 from transformers_agci.experiments.position.evidence import Evidence, gather
 from transformers_agci.experiments.position.measures import ResamplingConfig
 from transformers_agci.experiments.position.results import read_results
-from transformers_agci.experiments.position.sweep import FEWEST, Choice, Split, part_of, scores_of
+from transformers_agci.experiments.position.sweep import FEWEST, Split, part_of, scores_of
 from transformers_agci.method.rivals import RIVALS
 from transformers_agci.report.table import ABSENT, NUMBER, PERCENT, POINTS, Style, Table, format_table
 from transformers_agci.statistics.evenness import signed_root

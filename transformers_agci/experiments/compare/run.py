@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from transformers_agci.data.probe_rows import PROMPT
 from transformers_agci.data.rows import require_number, require_whole_number
 from transformers_agci.errors import CannotServe, InputError, counted
 from transformers_agci.experiments.compare.arms import STOCK, Arm
 from transformers_agci.experiments.defaults import ATLAS_ITEMS
 from transformers_agci.experiments.engines import NEEDS_THE_MODEL
 from transformers_agci.experiments.position.data import ProbeData, embedded_data, read_data
-from transformers_agci.experiments.position.questions import PROMPT, prompt_form, questions
+from transformers_agci.experiments.position.questions import prompt_form, questions
 from transformers_agci.inference.answering import AnswerOptions, TransformersEngine, answer_questions
 from transformers_agci.inference.engine import Engine
 from transformers_agci.inference.progress import Say

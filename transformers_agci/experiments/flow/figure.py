@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from transformers_agci.data.probe_rows import PROMPT
-from transformers_agci.experiments.flow.flow import SOURCES, Flow, layers_text
+from transformers_agci.experiments.flow.flow import Flow, layers_text
+from transformers_agci.experiments.flow.maps import SOURCES
 from transformers_agci.method.lam import lambda_text
 from transformers_agci.report.overlay import Overlay, overlay_figure
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers_agci.data.probe_rows import ProbeRow
+from transformers_agci.data.probe_rows import PROMPT, ProbeRow
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.defaults import FLOW_LAYERS, FLOW_TOKENS
-from transformers_agci.experiments.flow.flow import SOURCES, Flow, layer_count, layers_text, measure_flow, parse_layers
+from transformers_agci.experiments.flow.flow import Flow, layer_count, layers_text, measure_flow, parse_layers
+from transformers_agci.experiments.flow.maps import SOURCES
 from transformers_agci.experiments.items import target_box
 from transformers_agci.experiments.occlusion.maps import share_in
-from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.experiments.positives import Positives, check_unique
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.progress import RunSummary

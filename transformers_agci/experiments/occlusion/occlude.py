@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from transformers_agci.data.probe_rows import ProbeRow
-from transformers_agci.errors import InputError
+from transformers_agci.data.probe_rows import PROMPT, ProbeRow
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.defaults import OCCLUSION_TOKENS
 from transformers_agci.experiments.forced_answer import Answered, ForcedAnswer
 from transformers_agci.experiments.occlusion.files import SUMMARY_FIELDS, Occluded, write_image_files
@@ -30,12 +30,11 @@ from transformers_agci.experiments.occlusion.masks import (
 )
 from transformers_agci.experiments.occlusion.painting import Painter, Painters, Processed
 from transformers_agci.experiments.occlusion.window_reuse import reused_windows
-from transformers_agci.experiments.position.questions import PROMPT
 from transformers_agci.experiments.positives import Positives, check_unique
 from transformers_agci.inference.host_values import host_values
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prefetch import prefetched_in_threads
-from transformers_agci.inference.progress import Counts, RunSummary, counted
+from transformers_agci.inference.progress import Counts, RunSummary
 from transformers_agci.inference.questions import ImageFile, Question
 from transformers_agci.inference.runner import BlockResult, Job, Output, Reporter, Results, RunOptions, Task, run
 from transformers_agci.method.attach import agci

@@ -8,7 +8,8 @@ import numpy as np
 
 from transformers_agci import statistics as st
 from transformers_agci.errors import InputError, counted, printable, short
-from transformers_agci.experiments.position.pair_evenness import Both, EvennessReport, compare_evenness
+from transformers_agci.experiments.position.evenness_verdict import Both
+from transformers_agci.experiments.position.pair_evenness import EvennessReport, compare_evenness
 from transformers_agci.experiments.position.results import ProbeResult, Tables, baseline_note, rows_called
 from transformers_agci.report.table import PERCENT, POINTS
 from transformers_agci.statistics import Interval, McNemar, Measured, evenness, signal_detection

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers_agci.data.probe_rows import PROMPT
 from transformers_agci.errors import InputError
 from transformers_agci.experiments.planted_bias import planted_bias
 from transformers_agci.experiments.position.data import ProbeData
-from transformers_agci.experiments.position.questions import PROMPT, Control, control_questions, prompt_form, questions
+from transformers_agci.experiments.position.questions import Control, control_questions, prompt_form, questions
 from transformers_agci.inference.answering import AnswerOptions, TransformersEngine, answer_questions, as_engine
 from transformers_agci.inference.engine import Engine
 from transformers_agci.inference.load import LoadedModel

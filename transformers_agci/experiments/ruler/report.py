@@ -15,7 +15,6 @@ from transformers_agci.experiments.ruler.analysis import (
     calibration_criteria,
     item_sets,
     ruler_criteria,
-    signed_root,
     summarize,
 )
 from transformers_agci.experiments.ruler.conditions import ARMS, CALIBRATION, LAMBDA, NOTHING, REPAIR, RULER, Condition
@@ -23,6 +22,7 @@ from transformers_agci.experiments.ruler.run import ItemRun
 from transformers_agci.inference.progress import Progress
 from transformers_agci.report.heatmap import DOTS_PER_INCH, GREY, INK, write_figure
 from transformers_agci.report.table import Table, markdown_table
+from transformers_agci.statistics.evenness import signed_root
 from transformers_agci.storage.atomic import write_atomic
 from transformers_agci.storage.json_file import write_report
 

@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from transformers_agci.data.probe_rows import ProbeRow
-from transformers_agci.errors import InputError
+from transformers_agci.errors import InputError, counted
 from transformers_agci.experiments.defaults import POOLING
 from transformers_agci.experiments.positives import Positives, check_unique
 from transformers_agci.inference.batches import Block, Column, plan_blocks
@@ -25,7 +25,7 @@ from transformers_agci.inference.host_values import crossing, host_values
 from transformers_agci.inference.load import LoadedModel
 from transformers_agci.inference.prefetch import default_workers
 from transformers_agci.inference.prepare import crossing_pixels, prepared_ahead
-from transformers_agci.inference.progress import Counts, RunSummary, counted
+from transformers_agci.inference.progress import Counts, RunSummary
 from transformers_agci.inference.prompt import check_text
 from transformers_agci.inference.questions import ImageFile, Question
 from transformers_agci.inference.runner import BlockResult, Job, Output, Reporter, Results, RunOptions, Task, run

@@ -13,10 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
-from transformers_agci.errors import InputError, short
+from transformers_agci.errors import InputError, counted, short
 from transformers_agci.inference.answering import AnswerOptions
 from transformers_agci.inference.engine import Answering, Answers, Numbered, QueuedAnswering
-from transformers_agci.inference.progress import Counts, counted, tell
+from transformers_agci.inference.progress import Counts, tell
 from transformers_agci.inference.prompt import chat_content, check_text
 from transformers_agci.inference.questions import BlankImage, Question
 from transformers_agci.inference.served.client import ServedOptions, ServerClient

@@ -1,4 +1,4 @@
-"""A comparison from what a user asks for to the lines and files that the user reads."""
+"""Every method on every model: asked, compared, measured beside the probe, written to the files that the user reads."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
