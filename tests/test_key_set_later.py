@@ -130,6 +130,24 @@ def test_key_set_on_a_model_that_has_no_agci_any_more_or_yet(made: Callable[[], 
     check_acts(model, stock)
 
 
+@pytest.mark.parametrize("by", ["key", "attribute", "handle"])
+def test_key_set_on_a_model_whose_inner_model_was_replaced_by_a_copy(by: str) -> None:
+    model = served(build_config("llava"), "llava")
+    stock = logits(model)
+    handle = attach(model, 0.2)
+    model.model = copy.deepcopy(model.model)
+    for lam in (0.0, 0.7):
+        if by == "key":
+            setattr(model.config, LAMBDA_KEY, lam)
+        elif by == "attribute":
+            model.global_context_broadcast_lambda = lam
+        else:
+            handle.lam = lam
+        if not lam:
+            assert torch.equal(logits(model), stock)
+    check_acts(model, stock)
+
+
 def test_key_set_in_text_config_while_agci_is_on(caplog: pytest.LogCaptureFixture) -> None:
     model = served(build_config("llava"), "llava")
     setattr(model.config, LAMBDA_KEY, 0.5)

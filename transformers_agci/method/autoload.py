@@ -201,10 +201,14 @@ def _serve_lambda(model: Any) -> None:
 
 
 def _serve_set_lambda(model: Any) -> None:
-    """The same where the key was set: AGCI that is on reads it by itself."""
+    """The same where the key was set: AGCI that is on reads it by itself.
+
+    Not that of a copy of the vlm, with a config of its own, which was put in its place; it learns of the model here.
+    """
     seen = _models.get(model)
     handle = None if seen is None else seen()
-    if handle is None or not handle.attached:
+    vlm = None if handle is None else handle.vlm()
+    if handle is None or not handle.attached or all(part is not vlm for part in (model, *model.children())):
         _serve_lambda(model)
 
 
