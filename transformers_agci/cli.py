@@ -92,7 +92,10 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
             "study",
         ),
         Command(
-            "train-embedded", "embedded", "train the embedded model anew on a CPU, from the shipped atlas", "train"
+            "train-embedded",
+            "embedded",
+            "train the embedded model from scratch, on a CPU",
+            "train",
         ),
     ),
     "data": (

@@ -34,7 +34,7 @@ Images = Iterable[Any] | str | Path
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BuiltSet(Displayed):
-    """A set that was built, or stood there: its files, its counts. `data` is what `probe` and the others take.
+    """A set that was built, or was there already: its files, its counts. `data` is what `probe` and the others take.
 
     dropped       reason -> pairs of the source that were left out for it; <name>.dropped.jsonl names each
     already_done  items that an earlier call had built

@@ -24,7 +24,7 @@ def demo(
     """From nothing to a heat map: the embedded model, a bias planted in it, answers with and without AGCI.
 
     `items` items in nine positions, asked once with the right caption and once with a wrong one, at lambda 0 and 0.5,
-    by `processes` one-thread processes; always computed anew. With a `folder` rows, map and numbers stay there. `log`
+    by `processes` one-thread processes; always recomputed. With a `folder` rows, map and numbers stay there. `log`
     has what the command prints, the verdict last.
 
     >>> from transformers_agci import demo

@@ -36,7 +36,7 @@ def encoded(image: Any, where: str) -> bytes:
 def written_source(folder: Path, images: Sequence[Any], captions: Any, overwrite: bool = False) -> Path:
     """The images as files of `folder` with their captions beside them, in the form of datasets' image folders.
 
-    What stands there already is left; InputError where it is something else, unless `overwrite`.
+    Files that are there already are kept; InputError where it is something else, unless `overwrite`.
     """
     texts = elements("captions", () if captions is None else captions, "texts, one for each image")
     if not images:

@@ -47,6 +47,9 @@ class Displayed:
     def __repr__(self) -> str:
         return str(self)
 
+    def _repr_html_(self) -> str:
+        return tables_html([], str(self).splitlines())
+
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -60,9 +63,6 @@ class DisplayedLines(Displayed):
     def text(self) -> str:
         """What the command prints."""
         return "\n".join(self.lines)
-
-    def _repr_html_(self) -> str:
-        return tables_html([], self.lines)
 
 
 def labelled(ours: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:

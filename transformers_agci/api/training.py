@@ -168,9 +168,6 @@ class MergedCheckpoint(Displayed):
         """What `agci merge-lora` prints."""
         return "\n".join([*self.notes, *(f"warning: {line}" for line in self.warnings), self.summary])
 
-    def _repr_html_(self) -> str:
-        return tables_html([], self.text.splitlines())
-
 
 @checked
 def merge_lora(recipe: Recipe, **changes: Any) -> MergedCheckpoint:

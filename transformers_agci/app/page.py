@@ -80,7 +80,7 @@ class Request(NamedTuple):
 
 
 class _Live:
-    """The tab with the maps. Its state is what the controls show: every request draws its scene anew from the seed."""
+    """The tab with the maps. Its state is what the controls show: every request redraws its scene from the seed."""
 
     def __init__(self, session: Session, methods: tuple[str, ...]) -> None:
         self.session, self.methods = session, methods
@@ -103,7 +103,7 @@ class _Live:
 
     @property
     def controls(self) -> set[Any]:
-        """What every request is told."""
+        """What every request is given."""
         return {self.name, self.upload, self.caption, self.lam, self.method, self.seed, self.place, self.layer}
 
     def lay_out(self, page: gr.Blocks) -> None:

@@ -122,7 +122,7 @@ class Session:
     def occlusion(
         self, scene: Scene, caption: str, cell: int, setting: Setting, progress: Callable[[float], None]
     ) -> Image.Image:
-        """Which places of the composite the answer depends on; `progress` is told the share done and may raise."""
+        """Which places of the composite the answer depends on; `progress` is given the share done and may raise."""
         with self._lock, tempfile.TemporaryDirectory() as folder:
             name = f"composite_{cell}"
             Path(folder, f"{name}.jpg").write_bytes(scene.composites[cell])

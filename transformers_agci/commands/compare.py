@@ -1,7 +1,7 @@
 """AGCI, its controls and rivals on the same rows: one run that goes on after a kill, one report.
 
 Every method answers the same rows of the position probe. Of a method that is named at several strengths the one that
-is best on half of the items (told apart by a hash of their captions) is held against stock on the other half, and so
+is best on half of the items (split by a hash of their captions) is held against stock on the other half, and so
 are all others; where every method has one strength, nothing is chosen and all items report. The tables are those of
 `agci evidence`; beside them what each method costs. With --ruler the same methods meet decoder biases of known size,
 with --benchmark another task, so that a repair that costs accuracy elsewhere is seen.

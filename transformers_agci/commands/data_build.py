@@ -190,7 +190,7 @@ def add_samples_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_samples(args: argparse.Namespace) -> int:
-    """Build the shipped samples anew from the embedded atlas: probe_datasets/, similarity_data/ and data/."""
+    """Rebuild the shipped samples from the embedded atlas: probe_datasets/, similarity_data/ and data/."""
     from transformers_agci.data.samples import build_samples
     from transformers_agci.embedded.atlas import Atlas
 

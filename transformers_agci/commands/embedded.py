@@ -33,7 +33,7 @@ def run_demo(args: argparse.Namespace) -> int:
     """From nothing to a heat map: the embedded model answers 3,600 questions, with and without AGCI.
 
     100 items x 9 positions, asked once with the right caption and once with a wrong one, at lambda 0 and 0.5. The
-    answers are always computed anew. Rows, manifests and the map are written to --output_dir.
+    answers are always recomputed. Rows, manifests and the map are written to --output_dir.
     """
     from transformers_agci.api.demo import run_demo as run
     from transformers_agci.experiments.demo import Demo
@@ -124,7 +124,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Train the embedded model anew, from the shipped atlas, on one CPU thread (about 20 minutes).
+    """Train the embedded model from scratch, on the shipped atlas, on one CPU thread (about 20 minutes).
 
     After each of the four stages the weights go to FOLDER/stages, and the same command goes on from there. The
     checkpoint loads with AutoProcessor and AutoModelForImageTextToText; --items fresh items show how well it answers.

@@ -148,7 +148,7 @@ def _indent(text: str) -> int | None:
 
 
 def _belongs(file: Path) -> bool:
-    """Whether a file is copied; config.json is written anew, and locks and what is half-written stay behind."""
+    """Whether a file is copied; config.json is rewritten, and locks and what is half-written stay behind."""
     return file.is_file() and file.name != CONFIG and not file.name.endswith((".bak", ".lock", ".new"))
 
 

@@ -103,7 +103,7 @@ class PlantedBias:
         self._thread = threading.local()
         self._on_cache = f"_planted_bias_{next(_NUMBERS)}"  # attribute of a cache
         self._hooks = [
-            # Before a rival shows the decoder a blank image, or places the image tokens anew.
+            # Before a rival shows the decoder a blank image, or moves the image tokens.
             vlm.register_forward_pre_hook(self._before_vlm, with_kwargs=True, prepend=True),
             decoder_of(vlm).register_forward_pre_hook(self._before_decoder, with_kwargs=True, prepend=True),
             *(

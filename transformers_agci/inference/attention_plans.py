@@ -1,4 +1,4 @@
-"""Attention of new tokens on keys and values that are there, without planning anew for every length.
+"""Attention of new tokens on keys and values that are there, without a new plan for every length.
 
 From torch 2.11 on the first choice of SDPA on Hopper GPUs is cuDNN, which builds a plan for each new shape (rows, new
 tokens, keys): tens of milliseconds of the host's time. A prompt's shape comes back batch after batch. That of follow-up

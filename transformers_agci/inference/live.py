@@ -45,7 +45,7 @@ def live_model(model: Any, processor: Any) -> LoadedModel:
 
 
 def as_it_is_now(loaded: LoadedModel) -> LoadedModel:
-    """A live model's record of weights and lambda anew: it may have been trained or set since it was wrapped."""
+    """A live model's current record of weights and lambda: it may have been trained or set since it was wrapped."""
     if FINGERPRINT not in loaded.identity:
         return loaded
     lam = _lambda_of(loaded.model)

@@ -2,7 +2,7 @@
 
 Decoding and preprocessing rows happens in processes (torch's DataLoader): processors hold Python's lock for most of
 their time. Masked copies of one image are made in threads: a copy is 17 MB of pixels, which need not cross a pipe, and
-starting processes anew for each image would take longer than its copies.
+starting new processes for each image would take longer than its copies.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ BUS_ERROR = "Bus error"  # what becomes of a process that writes where shared me
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
-At = Callable[[int], None]  # is told the number of the row that is being worked on
+At = Callable[[int], None]  # called with the number of the row that is being worked on
 
 
 def default_workers(device_type: str) -> int:

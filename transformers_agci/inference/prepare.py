@@ -71,7 +71,7 @@ def prepare(
 ) -> Prepared:
     """Decode, preprocess and tokenize a column; rows whose image or text is bad are omitted and named.
 
-    `at` is told the number of each question before its images are opened; `positions` numbers a batch's tokens.
+    `at` is called with the number of each question before its images are opened; `positions` numbers a batch's tokens.
     """
     opened: dict[Hashable, Image.Image] = {}
     failed: dict[int, FailedRow] = {}

@@ -17,9 +17,9 @@ _log = logging.getLogger("transformers_agci")
 
 
 def forget_graphs_of(vlm: nn.Module) -> bool:
-    """Have torch.compile trace anew where it has graphs of this class of model or decoder; returns whether it had any.
+    """Have torch.compile trace again where it has graphs of this class of model or decoder; returns whether it had any.
 
-    torch can only forget all graphs of the process: others are traced anew at their next call, with the same results.
+    torch can only forget all graphs of the process: others are retraced at their next call, with the same results.
     """
     dynamo: Any = sys.modules.get("torch._dynamo")
     names = {f"{type(module).__module__}.{type(module).__qualname__}" for module in (vlm, decoder_of(vlm))}
@@ -28,7 +28,7 @@ def forget_graphs_of(vlm: nn.Module) -> bool:
     dynamo.reset()
     _log.warning(
         "AGCI comes to a model class that torch.compile has graphs of: torch._dynamo.reset() was called, and "
-        "compiled models are traced anew at their next call. Attach first to spare this."
+        "compiled models are retraced at their next call. Attach first to spare this."
     )
     return True
 

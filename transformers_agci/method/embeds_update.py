@@ -38,7 +38,7 @@ def check_output_finite(output: Any, images: Images) -> None:
 class Recomputations:
     """Updates within torch.utils.checkpoint whose backward pass, which runs the model once more, is still to come.
 
-    That run reads lambda or the strength anew: after a change its gradients are those of another model than the loss.
+    That run reads lambda or the strength again: after a change its gradients are those of another model than the loss.
     Layers that are checkpointed one by one lie behind the update and are not counted.
     """
 

@@ -37,7 +37,7 @@ def committed_folder(
     was killed. None is yielded, and nothing is to be done, where `target` is finished already.
 
     Args:
-        doing: what another process is told of this one, "converting into".
+        doing: how another process's message describes this one, "converting into".
         is_finished: asked whether a `target` that holds something is what would be made; InputError: what else it is.
         replace: let the new folder take the place of another one, which is moved aside first and removed last.
         keep_equal: leave a `target` alone that holds the same files with the same bytes.

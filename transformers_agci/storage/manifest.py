@@ -138,7 +138,7 @@ def add_run(
     notes: Mapping[str, Any],
     sizes: Sequence[int],
 ) -> None:
-    """Append what a run measured. A manifest that was removed in the meantime is written anew, from the rest."""
+    """Append what a run measured. A manifest that was removed in the meantime is rewritten from the rest."""
     found = read(result)
     runs = [*(found["runs"] if found else ()), dict(run)]
     _write(result, found["settings"] if found else settings, found["notes"] if found else notes, sizes, runs)

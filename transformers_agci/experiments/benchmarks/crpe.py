@@ -109,7 +109,7 @@ def _result(items: Sequence[Item], categories: dict[str, list[Pair]]) -> Score:
     if mixed:
         notes.append(
             f"In {', '.join(mixed)} a block of {ROTATIONS} answers holds several images: is the order of "
-            "the questions the original one? Rotations are told by their order alone."
+            "the questions the original one? Rotations are told apart by their order alone."
         )
     questions = sum(figures["categories"][name]["questions"] for name in categories)
     return Score(

@@ -196,7 +196,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _memory_now() -> float:
-    """Bytes in use; from here on the peak is counted anew, where the system can."""
+    """Bytes in use; from here on the peak is counted from zero, where the system can."""
     import torch
 
     if torch.cuda.is_available():

@@ -151,7 +151,7 @@ class OcclusionRun:
     ) -> Occluded:
         """The map of one row's image; InputError where image or answer do not allow one.
 
-        `progress` is told the share of the forward calls that are done, 0 to 1; what it raises ends the work.
+        `progress` is called with the share of the forward calls that are done, 0 to 1; what it raises ends the work.
         """
         counts = OcclusionCounts() if counts is None else counts
 

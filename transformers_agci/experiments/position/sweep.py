@@ -1,6 +1,6 @@
 """Lambda chosen on one part of the items and reported, once, on the other: what the best of several lambdas is worth.
 
-The best of several results on the items on which it was found looks better than it is. The parts are told apart by a
+The best of several results on the items on which it was found looks better than it is. The parts are split by a
 hash of the caption, so that the same caption is on the same side in every run and for every model.
 """
 

@@ -1,4 +1,4 @@
-"""The ruler's run: items drawn anew, asked under every condition by several processes, kept in a journal."""
+"""The ruler's run: freshly drawn items, asked under every condition by several processes, kept in a journal."""
 
 import contextlib
 import logging

@@ -7,7 +7,7 @@ Source: "Mitigating Object Hallucinations in Large Vision-Language Models throug
               strength
     v'        sqrt(a_t) v + sqrt(1 - a_t) e on the normalised pixels, a_t the product of 1 - beta_i up to step t, with
               beta_i = 1e-5 + sigmoid(x_i) (5e-3 - 1e-5), x_i from -6 to 6 in 1000 steps; t is `noise_step`
-    e         Gaussian, drawn once per question, here from `seed` anew for every image (where transformers cuts images
+    e         Gaussian, drawn once per question, here from `seed` for every image (where transformers cuts images
               into tiles, for every tile), so that no answer depends on what stands beside it in a batch
 
 The authors' scripts use alpha 1, beta 0.1 and step 500. In the version read the noised pass appears to go on from the

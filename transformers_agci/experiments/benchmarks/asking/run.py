@@ -32,7 +32,7 @@ from transformers_agci.storage.result_names import sibling_path
 
 @dataclass(frozen=True)
 class AskOptions:
-    """At which lambdas a benchmark is asked (none: the config key's), how it is answered, how its score is told."""
+    """At which lambdas a benchmark is asked (none: the config key's), how it is answered, how its score is reported."""
 
     lambdas: Sequence[float] = ()
     answers: AnswerOptions = field(default_factory=AnswerOptions)
