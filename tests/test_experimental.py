@@ -165,6 +165,7 @@ def test_a_family_that_nobody_declared_from_end_to_end(
     folder = shutil.copytree(tiny_checkpoint("llava"), tmp_path / "undeclared")
     config = json.loads((folder / "config.json").read_text()) | {"model_type": "undeclared"}
     (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
     for words in (["self-check", str(folder)], ["probe", "--model", str(folder), "--items", "1"]):
         assert main(words) == 2
         said = capsys.readouterr().err
