@@ -23,31 +23,32 @@ NAME = "sample_noto_840_840"
 PROBE_ITEMS = 4
 SIMILARITY_ITEMS = 4
 CONVERSATIONS = 16
+SEED = 0
 INSTRUCT_NAME = "sample_noto"
 TEN_THOUSAND = "llava_v1_5_instruct_sample_10k"  # registered in dataset_info.json; agci data sample-instruct writes it
 
 Captioned = tuple[str, Image.Image]
 
 
-def build_samples(root: Path, images: Sequence[Captioned], seed: int = 0) -> dict[Path, int]:
+def build_samples(root: Path, images: Sequence[Captioned]) -> dict[Path, int]:
     """Write the samples into probe_datasets/, similarity_data/ and data/ below `root`, in place of what is there.
 
     `images` are (caption, image); equal images give equal bytes. Returns the size of each folder in bytes.
     """
-    shuffled = random.Random(seed).sample(list(images), len(images))
+    shuffled = random.Random(SEED).sample(list(images), len(images))
     root = root.resolve()
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         # A relative name, because the manifest repeats it.
         source = Source(str(_write_source(Path("noto_atlas"), shuffled)))
         probe = BuildOptions(
-            "probe", source, root / "probe_datasets", NAME, "images", PROBE_ITEMS, pool=len(shuffled), seed=seed
+            "probe", source, root / "probe_datasets", NAME, "images", PROBE_ITEMS, pool=len(shuffled), seed=SEED
         )
         build(probe, overwrite=True)
         similarity = BuildOptions(
-            "similarity", source, root / "similarity_data", NAME, "images", SIMILARITY_ITEMS, seed=seed
+            "similarity", source, root / "similarity_data", NAME, "images", SIMILARITY_ITEMS, seed=SEED
         )
         build(similarity, overwrite=True)
-    _build_conversations(root / "data", shuffled, random.Random(seed))
+    _build_conversations(root / "data", shuffled, random.Random(SEED))
     return {
         folder: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         for folder in (root / "probe_datasets", root / "similarity_data", root / "data")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from transformers_agci.data.draws import StreamName
 from transformers_agci.data.grid import POSITIONS
-from transformers_agci.embedded.atlas import Atlas, RenderConfig
+from transformers_agci.embedded.atlas import Atlas
 from transformers_agci.embedded.checkpoint import save_checkpoint
 from transformers_agci.embedded.fast_forward import FastDecoder, FastVision
 from transformers_agci.embedded.probe_set import RenderedItem, render_items
@@ -46,9 +46,7 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(
-    model: Any, tokenizer: Any, items: int, stream: StreamName = EVALUATION, render: RenderConfig | None = None
-) -> Evaluation:
+def evaluate(model: Any, tokenizer: Any, items: int, stream: StreamName = EVALUATION) -> Evaluation:
     """Ask about the first `items` items of a stream, every image in all nine positions, in float32.
 
     Through the quick forward, which gives the stock model's margins to 1e-4.
@@ -61,7 +59,7 @@ def evaluate(
     image = questions.layout.image
     verdict = embedding.weight[questions.yes] - embedding.weight[questions.no]
     margins = []
-    for rendered in render_items(atlas, stream, items, render):
+    for rendered in render_items(atlas, stream, items):
         images = torch.from_numpy(np.stack(list(composites(rendered))))
         ids = questions.template(1)
         asked = (rendered.item.target, rendered.item.absent)

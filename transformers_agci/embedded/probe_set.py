@@ -47,25 +47,20 @@ class RenderedItem:
         return encode_jpeg(compose(with_target(self.tiles[0], self.tiles[1:], k), GRID))
 
 
-def render_item(atlas: Atlas, stream: StreamName, number: int, render: RenderConfig | None = None) -> RenderedItem:
+def render_item(atlas: Atlas, stream: StreamName, number: int) -> RenderedItem:
     """Item `number` of the random stream `stream`: it depends on nothing else."""
-    render = render or RenderConfig()
-    rng = random_stream(*stream, number)
+    rng, render = random_stream(*stream, number), RenderConfig()
     item = draw_item(atlas, rng, render)
     posed = np.stack([pose(atlas.image(image), rng, render) for image in item.shown])
     return RenderedItem(item, [Image.fromarray(tile) for tile in tiles(posed, rng, render)])
 
 
-def render_items(
-    atlas: Atlas, stream: StreamName, items: int, render: RenderConfig | None = None
-) -> Iterator[RenderedItem]:
+def render_items(atlas: Atlas, stream: StreamName, items: int) -> Iterator[RenderedItem]:
     """The first `items` items of a stream."""
-    return (render_item(atlas, stream, number, render) for number in range(items))
+    return (render_item(atlas, stream, number) for number in range(items))
 
 
-def build_probe_set(
-    folder: Path | str, items: int, seed: int = 0, negatives: bool = True, render: RenderConfig | None = None
-) -> ProbeSet:
+def build_probe_set(folder: Path | str, items: int, seed: int = 0, negatives: bool = True) -> ProbeSet:
     """Write `items` items of nine rows each: <folder>/embedded_probe.json and <folder>/images/<key>_<k>.jpg.
 
     With `negatives` also embedded_probe_negatives.json: the same composites, asked with the name of an image
@@ -84,7 +79,7 @@ def build_probe_set(
     atlas = Atlas()
     yes_rows: list[dict[str, Any]] = []
     no_rows: list[dict[str, Any]] = []
-    for number, rendered in enumerate(render_items(atlas, (*PROBE_STREAM, seed), items, render)):
+    for number, rendered in enumerate(render_items(atlas, (*PROBE_STREAM, seed), items)):
         for k in range(len(POSITIONS)):
             _write(found.images / _image_name(number, k), rendered.composite(k))
             yes_rows.append(_row(number, k, atlas.names[rendered.item.target], "Yes"))

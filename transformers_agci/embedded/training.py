@@ -294,15 +294,13 @@ def on_one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def train(
-    folder: Path, seed: int = 0, steps: int | None = None, render: RenderConfig | None = None
-) -> tuple[TrainingState, dict[str, list[float]]]:
+def train(folder: Path, seed: int = 0, steps: int | None = None) -> tuple[TrainingState, dict[str, list[float]]]:
     """Train from nothing; returns the state and the loss of every step by stage.
 
     After each stage its weights go to <folder>/stages, and the same call goes on from there: a stage's draws and
     optimizer are its own, so the result is the same as without the interruption.
     """
-    atlas, render, stages = Atlas(), render or RenderConfig(noise=TRAINING_NOISE), scaled(steps)
+    atlas, render, stages = Atlas(), RenderConfig(noise=TRAINING_NOISE), scaled(steps)
     state = new_training_state(atlas, seed)
     losses: dict[str, list[float]] = {}
     for number, stage in enumerate(stages, start=1):

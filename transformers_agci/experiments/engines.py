@@ -4,7 +4,6 @@ open_engine(EngineOptions(), LoadOptions("Qwen/Qwen2.5-VL-3B-Instruct"))
 open_engine(EngineOptions("openai", ServedOptions("http://localhost:8000/v1")), LoadOptions("served-name"))
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -36,11 +35,11 @@ class EngineOptions:
         check_not_given(self.vllm, VllmOptions(), "vllm", self.name)
 
 
-def check_not_given(options: Any, defaults: Any, belongs_to: str, engine: str, names: Sequence[str] = ()) -> None:
+def check_not_given(options: Any, defaults: Any, belongs_to: str, engine: str) -> None:
     """InputError where an option of the engine `belongs_to` is given to another one."""
     if engine == belongs_to:
         return
-    for name in names or [each.name for each in fields(options)]:
+    for name in [each.name for each in fields(options)]:
         if getattr(options, name) != getattr(defaults, name):
             raise InputError(f"`{name}` is for the engine {belongs_to}, but the engine is {engine}; omit it.")
 

@@ -34,10 +34,8 @@ _NUMBERS = itertools.count()  # tell the planted biases of a process apart
 
 
 @contextlib.contextmanager
-def planted_bias(model: nn.Module, beta: float, cell_rows: int = CELL_ROWS) -> "Iterator[PlantedBias]":
+def planted_bias(model: nn.Module, beta: float) -> "Iterator[PlantedBias]":
     """Plant a bias of size `beta` (in attention logits, negative: it favours the bottom) within a `with` block.
-
-    `cell_rows` is the number of rows of cells into which the image is divided, at least 2.
 
     Raises:
         InputError: beta is not finite, or the model's family or attention implementation is not served.
@@ -56,7 +54,7 @@ def planted_bias(model: nn.Module, beta: float, cell_rows: int = CELL_ROWS) -> "
             f"A planted bias needs attention with an additive mask ({' or '.join(ATTENTION)}), but this model uses "
             f"{attention}: load it with attn_implementation='sdpa'."
         )
-    plant = PlantedBias(vlm, beta, cell_rows)
+    plant = PlantedBias(vlm, beta)
     try:
         yield plant
     finally:
@@ -97,8 +95,8 @@ class PlantedBias:
     Where the image tokens of a prompt lie travels on the cache that holds their keys.
     """
 
-    def __init__(self, vlm: Any, beta: float, cell_rows: int) -> None:
-        self.vlm, self.cell_rows = vlm, cell_rows
+    def __init__(self, vlm: Any, beta: float) -> None:
+        self.vlm = vlm
         self.beta = beta
         self._thread = threading.local()
         self._on_cache = f"_planted_bias_{next(_NUMBERS)}"  # attribute of a cache
@@ -145,7 +143,7 @@ class PlantedBias:
             heights = kwargs["position_ids"][-2]  # of time, height, width, with or without text positions before them
             for image in prompt.images:
                 place = image.row, image.index(prompt.steps.device)
-                prompt.steps[place] = row_steps(heights[place], self.cell_rows)
+                prompt.steps[place] = row_steps(heights[place])
 
     def _before_attention(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

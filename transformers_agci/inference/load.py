@@ -265,9 +265,9 @@ def _one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def loaded_model(model: LoadOptions | LoadedModel, *, weights: bool = True) -> LoadedModel:
+def loaded_model(model: LoadOptions | LoadedModel) -> LoadedModel:
     """A model that is loaded already, or one that is loaded now."""
-    return model if isinstance(model, LoadedModel) else load(model, weights=weights)
+    return model if isinstance(model, LoadedModel) else load(model)
 
 
 class CarriesLambda(Protocol):

@@ -256,9 +256,9 @@ class ResultFile:
                 return ends, block
         return ends, len(self.block_sizes)
 
-    def _numbers(self, blocks: Iterable[int] | None = None) -> Iterator[int]:
+    def _numbers(self) -> Iterator[int]:
         """The numbers of the input rows that have a result, in order."""
-        for block in range(len(self.block_sizes)) if blocks is None else blocks:
+        for block in range(len(self.block_sizes)):
             skipped = {row.row for row in self.failed.get(block, ())}
             for number in range(self._starts[block], self._starts[block + 1]):
                 if number not in skipped:

@@ -34,6 +34,7 @@ from transformers_agci.storage.reading import kind_of, path_text, read_json
 
 # What a row of occlusion.jsonl has of its own, behind the input row.
 SUMMARY_FIELDS = ("prediction", "answer_tokens", "raster", "masked_copies", "largest_difference")
+NAMES_SHOWN = 10  # of unfinished images
 SCORES, MAP, IMAGE = "_crop_scores.json", "_attention_map.json", "_attention_map.png"
 
 
@@ -201,7 +202,7 @@ def _item(name: str, cell: int) -> str:
     return key if key and number == str(cell) else name
 
 
-def listed(names: Sequence[str], most: int = 10) -> str:
+def listed(names: Sequence[str]) -> str:
     """The first few names for a message."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

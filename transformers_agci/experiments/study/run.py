@@ -28,6 +28,7 @@ from transformers_agci.training.run import train
 
 LAMBDAS = (0.0, 0.5)
 BATCH = 8  # rows per step
+LEARNING_RATE = 1e-3
 SOURCE = "the study's recipe"  # how messages about it begin
 
 
@@ -39,7 +40,6 @@ class Study:
     seeds: int = STUDY_SEEDS
     steps: int = STUDY_STEPS
     items: int = STUDY_ITEMS
-    learning_rate: float = 1e-3
     progress: bool = True
 
     def answers(self, seed: int | None, trained: float, evaluated: float | None = None) -> Path:
@@ -77,7 +77,7 @@ class Study:
     def _check_same_study(self) -> None:
         """InputError where a study with other numbers was begun in the folder; more seeds may be added to one."""
         file = self.folder / "study.json"
-        mine = {"steps": self.steps, "items": self.items, "learning_rate": self.learning_rate}
+        mine = {"steps": self.steps, "items": self.items, "learning_rate": LEARNING_RATE}
         if not file.exists():
             write_json(file, mine, indent=None)
         check_same_settings(
@@ -132,7 +132,7 @@ class Study:
             cutoff_len=512,
             lora_rank=8,
             lora_alpha=16,
-            learning_rate=self.learning_rate,
+            learning_rate=LEARNING_RATE,
             lr_scheduler_type="cosine",
             warmup_ratio=0.1,
             max_steps=self.steps,

@@ -45,7 +45,6 @@ class Series:
     label: str
     points: Sequence[Point]
     dashed: bool = False
-    joined: bool = True
     marked: bool = True
 
 
@@ -99,9 +98,8 @@ def line_plot(
     for number, one in enumerate(series):
         known = [point for point in one.points if np.isfinite(point.value)]
         at = [point.x for point in known], [point.value for point in known]
-        if one.joined:
-            dashes = (0, (5, 4)) if one.dashed else "-"
-            axes.plot(*at, color=_colour(number), linewidth=1.8, linestyle=dashes)
+        dashes = (0, (5, 4)) if one.dashed else "-"
+        axes.plot(*at, color=_colour(number), linewidth=1.8, linestyle=dashes)
         if one.marked:
             axes.errorbar(*at, yerr=_errors(known), **_interval(number))
             said = [f"{one.label}, {point.x:g}: {point.said('.3g')}" for point in known]
@@ -148,7 +146,7 @@ def _plot(axes: "Axes", title: str, series: Sequence[Series], words: Mapping[str
             [],
             [],
             color=_colour(number),
-            linewidth=1.8 if one.joined and not one.marked else 1.4,
+            linewidth=1.4 if one.marked else 1.8,
             linestyle=(0, (5, 4)) if one.dashed else "-",
             marker=MARKERS[number % len(MARKERS)] if one.marked else "",
             markeredgecolor=PAPER,
