@@ -39,15 +39,16 @@ def test_without_lambda_the_model_is_stock(utils: types.ModuleType, keys: dict[s
 
 
 def test_the_switch_and_a_second_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugin is registered once in a process, whose engines may have the switch otherwise, both ways."""
     utils = stub_vllm.install(monkeypatch)
-    stock = utils.get_model_architecture
+    stock = model_class(QWEN)
+    keyed = ModelConfig(config(**{LAMBDA_KEY: 0.5}), stock, D)
     monkeypatch.setenv("TRANSFORMERS_AGCI", "0")
     plugin.register()
-    assert utils.get_model_architecture is stock
-    monkeypatch.delenv("TRANSFORMERS_AGCI")
-    plugin.register()
     once = utils.get_model_architecture
-    assert once is not stock
+    for switch, is_stock in (("0", True), ("1", False), ("0", True)):
+        monkeypatch.setenv("TRANSFORMERS_AGCI", switch)
+        assert (utils.get_model_architecture(keyed)[0] is stock) == is_stock
     plugin.register()
     assert utils.get_model_architecture is once
 

@@ -7,7 +7,7 @@ with a subclass of the stock class:
     stock     Qwen2_5_VLForConditionalGeneration                     no key
     subclass  the same name, `embed_multimodal` injects              "global_context_broadcast_lambda": 0.5
 
-The key comes from config.json or from `hf_overrides`; TRANSFORMERS_AGCI=0 leaves everything as it was.
+The key comes from config.json or from `hf_overrides`; with TRANSFORMERS_AGCI=0 every model is the stock class.
 """
 
 import contextlib
@@ -32,10 +32,13 @@ _local = threading.local()
 
 
 def register() -> None:
-    """The entry point `vllm.general_plugins`; a second call does nothing."""
+    """The entry point `vllm.general_plugins`; a second call does nothing.
+
+    The switch is read where a model is built: vLLM calls this once for all engines of a process, and not again in the
+    processes that it forks from there.
+    """
     end_with_parent()
-    if switched_off():
-        return
+    say = _log.debug if switched_off() else _log.error
     try:
         from vllm.model_executor.model_loader import utils
         from vllm.model_executor.models.interfaces import SupportsMultiModal
@@ -43,10 +46,10 @@ def register() -> None:
         stock = utils.get_model_architecture
         known = callable(getattr(SupportsMultiModal, "embed_multimodal", None))
     except (ImportError, AttributeError) as error:
-        _log.error("AGCI cannot serve models in this version of vLLM (%s): %s does nothing.", error, LAMBDA_KEY)
+        say("AGCI cannot serve models in this version of vLLM (%s): %s does nothing.", error, LAMBDA_KEY)
         return
     if not known:
-        _log.error("AGCI needs vLLM's `embed_multimodal`, which this version lacks: %s does nothing.", LAMBDA_KEY)
+        say("AGCI needs vLLM's `embed_multimodal`, which this version lacks: %s does nothing.", LAMBDA_KEY)
         return
     if not getattr(stock, "chooses_agci", False):
         _replace(stock, choosing(stock))
@@ -66,7 +69,7 @@ def choosing(stock: Callable[[Any], tuple[type, str]]) -> Callable[[Any], tuple[
     @functools.wraps(stock)
     def get_model_architecture(model_config: Any) -> tuple[type, str]:
         model_class, architecture = stock(model_config)
-        if getattr(_local, "building", False):
+        if switched_off() or getattr(_local, "building", False):
             return model_class, architecture
         if getattr(model_config, "runner_type", None) == "draft":  # proposes tokens to a model that has AGCI
             return (left_alone(model_class) if carries_key(model_config.hf_config) else model_class), architecture
