@@ -249,6 +249,11 @@ def test_what_vllm_cannot_do_is_refused(engine: VllmEngine, tmp_path: Path, opti
         (LoadOptions(MODEL), VllmOptions(engine_args={"model": "other"}), "must not hold 'model'"),
         (LoadOptions(MODEL), VllmOptions(engine_args={"tensor_parallel_size": 2}), "must not hold 'tensor_parallel"),
         (LoadOptions(MODEL), VllmOptions(engine_args={"hf_overrides": {}}), "must not hold 'hf_overrides'"),
+        (
+            LoadOptions(MODEL, max_pixels=10**6),
+            VllmOptions(engine_args={"mm_processor_kwargs": {"min_pixels": 9}}),
+            "must not hold 'mm_processor_kwargs' beside",
+        ),
     ],
 )
 def test_options_that_are_not_vllms(engine: VllmEngine, model: LoadOptions, vllm: VllmOptions, said: str) -> None:

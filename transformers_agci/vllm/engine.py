@@ -263,7 +263,7 @@ def open_vllm(model: LoadOptions, options: VllmOptions, *, weights: bool = True)
         "dtype": model.dtype,
         "disable_log_stats": True,
         "enable_log_requests": False,
-        **_image_size(processor, model),
+        **_image_size(processor, model, own),
         **_sizes(options),
         **own,
     }
@@ -316,10 +316,15 @@ def _engine_args(options: VllmOptions) -> dict[str, Any]:
     return given
 
 
-def _image_size(processor: Any, model: LoadOptions) -> dict[str, Any]:
+def _image_size(processor: Any, model: LoadOptions, own: Mapping[str, Any]) -> dict[str, Any]:
     """`min_pixels` and `max_pixels` for vLLM's own call of the image processor."""
     if model.min_pixels is None and model.max_pixels is None:
         return {}
+    if "mm_processor_kwargs" in own:
+        raise InputError(
+            "`engine_args` must not hold 'mm_processor_kwargs' beside `min_pixels` or `max_pixels`, which vLLM is "
+            "handed as that: give the one or the other."
+        )
     return {"mm_processor_kwargs": {"size": dict(processor.image_processor.size)}}
 
 
