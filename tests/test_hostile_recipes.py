@@ -42,6 +42,15 @@ TEXTS = {
     "bytes": ("output_dir: !!binary aGFsbG8=\n", "output_dir must be a text"),
     "an object for a name": ("dataset: {a: 1}\n", "dataset must be a name or names"),
     "a date for a number": ("seed: 2024-01-01\n", "seed must be a whole number, but is 2024-01-01"),
+    "a NUL in a folder": (
+        'output_dir: "a\\0"\n',
+        "output_dir must be a file or folder, but none can be called 'a\\x00'",
+    ),
+    "too long a name": (f"model_name_or_path: {'x' * 300}\n", "model_name_or_path must be a file or folder, but none"),
+    "too long a path": (
+        f"dataset_dir: {'x/' * 3000}\n",
+        "dataset_dir must be a file or folder, but none can be called",
+    ),
     "sixties": ("bf16: 1:30\n", "bf16 must be true or false, but is 90"),
 }
 

@@ -16,10 +16,10 @@ from transformers_agci.experiments.position.questions import Control
 from transformers_agci.method.lam import lambda_text, validate_lambda
 from transformers_agci.method.names import SEEDED
 from transformers_agci.method.rivals import RIVALS
+from transformers_agci.storage.reading import can_be_a_name
 
 LARGEST_SEED = 999_999_999  # of a control, as its name can hold it
 LARGEST_COUNT = 2**63 - 1
-LONGEST_PATH, LONGEST_NAME = 4096, 255  # bytes that file systems take
 # What a command's option is called -> arguments of this package that are the same: a function has one of them, if any.
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "answer_file": ("folder",),
@@ -113,7 +113,7 @@ def check_kinds(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
         if not any(_KINDS[each][1](given[name]) for each in kinds):
             said = " or ".join(_KINDS[each][0] for each in kinds)
             raise InputError(f"`{name}` must be {said}, but is {short(given[name])}.")
-        if Path in kinds and isinstance(given[name], str | Path) and not _can_be_a_name(str(given[name])):
+        if Path in kinds and isinstance(given[name], str | Path) and not can_be_a_name(str(given[name])):
             raise InputError(f"`{name}` must be a file or folder, but is {short(given[name])}.")
 
 
@@ -269,15 +269,6 @@ def _is_a_float(given: Real) -> bool:
     except OverflowError:  # a whole number beyond every float
         return False
     return True
-
-
-def _can_be_a_name(path: str) -> bool:
-    """Whether a file or folder can be called so."""
-    try:
-        parts = os.fsencode(path).split(os.fsencode(os.sep))
-    except UnicodeEncodeError:  # half a surrogate pair
-        return False
-    return bool(path.strip()) and "\0" not in path and len(path) < LONGEST_PATH and max(map(len, parts)) <= LONGEST_NAME
 
 
 def _may_be_a_path(kind: Any) -> bool:

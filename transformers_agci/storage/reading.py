@@ -17,6 +17,7 @@ from transformers_agci.errors import InputError, short
 
 MAX_DEPTH = 100  # lists and objects within each other
 MAX_INTEGER = 2**64  # ids of hashed images are unsigned numbers of 64 bits
+LONGEST_PATH, LONGEST_NAME = 4096, 255  # bytes that file systems take
 MAX_PYTHON_INTEGER = 10**40  # transformers writes 10**30 for a tokenizer without a maximal length
 
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} lists and objects"
@@ -71,6 +72,15 @@ def is_folder(path: Path | str) -> bool:
         return Path(path).is_dir()
     except OSError:
         return False
+
+
+def can_be_a_name(path: str) -> bool:
+    """Whether a file or folder can be called so, by its length and letters."""
+    try:
+        parts = os.fsencode(path).split(os.fsencode(os.sep))
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+    return bool(path.strip()) and "\0" not in path and len(path) < LONGEST_PATH and max(map(len, parts)) <= LONGEST_NAME
 
 
 def with_a_name(path: Path) -> Path:

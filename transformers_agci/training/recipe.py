@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_agci.errors import InputError, short
-from transformers_agci.storage.reading import is_file, path_text, read_text
+from transformers_agci.storage.reading import can_be_a_name, is_file, path_text, read_text
 from transformers_agci.training.recipe_keys import Bounds, MergeRecipe, Recipe, TrainRecipe
 
 MAX_LENGTH = 1 << 20  # characters of a recipe; LLaMA-Factory's longest have 2,000
@@ -86,6 +86,7 @@ def _unknown(name: str, kind: type[Recipe], source: str) -> str:
 # --- values --------------------------------------------------------------------------------------------------------
 
 NAMES = tuple[str, ...]
+PLACES = ("_dir", "_or_path")  # how keys end that name a file or folder
 KINDS: Mapping[Any, str] = {
     str: "a text",
     int: "a whole number",
@@ -102,6 +103,8 @@ def _checked(annotation: Any, bounds: Bounds, name: str, value: Any, source: str
         typed = _converted(kind, value)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{source}: {name} must be {KINDS[kind]}, but is {_shown(value)}.") from None
+    if name.endswith(PLACES) and not all(map(can_be_a_name, [typed] if isinstance(typed, str) else typed)):
+        raise InputError(f"{source}: {name} must be a file or folder, but none can be called {_shown(value)}.")
     if bounds.choices and typed not in bounds.choices:
         raise InputError(f"{source}: {name} must be one of {', '.join(bounds.choices)}, but is {_shown(value)}.")
     if bounds.minimum is not None and typed < bounds.minimum:
