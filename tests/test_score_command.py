@@ -152,6 +152,20 @@ class TestTwoFiles:
         assert found["difference"]["mean_f1"] == 0
         assert found["difference"]["interval_95"] is None
 
+    def test_a_difference_of_one_set_says_so(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """There is no mean F1 of one set, and a note says so; its difference must not seem to be one."""
+        row = {
+            "category": "random",
+            "image": "a.jpg",
+            "question": "Is there a dog?",
+            "answer": "yes",
+            "prediction": "Yes",
+        }
+        answers = write_rows(tmp_path / "a.jsonl", [row])
+        score(tmp_path, "pope", "--answers", answers, "--against", answers)
+        said = capsys.readouterr().out
+        assert "second minus first, mean_f1 of what there is: " in said and "There is no mean F1" in said
+
     def test_images_are_what_is_resampled(self, tmp_path: Path) -> None:
         """Ten answers on one image are one cluster: every resample is the same, so that there is no interval."""
         rows = [{**samples.mmmu_rows(["B"])[0], "response": "B"}]

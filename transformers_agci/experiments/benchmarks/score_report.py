@@ -120,7 +120,9 @@ def report_text(declared: Benchmark, score: Score, report: dict[str, Any]) -> st
         low, high = (figure_text(declared.scoring.headline, bound) for bound in interval)
         parts.append(f"\n95 % interval of {declared.scoring.headline}: {low} to {high} (bootstrap over images)")
     if "difference" in report:
-        parts.append(_difference_text(declared.scoring.headline, report["difference"]))
+        known = score.figures.get(declared.scoring.headline) is not None
+        of = "" if known else " of what there is"  # POPE without one of its three sets: no mean F1, but its difference
+        parts.append(_difference_text(declared.scoring.headline, of, report["difference"]))
     return "\n".join([*parts, *(f"note: {printable(note)}" for note in score.notes)])
 
 
@@ -136,11 +138,11 @@ def _group_table(group: dict[str, Any]) -> str:
     return format_table(["", *columns], lines)
 
 
-def _difference_text(headline: str, difference: dict[str, Any]) -> str:
+def _difference_text(headline: str, of: str, difference: dict[str, Any]) -> str:
     bounds = [figure_text(headline, bound, signed=True) for bound in difference["interval_95"] or ()]
     change = figure_text(headline, difference[headline], signed=True)
     interval = f"95 % interval {' to '.join(bounds)}" if bounds else "no interval: every resample is alike"
-    text = f"second minus first, {headline}: {change} ({interval})"
+    text = f"second minus first, {headline}{of}: {change} ({interval})"
     if "mcnemar_p" in difference:
         text += f"\n{difference['gained']} answers became right, {difference['lost']} wrong"
         text += f", McNemar's exact p = {difference['mcnemar_p']:.3g}"
