@@ -122,6 +122,7 @@ def test_what_is_no_recipe_file(kind: str, tmp_path: Path, capsys: pytest.Captur
         ("learning_rate: 1e-4\n", {"learning_rate": 1e-4}),
         ("lora_target: q_proj, v_proj\n", {"lora_target": ("q_proj", "v_proj")}),
         ("lora_target: [q_proj, v_proj]\n", {"lora_target": ("q_proj", "v_proj")}),
+        ("overwrite_output_dir: true\n", {"overwrite_output_dir": True}),
         ("seed: 7.0\nmax_samples:\n", {"seed": 7, "max_samples": None}),
     ],
 )

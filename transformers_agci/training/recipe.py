@@ -103,7 +103,7 @@ def _checked(annotation: Any, bounds: Bounds, name: str, value: Any, source: str
         typed = _converted(kind, value)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{source}: {name} must be {KINDS[kind]}, but is {_shown(value)}.") from None
-    if name.endswith(PLACES) and not all(map(can_be_a_name, [typed] if isinstance(typed, str) else typed)):
+    if kind is str and name.endswith(PLACES) and not can_be_a_name(typed):
         raise InputError(f"{source}: {name} must be a file or folder, but none can be called {_shown(value)}.")
     if bounds.choices and typed not in bounds.choices:
         raise InputError(f"{source}: {name} must be one of {', '.join(bounds.choices)}, but is {_shown(value)}.")
