@@ -128,10 +128,13 @@ def level(contributions: Floats | None, items: int | None = None) -> Level | Non
     return Level(estimate, estimate - half, estimate + half, n)
 
 
-def compare(first: Floats | None, second: Floats | None, *, items: int | None = None) -> Change | None:
+def compare(
+    first: Floats | None, second: Floats | None, *, items: int | None = None, noisy: bool = False
+) -> Change | None:
     """V(second) - V(first) for the same items; None where there are fewer than three or neither V varies.
 
-    `items` have rows, where that is not true of all that contribute (`intervals.items_with_rows`).
+    `items` have rows, where that is not true of all that contribute (`intervals.items_with_rows`). `noisy`: the cells'
+    values are mostly noise, as d' is, so that what the jackknife counts twice matters and is taken off (`_twice`).
 
     Two results that differ by nothing but a constant have equal deletions and a standard error of zero. The error is
     therefore at least what a single item that differs as items usually do would give: sd / n.
@@ -144,9 +147,25 @@ def compare(first: Floats | None, second: Floats | None, *, items: int | None = 
     single = max(_error_of_unevenness(of_one) for of_one in (first, second))
     if not single > 0:
         return None
-    error = max(_standard_error(deletions[1] - deletions[0]), single / np.sqrt(n))
+    error = _standard_error(deletions[1] - deletions[0])
+    if noisy:
+        error = math.sqrt(max(error**2 - _twice(first, second), error**2 / 2))
+    error = max(error, single / np.sqrt(n))
     estimate, half = values[1] - values[0], float(t_quantile(n - 1) * error)
     return Change(*values, estimate, estimate - half, estimate + half)
+
+
+def _twice(first: Floats, second: Floats) -> float:
+    """What the jackknife's variance of V(second) - V(first) holds twice, and so once too often (Efron and Stein 1981).
+
+    V is a mean of products of two items, x_i . x_j / C. Of their variance the jackknife has right what either item does
+    by itself, and counts double what only the two together do: 2 E(e_i . e_j / C)^2 / (n (n - 1)), where e are what the
+    items' x differ from the mean of all, second less first. With S their covariance, E(e_i . e_j)^2 is the trace of S^2.
+    """
+    n, cells = first.shape
+    centred = [x - x.mean(axis=1, keepdims=True) for x in (first, second)]
+    covariance = np.cov(np.hstack(centred).T) * np.repeat([-1.0, 1.0], cells)
+    return float(2 * np.trace(covariance @ covariance) / (cells**2 * n * (n - 1)))
 
 
 def _items(contributions: Floats | None, items: int | None) -> int:
