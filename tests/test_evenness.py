@@ -33,7 +33,7 @@ def test_unevenness_has_no_bias_where_the_plain_variance_has() -> None:
 
 @pytest.mark.parametrize(("noisy", "least", "most"), [(True, 0.85, 1.15), (False, 1.6, 2.2)])
 def test_the_error_of_noise_alone(noisy: bool, least: float, most: float) -> None:
-    """The jackknife counts what two items do together twice: where there is nothing else, its variance is the double."""
+    """The jackknife counts twice what two items do together: where there is nothing else, its variance is double."""
     rng = np.random.default_rng(0)
     found = [ev.compare(*rng.normal(size=(2, 60, 9)), noisy=noisy) for _ in range(400)]
     errors = [(change.high - change.low) / 2 / stats.t.ppf(0.975, 59) for change in found]
@@ -43,7 +43,7 @@ def test_the_error_of_noise_alone(noisy: bool, least: float, most: float) -> Non
 def test_the_error_of_what_differs_by_far_is_the_same_with_and_without_noise() -> None:
     rng = np.random.default_rng(1)
     bias = 3 * np.linspace(1, -1, 9)
-    pair = rng.normal(size=(2, 200, 9)) + [[bias], [bias / 2]]
+    pair = rng.normal(size=(2, 200, 9)) + np.stack([bias, bias / 2])[:, None]
     widths = [change.high - change.low for change in (ev.compare(*pair, noisy=noisy) for noisy in (False, True))]
     assert widths[1] == pytest.approx(widths[0], rel=0.02) and widths[1] < widths[0]
 

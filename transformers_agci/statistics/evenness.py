@@ -159,8 +159,9 @@ def _twice(first: Floats, second: Floats) -> float:
     """What the jackknife's variance of V(second) - V(first) holds twice, and so once too often (Efron and Stein 1981).
 
     V is a mean of products of two items, x_i . x_j / C. Of their variance the jackknife has right what either item does
-    by itself, and counts double what only the two together do: 2 E(e_i . e_j / C)^2 / (n (n - 1)), where e are what the
-    items' x differ from the mean of all, second less first. With S their covariance, E(e_i . e_j)^2 is the trace of S^2.
+    by itself, and counts double what only the two together do: 2 E(d^2) / (C^2 n (n - 1)), d = e_i . e_j of the second
+    less that of the first result, e an item's x less the mean of all. E(d^2) is the trace of (S J)^2: S the covariance
+    of both results' e side by side, J -1 for those of the first and 1 for those of the second.
     """
     n, cells = first.shape
     centred = [x - x.mean(axis=1, keepdims=True) for x in (first, second)]

@@ -82,7 +82,7 @@ class Answered:
     """What two results said in the `cells` that have enough answers of either kind for a d' of their own in both.
 
     Each cell keeps its own rate of false alarms. One rate for all cells would find smaller repairs (a bias of .2 sd
-    removed in 88 % of 100 simulated pairs of 300 items, not in 58), but takes a threshold that leans with the place for
+    removed in 88 % of 100 simulated pairs of 300 items, not in 56), but takes a threshold that leans with the place for
     unevenness, and nothing in so few No rows rules such a lean out: with an equal bias of .3 sd, a lean of .1 that goes
     was called more even in 70 % of them, and in 2 % with nine rates.
     """
