@@ -193,8 +193,10 @@ class Comparison:
         return apart
 
 
-def add_further_arguments(parser: argparse.ArgumentParser) -> None:
-    """--batch_size, --batch_sizes, --leave_out."""
+def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
+    """How much is measured how often, at which batch sizes, and without which shortcuts."""
+    parser.add_argument("--plain_rows", type=int, default=36, help="of the plain loop (default 36)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each is measured (default 3)")
     parser.add_argument("--batch_size", type=int, help="images per call; default: the engine's own")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[], help="further ones, of ours alone")
     parser.add_argument("--slow_rows", type=int, help="questions of those with the stock tower, or without a way")

@@ -85,11 +85,13 @@ SMALL = Shape(
 )
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--random_7b, --small; without either the embedded model."""
+def model_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser of a script that measures a model: --random_7b, --small; without either the embedded model."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--random_7b", action="store_true", help="Qwen2.5-VL-7B's shape, bfloat16: needs a GPU")
     which.add_argument("--small", action="store_true", help="the same shape made small: random weights on any machine")
+    return parser
 
 
 def chosen_model(args: argparse.Namespace) -> LoadedModel:

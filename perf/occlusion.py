@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from flops import counter, figures
 from machine import announce, clock_name, say
-from models import add_model_arguments, chosen_model, quick_layers
+from models import chosen_model, model_parser, quick_layers
 from PIL import Image, ImageDraw
 from split import Split, heading
 
@@ -124,8 +124,7 @@ def beside(
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser)
+    parser = model_parser(__doc__)
     parser.add_argument("--items", type=int, default=1)
     parser.add_argument("--pictures", type=int, default=3, help="of each item's nine")
     parser.add_argument("--mask_size", type=int, default=28)

@@ -9,7 +9,6 @@ features at hand. The share is the mean difference as part of the mean time at l
 vision side included; the interval is Student's over the paired differences.
 """
 
-import argparse
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from flops import counter, figures
 from machine import announce, say, timed
-from models import add_model_arguments, chosen_model, quick_layers
+from models import chosen_model, model_parser, quick_layers
 from rows import probe_questions
 from scipy import stats
 
@@ -67,8 +66,7 @@ def report(times: Sequence[tuple[float, float]], size: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser)
+    parser = model_parser(__doc__)
     parser.add_argument("--rows", type=int, default=200, help="default 200")
     parser.add_argument("--batch_sizes", type=int, nargs="+", help="default: 1 and the engine's own")
     args = parser.parse_args()

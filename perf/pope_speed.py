@@ -5,25 +5,21 @@ python perf/pope_speed.py --random_7b       a GPU: Qwen2.5-VL-7B's shape, images
 python perf/pope_speed.py --small           the same with a small shape, on any machine
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
-from compare import Comparison, add_further_arguments, further
+from compare import Comparison, add_comparison_arguments, further
 from machine import announce
-from models import add_model_arguments, chosen_model
+from models import chosen_model, model_parser
 from rows import pope_questions
 
 OF_POPE = ("tails", "varying_lengths", "first_token", "host_values", "equal_lengths")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser)
+    parser = model_parser(__doc__)
     parser.add_argument("--pictures", type=int, default=54, help="default 54, 972 questions")
-    parser.add_argument("--plain_rows", type=int, default=36, help="of the plain loop (default 36)")
-    add_further_arguments(parser)
-    parser.add_argument("--rounds", type=int, default=3, help="times that each is measured (default 3)")
+    add_comparison_arguments(parser)
     args = parser.parse_args()
     announce()
     loaded = chosen_model(args)

@@ -8,13 +8,12 @@ Same weights, dtype and threads on both sides; opening and preprocessing images 
 Where it is not said otherwise, both sides use one process.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
-from compare import Comparison, add_further_arguments, further
+from compare import Comparison, add_comparison_arguments, further
 from machine import announce
-from models import add_model_arguments, chosen_model
+from models import chosen_model, model_parser
 from rows import probe_questions
 
 from transformers_agci.experiments.position.data import embedded_data
@@ -27,12 +26,9 @@ OF_PROBE = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser)
+    parser = model_parser(__doc__)
     parser.add_argument("--items", type=int, default=20, help="items of nine images (default 20)")
-    parser.add_argument("--plain_rows", type=int, default=36, help="of the plain loop, random weights (default 36)")
-    add_further_arguments(parser)
-    parser.add_argument("--rounds", type=int, default=3, help="times that each is measured (default 3)")
+    add_comparison_arguments(parser)
     args = parser.parse_args()
     announce()
     loaded = chosen_model(args)

@@ -7,7 +7,6 @@
 torch's own profiler over one run of the engine that has been warmed up; the operations that take longest by themselves.
 """
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from engine import engine
 from machine import announce, say
-from models import add_model_arguments, chosen_model, quick_layers
+from models import chosen_model, model_parser, quick_layers
 from rows import pope_questions, probe_questions
 from torch.profiler import ProfilerActivity, profile
 
@@ -36,8 +35,7 @@ def table(loaded: LoadedModel, asked: Sequence[Question], operations: int) -> st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser)
+    parser = model_parser(__doc__)
     parser.add_argument("--images", type=int, default=18, help="default 18, one batch on a GPU")
     parser.add_argument("--operations", type=int, default=25, help="lines of each table (default 25)")
     args = parser.parse_args()

@@ -5,13 +5,12 @@ python perf/similarity.py --random_7b       a GPU: Qwen2.5-VL-7B's shape, 840x84
 python perf/similarity.py --small           the same with a small shape, on any machine
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 from flops import counter, figures
 from machine import announce, say, timed
-from models import add_model_arguments, chosen_model, quick_layers
+from models import chosen_model, model_parser, quick_layers
 from rows import probe_questions
 
 from transformers_agci.data.probe_rows import ProbeRow
@@ -21,8 +20,7 @@ from transformers_agci.inference.runner import RunOptions
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser)
+    parser = model_parser(__doc__)
     parser.add_argument("--images", type=int, default=72, help="default 72")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare images (default 0)")
     args = parser.parse_args()
