@@ -242,8 +242,11 @@ def test_bad_input_is_told_in_one_sentence(
         twice = [*rows[:4], json.dumps(json.loads(rows[4]) | {field: value}), *rows[5:]]
         (tmp_path / "rows.json").write_text("\n".join(twice))
         assert told in fails("--overwrite")
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "cut_crop_scores.json").write_text("[1, 2")
     assert main(["occlusion-maps", "--prob_results_dir", str(tmp_path), "--output_path", "x.png"]) == 2
-    assert "holds no finished image" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "holds no finished image" in said and "none of its folders is whole: D, cut, images" in said
 
 
 def test_an_answer_without_tokens_is_named(tiny_checkpoint: Any, tmp_path: Path) -> None:

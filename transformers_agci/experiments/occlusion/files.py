@@ -151,8 +151,9 @@ def read_folder(folder: Path) -> Folder:
         else:
             maps.append(image)
     if not maps:
+        there = f"; none of its folders is whole: {listed(unfinished)}" if unfinished else ""
         raise InputError(
-            f"{folder} holds no finished image (<name>/<name>{SCORES} and <name>/<name>{MAP}); run "
+            f"{folder} holds no finished image (<name>/<name>{SCORES} and <name>/<name>{MAP}){there}; run "
             "agci occlusion into this folder first."
         )
     return Folder(maps, unfinished)
