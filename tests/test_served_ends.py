@@ -133,7 +133,7 @@ def test_a_server_that_fails_on_every_image_ends_the_run(tmp_path: Path) -> None
         (Says(404, {"error": "model gone"}), r"model gone\. It serves: stub\."),
         (
             Says(429, {"error": {"code": "insufficient_quota", "message": "You exceeded it."}}),
-            "paid .HTTP 402: You exc",
+            r"wants to be paid \(You exc",
         ),
         (Says(200, "<!doctype html><title>Log in</title>"), "answers with HTML in place of a JSON object"),
         (Says(200, "[1, 2"), "answers with something else in place of a JSON object"),

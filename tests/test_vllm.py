@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from transformers import AutoConfig, LlamaForCausalLM
 
 from transformers_agci import agci
 from transformers_agci.cli import main
@@ -28,6 +29,7 @@ from transformers_agci.inference.answering import AnswerOptions, answer_question
 from transformers_agci.inference.load import LoadedModel, LoadOptions, load
 from transformers_agci.inference.prompt import answer_token_ids, chat_text, tokenize
 from transformers_agci.inference.questions import ImageFile, Question, QuestionSet
+from transformers_agci.method.lam import LAMBDA_KEY
 from transformers_agci.vllm.engine import VllmEngine, open_vllm
 from transformers_agci.vllm.running import sampling
 
@@ -272,6 +274,18 @@ def test_self_check(family: str, tmp_path: Path, capfd: pytest.CaptureFixture[st
     ):
         assert re.search(rf"lambda 0\.5, {name} +ok", said), said
     assert re.search(r"lambda 0\.5, a repeated image .* 0 injected, 0 images new", said), said
+
+
+def test_a_draft_model_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whose config carries the key, too, and whose class nobody serves: it proposes tokens, the model has AGCI."""
+    model, draft = tiny_checkpoint("llava", tmp_path / "llava"), tmp_path / "draft"
+    text = AutoConfig.from_pretrained(model).text_config
+    LlamaForCausalLM(text).save_pretrained(draft)
+    (draft / "config.json").write_text(json.dumps(json.loads((draft / "config.json").read_text()) | {LAMBDA_KEY: 0.5}))
+    speculative = {"model": str(draft), "method": "draft_model", "num_speculative_tokens": 3}
+    words = [*VLLM_WORDS[:2], "--engine_args", json.dumps({**EAGER, "speculative_config": speculative})]
+    assert main(["self-check", "--engine", "vllm", "--dtype", "float32", *words, str(model)]) == 0
+    assert re.search(r"lambda 0\.5, concurrent requests +ok", capfd.readouterr().out)
 
 
 @pytest.fixture

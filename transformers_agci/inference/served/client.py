@@ -261,7 +261,7 @@ class ServerClient:
             key = f"with the key in the environment variable {name}" if self._key else f"and no key is set in {name}"
             raise InputError(f"The server at {self.base_url} refuses access (HTTP {status}: {reason}) {key}.")
         if status == 402:
-            raise InputError(f"The server at {self.base_url} wants to be paid (HTTP 402: {reason}).")
+            raise InputError(f"The server at {self.base_url} wants to be paid ({reason}).")
         if status == 404:
             raise InputError(self._not_found(reason))
         if status not in OF_THE_ROW:
