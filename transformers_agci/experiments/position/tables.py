@@ -356,7 +356,7 @@ def _summary_overall(results: Sequence[ResultReport], pair: PairReport) -> str:
     margin = pair.evenness.margin
     if margin:
         roots = [NUMBER.value(signed_root(value)) for value in margin[:2]]
-        rows.append([f"sd of margins over positions, in {MARGIN_UNIT}", *roots, pair.evenness.verdict])
+        rows.append([f"sd of margins, in {MARGIN_UNIT}", *roots, pair.evenness.verdict])
     unreadable = [sum(side.unreadable for _, side in _sides(report)) for report in results]
     rows.append(["unreadable answers", *map(str, unreadable), ""])
     return format_table(["over all positions", *(report.label for report in results), "difference [95 %]"], rows)
