@@ -94,6 +94,14 @@ def test_no_command_prints_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(command.words in said for command in COMMANDS)
 
 
+@pytest.mark.parametrize("words", ["metrics --results_file R", "evidence R", "report R", "sweep R"])
+def test_both_spellings_of_the_negatives(words: str) -> None:
+    command = find_command(words.split())
+    assert command is not None
+    for spelling in ("--negatives_file", "--negatives_files"):
+        assert command_parser(command).parse_args([*words.split(), spelling, "N"]).negatives_file == [Path("N")]
+
+
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def run(args: object) -> int:
         raise ModuleNotFoundError("No module named 'matplotlib.pyplot'", name="matplotlib.pyplot")

@@ -19,7 +19,8 @@ def add_results_options(parser: argparse.ArgumentParser, *flags: str, what: str 
     files = parser.add_argument(*(flags or ["results"]), nargs="+", type=path, metavar=metavar, help=what)
     files.required = True
     negatives = "the results on the negatives, one per result file, where they are files of their own"
-    parser.add_argument("--negatives_file", nargs="+", type=path, default=[], metavar="N", help=negatives)
+    spellings = ("--negatives_file", "--negatives_files")
+    parser.add_argument(*spellings, nargs="+", type=path, default=[], metavar="N", help=negatives)
     parser.add_argument("--labels", nargs="+", default=[], metavar="L", help="names of the results")
 
 
