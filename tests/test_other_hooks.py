@@ -76,6 +76,31 @@ def test_hook_that_moves_the_images_of_a_rival(change: Change, method: str) -> N
     logits(model, inputs)
 
 
+@pytest.mark.parametrize("method", ["agci", "bapa"])
+def test_hook_that_changes_the_text_leaves_the_images_where_they_are(method: str) -> None:
+    model = build_model("llava")
+    inputs = make_inputs("llava", model)
+    handle = attach(model, 0.5) if method == "agci" else attach(model, method=method)
+
+    def other_last_word(ids: torch.Tensor) -> torch.Tensor:
+        return torch.cat([ids[:, :-1], 1 + ids[:, -1:] % 2], dim=1)
+
+    before = logits(model, inputs)
+    model.model.register_forward_pre_hook(hook_that(other_last_word), with_kwargs=True)
+    assert not torch.equal(logits(model, inputs), before)
+    assert handle.injections == 2 * before.shape[0]
+
+
+def test_vlm_whose_hooks_were_removed_is_refused() -> None:
+    """Nothing would be injected, and nobody would hear of it."""
+    model = build_model("llava")
+    inputs = make_inputs("llava", model)
+    attach(model, 0.5)
+    model.model._forward_pre_hooks.clear()
+    with pytest.raises(ValueError, match="was called directly after image features had been made"):
+        logits(model, inputs)
+
+
 def hook_names(model: Any) -> list[list[str]]:
     vlm = model.model
     kinds = vlm._forward_pre_hooks, vlm._forward_hooks, decoder_of(vlm)._forward_pre_hooks

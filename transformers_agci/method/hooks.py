@@ -245,7 +245,7 @@ def _update_images(
 def _check_called_by_owner(handle: "Handle", decoder: nn.Module, embeds: torch.Tensor) -> None:
     """The decoder is called and no call of its vlm runs: text may come so, images may not.
 
-    A call of the vlm that no hook of ours has entered began at lambda 0, or before AGCI came, and ends so.
+    A call of the vlm that began at lambda 0, or before AGCI came, ends so.
     """
     waiting = features_wait(handle)
     clear_mark(handle)
@@ -255,7 +255,8 @@ def _check_called_by_owner(handle: "Handle", decoder: nn.Module, embeds: torch.T
 
 
 def _runs(vlm: nn.Module | None) -> bool:
-    return vlm is not None and call_frame(vlm) is not None
+    """Whether a call of the vlm runs that our hook saw begin, be it at lambda 0; somebody may have removed the hook."""
+    return vlm is not None and before_vlm in vlm._forward_pre_hooks.values() and call_frame(vlm) is not None
 
 
 def _end_call(handle: "Handle", output: Any) -> None:

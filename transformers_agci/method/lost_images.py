@@ -13,6 +13,7 @@ from torch import nn
 
 from transformers_agci.families import ForwardCall, image_token_id
 from transformers_agci.method.forward_call import cache_of_output, forward_call
+from transformers_agci.method.image_positions import image_token_mask
 from transformers_agci.method.thread_state import arguments_now, stack
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def check_no_lost_images(vlm: Any, call: ForwardCall) -> None:
 
 
 def check_same_tokens(vlm: Any, ours: Any, call: ForwardCall, shape: Sequence[int]) -> None:
-    """Raise ValueError where other tokens went into the decoder than those among which the images were found.
+    """Raise ValueError where the images no longer stand where they were found; other text may stand there.
 
     Args:
         ours: the pre-hook of the vlm that was given `call`. One behind it may have given the vlm other tokens.
@@ -92,7 +93,7 @@ def check_same_tokens(vlm: Any, ours: Any, call: ForwardCall, shape: Sequence[in
     same = tokens is None or tuple(tokens.shape[:2]) == tuple(shape)
     if same and next(reversed(vlm._forward_pre_hooks.values()), ours) is not ours:
         given = arguments_now(vlm)
-        same = given is None or _are_the_tokens_of(call, forward_call(vlm, *given))
+        same = given is None or _images_stand_alike(vlm, call, forward_call(vlm, *given))
     if not same:
         raise ValueError(
             f"{type(vlm).__name__}: another hook changed the sequence after the images had been found in it, so that "
@@ -100,12 +101,11 @@ def check_same_tokens(vlm: Any, ours: Any, call: ForwardCall, shape: Sequence[in
         )
 
 
-def _are_the_tokens_of(call: ForwardCall, other: ForwardCall) -> bool:
-    pairs = ((call.input_ids, other.input_ids), (call.inputs_embeds, other.inputs_embeds))
-    return all(
-        one is two or (one is not None and two is not None and torch.equal(one, two.to(one.device)))
-        for one, two in pairs
-    )
+def _images_stand_alike(vlm: Any, call: ForwardCall, other: ForwardCall) -> bool:
+    if call.input_ids is other.input_ids and call.inputs_embeds is other.inputs_embeds:
+        return True
+    before, after = (image_token_mask(vlm, each) for each in (call, other))
+    return torch.equal(before, after.to(before.device))
 
 
 def merged_embeds_error(vlm: nn.Module) -> ValueError:
