@@ -202,6 +202,20 @@ def test_a_server_that_gives_fewer_log_probabilities_is_asked_for_fewer(
     assert len(server.bodies) == ROWS + (1 if expected else 2)  # found out once, not for each question
 
 
+def test_questions_that_want_no_scores_do_not_settle_the_form_of_those_that_do(tmp_path: Path) -> None:
+    def script(number: int, body: dict) -> Says | None:
+        most = body.get("top_logprobs", 0)
+        return Says(400, {"error": {"message": "top_logprobs must be at most 5"}}) if most > 5 else None
+
+    image = (BlankImage(8, 8),)
+    asked = [Question({"id": 0}, "x:1", "What is it?", image, stop=up_to(50))]
+    asked += [Question({"id": number}, f"x:{number + 1}", f"Is it {number}?", image) for number in range(1, ROWS)]
+    with stub_server(script) as server:
+        summary = ask(server, tmp_path / "A.jsonl", asked)
+    assert summary.counts.failed == []
+    assert [row.get("margin") for row in rows(tmp_path / "A.jsonl")] == [None] + [1.25] * (ROWS - 1)
+
+
 def test_a_server_that_calls_the_limit_otherwise_is_asked_so(tmp_path: Path) -> None:
     def script(number: int, body: dict) -> Any:
         if "max_tokens" in body:

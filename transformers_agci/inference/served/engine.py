@@ -280,7 +280,8 @@ class _Requester:
 
     def __init__(self, model: str, client: ServerClient, options: ServedOptions) -> None:
         self.model, self.client, self.options = model, client, options
-        self.form, self.settled, self.refused = RequestForm(), False, 0
+        self.form, self.refused = RequestForm(), 0
+        self.settled: set[bool] = set()  # for questions without scores, with scores: whether the form is known
         self.failing = 0  # questions in a row
         self.refused_since = 0  # questions that were refused since one was answered
         self.answered: tuple[list[dict[str, Any]], Question] | None = None  # the last that was
@@ -347,14 +348,16 @@ class _Requester:
         """The reply; until one came, a refused request is tried in the other forms."""
         first: RequestRefused | None = None
         form: RequestForm | None = self.form
+        scored = question.stop.yes_no
         while form is not None:
             try:
                 found = self.client.post("/chat/completions", self._body(form, content, question))
             except RequestRefused as refusal:
                 first = first or refusal
-                form = None if self.settled else form.after(refusal.message, question.stop.yes_no)
+                form = None if scored in self.settled else form.after(refusal.message, scored)
             else:
-                self.form, self.settled = form, True
+                self.form = form if scored else replace(self.form, limit=form.limit)
+                self.settled.add(scored)
                 return found
         assert first is not None
         if not self.settled:
