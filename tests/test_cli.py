@@ -165,6 +165,7 @@ def test_quantities_are_spelled_as_the_commands_flags(tmp_path: Path, capsys: py
         (["probe", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
         (["probe", "--nothing"], "unrecognized arguments: --nothing."),
         (["probe", "--shard", ""], "--shard must be i/n with 0 <= i < n"),
+        (["metrics", "--result_file", "a", "--results_file", "b"], "--results_file: given twice: put all its values"),
         (["benchmark", "pope"], "the following arguments are required: --model_path"),
     ],
 )

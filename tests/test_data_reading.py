@@ -235,6 +235,11 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path: Path, make: Cal
             read()
 
 
+def test_a_folder_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="this is a folder: name a file in it; rows are read"):
+        list(read_rows(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["x" * 5000 + ".json", "\ud800.json", "a\0b.json"], ids=["long", "surrogate", "NUL"])
 def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError) as error:

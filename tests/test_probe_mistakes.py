@@ -191,6 +191,21 @@ def test_a_mistake_is_one_sentence(
     assert not (data / "A.jsonl").exists()
 
 
+def test_another_folder_of_images_is_named_and_how_to_go_on_with_the_right_one(
+    probe: Callable[..., Any], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "others").mkdir()
+    assert probe(img_path=data / "others") == 2
+    said = capsys.readouterr()
+    assert "The same command does not ask them again; once they are mended, give --overwrite." in said.out
+    last = said.err.splitlines()[-1]
+    assert last.startswith("agci: No row was answered, and all 18 stay skipped until --overwrite is given, for inst")
+    assert "000_0.jpg does not exist." in last
+    assert probe() == 2, "as said"
+    assert probe("--overwrite") == 0
+    assert len(read(data / "A.jsonl")) == 18
+
+
 @pytest.mark.parametrize("command", ["probe", "similarity", "occlusion", "flow"])
 def test_half_a_surrogate_pair_in_a_caption_is_named(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -13,11 +13,29 @@ from transformers_agci.errors import InputError
 STDOUT = "/dev/stdout"  # what `--json -` writes to
 
 
+class Store(argparse.Action):
+    """What argparse does without an action, but that a list is given once: the second would replace the first."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        if option_string and self.nargs == "+":
+            if self.dest in parser.lists:
+                parser.error(f"argument {'/'.join(self.option_strings)}: given twice: put all its values behind one")
+            parser.lists.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """An option that is wrong, missing or unknown is an InputError: one sentence instead of the usage."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lists: set[str] = set()  # options with lists that this command line gave
+        for name in (None, "store"):
+            self.register("action", name, Store)
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """A positional may stand behind options: argparse alone gives an optional one up at the first option."""
+        self.lists.clear()
         return self.parse_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

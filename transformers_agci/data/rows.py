@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from transformers_agci.errors import InputError, short
-from transformers_agci.storage.reading import NotJSON, decoder, kind_of, open_file, parse_json, path_text, whole_value
+from transformers_agci.storage.reading import (
+    NotJSON,
+    decoder,
+    is_folder,
+    kind_of,
+    open_file,
+    parse_json,
+    path_text,
+    whole_value,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +64,8 @@ def read_rows(
     """
     path = Path(path)
     if not any_name and not path.name.endswith(SUFFIXES):
-        raise InputError(f"{path_text(path)}: rows are read from {', '.join(SUFFIXES)} only.")
+        what = "this is a folder: name a file in it; " if is_folder(path) else ""
+        raise InputError(f"{path_text(path)}: {what}rows are read from {', '.join(SUFFIXES)} only.")
     found = False
     with open_file(path) as file:
         magic = file.read(4)

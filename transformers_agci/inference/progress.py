@@ -245,4 +245,5 @@ def _skipped(failed: Sequence[FailedRow]) -> list[str]:
         return []
     said = [f"{counted(len(failed), 'row')} {'was' if len(failed) == 1 else 'were'} skipped:"]
     said += [f"  {row.error}" for row in failed[:LISTED]]
-    return said + ([f"  ... and {len(failed) - LISTED} more"] if len(failed) > LISTED else [])
+    said += [f"  ... and {len(failed) - LISTED} more"] if len(failed) > LISTED else []
+    return [*said, "The same command does not ask them again; once they are mended, give `overwrite`."]

@@ -82,6 +82,12 @@ def ask_probe(options: ProbeOptions, say: Say) -> Probed:
         code = max(summary.exit_code for summary in summaries)
         if not group.is_main or not all(summary.complete for summary in summaries):
             return Probed(code)
+        counts = summaries[0].counts
+        if counts.failed and not counts.rows and not counts.already_done:
+            raise InputError(
+                f"No row was answered, and all {len(counts.failed)} stay skipped until `overwrite` is given, "
+                f"for instance {counts.failed[0].error}"
+            )
         return Probed(code, _show(probe, options.controls, say))
 
 
