@@ -42,6 +42,8 @@ def test_columns_beyond_a_line_stand_in_a_table_below() -> None:
         ["center", "b" * 50, "c" * 30],
     ]
     assert "\n\n" not in format_table(["position", "A"], [["left", "a" * 130]])
+    with pytest.raises(ValueError, match="of 2 columns, but 3 stand"):  # the third would be in no table
+        format_table(["position", "A", "B", "C"], wide, groups=(1, 1))
 
 
 def test_estimates_have_their_unit_and_bounds_that_tell_apart() -> None:

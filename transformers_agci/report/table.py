@@ -110,6 +110,8 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], groups: S
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     parts = [[0]]
     ends = list(itertools.accumulate(groups or [1] * (len(header) - 1), initial=1))
+    if ends[-1] != len(header):
+        raise ValueError(f"The groups are of {ends[-1] - 1} columns, but {len(header) - 1} stand beside the first one.")
     for start, end in itertools.pairwise(ends):
         wider = [*parts[-1], *range(start, end)]
         if len(parts[-1]) > 1 and sum(widths[k] + len(GAP) for k in wider) - len(GAP) > LETTERS:
