@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import transformers
 from safetensors import SafetensorError
 
@@ -55,8 +57,23 @@ def train(recipe: TrainRecipe, say: Say = print, progress: bool = True) -> Path:
     nor losses are shown.
     Raises InputError for everything that can be known before the first step.
     """
+    had_group = dist.is_available() and dist.is_initialized()
     with outputs.held(Path(recipe.output_dir)) if is_main_process() else contextlib.nullcontext(), _own_bars(progress):
-        return _train(recipe, say, progress)
+        folder = _train(recipe, say, progress)
+    if not had_group:
+        _leave_group()
+    return folder
+
+
+def _leave_group() -> None:
+    """Take down the group that Trainer joined, and what still holds it: its threads end with it.
+
+    A thread of gloo that lets its last work go while the interpreter ends aborts the process, with all written.
+    """
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()  # the trainer and its wrapped model are a circle
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
