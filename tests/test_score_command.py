@@ -142,7 +142,9 @@ class TestTwoFiles:
         )
         low, high = found["difference"]["interval_95"]
         assert 0 <= low <= 50 <= high <= 100
-        assert "McNemar" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "McNemar" in said
+        assert "second minus first, accuracy_pct: +50.00 points" in said  # of percentages; 50 % more would be relative
 
     def test_the_same_answers_do_not_differ(self, tmp_path: Path) -> None:
         labels = samples.pope_label_files(tmp_path / "coco")

@@ -150,13 +150,17 @@ def _difference_text(headline: str, of: str, difference: dict[str, Any]) -> str:
 
 
 def figure_text(name: str, value: Any, signed: bool = False) -> str:
-    """A figure for people, in the unit of the result file: percent for _pct, else a fraction; counts as they are."""
+    """A figure for people, in the unit of the result file: percent for _pct, else a fraction; counts as they are.
+
+    A `signed` one is a difference: of percentages it is in points.
+    """
     if value is None:
         return "-"
     if not isinstance(value, float):
         return str(value)
     sign = "+" if signed else ""
-    return f"{value:{sign}.2f} %" if name.endswith("_pct") else f"{value:{sign}.4f}"
+    unit = "points" if signed else "%"
+    return f"{value:{sign}.2f} {unit}" if name.endswith("_pct") else f"{value:{sign}.4f}"
 
 
 def flat_figures(report: Mapping[str, Any], within: str = "") -> dict[str, Any]:
