@@ -187,8 +187,11 @@ def test_lambda_changed_while_a_call_runs(family: str, model: Any, event: str) -
     begun, first, second = WITHIN[event]
     inputs = make_inputs(family, model)
     with torch.no_grad():
-        with agci(model, begun or 0.0):
-            expected = model(**inputs).logits
+        of_lambda = {}
+        for lam in (0.0, 0.5):
+            with agci(model, lam):
+                of_lambda[lam] = model(**inputs).logits
+        assert not torch.equal(of_lambda[0.0], of_lambda[0.5])
         if begun is not None:
             attach(model, begun)
         changes = iter((first, second))
@@ -201,14 +204,13 @@ def test_lambda_changed_while_a_call_runs(family: str, model: Any, event: str) -
             part.register_forward_pre_hook(change, prepend=True)
             for part in (tower, model.model.language_model.layers[-1])
         ]
-        assert torch.equal(model(**inputs).logits, expected)
+        assert torch.equal(model(**inputs).logits, of_lambda[begun or 0.0])
         assert next(changes, None) is None
         assert thread_state.is_idle()
         for hook in hooks:
             hook.remove()
         with agci(model, 0.5):
-            after = model(**inputs).logits
-    assert not torch.equal(after, expected) or begun == 0.5
+            assert torch.equal(model(**inputs).logits, of_lambda[0.5])
 
 
 def test_nothing_is_pending_after_an_exception(family: str, model: Any) -> None:
