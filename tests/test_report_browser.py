@@ -272,6 +272,7 @@ def test_images_in_a_folder_are_shown(opened: Any, tmp_path: Path) -> None:
     assert page.locator(".card img").first.get_attribute("src").startswith("r_images/") and page.said == []
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 def test_its_opening_is_measured(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "perf" / "report_opening.py"
     words = ["--items", "20", "--openings", "1", "--folder", str(tmp_path), "--chromium", str(CHROMIUM)]
